@@ -1,0 +1,84 @@
+"""The structures of the spine: label value, name, level, SNOMED CT code and colour, read from Resources/anatomy.csv."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from .resources import resource
+
+Kind = Literal["canal", "vertebra", "sacrum", "disc"]
+
+BACKGROUND, VERTEBRA, DISC, CANAL = range(4)
+"""Classes of the network."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One structure that a label value stands for.
+
+    Attributes:
+        value: label value.
+        kind: vertebra, disc, canal or sacrum.
+        level: such as ``L4`` or ``L4/L5``; empty where the structure has none.
+        name: as the user reads it.
+        code, meaning: SNOMED CT concept (scheme SCT) of category 123037004 "Anatomical Structure".
+        colour: red, green, blue, 0-255.
+    """
+
+    value: int
+    kind: Kind
+    level: str
+    name: str
+    code: str
+    meaning: str
+    colour: tuple[int, int, int]
+
+
+@cache
+def structures() -> dict[int, Structure]:
+    """All structures of the label map with levels, by label value, in the order of the encoding.
+
+    The encoding is TotalSpineSeg's, with T13 (33), L6 (46) and L5/L6 (96) added.
+    """
+    with open(resource("anatomy.csv"), newline="", encoding="utf-8") as file:
+        rows = [
+            Structure(
+                int(row["value"]), row["kind"], row["level"], row["name"], row["code"], row["meaning"],
+                (int(row["red"]), int(row["green"]), int(row["blue"])),
+            )
+            for row in csv.DictReader(file)
+        ]  # fmt: skip
+    return {row.value: row for row in rows}
+
+
+@cache
+def classes() -> dict[int, Structure]:
+    """The three classes of the network as structures, by class number (``--classes``)."""
+    return {
+        VERTEBRA: Structure(VERTEBRA, "vertebra", "", "Vertebrae", "51282000", "Vertebra", (241, 214, 145)),
+        DISC: Structure(DISC, "disc", "", "Intervertebral discs", "360499006", "Intervertebral disc", (70, 160, 220)),
+        CANAL: Structure(CANAL, "canal", "", "Spinal canal", "61853006", "Vertebral canal", (255, 213, 64)),
+    }
+
+
+def value_of(level: str) -> int:
+    """Label value of a vertebra (``L4``), the sacrum (``S1``) or a disc (``L4/L5``).
+
+    Raises:
+        KeyError: the level has no label value.
+    """
+    return _values()[level.upper()]
+
+
+@cache
+def _values() -> dict[str, int]:
+    return {row.level: row.value for row in structures().values() if row.level}
+
+
+@cache
+def vertebra_levels() -> tuple[str, ...]:
+    """The vertebrae from C1 down, T13 and L6 among them."""
+    return tuple(row.level for row in structures().values() if row.kind == "vertebra")

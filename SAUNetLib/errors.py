@@ -1,0 +1,100 @@
+"""Every failure a user can meet: its code, its exit status, its cause in plain words and what to do."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SAUNetError(Exception):
+    """A failure with a code that does not change, a cause and a remedy; `exit_status` is the command line's.
+
+    The base class itself stands for a bug: everything a user can cause has a subclass.
+    """
+
+    exit_status: ClassVar[int] = 1
+    codes: ClassVar[dict[str, str]] = {"INTERNAL": "Unexpected failure"}
+
+    def __init__(self, code: str, cause: str, remedy: str) -> None:
+        if code not in self.codes:
+            raise ValueError(f"{code} is not a code of {type(self).__name__}")
+        super().__init__(f"error {code}: {cause.rstrip('.')}. {remedy.rstrip('.')}.")
+        self.code = code
+        self.title = self.codes[code]
+        self.cause = cause.rstrip(".") + "."
+        self.remedy = remedy.rstrip(".") + "."
+
+    def as_dict(self) -> dict[str, str | int]:
+        """The same as JSON-ready values: code, title, cause, remedy, exit_status."""
+        return {
+            "code": self.code,
+            "title": self.title,
+            "cause": self.cause,
+            "remedy": self.remedy,
+            "exit_status": self.exit_status,
+        }
+
+
+class UsageError(SAUNetError):
+    """What was asked for cannot be done as asked (exit status 2)."""
+
+    exit_status = 2
+    codes: ClassVar[dict[str, str]] = {
+        "USAGE": "Not understood",
+        "OUTPUT_FORMAT": "Unknown output format",
+        "OUTPUT_WRITE": "The result could not be written",
+        "DEVICE": "Device not available",
+        "NOT_INSTALLED": "A package is missing",
+    }
+
+
+class InputError(SAUNetError):
+    """The image cannot be used (exit status 3)."""
+
+    exit_status = 3
+    codes: ClassVar[dict[str, str]] = {
+        "INPUT_NOT_FOUND": "No such file or folder",
+        "INPUT_EMPTY": "Nothing to read",
+        "INPUT_UNREADABLE": "Not a readable image",
+        "INPUT_DIMENSION": "Not one 3D volume",
+        "INPUT_PIXEL_TYPE": "Not a greyscale image",
+        "INPUT_VALUES": "Values that are not numbers",
+        "INPUT_CONSTANT": "An image without content",
+        "INPUT_SPACING": "Impossible voxel size",
+        "INPUT_DIRECTION": "Axes that are not perpendicular",
+        "INPUT_NOT_SAGITTAL": "Not a sagittal series",
+        "INPUT_MODALITY": "Not an MRI",
+        "INPUT_SERIES": "Several series",
+        "INPUT_SLICES": "Missing or uneven slices",
+        "INPUT_TOO_LARGE": "Too large",
+        "INPUT_LABELS": "Not a label map of the expected kind",
+        "INPUT_GEOMETRY": "Two images that do not lie on one grid",
+    }
+
+
+class ModelError(SAUNetError):
+    """The trained network cannot be used (exit status 4)."""
+
+    exit_status = 4
+    codes: ClassVar[dict[str, str]] = {
+        "MODEL_NOT_FOUND": "No such model",
+        "MODEL_DAMAGED": "The model file is damaged",
+        "MODEL_CARD": "The model's card is missing or wrong",
+        "MODEL_MISMATCH": "Weights and card do not fit each other",
+    }
+
+
+class OutOfMemoryError(SAUNetError):
+    """Neither the device nor the main memory suffices (exit status 5)."""
+
+    exit_status = 5
+    codes: ClassVar[dict[str, str]] = {"MEMORY": "Not enough memory"}
+
+
+class CancelledError(SAUNetError):
+    """The user cancelled (exit status 6)."""
+
+    exit_status = 6
+    codes: ClassVar[dict[str, str]] = {"CANCELLED": "Cancelled"}
+
+    def __init__(self) -> None:
+        super().__init__("CANCELLED", "The run was cancelled", "Nothing was written; start again when ready")

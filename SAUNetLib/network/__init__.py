@@ -1,0 +1,7 @@
+"""The neural networks: tensors in, tensors out, nothing of the project imported."""
+
+from .dense_unet import ConvBNReLU, DenseBlock, DenseUNet
+from .inter_slice_attention import InterSliceAttention
+from .sau_net import SAUNet
+
+__all__ = ["ConvBNReLU", "DenseBlock", "DenseUNet", "InterSliceAttention", "SAUNet"]

@@ -1,0 +1,88 @@
+"""The result: label map, structures, provenance and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .anatomy import Structure, structures
+from .volume import Geometry
+
+_ORDER = {"canal": 0, "vertebra": 1, "disc": 1, "sacrum": 2}
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know of a result that is nevertheless usable.
+
+    Attributes:
+        code: short and unchanging, such as ``LEVELS_ASSUMED``.
+        text: one or two sentences for a clinician.
+    """
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of structures: volume in mm3, and whether the field of view cuts the structure."""
+
+    structure: Structure
+    voxels: int
+    volume_mm3: float
+    partial: bool
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A label map on the grid of the image that it was made from.
+
+    Attributes:
+        labels: (k, j, i) uint8; 0 is background.
+        geometry: the input's own.
+        known: what label values mean: `anatomy.structures` or `anatomy.classes`.
+        provenance: model, its hash, version, device, options, time; strings, ready for a header.
+        warnings: what the user should know.
+        partial: label values of structures that the border of the field of view cuts.
+    """
+
+    labels: np.ndarray
+    geometry: Geometry
+    known: Mapping[int, Structure] = field(default_factory=structures)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[Notice, ...] = ()
+    partial: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.labels.dtype != np.uint8 or tuple(reversed(self.labels.shape)) != tuple(self.geometry.size):
+            raise ValueError("labels must be uint8 on the given grid")
+
+    def table(self) -> list[Row]:
+        """The structures present, from the top of the spine to its bottom (canal first, sacrum last)."""
+        counts = np.bincount(self.labels.ravel(), minlength=256)
+        found = [int(value) for value in np.flatnonzero(counts) if value]
+        unknown = [value for value in found if value not in self.known]
+        if unknown:
+            raise ValueError(f"label values without a meaning: {unknown}")
+        rows = [
+            Row(
+                self.known[value],
+                int(counts[value]),
+                float(counts[value] * self.geometry.voxel_volume),
+                value in self.partial,
+            )
+            for value in found
+        ]
+        return sorted(rows, key=lambda row: (_ORDER[row.structure.kind], _height(row.structure)))
+
+
+def _height(structure: Structure) -> float:
+    """Place along the spine: a vertebra's number from C1 down, a disc half a step below its upper vertebra."""
+    upper = structure.level.split("/")[0]
+    if not upper:
+        return structure.value
+    number = {"C": 0, "T": 100, "L": 200, "S": 300}[upper[0]] + int(upper[1:])
+    return number + (0.5 if structure.kind == "disc" else 0)

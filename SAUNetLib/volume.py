@@ -1,0 +1,273 @@
+"""A volume with its geometry, its sagittal stack of slices, and the way back to the source grid."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from .errors import InputError
+
+LARGEST_PIXEL_MM = 3.0
+"""Coarser pixels than this show no disc; the image is refused."""
+THICK_RATIO = 1.5
+"""An axis is thick when its voxels are this many times longer than the shortest ones."""
+ORTHONORMAL_TOLERANCE = 1e-3
+MOST_VOXELS = 2**30
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The grid of a volume, as ITK has it.
+
+    Attributes:
+        size: voxels along the axes i, j, k (an array's shape read backwards).
+        spacing: mm along i, j, k.
+        origin: position of the first voxel's centre, mm, LPS (left, posterior, superior positive).
+        direction: (3, 3); column n is the unit vector of axis n, LPS.
+    """
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    direction: np.ndarray
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of a voxel in mm3."""
+        return float(np.prod(self.spacing))
+
+    def points(self, indices: np.ndarray) -> np.ndarray:
+        """Positions (..., 3) in mm, LPS, of voxel indices (..., 3) in the order i, j, k."""
+        steps = np.asarray(self.direction) * np.asarray(self.spacing)
+        return np.asarray(indices) @ steps.T + np.asarray(self.origin)
+
+    def same_grid(self, other: Geometry) -> bool:
+        """Whether two grids agree: size exactly, positions to a thousandth of a voxel."""
+        if self.size != other.size:
+            return False
+        corners = np.array(list(itertools.product(*((0, n - 1) for n in self.size))))
+        distance = np.abs(self.points(corners) - other.points(corners)).max()
+        return bool(distance <= 1e-3 * min(self.spacing))
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A greyscale 3D image.
+
+    Attributes:
+        voxels: array (k, j, i), any real type.
+        geometry: where it lies.
+        name: what messages call it, usually the file's name.
+    """
+
+    voxels: np.ndarray
+    geometry: Geometry
+    name: str = "volume"
+
+    @classmethod
+    def from_sitk(cls, image: sitk.Image, name: str = "volume") -> Volume:
+        """The volume of a SimpleITK image.
+
+        Raises:
+            InputError: INPUT_DIMENSION or INPUT_PIXEL_TYPE; other checks are `check_volume`'s.
+        """
+        size = image.GetSize()
+        if len(size) == 4 and size[3] == 1:
+            image, size = image[:, :, :, 0], size[:3]
+        if len(size) != 3:
+            raise InputError(
+                "INPUT_DIMENSION",
+                f"{name} has {len(size)} dimensions ({' x '.join(map(str, size))})",
+                "Give one 3D volume; take a single time point out of a series of volumes",
+            )
+        if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
+            raise InputError(
+                "INPUT_PIXEL_TYPE",
+                f"{name} holds {image.GetPixelIDTypeAsString()} voxels",
+                "Give a greyscale magnitude image, not a colour, vector or complex one",
+            )
+        geometry = Geometry(
+            size, image.GetSpacing(), image.GetOrigin(), np.array(image.GetDirection(), float).reshape(3, 3)
+        )
+        return cls(sitk.GetArrayFromImage(image), geometry, name)
+
+    def to_sitk(self, voxels: np.ndarray | None = None) -> sitk.Image:
+        """A SimpleITK image of this geometry with these voxels or others (k, j, i)."""
+        return to_sitk(self.voxels if voxels is None else voxels, self.geometry)
+
+
+def to_sitk(voxels: np.ndarray, geometry: Geometry) -> sitk.Image:
+    """A SimpleITK image of voxels (k, j, i) on a grid."""
+    image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing(geometry.spacing)
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(np.asarray(geometry.direction).ravel().tolist())
+    return image
+
+
+def check_geometry(geometry: Geometry, name: str = "volume") -> None:
+    """Refuse a grid on which sagittal slices cannot be trusted.
+
+    Raises:
+        InputError: INPUT_SPACING, INPUT_DIRECTION, INPUT_NOT_SAGITTAL or INPUT_TOO_LARGE.
+    """
+    spacing, direction = np.asarray(geometry.spacing, float), np.asarray(geometry.direction, float)
+    shown = " x ".join(f"{value:.4g}" for value in spacing)
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise InputError("INPUT_SPACING", f"{name} has voxels of {shown} mm", "Correct the voxel size in its header")
+    if not np.isfinite(geometry.origin).all():
+        raise InputError(
+            "INPUT_DIRECTION", f"{name} has the origin {geometry.origin}", "Correct the position in its header"
+        )
+    gram = direction.T @ direction
+    if not np.isfinite(direction).all() or np.abs(gram - np.eye(3)).max() > ORTHONORMAL_TOLERANCE:
+        raise InputError(
+            "INPUT_DIRECTION",
+            f"the axes of {name} are sheared or not of unit length",
+            "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)",
+        )
+    if np.prod(np.asarray(geometry.size, float)) > MOST_VOXELS:
+        raise InputError(
+            "INPUT_TOO_LARGE",
+            f"{name} has {' x '.join(map(str, geometry.size))} voxels",
+            "Crop it to the spine or resample it to coarser voxels",
+        )
+    left_right, *in_plane = _anatomical_axes(direction)
+    thick = int(np.argmax(spacing))
+    if spacing[thick] > THICK_RATIO * spacing.min() and spacing[thick] > THICK_RATIO * spacing[left_right]:
+        plane = {in_plane[0]: "axial", in_plane[1]: "coronal"}[thick]
+        raise InputError(
+            "INPUT_NOT_SAGITTAL",
+            f"{name} is an {plane} stack: its slices lie {spacing[thick]:.3g} mm apart along the wrong axis"
+            if plane == "axial"
+            else f"{name} is a {plane} stack: its slices lie {spacing[thick]:.3g} mm apart along the wrong axis",
+            "Choose the sagittal series of the same study, or an isotropic volume",
+        )
+    pixel = spacing[list(in_plane)]
+    extent = pixel * np.asarray(geometry.size)[list(in_plane)]
+    if pixel.max() > LARGEST_PIXEL_MM or pixel.min() < 0.05 or spacing[left_right] > 20 or extent.max() > 2000:
+        raise InputError(
+            "INPUT_SPACING",
+            f"{name} has voxels of {shown} mm and sagittal slices of {extent[1]:.4g} x {extent[0]:.4g} mm",
+            "Check the unit of the voxel size in its header: it must be millimetres",
+        )
+
+
+def check_volume(volume: Volume) -> None:
+    """Refuse a volume that cannot be segmented: geometry (`check_geometry`) or voxels.
+
+    Raises:
+        InputError: as `check_geometry`; INPUT_PIXEL_TYPE, INPUT_DIMENSION, INPUT_VALUES or INPUT_CONSTANT.
+    """
+    voxels, name = volume.voxels, volume.name
+    if voxels.ndim != 3 or tuple(reversed(voxels.shape)) != tuple(volume.geometry.size) or 0 in voxels.shape:
+        raise InputError("INPUT_DIMENSION", f"{name} has the shape {voxels.shape}", "Give one 3D volume")
+    if voxels.dtype.kind not in "biuf":
+        raise InputError("INPUT_PIXEL_TYPE", f"{name} holds {voxels.dtype} voxels", "Give a greyscale image")
+    check_geometry(volume.geometry, name)
+    if voxels.dtype.kind == "f" and not all(np.isfinite(part).all() for part in voxels):
+        raise InputError(
+            "INPUT_VALUES", f"{name} holds NaN or infinite values", "Replace them (for example by zero) and try again"
+        )
+    if voxels.min() == voxels.max():
+        raise InputError("INPUT_CONSTANT", f"every voxel of {name} has the same value", "Choose another volume")
+
+
+def _anatomical_axes(direction: np.ndarray) -> tuple[int, int, int]:
+    """Which voxel axes (0 i, 1 j, 2 k) run left-right, superior-inferior and anterior-posterior.
+
+    The permutation whose axes lie closest to the patient's, so that an oblique volume still has one of each.
+    """
+    patient = (0, 2, 1)  # rows of the direction matrix: L, S, P
+    return max(
+        itertools.permutations(range(3)),
+        key=lambda axes: sum(abs(direction[row, axis]) for row, axis in zip(patient, axes, strict=True)),
+    )  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class SagittalStack:
+    """A volume seen as sagittal slices: a view of its voxels, nothing interpolated.
+
+    Attributes:
+        slices: (S, H, W) in the source type: slices from the patient's right to left, rows from superior to inferior,
+            columns from anterior to posterior.
+        slice_spacing: mm between slices.
+        pixel: mm of a row and of a column.
+        axes, flipped: how the source array (k, j, i) was permuted and then reversed.
+    """
+
+    slices: np.ndarray
+    slice_spacing: float
+    pixel: tuple[float, float]
+    axes: tuple[int, int, int]
+    flipped: tuple[bool, bool, bool]
+
+    @classmethod
+    def of(cls, volume: Volume) -> SagittalStack:
+        """The stack of a volume that `check_volume` passed."""
+        direction = np.asarray(volume.geometry.direction, float)
+        grid = _anatomical_axes(direction)
+        axes = tuple(2 - axis for axis in grid)  # array axes are k, j, i
+        # Wanted: toward left (+L), toward inferior (-S), toward posterior (+P).
+        toward = (direction[0, grid[0]], -direction[2, grid[1]], direction[1, grid[2]])
+        flipped = tuple(bool(value < 0) for value in toward)
+        view = _flip(volume.voxels.transpose(axes), flipped)
+        spacing = [float(volume.geometry.spacing[axis]) for axis in grid]
+        return cls(view, spacing[0], (spacing[1], spacing[2]), axes, flipped)  # type: ignore[arg-type]
+
+    def restore(self, slices: np.ndarray) -> np.ndarray:
+        """An array (S, H, W) of this stack's shape laid back onto the source grid (k, j, i), contiguous."""
+        if slices.shape != self.slices.shape:
+            raise ValueError(f"shape {slices.shape} is not the stack's {self.slices.shape}")
+        return np.ascontiguousarray(_flip(slices, self.flipped).transpose(np.argsort(self.axes)))
+
+    def with_slices(self, slices: np.ndarray) -> SagittalStack:
+        """The same stack with other values, such as labels."""
+        return replace(self, slices=slices)
+
+    def working_shape(self, pixel_mm: float) -> tuple[int, int]:
+        """Rows and columns of a slice at a working pixel size: the same field of view, at least 16 pixels."""
+        rows, columns = (
+            max(16, round(count * size / pixel_mm)) for count, size in zip(self.slices.shape[1:], self.pixel, strict=True)
+        )
+        return rows, columns
+
+
+def _flip(array: np.ndarray, flipped: tuple[Any, ...]) -> np.ndarray:
+    return array[tuple(slice(None, None, -1 if reverse else 1) for reverse in flipped)]
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How a volume's intensities become the network's input: clipped at two percentiles, zero mean, unit deviation."""
+
+    low: float
+    high: float
+    mean: float
+    deviation: float
+
+    SAMPLE = 2_000_000
+    PERCENTILES = (0.5, 99.5)
+
+    @classmethod
+    def of(cls, slices: np.ndarray) -> Intensity:
+        """Measured on slices (S, H, W), evenly thinned where there are very many pixels."""
+        step = max(1, int(np.ceil(np.sqrt(slices.size / cls.SAMPLE))))
+        sample = slices[:, ::step, ::step].astype(np.float32)
+        low, high = (float(value) for value in np.percentile(sample, cls.PERCENTILES))
+        if high <= low:  # nearly constant: a few bright pixels in an empty field
+            low, high = float(sample.min()), float(max(sample.max(), sample.min() + 1))
+        np.clip(sample, low, high, out=sample)
+        return cls(low, high, float(sample.mean(dtype=np.float64)), max(float(sample.std(dtype=np.float64)), 1e-6))
+
+    def normalise(self, slices: np.ndarray) -> np.ndarray:
+        """Slices of any real type -> float32 of the same shape."""
+        result = np.clip(slices.astype(np.float32), np.float32(self.low), np.float32(self.high))
+        result -= np.float32(self.mean)
+        result /= np.float32(self.deviation)
+        return result
