@@ -1,0 +1,109 @@
+"""What a stack of slices goes through before the network sees it: other scanners, contrasts and fields of view."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandAffined,
+    RandBiasFieldd,
+    RandCoarseDropoutd,
+    RandGaussianSharpend,
+    RandGaussianSmoothd,
+    RandGibbsNoised,
+    RandHistogramShiftd,
+    RandRicianNoised,
+    RandSimulateLowResolutiond,
+)
+from torch import Tensor
+
+
+class Augmentation:
+    """Random changes of a stack; the slices are MONAI's channels, so that all of them move and fade together.
+
+    Args:
+        crop: rows and columns of the result.
+
+    Call:
+        images (S, H, W) float 0..1, labels (S, H, W) uint8, a generator -> the same two, (S, *crop).
+    """
+
+    def __init__(self, crop: tuple[int, int]) -> None:
+        self.geometry = RandAffined(
+            ("image", "label"),
+            prob=1.0,
+            rotate_range=0.26,
+            shear_range=(0.08, 0.08),
+            translate_range=(60, 50),
+            scale_range=(0.3, 0.3),
+            spatial_size=crop,
+            mode=("bilinear", "nearest"),
+            padding_mode="zeros",
+        )
+        self.intensity = Compose(
+            [
+                RandBiasFieldd("image", prob=0.5, degree=3, coeff_range=(0.0, 0.35)),
+                RandHistogramShiftd("image", prob=0.4, num_control_points=(4, 10)),
+                RandAdjustContrastd("image", prob=0.5, gamma=(0.5, 2.0)),
+                RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.3, 1.2), sigma_y=(0.3, 1.2)),
+                RandGaussianSharpend("image", prob=0.1),
+                RandSimulateLowResolutiond(
+                    "image", prob=0.3, zoom_range=(0.4, 1.0), downsample_mode="area", upsample_mode="bilinear"
+                ),
+                RandGibbsNoised("image", prob=0.15, alpha=(0.2, 0.6)),
+                RandRicianNoised("image", prob=0.4, std=0.08, sample_std=True),
+                RandCoarseDropoutd(
+                    "image", prob=0.1, holes=1, max_holes=3, spatial_size=(10, 10), max_spatial_size=(40, 40), fill_value=0
+                ),
+            ]
+        )
+
+    def __call__(self, images: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        seed = int(random.integers(2**31))
+        sample = self.geometry.set_random_state(seed)({"image": images, "label": labels.float()})
+        label = torch.as_tensor(sample["label"]).to(torch.uint8)
+        image = torch.as_tensor(sample["image"]).clamp_(0, 1)
+        image = tissue_contrast(image, label, random)
+        image = self.intensity.set_random_state(seed + 1)({"image": image})["image"]
+        return torch.as_tensor(image).float().contiguous(), label
+
+
+def tissue_contrast(images: Tensor, labels: Tensor, random: np.random.Generator) -> Tensor:
+    """Other pulse sequences: a smooth, not always monotone intensity map, and a gain for each structure.
+
+    T1, STIR and fat-suppressed images order the tissues otherwise than the T2 images that carry the labels. A random
+    map bends the order of all tissues; gains of vertebra, disc and canal, soft at their borders, change it further.
+
+    Shape:
+        images (S, H, W) 0..1, labels (S, H, W) -> images (S, H, W) 0..1.
+    """
+    if random.random() < 0.5:
+        images = _bend(images, random)
+    if random.random() < 0.5:
+        gains = np.where(random.random(3) < 0.6, np.exp(random.uniform((-1.2, -1.5, -2.2), 0.8)), 1.0)
+        gain = torch.ones_like(images)
+        for value, factor in enumerate(gains, start=1):
+            gain = torch.where(labels == value, float(factor), gain)
+        size = int(random.choice((1, 3, 5)))
+        if size > 1:
+            gain = F.avg_pool2d(gain[:, None], size, stride=1, padding=size // 2, count_include_pad=False)[:, 0]
+        images = (images * gain).clamp_(0, 1)
+    return images
+
+
+def _bend(images: Tensor, random: np.random.Generator) -> Tensor:
+    """Intensities through a piecewise linear map between random heights; air stays dark unless the map inverts."""
+    knots = int(random.integers(3, 7))
+    places = np.sort(np.concatenate(([0.0, 1.0], random.uniform(0.02, 0.6, knots - 2))))
+    heights = random.uniform(0, 1, knots)
+    if random.random() < 0.5:
+        heights = np.sort(heights)
+    heights[0] = 0.0 if random.random() < 0.85 else heights[0]
+    table = np.interp(np.linspace(0, 1, 1024), places, heights).astype(np.float32)
+    # Half of the old picture stays in, so that detail does not vanish where the map is flat.
+    bent = torch.from_numpy(table)[(images * 1023).long()]
+    share = float(random.uniform(0.0, 0.5))
+    return (1 - share) * bent + share * images

@@ -1,0 +1,176 @@
+"""Labelled volumes as training stacks: a few consecutive slices of one patient, thick slices simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cc3d
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..engine import resample
+from ..errors import InputError
+from ..volume import Intensity, SagittalStack, Volume, check_volume
+from .augmentation import Augmentation
+
+SPECK_MM3 = 40.0
+"""Labelled components smaller than this are drawing errors (SPIDER's saturated scans have hundreds)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A labelled volume at the working pixel size.
+
+    Attributes:
+        name: the patient's number or name in the data set.
+        images: (S, h, w) float16, 0..1.
+        labels: (S, h, w) uint8 classes.
+        slice_spacing: mm.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    slice_spacing: float
+
+
+def case_names(folder: Path) -> list[str]:
+    """Names of the cases of a folder: pairs ``NAME_image.nii.gz`` and ``NAME_labels.nii.gz``.
+
+    Raises:
+        InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
+    """
+    if not folder.is_dir():
+        raise InputError("INPUT_NOT_FOUND", f"{folder} is not a folder", "Give the folder of the training data")
+    names = sorted(path.name.removesuffix("_image.nii.gz") for path in folder.glob("*_image.nii.gz"))
+    names = [name for name in names if (folder / f"{name}_labels.nii.gz").is_file()]
+    if not names:
+        raise InputError(
+            "INPUT_EMPTY",
+            f"{folder} holds no pair NAME_image.nii.gz and NAME_labels.nii.gz",
+            "Export image and label map of every case under these names",
+        )
+    return names
+
+
+def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
+    """Image and class labels (k, j, i) uint8 of one case, specks removed from the labels.
+
+    Raises:
+        InputError: the image cannot be used, INPUT_GEOMETRY or INPUT_LABELS.
+    """
+    volume = Volume.from_sitk(sitk.ReadImage(str(folder / f"{name}_image.nii.gz")), name)
+    truth = Volume.from_sitk(sitk.ReadImage(str(folder / f"{name}_labels.nii.gz")), f"{name} labels")
+    check_volume(volume)
+    if not volume.geometry.same_grid(truth.geometry):
+        raise InputError(
+            "INPUT_GEOMETRY", f"image and labels of {name} lie on different grids", "Export both on the image's grid"
+        )
+    if truth.voxels.max() > 3 or truth.voxels.min() < 0:
+        raise InputError(
+            "INPUT_LABELS", f"the labels of {name} hold values beyond 0-3", "Use 1 vertebra, 2 disc, 3 spinal canal"
+        )
+    labels = truth.voxels.astype(np.uint8)
+    components = cc3d.connected_components(labels, connectivity=26)
+    sizes = np.bincount(components.ravel())
+    labels[(sizes < SPECK_MM3 / volume.geometry.voxel_volume)[components]] = 0
+    return volume, labels
+
+
+def load_case(folder: Path, name: str, pixel_mm: float) -> Case:
+    """One case at the working pixel size; labels by majority of the area under a pixel."""
+    volume, labels = read_pair(folder, name)
+    stack = SagittalStack.of(volume)
+    shape = stack.working_shape(pixel_mm)
+    intensity = Intensity.of(stack.slices)
+    image = torch.from_numpy(np.ascontiguousarray(stack.slices)).float()[:, None]
+    image = ((image - intensity.low) / (intensity.high - intensity.low)).clamp_(0, 1)
+    classes = torch.from_numpy(np.ascontiguousarray(SagittalStack.of(Volume(labels, volume.geometry)).slices))
+    return Case(
+        name,
+        resample(image, shape)[:, 0].half(),
+        torch.stack([resample(one_hot(part)[None], shape)[0].argmax(0) for part in classes]).to(torch.uint8),
+        stack.slice_spacing,
+    )
+
+
+def one_hot(classes: Tensor, number: int = 4) -> Tensor:
+    """Classes (...) -> float (number, ...)."""
+    return torch.stack([(classes == value).float() for value in range(number)])
+
+
+def load_cases(folder: Path, names: Sequence[str], pixel_mm: float) -> list[Case]:
+    """Several cases, read side by side."""
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(lambda name: load_case(folder, name, pixel_mm), names))
+
+
+def thick_slices(images: Tensor, labels: Tensor, count: int, gap: int = 0) -> tuple[Tensor, Tensor]:
+    """Slices averaged in groups of ``count``, ``gap`` slices left out between groups; labels by majority.
+
+    Shape:
+        (S, H, W) each -> (S', H, W) each; an incomplete last group is dropped.
+    """
+    if count == 1 and gap == 0:
+        return images, labels
+    groups = (images.shape[0] + gap) // (count + gap)
+    starts = [group * (count + gap) for group in range(groups)]
+    thick = torch.stack([images[start : start + count].float().mean(0) for start in starts]).to(images.dtype)
+    majority = [torch.stack([(labels[s : s + count] == c).sum(0) for c in range(4)]).argmax(0) for s in starts]
+    return thick, torch.stack(majority).to(torch.uint8)
+
+
+class StackDataset(Dataset[dict[str, Tensor]]):
+    """Random stacks of consecutive slices, augmented, normalised as the engine does it.
+
+    Item n of epoch e is drawn from the seed (seed, e, n) alone, so that a resumed run sees what an unbroken one does.
+
+    Args:
+        cases: see `load_cases`.
+        length: stacks in an epoch.
+        slices: consecutive slices in a stack.
+        crop: rows and columns of a stack.
+        seed: of all randomness.
+
+    Items:
+        ``image`` float32 (slices, 1, rows, columns), ``label`` int64 (slices, rows, columns).
+    """
+
+    def __init__(self, cases: Sequence[Case], length: int, slices: int, crop: tuple[int, int], seed: int) -> None:
+        self.cases, self.length, self.slices, self.seed = list(cases), length, slices, seed
+        self.augmentation = Augmentation(crop)
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        random = np.random.default_rng((self.seed, self.epoch, index))
+        images, labels = self._stack(random)
+        images, labels = self.augmentation(images, labels, random)
+        intensity = Intensity.of(images.numpy())
+        normal = torch.from_numpy(intensity.normalise(images.numpy()))
+        return {"image": normal[:, None], "label": labels.long()}
+
+    def _stack(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Consecutive slices of a random patient, averaged and skipped at random, in either order."""
+        case = self.cases[random.integers(len(self.cases))]
+        available = case.images.shape[0]
+        # Half the stacks stay thin; thicker ones as far as the patient has slices enough for them.
+        count = 1 if random.random() < 0.4 else int(random.integers(2, 6))
+        gap = int(random.integers(0, 2)) if count > 1 else int(random.integers(0, 3))
+        while count > 1 and self.slices * (count + gap) - gap > available:
+            count, gap = count - 1, 0
+        needed = min(available, self.slices * (count + gap) - gap)
+        start = int(random.integers(available - needed + 1))
+        part = slice(start, start + needed)
+        images, labels = thick_slices(case.images[part], case.labels[part], count, gap)
+        if random.random() < 0.5:
+            images, labels = images.flip(0), labels.flip(0)
+        return images[: self.slices].float(), labels[: self.slices]

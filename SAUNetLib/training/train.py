@@ -1,0 +1,168 @@
+"""The training run: Lightning drives it, MONAI measures it, a kill at any moment costs at most one short epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from monai.losses import DiceCELoss
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..network import SAUNet
+from .datasets import Case, StackDataset, load_cases, thick_slices
+
+STEPS_PER_EPOCH = 100
+VALIDATE_EVERY = 5
+CLASS_NAMES = ("vertebra", "disc", "canal")
+
+
+class NetworkConfig(BaseModel):
+    """The shape of the network; arguments of `SAUNet`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    classes: int = 4
+    widths: tuple[int, int, int, int, int] = (16, 32, 64, 128, 256)
+    reading: str = "add"
+    attention: str = "features"
+
+    def build(self) -> SAUNet:
+        """A network of this shape with random weights."""
+        return SAUNet(**self.model_dump())
+
+
+class TrainingConfig(BaseModel):
+    """Everything that decides a run, kept beside its weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: NetworkConfig = NetworkConfig()
+    pixel_mm: float = Field(0.75, gt=0)
+    crop: tuple[int, int] = (320, 256)
+    slices: int = Field(4, ge=1)
+    stacks: int = Field(2, ge=1)
+    steps: int = Field(4000, ge=1)
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    averaging: float = 0.998
+    seed: int = 2020
+    validation: tuple[str, ...] = ()
+
+
+class TrainingRun(pl.LightningModule):
+    """Loss, optimiser and validation of one run.
+
+    Batches are those of `StackDataset`. The loss is Dice plus cross-entropy over the four classes. The optimiser is
+    AdamW with a warm-up of 5 % of the steps and a cosine to zero.
+    """
+
+    def __init__(self, config: TrainingConfig, training: Sequence[Case], validation: Sequence[Case]) -> None:
+        super().__init__()
+        self.config = config
+        self.network = config.network.build().to(memory_format=torch.channels_last)
+        self.loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+        self.training_cases, self.validation_cases = training, validation
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        config = self.config
+        dataset = StackDataset(
+            self.training_cases, STEPS_PER_EPOCH * config.stacks, config.slices, config.crop, config.seed
+        )
+        dataset.epoch = self.current_epoch
+        return DataLoader(dataset, config.stacks, num_workers=1, prefetch_factor=4)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(list(range(len(self.validation_cases))), batch_size=None)  # type: ignore[arg-type]
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        scores = self.network(batch["image"]).float().flatten(0, 1)
+        loss = self.loss(scores, batch["label"].flatten(0, 1)[:, None])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, number: Tensor | int, _: int) -> None:
+        case = self.validation_cases[int(number)]
+        for name, count in (("native", 1), ("thick", 4)):
+            images, labels = thick_slices(case.images, case.labels, count)
+            found = predict(self.network, images.float())
+            for value, structure in enumerate(CLASS_NAMES, start=1):
+                both = ((found == value) & (labels == value)).sum()
+                total = (found == value).sum() + (labels == value).sum()
+                dice = 2 * both / total.clamp(min=1)
+                self.log(f"{name}/{structure}", dice.float(), batch_size=1)
+                self.log(f"{name}/mean", dice.float(), batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, config.learning_rate, total_steps=config.steps + 1, pct_start=0.05, div_factor=25
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@torch.inference_mode()
+def predict(network: SAUNet, images: Tensor) -> Tensor:
+    """Classes (S, H, W) of slices 0..1 (S, H, W) at the working pixel size, for validation while training."""
+    from ..volume import Intensity
+
+    array = images.numpy()
+    normal = torch.from_numpy(Intensity.of(array).normalise(array))
+    stride = network.encoder.stride
+    rows, columns = normal.shape[1:]
+    padded = torch.nn.functional.pad(normal, (0, -columns % stride, 0, -rows % stride), value=float(normal.min()))
+    rough = torch.cat([network.rough(part[None, None].contiguous()) for part in padded])
+    refined = network.isa(rough[None])[0] if network.isa is not None else rough
+    return torch.cat([network.scores(part[None]).argmax(1) for part in refined])[:, :rows, :columns]
+
+
+def train(folder: Path, output: Path, config: TrainingConfig, names: Sequence[str], accelerator: str = "auto") -> SAUNet:
+    """Train on a folder of cases, or go on where a killed run of the same output stopped.
+
+    Args:
+        folder: see `datasets.case_names`.
+        output: folder of the run: ``config.json``, ``last.ckpt``, TensorBoard's files.
+        config: of the run.
+        names: the cases to train on; ``config.validation`` are kept out by the caller's choice of names.
+        accelerator: as Lightning's Trainer takes it.
+
+    Returns:
+        The network with its averaged weights, on the CPU.
+    """
+    pl.seed_everything(config.seed, verbose=False)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+    run = TrainingRun(
+        config,
+        load_cases(folder, [name for name in names if name not in config.validation], config.pixel_mm),
+        load_cases(folder, config.validation, config.pixel_mm),
+    )
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        precision="bf16-mixed",
+        max_steps=config.steps,
+        check_val_every_n_epoch=VALIDATE_EVERY,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        gradient_clip_val=5.0,
+        logger=TensorBoardLogger(output, name="", version="log"),
+        callbacks=[
+            EMAWeightAveraging(decay=config.averaging),
+            ModelCheckpoint(output, save_last=True, save_top_k=0, every_n_epochs=1, save_on_train_epoch_end=True),
+            LearningRateMonitor("step"),
+        ],
+        enable_model_summary=False,
+        log_every_n_steps=20,
+    )
+    last = output / "last.ckpt"
+    trainer.fit(run, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None)
+    return run.network.cpu()
