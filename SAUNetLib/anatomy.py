@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+import numpy as np
+
 from .resources import resource
 
 Kind = Literal["canal", "vertebra", "sacrum", "disc"]
@@ -62,6 +64,14 @@ def classes() -> dict[int, Structure]:
         DISC: Structure(DISC, "disc", "", "Intervertebral discs", "360499006", "Intervertebral disc", (70, 160, 220)),
         CANAL: Structure(CANAL, "canal", "", "Spinal canal", "61853006", "Vertebral canal", (255, 213, 64)),
     }
+
+
+def to_classes(labels: np.ndarray) -> np.ndarray:
+    """Labels with levels, uint8 of any shape -> the network's classes, uint8; the sacrum is background."""
+    table = np.zeros(256, np.uint8)
+    for value, one in structures().items():
+        table[value] = {"vertebra": VERTEBRA, "disc": DISC, "canal": CANAL, "sacrum": BACKGROUND}[one.kind]
+    return table[labels]
 
 
 def value_of(level: str) -> int:

@@ -1,14 +1,199 @@
-"""A sagittal stack in, a class per pixel out: device, memory, progress and cancelling."""
+"""A sagittal stack in, a class per pixel out: device, precision, memory, progress and cancelling."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .errors import OutOfMemoryError, UsageError
+from .model import Model
+from .network import ConvBNReLU, SAUNet
+from .segmentation import Notice
+from .volume import Intensity, SagittalStack
+
+Report = Callable[[str, float], None]
+"""Called with a stage and its fraction done, at least once a chunk; to cancel, raise CancelledError in it."""
+
+GPU_CHUNK = 16
+"""Slices a GPU works on at once; a processor gains nothing from more than one."""
+
+
+def silent(stage: str, fraction: float) -> None:
+    """The report of those who do not watch."""
+
+
+class Engine:
+    """A model made ready for one device.
+
+    Args:
+        model: see `load_model`; it is not changed.
+        device: ``auto`` (CUDA, then MPS, then the processor), ``cuda``, ``mps`` or ``cpu``.
+        precision: ``auto`` takes bfloat16 where the device computes in it, else float32.
+
+    Raises:
+        UsageError: DEVICE, the device asked for is not there.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: str = "auto",
+        precision: Literal["auto", "bfloat16", "float32"] = "auto",
+    ) -> None:
+        self.model = model
+        self._precision = precision
+        self._prepare(choose_device(device))
+
+    def _prepare(self, device: torch.device) -> None:
+        bfloat16 = computes_bfloat16(device) if self._precision == "auto" else self._precision == "bfloat16"
+        self.device = device
+        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
+        self.chunk = 1 if device.type == "cpu" else GPU_CHUNK
+        network = fold_batch_norm(copy.deepcopy(self.model.network)).to(device, self.dtype)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def classes(self, stack: SagittalStack, report: Report = silent) -> tuple[np.ndarray, tuple[Notice, ...]]:
+        """The class of every pixel, uint8 (S, H, W) on the stack's own grid, and what the user should know of the run.
+
+        Memory beside the result does not grow with the number of slices. When it runs out, smaller chunks are tried,
+        then the processor.
+
+        Raises:
+            OutOfMemoryError: the processor's memory does not suffice either.
+        """
+        notices: list[Notice] = []
+        while True:
+            try:
+                return self._classes(stack, report), tuple(notices)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            except MemoryError:
+                pass
+            notices.append(self._step_down())
+
+    def _step_down(self) -> Notice:
+        """Ask for less memory: half the chunk, then the processor."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.chunk > 1:
+            self.chunk //= 2
+            return Notice("SMALLER_CHUNKS", f"Memory ran short; went on with {self.chunk} slices at a time.")
+        if self.device.type != "cpu":
+            self._prepare(torch.device("cpu"))
+            return Notice("MOVED_TO_CPU", "The GPU's memory does not suffice; went on with the processor (slower).")
+        raise OutOfMemoryError(
+            "MEMORY",
+            "the main memory does not suffice for this volume",
+            "Close other programs, or crop the volume to the spine",
+        )
+
+    @torch.inference_mode()
+    def _classes(self, stack: SagittalStack, report: Report) -> np.ndarray:
+        result = np.empty(stack.slices.shape, np.uint8)
+        intensity = Intensity.of(stack.slices)
+        shape = stack.working_shape(self.model.card.pixel_mm)
+        report("segment", 0.0)
+        for number, scores in enumerate(self._scores(stack, intensity, shape, report)):
+            # One slice at a time: a float map per class never exists for the whole volume.
+            full = resample(scores.float(), (stack.slices.shape[1], stack.slices.shape[2]))
+            result[number] = full.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        report("segment", 1.0)
+        return result
+
+    def _scores(
+        self, stack: SagittalStack, intensity: Intensity, shape: tuple[int, int], report: Report
+    ) -> Iterator[Tensor]:
+        """Class scores (1, classes, h, w) slice by slice; every slice is encoded once, whatever the chunk."""
+        network, isa = self.network, self.network.isa
+        before: Tensor | None = None  # mask of slice i - 1
+        current: tuple[Tensor, Tensor] | None = None  # rough result and mask of slice i
+        number = stack.slices.shape[0]
+        for start in range(0, number, self.chunk):
+            rough = self._rough(stack.slices[start : start + self.chunk], intensity, shape)
+            masks = isa.attention(rough) if isa is not None else rough
+            for one, mask in zip(rough.split(1), masks.split(1), strict=True):
+                if current is not None:
+                    yield self._finish(network, current[0], before, mask, shape)
+                    before = current[1]
+                current = (one, mask)
+            report("segment", min(start + self.chunk, number) / number)
+        assert current is not None
+        yield self._finish(network, current[0], before, None, shape)
+
+    def _rough(self, slices: np.ndarray, intensity: Intensity, shape: tuple[int, int]) -> Tensor:
+        """The Dense U-Net's rough result of some slices in the source's type and pixel size, padded."""
+        image = torch.from_numpy(intensity.normalise(slices))[:, None].to(self.device)
+        image = resample(image, shape)
+        stride = self.network.encoder.stride
+        darkest = (intensity.low - intensity.mean) / intensity.deviation
+        image = F.pad(image, (0, -shape[1] % stride, 0, -shape[0] % stride), value=darkest)
+        return self.network.rough(image.to(self.dtype, memory_format=torch.channels_last))
+
+    @staticmethod
+    def _finish(
+        network: SAUNet, rough: Tensor, before: Tensor | None, after: Tensor | None, shape: tuple[int, int]
+    ) -> Tensor:
+        refined = rough if network.isa is None else network.isa.combine(rough, before, after)
+        return network.scores(refined)[..., : shape[0], : shape[1]]
 
 
 def resample(slices: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Slices (N, C, H, W) on another pixel grid over the same field of view: bilinear, low-pass filtered when coarser."""
+    """Slices (N, C, H, W) on another pixel grid of the same field of view: bilinear, low-pass filtered when coarser."""
     if tuple(slices.shape[-2:]) == tuple(shape):
         return slices
-    return F.interpolate(slices, shape, mode="bilinear", align_corners=False, antialias=True)
+    coarser = shape[0] < slices.shape[-2] or shape[1] < slices.shape[-1]
+    return F.interpolate(slices, shape, mode="bilinear", align_corners=False, antialias=coarser)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device that a name stands for.
+
+    Raises:
+        UsageError: DEVICE.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, present in there.items() if present))
+    if not there.get(device, False):
+        raise UsageError(
+            "DEVICE",
+            f"this computer has no device {device!r} that PyTorch can use",
+            "Choose --device cpu, or install the PyTorch build for your GPU",
+        )
+    return torch.device(device)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; elsewhere it would only be slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    # PyTorch has no public question for these two.
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+
+
+def fold_batch_norm(network: SAUNet) -> SAUNet:
+    """The network with each batch norm folded into the convolution before it; changed in place, for evaluation only."""
+    for module in network.modules():
+        if isinstance(module, ConvBNReLU):
+            convolution, norm, _ = module
+            assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            module[0] = fuse_conv_bn_eval(convolution, norm)
+            module[1] = nn.Identity()
+    return network
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch ran out of memory: CUDA has a class for it, the processor's allocator only a text."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "out of memory" in text

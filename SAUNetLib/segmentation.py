@@ -78,6 +78,23 @@ class Segmentation:
         ]
         return sorted(rows, key=lambda row: (_ORDER[row.structure.kind], _height(row.structure)))
 
+    def summary(self) -> dict[str, object]:
+        """JSON-ready: the table's rows, provenance and warnings."""
+        return {
+            "structures": [
+                {
+                    "value": row.structure.value,
+                    "name": row.structure.name,
+                    "voxels": row.voxels,
+                    "volume_mm3": round(row.volume_mm3, 1),
+                    "partial": row.partial,
+                }
+                for row in self.table()
+            ],
+            "provenance": dict(self.provenance),
+            "warnings": [{"code": notice.code, "text": notice.text} for notice in self.warnings],
+        }
+
 
 def _height(structure: Structure) -> float:
     """Place along the spine: a vertebra's number from C1 down, a disc half a step below its upper vertebra."""

@@ -14,7 +14,7 @@ from .errors import InputError
 LARGEST_PIXEL_MM = 3.0
 """Coarser pixels than this show no disc; the image is refused."""
 THICK_RATIO = 1.5
-"""An axis is thick when its voxels are this many times longer than the shortest ones."""
+"""An axis is thick when its voxels are this many times longer than along the other two."""
 ORTHONORMAL_TOLERANCE = 1e-3
 MOST_VOXELS = 2**30
 
@@ -138,13 +138,11 @@ def check_geometry(geometry: Geometry, name: str = "volume") -> None:
         )
     left_right, *in_plane = _anatomical_axes(direction)
     thick = int(np.argmax(spacing))
-    if spacing[thick] > THICK_RATIO * spacing.min() and spacing[thick] > THICK_RATIO * spacing[left_right]:
-        plane = {in_plane[0]: "axial", in_plane[1]: "coronal"}[thick]
+    if thick != left_right and spacing[thick] > THICK_RATIO * np.median(spacing):
+        plane = {in_plane[0]: "an axial", in_plane[1]: "a coronal"}[thick]
         raise InputError(
             "INPUT_NOT_SAGITTAL",
-            f"{name} is an {plane} stack: its slices lie {spacing[thick]:.3g} mm apart along the wrong axis"
-            if plane == "axial"
-            else f"{name} is a {plane} stack: its slices lie {spacing[thick]:.3g} mm apart along the wrong axis",
+            f"{name} is {plane} stack: its slices lie {spacing[thick]:.3g} mm apart along the wrong axis",
             "Choose the sagittal series of the same study, or an isotropic volume",
         )
     pixel = spacing[list(in_plane)]
@@ -233,7 +231,8 @@ class SagittalStack:
     def working_shape(self, pixel_mm: float) -> tuple[int, int]:
         """Rows and columns of a slice at a working pixel size: the same field of view, at least 16 pixels."""
         rows, columns = (
-            max(16, round(count * size / pixel_mm)) for count, size in zip(self.slices.shape[1:], self.pixel, strict=True)
+            max(16, round(count * size / pixel_mm))
+            for count, size in zip(self.slices.shape[1:], self.pixel, strict=True)
         )
         return rows, columns
 

@@ -109,7 +109,9 @@ class DenseUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[2] % self.stride or x.shape[3] % self.stride:
-            raise ValueError(f"slices must be (N, C, H, W) with H and W multiples of {self.stride}, not {tuple(x.shape)}")
+            raise ValueError(
+                f"slices must be (N, C, H, W) with H and W multiples of {self.stride}, not {tuple(x.shape)}"
+            )
         skips = []
         for block in self.down:
             x = block(x)

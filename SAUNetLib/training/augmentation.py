@@ -56,7 +56,13 @@ class Augmentation:
                 RandGibbsNoised("image", prob=0.15, alpha=(0.2, 0.6)),
                 RandRicianNoised("image", prob=0.4, std=0.08, sample_std=True),
                 RandCoarseDropoutd(
-                    "image", prob=0.1, holes=1, max_holes=3, spatial_size=(10, 10), max_spatial_size=(40, 40), fill_value=0
+                    "image",
+                    prob=0.1,
+                    holes=1,
+                    max_holes=3,
+                    spatial_size=(10, 10),
+                    max_spatial_size=(40, 40),
+                    fill_value=0,
                 ),
             ]
         )

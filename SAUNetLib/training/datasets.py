@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ..engine import resample
 from ..errors import InputError
-from ..volume import Intensity, SagittalStack, Volume, check_volume
+from ..volume import Geometry, Intensity, SagittalStack, Volume, check_volume
 from .augmentation import Augmentation
 
 SPECK_MM3 = 40.0
@@ -81,6 +81,35 @@ def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
     sizes = np.bincount(components.ravel())
     labels[(sizes < SPECK_MM3 / volume.geometry.voxel_volume)[components]] = 0
     return volume, labels
+
+
+def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume, np.ndarray]:
+    """A volume with its sagittal slices averaged in groups of ``count``, labels by majority; see `thick_slices`."""
+    if count == 1:
+        return volume, labels
+    stack = SagittalStack.of(volume)
+    truth = SagittalStack.of(Volume(labels, volume.geometry))
+    images, classes = thick_slices(
+        torch.from_numpy(stack.slices.astype(np.float32)), torch.from_numpy(np.ascontiguousarray(truth.slices)), count
+    )
+    number = images.shape[0]
+    # Canonical slices run toward the patient's left, rows downward, columns backward.
+    grid = [2 - axis for axis in stack.axes]
+    signs = [-1.0 if flipped else 1.0 for flipped in stack.flipped]
+    size = volume.geometry.size
+    first = [size[axis] - 1 if flipped else 0 for axis, flipped in zip(grid, stack.flipped, strict=True)]
+    corner = np.zeros(3)
+    corner[grid] = first
+    origin = volume.geometry.points(corner)
+    direction = np.asarray(volume.geometry.direction)[:, grid] * signs
+    origin = origin + direction[:, 0] * stack.slice_spacing * (count - 1) / 2
+    geometry = Geometry(
+        (images.shape[2], images.shape[1], number),
+        (stack.pixel[1], stack.pixel[0], stack.slice_spacing * count),
+        tuple(origin.tolist()),
+        direction[:, [2, 1, 0]],
+    )
+    return Volume(images.numpy(), geometry, volume.name), classes.numpy()
 
 
 def load_case(folder: Path, name: str, pixel_mm: float) -> Case:

@@ -39,10 +39,31 @@ class NetworkConfig(BaseModel):
 
 
 class TrainingConfig(BaseModel):
-    """Everything that decides a run, kept beside its weights."""
+    """Everything that decides a run, kept beside its weights.
+
+    Attributes:
+        name, version, description, data, licence, attribution, limits: what the model's card will say.
+        network: see `NetworkConfig`.
+        pixel_mm: working pixel size.
+        crop: rows and columns of a training slice.
+        slices: consecutive slices in a stack.
+        stacks: stacks in a batch.
+        steps: optimiser steps.
+        learning_rate, weight_decay: of AdamW.
+        averaging: decay of the moving average of the weights, which is what gets saved.
+        seed: of weights and data.
+        validation: names of the cases kept out of training.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    name: str = Field("mine", pattern=r"^[A-Za-z0-9._-]+$")
+    version: str = "1"
+    description: str = "SAU-Net trained on own data"
+    data: str = "not stated"
+    licence: str = "not stated"
+    attribution: str = "not stated"
+    limits: tuple[str, ...] = ()
     network: NetworkConfig = NetworkConfig()
     pixel_mm: float = Field(0.75, gt=0)
     crop: tuple[int, int] = (320, 256)
@@ -66,7 +87,8 @@ class TrainingRun(pl.LightningModule):
     def __init__(self, config: TrainingConfig, training: Sequence[Case], validation: Sequence[Case]) -> None:
         super().__init__()
         self.config = config
-        self.network = config.network.build().to(memory_format=torch.channels_last)
+        self.network = config.network.build()
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
         self.training_cases, self.validation_cases = training, validation
 
@@ -125,7 +147,9 @@ def predict(network: SAUNet, images: Tensor) -> Tensor:
     return torch.cat([network.scores(part[None]).argmax(1) for part in refined])[:, :rows, :columns]
 
 
-def train(folder: Path, output: Path, config: TrainingConfig, names: Sequence[str], accelerator: str = "auto") -> SAUNet:
+def train(
+    folder: Path, output: Path, config: TrainingConfig, names: Sequence[str], accelerator: str = "auto"
+) -> SAUNet:
     """Train on a folder of cases, or go on where a killed run of the same output stopped.
 
     Args:
@@ -153,11 +177,14 @@ def train(folder: Path, output: Path, config: TrainingConfig, names: Sequence[st
         check_val_every_n_epoch=VALIDATE_EVERY,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
-        gradient_clip_val=5.0,
+        gradient_clip_val=1.0,
         logger=TensorBoardLogger(output, name="", version="log"),
         callbacks=[
-            EMAWeightAveraging(decay=config.averaging),
-            ModelCheckpoint(output, save_last=True, save_top_k=0, every_n_epochs=1, save_on_train_epoch_end=True),
+            # The first half only leads away from random weights; an average over it would lag behind.
+            EMAWeightAveraging(decay=config.averaging, update_starting_at_step=config.steps // 2),
+            ModelCheckpoint(
+                output, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+            ),
             LearningRateMonitor("step"),
         ],
         enable_model_summary=False,

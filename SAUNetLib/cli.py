@@ -1,0 +1,339 @@
+"""The command `saunet`: arguments in, files, tables and exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__
+from .errors import CancelledError, SAUNetError, UsageError
+
+# Everything heavy is imported by the subcommand that needs it: `saunet --help` answers at once.
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that words its complaints as every other error of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError("USAGE", message, f"See {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 done, 2 usage, 3 input, 4 model, 5 memory, 6 cancelled, 1 a bug."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    try:
+        options = _parser().parse_args(arguments)
+        with _cancel_on_signals():
+            return int(options.run(options) or 0)
+    except SAUNetError as error:
+        return _fail(error, debug, as_json)
+    except KeyboardInterrupt:
+        return _fail(CancelledError(), debug, as_json)
+    except BrokenPipeError:
+        # The reader of our output has seen enough (| head); nothing is left to say to anyone.
+        sys.stdout = None
+        return 0
+    except Exception as error:
+        bug = SAUNetError(
+            "INTERNAL",
+            f"{type(error).__name__}: {error}",
+            "This is a bug: please report it with what --debug prints",
+        )
+        return _fail(bug, debug, as_json)
+
+
+def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    if as_json:
+        print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+    print(error, file=sys.stderr)
+    return error.exit_status
+
+
+@contextlib.contextmanager
+def _cancel_on_signals() -> Iterator[None]:
+    """A polite request to end (SIGTERM, as schedulers send it) cancels like Ctrl-C, with everything cleaned up."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: the caller's signals are his own
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="saunet", description="Spine MRI segmentation with SAU-Net. For research, not for diagnosis.")
+    parser.add_argument("--version", action="version", version=f"saunet {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    for add in (_add_segment, _add_evaluate, _add_phantom, _add_models, _add_train):
+        add(commands)
+    return parser
+
+
+def _add(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], description: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
+    parser.add_argument("--debug", action="store_true", help="print the traceback of a failure")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_segment(commands: Any) -> None:
+    parser = _add(commands, "segment", _segment, "Segment spine MRI: vertebrae and discs by level, spinal canal.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="NIfTI, NRRD or MetaImage file, or DICOM folder")
+    parser.add_argument(
+        "--output", required=True, metavar="PATH",
+        help="label map (.nii.gz, .nii, .nrrd, .mha) or Slicer segmentation (.seg.nrrd); for several images a folder",
+    )  # fmt: skip
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--classes", action="store_true", help="three classes: 1 vertebrae, 2 discs, 3 spinal canal")
+    kind.add_argument("--levels", action="store_true", help="one label per structure (default)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--model", metavar="NAME|FILE", help="model to use; `saunet models` lists them")
+    parser.add_argument(
+        "--lowest", default="L5", metavar="LEVEL", help="what the lowest complete vertebra is (default L5)"
+    )
+    parser.add_argument("--series", help="number, UID or description of the series to take from a DICOM folder")
+    parser.add_argument("--table", metavar="FILE.csv", help="write the structures with their volumes")
+    parser.add_argument("--preview", metavar="FILE.png", help="write a picture: mid-sagittal and lateral slices")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _segment(options: argparse.Namespace) -> int:
+    if len(options.images) > 1 or Path(options.output).is_dir():
+        return _segment_many(options)
+    with _progress(options) as report:
+        segmentation = _one(options, _engine(options), Path(options.images[0]), Path(options.output), report)
+    if options.json:
+        print(json.dumps({"image": options.images[0], "output": options.output, **segmentation.summary()}))
+    elif not options.quiet:
+        _print_result(segmentation, options)
+    return 0
+
+
+def _engine(options: argparse.Namespace) -> Any:
+    from .engine import Engine
+    from .model import DEFAULT_MODEL, load_model
+
+    return Engine(load_model(options.model or DEFAULT_MODEL), options.device)
+
+
+def _one(options: argparse.Namespace, engine: Any, image: Path, output: Path, report: Any) -> Any:
+    from .pipeline import segment_file
+
+    return segment_file(
+        image, output, engine, series=options.series, levels=not options.classes, lowest=options.lowest,
+        table=options.table, preview=options.preview, report=report,
+    )  # fmt: skip
+
+
+def _segment_many(options: argparse.Namespace) -> int:
+    """Every image for itself: a failure is told and the next one goes on; the first failure's status is returned."""
+    if options.table or options.preview:
+        raise UsageError("USAGE", "--table and --preview take one image", "Leave them out, or give one image")
+    outputs = _output_names([Path(image) for image in options.images], Path(options.output))
+    engine = _engine(options)
+    results: list[dict[str, Any]] = []
+    status = 0
+    for image, output in outputs.items():
+        try:
+            with _progress(options, image.name) as report:
+                segmentation = _one(options, engine, image, output, report)
+            results.append({"image": str(image), "output": str(output), **segmentation.summary()})
+            if not (options.quiet or options.json):
+                print(output)
+        except CancelledError:
+            raise
+        except SAUNetError as error:
+            status = status or error.exit_status
+            results.append({"image": str(image), "error": error.as_dict()})
+            print(f"{image}: {error}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(results, ensure_ascii=False))
+    return status
+
+
+def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    from .formats.headers import ENDINGS
+
+    if folder.suffix and not folder.is_dir():
+        raise UsageError("USAGE", "several images need a folder as --output", "Give a folder's name")
+    outputs: dict[Path, Path] = {}
+    for image in images:
+        name = image.resolve().name
+        ending = max((ending for ending in ENDINGS if name.lower().endswith(ending)), key=len, default="")
+        output = folder / f"{name[: len(name) - len(ending)]}.nii.gz"
+        if output in outputs.values():
+            raise UsageError("USAGE", f"two images would both be written to {output}", "Rename one, or run them apart")
+        outputs[image] = output
+    return outputs
+
+
+STAGES = {
+    "read": ("Reading", 0.05),
+    "prepare": ("Checking", 0.02),
+    "segment": ("Segmenting", 0.75),
+    "levels": ("Naming levels", 0.1),
+    "write": ("Writing", 0.08),
+}
+"""What stages are called, and their usual share of the time."""
+
+
+@contextlib.contextmanager
+def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Any]:
+    """A report that draws a progress bar on stderr, where somebody looks at it."""
+    from .engine import silent
+
+    if options.quiet or options.json or not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title or "Starting", total=1.0)
+
+        def report(stage: str, fraction: float) -> None:
+            name, share = STAGES[stage]
+            begin = sum(STAGES[other][1] for other in list(STAGES)[: list(STAGES).index(stage)])
+            bar.update(task, description=f"{title}  {name}".strip(), completed=begin + fraction * share)
+
+        yield report
+
+
+def _print_result(segmentation: Any, options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    table.add_column("Label", justify="right")
+    table.add_column("Structure")
+    table.add_column("Volume (ml)", justify="right")
+    table.add_column("")
+    for row in segmentation.table():
+        table.add_row(
+            str(row.structure.value),
+            row.structure.name,
+            f"{row.volume_mm3 / 1000:.1f}",
+            "cut off" if row.partial else "",
+        )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for notice in segmentation.warnings:
+        console.print(f"[yellow]note {notice.code}:[/] {notice.text}")
+    for title, path in (("Label map", options.output), ("Table", options.table), ("Preview", options.preview)):
+        if path:
+            console.print(f"{title + ':':<11}{path}", markup=False)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _add(commands, "evaluate", _evaluate, "Compare a label map with the truth, structure by structure.")
+    parser.add_argument("predicted", metavar="PREDICTED", help="label map or .seg.nrrd")
+    parser.add_argument("truth", metavar="TRUTH", help="label map or .seg.nrrd on the same grid")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from .evaluation.evaluate import evaluate_files
+
+    report = evaluate_files(options.predicted, options.truth)
+    if options.json:
+        print(json.dumps(report.as_dict(), ensure_ascii=False))
+    else:
+        report.print()
+    return 0
+
+
+def _add_phantom(commands: Any) -> None:
+    parser = _add(commands, "phantom", _phantom, "Make a procedural spine MRI with its exact label map.")
+    parser.add_argument(
+        "output", metavar="OUT", help="image to write, such as phantom.nii.gz; labels go to OUT's stem + _labels"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--contrast", choices=("t1", "t2", "stir"), default="t2")
+    parser.add_argument("--slice-thickness", type=float, default=4.0, metavar="MM")
+
+
+def _phantom(options: argparse.Namespace) -> int:
+    from .formats.atomic import ending_of
+    from .formats.segmentations import ENDINGS, write_segmentation
+    from .formats.volumes import write_volume
+    from .segmentation import Segmentation
+    from .training.phantom import PhantomOptions, make_phantom
+
+    output = Path(options.output)
+    labels = output.with_name(f"{output.name.removesuffix(ending_of(output, ENDINGS))}_labels.nii.gz")
+    made = make_phantom(
+        PhantomOptions(seed=options.seed, contrast=options.contrast, slice_thickness=options.slice_thickness)
+    )
+    write_volume(made.volume, output)
+    write_segmentation(Segmentation(made.labels, made.volume.geometry), labels)
+    print(output, labels, sep="\n")
+    return 0
+
+
+def _add_models(commands: Any) -> None:
+    parser = _add(commands, "models", _models, "List the models that can be chosen by name, or add one.")
+    parser.add_argument(
+        "--add", metavar="FILE", help="verify FILE.safetensors with its card and keep it under its name"
+    )
+    parser.add_argument("--json", action="store_true", help="print the cards as JSON")
+
+
+def _models(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from .model import add_model, available_models
+
+    cards = [add_model(Path(options.add))] if options.add else available_models()
+    if options.json:
+        print(json.dumps([asdict(card) for card in cards], ensure_ascii=False))
+        return 0
+    for card in cards:
+        print(f"{card.name} {card.version}: {card.description} ({card.licence})")
+    return 0
+
+
+def _add_train(commands: Any) -> None:
+    parser = _add(commands, "train", _train, "Train a model, or go on with a run that was stopped.")
+    parser.add_argument("data", metavar="DIR", help="folder with pairs NAME_image.nii.gz and NAME_labels.nii.gz")
+    parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run; an unfinished run goes on")
+    parser.add_argument(
+        "--config", metavar="FILE.json", help="training configuration; default: the run's own, else the standard"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+
+
+def _train(options: argparse.Namespace) -> int:
+    try:
+        from .training.run import run_training
+    except ImportError as error:
+        raise UsageError(
+            "NOT_INSTALLED", f"training needs the package {error.name}", "Install saunet with its extra: saunet[train]"
+        ) from error
+    run_training(Path(options.data), Path(options.output), options.config, options.device)
+    return 0

@@ -1,0 +1,1 @@
+"""Evaluation: comparing results with the truth, the paper's table, speed and memory."""

@@ -1,0 +1,116 @@
+"""`saunet evaluate`: a predicted label map against the true one, structure by structure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..anatomy import Structure, classes, to_classes
+from ..errors import InputError
+from ..formats.segmentations import read_segmentation
+from ..metrics import Agreement, Detection, compare_labels, detect
+from ..segmentation import Segmentation
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one pair of label maps.
+
+    Attributes:
+        structures: what was compared, by label value.
+        agreements: per structure.
+        detections: ``vertebra`` and ``disc`` -> instances matched by overlap; only where both sides have levels.
+    """
+
+    structures: Mapping[int, Structure]
+    agreements: dict[int, Agreement]
+    detections: dict[str, Detection]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; figures that are not defined or not finite become null."""
+        return {
+            "structures": [
+                {
+                    "value": value,
+                    "name": self.structures[value].name,
+                    **{key: figure if math.isfinite(figure) else None for key, figure in asdict(one).items()},
+                }
+                for value, one in self.agreements.items()
+            ],
+            "instances": {
+                kind: {
+                    "matched": [[true, found] for true, found in one.matches.items()],
+                    "missed": list(one.missed),
+                    "spurious": list(one.spurious),
+                }
+                for kind, one in self.detections.items()
+            },
+        }
+
+    def print(self) -> None:
+        """Print the table on stdout."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, header_style="bold")
+        table.add_column("Structure")
+        for title in ("Dice", "Precision", "Recall", "Jaccard", "HSD mm", "HD95 mm", "MSD mm"):
+            table.add_column(title, justify="right")
+        for value, one in self.agreements.items():
+            table.add_row(self.structures[value].name, *(_shown(figure) for figure in asdict(one).values()))
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(table)
+        for kind, found in self.detections.items():
+            number = len(found.matches) + len(found.missed)
+            console.print(
+                f"{kind} instances: {len(found.matches)} of {number} matched (overlap at least half of the true one), "
+                f"{len(found.spurious)} without a counterpart"
+            )
+
+
+def _shown(figure: float) -> str:
+    return "-" if math.isnan(figure) else f"{figure:.3f}"
+
+
+def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
+    """Compare two files. Where only one of them has levels, the three classes are compared.
+
+    Raises:
+        InputError: as `read_segmentation`; INPUT_GEOMETRY, the two lie on different grids.
+    """
+    first, second = read_segmentation(predicted), read_segmentation(truth)
+    if not first.geometry.same_grid(second.geometry):
+        raise InputError(
+            "INPUT_GEOMETRY",
+            f"{Path(predicted).name} and {Path(truth).name} lie on different grids",
+            "Resample one onto the grid of the other",
+        )
+    return evaluate(first, second)
+
+
+def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
+    """Compare two segmentations of one grid; see `evaluate_files`."""
+    spacing = tuple(reversed(truth.geometry.spacing))
+    if predicted.known == truth.known:
+        known, pair = truth.known, (predicted.labels, truth.labels)
+    else:
+        known, pair = classes(), (_as_classes(predicted), _as_classes(truth))
+    detections = {}
+    if predicted.known == truth.known != classes():
+        for kind in ("vertebra", "disc"):
+            kept = [value for value, one in known.items() if one.kind == kind]
+            detections[kind] = detect(_only(pair[0], kept), _only(pair[1], kept))
+    return Evaluation(known, compare_labels(*pair, spacing), detections)
+
+
+def _as_classes(segmentation: Segmentation) -> np.ndarray:
+    return segmentation.labels if segmentation.known == classes() else to_classes(segmentation.labels)
+
+
+def _only(labels: np.ndarray, values: list[int]) -> np.ndarray:
+    return np.where(np.isin(labels, values), labels, 0)

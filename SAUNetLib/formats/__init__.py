@@ -1,0 +1,1 @@
+"""Files in and out: volumes (read), segmentations (read and write), previews (pictures)."""

@@ -1,0 +1,76 @@
+"""Write a file beside its place and move it there once it is whole."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import UsageError
+
+
+def check_writable(path: Path, endings: Iterable[str]) -> str:
+    """The ending of a path that a result can be written to; nothing is created.
+
+    Raises:
+        UsageError: OUTPUT_FORMAT for an ending that is not among those given; OUTPUT_WRITE for a folder, a special or a
+            protected file, or a parent folder that cannot be written to or created.
+    """
+    ending = ending_of(path, endings)
+    if not ending:
+        raise UsageError(
+            "OUTPUT_FORMAT",
+            f"{path.name or path} does not end in a known format",
+            f"Choose one of {', '.join(endings)}",
+        )
+    if path.is_dir():
+        raise UsageError("OUTPUT_WRITE", f"{path} is a folder", "Give the name of a file in it")
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+        raise UsageError("OUTPUT_WRITE", f"{path} is a protected or special file", "Choose another name")
+    parent = path.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise UsageError("OUTPUT_WRITE", f"the folder {parent} cannot be written to", "Choose another folder")
+    return ending
+
+
+def ending_of(path: Path, endings: Iterable[str]) -> str:
+    """The longest of the endings that a file name has, whatever its case; empty where it has none of them."""
+    name = path.name.lower()
+    return max((ending for ending in endings if name.endswith(ending) and name != ending), key=len, default="")
+
+
+@contextmanager
+def write_beside(path: Path, ending: str) -> Iterator[Path]:
+    """A temporary name in the same folder, renamed to `path` when the block ends well and removed when it does not.
+
+    Readers therefore see the old file or the new one, never half of one. Missing parent folders are created.
+
+    Raises:
+        UsageError: OUTPUT_WRITE for whatever the system or a writing library refuses inside the block.
+    """
+    target = path.resolve()  # a link keeps pointing to its file
+    temporary = target.with_name(f".{secrets.token_hex(6)}{ending}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # some systems report a full disk only here
+        temporary.replace(target)
+    except (OSError, RuntimeError) as failure:
+        raise UsageError(
+            "OUTPUT_WRITE",
+            f"{path} could not be written: {_reason(failure)}",
+            "Check that the disk has room and that the folder may be written to",
+        ) from failure
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reason(failure: OSError | RuntimeError) -> str:
+    if isinstance(failure, OSError):
+        return failure.strerror or "the system refused"
+    return "the file did not become whole"

@@ -1,0 +1,386 @@
+"""DICOM folders: which series lie in one, and the volume of a series, every slice at its own place."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import InputError
+from ..volume import Geometry, Volume, check_geometry
+
+UNEVEN = 0.05
+"""Slices may lie off their even places by this part of their spacing."""
+DRIFT = 0.2
+"""Slices may be shifted against each other by this part of a pixel."""
+_TURN = 1e-3
+"""Direction cosines of slices of one series may differ by this."""
+_IMAGE_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7")
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One slice: its file, its number in it, its position and direction cosines (LPS), pixel size (row, column), mm."""
+
+    path: Path
+    index: int
+    size: tuple[int, int]
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    pixel: tuple[float, ...]
+    thickness: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series of a DICOM study.
+
+    Attributes:
+        number: series number, as the scanner shows it.
+        description: what the scanner's protocol calls it.
+        uid: series instance UID.
+        modality: such as MR.
+        slices: number of slices.
+        problem: why it cannot be segmented; None for a series that can.
+    """
+
+    number: str
+    description: str
+    uid: str
+    modality: str
+    slices: int
+    problem: InputError | None = None
+    frames: tuple[_Frame, ...] = field(default=(), repr=False)
+    damaged: int = field(default=0, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What messages call it; nothing of the patient."""
+        return f"series {self.number or 'without number'}" + (f" ({self.description})" if self.description else "")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def list_series(folder: str | Path) -> list[Series]:
+    """The series in a folder and the folders below it, by number. Links to folders are not followed.
+
+    Raises:
+        InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError("INPUT_NOT_FOUND", "there is no such folder", "Check the path")
+    found: dict[str, Series] = {}
+    broken: dict[Path, int] = {}
+    for path in _files(folder):
+        read = _read_header(path)
+        if read is None:
+            broken[path.parent] = broken.get(path.parent, 0) + _is_image(path)
+            continue
+        uid = read.uid
+        found[uid] = replace(found[uid], frames=found[uid].frames + read.frames) if uid in found else read
+    if not found and not any(broken.values()):
+        raise InputError(
+            "INPUT_EMPTY",
+            "the folder holds no DICOM images",
+            "Choose the folder with the study's DICOM files, or give a NIfTI, NRRD or MetaImage file itself",
+        )
+    if not found:
+        raise _damaged(sum(broken.values()))
+    listed = [_examined(series, broken) for series in found.values()]
+    return sorted(listed, key=lambda one: (int(one.number) if one.number.isdigit() else 1 << 31, one.description))
+
+
+def read_series(folder: Path, series: str | None) -> Volume:
+    """The volume of the series asked for, or of the only one that can be segmented.
+
+    Raises:
+        InputError: as `list_series`; INPUT_SERIES where a choice is needed; otherwise the series' own problem.
+    """
+    chosen = _choose(list_series(folder), series)
+    if chosen.problem is not None:
+        raise chosen.problem
+    return _load(chosen)
+
+
+def read_beside(path: Path) -> Volume:
+    """The volume of the series that one DICOM file belongs to: its own frames, or those of the files beside it.
+
+    Raises:
+        InputError: as `read_series`.
+    """
+    own = _read_header(path)
+    if own is None:
+        raise _damaged(1)
+    if len(own.frames) > 1:
+        chosen = _examined(own, {})
+    else:
+        chosen = next(one for one in list_series(path.parent) if one.uid == own.uid)
+    if chosen.problem is not None:
+        raise chosen.problem
+    return _load(chosen)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.is_file() and is_dicom(path):
+                yield path
+
+
+def _damaged(count: int) -> InputError:
+    return InputError(
+        "INPUT_UNREADABLE",
+        f"{count} DICOM file{'s' if count > 1 else ''} of the folder cannot be read",
+        "Copy or export the study again",
+    )
+
+
+def _choose(listed: list[Series], series: str | None) -> Series:
+    if series is not None:
+        wanted = series.strip()
+        for key in ("uid", "number", "description"):
+            matches = [one for one in listed if getattr(one, key).casefold() == wanted.casefold()]
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
+                raise _ask(matches, f"{len(matches)} series have the {key} {wanted}", by_uid=True)
+        raise _ask(listed, f"no series has the number or description {wanted}")
+    usable = [one for one in listed if one.problem is None]
+    if len(usable) == 1:
+        return usable[0]
+    if usable:
+        numbers = {one.number for one in usable}
+        raise _ask(usable, f"the folder holds {len(usable)} series", by_uid=len(numbers) < len(usable))
+    mr = [one for one in listed if one.modality == "MR"]
+    if len(mr) == 1 or len(listed) == 1 or not mr:
+        return (mr or listed)[0]
+    reasons = "; ".join(f"{one.name}: {one.problem.title}" for one in mr if one.problem)
+    raise InputError("INPUT_SERIES", f"no series can be used ({reasons})", "Choose the folder of a sagittal series")
+
+
+def _ask(offered: list[Series], cause: str, by_uid: bool = False) -> InputError:
+    shown = "; ".join(
+        f"{one.number or '-'}: {one.description or 'no description'}, {one.slices} slices"
+        + (f", UID {one.uid}" if by_uid else "")
+        for one in offered
+    )
+    return InputError("INPUT_SERIES", f"{cause} ({shown})", f"Choose one with --series {'UID' if by_uid else 'NUMBER'}")
+
+
+def _reader(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _read_header(path: Path) -> Series | None:
+    """A file as a series of its own; None where it is no readable image."""
+    reader = _reader(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+
+    def text(key: str) -> str:
+        value = reader.GetMetaData(key) if reader.HasMetaDataKey(key) else ""
+        raw = value.encode("utf-8", "surrogateescape")
+        try:
+            decoded = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            decoded = raw.decode("latin-1")
+        return " ".join(decoded.replace("\0", "").split())
+
+    columns, rows, *deeper = reader.GetSize()
+    if text("0028|0008") not in ("", "0", "1"):
+        frames = _multi_frames(path, (rows, columns), deeper[0] if deeper else 1)
+    else:
+        spread = _numbers(text("0018|0088")) or _numbers(text("0018|0050")) or (0.0,)
+        frames = (
+            _Frame(
+                path, 0, (rows, columns), _numbers(text("0020|0032")), _numbers(text("0020|0037")),
+                _numbers(text("0028|0030")), spread[0],
+            ),
+        )  # fmt: skip
+    return Series(
+        text("0020|0011"), text("0008|103e"), text("0020|000e"), text("0008|0060") or "unknown", len(frames),
+        frames=frames,
+    )  # fmt: skip
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split("\\") if part.strip())
+    except ValueError:
+        return ()
+
+
+def _multi_frames(path: Path, size: tuple[int, int], count: int) -> tuple[_Frame, ...]:
+    """The frames of an enhanced image, placed by the positions in its own header.
+
+    ITK gives no access to sequences and falls back to voxels of 1 mm where frames are uneven, so the elements are
+    looked up in the header's bytes (part 5 of the standard, little endian, explicit or implicit). Positions that do
+    not match the frames in number stay unknown, and the series is refused.
+    """
+    head = path.read_bytes().partition(b"\xe0\x7f\x10\x00")[0]
+
+    def elements(group: int, element: int) -> list[tuple[float, ...]]:
+        tag = re.escape(struct.pack("<HH", group, element))
+        found = re.finditer(tag + rb"(?:DS(..)|(..)\0\0)", head, re.DOTALL)
+        texts = (head[m.end() : m.end() + struct.unpack("<H", m[1] or m[2])[0]].decode("latin-1") for m in found)
+        return [numbers for numbers in map(_numbers, texts) if numbers]
+
+    def per_frame(values: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+        if len(values) == count:
+            return values
+        return [values[0]] * count if len(set(values)) == 1 else [()] * count
+
+    positions = elements(0x20, 0x32)
+    places = positions if len(positions) == count else [()] * count
+    turns, pixels = per_frame(elements(0x20, 0x37)), per_frame(elements(0x28, 0x30))
+    thickness = (elements(0x18, 0x88) or elements(0x18, 0x50) or [(0.0,)])[0][0]
+    return tuple(
+        _Frame(path, index, size, place, turn, pixel, thickness)
+        for index, (place, turn, pixel) in enumerate(zip(places, turns, pixels, strict=True))
+    )
+
+
+def _is_image(path: Path) -> bool:
+    """Whether an unreadable file should have been an image: the SOP class in its preamble says so."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    match = re.search(rb"\x02\x00\x02\x00UI(..)", head, re.DOTALL)
+    if match is None:
+        return False
+    text = head[match.end() : match.end() + struct.unpack("<H", match[1])[0]].decode("latin-1").rstrip("\0 ")
+    return any(text == one or text.startswith(one + ".") for one in _IMAGE_CLASSES)
+
+
+def _examined(series: Series, broken: dict[Path, int]) -> Series:
+    """A series with its slices in order along their normal, or with its problem."""
+    damaged = sum(broken.get(folder, 0) for folder in {frame.path.parent for frame in series.frames})
+    series = replace(series, slices=len(series.frames), damaged=damaged)
+    try:
+        frames, geometry = _ordered(series)
+        check_geometry(geometry, series.name)
+    except InputError as problem:
+        return replace(series, problem=problem)
+    return replace(series, frames=frames)
+
+
+def _ordered(series: Series) -> tuple[tuple[_Frame, ...], Geometry]:
+    """The frames from one side to the other, and the grid that they make."""
+    name, frames = series.name, series.frames
+    if series.modality != "MR":
+        raise InputError("INPUT_MODALITY", f"{name} is of modality {series.modality}", "Choose an MR series")
+    if series.damaged:
+        raise _damaged(series.damaged)
+    _check_frames(frames, name)
+    first = frames[0]
+    row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
+    normal = np.cross(row, column)
+    positions = np.array([frame.position for frame in frames])
+    heights = positions @ normal
+    order = np.argsort(heights, kind="stable")
+    positions, heights = positions[order], heights[order]
+    step = _step(heights, first.thickness, name)
+    drift = positions - positions[0] - np.outer(heights - heights[0], normal)
+    if np.abs(drift).max() > DRIFT * min(first.pixel):
+        raise InputError(
+            "INPUT_DIRECTION",
+            f"the slices of {name} are shifted against each other: a sheared acquisition",
+            "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)",
+        )
+    geometry = Geometry(
+        (first.size[1], first.size[0], len(frames)),
+        (first.pixel[1], first.pixel[0], step),
+        tuple(float(value) for value in positions[0]),  # type: ignore[arg-type]
+        np.column_stack([row, column, normal]),
+    )
+    return tuple(frames[index] for index in order), geometry
+
+
+def _check_frames(frames: tuple[_Frame, ...], name: str) -> None:
+    """Refuse frames without a place, of different sizes or of different directions."""
+    first = frames[0]
+    if any(len(frame.position) != 3 or len(frame.orientation) != 6 for frame in frames):
+        raise InputError(
+            "INPUT_DIRECTION", f"{name} does not say where its slices lie", "Export it again from the scanner or PACS"
+        )
+    if any(len(frame.pixel) != 2 or min(frame.pixel) <= 0 for frame in frames):
+        raise InputError("INPUT_SPACING", f"{name} states no valid pixel size", "Export it again from the scanner")
+    if any(np.abs(np.subtract(frame.orientation, first.orientation)).max() > _TURN for frame in frames):
+        raise InputError(
+            "INPUT_SLICES",
+            f"the slices of {name} lie in different directions, as in a localizer",
+            "Choose a sagittal series of the study",
+        )
+    if any(frame.size != first.size or not np.allclose(frame.pixel, first.pixel, rtol=1e-3) for frame in frames):
+        raise InputError(
+            "INPUT_SLICES", f"the slices of {name} differ in size", "Export the series again, one scan at a time"
+        )
+
+
+def _step(heights: np.ndarray, thickness: float, name: str) -> float:
+    """The distance of slices at these heights (mm, rising)."""
+    if len(heights) == 1:
+        if thickness <= 0:
+            raise InputError("INPUT_SPACING", f"{name} states no slice thickness", "Export it again from the scanner")
+        return thickness
+    gaps = np.diff(heights)
+    step = float(np.median(gaps))
+    if gaps.min() <= 0.01:
+        raise InputError(
+            "INPUT_SLICES",
+            f"{name} has several slices at one place",
+            "Give one volume: separate its echoes, time points or copies first",
+        )
+    if np.abs(gaps - step).max() > UNEVEN * step:
+        missing = int(np.maximum(np.rint(gaps / gaps.min()) - 1, 0).sum())
+        found = f"misses about {missing} of its slices" if missing else "has unevenly spaced slices"
+        raise InputError(
+            "INPUT_SLICES",
+            f"{name} {found}: they lie {gaps.min():.3g} to {gaps.max():.3g} mm apart",
+            "Copy or export the series again, with all its slices",
+        )
+    return float(heights[-1] - heights[0]) / (len(heights) - 1)
+
+
+def _load(series: Series) -> Volume:
+    frames, geometry = _ordered(series)
+    cache: dict[Path, np.ndarray] = {}
+    slices = []
+    for frame in frames:
+        if frame.path not in cache:
+            cache.clear()  # single-frame files come once each
+            cache[frame.path] = _pixels(frame.path, series)
+        slices.append(cache[frame.path][frame.index])
+    return Volume(np.stack(slices), geometry, series.name)
+
+
+def _pixels(path: Path, series: Series) -> np.ndarray:
+    """The voxels (frame, row, column) of a file, rescaled as its header says."""
+    try:
+        image = _reader(path).Execute()
+    except (RuntimeError, MemoryError) as failure:
+        raise _damaged(1) from failure
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError("INPUT_PIXEL_TYPE", f"{series.name} is in colour", "Choose a greyscale MR series")
+    voxels = sitk.GetArrayFromImage(image)
+    return voxels if voxels.ndim == 3 else voxels[np.newaxis]

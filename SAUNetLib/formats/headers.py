@@ -1,0 +1,284 @@
+"""What a NIfTI, NRRD or MetaImage file says of itself, checked before ITK reads it.
+
+ITK fills missing voxels with zeros, replaces a spacing of zero by one, turns a negative one into a flip, and falls back
+to another orientation where the first is sheared, all without telling. A clinical result cannot stand on that.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import nrrd
+import numpy as np
+
+from ..errors import InputError
+from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+MOST_BYTES = 2 * MOST_VOXELS
+CHUNK = 1 << 20
+
+_NIFTI_BYTES = {
+    2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1536: 16, 1792: 16,
+    2048: 32, 2304: 4,
+}  # fmt: skip
+_META_BYTES = {
+    "CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4, "LONG_LONG": 8,
+    "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8,
+}  # fmt: skip
+_NRRD_SPACES = {"LPS", "RAS", "LAS", "LEFT-POSTERIOR-SUPERIOR", "RIGHT-ANTERIOR-SUPERIOR", "LEFT-ANTERIOR-SUPERIOR"}
+
+
+def check_file(path: Path, ending: str) -> None:
+    """Refuse a file whose content is not what its ending and its header promise. The voxels are not kept.
+
+    Raises:
+        InputError: INPUT_EMPTY, INPUT_UNREADABLE, INPUT_TOO_LARGE, INPUT_SPACING or INPUT_DIRECTION.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise InputError("INPUT_EMPTY", f"{path.name} is an empty file", "Copy or export the image again")
+        if ending.startswith(".nii"):
+            _check_nifti(path)
+        elif ending in (".nrrd", ".nhdr"):
+            _check_nrrd(path)
+        else:
+            _check_meta(path)
+    except (OSError, EOFError, ValueError, zlib.error) as failure:
+        raise damaged(path, _why(failure)) from failure
+
+
+def damaged(path: Path, why: str) -> InputError:
+    """The failure of a file that is no whole image, with the reason in a few words."""
+    return InputError("INPUT_UNREADABLE", f"{path.name} cannot be read: {why}", "Copy or export the image again")
+
+
+def _why(failure: Exception) -> str:
+    if isinstance(failure, PermissionError):
+        return "the system does not permit it"
+    if isinstance(failure, FileNotFoundError):
+        return "the file with its voxels is missing"
+    if isinstance(failure, EOFError):
+        return "its compressed data end too early"
+    return "its compressed data are damaged" if isinstance(failure, zlib.error | gzip.BadGzipFile) else "it is damaged"
+
+
+def check_steps(steps: np.ndarray, name: str) -> np.ndarray:
+    """The lengths in mm of the steps from voxel to voxel, one per column of a (3, n) matrix.
+
+    Raises:
+        InputError: INPUT_SPACING for steps of no length; INPUT_DIRECTION for steps that are not perpendicular.
+    """
+    lengths = np.linalg.norm(steps, axis=0)
+    _check_spacing(lengths, name)
+    cosines = steps / lengths
+    if np.abs(cosines.T @ cosines - np.eye(len(lengths))).max() > ORTHONORMAL_TOLERANCE:
+        raise InputError(
+            "INPUT_DIRECTION",
+            f"the axes of {name} are sheared",
+            "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)",
+        )
+    return lengths
+
+
+def _check_spacing(spacing: Iterable[float], name: str) -> None:
+    values = list(spacing)
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        shown = " x ".join(f"{value:.4g}" for value in values)
+        raise InputError("INPUT_SPACING", f"{name} has voxels of {shown} mm", "Correct the voxel size in its header")
+
+
+def _unplaced(path: Path) -> InputError:
+    return InputError(
+        "INPUT_DIRECTION",
+        f"{path.name} does not say how it lies in the patient",
+        "Export it again from the DICOM series with its orientation",
+    )
+
+
+def _check_size(size: Iterable[int], voxel_bytes: int, path: Path) -> int:
+    """Bytes of the voxels that a header declares."""
+    counts = [int(count) for count in size]
+    if any(count < 1 for count in counts) or not counts:
+        raise damaged(path, "its header declares an impossible size")
+    total = math.prod(counts) * voxel_bytes
+    if total > MOST_BYTES:
+        raise InputError(
+            "INPUT_TOO_LARGE",
+            f"{path.name} declares {' x '.join(map(str, counts))} voxels ({total / 2**30:.1f} GiB)",
+            "Crop it to the spine or resample it to coarser voxels",
+        )
+    return total
+
+
+def _check_length(path: Path, found: int, wanted: int) -> None:
+    if found < wanted:
+        raise damaged(path, f"it holds {found} of the {wanted} bytes that its header declares")
+
+
+def _parts(file: IO[bytes], wanted: int) -> Iterator[bytes]:
+    """What a stream gives, up to the bytes wanted, in chunks, so that memory stays small."""
+    while wanted and (part := file.read(min(CHUNK, wanted))):
+        wanted -= len(part)
+        yield part
+    file.read(1)  # a gzip stream checks its sum at its end
+
+
+def _check_nifti(path: Path) -> None:
+    with open(path, "rb") as plain:
+        compressed = plain.read(2) == b"\x1f\x8b"
+    if compressed != path.name.lower().endswith(".gz"):
+        raise damaged(path, "it is not what its ending says" if compressed else "it is not compressed by gzip")
+    opener: Any = gzip.open if compressed else open
+    with opener(path, "rb") as file:
+        head = file.read(544)
+        header = _nifti_header(head, path)
+        count = max(1, min(7, header["dim"][0]))
+        total = _check_size(header["dim"][1 : count + 1], _NIFTI_BYTES.get(header["datatype"], 0) or 1, path)
+        if header["datatype"] not in _NIFTI_BYTES:
+            raise damaged(path, f"its voxel type {header['datatype']} is unknown")
+        if count >= 3:
+            _check_nifti_grid(header, path)
+        file.seek(int(header["offset"]))
+        kind = {16: "f4", 64: "f8"}.get(header["datatype"])
+        found = 0
+        for part in _parts(file, total):
+            found += len(part)
+            # ITK's reader replaces what is not a number by zero.
+            whole = part[: len(part) // 8 * 8]
+            if kind and not np.isfinite(np.frombuffer(whole, header["order"] + kind)).all():
+                raise InputError(
+                    "INPUT_VALUES",
+                    f"{path.name} holds NaN or infinite values",
+                    "Replace them (for example by zero) and try again",
+                )
+        _check_length(path, found, total)
+
+
+def _nifti_header(head: bytes, path: Path) -> dict[str, Any]:
+    """The fields of a NIfTI-1 or NIfTI-2 header that place the voxels, in either byte order."""
+    order = next((o for o in "<>" if len(head) >= 348 and struct.unpack(f"{o}i", head[:4])[0] in (348, 540)), "")
+    version = struct.unpack(f"{order}i", head[:4])[0] if order else 0
+    if version == 348 and head[344:347] == b"n+1":
+        places = {"dim": (40, "8h"), "datatype": (70, "h"), "pixdim": (76, "8f"), "offset": (108, "f"),
+                  "qform": (252, "h"), "sform": (254, "h"), "quatern": (256, "6f"), "srow": (280, "12f")}  # fmt: skip
+    elif version == 540 and len(head) >= 540 and head[4:7] == b"n+2":
+        places = {"dim": (16, "8q"), "datatype": (12, "h"), "pixdim": (104, "8d"), "offset": (168, "q"),
+                  "qform": (344, "i"), "sform": (348, "i"), "quatern": (352, "6d"), "srow": (400, "12d")}  # fmt: skip
+    else:
+        raise damaged(path, "it is not a NIfTI file")
+    values = {key: struct.unpack_from(order + form, head, place) for key, (place, form) in places.items()}
+    header: dict[str, Any] = {key: value[0] if len(value) == 1 else value for key, value in values.items()}
+    if not (1 <= header["dim"][0] <= 7 and math.isfinite(header["offset"]) and 0 <= header["offset"] < 1 << 30):
+        raise damaged(path, "its NIfTI header is damaged")
+    return header | {"order": order}
+
+
+def _check_nifti_grid(header: dict[str, Any], path: Path) -> None:
+    spacing = np.array(header["pixdim"][1:4], float)
+    _check_spacing(spacing, path.name)
+    if header["qform"] <= 0 and header["sform"] <= 0:
+        raise _unplaced(path)
+    if not np.isfinite(header["quatern" if header["sform"] <= 0 else "srow"]).all():
+        raise _unplaced(path)
+    if header["sform"] > 0:
+        lengths = check_steps(np.array(header["srow"], float).reshape(3, 4)[:, :3], path.name)
+        if not np.allclose(lengths, spacing, rtol=0.01):
+            stated, derived = (" x ".join(f"{value:.4g}" for value in values) for values in (spacing, lengths))
+            raise InputError(
+                "INPUT_SPACING",
+                f"{path.name} states two voxel sizes: {stated} (pixdim) and {derived} mm (sform)",
+                "Correct the voxel size in its header, or export it again from the DICOM series",
+            )
+
+
+def _check_nrrd(path: Path) -> None:
+    """The voxels' number is left to ITK: its NRRD reader refuses data that are too short."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"NRRD":
+            raise damaged(path, "it is not an NRRD file")
+        file.seek(0)
+        try:
+            header = nrrd.read_header(file)
+            size = [int(count) for count in header["sizes"]]
+            voxel_bytes = np.dtype(nrrd.reader._TYPEMAP_NRRD2NUMPY[header["type"]]).itemsize
+        except OSError:
+            raise
+        except Exception as failure:  # pynrrd meets nonsense with whatever exception comes first
+            raise damaged(path, "its NRRD header is damaged") from failure
+    _check_size(size, voxel_bytes, path)
+    if len(size) < 3 or (len(size) > 3 and "space" not in header):
+        return  # no volume in space: `Volume.from_sitk` says what it is instead
+    if "spacings" in header:
+        _check_spacing([value for value in np.asarray(header["spacings"], float) if not np.isnan(value)], path.name)
+    if str(header.get("space", "")).upper() not in _NRRD_SPACES or "space directions" not in header:
+        raise _unplaced(path)
+    directions = np.array([row for row in header["space directions"] if row is not None], float)
+    directions = directions[~np.isnan(directions).all(axis=-1)]
+    if directions.shape != (3, 3):
+        raise _unplaced(path)
+    check_steps(directions.T, path.name)
+
+
+def _check_meta(path: Path) -> None:
+    fields, begin = _meta_header(path)
+    try:
+        size = [int(count) for count in fields["dimsize"].split()]
+        if int(fields["ndims"]) != len(size):
+            raise ValueError("NDims and DimSize differ")
+        voxel_bytes = _META_BYTES[fields["elementtype"].removeprefix("MET_").removesuffix("_ARRAY")]
+        voxel_bytes *= int(fields.get("elementnumberofchannels", "1"))
+        spacing = [float(value) for value in fields.get("elementspacing", fields.get("elementsize", "")).split()]
+        matrix = fields.get("transformmatrix", fields.get("rotation", fields.get("orientation", ""))).split()
+        steps = np.array(matrix, float).reshape(len(size), -1).T if matrix else np.eye(len(size))
+    except (KeyError, ValueError) as failure:
+        raise damaged(path, "its MetaImage header is damaged") from failure
+    total = _check_size(size, voxel_bytes, path)
+    if len(size) == 3:
+        _check_spacing(spacing or (math.nan,) * 3, path.name)
+        if steps.shape != (3, 3) or not np.isfinite(steps).all():
+            raise _unplaced(path)
+        if np.abs(check_steps(steps, path.name) - 1).max() > ORTHONORMAL_TOLERANCE:
+            raise _unplaced(path)
+    _check_meta_data(path, fields, begin, total)
+
+
+def _meta_header(path: Path) -> tuple[dict[str, str], int]:
+    """The fields of a MetaImage header, keys in lower case, and where the data after it begin."""
+    fields: dict[str, str] = {}
+    with open(path, "rb") as file:
+        for _ in range(1000):
+            line = file.readline(1 << 16)
+            key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
+            if not equals or not key.strip().isidentifier():
+                break
+            fields[key.strip().lower()] = value.strip()
+            if key.strip().lower() == "elementdatafile":
+                return fields, file.tell()
+    raise damaged(path, "it is not a MetaImage file" if "ndims" not in fields else "its MetaImage header is damaged")
+
+
+def _check_meta_data(path: Path, fields: dict[str, str], begin: int, total: int) -> None:
+    stored = fields["elementdatafile"]
+    if stored.upper().startswith("LIST") or "%" in stored:
+        raise damaged(path, "its voxels are spread over several files")
+    if stored.upper() != "LOCAL":
+        path, begin = path.parent / stored, 0
+    if fields.get("binarydata", "True").lower() == "false":
+        return  # text: ITK reads number by number
+    begin = max(begin, int(fields.get("headersize", "0") or 0))
+    with open(path, "rb") as file:
+        file.seek(begin)
+        if fields.get("compresseddata", "False").lower() != "true":
+            _check_length(path, path.stat().st_size - begin, total)
+            return
+        unpack, found = zlib.decompressobj(wbits=47), 0  # zlib or gzip, as the stream's own first bytes say
+        while found < total and not unpack.eof and (part := unpack.unconsumed_tail or file.read(CHUNK)):
+            found += len(unpack.decompress(part, CHUNK))
+        _check_length(path, found, total)

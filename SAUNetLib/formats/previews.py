@@ -1,0 +1,323 @@
+"""Draw a segmentation as a picture: the mid-sagittal and two lateral slices, each as image beside overlay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cc3d
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..anatomy import Structure
+from ..errors import InputError
+from ..segmentation import Segmentation
+from ..volume import SagittalStack, Volume
+from .atomic import check_writable, write_beside
+
+ENDINGS = (".png",)
+TALL, WIDE = 700, 720
+"""Most pixels of a mid-sagittal panel."""
+FILL = 0.38
+"""Opacity of the overlay's colours."""
+PEDICLE_MM = 14.0
+"""Where the pedicles lie beside the mid-sagittal plane when the labels do not show them."""
+GAP, MARGIN = 10, 26
+PAPER, INK, FAINT = (17, 20, 24), (236, 239, 242), (150, 158, 167)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One slice to show: its number from the patient's right, its title, and whether it lies beside the middle."""
+
+    number: int
+    title: str
+    lateral: bool
+
+
+def write_preview(volume: Volume, segmentation: Segmentation, path: str | Path) -> None:
+    """Draw a volume and its segmentation into a PNG file, superior up and anterior to the left for any axis order.
+
+    The mid-sagittal slice is the one through the middle of the canal and the discs; the lateral ones are those that
+    show most of the pedicles and joints on either side. Neither file name nor patient is written into the picture.
+
+    Raises:
+        UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
+        InputError: INPUT_GEOMETRY where volume and segmentation do not lie on one grid.
+    """
+    path = Path(path)
+    ending = check_writable(path, ENDINGS)
+    if not volume.geometry.same_grid(segmentation.geometry):
+        raise InputError(
+            "INPUT_GEOMETRY", f"{volume.name} and its segmentation do not lie on one grid", "Give the segmented image"
+        )
+    picture = draw_preview(volume, segmentation)
+    with write_beside(path, ending) as temporary:
+        picture.save(temporary)
+
+
+def draw_preview(volume: Volume, segmentation: Segmentation) -> Image.Image:
+    """The picture of `write_preview`, RGB; volume and segmentation lie on one grid."""
+    stack = SagittalStack.of(volume)
+    labels = SagittalStack.of(Volume(segmentation.labels, segmentation.geometry))
+    views = _views(labels, segmentation)
+    window = _window(stack.slices[[view.number for view in views]])
+    rows, columns = (count * size for count, size in zip(stack.slices.shape[1:], stack.pixel, strict=True))
+    scale = min(TALL / rows, WIDE / columns)
+    legend = _legend(segmentation, max(round(rows * scale), 240))
+    middle = _pair(stack, labels, views[0], segmentation, window, scale)
+    top = _beside([middle, legend], 2 * GAP)
+    wide = max(top.width, 600)
+    parts = [_heading(wide), top]
+    if len(views) > 1:
+        room = (top.width - 2 * GAP * (len(views) - 2)) / (len(views) - 1) - GAP
+        small = min(scale, room / (2 * columns))
+        pairs = [_pair(stack, labels, view, segmentation, window, small) for view in views[1:]]
+        parts.append(_beside(pairs, 2 * GAP))
+    parts.append(_footer(segmentation, wide))
+    return _page(parts)
+
+
+# --- which slices ---------------------------------------------------------------------------------
+
+
+def _views(labels: SagittalStack, segmentation: Segmentation) -> list[_View]:
+    """The mid-sagittal slice and, where the stack has them, a lateral one on the right and one on the left."""
+    slices, spacing = labels.slices, labels.slice_spacing
+    middle = _middle(slices, segmentation)
+    canal = _of_kind(slices, segmentation, ("canal",)).any(axis=0)
+    vertebrae = _of_kind(slices, segmentation, ("vertebra",))
+    bridged = (vertebrae & canal).sum(axis=(1, 2))  # pedicles and joints lie beside the canal
+    views = [_View(middle, f"Mid-sagittal, slice {middle + 1} of {len(slices)} from the right", False)]
+    for side, numbers in (("right", range(middle)), ("left", range(middle + 1, len(slices)))):
+        if not numbers:
+            continue
+        best = max(numbers, key=lambda number: bridged[number])
+        if not bridged[best]:
+            sign = -1 if side == "right" else 1
+            best = int(np.clip(middle + sign * round(PEDICLE_MM / spacing), numbers[0], numbers[-1]))
+        away = abs(best - middle) * spacing
+        views.append(_View(best, f"{side.capitalize()}, slice {best + 1}, {away:.1f} mm from mid-sagittal", True))
+    return views
+
+
+def _middle(slices: np.ndarray, segmentation: Segmentation) -> int:
+    """The slice that halves the canal and the discs, else the vertebrae, else the stack."""
+    for kinds in (("canal", "disc"), ("vertebra", "sacrum")):
+        areas = _of_kind(slices, segmentation, kinds).sum(axis=(1, 2))
+        if areas.any():
+            return int(np.searchsorted(np.cumsum(areas), areas.sum() / 2))
+    return len(slices) // 2
+
+
+def _of_kind(slices: np.ndarray, segmentation: Segmentation, kinds: tuple[str, ...]) -> np.ndarray:
+    values = [value for value, structure in segmentation.known.items() if structure.kind in kinds]
+    return np.isin(slices, values)
+
+
+# --- panels ---------------------------------------------------------------------------------------
+
+
+def _window(slices: np.ndarray) -> tuple[float, float]:
+    """The grey values that become black and white: percentiles of what is not background."""
+    seen = slices[slices > slices.min()]
+    low, high = (float(value) for value in np.percentile(seen if seen.size else slices, (1, 99)))
+    return low, max(high, low + 1e-6)
+
+
+def _pair(
+    stack: SagittalStack,
+    labels: SagittalStack,
+    view: _View,
+    segmentation: Segmentation,
+    window: tuple[float, float],
+    scale: float,
+) -> Image.Image:
+    """A slice as image beside overlay, with its title below; `scale` is screen pixels per mm."""
+    height, width = (
+        max(1, round(count * size * scale)) for count, size in zip(stack.slices.shape[1:], stack.pixel, strict=True)
+    )
+    grey = (stack.slices[view.number].astype(np.float32) - window[0]) / (window[1] - window[0])
+    image = Image.fromarray((np.clip(grey, 0, 1) * 255).astype(np.uint8))
+    image = image.resize((width, height), Image.Resampling.BICUBIC).convert("RGB")
+    shown = _enlarged(labels.slices[view.number], width, height)
+    overlay = _overlay(np.asarray(image), shown, segmentation)
+    if not view.lateral:
+        _write_levels(overlay, shown, segmentation)
+    for panel in (image, overlay):
+        _write_directions(panel)
+    pair = _beside([image, overlay], GAP)
+    font = _font(16)
+    width = max(pair.width, int(font.getlength(view.title)) + 1)  # a very narrow field of view
+    result = Image.new("RGB", (width, pair.height + 30), PAPER)
+    result.paste(pair)
+    ImageDraw.Draw(result).text((0, pair.height + 7), view.title, INK, font)
+    return result
+
+
+def _enlarged(labels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Labels at the screen's size with smooth borders: every structure enlarged, the strongest taken."""
+    best = np.full((height, width), 127, np.uint8)
+    result = np.zeros((height, width), np.uint8)
+    for value in np.unique(labels[labels > 0]):
+        mask = Image.fromarray(np.where(labels == value, 255, 0).astype(np.uint8))
+        strength = np.asarray(mask.resize((width, height), Image.Resampling.BILINEAR))
+        result[strength > best] = value
+        best = np.maximum(best, strength)
+    return result
+
+
+def _overlay(image: np.ndarray, labels: np.ndarray, segmentation: Segmentation) -> Image.Image:
+    """The image under transparent colours, with an outline of full colour inside each structure's border."""
+    colours = np.zeros((256, 3), np.float32)
+    for value, structure in segmentation.known.items():
+        colours[value] = structure.colour
+    tinted = image.astype(np.float32)
+    opacity = np.where(labels > 0, FILL, 0.0)
+    opacity[_border(labels)] = 1.0
+    opacity = opacity[..., np.newaxis].astype(np.float32)
+    return Image.fromarray((tinted * (1 - opacity) + colours[labels] * opacity).astype(np.uint8))
+
+
+def _border(labels: np.ndarray) -> np.ndarray:
+    """Pixels of a structure that touch another label or the background."""
+    padded = np.pad(labels, 1, mode="edge")
+    rows, columns = labels.shape
+    border = np.zeros(labels.shape, bool)
+    for down in range(3):
+        for right in range(3):
+            border |= padded[down : down + rows, right : right + columns] != labels
+    return border & (labels > 0)
+
+
+def _write_levels(panel: Image.Image, labels: np.ndarray, segmentation: Segmentation) -> None:
+    """The name of its level on each vertebral body and disc; where there is no room, on the bodies only."""
+    draw = ImageDraw.Draw(panel)
+    canal = np.argwhere(_of_kind(labels, segmentation, ("canal",)))
+    for value in np.unique(labels[labels > 0]):
+        structure = segmentation.known[int(value)]
+        if not structure.level:
+            continue
+        place = _body(labels == value, canal)
+        size, least = (13, 9) if structure.kind == "disc" else (18, 14)
+        if len(place) < 40 or np.ptp(place[:, 0]) < least:
+            continue
+        row, column = place.mean(axis=0)
+        draw.text((column, row), structure.level, INK, _font(size), "mm", stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+def _body(mask: np.ndarray, canal: np.ndarray) -> np.ndarray:
+    """The pixels (n, 2) of a structure's largest piece in front of the canal's pixels: the body, not its process."""
+    pieces = cc3d.connected_components(mask, connectivity=4)
+    places = [np.argwhere(pieces == number) for number in range(1, int(pieces.max()) + 1)]
+    if len(canal):
+        places = [place for place in places if place[:, 1].mean() < _canal_column(canal, place[:, 0].mean())]
+    return max(places, key=len, default=np.empty((0, 2), int))
+
+
+def _canal_column(canal: np.ndarray, row: float) -> float:
+    """Where the canal's pixels (n, 2) run at the height of a row, or nearest to it."""
+    away = np.abs(canal[:, 0] - row)
+    return float(np.median(canal[away <= away.min() + 10, 1]))
+
+
+def _write_directions(panel: Image.Image) -> None:
+    draw = ImageDraw.Draw(panel)
+    width, height = panel.size
+    for letter, place, anchor in (
+        ("S", (width / 2, 5), "mt"),
+        ("I", (width / 2, height - 5), "mb"),
+        ("A", (6, height / 2), "lm"),
+        ("P", (width - 6, height / 2), "rm"),
+    ):
+        draw.text(place, letter, (255, 214, 102), _font(16), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def _legend(segmentation: Segmentation, height: int) -> Image.Image:
+    """The structures present with their colours, in as many columns as the height asks for."""
+    line, font = 25, _font(16)
+    structures = [row.structure for row in segmentation.table()]
+    if not structures:
+        result = Image.new("RGB", (230, height), PAPER)
+        ImageDraw.Draw(result).text((0, 2), "No structure was found", INK, font)
+        return result
+    deep = max(1, height // line)
+    columns = [structures[start : start + deep] for start in range(0, len(structures), deep)]
+    return _beside([_legend_column(column, line, height, font) for column in columns], GAP)
+
+
+def _legend_column(column: list[Structure], line: int, height: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+    width = 28 + int(max(font.getlength(structure.name) for structure in column)) + 6
+    result = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(result)
+    for number, structure in enumerate(column):
+        top = number * line
+        draw.rounded_rectangle((0, top + 3, 17, top + 20), 4, structure.colour)
+        draw.text((28, top + 12), structure.name, INK, font, "lm")
+    return result
+
+
+def _heading(width: int) -> Image.Image:
+    result = Image.new("RGB", (width, 40), PAPER)
+    draw = ImageDraw.Draw(result)
+    draw.text((0, 14), "SAUNet spine segmentation", INK, _font(24), "lm")
+    draw.text((width, 14), "Not for diagnostic use", (255, 138, 128), _font(18), "rm")
+    return result
+
+
+def _footer(segmentation: Segmentation, width: int) -> Image.Image:
+    """What was done, and what the user should know, in lines that fit."""
+    font = _font(15)
+    model = segmentation.provenance.get("model", "")
+    version = segmentation.provenance.get("version", "")
+    made = ", ".join(part for part in (model and f"Model {model}", version and f"version {version}") if part)
+    x, y, z = segmentation.geometry.spacing
+    first = f"{made + '. ' if made else ''}Voxels of {x:.3g} x {y:.3g} x {z:.3g} mm."
+    lines = _wrapped(first, font, width)
+    for notice in segmentation.warnings:
+        lines += _wrapped(f"Note: {notice.text}", font, width)
+    result = Image.new("RGB", (width, 4 + 21 * len(lines)), PAPER)
+    draw = ImageDraw.Draw(result)
+    for number, text in enumerate(lines):
+        draw.text((0, 4 + 21 * number), text, FAINT, font)
+    return result
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _beside(images: list[Image.Image], gap: int) -> Image.Image:
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    result = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
+    left = 0
+    for image in images:
+        result.paste(image, (left, 0))
+        left += image.width + gap
+    return result
+
+
+def _page(parts: list[Image.Image]) -> Image.Image:
+    width = max(part.width for part in parts)
+    height = sum(part.height for part in parts) + GAP * (len(parts) - 1)
+    result = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
+    top = MARGIN
+    for part in parts:
+        result.paste(part, (MARGIN, top))
+        top += part.height + GAP
+    return result
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own typeface: nothing to install."""
+    return ImageFont.load_default(size)  # type: ignore[return-value]

@@ -1,0 +1,267 @@
+"""Write and read segmentations: label maps, 3D Slicer segmentations, and the table of structures."""
+
+from __future__ import annotations
+
+import csv
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import slicerio
+
+from ..anatomy import Structure, classes, structures
+from ..errors import InputError
+from ..segmentation import Notice, Segmentation
+from ..volume import Geometry, Volume, to_sitk
+from . import headers
+from .atomic import check_writable, ending_of, write_beside
+from .volumes import read_image
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd")
+TABLE_ENDINGS = (".csv",)
+TERMINOLOGY = "Segmentation category and type - SAUNet"
+"""Name of the terminology context in Resources, which Slicer must have loaded to edit (not to show) the terms."""
+REGIONS = "Anatomic codes - DICOM master list"
+CATEGORY = ("SCT", "123037004", "Anatomical Structure")
+_KEY = "SAUNet_"
+_ENCODING = _KEY + "encoding"
+
+
+def check_output(path: str | Path, endings: tuple[str, ...] = ENDINGS) -> None:
+    """Refuse an output path before the work instead of after it.
+
+    Raises:
+        UsageError: OUTPUT_FORMAT for an unknown ending, OUTPUT_WRITE for a place that cannot be written to.
+    """
+    check_writable(Path(path), endings)
+
+
+def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
+    """Write a segmentation in the format that the path's ending names; only a whole file replaces an existing one.
+
+    ``.nii``, ``.nii.gz``, ``.nrrd``, ``.mha``: label map, uint8, on the input's grid. ``.seg.nrrd``: 3D Slicer
+    segmentation, one segment per structure present. NRRD and MHA carry provenance, warnings and names as header fields;
+    NIfTI has room for the encoding only.
+
+    Raises:
+        UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
+    """
+    path = Path(path)
+    ending = check_writable(path, ENDINGS)
+    with write_beside(path, ending) as temporary:
+        if ending == ".seg.nrrd":
+            _write_segments(segmentation, temporary)
+        else:
+            _write_label_map(segmentation, temporary, ending)
+        try:  # neither ITK nor gzip reports every failed write
+            headers.check_file(temporary, headers.ENDINGS[2] if ending == ".seg.nrrd" else ending)
+        except InputError as failure:
+            raise OSError(0, "the file did not become whole") from failure
+
+
+def write_table(segmentation: Segmentation, path: str | Path) -> None:
+    """Write the structures as CSV: value, name, level, kind, voxels, volume_mm3, partial, snomed_code.
+
+    Raises:
+        UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
+    """
+    path = Path(path)
+    ending = check_writable(path, TABLE_ENDINGS)
+    with write_beside(path, ending) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("value", "name", "level", "kind", "voxels", "volume_mm3", "partial", "snomed_code"))
+        for row in segmentation.table():
+            one = row.structure
+            writer.writerow(
+                (one.value, one.name, one.level, one.kind, row.voxels, f"{row.volume_mm3:.3f}",
+                 str(row.partial).lower(), one.code)
+            )  # fmt: skip
+
+
+def _fields(segmentation: Segmentation) -> dict[str, str]:
+    """What a header says beside the voxels: encoding, provenance, warnings, structures cut by the field of view."""
+    fields = {_ENCODING: "classes" if segmentation.known == classes() else "levels"}
+    fields |= {_KEY + key: value for key, value in segmentation.provenance.items()}
+    fields |= {f"{_KEY}warning_{notice.code}": notice.text for notice in segmentation.warnings}
+    if segmentation.partial:
+        fields[_KEY + "partial"] = " ".join(str(value) for value in sorted(segmentation.partial))
+    return {re.sub(r"\W", "_", key): _ascii(str(value)) for key, value in fields.items()}
+
+
+def _ascii(text: str) -> str:
+    """One line of ASCII: header lines end at line breaks, and MetaImage's reader counts bytes as characters."""
+    plain = unicodedata.normalize("NFKD", text.translate({0x2013: "-", 0x2014: "-", 0x2019: "'", 0xB5: "u"}))
+    plain = "".join(one for one in plain if not unicodedata.combining(one))
+    return " ".join(plain.encode("ascii", "replace").decode().split())
+
+
+def _write_label_map(segmentation: Segmentation, path: Path, ending: str) -> None:
+    image = to_sitk(segmentation.labels, segmentation.geometry)
+    fields = _fields(segmentation)
+    if ending.startswith(".nii"):
+        said = "; ".join([f"SAUNet {fields[_ENCODING]}", *segmentation.provenance.get("model", "").split(";")[:1]])
+        image.SetMetaData("ITK_FileNotes", _ascii(said)[:79])  # NIfTI's field descrip, 80 bytes
+    else:
+        fields |= {f"{_KEY}label_{row.structure.value}": row.structure.name for row in segmentation.table()}
+        for key, value in fields.items():
+            image.SetMetaData(key, value)
+    sitk.WriteImage(image, str(path), ending != ".nii")
+
+
+def _write_segments(segmentation: Segmentation, path: Path) -> None:
+    geometry = segmentation.geometry
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.asarray(geometry.direction) * np.asarray(geometry.spacing)
+    matrix[:3, 3] = geometry.origin
+    content: dict[str, Any] = {
+        "voxels": segmentation.labels.transpose(2, 1, 0),
+        "ijkToLPS": matrix,
+        "containedRepresentationNames": ["Binary labelmap"],
+        "conversionParameters": [_reference_grid(matrix, geometry)],
+        "segments": [_segment(row.structure, row.partial) for row in segmentation.table()],
+    }
+    slicerio.write_segmentation(str(path), content | _fields(segmentation), compression_level=6)
+
+
+def _reference_grid(matrix: np.ndarray, geometry: Geometry) -> dict[str, str]:
+    """The conversion parameter without which Slicer crops to the segments when it saves: voxel to RAS, and extent."""
+    ras = (np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix).ravel()
+    extent = (bound for count in geometry.size for bound in (0, count - 1))
+    value = "".join(f"{number:.17g};" for number in (*ras, *extent))
+    # Slicer reads a parameter only as far as the "&" after it, which slicerio leaves out after the last one.
+    return {"name": "Reference image geometry", "value": value, "description": "Grid of the segmented image.&"}
+
+
+def _segment(structure: Structure, partial: bool) -> dict[str, Any]:
+    tags = {"SAUNet.Level": structure.level} if structure.level else {}
+    return {
+        "id": f"SAUNet_{structure.value}",
+        "name": structure.name,
+        "nameAutoGenerated": False,
+        "color": [round(part / 255, 6) for part in structure.colour],
+        "colorAutoGenerated": False,
+        "labelValue": structure.value,
+        "layer": 0,
+        "status": "completed",
+        "terminology": {
+            "contextName": TERMINOLOGY,
+            "category": list(CATEGORY),
+            "type": ["SCT", structure.code, structure.meaning],
+            "anatomicContextName": REGIONS,
+        },
+        "tags": tags | ({"SAUNet.Partial": "1"} if partial else {}),
+    }
+
+
+def read_segmentation(path: str | Path) -> Segmentation:
+    """A segmentation in any of the formats that `write_segmentation` writes.
+
+    A label map must hold our values (levels, or the three classes). A 3D Slicer segmentation is read by its segments'
+    names, or by their codes where a name was changed, whatever label values Slicer gave them.
+
+    Raises:
+        InputError: INPUT_LABELS for values or segments without a meaning here; otherwise as `read_volume`.
+    """
+    path = Path(path)
+    if ending_of(path, ENDINGS) == ".seg.nrrd" and path.is_file():
+        return _read_segments(path)
+    image = read_image(path)
+    keys = image.GetMetaDataKeys()
+    fields = {key: image.GetMetaData(key) for key in keys}
+    volume = Volume.from_sitk(image, path.name)
+    labels = _as_labels(volume.voxels, path.name)
+    stated = fields.get(_ENCODING) or fields.get("descrip", "").removeprefix("SAUNet ").partition(";")[0].strip()
+    return _segmentation(labels, volume.geometry, _known(labels, stated, path.name), fields)
+
+
+def _as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
+    """Voxels of any real type as uint8."""
+    whole = voxels.dtype.kind in "biu" or (np.isfinite(voxels).all() and np.all(voxels == np.floor(voxels)))
+    if not whole or voxels.min() < 0 or voxels.max() > 255:
+        raise InputError(
+            "INPUT_LABELS",
+            f"{name} holds values that are not label values (whole numbers from 0 to 255)",
+            "Give a label map, not an image",
+        )
+    return voxels.astype(np.uint8)
+
+
+def _known(labels: np.ndarray, stated: str, name: str) -> Mapping[int, Structure]:
+    """Which encoding a label map uses: what its header states, else the one that knows all its values."""
+    found = {int(value) for value in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if value}
+    order = [classes(), structures()] if stated == "classes" else [structures(), classes()]
+    for known in order:
+        if found <= known.keys():
+            return known
+    unknown = ", ".join(str(value) for value in sorted(found - structures().keys()))
+    raise InputError(
+        "INPUT_LABELS",
+        f"{name} holds label values without a meaning here: {unknown}",
+        "Give a label map in SAUNet's encoding (TotalSpineSeg's values, or 1 vertebra, 2 disc, 3 canal)",
+    )
+
+
+def _segmentation(
+    labels: np.ndarray, geometry: Geometry, known: Mapping[int, Structure], fields: Mapping[str, Any]
+) -> Segmentation:
+    ours = {key.removeprefix(_KEY): str(value) for key, value in fields.items() if key.startswith(_KEY)}
+    warnings = tuple(
+        Notice(key.removeprefix("warning_"), value) for key, value in ours.items() if key.startswith("warning_")
+    )
+    partial = frozenset(int(value) for value in ours.get("partial", "").split() if value.isdigit())
+    skipped = ("warning_", "label_", "encoding", "partial")
+    provenance = {key: value for key, value in ours.items() if not key.startswith(skipped)}
+    return Segmentation(labels, geometry, known, provenance, warnings, partial)
+
+
+def _read_segments(path: Path) -> Segmentation:
+    headers.check_file(path, ".nrrd")
+    try:
+        content = slicerio.read_segmentation(str(path))
+        voxels, matrix = content["voxels"], content["ijkToLPS"]
+        segments = content.get("segments", [])
+    except Exception as failure:  # slicerio meets nonsense with whatever exception comes first
+        raise headers.damaged(path, "it is not a whole 3D Slicer segmentation") from failure
+    if voxels.ndim not in (3, 4):
+        raise InputError("INPUT_DIMENSION", f"{path.name} has {voxels.ndim} dimensions", "Give a 3D segmentation")
+    known, values = _meanings(segments, content.get(_ENCODING, ""), path.name)
+    labels = np.zeros(voxels.shape[-3:], np.uint8)
+    for segment, value in zip(segments, values, strict=True):
+        labels[slicerio.segment_mask(content, segment)] = value
+    cut = {
+        value for segment, value in zip(segments, values, strict=True) if "SAUNet.Partial" in segment.get("tags", {})
+    }
+    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+    geometry = Geometry(labels.shape, tuple(spacing.tolist()), tuple(matrix[:3, 3].tolist()), matrix[:3, :3] / spacing)
+    fields = content | {_KEY + "partial": " ".join(map(str, cut))}  # Slicer keeps the tags only
+    return _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, known, fields)
+
+
+def _meanings(segments: list[Mapping[str, Any]], stated: str, name: str) -> tuple[Mapping[int, Structure], list[int]]:
+    """The encoding that knows all segments, the stated one first, and the label value of each."""
+    order = [classes(), structures()] if stated == "classes" else [structures(), classes()]
+    for known in order:
+        values = [_value(segment, known) for segment in segments]
+        if all(values):
+            return known, values
+    unknown = [
+        one.get("name") or "without a name" for one in segments if not any(_value(one, known) for known in order)
+    ]
+    raise InputError(
+        "INPUT_LABELS",
+        f"{name} holds segments without a meaning here: {', '.join(unknown) or 'classes among levels'}",
+        "Rename them as the structures in the table are named, or remove them",
+    )
+
+
+def _value(segment: Mapping[str, Any], known: Mapping[int, Structure]) -> int:
+    """The label value that a segment's name, else its code, stands for; 0 where it has no meaning."""
+    title = str(segment.get("name", "")).strip().casefold()
+    code = (segment.get("terminology") or {}).get("type", ("", "", ""))[1]
+    named = [one.value for one in known.values() if one.name.casefold() == title]
+    coded = [one.value for one in known.values() if one.code == code]
+    return named[0] if named else coded[0] if len(coded) == 1 else 0

@@ -1,0 +1,112 @@
+"""Read a volume: a NIfTI, NRRD or MetaImage file, or a series of a DICOM folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from ..errors import InputError
+from ..volume import Volume, check_volume
+from . import headers
+from .atomic import check_writable, ending_of, write_beside
+from .dicom import Series, is_dicom, list_series, read_beside, read_series
+
+__all__ = ["Series", "list_series", "read_image", "read_volume", "write_volume"]
+
+_IMAGE_IO = {
+    ".nii": "NiftiImageIO",
+    ".nii.gz": "NiftiImageIO",
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+}
+
+
+def read_volume(path: str | Path, series: str | None = None) -> Volume:
+    """The volume in a file or DICOM folder, checked by `check_volume`. The input is not changed.
+
+    Args:
+        path: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file; folder with a DICOM study, also
+            in folders below it; or a DICOM file, which stands for its series.
+        series: number, instance UID or description of the series where a folder holds several.
+
+    Returns:
+        The volume; voxels (k, j, i). Its name is the file's, or "series N (description)" for DICOM: nothing of the
+        patient.
+
+    Raises:
+        InputError: what is wrong with the input, by code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        volume = read_series(path, series)
+    elif path.is_file() and not ending_of(path, headers.ENDINGS) and is_dicom(path):
+        volume = read_beside(path)
+    else:
+        volume = Volume.from_sitk(read_image(path), path.name)
+    check_volume(volume)
+    return volume
+
+
+def read_image(path: Path) -> sitk.Image:
+    """A NIfTI, NRRD or MetaImage file as ITK reads it, once its header has been found trustworthy.
+
+    Raises:
+        InputError: INPUT_NOT_FOUND, INPUT_EMPTY, INPUT_UNREADABLE, INPUT_TOO_LARGE, INPUT_SPACING or INPUT_DIRECTION.
+    """
+    if not path.exists():
+        raise InputError("INPUT_NOT_FOUND", f"there is no file or folder {path.name}", "Check the path")
+    ending = ending_of(path, headers.ENDINGS)
+    if not path.is_file() or not ending:
+        if path.is_file() and path.stat().st_size == 0:
+            raise InputError("INPUT_EMPTY", f"{path.name} is an empty file", "Copy or export the image again")
+        raise InputError(
+            "INPUT_UNREADABLE",
+            f"{path.name} is not an image of a known kind",
+            f"Give a file that ends in {', '.join(headers.ENDINGS)}, or a folder with a DICOM study",
+        )
+    headers.check_file(path, ending)
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is said by check_file
+    try:
+        with _alone(path, ending) as place:
+            return sitk.ReadImage(str(place), imageIO=_IMAGE_IO[ending])
+    except MemoryError as failure:
+        raise InputError("INPUT_TOO_LARGE", f"{path.name} does not fit into the memory", "Crop it first") from failure
+    except RuntimeError as failure:
+        raise headers.damaged(path, "ITK finds it incomplete or malformed") from failure
+
+
+@contextmanager
+def _alone(path: Path, ending: str) -> Iterator[Path]:
+    """A name under which ITK reads this very file.
+
+    For NAME.nii.gz the NIfTI library takes the voxels of NAME.nii where that lies beside it.
+    """
+    if ending != ".nii.gz" or not path.with_suffix("").exists():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="saunet-") as folder:
+        place = Path(folder, "image.nii.gz")
+        try:
+            place.symlink_to(path.resolve())
+        except OSError:  # Windows without the right to make links
+            shutil.copyfile(path, place)
+        yield place
+
+
+def write_volume(volume: Volume, path: str | Path) -> None:
+    """Write a volume as .nii, .nii.gz, .nrrd or .mha; the file appears whole or not at all.
+
+    Raises:
+        UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
+    """
+    path = Path(path)
+    ending = check_writable(path, (".nii.gz", ".nii", ".nrrd", ".mha"))
+    with write_beside(path, ending) as temporary:
+        sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)

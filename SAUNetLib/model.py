@@ -1,0 +1,201 @@
+"""A trained network on disk: weights (safetensors) and card; find, verify, load, add."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from .errors import ModelError
+from .network import SAUNet
+from .resources import resource
+
+DEFAULT_MODEL = "saunet-lumbar"
+SHIPPED = "install SAUNet again, or choose another model with --model"
+LARGEST_FILE = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model file is: beside NAME.safetensors lies NAME.json with these entries.
+
+    Attributes:
+        name: what ``--model`` calls it.
+        version: of the weights.
+        description: one sentence.
+        classes: names of the network's classes, background first.
+        pixel_mm: working pixel size.
+        network: arguments of `SAUNet`.
+        sha256: of the weights file.
+        licence: of the weights.
+        attribution: whom the licence wants named.
+        data: what it was trained and validated on.
+        command: prints the metrics below.
+        date: of training, ISO.
+        metrics: validation set -> figure -> [mean, standard deviation over patients].
+        limits: what it has not seen, in plain words.
+    """
+
+    name: str
+    version: str
+    description: str
+    classes: list[str]
+    pixel_mm: float
+    network: dict[str, Any]
+    sha256: str
+    licence: str
+    attribution: str
+    data: str
+    command: str
+    date: str
+    metrics: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    limits: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> ModelCard:
+        """The card in a file.
+
+        Raises:
+            ModelError: MODEL_CARD.
+        """
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            card = cls(**entries)
+            usable = (
+                isinstance(card.network, dict)
+                and isinstance(card.sha256, str)
+                and 0.1 <= float(card.pixel_mm) <= 5
+                and len(card.classes) == 4
+                and all(isinstance(text, str) for text in (card.name, card.version))
+            )
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise ModelError("MODEL_CARD", f"the card {path.name} cannot be read ({error})", SHIPPED) from error
+        if not usable:
+            raise ModelError("MODEL_CARD", f"the card {path.name} holds values that no model has", SHIPPED)
+        return card
+
+    def write(self, path: Path) -> None:
+        """Write the card as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its verified weights (float32, evaluation mode, on the CPU) and its card."""
+
+    network: SAUNet
+    card: ModelCard
+
+
+def model_folders() -> list[Path]:
+    """Where models are found by name: the user's own (``SAUNET_MODELS`` or ~/.saunet/models), then the shipped ones."""
+    own = os.environ.get("SAUNET_MODELS")
+    return [Path(own) if own else Path.home() / ".saunet" / "models", resource("models")]
+
+
+def available_models() -> list[ModelCard]:
+    """Cards of all models that can be chosen by name, unreadable ones left out."""
+    cards: dict[str, ModelCard] = {}
+    for folder in model_folders():
+        for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+            try:
+                cards.setdefault(path.stem, ModelCard.read(path))
+            except ModelError:
+                continue  # said when it is asked for by name
+    return list(cards.values())
+
+
+def find_model(model: str = DEFAULT_MODEL) -> Path:
+    """The weights file of a model given by name or by path.
+
+    Raises:
+        ModelError: MODEL_NOT_FOUND.
+    """
+    path = Path(model)
+    if path.suffix == ".safetensors":
+        if path.is_file():
+            return path
+        raise ModelError("MODEL_NOT_FOUND", f"there is no file {model}", "Check the path given with --model")
+    for folder in model_folders():
+        candidate = folder / f"{model}.safetensors"
+        if path.name == model and candidate.is_file():
+            return candidate
+    names = ", ".join(card.name for card in available_models()) or "none"
+    raise ModelError("MODEL_NOT_FOUND", f"there is no model {model!r}", f"Choose one of these: {names}")
+
+
+def load_model(model: str = DEFAULT_MODEL) -> Model:
+    """Find, verify and load a model. Nothing is unpickled.
+
+    ModelError: MODEL_NOT_FOUND; MODEL_CARD; MODEL_DAMAGED, the file's SHA-256 is not the card's; MODEL_MISMATCH,
+        the weights are not those of the network that the card describes.
+        weights are not those of the network that the card describes.
+    """
+    path = find_model(model)
+    card = ModelCard.read(path.with_suffix(".json"))
+    weights = _verified_weights(path, card)
+    try:
+        # Shapes first, on the meta device: a card that asks for an absurd network costs nothing.
+        with torch.device("meta"):
+            network = SAUNet(**card.network)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError("MODEL_CARD", f"the card of {path.name} describes no network ({error})", SHIPPED) from error
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != found or not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        raise ModelError("MODEL_MISMATCH", f"the weights in {path.name} are not those of its card", SHIPPED)
+    network.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}, assign=True
+    )
+    return Model(network.eval().requires_grad_(False), card)
+
+
+def _verified_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
+    if path.stat().st_size > LARGEST_FILE:
+        raise ModelError("MODEL_DAMAGED", f"{path.name} is far too large for a SAU-Net", SHIPPED)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != card.sha256:
+        raise ModelError("MODEL_DAMAGED", f"{path.name} is truncated or was changed: its SHA-256 is wrong", SHIPPED)
+    try:
+        return safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ModelError("MODEL_DAMAGED", f"{path.name} is no safetensors file", SHIPPED) from error
+
+
+def save_model(network: SAUNet, path: Path, card: Mapping[str, Any]) -> ModelCard:
+    """Write NAME.safetensors (float16) and NAME.json; ``card`` holds the card's entries but for ``sha256``."""
+    half = {
+        name: (value.half() if value.is_floating_point() else value).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    content = safetensors.torch.save(half)
+    path.write_bytes(content)
+    result = ModelCard(**card, sha256=hashlib.sha256(content).hexdigest())
+    result.write(path.with_suffix(".json"))
+    return result
+
+
+def add_model(path: Path) -> ModelCard:
+    """Verify a model file and copy it with its card to the user's models, so that its name selects it everywhere.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    card = load_model(str(path)).card
+    folder = model_folders()[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in (path, path.with_suffix(".json")):
+        target = folder / f"{card.name}{source.suffix}"
+        part = target.with_name(target.name + ".part")
+        shutil.copyfile(source, part)
+        part.replace(target)
+    return card

@@ -1,0 +1,112 @@
+"""segment(volume) -> segmentation: the one road through the engine's rooms."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from . import __version__
+from .anatomy import classes, structures, to_classes
+from .engine import Engine, Report, silent
+from .formats.previews import write_preview
+from .formats.segmentations import check_output, write_segmentation, write_table
+from .formats.volumes import read_volume
+from .levels import name_structures
+from .segmentation import Segmentation
+from .volume import SagittalStack, Volume, check_volume
+
+
+def segment(
+    volume: Volume,
+    engine: Engine,
+    *,
+    levels: bool = True,
+    lowest: str = "L5",
+    report: Report = silent,
+) -> Segmentation:
+    """Segment a spine MRI.
+
+    Args:
+        volume: sagittal stack or isotropic volume, any axis order.
+        engine: a model on a device.
+        levels: one label per structure (`anatomy.structures`); otherwise the three classes (`anatomy.classes`).
+        lowest: what the lowest complete vertebra is.
+        report: told stage (``prepare``, ``segment``, ``levels``) and fraction; raises CancelledError to cancel.
+
+    Returns:
+        The result on exactly the volume's grid.
+
+    Raises:
+        InputError, UsageError, OutOfMemoryError, CancelledError: see `errors`.
+    """
+    started = datetime.now(UTC)
+    report("prepare", 0.0)
+    check_volume(volume)
+    stack = SagittalStack.of(volume)
+    found, notices = engine.classes(stack, report)
+    report("levels", 0.0)
+    named = name_structures(stack.with_slices(found), lowest)
+    labels = stack.restore(named.labels)
+    report("levels", 1.0)
+    return Segmentation(
+        labels if levels else to_classes(labels),
+        volume.geometry,
+        structures() if levels else classes(),
+        _provenance(engine, levels, lowest, started),
+        notices + named.notices,
+        named.partial if levels else frozenset(),
+    )
+
+
+def _provenance(engine: Engine, levels: bool, lowest: str, started: datetime) -> dict[str, str]:
+    card = engine.model.card
+    return {
+        "software": f"SAUNet {__version__}",
+        "model": f"{card.name} {card.version}",
+        "model_sha256": card.sha256,
+        "device": f"{engine.device.type} {str(engine.dtype).removeprefix('torch.')}",
+        "options": f"levels={levels} lowest={lowest}",
+        "time": started.isoformat(timespec="seconds"),
+    }
+
+
+def segment_file(
+    image: str | Path,
+    output: str | Path,
+    engine: Engine,
+    *,
+    series: str | None = None,
+    levels: bool = True,
+    lowest: str = "L5",
+    table: str | Path | None = None,
+    preview: str | Path | None = None,
+    report: Report = silent,
+) -> Segmentation:
+    """`segment` from file to file; every file is written whole or not at all, the input is not changed.
+
+    Args:
+        image: see `read_volume`, as is ``series``.
+        output: label map or segmentation, see `write_segmentation`.
+        engine, levels, lowest, report: see `segment`; two stages more, ``read`` and ``write``.
+        table: CSV of the structures.
+        preview: PNG.
+
+    Raises:
+        SAUNetError: those of `read_volume`, `segment` and `write_segmentation`. Places that cannot be written to are
+            refused before the computation.
+    """
+    wanted = {path: endings for path, endings in ((table, (".csv",)), (preview, (".png",))) if path is not None}
+    check_output(output)
+    for path, endings in wanted.items():
+        check_output(path, endings)
+    report("read", 0.0)
+    volume = read_volume(image, series)
+    segmentation = segment(volume, engine, levels=levels, lowest=lowest, report=report)
+    report("write", 0.0)
+    write_segmentation(segmentation, output)
+    if table is not None:
+        write_table(segmentation, table)
+    if preview is not None:
+        write_preview(volume, segmentation, preview)
+    report("write", 1.0)
+    return segmentation

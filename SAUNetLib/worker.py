@@ -1,0 +1,202 @@
+"""The pipeline as a child process: requests as JSON lines on stdin, events as JSON lines on stdout, logging on stderr.
+
+Requests::
+
+    {"command": "warm", "model": NAME, "device": NAME}
+    {"command": "segment", "image": PATH, "output": PATH, ...}     further keys: the fields of `Request`
+    {"command": "cancel"}                                          stops every request sent before it
+
+Every request may carry an ``id``, which its events repeat. Events::
+
+    {"event": "ready", "version": ...}                             once, before the first request is taken
+    {"event": "progress", "stage": ..., "fraction": ...}
+    {"event": "warning", "code": ..., "text": ...}
+    {"event": "result", ...}                                       the request is done
+    {"event": "error", "code": ..., "title": ..., "cause": ..., "remedy": ..., "exit_status": ...}
+
+Exactly one ``result`` or ``error`` ends a request. Closing stdin cancels what runs and ends the process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import IO, Any
+
+from . import __version__
+from .errors import CancelledError, SAUNetError, UsageError
+
+LONGEST_LINE = 2**20
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request to segment or to warm up; absent fields take the command line's defaults."""
+
+    command: str
+    id: str | int | None = None
+    image: str | None = None
+    output: str | None = None
+    table: str | None = None
+    preview: str | None = None
+    series: str | None = None
+    model: str | None = None
+    device: str = "auto"
+    levels: bool = True
+    lowest: str = "L5"
+
+    @classmethod
+    def parse(cls, line: str) -> Request:
+        """The request in a line.
+
+        Raises:
+            UsageError: USAGE, it is none.
+        """
+        remedy = "Send one JSON object a line, as the worker's documentation describes it"
+        try:
+            entries = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError("USAGE", "the request is not JSON", remedy) from error
+        if not isinstance(entries, dict) or entries.get("command") not in ("segment", "warm", "cancel"):
+            raise UsageError("USAGE", "the request names no known command", remedy)
+        known = {field.name for field in fields(cls)}
+        for key, value in entries.items():
+            wanted: Any = {"levels": bool, "id": (str, int)}.get(key, str)
+            if key not in known or not (value is None or isinstance(value, wanted)):
+                raise UsageError("USAGE", f"the request's entry {str(key)[:40]!r} is not understood", remedy)
+        request = cls(**{key: value for key, value in entries.items() if value is not None})
+        if request.command == "segment" and not (request.image and request.output):
+            raise UsageError("USAGE", "the request to segment names no image or no output", remedy)
+        return request
+
+
+class Worker:
+    """Serves requests one after the other and keeps the last engine.
+
+    Args:
+        requests: text stream of requests.
+        events: text stream for events.
+    """
+
+    def __init__(self, requests: IO[str], events: IO[str]) -> None:
+        self._requests, self._events = requests, events
+        self._waiting: queue.Queue[tuple[int, str] | None] = queue.Queue()
+        self._received = 0
+        self._cancelled_to: float = 0  # number of the last request that is not wanted any more
+        self._engine: tuple[tuple[str | None, str], Any] | None = None
+
+    def serve(self) -> None:
+        """Serve until the stream of requests ends."""
+        threading.Thread(target=self._listen, name="requests", daemon=True).start()
+        self._send(event="ready", version=__version__)
+        while (waiting := self._waiting.get()) is not None:
+            self._serve_one(*waiting)
+
+    def _listen(self) -> None:
+        """Cancelling must be heard while a request runs; everything else waits its turn."""
+        while line := self._requests.readline(LONGEST_LINE):
+            if '"cancel"' in line and _is_cancel(line):
+                self._cancelled_to = self._received
+            elif line.strip():
+                self._received += 1
+                self._waiting.put((self._received, line))
+        self._cancelled_to = float("inf")
+        self._waiting.put(None)
+
+    def _serve_one(self, number: int, line: str) -> None:
+        identity: dict[str, Any] = {}
+        try:
+            request = Request.parse(line)
+            if request.id is not None:
+                identity = {"id": request.id}
+            result = self._answer(number, request, lambda **event: self._send(**identity, **event))
+            self._send(**identity, event="result", **result)
+        except SAUNetError as error:
+            self._send(**identity, event="error", **error.as_dict())
+        except Exception as error:
+            log.exception("unexpected failure")
+            bug = SAUNetError(
+                "INTERNAL",
+                f"the engine failed unexpectedly ({type(error).__name__}: {error})",
+                "Please report it with the log",
+            )
+            self._send(**identity, event="error", **bug.as_dict())
+
+    def _answer(self, number: int, request: Request, send: Callable[..., None]) -> dict[str, Any]:
+        def report(stage: str, fraction: float) -> None:
+            if number <= self._cancelled_to:
+                raise CancelledError
+            send(event="progress", stage=stage, fraction=round(fraction, 4))
+
+        report("load", 0.0)
+        engine = self._engine_for(request)
+        about = {"model": engine.model.card.name, "device": engine.device.type}
+        if request.command == "warm":
+            return {"command": "warm", **about}
+        from .pipeline import segment_file
+
+        assert request.image is not None and request.output is not None
+        segmentation = segment_file(
+            request.image,
+            request.output,
+            engine,
+            series=request.series,
+            levels=request.levels,
+            lowest=request.lowest,
+            table=request.table,
+            preview=request.preview,
+            report=report,
+        )
+        for notice in segmentation.warnings:
+            send(event="warning", code=notice.code, text=notice.text)
+        return {"command": "segment", "output": request.output, **about, **segmentation.summary()}
+
+    def _engine_for(self, request: Request) -> Any:
+        """The engine of the last request where it is the same, else a new one."""
+        key = (request.model, request.device)
+        if self._engine is None or self._engine[0] != key:
+            from .engine import Engine
+            from .model import DEFAULT_MODEL, load_model
+
+            self._engine = None  # never two at once in memory
+            self._engine = (key, Engine(load_model(request.model or DEFAULT_MODEL), request.device))
+        return self._engine[1]
+
+    def _send(self, **event: Any) -> None:
+        self._events.write(json.dumps(event, ensure_ascii=False) + "\n")
+        self._events.flush()
+
+
+def _is_cancel(line: str) -> bool:
+    try:
+        return Request.parse(line).command == "cancel"
+    except UsageError:
+        return False
+
+
+def main() -> int:
+    """Serve stdin and stdout of this process."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    # Events have the real stdout for themselves: what a library prints joins the log.
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    requests = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8", errors="replace")
+    try:
+        Worker(requests, events).serve()
+    except BrokenPipeError:
+        log.info("nobody reads the events any more")
+    return 0
+
+
+if __name__ == "__main__":
+    # A thread waits in readline() for as long as the parent lives; the interpreter must not wait for it.
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,62 @@
+"""What every test sees: the repository on the path, the data that lie beside it, a model too small to be slow."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "Testing")]
+
+from SAUNetLib.engine import Engine  # noqa: E402
+from SAUNetLib.model import load_model, save_model  # noqa: E402
+from SAUNetLib.network import SAUNet  # noqa: E402
+
+CARD = {
+    "name": "tiny",
+    "version": "1",
+    "description": "random weights for the tests",
+    "classes": ["background", "vertebra", "disc", "canal"],
+    "pixel_mm": 1.5,
+    "network": {"classes": 4, "widths": [4, 4, 8, 8, 8], "reading": "add", "attention": "features"},
+    "licence": "Apache-2.0",
+    "attribution": "none",
+    "data": "none",
+    "command": "none",
+    "date": "2026-11-23",
+}
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder ../shared/data beside the repository; the test is skipped where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the data in ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights file of a network with random weights that paints all four classes."""
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    torch.manual_seed(5)
+    network = SAUNet(**CARD["network"])
+    with torch.no_grad():
+        network.head.weight.mul_(8)  # so that no class wins everywhere
+    save_model(network, path, CARD)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_model: Path) -> Engine:
+    """The tiny model on the processor, in float32."""
+    return Engine(load_model(str(tiny_model)), "cpu", "float32")
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    """Reproducible randomness."""
+    return np.random.default_rng(11)

@@ -1,0 +1,251 @@
+"""The command line: exit statuses, one clear line for each failure, several images, JSON."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import ROOT
+from test_pipeline import picture
+from test_volume import SAGITTAL
+
+from SAUNetLib.cli import main
+from SAUNetLib.formats.segmentations import read_segmentation
+from SAUNetLib.volume import Geometry, Volume
+
+
+@pytest.fixture
+def image(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    sitk.WriteImage(picture().to_sitk(), str(folder / "a.nii.gz"))
+    return folder / "a.nii.gz"
+
+
+@pytest.fixture
+def run(tiny_model, capsys):
+    """`saunet segment ...` with the tiny model: exit status, stdout, stderr."""
+
+    def call(*arguments):
+        status = main(["segment", "--model", str(tiny_model), "--device", "cpu", *map(str, arguments)])
+        return (status, *capsys.readouterr())
+
+    return call
+
+
+def test_segment_writes_label_map_table_and_preview(run, image, tmp_path):
+    output = tmp_path / "out" / "b.seg.nrrd"
+    status, out, err = run(
+        image, "--output", output, "--table", tmp_path / "out/b.csv", "--preview", tmp_path / "out/b.png"
+    )
+    assert status == 0 and err == ""
+    assert sorted(path.name for path in output.parent.iterdir()) == ["b.csv", "b.png", "b.seg.nrrd"]
+    result = read_segmentation(output)
+    assert result.geometry.same_grid(picture().geometry)
+    for row in result.table():
+        assert row.structure.name in out
+    assert str(output) in out
+
+
+def test_quiet_prints_nothing_and_classes_gives_three_values(run, image, tmp_path):
+    status, out, err = run(image, "--output", tmp_path / "b.mha", "--classes", "--quiet")
+    assert (status, out, err) == (0, "", "")
+    found = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "b.mha")))
+    assert set(np.unique(found)) <= {0, 1, 2, 3} and found.any()
+
+
+def test_json_is_one_object_with_the_result(run, image, tmp_path):
+    status, out, err = run(image, "--output", tmp_path / "b.nrrd", "--json")
+    answer = json.loads(out)
+    assert status == 0 and err == ""
+    assert answer["structures"] and answer["provenance"]["model"] == "tiny 1" and "warnings" in answer
+
+
+def spoil(name: str, image, tmp_path):
+    """A bad input of a kind, and the arguments to call with."""
+    source = picture()
+    path = tmp_path / "in" / f"{name}.nrrd"
+    if name == "truncated":
+        path = image.with_name("truncated.nii.gz")
+        path.write_bytes(image.read_bytes()[:2000])
+    elif name == "4D":
+        sitk.WriteImage(sitk.JoinSeries([source.to_sitk(), source.to_sitk()]), str(path))
+    elif name == "colour":
+        sitk.WriteImage(sitk.Compose([source.to_sitk()] * 3), str(path))
+    elif name == "axial":
+        axial = Volume(source.voxels, Geometry(source.geometry.size, (1.2, 1.2, 4.0), (0, 0, 0), np.eye(3)))
+        sitk.WriteImage(axial.to_sitk(), str(path))
+    elif name == "sheared":
+        content = (
+            "NRRD0004\ntype: float\ndimension: 3\nspace: left-posterior-superior\nsizes: 48 64 4\nspace directions: "
+            "(0,1.2,0) (0,0.4,-1.2) (4,0,0)\nspace origin: (0,0,0)\nencoding: raw\nendian: little\n\n"
+        )
+        path.write_bytes(content.encode() + source.voxels.tobytes())
+    elif name == "empty folder":
+        path = tmp_path / "in" / "folder"
+        path.mkdir()
+    elif name == "missing":
+        pass
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("truncated", "INPUT_UNREADABLE"),
+        ("4D", "INPUT_DIMENSION"),
+        ("colour", "INPUT_PIXEL_TYPE"),
+        ("axial", "INPUT_NOT_SAGITTAL"),
+        ("sheared", "INPUT_DIRECTION"),
+        ("empty folder", "INPUT_EMPTY"),
+        ("missing", "INPUT_NOT_FOUND"),
+    ],
+)
+def test_bad_input_gives_its_status_one_line_and_no_file(run, image, tmp_path, name, code):
+    path = spoil(name, image, tmp_path)
+    status, out, err = run(path, "--output", tmp_path / "out" / "b.nii.gz", "--table", tmp_path / "out" / "b.csv")
+    assert status == 3 and out == ""
+    assert err.count("\n") == 1 and err.startswith(f"error {code}: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tampered_model_gives_status_4(image, tmp_path, tiny_model, capsys):
+    spoilt = tmp_path / "spoilt.safetensors"
+    spoilt.write_bytes(tiny_model.read_bytes()[:-1] + b"\x00")
+    spoilt.with_suffix(".json").write_bytes(tiny_model.with_suffix(".json").read_bytes())
+    assert main(["segment", str(image), "--output", str(tmp_path / "b.nrrd"), "--model", str(spoilt)]) == 4
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("error MODEL_DAMAGED: ")
+    assert not (tmp_path / "b.nrrd").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["segment"],
+        ["segment", "a.nrrd"],
+        ["segment", "a.nrrd", "--output", "b.nrrd", "--device", "abacus"],
+        ["segment", "a.nrrd", "--output", "b.nrrd", "--classes", "--levels"],
+        ["evaluate", "a.nrrd"],
+    ],
+)
+def test_usage_errors_give_status_2_and_one_line(arguments, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("error USAGE: ")
+
+
+def test_an_unknown_level_gives_status_2(run, image, tmp_path):
+    status, _, err = run(image, "--output", tmp_path / "b.nrrd", "--lowest", "Q7")
+    assert status == 2 and "Q7" in err and "L5" in err and not (tmp_path / "b.nrrd").exists()
+
+
+def test_errors_in_json_too(run, tmp_path):
+    status, out, _ = run(tmp_path / "none.nrrd", "--output", tmp_path / "b.nrrd", "--json")
+    error = json.loads(out)["error"]
+    assert status == 3 and error["code"] == "INPUT_NOT_FOUND" and error["remedy"] and error["exit_status"] == 3
+
+
+def test_several_images_one_failure_does_not_stop_the_rest(run, image, tmp_path):
+    second = image.with_name("study.1.nrrd")
+    sitk.WriteImage(picture((2, 40, 40)).to_sitk(), str(second))
+    status, out, err = run(image, tmp_path / "none.nrrd", second, "--output", tmp_path / "many")
+    assert status == 3
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["a.nii.gz", "study.1.nii.gz"]
+    assert err.count("\n") == 1 and "none.nrrd" in err and "INPUT_NOT_FOUND" in err
+    assert out.count("\n") == 2
+
+
+def test_several_images_that_would_share_a_name_are_refused(run, image, tmp_path):
+    status, _, err = run(image, image, "--output", tmp_path / "many")
+    assert status == 2 and "a.nii.gz" in err and not (tmp_path / "many").exists()
+
+
+def test_evaluate_compares_structure_by_structure(run, image, tmp_path, capsys):
+    run(image, "--output", tmp_path / "b.seg.nrrd", "--quiet")
+    run(image, "--output", tmp_path / "c.nii.gz", "--quiet")
+    assert main(["evaluate", str(tmp_path / "b.seg.nrrd"), str(tmp_path / "c.nii.gz"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["structures"]
+    assert all(one["dice"] == 1 and one["hausdorff_mm"] == 0 for one in report["structures"])
+    assert not report["instances"]["vertebra"]["missed"]
+    assert main(["evaluate", str(tmp_path / "b.seg.nrrd"), str(tmp_path / "c.nii.gz")]) == 0
+    assert "1.000" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_two_grids(tmp_path, capsys):
+    labels = np.ones((3, 20, 20), np.uint8)
+    for name, origin in (("a", 0.0), ("b", 5.0)):
+        geometry = Geometry((20, 20, 3), (1.0, 1.0, 4.0), (origin, 0.0, 0.0), SAGITTAL)
+        sitk.WriteImage(Volume(labels, geometry).to_sitk(), str(tmp_path / f"{name}.nrrd"))
+    assert main(["evaluate", str(tmp_path / "a.nrrd"), str(tmp_path / "b.nrrd")]) == 3
+    assert capsys.readouterr().err.startswith("error INPUT_GEOMETRY: ")
+
+
+def test_a_bug_gives_status_1_without_a_traceback_unless_asked(run, image, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", broken)
+    status, _, err = run(image, "--output", tmp_path / "b.nrrd")
+    assert status == 1 and err.count("\n") == 1 and "INTERNAL" in err and "Traceback" not in err
+    status, _, err = run(image, "--output", tmp_path / "b.nrrd", "--debug")
+    assert status == 1 and "Traceback" in err
+
+
+def test_interrupting_gives_status_6(run, image, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", interrupted)
+    status, _, err = run(image, "--output", tmp_path / "b.nrrd")
+    assert status == 6 and err.startswith("error CANCELLED: ")
+
+
+def test_models_lists_and_adds(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
+    assert main(["models", "--add", str(tiny_model)]) == 0
+    capsys.readouterr()
+    assert main(["models", "--json"]) == 0
+    assert "tiny" in [card["name"] for card in json.loads(capsys.readouterr().out)]
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom SAUNetLib.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print([name for name in ('torch', 'SimpleITK', 'numpy', 'rich') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_segmenting_opens_no_connection(image, tmp_path, tiny_model):
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_, **__):\n    raise OSError('no network')\n"
+        "socket.socket.connect = refuse\nsocket.getaddrinfo = refuse\n"
+        "from SAUNetLib.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["segment", str(image), "--output", str(tmp_path / "b.nrrd"), "--model", str(tiny_model), "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "b.nrrd").exists()
+
+
+def test_the_installed_layers_keep_apart():
+    """SAUNetLib knows nothing of Slicer; the network knows nothing of the project."""
+    for path in (ROOT / "SAUNetLib").rglob("*.py"):
+        imports = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if "import " in line]
+        for line in imports:
+            words = line.replace(",", " ").split()
+            assert words[0] not in ("import", "from") or words[1].split(".")[0] not in ("slicer", "qt", "ctk", "vtk")
+            assert "pickle" not in words
+            if path.parent.name == "network" and words[0] == "from" and words[1].startswith("."):
+                assert words[1].startswith(("." + "dense_unet", "." + "inter_slice", "." + "sau_net")), path

@@ -1,0 +1,185 @@
+"""The engine: chunks, precision, memory, cancelling, and the same bits every time."""
+
+import numpy as np
+import pytest
+import torch
+
+import SAUNetLib.engine as engine_module
+from SAUNetLib.engine import Engine, choose_device, fold_batch_norm, resample
+from SAUNetLib.errors import CancelledError, OutOfMemoryError, UsageError
+from SAUNetLib.model import load_model
+from SAUNetLib.network import SAUNet
+from SAUNetLib.volume import SagittalStack
+
+
+def stack_of(slices: int, rows: int = 60, columns: int = 50, pixel: float = 1.5) -> SagittalStack:
+    values = np.random.default_rng(slices).normal(100, 30, (slices, rows, columns)).astype(np.float32)
+    values = np.cumsum(values - 100, axis=1)  # smooth enough to have shapes in it
+    return SagittalStack(values, 4.0, (pixel, pixel), (0, 1, 2), (False, False, False))
+
+
+def test_result_has_the_stack_s_grid_and_several_classes(tiny_engine):
+    found, notices = tiny_engine.classes(stack_of(5))
+    assert found.shape == (5, 60, 50) and found.dtype == np.uint8 and notices == ()
+    assert len(np.unique(found)) > 1 and found.max() <= 3
+
+
+@pytest.mark.parametrize("slices", [1, 2, 7])
+def test_result_does_not_depend_on_the_chunk(tiny_model, slices):
+    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    results = []
+    for chunk in (1, 2, 3, 16):
+        engine.chunk = chunk
+        results.append(engine.classes(stack_of(slices))[0])
+    for other in results[1:]:
+        # Another batch size may take another convolution kernel: the last bit of a score, not a decision.
+        assert np.mean(other != results[0]) < 1e-4
+
+
+def test_engine_equals_the_network_on_the_whole_stack(tiny_model):
+    model = load_model(str(tiny_model))
+    stack = stack_of(4, 64, 48)
+    found, _ = Engine(model, "cpu", "float32").classes(stack)
+    intensity = engine_module.Intensity.of(stack.slices)
+    with torch.inference_mode():
+        scores = model.network(torch.from_numpy(intensity.normalise(stack.slices))[None, :, None])[0]
+    assert np.mean(found != scores.argmax(1).numpy()) < 1e-3
+
+
+def test_every_slice_is_encoded_once_whatever_the_chunk(tiny_model):
+    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    encoded = []
+    engine.network.encoder.register_forward_hook(lambda _m, inputs, _r: encoded.append(inputs[0].shape[0]))
+    engine.chunk = 2
+    engine.classes(stack_of(5))
+    assert encoded == [2, 2, 1]
+
+
+def test_same_input_same_bits(tiny_engine):
+    stack = stack_of(4)
+    assert np.array_equal(tiny_engine.classes(stack)[0], tiny_engine.classes(stack)[0])
+
+
+def test_folding_batch_norm_changes_nothing_but_the_layers():
+    torch.manual_seed(4)
+    network = SAUNet(widths=(4, 4, 8, 8, 8)).train()
+    for _ in range(3):
+        network(torch.randn(2, 2, 1, 32, 32) * 3 + 1)  # statistics worth folding
+    network.eval()
+    stack = torch.randn(1, 3, 1, 32, 32)
+    with torch.inference_mode():
+        before = network(stack)
+        folded = fold_batch_norm(network)
+        torch.testing.assert_close(folded(stack), before, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+
+
+def test_bfloat16_agrees_with_float32_on_the_shipped_model(shared_data):
+    from SAUNetLib.formats.volumes import read_volume
+
+    stack = SagittalStack.of(read_volume(shared_data / "external_bodies" / "VB3_02_image.nii.gz"))
+    model = load_model()
+    full, _ = Engine(model, "cpu", "float32").classes(stack)
+    half, _ = Engine(model, "cpu", "bfloat16").classes(stack)
+    assert full.any()
+    assert np.mean(full == half) >= 0.999
+
+
+def test_cancelling_takes_effect_within_a_chunk(tiny_engine):
+    told = []
+
+    def report(stage: str, fraction: float) -> None:
+        told.append(fraction)
+        if len(told) == 3:
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        tiny_engine.classes(stack_of(6), report)
+    assert told == [0.0, pytest.approx(1 / 6), pytest.approx(2 / 6)]
+
+
+def test_progress_rises_to_one(tiny_engine):
+    told = []
+    tiny_engine.classes(stack_of(5), lambda stage, fraction: told.append((stage, fraction)))
+    assert {stage for stage, _ in told} == {"segment"}
+    fractions = [fraction for _, fraction in told]
+    assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] == 1
+
+
+def failing(engine: Engine, error: Exception, times: int) -> list[int]:
+    """Let the network fail a number of times; the chunks that were tried are recorded."""
+    tried: list[int] = []
+    original = engine._rough
+
+    def rough(slices, *rest):
+        tried.append(len(slices))
+        if len(tried) <= times:
+            raise error
+        return original(slices, *rest)
+
+    engine._rough = rough
+    return tried
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "allocator", "python"])
+def test_out_of_memory_takes_smaller_chunks_and_says_so(tiny_model, error):
+    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    engine.chunk = 4
+    tried = failing(engine, error, 2)
+    found, notices = engine.classes(stack_of(4))
+    assert tried[:3] == [4, 2, 1]
+    assert [notice.code for notice in notices] == ["SMALLER_CHUNKS", "SMALLER_CHUNKS"]
+    assert np.array_equal(found, Engine(load_model(str(tiny_model)), "cpu", "float32").classes(stack_of(4))[0])
+
+
+def test_out_of_memory_on_a_gpu_ends_on_the_processor(tiny_model, monkeypatch):
+    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    engine.chunk = 1
+    engine.device = torch.device("meta")  # stands for a device that is not the processor
+    tried = failing(engine, torch.OutOfMemoryError("out of memory"), 1)
+    _, notices = engine.classes(stack_of(2))
+    assert [notice.code for notice in notices] == ["MOVED_TO_CPU"]
+    assert engine.device.type == "cpu" and len(tried) == 3
+
+
+def test_out_of_memory_on_the_processor_is_an_error_of_its_own(tiny_model):
+    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    failing(engine, MemoryError(), 99)
+    with pytest.raises(OutOfMemoryError) as caught:
+        engine.classes(stack_of(2))
+    assert caught.value.exit_status == 5
+
+
+def test_other_failures_are_not_taken_for_a_lack_of_memory(tiny_model):
+    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    failing(engine, RuntimeError("shapes do not match"), 1)
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine.classes(stack_of(2))
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto").type == "cpu"
+    for device in ("cuda", "mps", "quantum"):
+        with pytest.raises(UsageError) as caught:
+            choose_device(device)
+        assert caught.value.code == "DEVICE"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto").type == "cuda"
+
+
+def test_resampling_keeps_the_field_of_view():
+    ramp = torch.linspace(0, 1, 40).expand(1, 1, 40, 40)
+    for shape in ((20, 20), (80, 80), (40, 25)):
+        smaller = resample(ramp, shape)
+        assert smaller.shape[-2:] == shape
+        back = resample(smaller, (40, 40))
+        assert (back - ramp)[..., 4:-4].abs().max() < 0.02

@@ -1,0 +1,100 @@
+"""Agreement and detection against values computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from SAUNetLib.metrics import agreement, compare_labels, detect
+
+
+def cube(start: int, stop: int, size: int = 20) -> np.ndarray:
+    mask = np.zeros((size, size, size), bool)
+    mask[start:stop, 5:15, 5:15] = True
+    return mask
+
+
+def test_the_same_mask_agrees_perfectly():
+    one = agreement(cube(5, 15), cube(5, 15), (1.0, 1.0, 1.0))
+    assert (one.dice, one.precision, one.recall, one.jaccard) == (1, 1, 1, 1)
+    assert one.hausdorff_mm == one.hausdorff95_mm == one.surface_distance_mm == 0
+
+
+def test_overlap_by_hand():
+    one = agreement(cube(5, 15), cube(10, 20, 20), (1.0, 1.0, 1.0))
+    assert one.dice == pytest.approx(0.5) and one.jaccard == pytest.approx(1 / 3)
+    assert one.precision == one.recall == pytest.approx(0.5)
+
+
+def test_precision_and_recall_are_not_confused():
+    one = agreement(cube(5, 15), cube(5, 10), (1.0, 1.0, 1.0))
+    assert one.precision == pytest.approx(0.5) and one.recall == 1
+
+
+@pytest.mark.parametrize("spacing", [1.0, 3.5])
+def test_distances_are_in_millimetres_along_the_right_axis(spacing):
+    one = agreement(cube(5, 15), cube(5, 17), (spacing, 0.5, 0.7))
+    assert one.hausdorff_mm == pytest.approx(2 * spacing, rel=0.05)
+    assert 0 < one.surface_distance_mm < one.hausdorff_mm
+
+
+def test_empty_masks():
+    empty = np.zeros((20, 20, 20), bool)
+    both = agreement(empty, empty, (1.0, 1.0, 1.0))
+    assert both.dice == both.jaccard == 1 and math.isnan(both.precision) and math.isnan(both.recall)
+    assert both.hausdorff_mm == 0
+    missed = agreement(empty, cube(5, 15), (1.0, 1.0, 1.0))
+    assert missed.dice == missed.recall == 0 and math.isinf(missed.hausdorff_mm)
+    assert math.isnan(missed.precision)
+
+
+def test_masks_that_fill_the_volume_have_a_surface_too():
+    full = np.ones((6, 7, 8), bool)
+    assert agreement(full, full, (1.0, 1.0, 1.0)).hausdorff_mm == 0
+
+
+def test_one_slice():
+    one = agreement(np.ones((1, 9, 9), bool), np.ones((1, 9, 9), bool), (4.0, 1.0, 1.0))
+    assert one.dice == 1 and one.hausdorff_mm == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays(bool, (4, 6, 5)), arrays(bool, (4, 6, 5)))
+def test_dice_and_distances_are_symmetric(first, second):
+    forth, back = agreement(first, second, (2.0, 1.0, 1.0)), agreement(second, first, (2.0, 1.0, 1.0))
+    assert forth.dice == back.dice and forth.jaccard == back.jaccard
+    assert forth.hausdorff_mm == pytest.approx(back.hausdorff_mm)
+    assert forth.surface_distance_mm == pytest.approx(back.surface_distance_mm)
+    assert forth.jaccard == pytest.approx(forth.dice / (2 - forth.dice))
+
+
+def test_every_label_of_either_side_is_compared():
+    first, second = np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4), np.uint8)
+    first[0], second[1] = 41, 42
+    assert set(compare_labels(first, second, (1.0, 1.0, 1.0))) == {41, 42}
+    assert set(compare_labels(first, second, (1.0, 1.0, 1.0), (41,))) == {41}
+
+
+def test_instances_are_matched_by_overlap_not_by_number():
+    truth, found = np.zeros((1, 10, 10), int), np.zeros((1, 10, 10), int)
+    truth[0, :3], truth[0, 4:7], truth[0, 8:] = 1, 2, 3
+    found[0, :3], found[0, 4:6], found[0, 9:, :5] = 45, 44, 43
+    result = detect(found, truth)
+    assert result.matches == {1: 45, 2: 44}
+    assert result.missed == (3,) and result.spurious == (43,)
+    assert result.recall == pytest.approx(2 / 3)
+
+
+def test_one_prediction_serves_one_instance_only():
+    truth, found = np.zeros((1, 10, 10), int), np.ones((1, 10, 10), int)
+    truth[0, :5], truth[0, 5:] = 1, 2
+    result = detect(found, truth)
+    assert len(result.matches) == 1 and len(result.missed) == 1 and result.spurious == ()
+
+
+def test_nothing_to_find():
+    nothing = np.zeros((1, 3, 3), int)
+    assert math.isnan(detect(nothing, nothing).recall)

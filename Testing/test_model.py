@@ -1,0 +1,162 @@
+"""Models on disk: what does not match is refused, with a remedy."""
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import CARD
+
+from SAUNetLib.errors import ModelError
+from SAUNetLib.model import DEFAULT_MODEL, add_model, available_models, find_model, load_model, save_model
+from SAUNetLib.network import SAUNet
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    """A copy that may be spoilt."""
+    for path in (tiny_model, tiny_model.with_suffix(".json")):
+        shutil.copy(path, tmp_path)
+    return tmp_path / tiny_model.name
+
+
+def refused(path) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        load_model(str(path))
+    assert caught.value.exit_status == 4 and caught.value.remedy
+    return caught.value
+
+
+def edit_card(model, **changes):
+    card = model.with_suffix(".json")
+    card.write_text(json.dumps(json.loads(card.read_text()) | changes))
+
+
+def test_saved_and_loaded_weights_are_the_same_in_half_precision(tmp_path):
+    network = SAUNet(**CARD["network"])
+    save_model(network, tmp_path / "a.safetensors", CARD)
+    loaded = load_model(str(tmp_path / "a.safetensors"))
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(loaded.network.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+    assert not loaded.network.training and loaded.card.name == "tiny"
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 8, 100, -1])
+def test_a_truncated_file_is_refused(model, keep):
+    model.write_bytes(model.read_bytes()[:keep])
+    assert refused(model).code == "MODEL_DAMAGED"
+
+
+def test_a_changed_byte_is_refused(model):
+    content = bytearray(model.read_bytes())
+    content[-5] ^= 1
+    model.write_bytes(content)
+    assert refused(model).code == "MODEL_DAMAGED"
+
+
+def test_a_file_that_is_no_safetensors_is_refused_even_with_its_own_hash(model):
+    import hashlib
+
+    torch.save({"weights": torch.zeros(3)}, model)
+    edit_card(model, sha256=hashlib.sha256(model.read_bytes()).hexdigest())
+    assert refused(model).code == "MODEL_DAMAGED"
+
+
+def resaved(model, weights):
+    import hashlib
+
+    content = safetensors.torch.save(weights)
+    model.write_bytes(content)
+    edit_card(model, sha256=hashlib.sha256(content).hexdigest())
+
+
+def test_weights_of_another_shape_are_refused(model):
+    weights = safetensors.torch.load_file(model)
+    weights["head.weight"] = torch.zeros(5, 4, 1, 1)
+    resaved(model, weights)
+    assert refused(model).code == "MODEL_MISMATCH"
+
+
+def test_missing_and_foreign_weights_are_refused(model):
+    weights = safetensors.torch.load_file(model)
+    del weights["head.bias"]
+    resaved(model, weights)
+    assert refused(model).code == "MODEL_MISMATCH"
+    resaved(model, {"a": torch.zeros(2)})
+    assert refused(model).code == "MODEL_MISMATCH"
+
+
+def test_weights_that_are_no_numbers_are_refused(model):
+    weights = safetensors.torch.load_file(model)
+    weights["head.bias"][0] = float("nan")
+    resaved(model, weights)
+    assert refused(model).code == "MODEL_MISMATCH"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"name": 3}', "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")]
+)
+def test_an_unreadable_card_is_refused(model, content):
+    card = model.with_suffix(".json")
+    card.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert refused(model).code == "MODEL_CARD"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network": {"widths": [4, 4]}},
+        {"network": {"layers": 3}},
+        {"network": None},
+        {"network": {"attention": "always"}},
+        {"network": {"widths": [-4, 4, 8, 8, 8]}},
+        {"pixel_mm": 0},
+        {"pixel_mm": "wide"},
+        {"classes": ["background", "vertebra"]},
+        {"unknown": 1},
+        {"sha256": 5},
+    ],
+)
+def test_a_card_with_impossible_entries_is_refused(model, changes):
+    edit_card(model, **changes)
+    assert refused(model).code == "MODEL_CARD"
+
+
+def test_a_card_that_asks_for_an_absurd_network_costs_no_memory(model):
+    edit_card(model, network={"widths": [4_000, 8_000, 16_000, 32_000, 64_000]})
+    assert refused(model).code == "MODEL_MISMATCH"
+
+
+def test_a_missing_card_is_refused(model):
+    model.with_suffix(".json").unlink()
+    assert refused(model).code == "MODEL_CARD"
+
+
+@pytest.mark.parametrize("name", ["nobody", "nobody.safetensors", "../tiny", "/etc/passwd", ""])
+def test_unknown_names_are_refused(name):
+    assert refused(name).code == "MODEL_NOT_FOUND"
+
+
+def test_an_added_model_is_found_by_name_and_a_bad_one_is_not_added(model, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    monkeypatch.setenv("SAUNET_MODELS", str(own))
+    assert add_model(model).name == "tiny"
+    assert find_model("tiny") == own / "tiny.safetensors"
+    assert "tiny" in [card.name for card in available_models()]
+    assert sorted(path.name for path in own.iterdir()) == ["tiny.json", "tiny.safetensors"]
+    edit_card(model, name="other", sha256="0")
+    with pytest.raises(ModelError):
+        add_model(model)
+    assert not (own / "other.safetensors").exists()
+
+
+def test_the_shipped_model_is_whole_small_and_says_what_it_is():
+    path = find_model(DEFAULT_MODEL)
+    card = load_model(DEFAULT_MODEL).card
+    assert path.stat().st_size <= 8_000_000
+    assert "CC BY 4.0" in card.licence and "SPIDER" in card.attribution
+    assert card.metrics and card.limits and card.command and card.date
+    for figures in card.metrics.values():
+        for mean, deviation in figures.values():
+            assert mean >= 0 and deviation >= 0

@@ -1,0 +1,144 @@
+"""The networks against their definitions: Dense U-Net, inter-slice attention, SAU-Net."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from SAUNetLib.network import ConvBNReLU, DenseBlock, DenseUNet, InterSliceAttention, SAUNet
+
+WIDTHS = (4, 6, 8, 8, 10)
+
+
+def small(**options: object) -> SAUNet:
+    torch.manual_seed(0)
+    return SAUNet(**{"widths": WIDTHS, **options}).eval()
+
+
+def test_dense_unet_has_four_downs_a_bottom_and_four_ups():
+    network = DenseUNet(widths=WIDTHS)
+    assert (len(network.down), len(network.up), len(network.deconvolution)) == (4, 4, 4)
+    assert network(torch.randn(2, 1, 32, 48)).shape == (2, network.out_channels, 32, 48)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 30, 32), (1, 1, 32, 31), (1, 32, 32)])
+def test_sizes_that_cannot_be_halved_four_times_are_refused(shape):
+    with pytest.raises(ValueError, match="multiples of 16"):
+        DenseUNet(widths=WIDTHS)(torch.zeros(shape))
+
+
+def test_reading_add_carries_the_input_to_both_sums():
+    torch.manual_seed(1)
+    block = DenseBlock(3, 5, "add").eval()
+    x = torch.randn(2, 3, 8, 8)
+    carried = block.carry(x)
+    torch.testing.assert_close(block(x), block.second(block.first(x) + carried) + carried)
+    assert block.out_channels == 5
+
+
+def test_reading_concat_carries_the_input_to_both_concatenations():
+    torch.manual_seed(1)
+    block = DenseBlock(3, 5, "concat").eval()
+    x = torch.randn(2, 3, 8, 8)
+    result = block(x)
+    assert result.shape[1] == block.out_channels == 8
+    torch.testing.assert_close(result[:, :3], x)
+    torch.testing.assert_close(result[:, 3:], block.second(torch.cat((x, block.first(x)), 1)))
+
+
+@pytest.mark.parametrize("options", [{"reading": "sum"}, {"attention": "always"}, {"widths": (4, 8)}])
+def test_unknown_options_are_refused(options):
+    with pytest.raises(ValueError):
+        small(**options)
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3, 7])
+def test_attention_equals_the_formula_slice_by_slice(slices):
+    torch.manual_seed(2)
+    isa = InterSliceAttention(3).eval()
+    rough = torch.randn(2, slices, 3, 16, 16)
+    fast = isa(rough)
+    for stack in range(2):
+        for i in range(slices):
+            expected = rough[stack, i].clone()
+            for j in (i - 1, i + 1):
+                if 0 <= j < slices:
+                    expected += isa.attention(rough[stack, j][None])[0] * rough[stack, i]
+            torch.testing.assert_close(fast[stack, i], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_is_pruned_at_the_first_and_last_slice():
+    isa = InterSliceAttention(2).eval()
+    rough = torch.randn(1, 1, 2, 8, 8)
+    torch.testing.assert_close(isa(rough), rough)
+
+
+def test_masks_are_between_zero_and_one():
+    masks = InterSliceAttention(3).eval().attention(torch.randn(4, 3, 16, 16) * 10)
+    assert masks.min() >= 0 and masks.max() <= 1 and masks.std() > 0
+
+
+def test_binary_scores_keep_their_sign_through_attention():
+    """The docstring's claim: on one sigmoid channel the written form cannot move a voxel across 0.5."""
+    torch.manual_seed(3)
+    isa = InterSliceAttention(1).eval()
+    rough = torch.randn(1, 5, 1, 16, 16)
+    assert torch.equal(isa(rough) > 0, rough > 0)
+
+
+@pytest.mark.parametrize("attention", ["features", "scores", "none"])
+@pytest.mark.parametrize("reading", ["add", "concat"])
+@pytest.mark.parametrize("classes", [1, 4])
+def test_scores_and_gradients_for_every_form(attention, reading, classes):
+    network = small(attention=attention, reading=reading, classes=classes).train()
+    scores = network(torch.randn(1, 3, 1, 32, 32))
+    assert scores.shape == (1, 3, classes, 32, 32)
+    activated = torch.sigmoid(scores) if classes == 1 else torch.softmax(scores, 2)[:, :, 1:]
+    activated.square().mean().backward()
+    without = [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()]
+    # A convolution's bias ahead of batch norm would have none; there is no such bias.
+    assert without == []
+
+
+@pytest.mark.parametrize("attention", ["features", "scores"])
+def test_every_slice_is_encoded_exactly_once(attention):
+    network = small(attention=attention)
+    encoded = []
+    network.encoder.register_forward_hook(lambda _module, inputs, _result: encoded.append(inputs[0].shape[0]))
+    network(torch.randn(2, 5, 1, 32, 32))
+    assert sum(encoded) == 10
+
+
+def test_a_neighbour_changes_a_slice_and_a_slice_further_away_does_not():
+    network = small()
+    stack = torch.randn(1, 4, 1, 32, 32)
+    before = network(stack)
+    stack[:, 3] += 1
+    changed = (network(stack) - before).abs().flatten(2).amax(2)[0]
+    assert changed[2] > 0 and changed[3] > 0
+    assert changed[0] == 0 and changed[1] == 0
+
+
+def test_without_attention_slices_are_independent():
+    network = small(attention="none")
+    stack = torch.randn(1, 3, 1, 32, 32)
+    before = network(stack)
+    stack[:, 2] += 1
+    assert torch.equal(network(stack)[:, :2], before[:, :2])
+
+
+def test_parameters_and_flops_of_the_shipped_shape():
+    network = SAUNet().eval()
+    parameters = sum(weight.numel() for weight in network.parameters())
+    assert parameters * 2 < 8e6, "float16 weights must fit into 8 MB"
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(1, 1, 1, 64, 64))
+    one = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(1, 3, 1, 64, 64))
+    assert counter.get_total_flops() == 3 * one > 0, "cost is linear in the slices"
+    assert one / 64**2 < 150_000, "operations per pixel"
+
+
+def test_the_unit_is_convolution_norm_relu():
+    kinds = [type(layer).__name__ for layer in ConvBNReLU(1, 2)]
+    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU"]

@@ -1,0 +1,142 @@
+"""The one road: any volume in, a segmentation on exactly its grid out, the same in physical space."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_volume import ANGLES, FLIPS, ORDERS, SAGITTAL, rearranged, rotation
+
+from SAUNetLib.anatomy import classes, structures, to_classes
+from SAUNetLib.errors import CancelledError, InputError, UsageError
+from SAUNetLib.pipeline import segment, segment_file
+from SAUNetLib.volume import Geometry, Volume
+
+
+def picture(shape=(4, 64, 48), spacing=(1.2, 1.2, 4.0), direction=SAGITTAL) -> Volume:
+    """Smooth blobs, so that the tiny network paints regions and not noise."""
+    noise = sitk.GetImageFromArray(np.random.default_rng(2).normal(0, 1, shape).astype(np.float32))
+    smooth = sitk.GetArrayFromImage(sitk.DiscreteGaussian(noise, (9.0, 9.0, 0.2)))
+    return Volume(smooth, Geometry(tuple(reversed(shape)), spacing, (10.0, -30.0, 50.0), direction), "picture")
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ORDERS, FLIPS, ANGLES)
+def test_permuted_flipped_and_rotated_copies_give_the_same_segmentation(tiny_engine, order, reverse, angles):
+    source = picture(direction=rotation(angles) @ SAGITTAL)
+    other = rearranged(source, order, reverse)
+    first, second = segment(source, tiny_engine), segment(other, tiny_engine)
+    assert first.geometry.same_grid(source.geometry) and second.geometry.same_grid(other.geometry)
+    back = rearranged(Volume(first.labels, source.geometry), order, reverse)
+    assert np.array_equal(back.voxels, second.labels)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 6), st.integers(20, 70), st.integers(20, 70), st.floats(0.5, 2.0))
+def test_the_grid_is_the_input_s_whatever_its_size(tiny_engine, slices, rows, columns, pixel):
+    source = picture((slices, rows, columns), (pixel, pixel * 1.1, 4.0))
+    result = segment(source, tiny_engine, levels=False)
+    assert result.labels.shape == source.voxels.shape and result.labels.dtype == np.uint8
+    assert result.geometry is source.geometry
+
+
+def test_an_isotropic_axial_volume_is_segmented(tiny_engine):
+    source = rearranged(picture((20, 40, 40), (1.5, 1.5, 1.5)), (2, 0, 1), (True, False, False))
+    assert segment(source, tiny_engine, levels=False).labels.any()
+
+
+def test_classes_or_levels(tiny_engine):
+    three = segment(picture(), tiny_engine, levels=False)
+    assert three.known == classes() and set(np.unique(three.labels)) <= {0, 1, 2, 3}
+    named = segment(picture(), tiny_engine)
+    assert named.known == structures() and set(np.unique(named.labels)) - {0} <= structures().keys()
+    assert np.array_equal(to_classes(named.labels), three.labels)
+
+
+def test_the_result_says_where_it_comes_from(tiny_engine):
+    said = segment(picture(), tiny_engine, lowest="L4").provenance
+    assert said["model"] == "tiny 1" and said["model_sha256"] == tiny_engine.model.card.sha256
+    assert "SAUNet" in said["software"] and "L4" in said["options"] and said["device"] == "cpu float32"
+
+
+def test_stages_are_told_in_order(tiny_engine, tmp_path):
+    told = []
+    sitk.WriteImage(picture().to_sitk(), str(tmp_path / "a.nrrd"))
+    segment_file(
+        tmp_path / "a.nrrd",
+        tmp_path / "b.nii.gz",
+        tiny_engine,
+        report=lambda stage, fraction: told.append((stage, fraction)),
+    )
+    stages = list(dict.fromkeys(stage for stage, _ in told))
+    assert stages == ["read", "prepare", "segment", "levels", "write"]
+    assert all(0 <= fraction <= 1 for _, fraction in told)
+
+
+@pytest.mark.parametrize("at", range(9))
+def test_cancelling_at_every_report_leaves_nothing(tiny_engine, tmp_path, at):
+    source = tmp_path / "a.nrrd"
+    sitk.WriteImage(picture().to_sitk(), str(source))
+    count = 0
+
+    def report(stage: str, fraction: float) -> None:
+        nonlocal count
+        if count == at:
+            raise CancelledError
+        count += 1
+
+    with pytest.raises(CancelledError):
+        segment_file(source, tmp_path / "b.nrrd", tiny_engine, table=tmp_path / "b.csv", report=report)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nrrd"]
+
+
+def test_the_input_is_not_changed(tiny_engine, tmp_path):
+    source = tmp_path / "a.nii.gz"
+    sitk.WriteImage(picture().to_sitk(), str(source))
+    before = hashlib.sha256(source.read_bytes()).hexdigest(), source.stat().st_mtime_ns
+    segment_file(source, tmp_path / "b.nii.gz", tiny_engine)
+    assert (hashlib.sha256(source.read_bytes()).hexdigest(), source.stat().st_mtime_ns) == before
+
+
+def test_the_voxels_given_are_not_changed(tiny_engine):
+    source = picture()
+    before = source.voxels.copy()
+    segment(source, tiny_engine)
+    assert np.array_equal(source.voxels, before)
+
+
+def test_bad_input_is_refused_before_the_network_runs(tiny_engine):
+    source = picture()
+    source.voxels[0, 0, 0] = np.nan
+    with pytest.raises(InputError) as caught:
+        segment(source, tiny_engine, report=lambda stage, _: pytest.fail("ran") if stage == "segment" else None)
+    assert caught.value.code == "INPUT_VALUES"
+
+
+@pytest.mark.parametrize(
+    ("output", "code"), [("b.xyz", "OUTPUT_FORMAT"), ("no/../a.nrrd/b.nrrd", "OUTPUT_WRITE"), (".", "OUTPUT_FORMAT")]
+)
+def test_an_impossible_output_is_refused_before_the_work(tiny_engine, tmp_path, output, code):
+    sitk.WriteImage(picture().to_sitk(), str(tmp_path / "a.nrrd"))
+    with pytest.raises(UsageError) as caught:
+        segment_file(
+            tmp_path / "a.nrrd", tmp_path / output, tiny_engine, report=lambda *_: pytest.fail("work was begun")
+        )
+    assert caught.value.code == code
+
+
+def test_memory_does_not_grow_with_the_slices(tiny_engine):
+    """Beside input and result, a stack of 48 slices takes no more than one of 6."""
+    import tracemalloc
+
+    peaks = []
+    for slices in (6, 48):
+        source = picture((slices, 64, 48))
+        tracemalloc.start()
+        segment(source, tiny_engine, levels=False)
+        peaks.append(tracemalloc.get_traced_memory()[1] / source.voxels.size)
+        tracemalloc.stop()
+    # Bytes per voxel: constant parts make the small one larger; a float map per class would add 16 to both.
+    assert peaks[1] <= peaks[0]

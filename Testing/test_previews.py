@@ -1,0 +1,170 @@
+"""Pictures: the right slices, upright and true to scale under every axis order, and nothing of the patient in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+from PIL import Image
+
+from SAUNetLib.anatomy import classes
+from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.formats import previews
+from SAUNetLib.formats.previews import draw_preview, write_preview
+from SAUNetLib.segmentation import Notice, Segmentation
+from SAUNetLib.volume import Geometry, SagittalStack, Volume
+
+GRID = builders.geometry(size=(40, 56, 9), spacing=(2, 2, 3.5))
+TOP, LEFT = 26 + 40 + 10, 26
+"""Where the first panel begins on the page."""
+
+
+@pytest.fixture(scope="module")
+def volume() -> Volume:
+    return builders.volume(GRID)
+
+
+@pytest.fixture(scope="module")
+def segmentation() -> Segmentation:
+    return builders.segmentation(GRID)
+
+
+def panel(picture: Image.Image) -> np.ndarray:
+    """The grey values (rows, columns) of the mid-sagittal image, found by the paper around it."""
+    page = np.asarray(picture)
+    paper = (page == previews.PAPER).all(axis=-1)
+    width = int(np.argmax(paper[TOP + 40, LEFT:]))
+    height = int(np.argmax(paper[TOP:, LEFT + width // 4]))
+    return page[TOP : TOP + height, LEFT : LEFT + width, 1]
+
+
+def regrid(volume: Volume, grid: Geometry) -> Volume:
+    """The same slices on a grid whose axes are permuted or reversed."""
+    empty = SagittalStack.of(Volume(np.zeros(tuple(reversed(grid.size)), volume.voxels.dtype), grid))
+    return Volume(empty.restore(SagittalStack.of(volume).slices), grid)
+
+
+def test_written_picture(tmp_path: Path, volume: Volume, segmentation: Segmentation) -> None:
+    path = tmp_path / "neu" / "bild 脊椎.png"
+    write_preview(volume, segmentation, path)
+    with Image.open(path) as picture:
+        assert (picture.format, picture.mode) == ("PNG", "RGB")
+        assert not picture.info
+        colours = {colour for _, colour in picture.getcolors(1 << 24)}
+    assert {row.structure.colour for row in segmentation.table()} <= colours
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_every_axis_order_gives_the_same_picture(volume: Volume, segmentation: Segmentation) -> None:
+    wanted = None
+    for order, flips in builders.axis_orders()[::5]:
+        grid = builders.geometry(order, flips, size=(40, 56, 9), spacing=(2, 2, 3.5))
+        labels = regrid(Volume(segmentation.labels, GRID), grid)
+        picture = np.asarray(draw_preview(regrid(volume, grid), Segmentation(labels.voxels, grid)))
+        body = picture[:-60]  # the last line names the voxel size in the order of the axes
+        wanted = body if wanted is None else wanted
+        assert np.array_equal(body, wanted)
+
+
+@pytest.mark.parametrize("oblique", [0.0, 14.0])
+def test_upright(oblique: float) -> None:
+    """Bright above and in front: the panel is brighter at its top and at its left."""
+    for order, flips in builders.axis_orders()[::7]:
+        grid = builders.geometry(order, flips, oblique, (40, 56, 5), (2, 2, 3.5))
+        place = builders.points(grid) @ builders.rotation(oblique)
+        labels = builders.segmentation(grid, oblique)
+        above = panel(draw_preview(Volume(place[..., 2] * 1.0, grid), labels)).astype(float)
+        ahead = panel(draw_preview(Volume(-place[..., 1], grid), labels)).astype(float)
+        assert above[: len(above) // 3].mean() > 2 * above[-len(above) // 3 :].mean()
+        assert ahead[:, : ahead.shape[1] // 3].mean() > 2 * ahead[:, -ahead.shape[1] // 3 :].mean()
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 4), (0.6, 1.2, 3), (2.4, 0.9, 2.4)])
+def test_true_aspect(spacing: tuple[float, float, float]) -> None:
+    grid = builders.geometry(size=(50, 60, 3), spacing=spacing)
+    labels = Segmentation(np.zeros((3, 60, 50), np.uint8), grid)
+    shown = panel(draw_preview(Volume(np.full((3, 60, 50), 90.0) + np.arange(50), grid), labels))
+    height, width = shown.shape
+    assert width / height == pytest.approx(50 * spacing[0] / (60 * spacing[1]), rel=0.01)
+    assert height == previews.TALL or width == previews.WIDE
+
+
+@pytest.mark.parametrize("offset", [-2, 0, 2])
+def test_the_middle_is_the_spine_not_the_index(offset: int) -> None:
+    """The spine lies some slices beside the centre of the field of view; only its middle slice is bright."""
+    grid = builders.geometry(size=(40, 56, 13), spacing=(2, 2, 3.5))
+    labels = np.roll(builders.labels_at(builders.points(grid)), offset, axis=0)
+    for number in range(13):
+        voxels = np.random.default_rng(0).random(labels.shape)
+        voxels[:, :12, :12] = 100  # the window needs something bright in every slice
+        voxels[number] += 100
+        shown = np.median(panel(draw_preview(Volume(voxels, grid), Segmentation(labels, grid))))
+        assert shown > 80 if number == 6 + offset else shown < 20
+
+
+def test_lateral_slices_show_the_pedicles(volume: Volume, segmentation: Segmentation) -> None:
+    labels = SagittalStack.of(Volume(segmentation.labels, GRID))
+    views = previews._views(labels, segmentation)
+    place = np.arange(9) * 3.5 - 14  # mm to the left
+    assert [view.number for view in views[:1]] == [4]
+    assert all(8 < abs(place[view.number]) < 11 for view in views[1:])
+    assert place[views[1].number] < 0 < place[views[2].number]
+    assert "10.5 mm" in views[1].title and views[1].title.startswith("Right")
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3, 40])
+@pytest.mark.parametrize("empty", [True, False])
+def test_few_and_many_slices(slices: int, empty: bool) -> None:
+    grid = builders.geometry(size=(24, 30, slices), spacing=(3, 3, 2))
+    result = builders.segmentation(grid)
+    if empty:
+        result = Segmentation(result.labels * 0, grid)
+    picture = draw_preview(builders.volume(grid), result)
+    assert picture.width > 600 and picture.height > 700
+    assert len(previews._views(SagittalStack.of(Volume(result.labels, grid)), result)) == min(slices, 3)
+
+
+def test_no_colour_without_labels(volume: Volume) -> None:
+    nothing = Segmentation(np.zeros_like(volume.voxels, np.uint8), GRID)
+    page = np.asarray(draw_preview(volume, nothing)).astype(int)
+    first = panel(draw_preview(volume, nothing))
+    second = page[TOP : TOP + first.shape[0], LEFT + first.shape[1] + previews.GAP :][:, : first.shape[1]]
+    assert np.array_equal(first, second[..., 1])
+
+
+def test_classes_and_warnings(volume: Volume) -> None:
+    labels = np.zeros_like(volume.voxels, np.uint8)
+    labels[:, 10:20, 10:20], labels[:, 22:25, 10:20], labels[:, 10:30, 24:28] = 1, 2, 3
+    plain = draw_preview(volume, Segmentation(labels, GRID, classes()))
+    long = Notice("LONG", "This is a long remark for the reader of the picture. " * 12)
+    noted = draw_preview(volume, Segmentation(labels, GRID, classes(), warnings=(long,)))
+    assert noted.width == plain.width and noted.height > plain.height + 60
+
+
+def test_extreme_fields_of_view() -> None:
+    for size in ((4, 200, 5), (200, 16, 5)):
+        grid = builders.geometry(size=size, spacing=(1.5, 1.5, 3))
+        picture = draw_preview(builders.volume(grid), builders.segmentation(grid))
+        assert picture.width < 2200 and picture.height < 2200
+
+
+def test_refusals(tmp_path: Path, volume: Volume, segmentation: Segmentation) -> None:
+    with pytest.raises(UsageError) as usage:
+        write_preview(volume, segmentation, tmp_path / "p.jpeg")
+    assert usage.value.code == "OUTPUT_FORMAT"
+    other = builders.geometry(size=(40, 56, 9), spacing=(2, 2, 3.4))
+    with pytest.raises(InputError) as bad:
+        write_preview(volume, Segmentation(segmentation.labels, other), tmp_path / "p.png")
+    assert bad.value.code == "INPUT_GEOMETRY"
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(UsageError) as full:
+            write_preview(volume, segmentation, tmp_path / "p.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert full.value.code == "OUTPUT_WRITE"
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,411 @@
+"""Writing and reading segmentations: opened by us and by 3D Slicer's own libraries; nothing is ever half-written."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import builders
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicerio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from SAUNetLib.anatomy import classes, structures
+from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.formats import segmentations as module
+from SAUNetLib.formats.segmentations import (
+    ENDINGS,
+    check_output,
+    read_segmentation,
+    write_segmentation,
+    write_table,
+)
+from SAUNetLib.segmentation import Notice, Segmentation
+from SAUNetLib.volume import Geometry, to_sitk
+
+GRIDS = {
+    "sagittal": ((0, 1, 2), (False, False, False), 0.0),
+    "permuted": ((2, 0, 1), (False, True, False), 0.0),
+    "flipped": ((1, 2, 0), (True, True, True), 0.0),
+    "oblique": ((0, 1, 2), (False, False, False), 17.0),
+    "oblique-left-handed": ((1, 0, 2), (False, True, True), 9.0),
+    "one-slice": ((0, 1, 2), (False, False, False), 5.0),
+    "empty": ((0, 1, 2), (True, False, False), 3.0),
+}
+
+
+def sample(kind: str) -> Segmentation:
+    """A segmentation on the grid of this kind, with everything that a header can carry."""
+    order, flips, oblique = GRIDS[kind]
+    size = (48, 64, 1) if kind == "one-slice" else (48, 64, 7)
+    grid = builders.geometry(order, flips, oblique, size)
+    labels = builders.labels_at(builders.points(grid), oblique)
+    return Segmentation(
+        labels * 0 if kind == "empty" else labels,
+        grid,
+        provenance={"model": "t2 \u2013 first", "version": "0.1.0", "device": "cpu"},
+        warnings=(Notice("LEVELS_ASSUMED", "The lowest complete vertebra\nwas taken for L5."),),
+        partial=frozenset() if kind == "empty" else frozenset({32}),
+    )
+
+
+def class_sample() -> Segmentation:
+    grid = builders.geometry(size=(24, 32, 5))
+    labels = np.digitize(builders.labels_at(builders.points(grid)), (1, 11, 60)).astype(np.uint8)
+    return Segmentation(np.array([0, 3, 1, 2], np.uint8)[labels], grid, classes())
+
+
+@pytest.fixture(scope="module")
+def whole() -> Segmentation:
+    return sample("oblique")
+
+
+def matrix_ras(grid: Geometry) -> np.ndarray:
+    """Voxel to RAS (4, 4), as Slicer has it."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.asarray(grid.direction) * np.asarray(grid.spacing)
+    matrix[:3, 3] = grid.origin
+    return np.diag([-1, -1, 1, 1]) @ matrix
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_read_back(tmp_path: Path, kind: str, ending: str) -> None:
+    wanted = sample(kind)
+    path = tmp_path / "new folder" / f"wirbelsäule 脊椎{ending}"
+    write_segmentation(wanted, path)
+    found = read_segmentation(path)
+    assert np.array_equal(found.labels, wanted.labels)
+    assert found.geometry.same_grid(wanted.geometry)
+    assert found.known == wanted.known
+    assert [path.name] == [file.name for file in path.parent.iterdir()]
+    if ending in (".nrrd", ".mha", ".seg.nrrd"):
+        assert found.provenance == {"model": "t2 - first", "version": "0.1.0", "device": "cpu"}
+        assert found.warnings == (Notice("LEVELS_ASSUMED", "The lowest complete vertebra was taken for L5."),)
+        assert found.partial == wanted.partial
+        assert np.allclose(found.geometry.direction, wanted.geometry.direction, atol=1e-12)
+        assert np.allclose(found.geometry.origin, wanted.geometry.origin, atol=1e-12)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("values", [(1, 2, 3), (2,)])
+def test_classes_stay_classes(tmp_path: Path, ending: str, values: tuple[int, ...]) -> None:
+    """Value 2 alone is the disc class here, although it is the canal among the levels."""
+    labels = np.zeros((4, 5, 6), np.uint8)
+    labels[1, 1, : len(values)] = values
+    grid = Geometry((6, 5, 4), (1, 1, 1), (0, 0, 0), np.eye(3))
+    write_segmentation(Segmentation(labels, grid, classes()), tmp_path / f"s{ending}")
+    found = read_segmentation(tmp_path / f"s{ending}")
+    assert found.known == classes()
+    assert np.array_equal(found.labels, labels)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_labels_on_any_grid(tmp_path: Path, data: st.DataObject) -> None:
+    size = tuple(data.draw(st.integers(1, 6)) for _ in range(3))
+    values = data.draw(st.lists(st.sampled_from([0, *structures()]), min_size=1, max_size=12))
+    labels = np.resize(np.array(values, np.uint8), tuple(reversed(size)))
+    spacing = tuple(data.draw(st.floats(0.3, 2.0)) for _ in range(3))
+    origin = tuple(data.draw(st.floats(-500, 500)) for _ in range(3))
+    direction = builders.rotation(data.draw(st.floats(-180, 180)), (1, -2, 0.5))
+    direction = direction * data.draw(st.sampled_from([1.0, -1.0]))
+    wanted = Segmentation(labels, Geometry(size, spacing, origin, direction))  # type: ignore[arg-type]
+    path = tmp_path / f"s{data.draw(st.sampled_from(ENDINGS))}"
+    write_segmentation(wanted, path)
+    found = read_segmentation(path)
+    assert np.array_equal(found.labels, labels)
+    assert found.geometry.same_grid(wanted.geometry)
+
+
+# --- 3D Slicer's own libraries --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """All grids in all formats, written, then opened by Slicer's libraries."""
+    if importlib.util.find_spec("slicer_core") is None:
+        pytest.skip("needs the package slicer-core")
+    folder = tmp_path_factory.mktemp("opened")
+    for kind in GRIDS:
+        for ending in ENDINGS:
+            write_segmentation(sample(kind), folder / f"{kind}{ending}")
+    write_segmentation(class_sample(), folder / "classes.seg.nrrd")
+    script = Path(__file__).with_name("slicer_reader.py")
+    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder, json.loads((folder / "found.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_slicer_opens_the_segmentation(opened: tuple[Path, dict[str, Any]], kind: str) -> None:
+    folder, found = opened
+    wanted, got = sample(kind), found[f"{kind}.seg.nrrd"]
+    table = wanted.table()
+    assert [one["name"] for one in got["segments"]] == [row.structure.name for row in table]
+    if kind == "empty":
+        return
+    assert got["read"] == 1
+    assert np.array_equal(np.load(folder / f"{kind}.seg.nrrd.npy"), wanted.labels)
+    for one, row in zip(got["segments"], table, strict=True):
+        assert one["value"] == row.structure.value
+        assert np.allclose(np.array(one["colour"]) * 255, row.structure.colour, atol=0.01)
+        assert np.allclose(one["matrix"], matrix_ras(wanted.geometry), atol=1e-6)
+        assert one["extent"] == [part for count in wanted.geometry.size for part in (0, count - 1)]
+        _, category, kind_of, _, _, _, _ = one["tags"]["TerminologyEntry"].split("~")
+        assert category == "SCT^123037004^Anatomical Structure"
+        assert kind_of == f"SCT^{row.structure.code}^{row.structure.meaning}"
+        assert one["tags"].get("SAUNet.Level", "") == row.structure.level
+        assert ("SAUNet.Partial" in one["tags"]) == row.partial
+        assert one["tags"]["Segmentation.Status"] == "completed"
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("ending", [one for one in ENDINGS if one != ".seg.nrrd"])
+def test_slicer_opens_the_label_map(opened: tuple[Path, dict[str, Any]], kind: str, ending: str) -> None:
+    folder, found = opened
+    wanted, got = sample(kind), found[f"{kind}{ending}"]
+    assert got["read"] == 1
+    assert np.allclose(got["spacing"], wanted.geometry.spacing, rtol=1e-6)
+    labels, matrix = np.load(folder / f"{kind}{ending}.npy"), np.array(got["matrix"])
+    if np.linalg.det(wanted.geometry.direction) < 0:  # Slicer turns left-handed grids round along k
+        labels = labels[::-1]
+        matrix[:3, 3] += matrix[:3, 2] * (len(labels) - 1)
+        matrix[:3, 2] *= -1
+    assert np.array_equal(labels, wanted.labels)
+    assert np.allclose(matrix, matrix_ras(wanted.geometry), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in GRIDS if kind != "empty"])
+def test_what_slicer_saves_is_read(opened: tuple[Path, dict[str, Any]], kind: str) -> None:
+    """A segment renamed (known by its code) and one moved to its own layer, with another label value."""
+    folder, found = opened
+    assert found[f"{kind}.seg.nrrd"]["written"] == 1
+    wanted = sample(kind)
+    got = read_segmentation(folder / "resaved" / f"{kind}.seg.nrrd")
+    assert np.array_equal(got.labels, wanted.labels)
+    assert got.geometry.same_grid(wanted.geometry)
+    assert got.partial == wanted.partial
+
+
+def test_what_slicer_saves_of_classes(opened: tuple[Path, dict[str, Any]]) -> None:
+    """Slicer drops header fields that it does not know, so the names alone tell classes from levels."""
+    got = read_segmentation(opened[0] / "resaved" / "classes.seg.nrrd")
+    assert got.known == classes()
+    assert np.array_equal(got.labels, class_sample().labels)
+
+
+def test_segments_in_layers(tmp_path: Path, whole: Segmentation) -> None:
+    """Overlapping segments, as Slicer keeps them in layers: the later one wins."""
+    matrix = np.diag([-1, -1, 1, 1]) @ matrix_ras(whole.geometry)
+    content = slicerio.create_segmentation(whole.geometry.size, matrix)
+    masks = [whole.labels.transpose(2, 1, 0) == value for value in (41, 2)]
+    masks[0][:, :5] = masks[1][:, :5] = True
+    for mask, name in zip(masks, ("L1 vertebra", "spinal CANAL"), strict=True):
+        slicerio.add_segment(content, mask, {"name": name})
+    assert content["voxels"].ndim == 4
+    slicerio.write_segmentation(str(tmp_path / "s.seg.nrrd"), content)
+    got = read_segmentation(tmp_path / "s.seg.nrrd")
+    expected = np.where(masks[1], 2, np.where(masks[0], 41, 0)).transpose(2, 1, 0)
+    assert np.array_equal(got.labels, expected)
+
+
+# --- what cannot be read --------------------------------------------------------------------------
+
+
+def refusal(path: Path) -> InputError:
+    with pytest.raises(InputError) as caught:
+        read_segmentation(path)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda labels: labels.astype(np.float32) + np.float32(0.5),
+        lambda labels: labels.astype(np.int16) - 1,
+        lambda labels: labels.astype(np.int16) + 300,
+        lambda labels: np.where(labels > 0, 7, 0).astype(np.uint8),
+        lambda labels: np.arange(labels.size, dtype=np.uint8).reshape(labels.shape),
+    ],
+)
+def test_what_is_no_label_map(tmp_path: Path, whole: Segmentation, spoil: Callable[[np.ndarray], np.ndarray]) -> None:
+    path = tmp_path / "s.nii.gz"
+    sitk.WriteImage(to_sitk(spoil(whole.labels), whole.geometry), str(path))
+    failure = refusal(path)
+    assert failure.code == "INPUT_LABELS" and failure.exit_status == 3
+
+
+def test_whole_numbers_in_any_type(tmp_path: Path, whole: Segmentation) -> None:
+    for kind in (np.float32, np.float64, np.int32, np.uint16):
+        sitk.WriteImage(to_sitk(whole.labels.astype(kind), whole.geometry), str(tmp_path / "s.nrrd"))
+        assert np.array_equal(read_segmentation(tmp_path / "s.nrrd").labels, whole.labels)
+
+
+def test_other_bad_label_maps(tmp_path: Path, whole: Segmentation) -> None:
+    assert refusal(tmp_path / "absent.seg.nrrd").code == "INPUT_NOT_FOUND"
+    (tmp_path / "empty.seg.nrrd").touch()
+    assert refusal(tmp_path / "empty.seg.nrrd").code == "INPUT_EMPTY"
+    image = to_sitk(whole.labels, whole.geometry)
+    sitk.WriteImage(image[:, :, 2], str(tmp_path / "flat.nrrd"))
+    assert refusal(tmp_path / "flat.nrrd").code == "INPUT_DIMENSION"
+    for ending in ENDINGS:
+        write_segmentation(whole, tmp_path / f"whole{ending}")
+        raw = (tmp_path / f"whole{ending}").read_bytes()
+        (tmp_path / f"cut{ending}").write_bytes(raw[: len(raw) - 400])
+        assert refusal(tmp_path / f"cut{ending}").code == "INPUT_UNREADABLE", ending
+
+
+def test_a_segment_without_a_meaning(tmp_path: Path, whole: Segmentation) -> None:
+    path = tmp_path / "s.seg.nrrd"
+    write_segmentation(whole, path)
+    raw = path.read_bytes().replace(b":=L3 vertebra\n", b":=Tumour\n").replace(b"^36470004^", b"^86049000^")
+    path.write_bytes(raw)
+    failure = refusal(path)
+    assert failure.code == "INPUT_LABELS" and "Tumour" in failure.cause
+
+
+# --- where nothing can be written -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["s.dcm", "s.nhdr", "s", ".nii.gz", "s.nii.bz2", "s.png"])
+def test_unknown_formats(tmp_path: Path, whole: Segmentation, name: str) -> None:
+    for act in (lambda: check_output(tmp_path / name), lambda: write_segmentation(whole, tmp_path / name)):
+        with pytest.raises(UsageError) as caught:
+            act()
+        assert caught.value.code == "OUTPUT_FORMAT"
+        assert all(ending in caught.value.remedy for ending in ENDINGS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_output(tmp_path: Path) -> None:
+    check_output(tmp_path / "a" / "b" / "S.NII.GZ")
+    check_output(tmp_path / "t.csv", module.TABLE_ENDINGS)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "folder.nrrd").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe.mha")
+    for name in ("folder.nrrd", "file/s.nrrd", "pipe.mha"):
+        with pytest.raises(UsageError) as caught:
+            check_output(tmp_path / name)
+        assert caught.value.code == "OUTPUT_WRITE"
+        assert caught.value.exit_status == 2
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a file system that takes no files")
+def test_check_output_where_nothing_can_be_made(whole: Segmentation) -> None:
+    with pytest.raises(UsageError) as caught:
+        write_segmentation(whole, "/proc/s.nrrd")
+    assert caught.value.code == "OUTPUT_WRITE"
+
+
+@pytest.mark.parametrize("existing", [True, False])
+@pytest.mark.parametrize("ending", [*ENDINGS, ".csv"])
+def test_full_disk(tmp_path: Path, ending: str, existing: bool) -> None:
+    """The system stops every file at 600 bytes: no partial file, no temporary one, the old one untouched."""
+    resource = pytest.importorskip("resource")
+    values = np.array([0, *structures()], np.uint8)
+    labels = np.random.default_rng(1).choice(values, (12, 20, 24))
+    big = Segmentation(labels, builders.geometry(size=(24, 20, 12)))
+    path = tmp_path / f"s{ending}"
+    if existing:
+        path.write_bytes(b"the old file")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        with pytest.raises(UsageError) as caught:
+            (write_table if ending == ".csv" else write_segmentation)(big, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.code == "OUTPUT_WRITE"
+    assert [file.name for file in tmp_path.iterdir()] == ([path.name] if existing else [])
+    assert not existing or path.read_bytes() == b"the old file"
+
+
+def test_failure_while_writing(tmp_path: Path, whole: Segmentation, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(image: object, path: str, *_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.sitk, "WriteImage", half)
+    with pytest.raises(UsageError) as caught:
+        write_segmentation(whole, tmp_path / "s.nii.gz")
+    assert caught.value.code == "OUTPUT_WRITE" and os.strerror(errno.ENOSPC) in caught.value.cause
+    assert not list(tmp_path.iterdir())
+
+    def cancelled(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.sitk, "WriteImage", cancelled)
+    with pytest.raises(KeyboardInterrupt):
+        write_segmentation(whole, tmp_path / "s.nii.gz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_without_saying_so(
+    tmp_path: Path, whole: Segmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = sitk.WriteImage
+
+    def short(image: object, path: str, *rest: object) -> None:
+        write(image, path, *rest)
+        raw = Path(path).read_bytes()
+        Path(path).write_bytes(raw[: len(raw) // 2])
+
+    monkeypatch.setattr(module.sitk, "WriteImage", short)
+    for ending in (".nii", ".nii.gz", ".mha"):
+        with pytest.raises(UsageError) as caught:
+            write_segmentation(whole, tmp_path / f"s{ending}")
+        assert caught.value.code == "OUTPUT_WRITE"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_keeps_pointing(tmp_path: Path, whole: Segmentation) -> None:
+    (tmp_path / "far").mkdir()
+    target = tmp_path / "far" / "s.nrrd"
+    target.write_bytes(b"old")
+    (tmp_path / "s.nrrd").symlink_to(target)
+    write_segmentation(whole, tmp_path / "s.nrrd")
+    assert (tmp_path / "s.nrrd").is_symlink()
+    assert np.array_equal(read_segmentation(target).labels, whole.labels)
+
+
+def test_long_paths(tmp_path: Path, whole: Segmentation) -> None:
+    folder = tmp_path.joinpath(*["ordner mit sehr langem namen " * 4] * 5)
+    for ending in ENDINGS:
+        path = folder / ("x" * (255 - len(ending)) + ending)
+        write_segmentation(whole, path)
+        assert np.array_equal(read_segmentation(path).labels, whole.labels)
+
+
+# --- table ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["oblique", "empty"])
+def test_table(tmp_path: Path, kind: str) -> None:
+    wanted = sample(kind)
+    write_table(wanted, tmp_path / "t.csv")
+    with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames == ["value", "name", "level", "kind", "voxels", "volume_mm3", "partial", "snomed_code"]
+    assert len(rows) == len(wanted.table()) == (0 if kind == "empty" else 10)
+    for row, line in zip(wanted.table(), rows, strict=True):
+        assert int(line["voxels"]) == np.count_nonzero(wanted.labels == int(line["value"])) == row.voxels
+        volume = row.voxels * np.prod(wanted.geometry.spacing)
+        assert float(line["volume_mm3"]) == pytest.approx(volume, abs=1e-3)
+        assert line["partial"] == ("true" if line["value"] == "32" else "false")
+        assert (line["name"], line["snomed_code"]) == (row.structure.name, row.structure.code)
+    with pytest.raises(UsageError):
+        write_table(wanted, tmp_path / "t.xlsx")

@@ -1,0 +1,243 @@
+"""Training: data as they should be, the same for the same seed, and a run that survives being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from conftest import ROOT
+from test_volume import SAGITTAL, rearranged
+
+from SAUNetLib.cli import main
+from SAUNetLib.errors import InputError
+from SAUNetLib.training.augmentation import Augmentation, tissue_contrast
+from SAUNetLib.training.datasets import (
+    SPECK_MM3,
+    StackDataset,
+    case_names,
+    load_case,
+    load_cases,
+    read_pair,
+    thick_slices,
+    thick_volume,
+)
+from SAUNetLib.volume import Geometry, SagittalStack, Volume
+
+
+def labelled(seed: int, slices: int = 10) -> tuple[Volume, np.ndarray]:
+    """A picture of three bright blocks, and its labels."""
+    random = np.random.default_rng(seed)
+    labels = np.zeros((slices, 48, 40), np.uint8)
+    labels[1:-1, 5:20, 8:20], labels[1:-1, 20:26, 8:20], labels[1:-1, 5:40, 22:28] = 1, 2, 3
+    voxels = (np.array([10, 120, 60, 220])[labels] + random.normal(0, 8, labels.shape)).clip(0, 255).astype(np.uint8)
+    return Volume(voxels, Geometry((40, 48, slices), (1.5, 1.5, 0.9), (0.0, 0.0, 0.0), SAGITTAL), f"p{seed}"), labels
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for seed in range(3):
+        volume, labels = labelled(seed)
+        sitk.WriteImage(volume.to_sitk(), str(folder / f"p{seed}_image.nii.gz"))
+        sitk.WriteImage(volume.to_sitk(labels), str(folder / f"p{seed}_labels.nii.gz"))
+    return folder
+
+
+def test_cases_are_pairs(data, tmp_path):
+    assert case_names(data) == ["p0", "p1", "p2"]
+    (data / "p1_labels.nii.gz").unlink()
+    assert case_names(data) == ["p0", "p2"]
+    for folder, code in ((tmp_path / "none", "INPUT_NOT_FOUND"), (tmp_path, "INPUT_EMPTY")):
+        with pytest.raises(InputError) as caught:
+            case_names(folder)
+        assert caught.value.code == code
+
+
+def test_specks_are_removed_and_structures_stay(data):
+    volume, labels = labelled(0)
+    spoilt = labels.copy()
+    spoilt[5, 45, 35] = 1
+    assert volume.geometry.voxel_volume < SPECK_MM3
+    sitk.WriteImage(volume.to_sitk(spoilt), str(data / "p0_labels.nii.gz"))
+    assert np.array_equal(read_pair(data, "p0")[1], labels)
+
+
+def test_labels_on_another_grid_or_with_other_values_are_refused(data):
+    volume, labels = labelled(0)
+    sitk.WriteImage(volume.to_sitk(labels + 40), str(data / "p0_labels.nii.gz"))
+    sitk.WriteImage(sitk.GetImageFromArray(labels), str(data / "p1_labels.nii.gz"))
+    for name, code in (("p0", "INPUT_LABELS"), ("p1", "INPUT_GEOMETRY")):
+        with pytest.raises(InputError) as caught:
+            read_pair(data, name)
+        assert caught.value.code == code
+
+
+def test_a_case_at_its_own_pixel_size_is_unchanged(data):
+    case = load_case(data, "p0", 1.5)
+    assert np.array_equal(case.labels.numpy(), labelled(0)[1])
+    assert case.images.min() == 0 and case.images.max() == 1 and case.slice_spacing == pytest.approx(0.9)
+
+
+def test_a_case_at_another_pixel_size_keeps_its_proportions(data):
+    fine, coarse = load_case(data, "p0", 0.75), load_case(data, "p0", 3.0)
+    assert fine.labels.shape == (10, 96, 80) and coarse.labels.shape == (10, 24, 20)
+    for value in range(4):
+        share = (labelled(0)[1] == value).mean()
+        assert (fine.labels == value).float().mean() == pytest.approx(share, abs=0.01)
+        assert (coarse.labels == value).float().mean() == pytest.approx(share, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("count", "gap", "expected"), [(1, 0, 10), (2, 0, 5), (3, 0, 3), (4, 1, 2), (1, 1, 5), (11, 0, 0)]
+)
+def test_thick_slices_are_means_and_majorities(count, gap, expected):
+    images = torch.arange(10).float()[:, None, None].expand(10, 4, 4)
+    labels = (torch.arange(10) >= 5).to(torch.uint8)[:, None, None].expand(10, 4, 4)
+    if expected == 0:
+        with pytest.raises(RuntimeError):
+            thick_slices(images, labels, count, gap)
+        return
+    thick, majority = thick_slices(images, labels, count, gap)
+    assert thick.shape[0] == majority.shape[0] == expected
+    for group in range(expected):
+        start = group * (count + gap)
+        assert thick[group, 0, 0] == pytest.approx(start + (count - 1) / 2)
+        assert majority[group, 0, 0] == round(float(np.mean(np.arange(start, start + count) >= 5)) - 1e-9)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("reverse", [(False, False, False), (True, False, True)])
+def test_a_thick_volume_lies_where_its_slices_lay(order, reverse):
+    volume, labels = labelled(0)
+    source = rearranged(volume, order, reverse)
+    truth = rearranged(Volume(labels, volume.geometry), order, reverse).voxels
+    thick, classes = thick_volume(source, truth, 2)
+    assert thick.geometry.voxel_volume == pytest.approx(2 * source.geometry.voxel_volume)
+    # Sampled at the thick voxels' centres, the thin image's position map must agree.
+    index = np.array([3, 7, 2])
+    point = thick.geometry.points(index)
+    thin = np.linalg.solve(
+        np.asarray(volume.geometry.direction) * volume.geometry.spacing, point - np.asarray(volume.geometry.origin)
+    )
+    assert thin[2] % 1 == pytest.approx(0.5), "between two thin slices"
+    column, row, left = round(thin[0]), round(thin[1]), int(thin[2])
+    mean = volume.voxels[left : left + 2, row, column].mean()
+    assert thick.voxels[tuple(index[::-1])] == pytest.approx(mean)
+    assert np.array_equal(SagittalStack.of(Volume(classes, thick.geometry)).slices[1:-1] > 0, labels[2:-2:2] > 0)
+
+
+def test_stacks_have_the_network_s_shape_and_are_the_same_for_the_same_seed(data):
+    cases = load_cases(data, ["p0", "p1"], 1.5)
+    one, two = (StackDataset(cases, 6, 3, (48, 32), seed=7) for _ in range(2))
+    for index in range(6):
+        first, second = one[index], two[index]
+        assert first["image"].shape == (3, 1, 48, 32) and first["label"].shape == (3, 48, 32)
+        assert first["image"].isfinite().all() and 0 <= first["label"].min() and first["label"].max() <= 3
+        assert torch.equal(first["image"], second["image"]) and torch.equal(first["label"], second["label"])
+    other = StackDataset(cases, 6, 3, (48, 32), seed=8)
+    assert not all(torch.equal(one[index]["image"], other[index]["image"]) for index in range(6))
+    two.epoch = 1
+    assert not all(torch.equal(one[index]["image"], two[index]["image"]) for index in range(6))
+
+
+def test_augmentation_moves_image_and_labels_together():
+    """Where the labels say bone after the move, the unchanged contrast must say so too."""
+    volume, labels = labelled(0)
+    images = torch.from_numpy(np.array([0.1, 1.0, 0.6, 0.3], np.float32)[labels])
+    augmentation = Augmentation((48, 40))
+    augmentation.intensity.transforms = ()
+    random = np.random.default_rng(0)
+    agreed = []
+    for _ in range(30):
+        moved = augmentation.geometry.set_random_state(int(random.integers(1000)))(
+            {"image": images, "label": torch.from_numpy(labels).float()}
+        )
+        bone = torch.as_tensor(moved["label"]) == 1
+        if bone.sum() > 20:
+            agreed.append(float((torch.as_tensor(moved["image"])[bone] > 0.7).float().mean()))
+    assert len(agreed) >= 3 and np.median(agreed) > 0.9 and min(agreed) > 0.7
+
+
+def test_tissue_contrast_stays_in_range_and_changes_the_order_of_tissues():
+    labels = torch.from_numpy(labelled(0)[1])
+    images = torch.from_numpy(np.array([0.1, 0.5, 0.3, 0.9], np.float32)[labelled(0)[1]])
+    orders = set()
+    for seed in range(60):
+        changed = tissue_contrast(images.clone(), labels, np.random.default_rng(seed))
+        assert 0 <= changed.min() and changed.max() <= 1
+        orders.add(bool(changed[labels == 3].mean() > changed[labels == 1].mean()))
+    assert orders == {True, False}, "fluid brighter and darker than bone"
+
+
+CONFIG = {
+    "name": "small",
+    "network": {"widths": [4, 4, 4, 4, 4]},
+    "pixel_mm": 1.5,
+    "crop": [48, 32],
+    "slices": 2,
+    "stacks": 1,
+    "steps": 250,
+    "learning_rate": 0.005,
+    "validation": ["p2"],
+}
+
+
+def test_a_killed_run_goes_on_and_ends_with_a_verified_model(data, tmp_path):
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps(CONFIG))
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "SAUNetLib", "train", str(data), "--output", str(run), "--device", "cpu"]
+    with open(tmp_path / "log", "w") as log:
+        first = subprocess.Popen(
+            [*command, "--config", str(config)], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
+        deadline = time.monotonic() + 240
+        while not (run / "last.ckpt").exists() and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert first.poll() is None, (tmp_path / "log").read_text()
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    assert (run / "last.ckpt").exists()
+    reached = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
+    assert 100 <= reached < 250
+    # Without --config: a run knows its own.
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 250
+
+    from SAUNetLib.model import load_model
+
+    card = load_model(str(run / "small.safetensors")).card
+    assert set(card.metrics) == {"native slices", "4 slices averaged"}
+    assert card.metrics["native slices"]["dice mean"][0] > 0.1, "more than chance after 250 steps of a tiny network"
+    assert json.loads((run / "small.train.json").read_text())["validation"] == ["p2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"steps": 0}, "steps"), ({"speed": 3}, "speed"), ({"validation": ["p9"]}, "p9"), ({"name": "a/b"}, "name")],
+)
+def test_a_wrong_configuration_is_explained(data, tmp_path, capsys, change, word):
+    config = tmp_path / "wrong.json"
+    config.write_text(json.dumps(CONFIG | change))
+    status = main(["train", str(data), "--output", str(tmp_path / "run"), "--config", str(config)])
+    err = capsys.readouterr().err
+    assert status in (2, 3) and word in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_configuration_does_not_overwrite_a_run(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(CONFIG))
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(CONFIG | {"steps": 3}))
+    assert main(["train", str(data), "--output", str(run), "--config", str(other)]) == 2
+    assert "another configuration" in capsys.readouterr().err

@@ -1,0 +1,196 @@
+"""Geometry: every axis order, oblique directions, one slice, and what cannot be trusted."""
+
+import itertools
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from SAUNetLib.errors import InputError
+from SAUNetLib.volume import Geometry, Intensity, SagittalStack, Volume, check_geometry, check_volume, to_sitk
+
+SAGITTAL = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
+"""i runs to posterior, j to inferior, k to left."""
+
+
+def volume(shape=(5, 40, 30), spacing=(0.8, 0.8, 4.0), direction=SAGITTAL, dtype=np.float32) -> Volume:
+    voxels = np.random.default_rng(3).normal(100, 20, shape).astype(dtype)
+    return Volume(voxels, Geometry(tuple(reversed(shape)), spacing, (3.0, -20.0, 70.0), direction), "test")
+
+
+def rotation(angles: tuple[float, float, float]) -> np.ndarray:
+    transform = sitk.Euler3DTransform()
+    transform.SetRotation(*np.deg2rad(angles).tolist())
+    return np.array(transform.GetMatrix()).reshape(3, 3)
+
+
+def rearranged(source: Volume, order: tuple[int, int, int], reverse: tuple[bool, bool, bool]) -> Volume:
+    """The same voxels at the same places, with the axes (i, j, k) in another order and direction."""
+    image = sitk.Flip(sitk.PermuteAxes(source.to_sitk(), order), reverse)
+    return Volume.from_sitk(image, source.name)
+
+
+ORDERS = st.permutations(range(3)).map(tuple)
+FLIPS = st.tuples(st.booleans(), st.booleans(), st.booleans())
+ANGLES = st.tuples(*[st.floats(-20, 20)] * 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ORDERS, FLIPS, ANGLES)
+def test_stack_is_the_same_whatever_the_order_of_axes_and_comes_back_exactly(order, reverse, angles):
+    source = volume(direction=rotation(angles) @ SAGITTAL)
+    other = rearranged(source, order, reverse)
+    check_volume(other)
+    stack, reference = SagittalStack.of(other), SagittalStack.of(source)
+    assert np.array_equal(stack.slices, reference.slices)
+    assert stack.pixel == pytest.approx(reference.pixel) and stack.slice_spacing == pytest.approx(4.0)
+    assert np.array_equal(stack.restore(stack.slices), other.voxels)
+
+
+@settings(max_examples=30, deadline=None)
+@given(ORDERS, FLIPS)
+def test_slices_are_canonical(order, reverse):
+    """Rows run to inferior, columns to posterior, slices to the left."""
+    source = rearranged(volume(), order, reverse)
+    indices = np.stack(np.meshgrid(*(np.arange(n) for n in source.voxels.shape), indexing="ij"), -1)[..., ::-1]
+    points = source.geometry.points(indices)
+    left, posterior, superior = (
+        SagittalStack.of(Volume(points[..., axis], source.geometry)).slices for axis in range(3)
+    )
+    assert (np.diff(left, axis=0) > 0).all()
+    assert (np.diff(superior, axis=1) < 0).all()
+    assert (np.diff(posterior, axis=2) > 0).all()
+
+
+def test_one_slice_is_a_stack():
+    stack = SagittalStack.of(volume((1, 40, 30)))
+    assert stack.slices.shape == (1, 40, 30)
+
+
+def test_restore_refuses_another_shape():
+    with pytest.raises(ValueError, match="shape"):
+        SagittalStack.of(volume()).restore(np.zeros((1, 2, 3)))
+
+
+def test_working_shape_keeps_the_field_of_view_and_has_a_least_size():
+    stack = SagittalStack.of(volume())
+    assert stack.working_shape(0.4) == (80, 60)
+    assert stack.working_shape(100) == (16, 16)
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal"])
+def test_stacks_of_other_planes_are_refused_by_name(plane):
+    spacing = {"axial": (0.8, 4.0, 0.8), "coronal": (4.0, 0.8, 0.8)}[plane]
+    with pytest.raises(InputError, match=plane) as caught:
+        check_volume(volume(spacing=spacing))
+    assert caught.value.code == "INPUT_NOT_SAGITTAL"
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_isotropic_volumes_of_any_plane_are_accepted(order):
+    check_volume(rearranged(volume((20, 40, 30), (1.0, 1.0, 1.0)), order, (False, True, False)))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"spacing": (0.8, 0.0, 4.0)}, "INPUT_SPACING"),
+        ({"spacing": (0.8, -0.8, 4.0)}, "INPUT_SPACING"),
+        ({"spacing": (np.nan, 0.8, 4.0)}, "INPUT_SPACING"),
+        ({"spacing": (0.0008, 0.0008, 0.004)}, "INPUT_SPACING"),
+        ({"spacing": (800.0, 800.0, 4000.0)}, "INPUT_SPACING"),
+        ({"spacing": (5.0, 5.0, 5.0)}, "INPUT_SPACING"),
+        ({"direction": SAGITTAL * 1.1}, "INPUT_DIRECTION"),
+        ({"direction": SAGITTAL + 0.05 * np.eye(3)}, "INPUT_DIRECTION"),
+        ({"direction": np.zeros((3, 3))}, "INPUT_DIRECTION"),
+        ({"direction": np.full((3, 3), np.nan)}, "INPUT_DIRECTION"),
+        ({"origin": (np.inf, 0.0, 0.0)}, "INPUT_DIRECTION"),
+        ({"size": (4096, 4096, 4096)}, "INPUT_TOO_LARGE"),
+    ],
+)
+def test_untrustworthy_geometry_is_refused(change, code):
+    values = {"size": (30, 40, 5), "spacing": (0.8, 0.8, 4.0), "origin": (0.0, 0.0, 0.0), "direction": SAGITTAL}
+    with pytest.raises(InputError) as caught:
+        check_geometry(Geometry(**(values | change)), "test")
+    assert caught.value.code == code
+    assert "test" in caught.value.cause and caught.value.remedy
+
+
+def test_left_handed_axes_are_no_shear():
+    mirrored = SAGITTAL.copy()
+    mirrored[:, 2] *= -1
+    check_volume(volume(direction=mirrored))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_are_refused(value):
+    source = volume()
+    source.voxels[2, 3, 4] = value
+    with pytest.raises(InputError) as caught:
+        check_volume(source)
+    assert caught.value.code == "INPUT_VALUES"
+
+
+def test_constant_data_are_refused():
+    source = volume()
+    source.voxels[:] = 7
+    with pytest.raises(InputError) as caught:
+        check_volume(source)
+    assert caught.value.code == "INPUT_CONSTANT"
+
+
+@pytest.mark.parametrize(
+    ("image", "code"),
+    [
+        (sitk.Image([8, 8], sitk.sitkFloat32), "INPUT_DIMENSION"),
+        (sitk.Image([8, 8, 8, 3], sitk.sitkFloat32), "INPUT_DIMENSION"),
+        (sitk.Image([8, 8, 8], sitk.sitkVectorUInt8, 3), "INPUT_PIXEL_TYPE"),
+        (sitk.Image([8, 8, 8], sitk.sitkComplexFloat32), "INPUT_PIXEL_TYPE"),
+    ],
+)
+def test_images_that_are_no_greyscale_volume_are_refused(image, code):
+    with pytest.raises(InputError) as caught:
+        Volume.from_sitk(image, "test")
+    assert caught.value.code == code
+
+
+def test_a_single_time_point_is_a_volume():
+    assert Volume.from_sitk(sitk.Image([8, 9, 7, 1], sitk.sitkInt16)).voxels.shape == (7, 9, 8)
+
+
+def test_sitk_and_back_is_exact():
+    source = volume(direction=rotation((5, 3, -8)) @ SAGITTAL)
+    again = Volume.from_sitk(to_sitk(source.voxels, source.geometry))
+    assert np.array_equal(again.voxels, source.voxels)
+    assert again.geometry.same_grid(source.geometry)
+
+
+def test_grids_are_compared_by_position():
+    one = volume().geometry
+    assert one.same_grid(Geometry(one.size, one.spacing, (3.0 + 1e-6, -20.0, 70.0), one.direction))
+    assert not one.same_grid(Geometry(one.size, one.spacing, (3.1, -20.0, 70.0), one.direction))
+    assert not one.same_grid(Geometry((30, 40, 6), one.spacing, one.origin, one.direction))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64])
+def test_normalised_intensities_have_zero_mean_and_unit_deviation(dtype):
+    slices = volume((5, 60, 60), dtype=dtype).voxels
+    normal = Intensity.of(slices).normalise(slices)
+    assert normal.dtype == np.float32
+    assert abs(normal.mean()) < 1e-3 and abs(normal.std() - 1) < 1e-3
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.01, 1e4), st.floats(-1e4, 1e4))
+def test_normalisation_forgets_scale_and_offset(scale, offset):
+    slices = volume((3, 40, 40), dtype=np.float64).voxels
+    other = slices * scale + offset
+    np.testing.assert_allclose(Intensity.of(other).normalise(other), Intensity.of(slices).normalise(slices), atol=2e-2)
+
+
+def test_a_few_bright_pixels_in_an_empty_field_do_not_divide_by_zero():
+    slices = np.zeros((3, 100, 100), np.int16)
+    slices[1, 5, 5] = 1000
+    assert np.isfinite(Intensity.of(slices).normalise(slices)).all()

@@ -1,0 +1,207 @@
+"""The child process: its protocol, cancelling, bad requests, and nothing left when it is killed."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import ROOT
+from test_pipeline import picture
+
+from SAUNetLib.engine import Engine
+from SAUNetLib.errors import UsageError
+from SAUNetLib.model import load_model
+from SAUNetLib.pipeline import segment
+from SAUNetLib.worker import LONGEST_LINE, Request
+
+
+class Child:
+    """A worker with its streams."""
+
+    def __init__(self, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "SAUNetLib.worker"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+
+    def send(self, **request: object) -> None:
+        self.write(json.dumps(request))
+
+    def write(self, line: str) -> None:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def event(self) -> dict:
+        line = self.process.stdout.readline()
+        assert line, self.process.stderr.read()
+        return json.loads(line)
+
+    def answer(self) -> dict:
+        """The event that ends a request."""
+        while (event := self.event())["event"] not in ("result", "error"):
+            self.seen.append(event)
+        return event
+
+    seen: list[dict]
+
+
+@pytest.fixture
+def child():
+    started = Child()
+    started.seen = []
+    assert started.event()["event"] == "ready"
+    yield started
+    with contextlib.suppress(OSError):
+        started.process.stdin.close()
+    started.process.wait(20)
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    sitk.WriteImage(picture().to_sitk(), str(tmp_path / "a.nrrd"))
+    return tmp_path / "a.nrrd"
+
+
+def test_a_session_of_good_and_bad_requests(child, image, tiny_model, tmp_path):
+    """One worker serves them all: what fails harms neither the next request nor the files."""
+    model = str(tiny_model)
+    child.send(command="warm", model=model, device="cpu", id=1)
+    warm = child.answer()
+    assert warm["event"] == "result" and warm["id"] == 1 and warm["model"] == "tiny"
+
+    for line in (
+        "{",
+        "[]",
+        "7",
+        '{"command": "dance"}',
+        '{"command": "segment"}',
+        "\x00\x01",
+        '{"command":"warm","x":1}',
+    ):
+        child.write(line)
+        assert child.answer()["code"] == "USAGE"
+    for request, code in (
+        ({"image": str(tmp_path / "none.nrrd"), "output": str(tmp_path / "b.nrrd")}, "INPUT_NOT_FOUND"),
+        ({"image": str(image), "output": str(tmp_path / "b.txt")}, "OUTPUT_FORMAT"),
+        ({"image": str(image), "output": str(tmp_path / "b.nrrd"), "lowest": "X9"}, "USAGE"),
+    ):
+        child.send(command="segment", model=model, device="cpu", id="bad", **request)
+        failed = child.answer()
+        assert (failed["code"], failed["id"]) == (code, "bad") and failed["cause"] and failed["remedy"]
+    child.send(command="warm", model="nobody", device="cpu")
+    assert child.answer()["code"] == "MODEL_NOT_FOUND"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nrrd"]
+
+    child.seen.clear()
+    output = tmp_path / "b.nrrd"
+    child.send(command="segment", image=str(image), output=str(output), model=model, device="cpu", levels=False, id=2)
+    result = child.answer()
+    assert result["event"] == "result" and result["output"] == str(output), result
+    assert {"read", "segment", "levels", "write"} <= {event["stage"] for event in child.seen if "stage" in event}
+    expected = segment(picture(), Engine(load_model(model), "cpu"), levels=False)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(output))), expected.labels)
+    assert {row["name"] for row in result["structures"]} <= {"Vertebrae", "Intervertebral discs", "Spinal canal"}
+
+
+def test_cancel_stops_the_request_and_not_the_next_one(child, image, tiny_model, tmp_path):
+    request = {"command": "segment", "image": str(image), "model": str(tiny_model), "device": "cpu"}
+    child.send(**request, output=str(tmp_path / "b.nrrd"), id=1)
+    child.send(command="cancel")
+    child.send(**request, output=str(tmp_path / "c.nrrd"), id=2)
+    answers = [child.answer(), child.answer()]
+    assert [answer["id"] for answer in answers] == [1, 2]
+    assert answers[0]["code"] == "CANCELLED" and answers[0]["exit_status"] == 6
+    assert answers[1]["event"] == "result"
+    assert not (tmp_path / "b.nrrd").exists() and (tmp_path / "c.nrrd").exists()
+
+
+def test_closing_stdin_ends_it(child):
+    child.process.stdin.close()
+    assert child.process.wait(20) == 0
+
+
+def test_what_libraries_print_is_no_event():
+    code = (
+        "import io, sys, os; from SAUNetLib import worker\n"
+        "old = worker.Worker.serve\n"
+        "def serve(self):\n    print('noise'); os.write(1, b'more noise\\n'); old(self)\n"
+        "worker.Worker.serve = serve; worker.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input="", capture_output=True, text=True, timeout=60)
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["ready"]
+    assert "noise" in done.stderr and "more noise" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("stage", ["load", "segment", "write"])
+def test_killed_at_any_stage_it_leaves_no_result(image, tiny_model, tmp_path, stage):
+    child = Child()
+    child.seen = []
+    child.send(
+        command="segment", image=str(image), output=str(tmp_path / "b.nrrd"), model=str(tiny_model), device="cpu"
+    )
+    while child.event().get("stage") != stage:
+        pass
+    child.process.send_signal(signal.SIGKILL)
+    child.process.wait(10)
+    left = [path for path in tmp_path.iterdir() if path.name not in ("a.nrrd", "b.nrrd")]
+    assert all(path.name.startswith(".") for path in left), "at most a hidden temporary file"
+    if (tmp_path / "b.nrrd").exists():  # it was quicker than the kill: then the file is whole
+        assert sitk.ReadImage(str(tmp_path / "b.nrrd")).GetSize() == (48, 64, 4)
+
+
+def test_requests_are_checked_entry_by_entry():
+    good = Request.parse('{"command": "segment", "image": "a", "output": "b", "levels": false, "id": "7"}')
+    assert good.levels is False and good.id == "7" and good.device == "auto"
+    for line in (
+        '{"command": "segment", "image": 5, "output": "b"}',
+        '{"command": "segment", "image": "a", "output": "b", "levels": "yes"}',
+        '{"command": "segment", "image": "a", "output": ""}',
+        '{"command": ["segment"]}',
+        '{"command": "segment", "image": "a", "output": "b", "__class__": "c"}',
+        "[" * 100_000,
+        "",
+    ):
+        with pytest.raises(UsageError):
+            Request.parse(line)
+
+
+def test_a_line_without_end_does_not_fill_the_memory(child):
+    child.write("x" * (LONGEST_LINE + 10))
+    assert child.answer()["code"] == "USAGE"
+    assert child.answer()["code"] == "USAGE"  # its rest
+    child.send(command="warm", model="nobody")
+    assert child.answer()["code"] == "MODEL_NOT_FOUND"
+
+
+def test_it_starts_without_loading_the_network():
+    """The panel may start it on entering: the answer `ready` must not wait for torch."""
+    code = "import sys; import SAUNetLib.worker; print('torch' in sys.modules, 'SimpleITK' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_many_requests_leave_no_descriptors_open(child, tiny_model):
+    folder = Path(f"/proc/{child.process.pid}/fd")
+    if not folder.is_dir():
+        pytest.skip("needs /proc")
+    child.send(command="warm", model=str(tiny_model), device="cpu")
+    child.answer()
+    before = len(list(folder.iterdir()))
+    for number in range(50):
+        child.send(command="warm", model=str(tiny_model) if number % 2 else "nobody", device="cpu")
+        child.answer()
+    time.sleep(0.1)
+    assert len(list(folder.iterdir())) <= before

@@ -1,0 +1,79 @@
+"""The two commands of the README on a fresh computer: ``python3 run.py segment [IMAGE]`` and ``python3 run.py test``.
+
+Both make the virtual environment .venv with the pinned packages where it is missing; only the standard library is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = ROOT / ".venv"
+PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def install(extra: str) -> None:
+    """Make the environment and install SAUNet, with an extra or without, unless these very pins are installed already."""
+    pins = (ROOT / "constraints.txt").read_bytes() + (ROOT / "pyproject.toml").read_bytes()
+    stamp, wanted = ENVIRONMENT / "installed.txt", hashlib.sha256(pins).hexdigest()
+    done = stamp.read_text().splitlines() if stamp.exists() and PYTHON.exists() else []
+    if done[:1] == [wanted] and (not extra or extra in done[1:]):
+        return
+    if not PYTHON.exists():
+        print(f"Making the virtual environment {ENVIRONMENT.name} ...", flush=True)
+        venv.create(ENVIRONMENT, with_pip=True)
+    print("Installing the pinned packages; this takes a few minutes the first time ...", flush=True)
+    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
+    # torch first and alone: a bare requirement of another package would take a larger build.
+    for package in (["torch"], ["-e", f".[{extra}]" if extra else "."]):
+        subprocess.run([*pip, *package], cwd=ROOT, check=True)
+    kept = done[1:] if done[:1] == [wanted] else []
+    stamp.write_text("\n".join([wanted, *kept, extra]))
+
+
+def saunet(*arguments: str) -> int:
+    """Run the command `saunet` of the environment."""
+    return subprocess.run([str(PYTHON), "-m", "SAUNetLib", *arguments], cwd=Path.cwd(), env=_environment()).returncode
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def segment(arguments: list[str]) -> int:
+    """Segment the image given, or else a phantom, into the folder output."""
+    install("")
+    output = Path.cwd() / "output"
+    output.mkdir(exist_ok=True)
+    if not arguments:
+        arguments = [str(output / "phantom.nii.gz")]
+        if status := saunet("phantom", arguments[0]):
+            return status
+    image = Path(arguments[0])
+    stem = image.resolve().name.split(".")[0]
+    results = {
+        "--output": output / f"{stem}_spine.seg.nrrd",
+        "--table": output / f"{stem}_spine.csv",
+        "--preview": output / f"{stem}_spine.png",
+    }
+    return saunet("segment", str(image), *(str(part) for pair in results.items() for part in pair), *arguments[1:])
+
+
+def test(arguments: list[str]) -> int:
+    """Run the tests."""
+    install("dev")
+    environment = {**_environment(), "QT_QPA_PLATFORM": "offscreen"}
+    command = [str(PYTHON), "-m", "pytest", *(arguments or ["Testing"])]
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+
+
+if __name__ == "__main__":
+    commands = {"segment": segment, "test": test}
+    if len(sys.argv) < 2 or sys.argv[1] not in commands:
+        sys.exit("usage: python3 run.py segment [IMAGE [options of `saunet segment`]] | test [options of pytest]")
+    sys.exit(commands[sys.argv[1]](sys.argv[2:]))
