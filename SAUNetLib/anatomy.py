@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def structures() -> dict[int, Structure]:
     with open(resource("anatomy.csv"), newline="", encoding="utf-8") as file:
         rows = [
             Structure(
-                int(row["value"]), row["kind"], row["level"], row["name"], row["code"], row["meaning"],
+                int(row["value"]), cast(Kind, row["kind"]), row["level"], row["name"], row["code"], row["meaning"],
                 (int(row["red"]), int(row["green"]), int(row["blue"])),
             )
             for row in csv.DictReader(file)

@@ -276,22 +276,27 @@ def _add_phantom(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--contrast", choices=("t1", "t2", "stir"), default="t2")
     parser.add_argument("--slice-thickness", type=float, default=4.0, metavar="MM")
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="write N different pairs into the folder OUT, to train on"
+    )
 
 
 def _phantom(options: argparse.Namespace) -> int:
     from .formats.atomic import ending_of
-    from .formats.segmentations import ENDINGS, write_segmentation
-    from .formats.volumes import write_volume
-    from .segmentation import Segmentation
+    from .formats.segmentations import ENDINGS
     from .training.phantom import PhantomOptions, make_phantom
+    from .training.phantom.dataset import write_phantom, write_phantoms
 
     output = Path(options.output)
+    if options.count is not None:
+        write_phantoms(output, options.count, options.seed)
+        print(output)
+        return 0
     labels = output.with_name(f"{output.name.removesuffix(ending_of(output, ENDINGS))}_labels.nii.gz")
     made = make_phantom(
         PhantomOptions(seed=options.seed, contrast=options.contrast, slice_thickness=options.slice_thickness)
     )
-    write_volume(made.volume, output)
-    write_segmentation(Segmentation(made.labels, made.volume.geometry), labels)
+    write_phantom(made, output, labels)
     print(output, labels, sep="\n")
     return 0
 
@@ -320,7 +325,9 @@ def _models(options: argparse.Namespace) -> int:
 
 def _add_train(commands: Any) -> None:
     parser = _add(commands, "train", _train, "Train a model, or go on with a run that was stopped.")
-    parser.add_argument("data", metavar="DIR", help="folder with pairs NAME_image.nii.gz and NAME_labels.nii.gz")
+    parser.add_argument(
+        "data", nargs="+", type=Path, metavar="DIR", help="folders with pairs NAME_image.nii.gz and NAME_labels.nii.gz"
+    )
     parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run; an unfinished run goes on")
     parser.add_argument(
         "--config", metavar="FILE.json", help="training configuration; default: the run's own, else the standard"
@@ -335,5 +342,5 @@ def _train(options: argparse.Namespace) -> int:
         raise UsageError(
             "NOT_INSTALLED", f"training needs the package {error.name}", "Install saunet with its extra: saunet[train]"
         ) from error
-    run_training(Path(options.data), Path(options.output), options.config, options.device)
+    run_training(options.data, Path(options.output), options.config, options.device)
     return 0

@@ -68,9 +68,7 @@ def name_structures(stack: SagittalStack, lowest: str = "L5") -> Levels:
         return Levels(labels, frozenset(), (Notice("NOTHING_FOUND", "No part of the spine was found in this volume."),))
     grid = _Grid.of(stack, box)
     if not grid.classes.any():
-        return Levels(
-            labels, frozenset(), (Notice("NOTHING_FOUND", "Only specks of a spine were found in this volume."),)
-        )
+        return Levels(labels, frozenset(), (Notice("NOTHING_FOUND", "Only specks were found in this volume."),))
     spine = _Spine(grid)
     vertebrae, discs, notices = _names(spine, lowest)
     labels[box] = _labels(spine, vertebrae, discs)
@@ -79,7 +77,7 @@ def name_structures(stack: SagittalStack, lowest: str = "L5") -> Levels:
 
 def _bounding_box(classes: np.ndarray) -> tuple[slice, slice, slice] | None:
     """The smallest box around everything that is not background."""
-    rows = classes.any(axis=2)
+    rows = np.asarray(classes.any(axis=2))
     spans = (rows.any(axis=1), rows.any(axis=0), classes.any(axis=(0, 1)))
     if not spans[0].any():
         return None
@@ -126,7 +124,7 @@ class _Grid:
         return cls(classes, spacing, box[1].start * spacing[1], (rows - box[1].stop) * spacing[1])
 
     def thinned(self, least_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every n-th voxel such that voxels are at least about `least_mm`: classes, spacing (3,), first position (3,)."""
+        """Every n-th voxel, for voxels of about `least_mm` or more: classes, spacing (3,), first position (3,)."""
         step = np.maximum(1, np.round(least_mm / self.spacing)).astype(int)
         step = np.minimum(step, np.maximum(1, np.array(self.classes.shape)))
         first = np.minimum(step // 2, np.array(self.classes.shape) - 1)
@@ -167,9 +165,8 @@ class _Column:
         self.back = _smooth(_extended(self.rows, rows, back), 3.0)
         self.side = _smooth(_extended(self.rows, rows, side), 8.0)
         straight = _smooth(self.back, 12.0)
-        tangent = np.stack(
-            [np.gradient(_smooth(self.side, 12.0)), np.ones_like(straight), np.gradient(straight)], axis=1
-        )
+        aside = np.gradient(_smooth(self.side, 12.0))
+        tangent = np.stack([aside, np.ones_like(straight), np.gradient(straight)], axis=1)
         length = np.linalg.norm(tangent, axis=1)
         self._tangent = tangent / length[:, None]
         self._straight = straight
@@ -217,10 +214,7 @@ class _Column:
 def _extended(rows: np.ndarray, seen: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Values at rows, linear between and, by the slope of the last 40 mm (at most 45 degrees), beyond those seen."""
     result = np.interp(rows, seen, values)
-    for outside, inside, end in (
-        (rows < seen[0], seen <= seen[0] + 40, 0),
-        (rows > seen[-1], seen >= seen[-1] - 40, -1),
-    ):
+    for outside, inside in ((rows < seen[0], seen <= seen[0] + 40), (rows > seen[-1], seen >= seen[-1] - 40)):
         if inside.sum() > 3 and np.ptp(seen[inside]) > 10:
             slope = float(np.clip(np.polyfit(seen[inside], values[inside], 1)[0], -1, 1))
             result[outside] = values[inside].mean() + slope * (rows[outside] - seen[inside].mean())
@@ -237,9 +231,23 @@ def _column(grid: _Grid) -> _Column:
     line = np.concatenate(points)
     if len(points[0]) * grid.spacing[1] < 3 and len(points[1]) < 2:
         cores = _cores(grid.classes == VERTEBRA, grid.spacing)
-        line = _edge(cores, first=False, spacing=grid.spacing) if cores.any() else line
+        line = _inliers(_edge(cores, first=False, spacing=grid.spacing)) if cores.any() else line
     line = line[np.argsort(line[:, 0], kind="stable")]
     return _Column(line[:, 0], line[:, 1], line[:, 2])
+
+
+def _inliers(line: np.ndarray) -> np.ndarray:
+    """Points (N, 3) of a line, row, column and slice in mm, without those far from a cubic through most of them."""
+    if len(line) < 8:
+        return line
+    row = (line[:, 0] - line[:, 0].mean()) / max(float(np.ptp(line[:, 0])), 1.0)
+    weight = np.ones(len(line))
+    off = np.zeros(len(line))
+    for _ in range(20):
+        off = np.abs(line[:, 1] - np.polyval(np.polyfit(row, line[:, 1], 3, w=weight), row))
+        weight = 1 / np.sqrt(np.maximum(off, 0.5))  # least absolute distance
+    near = off < max(6.0, float(np.median(off)))
+    return line[near]
 
 
 def _main(mask: np.ndarray) -> np.ndarray:
@@ -286,8 +294,8 @@ def _disc_ends(discs: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 
 def _edge(mask: np.ndarray, first: bool, spacing: np.ndarray) -> np.ndarray:
-    """Per row with a mask (N, 3): mm of the row, of the first or last column (median over slices), of the mean slice."""
-    any_column = mask.any(axis=2)
+    """Per row with a mask (N, 3): mm of the row, of the first or last column (median), of the mean slice."""
+    any_column = np.asarray(mask.any(axis=2))
     seen = np.flatnonzero(any_column.any(axis=0))
     if len(seen) == 0:
         return np.zeros((0, 3))
@@ -415,14 +423,9 @@ class _Discs:
         """Parts of one disc together, from the top down: the smaller lies in the larger one's plane."""
         groups: list[list[_Interface]] = []
         for part in sorted(parts, key=lambda one: -one.volume):
-            near = [g for g in groups if abs(float(g[0].below(part.point[None])[0])) < 6.0]
-            if (
-                near
-                and part.volume < 0.7 * near[0][0].volume + 1e-6
-                or near
-                and abs(near[0][0].station - part.station) < 5
-            ):
-                near[0].append(part)
+            near = next((g for g in groups if abs(float(g[0].below(part.point[None])[0])) < 6.0), None)
+            if near and (part.volume < 0.7 * near[0].volume or abs(near[0].station - part.station) < 5):
+                near.append(part)
             else:
                 groups.append([part])
         return sorted(groups, key=lambda group: group[0].station)
@@ -556,7 +559,7 @@ class _Chain:
         self.interfaces = joined
 
     def _drop(self, discs: _Discs) -> None:
-        """Without false discs inside a vertebra: small ones whose neighbours are one level apart without them."""
+        """Without false discs: small, bone around them, between neighbours that are one level apart without them."""
         kept = self.interfaces
         for small in sorted(kept, key=lambda one: one.volume):
             n = next(m for m, one in enumerate(self.interfaces) if one is small)
@@ -564,7 +567,8 @@ class _Chain:
                 continue
             volume, depth = (np.median([getattr(one, name) for one in self.interfaces]) for name in ("volume", "depth"))
             apart = float(np.linalg.norm(self.interfaces[n + 1].point - self.interfaces[n - 1].point))
-            if (small.volume < 0.4 * volume and small.depth < 0.6 * depth) and apart < 1.35 * self._usual_spacing():
+            little = small.volume < 0.4 * volume and small.depth < 0.6 * depth
+            if little and apart < 1.35 * self._usual_spacing() and self._waist(small.station, 5.0)[1] > 0.5:
                 self.interfaces = [one for one in self.interfaces if one is not small]
                 discs.drop(small)
 
@@ -589,11 +593,11 @@ class _Chain:
             row = np.round(self._points[:, 1]).astype(int)
             front = np.zeros(row.max() + 1)
             np.minimum.at(front, row, depth)
-            expected = float(
-                np.clip(_SPACING_PER_DEPTH * np.median(-front[front < -5] if (front < -5).any() else 33), 14, 45)
-            )
+            extent = -front[front < -5]
+            expected = _SPACING_PER_DEPTH * float(np.median(extent)) if len(extent) else expected
         elif self.interfaces:
-            expected = float(np.clip(_SPACING_PER_DEPTH * np.median([one.depth for one in self.interfaces]), 14, 45))
+            expected = _SPACING_PER_DEPTH * float(np.median([one.depth for one in self.interfaces]))
+        expected = float(np.clip(expected, 14, 45))
         gaps = self._gaps()
         if len(gaps) == 0:
             return expected
@@ -624,9 +628,8 @@ class _Chain:
                 share = step / count
                 middle = above.station + share * (one.station - above.station)
                 station, _ = self._waist(middle, 0.25 * gap / count)
-                point = above.point + (one.point - above.point) * (station - above.station) / (
-                    one.station - above.station
-                )
+                along = (station - above.station) / (one.station - above.station)
+                point = above.point + along * (one.point - above.point)
                 normal = (1 - share) * above.normal + share * one.normal
                 filled.append(_Interface(point, normal / np.linalg.norm(normal), station))
             filled.append(one)
@@ -758,11 +761,20 @@ class _Posterior:
         self.level = np.full(shape, _NONE, np.int16)
         for k in self.candidates(grid):
             self._wave(k)
+        self._fill(self.candidates(grid))
 
     def candidates(self, grid: _Grid) -> range:
         """Bodies that have posterior elements: those seen, and the one above where the image ends above."""
         first = 0 if self._chain.volume[0] > 0 or grid.cut_above else 1
         return range(first - int(grid.cut_above), self._chain.last + 1)
+
+    def _fill(self, numbers: range) -> None:
+        """Give what no wave reached to the vertebra whose arch is expected there."""
+        missed = (self.level == _NONE) & np.isfinite(self._place)
+        if missed.any():
+            usual = np.interp(self._depth[missed], _ARCH_DEPTH, _ARCH_PLACE)
+            nearest = np.round(self._place[missed] - usual)
+            self.level[missed] = np.clip(nearest, numbers.start, numbers.stop - 1).astype(np.int16)
 
     def _wave(self, k: int) -> None:
         """Arrival times from body k; voxels that it reaches first become its own."""
@@ -798,7 +810,7 @@ class _Posterior:
         return tuple(
             _nearest(coarse, grid, self._spacing, self._first)[mask]
             for coarse in (self.level, self._place, self._depth)
-        )  # type: ignore[return-value]
+        )
 
 
 _NONE = -9
@@ -918,9 +930,8 @@ class _Spine:
     """All instances on the full grid, numbered from the top.
 
     Attributes:
-        vertebra: (S, H, W) int16, number of the vertebra + `FIRST`, 0 elsewhere. Vertebra k lies above disc k; -1 is one
-            of which only the arch is seen.
-        body_mm3: volume of each body, from 0.
+        vertebra: (S, H, W) int16, number of the vertebra + `FIRST`, 0 elsewhere. Vertebra k lies above interface k;
+            of -1 only the arch is seen.
     """
 
     FIRST = 2
@@ -1054,8 +1065,8 @@ def _notices(spine: _Spine, lowest: str, level: dict[int, str], present: set[int
         notices.append(
             Notice(
                 "LEVELS_DOUBTFUL",
-                f"The sacrum does not show below the lowest complete vertebra, so it may not be {lowest}. State its level "
-                "(--lowest) if you know it.",
+                f"The sacrum does not show below the lowest complete vertebra, so it may not be {lowest}. State its "
+                "level (--lowest) if you know it.",
             )
         )
     if sacrum and _rudimentary(discs):
@@ -1070,8 +1081,8 @@ def _notices(spine: _Spine, lowest: str, level: dict[int, str], present: set[int
         notices.append(
             Notice(
                 "DISC_MISSING",
-                f"{_count(chain.guessed, 'disc was', 'discs were')} not found and the vertebrae there were told apart by "
-                "their height. Check the levels.",
+                f"{_count(chain.guessed, 'disc was', 'discs were')} not found and the vertebrae there were told apart "
+                "by their height. Check the levels.",
             )
         )
     extra = [k for k in present if k not in level]
@@ -1079,8 +1090,8 @@ def _notices(spine: _Spine, lowest: str, level: dict[int, str], present: set[int
         notices.append(
             Notice(
                 "TOO_MANY_VERTEBRAE",
-                f"{_count(len(extra), 'vertebra', 'vertebrae')} beyond the end of the spine when {lowest} is the lowest: "
-                "left without a label. State the right level of the lowest vertebra.",
+                f"{_count(len(extra), 'vertebra', 'vertebrae')} beyond the end of the spine when {lowest} is the "
+                "lowest: left without a label. State the right level of the lowest vertebra.",
             )
         )
     return notices

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,8 +24,8 @@ TINY = {"slices": 1, "pixel": 3.0, "field_of_view": (60.0, 60.0)}
 
 
 @cache
-def usual(contrast: str = "t2", seed: int = 1) -> Phantom:
-    return make_phantom(PhantomOptions(seed=seed, contrast=contrast, pixel=0.9, noise=0.0, bias=0.0))
+def usual(contrast: Literal["t1", "t2", "stir"] = "t2", seed: int = 1) -> Phantom:
+    return make_phantom(PhantomOptions(seed=seed, contrast=contrast, pixel=1.0, noise=0.0, bias=0.0))
 
 
 @cache
@@ -73,7 +76,7 @@ def test_same_options_same_bits() -> None:
 def test_grid() -> None:
     phantom = usual()
     check_volume(phantom.volume)
-    assert phantom.labels.shape == phantom.volume.voxels.shape == (19, 333, 267)
+    assert phantom.labels.shape == phantom.volume.voxels.shape == (19, 300, 240)
     assert phantom.labels.dtype == np.uint8
     stack = SagittalStack.of(phantom.volume)
     assert stack.slice_spacing == pytest.approx(4.4)
@@ -203,7 +206,7 @@ def test_given_curves_slips_and_wedges_are_the_true_ones(
         seed=seed, lordosis=lordosis, scoliosis=scoliosis, lumbar=lumbar, slip={"L3/L4": slip}, wedge={"L2": wedge}
     ).truth
     levels = [f"L{n}" for n in range(1, lumbar + 1)]
-    discs = ["L5/S1"] + [f"{upper}/{lower}" for upper, lower in zip(levels, levels[1:], strict=False)]
+    discs = ["L5/S1"] + [f"{upper}/{lower}" for upper, lower in pairwise(levels)]
     total = sum(found.discs[disc].angle for disc in discs) - sum(found.bodies[level].wedge for level in levels)
     assert total == pytest.approx(lordosis, abs=1e-6)
     front, back = found.bodies["L1"].corners[:2]
@@ -222,14 +225,15 @@ def test_given_curves_slips_and_wedges_are_the_true_ones(
 @pytest.mark.parametrize("angle", [30.0, -20.0])
 def test_scoliosis_on_labels(angle: float) -> None:
     """The planes fitted to the discs lean apart by the Cobb angle."""
-    phantom = make_phantom(PhantomOptions(seed=2, scoliosis=angle, slices=31, slice_thickness=3.0, gap=0.0, pixel=1.0))
+    phantom = make_phantom(PhantomOptions(seed=2, scoliosis=angle, slices=23, gap=0.0, pixel=1.3))
     leans = []
     for disc in ("T11/T12", "T12/L1", "L1/L2", "L2/L3", "L3/L4", "L4/L5"):
         points = phantom.volume.geometry.points(np.argwhere(phantom.labels == value_of(disc))[:, ::-1])
         design = np.column_stack((points[:, :2], np.ones(len(points))))
         leans.append(-np.degrees(np.arctan(np.linalg.lstsq(design, points[:, 2], rcond=None)[0][0])))
-    assert leans[0] - leans[-1] == pytest.approx(angle, abs=3)
-    assert max(leans) - min(leans) == pytest.approx(abs(angle), abs=3)
+    # A disc leans as the mean of its two endplates: the outermost discs differ by a little less than Cobb's angle.
+    assert 0.84 < (leans[0] - leans[-1]) / angle < 1.02
+    assert 0.84 < (max(leans) - min(leans)) / abs(angle) < 1.05
 
 
 def test_patient_does_not_depend_on_the_scan() -> None:
@@ -264,9 +268,9 @@ def test_contrasts_are_ordered_as_physics_demands() -> None:
 
 
 def test_thick_slice_is_the_mean_of_thin_ones() -> None:
-    shared = {"seed": 9, "pixel": 1.2, "gap": 0.0, "noise": 0.0, "bias": 0.0, "field_of_view": (200.0, 150.0)}
-    thick = make_phantom(PhantomOptions(slices=3, slice_thickness=4.0, **shared)).volume.voxels  # type: ignore[arg-type]
-    fine = make_phantom(PhantomOptions(slices=12, slice_thickness=1.0, **shared)).volume.voxels  # type: ignore[arg-type]
+    options = PhantomOptions(seed=9, slices=3, pixel=1.2, gap=0.0, noise=0.0, bias=0.0, field_of_view=(200.0, 150.0))
+    thick = make_phantom(options).volume.voxels
+    fine = make_phantom(replace(options, slices=12, slice_thickness=1.0)).volume.voxels
     mean = fine.reshape(3, 4, *fine.shape[1:]).mean(1)
     assert np.corrcoef(thick.ravel(), mean.ravel())[0, 1] > 0.985
     assert thick.mean() == pytest.approx(mean.mean(), rel=0.01)
@@ -302,10 +306,18 @@ def test_ribs_change_the_picture_and_not_the_labels() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"contrast": "pd"}, {"pixel": 0.0}, {"slices": 0}, {"slice_thickness": float("nan")}, {"gap": -1.0}, {"lumbar": 7},
-        {"lordosis": 120.0}, {"wedge": {"L1": 60.0}}, {"canal_diameter": {"L3": 40.0}}, {"field_of_view": (1000.0, 200.0)},
+        {"contrast": "pd"},
+        {"pixel": 0.0},
+        {"slices": 0},
+        {"slice_thickness": float("nan")},
+        {"gap": -1.0},
+        {"lumbar": 7},
+        {"lordosis": 120.0},
+        {"wedge": {"L1": 60.0}},
+        {"canal_diameter": {"L3": 40.0}},
+        {"field_of_view": (1000.0, 200.0)},
     ],
-)  # fmt: skip
+)
 def test_impossible_values_are_refused(wrong: dict) -> None:
     with pytest.raises(UsageError) as caught:
         PhantomOptions(**wrong)

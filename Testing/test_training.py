@@ -135,13 +135,13 @@ def test_a_thick_volume_lies_where_its_slices_lay(order, reverse):
 
 def test_stacks_have_the_network_s_shape_and_are_the_same_for_the_same_seed(data):
     cases = load_cases(data, ["p0", "p1"], 1.5)
-    one, two = (StackDataset(cases, 6, 3, (48, 32), seed=7) for _ in range(2))
+    one, two = (StackDataset([cases], [1], 6, 3, (48, 32), seed=7) for _ in range(2))
     for index in range(6):
         first, second = one[index], two[index]
         assert first["image"].shape == (3, 1, 48, 32) and first["label"].shape == (3, 48, 32)
         assert first["image"].isfinite().all() and 0 <= first["label"].min() and first["label"].max() <= 3
         assert torch.equal(first["image"], second["image"]) and torch.equal(first["label"], second["label"])
-    other = StackDataset(cases, 6, 3, (48, 32), seed=8)
+    other = StackDataset([cases], [1], 6, 3, (48, 32), seed=8)
     assert not all(torch.equal(one[index]["image"], other[index]["image"]) for index in range(6))
     two.epoch = 1
     assert not all(torch.equal(one[index]["image"], two[index]["image"]) for index in range(6))

@@ -14,11 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..anatomy import classes, structures, to_classes
 from ..engine import resample
 from ..errors import InputError
 from ..volume import Geometry, Intensity, SagittalStack, Volume, check_volume
 from .augmentation import Augmentation
 
+UNKNOWN = 255
+"""Label of what nobody has drawn: left out of the loss."""
+LABELS = torch.tensor([0, 1, 2, 3, UNKNOWN], dtype=torch.uint8)
+THICKEST_MM = 6.0
+"""Simulated slices get no thicker than clinical ones are."""
 SPECK_MM3 = 40.0
 """Labelled components smaller than this are drawing errors (SPIDER's saturated scans have hundreds)."""
 
@@ -62,6 +68,8 @@ def case_names(folder: Path) -> list[str]:
 def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
     """Image and class labels (k, j, i) uint8 of one case, specks removed from the labels.
 
+    The label map holds the three classes, or levels (`anatomy.structures`), and 255 for what is not known.
+
     Raises:
         InputError: the image cannot be used, INPUT_GEOMETRY or INPUT_LABELS.
     """
@@ -72,15 +80,25 @@ def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
         raise InputError(
             "INPUT_GEOMETRY", f"image and labels of {name} lie on different grids", "Export both on the image's grid"
         )
-    if truth.voxels.max() > 3 or truth.voxels.min() < 0:
-        raise InputError(
-            "INPUT_LABELS", f"the labels of {name} hold values beyond 0-3", "Use 1 vertebra, 2 disc, 3 spinal canal"
-        )
-    labels = truth.voxels.astype(np.uint8)
+    labels = _classes(truth.voxels, name)
     components = cc3d.connected_components(labels, connectivity=26)
     sizes = np.bincount(components.ravel())
-    labels[(sizes < SPECK_MM3 / volume.geometry.voxel_volume)[components]] = 0
+    labels[(sizes < SPECK_MM3 / volume.geometry.voxel_volume)[components] & (labels != UNKNOWN)] = 0
     return volume, labels
+
+
+def _classes(voxels: np.ndarray, name: str) -> np.ndarray:
+    """A label map in one of our encodings as classes, uint8."""
+    found = {int(value) for value in np.unique(voxels)} - {0, UNKNOWN}
+    if found <= classes().keys():
+        return voxels.astype(np.uint8)
+    if found <= structures().keys():
+        return np.where(voxels == UNKNOWN, np.uint8(UNKNOWN), to_classes(voxels.astype(np.uint8)))
+    raise InputError(
+        "INPUT_LABELS",
+        f"the labels of {name} hold values without a meaning: {sorted(found - structures().keys())}",
+        "Use 1 vertebra, 2 disc, 3 spinal canal, or SAUNet's values with levels; 255 for what is not known",
+    )
 
 
 def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume, np.ndarray]:
@@ -89,7 +107,7 @@ def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume
         return volume, labels
     stack = SagittalStack.of(volume)
     truth = SagittalStack.of(Volume(labels, volume.geometry))
-    images, classes = thick_slices(
+    images, thick = thick_slices(
         torch.from_numpy(stack.slices.astype(np.float32)), torch.from_numpy(np.ascontiguousarray(truth.slices)), count
     )
     number = images.shape[0]
@@ -109,7 +127,7 @@ def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume
         tuple(origin.tolist()),
         direction[:, [2, 1, 0]],
     )
-    return Volume(images.numpy(), geometry, volume.name), classes.numpy()
+    return Volume(images.numpy(), geometry, volume.name), thick.numpy()
 
 
 def load_case(folder: Path, name: str, pixel_mm: float) -> Case:
@@ -120,18 +138,19 @@ def load_case(folder: Path, name: str, pixel_mm: float) -> Case:
     intensity = Intensity.of(stack.slices)
     image = torch.from_numpy(np.ascontiguousarray(stack.slices)).float()[:, None]
     image = ((image - intensity.low) / (intensity.high - intensity.low)).clamp_(0, 1)
-    classes = torch.from_numpy(np.ascontiguousarray(SagittalStack.of(Volume(labels, volume.geometry)).slices))
+    truth = torch.from_numpy(np.ascontiguousarray(SagittalStack.of(Volume(labels, volume.geometry)).slices))
     return Case(
         name,
         resample(image, shape)[:, 0].half(),
-        torch.stack([resample(one_hot(part)[None], shape)[0].argmax(0) for part in classes]).to(torch.uint8),
+        torch.stack([_resample_labels(part, shape) for part in truth]),
         stack.slice_spacing,
     )
 
 
-def one_hot(classes: Tensor, number: int = 4) -> Tensor:
-    """Classes (...) -> float (number, ...)."""
-    return torch.stack([(classes == value).float() for value in range(number)])
+def _resample_labels(labels: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Labels (H, W) uint8 on another pixel grid: whatever covers most of a pixel."""
+    shares = resample(torch.stack([(labels == value).float() for value in LABELS])[None], shape)[0]
+    return LABELS[shares.argmax(0)]
 
 
 def load_cases(folder: Path, names: Sequence[str], pixel_mm: float) -> list[Case]:
@@ -151,8 +170,8 @@ def thick_slices(images: Tensor, labels: Tensor, count: int, gap: int = 0) -> tu
     groups = (images.shape[0] + gap) // (count + gap)
     starts = [group * (count + gap) for group in range(groups)]
     thick = torch.stack([images[start : start + count].float().mean(0) for start in starts]).to(images.dtype)
-    majority = [torch.stack([(labels[s : s + count] == c).sum(0) for c in range(4)]).argmax(0) for s in starts]
-    return thick, torch.stack(majority).to(torch.uint8)
+    votes = [torch.stack([(labels[s : s + count] == value).sum(0) for value in LABELS]) for s in starts]
+    return thick, torch.stack([LABELS[vote.argmax(0)] for vote in votes])
 
 
 class StackDataset(Dataset[dict[str, Tensor]]):
@@ -161,18 +180,28 @@ class StackDataset(Dataset[dict[str, Tensor]]):
     Item n of epoch e is drawn from the seed (seed, e, n) alone, so that a resumed run sees what an unbroken one does.
 
     Args:
-        cases: see `load_cases`.
+        sources: cases of every data set, see `load_cases`.
+        shares: how often each data set is drawn from.
         length: stacks in an epoch.
         slices: consecutive slices in a stack.
         crop: rows and columns of a stack.
         seed: of all randomness.
 
     Items:
-        ``image`` float32 (slices, 1, rows, columns), ``label`` int64 (slices, rows, columns).
+        ``image`` float32 (slices, 1, rows, columns), ``label`` int64 (slices, rows, columns), 255 where not known.
     """
 
-    def __init__(self, cases: Sequence[Case], length: int, slices: int, crop: tuple[int, int], seed: int) -> None:
-        self.cases, self.length, self.slices, self.seed = list(cases), length, slices, seed
+    def __init__(
+        self,
+        sources: Sequence[Sequence[Case]],
+        shares: Sequence[float],
+        length: int,
+        slices: int,
+        crop: tuple[int, int],
+        seed: int,
+    ) -> None:
+        self.sources, self.shares = sources, np.asarray(shares, float) / np.sum(shares)
+        self.length, self.slices, self.seed = length, slices, seed
         self.augmentation = Augmentation(crop)
         self.epoch = 0
 
@@ -189,11 +218,13 @@ class StackDataset(Dataset[dict[str, Tensor]]):
 
     def _stack(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Consecutive slices of a random patient, averaged and skipped at random, in either order."""
-        case = self.cases[random.integers(len(self.cases))]
+        source = self.sources[int(random.choice(len(self.sources), p=self.shares))]
+        case = source[int(random.integers(len(source)))]
         available = case.images.shape[0]
-        # Half the stacks stay thin; thicker ones as far as the patient has slices enough for them.
-        count = 1 if random.random() < 0.4 else int(random.integers(2, 6))
-        gap = int(random.integers(0, 2)) if count > 1 else int(random.integers(0, 3))
+        # Two of five stacks stay thin; thicker ones as far as the patient has slices enough for them.
+        most = max(1, int(THICKEST_MM / case.slice_spacing))
+        count = 1 if random.random() < 0.4 else int(random.integers(1, min(5, most) + 1))
+        gap = int(random.integers(0, 2 if count > 1 else 3)) if most > 1 else 0
         while count > 1 and self.slices * (count + gap) - gap > available:
             count, gap = count - 1, 0
         needed = min(available, self.slices * (count + gap) - gap)
@@ -202,4 +233,6 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         images, labels = thick_slices(case.images[part], case.labels[part], count, gap)
         if random.random() < 0.5:
             images, labels = images.flip(0), labels.flip(0)
-        return images[: self.slices].float(), labels[: self.slices]
+        # A patient with fewer slices than a stack has (a single one, say) repeats them.
+        order = torch.arange(self.slices) % images.shape[0]
+        return images[order].float(), labels[order]

@@ -23,11 +23,11 @@ from .train import CLASS_NAMES, TrainingConfig, train
 VALIDATIONS = {"native slices": 1, "4 slices averaged": 4}
 
 
-def run_training(data: Path, output: Path, config_file: str | None = None, device: str = "auto") -> Path:
+def run_training(data: Sequence[Path], output: Path, config_file: str | None = None, device: str = "auto") -> Path:
     """Train or go on, then validate and write the model; called again on a finished run, it only does the latter.
 
     Args:
-        data: see `datasets.case_names`.
+        data: folders, see `datasets.case_names`; the cases to validate on are in the first one.
         output: folder of the run.
         config_file: JSON of a `TrainingConfig`; default: the run's own, else the standard configuration.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
@@ -39,10 +39,13 @@ def run_training(data: Path, output: Path, config_file: str | None = None, devic
         UsageError: USAGE, the configuration is wrong or is not the one that the run was started with.
         InputError: the data cannot be used.
     """
-    names = case_names(data)
-    config = _config(output, config_file, names)
-    network = train(data, output, config, names, device)
+    names = [case_names(folder) for folder in data]
+    config = _config(output, config_file, names[0])
+    if config.shares and len(config.shares) != len(data):
+        raise UsageError("USAGE", f"{len(config.shares)} shares for {len(data)} data folders", "Give one for each")
+    network = train(data, output, config, device)
     path = output / f"{config.name}.safetensors"
+    folders = " ".join(folder.name for folder in data)
     card: dict[str, Any] = {
         "name": config.name,
         "version": config.version,
@@ -53,13 +56,13 @@ def run_training(data: Path, output: Path, config_file: str | None = None, devic
         "licence": config.licence,
         "attribution": config.attribution,
         "data": config.data,
-        "command": f"saunet train DATA --output RUN --config {config.name}.train.json",
+        "command": f"saunet train {folders} --output RUN --config {config.name}.train.json",
         "date": datetime.now(UTC).date().isoformat(),
         "limits": list(config.limits),
     }
     save_model(network, path, card)
     (output / f"{config.name}.train.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    figures = validate(Engine(load_model(str(path)), device), data, config.validation)
+    figures = validate(Engine(load_model(str(path)), device), data[0], config.validation)
     save_model(network, path, {**card, "metrics": figures})
     print(json.dumps(figures, indent=2))
     return path

@@ -8,15 +8,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from monai.losses import DiceCELoss
+from monai.losses import DiceLoss
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..model import load_model
 from ..network import SAUNet
-from .datasets import Case, StackDataset, load_cases, thick_slices
+from .datasets import UNKNOWN, Case, StackDataset, case_names, load_cases, thick_slices
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
@@ -48,6 +50,8 @@ class TrainingConfig(BaseModel):
         crop: rows and columns of a training slice.
         slices: consecutive slices in a stack.
         stacks: stacks in a batch.
+        shares: how often each data folder is drawn from; default: by its number of cases.
+        start: name or file of the model to start from (fine-tuning); default: random weights.
         steps: optimiser steps.
         learning_rate, weight_decay: of AdamW.
         averaging: decay of the moving average of the weights, which is what gets saved.
@@ -69,6 +73,8 @@ class TrainingConfig(BaseModel):
     crop: tuple[int, int] = (320, 256)
     slices: int = Field(4, ge=1)
     stacks: int = Field(2, ge=1)
+    shares: tuple[float, ...] = ()
+    start: str | None = None
     steps: int = Field(4000, ge=1)
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
@@ -80,22 +86,27 @@ class TrainingConfig(BaseModel):
 class TrainingRun(pl.LightningModule):
     """Loss, optimiser and validation of one run.
 
-    Batches are those of `StackDataset`. The loss is Dice plus cross-entropy over the four classes. The optimiser is
-    AdamW with a warm-up of 5 % of the steps and a cosine to zero.
+    Batches are those of `StackDataset`. The loss is Dice over the batch's foreground plus cross-entropy. The
+    optimiser is AdamW with a warm-up of 5 % of the steps and a cosine to zero.
     """
 
-    def __init__(self, config: TrainingConfig, training: Sequence[Case], validation: Sequence[Case]) -> None:
+    def __init__(self, config: TrainingConfig, sources: Sequence[Sequence[Case]], validation: Sequence[Case]) -> None:
         super().__init__()
         self.config = config
         self.network = config.network.build()
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
-        self.training_cases, self.validation_cases = training, validation
+        self.dice = DiceLoss(include_background=False, batch=True)
+        self.sources, self.validation_cases = sources, validation
 
     def train_dataloader(self) -> DataLoader[Any]:
         config = self.config
         dataset = StackDataset(
-            self.training_cases, STEPS_PER_EPOCH * config.stacks, config.slices, config.crop, config.seed
+            self.sources,
+            config.shares or [len(cases) for cases in self.sources],
+            STEPS_PER_EPOCH * config.stacks,
+            config.slices,
+            config.crop,
+            config.seed,
         )
         dataset.epoch = self.current_epoch
         return DataLoader(dataset, config.stacks, num_workers=1, prefetch_factor=4)
@@ -105,9 +116,16 @@ class TrainingRun(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         scores = self.network(batch["image"]).float().flatten(0, 1)
-        loss = self.loss(scores, batch["label"].flatten(0, 1)[:, None])
+        loss = self._loss(scores, batch["label"].flatten(0, 1))
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Dice plus cross-entropy of scores (N, 4, H, W) and labels (N, H, W) where the labels are known."""
+        known = (labels != UNKNOWN)[:, None]
+        truth = F.one_hot(labels.masked_fill(~known[:, 0], 0), scores.shape[1]).movedim(-1, 1)
+        dice = self.dice(scores.softmax(1) * known, truth * known)
+        return dice + F.cross_entropy(scores, labels, ignore_index=UNKNOWN)
 
     def validation_step(self, number: Tensor | int, _: int) -> None:
         case = self.validation_cases[int(number)]
@@ -147,29 +165,28 @@ def predict(network: SAUNet, images: Tensor) -> Tensor:
     return torch.cat([network.scores(part[None]).argmax(1) for part in refined])[:, :rows, :columns]
 
 
-def train(
-    folder: Path, output: Path, config: TrainingConfig, names: Sequence[str], accelerator: str = "auto"
-) -> SAUNet:
-    """Train on a folder of cases, or go on where a killed run of the same output stopped.
+def train(folders: Sequence[Path], output: Path, config: TrainingConfig, accelerator: str = "auto") -> SAUNet:
+    """Train on folders of cases, or go on where a killed run of the same output stopped.
 
     Args:
-        folder: see `datasets.case_names`.
+        folders: see `datasets.case_names`; the first one holds ``config.validation``.
         output: folder of the run: ``config.json``, ``last.ckpt``, TensorBoard's files.
         config: of the run.
-        names: the cases to train on; ``config.validation`` are kept out by the caller's choice of names.
         accelerator: as Lightning's Trainer takes it.
 
     Returns:
         The network with its averaged weights, on the CPU.
     """
     pl.seed_everything(config.seed, verbose=False)
+    kept = config.validation
+    names = [[name for name in case_names(folder) if folder != folders[0] or name not in kept] for folder in folders]
+    sources = [load_cases(folder, some, config.pixel_mm) for folder, some in zip(folders, names, strict=True)]
+    run = TrainingRun(config, sources, load_cases(folders[0], kept, config.pixel_mm))
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-    run = TrainingRun(
-        config,
-        load_cases(folder, [name for name in names if name not in config.validation], config.pixel_mm),
-        load_cases(folder, config.validation, config.pixel_mm),
-    )
+    last = output / "last.ckpt"
+    if config.start and not last.exists():
+        run.network.load_state_dict(load_model(config.start).network.state_dict())
     trainer = pl.Trainer(
         accelerator=accelerator,
         precision="bf16-mixed",
@@ -180,7 +197,7 @@ def train(
         gradient_clip_val=1.0,
         logger=TensorBoardLogger(output, name="", version="log"),
         callbacks=[
-            # The first half only leads away from random weights; an average over it would lag behind.
+            # The first half only leads away from the start; an average over it would lag behind.
             EMAWeightAveraging(decay=config.averaging, update_starting_at_step=config.steps // 2),
             ModelCheckpoint(
                 output, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
@@ -190,6 +207,5 @@ def train(
         enable_model_summary=False,
         log_every_n_steps=20,
     )
-    last = output / "last.ckpt"
     trainer.fit(run, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None)
     return run.network.cpu()

@@ -1,0 +1,46 @@
+"""Many different phantoms, as a folder to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ...formats.segmentations import write_segmentation
+from ...formats.volumes import write_volume
+from ...segmentation import Segmentation
+from .build import Phantom, make_phantom
+from .options import PhantomOptions
+
+
+def draw_options(seed: int) -> PhantomOptions:
+    """A routine scan of another patient for every seed: contrast, slice thickness, pixel and field of view vary."""
+    random = np.random.default_rng((2020, seed))
+    return PhantomOptions(
+        seed=seed,
+        contrast=("t2", "t1", "t2", "t1", "stir")[seed % 5],  # type: ignore[arg-type]
+        slice_thickness=float(random.uniform(2.5, 4.5)),
+        gap=float(random.uniform(0.0, 0.8)),
+        pixel=float(random.uniform(0.55, 0.85)),
+        field_of_view=(float(random.uniform(240, 340)), float(random.uniform(200, 300))),
+        lumbar=int(random.choice((4, 5, 6), p=(0.06, 0.88, 0.06))),
+    )
+
+
+def write_phantom(phantom: Phantom, image: Path, labels: Path) -> None:
+    """Write image and label map (levels).
+
+    Raises:
+        UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
+    """
+    write_volume(phantom.volume, image)
+    write_segmentation(Segmentation(phantom.labels, phantom.volume.geometry), labels)
+
+
+def write_phantoms(folder: Path, count: int, seed: int = 0) -> None:
+    """Write ``count`` pairs phantomNNN_image.nii.gz and phantomNNN_labels.nii.gz, seeds from ``seed`` on."""
+    for number in range(seed, seed + count):
+        phantom = make_phantom(draw_options(number))
+        write_phantom(
+            phantom, folder / f"phantom{number:03}_image.nii.gz", folder / f"phantom{number:03}_labels.nii.gz"
+        )

@@ -1,0 +1,102 @@
+"""Labels for pictures that have none: a teacher's confident pixels, for a student to learn other contrasts from.
+
+``python -m SAUNetLib.training.self_training MODEL PICTURES OUT`` makes a data folder for `saunet train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..anatomy import CANAL, DISC, VERTEBRA
+from ..engine import resample
+from ..formats.volumes import write_volume
+from ..model import Model, load_model
+from ..volume import Geometry, Intensity, Volume
+from .datasets import UNKNOWN
+
+FIELD_MM = 280.0
+"""Pictures come without their pixel size: the longer side is taken for a usual lumbar field of view."""
+CHANGES = ((1.0, 1.0), (0.85, 1.0), (1.18, 1.0), (1.0, 0.7), (1.0, 1.4))
+"""Test-time changes: zoom and gamma."""
+CONFIDENT = 0.9
+LEAST_SHARE = 0.7
+"""A picture is kept when at least this share of its foreground is confident: elsewhere the teacher is guessing."""
+SAGITTAL = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
+"""Columns: where a picture's axes run (to posterior, to inferior) and its slices would (to left), LPS."""
+
+
+def single_slice(path: Path) -> Volume:
+    """A greyscale picture as a volume of one sagittal slice, longer side 280 mm."""
+    pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    if pixels.ndim == 3:  # JPEG files may hold grey as three equal colours
+        pixels = pixels[..., 0]
+    size = FIELD_MM / max(pixels.shape)
+    geometry = Geometry((pixels.shape[1], pixels.shape[0], 1), (size, size, 4.0), (0.0, 0.0, 0.0), SAGITTAL)
+    return Volume(pixels[None], geometry, path.stem)
+
+
+@torch.inference_mode()
+def probabilities(model: Model, pixels: np.ndarray, pixel_mm: float) -> Tensor:
+    """Class probabilities (classes, H, W) of a slice (H, W), the mean over test-time changes of size and brightness."""
+    low, high = Intensity.of(pixels[None]).low, Intensity.of(pixels[None]).high
+    unit = torch.from_numpy(((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1))
+    total = torch.zeros(len(model.card.classes), *pixels.shape)
+    for zoom, gamma in CHANGES:
+        changed = (unit**gamma).numpy()[None]
+        normal = torch.from_numpy(Intensity.of(changed).normalise(changed))[None]
+        shape = [max(16, round(count * pixel_mm * zoom / model.card.pixel_mm)) for count in pixels.shape]
+        small = resample(normal, (shape[0], shape[1]))
+        stride = model.network.encoder.stride
+        padded = F.pad(small, (0, -shape[1] % stride, 0, -shape[0] % stride), value=float(small.min()))
+        scores = model.network(padded[None])[0, ..., : shape[0], : shape[1]]
+        total += resample(scores, (pixels.shape[0], pixels.shape[1]))[0].softmax(0)
+    return total / len(CHANGES)
+
+
+def pseudo_labels(model: Model, volume: Volume) -> np.ndarray | None:
+    """Classes (1, H, W) of a slice, 255 where the teacher is not sure; None where it is unsure of too much."""
+    mean = probabilities(model, volume.voxels[0], volume.geometry.spacing[0])
+    sure, labels = mean.max(0)
+    labels = labels.to(torch.uint8)
+    foreground = labels > 0
+    confident = sure >= CONFIDENT
+    present = [int(((labels == value) & confident).sum()) for value in (VERTEBRA, DISC, CANAL)]
+    if min(present) == 0 or (confident & foreground).sum() < LEAST_SHARE * foreground.sum():
+        return None
+    return torch.where(confident, labels, UNKNOWN).numpy()[None]
+
+
+def write_pseudo_labels(model: Model, pictures: Path, folder: Path) -> tuple[int, int]:
+    """Write the pairs of a data folder; returns how many pictures were kept and how many there were."""
+    paths = sorted(path for path in pictures.iterdir() if path.suffix in (".jpg", ".png"))
+    kept = 0
+    for path in paths:
+        volume = single_slice(path)
+        labels = pseudo_labels(model, volume)
+        if labels is not None:
+            write_volume(volume, folder / f"{path.stem}_image.nii.gz")
+            write_volume(Volume(labels, volume.geometry), folder / f"{path.stem}_labels.nii.gz")
+            kept += 1
+    return kept, len(paths)
+
+
+def main() -> None:
+    """Command line, see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="the teacher: name or file")
+    parser.add_argument("pictures", type=Path, help="folder of greyscale sagittal slices, .jpg or .png")
+    parser.add_argument("folder", type=Path, help="data folder to write")
+    options = parser.parse_args()
+    kept, number = write_pseudo_labels(load_model(options.model), options.pictures, options.folder)
+    print(f"{kept} of {number} pictures kept")
+
+
+if __name__ == "__main__":
+    main()
