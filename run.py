@@ -1,6 +1,6 @@
 """The two commands of the README on a fresh computer: ``python3 run.py segment [IMAGE]`` and ``python3 run.py test``.
 
-Both make the virtual environment .venv with the pinned packages where it is missing; only the standard library is needed.
+Both make the virtual environment .venv with the pinned packages where it is missing. Only the standard library is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python
 
 
 def install(extra: str) -> None:
-    """Make the environment and install SAUNet, with an extra or without, unless these very pins are installed already."""
+    """Make the environment and install SAUNet, with an extra or without, unless these pins are installed already."""
     pins = (ROOT / "constraints.txt").read_bytes() + (ROOT / "pyproject.toml").read_bytes()
     stamp, wanted = ENVIRONMENT / "installed.txt", hashlib.sha256(pins).hexdigest()
     done = stamp.read_text().splitlines() if stamp.exists() and PYTHON.exists() else []

@@ -312,14 +312,18 @@ def _add_models(commands: Any) -> None:
 def _models(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from .model import add_model, available_models
+    from .model import add_model, available_models, load_model
 
     cards = [add_model(Path(options.add))] if options.add else available_models()
     if options.json:
         print(json.dumps([asdict(card) for card in cards], ensure_ascii=False))
         return 0
     for card in cards:
+        weights, operations = load_model(card.name).network.cost(512, 512)
         print(f"{card.name} {card.version}: {card.description} ({card.licence})")
+        print(
+            f"    {weights / 1e6:.2f} M weights, {operations / 1e9:.1f} GFLOP for a slice of 512 x 512 working pixels"
+        )
     return 0
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import CARD
 
 from SAUNetLib.errors import ModelError
-from SAUNetLib.model import DEFAULT_MODEL, add_model, available_models, find_model, load_model, save_model
+from SAUNetLib.model import add_model, available_models, find_model, load_model, save_model
 from SAUNetLib.network import SAUNet
 
 
@@ -149,14 +149,3 @@ def test_an_added_model_is_found_by_name_and_a_bad_one_is_not_added(model, tmp_p
     with pytest.raises(ModelError):
         add_model(model)
     assert not (own / "other.safetensors").exists()
-
-
-def test_the_shipped_model_is_whole_small_and_says_what_it_is():
-    path = find_model(DEFAULT_MODEL)
-    card = load_model(DEFAULT_MODEL).card
-    assert path.stat().st_size <= 8_000_000
-    assert "CC BY 4.0" in card.licence and "SPIDER" in card.attribution
-    assert card.metrics and card.limits and card.command and card.date
-    for figures in card.metrics.values():
-        for mean, deviation in figures.values():
-            assert mean >= 0 and deviation >= 0

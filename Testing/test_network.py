@@ -128,15 +128,14 @@ def test_without_attention_slices_are_independent():
 
 def test_parameters_and_flops_of_the_shipped_shape():
     network = SAUNet().eval()
-    parameters = sum(weight.numel() for weight in network.parameters())
-    assert parameters * 2 < 8e6, "float16 weights must fit into 8 MB"
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(torch.zeros(1, 1, 1, 64, 64))
-    one = counter.get_total_flops()
+    weights, operations = network.cost(64, 64)
+    assert weights == sum(weight.numel() for weight in network.parameters())
+    assert weights * 2 < 8e6, "float16 weights must fit into 8 MB"
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(torch.zeros(1, 3, 1, 64, 64))
-    assert counter.get_total_flops() == 3 * one > 0, "cost is linear in the slices"
-    assert one / 64**2 < 150_000, "operations per pixel"
+    assert counter.get_total_flops() == 3 * operations > 0, "cost is linear in the slices"
+    assert network.cost(128, 64)[1] == 2 * operations, "and in the pixels"
+    assert operations / 64**2 < 150_000, "operations per pixel"
 
 
 def test_the_unit_is_convolution_norm_relu():

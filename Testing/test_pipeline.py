@@ -100,6 +100,18 @@ def test_the_input_is_not_changed(tiny_engine, tmp_path):
     assert (hashlib.sha256(source.read_bytes()).hexdigest(), source.stat().st_mtime_ns) == before
 
 
+def test_the_image_is_not_overwritten_by_its_result(tiny_engine, tmp_path):
+    source = tmp_path / "a.nii.gz"
+    sitk.WriteImage(picture().to_sitk(), str(source))
+    before = source.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    for output in (source, tmp_path / "link" / "a.nii.gz"):
+        with pytest.raises(UsageError) as caught:
+            segment_file(source, output, tiny_engine)
+        assert caught.value.code == "OUTPUT_WRITE"
+    assert source.read_bytes() == before
+
+
 def test_the_voxels_given_are_not_changed(tiny_engine):
     source = picture()
     before = source.voxels.copy()

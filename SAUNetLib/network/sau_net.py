@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .dense_unet import DenseUNet, Reading
 from .inter_slice_attention import InterSliceAttention
@@ -39,12 +41,23 @@ class SAUNet(nn.Module):
         super().__init__()
         if attention not in ("features", "scores", "none"):
             raise ValueError(f"attention must be 'features', 'scores' or 'none', not {attention!r}")
-        self.classes = classes
+        self.classes, self.widths, self.reading = classes, tuple(widths), reading
         self.attention = attention
         self.encoder = DenseUNet(1, widths, reading)
         self.head = nn.Conv2d(self.encoder.out_channels, classes, 1)
         channels = {"features": self.encoder.out_channels, "scores": classes, "none": 0}[attention]
         self.isa = InterSliceAttention(channels) if channels else None
+
+    def cost(self, rows: int, columns: int) -> tuple[int, int]:
+        """Number of weights, and floating-point operations of the convolutions for a slice of rows x columns pixels."""
+        weights = self.state_dict()
+        with torch.device("meta"):
+            network = type(self)(self.classes, self.widths, self.reading, self.attention).eval()
+            slices = torch.empty(1, 1, 1, rows, columns)
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            network(slices)
+        trained = {name for name, _ in self.named_parameters()}
+        return sum(weights[name].numel() for name in trained), counter.get_total_flops()
 
     def rough(self, slices: Tensor) -> Tensor:
         """The per-slice rough result F (N, C, H, W) of slices (N, 1, H, W): what ISA takes in."""

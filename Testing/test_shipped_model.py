@@ -1,0 +1,71 @@
+"""The shipped weights on real MRI that they were not trained on."""
+
+import numpy as np
+import pytest
+
+from SAUNetLib.anatomy import VERTEBRA, to_classes, value_of
+from SAUNetLib.engine import Engine
+from SAUNetLib.evaluation.validation import other_scanners, routine_slices
+from SAUNetLib.formats.volumes import read_volume
+from SAUNetLib.metrics import compare_labels, detect
+from SAUNetLib.model import find_model, load_model
+from SAUNetLib.pipeline import segment
+from SAUNetLib.training.datasets import read_pair, thick_volume
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(load_model(), "cpu")
+
+
+def test_the_card_says_what_the_model_is_and_the_file_is_small():
+    path, card = find_model(), load_model().card
+    assert path.stat().st_size <= 8_000_000
+    assert "CC BY 4.0" in card.licence and "SPIDER" in card.attribution
+    assert card.metrics and card.limits and card.command and card.date
+    for figures in card.metrics.values():
+        for name, (mean, deviation) in figures.items():
+            assert deviation >= 0 and (mean <= 1 or not name.startswith("dice"))
+
+
+@pytest.mark.parametrize(("count", "least"), [(1, 0.90), (4, 0.86)])
+def test_a_patient_kept_out_of_training(engine, shared_data, count, least):
+    volume, truth = thick_volume(*read_pair(shared_data / "spider_t2space", "127"), count)
+    found = segment(volume, engine, levels=False).labels
+    dice = [one.dice for one in compare_labels(found, truth, tuple(reversed(volume.geometry.spacing))).values()]
+    assert len(dice) == 3 and np.mean(dice) >= least
+
+
+def test_every_lumbar_vertebra_and_disc_of_another_scan_has_its_own_label(engine, shared_data):
+    result = segment(read_volume(shared_data / "real_volumes" / "t2_lumbar.nii.gz"), engine)
+    named = {row.structure.level: row.volume_mm3 for row in result.table()}
+    for level in ("T12", "L1", "L2", "L3", "L4", "L5"):
+        assert 8_000 < named[level] < 60_000, level
+    for level in ("T12/L1", "L1/L2", "L2/L3", "L3/L4", "L4/L5"):
+        assert 1_500 < named[level] < 25_000, level
+    centres = [np.argwhere(result.labels == value_of(f"L{number}"))[:, 0].mean() for number in range(1, 6)]
+    assert centres == sorted(centres, reverse=True), "k runs to superior in this file"
+
+
+@pytest.mark.parametrize("case", ["VB2_02", "VB3_02"])
+def test_bodies_drawn_on_other_scanners_are_found_one_by_one(engine, shared_data, case):
+    volume = read_volume(shared_data / "external_bodies" / f"{case}_image.nii.gz")
+    truth = read_volume(shared_data / "external_bodies" / f"{case}_bodies.nii.gz").voxels
+    labels = segment(volume, engine).labels
+    vertebrae = np.where(to_classes(labels) == VERTEBRA, labels, 0)
+    assert detect(vertebrae, truth).missed == ()
+    assert np.mean(vertebrae[truth > 0] > 0) > 0.8
+
+
+def test_routine_slices_are_scored_apart(engine, shared_data):
+    figures = routine_slices(engine, shared_data / "spider_tse_slices")
+    assert figures["slices"] == 21
+    assert figures["dice vertebra midline"] > 0.8
+
+
+def test_validation_of_other_scanners_counts_bodies_and_strays(engine, shared_data, tmp_path):
+    for name in ("image", "bodies"):
+        (tmp_path / f"VB3_02_{name}.nii.gz").symlink_to(shared_data / "external_bodies" / f"VB3_02_{name}.nii.gz")
+    figures = other_scanners(engine, tmp_path, "VB3")
+    assert figures["patients"] == 1 and figures["bodies"] == figures["bodies matched"] == 5
+    assert figures["recall mean"] > 0.8 and figures["stray ml"] >= 0
