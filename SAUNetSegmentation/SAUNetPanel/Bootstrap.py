@@ -1,0 +1,27 @@
+"""First lines of the child process: it leads a session of its own, says its number, then becomes the worker.
+
+Slicer starts Python through a launcher, so that the process which Slicer knows is not the one that computes. Whoever
+wants to end the computation with everything it started needs the number of the process group.
+"""
+
+import contextlib
+import json
+import os
+import runpy
+import sys
+
+
+def main() -> None:
+    """Arguments: the folder to import from, the module to run."""
+    folder, module = sys.argv[1:3]
+    if hasattr(os, "setsid"):
+        with contextlib.suppress(PermissionError):  # it leads a group already
+            os.setsid()
+    print(json.dumps({"event": "process", "pid": os.getpid()}), flush=True)
+    sys.path.insert(0, folder)
+    sys.argv[:] = [module]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Reads a bundle (wheels and model in one zip file, for a computer offline); SAUNetLib.bundle writes it."""
+
+import hashlib
+import json
+import platform
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from SAUNetLib.bundle import FORMAT, MANIFEST
+
+from .Cards import PanelError
+
+LARGEST = 16 * 2**30
+
+
+def openBundle(path: Path, folder: Path, slicerVersion: tuple[int, int]) -> dict[str, Any]:
+    """Unpack a bundle into a folder; every file's SHA-256 is checked while it is written.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        PanelError: BUNDLE, it is damaged, or was made for another Slicer or platform.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = json.loads(archive.read(MANIFEST))
+            _check(manifest, slicerVersion)
+            for entry in manifest["files"]:
+                _unpack(archive, entry, folder)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise PanelError("BUNDLE") from error
+    return manifest
+
+
+def _check(manifest: dict[str, Any], slicerVersion: tuple[int, int]) -> None:
+    if manifest["format"] != FORMAT:
+        raise PanelError("BUNDLE", _("It was made by another version of SAUNet."))
+    wanted = ".".join(map(str, slicerVersion))
+    if manifest["slicer"] != wanted:
+        cause = _("It was made for Slicer {made}; this is {found}.").format(made=manifest["slicer"], found=wanted)
+        raise PanelError("BUNDLE", cause)
+    if manifest["platform"] != thisPlatform():
+        cause = _("It was made for {made}; this is {found}.").format(made=manifest["platform"], found=thisPlatform())
+        raise PanelError("BUNDLE", cause)
+    if sum(int(entry["size"]) for entry in manifest["files"]) > LARGEST:
+        raise ValueError("too large")
+
+
+def _unpack(archive: zipfile.ZipFile, entry: dict[str, Any], folder: Path) -> None:
+    name = PurePosixPath(entry["name"])
+    if name.is_absolute() or len(name.parts) != 2 or name.parts[0] not in ("wheels", "models") or "\\" in entry["name"]:
+        raise ValueError(f"unexpected file {name}")
+    target = folder.joinpath(*name.parts)
+    target.parent.mkdir(exist_ok=True)
+    digest, left = hashlib.sha256(), int(entry["size"])
+    with archive.open(entry["name"]) as source, open(target, "wb") as file:
+        while block := source.read(2**20):
+            left -= len(block)
+            if left < 0:
+                raise ValueError("longer than stated")
+            digest.update(block)
+            file.write(block)
+    if left or digest.hexdigest() != entry["sha256"]:
+        raise PanelError("BUNDLE", _("It is damaged: {name} is not what it should be.").format(name=name.name))
+
+
+def thisPlatform() -> str:
+    """As SAUNetLib.bundle names it: linux, windows, macos-arm64 or macos-x86_64."""
+    if sys.platform == "darwin":
+        return f"macos-{'arm64' if platform.machine() == 'arm64' else 'x86_64'}"
+    return "windows" if sys.platform == "win32" else "linux"

@@ -1,0 +1,190 @@
+"""Error cards: what went wrong in plain words, what to do, and the button that does it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from slicer.i18n import tr as _
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an error card shows.
+
+    Attributes:
+        code: the engine's or the panel's; it does not change.
+        title: one line.
+        cause: plain words.
+        remedy: what the user can do.
+        action: name of the `ACTIONS` entry that applies the remedy, or empty.
+    """
+
+    code: str
+    title: str
+    cause: str
+    remedy: str
+    action: str = ""
+
+
+class PanelError(Exception):
+    """A failure of the panel itself, known by its code in `cards`."""
+
+    def __init__(self, code: str, cause: str = "") -> None:
+        self.card = cardOf({"code": code, "cause": cause})
+        super().__init__(f"{self.card.title}: {self.card.cause} {self.card.remedy}")
+
+    @property
+    def code(self) -> str:
+        """The card's code."""
+        return self.card.code
+
+
+def actions() -> Mapping[str, str]:
+    """Texts of the buttons that apply a remedy."""
+    return {
+        "cpu": _("Use the processor"),
+        "pick": _("Choose a volume"),
+        "harden": _("Harden transform"),
+        "install": _("Install"),
+        "model": _("Use the standard model"),
+        "retry": _("Try again"),
+        "log": _("Show the log"),
+        "crop": _("Open Crop Volume"),
+    }
+
+
+def cardOf(event: Mapping[str, Any]) -> Card:
+    """The card of an error event. The engine's own cause names the figures, so it is shown where there is one."""
+    code = str(event.get("code") or "INTERNAL")
+    make = _cards().get(code)
+    if make is None:
+        card = Card(
+            code,
+            str(event.get("title") or _("Unexpected failure")),
+            "",
+            inPanelWords(str(event.get("remedy") or "")),
+            "log",
+        )
+    else:
+        title, cause, remedy, *action = make
+        card = Card(code, title, cause, remedy, *action)
+    stated = inPanelWords(str(event.get("cause") or "").strip())
+    return replace(card, cause=stated[:1].upper() + stated[1:]) if stated else card
+
+
+def inPanelWords(text: str) -> str:
+    """A text of the engine with the panel's names in the place of the command line's options."""
+    names = {
+        "--lowest": _("Advanced: Lowest vertebra"),
+        "--model": _("Advanced: Model"),
+        "--device": _("Advanced: Device"),
+        "--series": _("Volume"),
+    }
+    for option, name in names.items():
+        text = text.replace(option, name)
+    return text
+
+
+def codes() -> frozenset[str]:
+    """All codes that have a card."""
+    return frozenset(_cards())
+
+
+def _cards() -> dict[str, tuple[str, ...]]:
+    return {**_engineCards(), **_panelCards()}
+
+
+def _engineCards() -> dict[str, tuple[str, ...]]:
+    """Title, cause, remedy and action for every code of SAUNetLib.errors."""
+    again = _("Try again; if it happens again, copy the report and send it to the maintainers.")
+    reinstall = _("Install the model again, or use the standard model.")
+    check = _("Check how the series was loaded, or choose another volume.")
+    other = _("Choose another volume.")
+    return {
+        "INTERNAL": (_("Unexpected failure"), _("The engine met a case that it was not made for."), again, "log"),
+        "USAGE": (_("Not understood"), _("The engine did not understand the panel's request."), again, "log"),
+        "OUTPUT_FORMAT": (_("Unknown format"), _("The file's ending names no known format."),
+                          _("Choose a name that ends in .nii.gz, .nrrd, .mha or .seg.nrrd.")),
+        "OUTPUT_WRITE": (_("The result could not be written"), _("The temporary folder cannot be written to."),
+                         _("Free some space on the disk that holds the temporary folder, then try again."), "retry"),
+        "DEVICE": (_("Device not available"), _("The device that was chosen is not there."),
+                   _("Use the processor, or set the device to automatic."), "cpu"),
+        "NOT_INSTALLED": (_("A package is missing"), _("The engine needs a package that is not installed."),
+                          _("Install what is missing."), "install"),
+        "INPUT_NOT_FOUND": (_("The volume did not arrive"), _("The volume's temporary file has disappeared."),
+                            _("Try again."), "retry"),
+        "INPUT_EMPTY": (_("Nothing to read"), _("The volume is empty."), other, "pick"),
+        "INPUT_UNREADABLE": (_("Not a readable image"), _("The volume cannot be read."), check, "pick"),
+        "INPUT_DIMENSION": (_("Not one 3D volume"), _("The volume does not have three dimensions."),
+                            _("Choose a 3D volume; for a sequence, the frame that is shown is used."), "pick"),
+        "INPUT_PIXEL_TYPE": (_("Not a greyscale image"), _("The volume's voxels are no grey values."),
+                             _("Choose a greyscale volume."), "pick"),
+        "INPUT_VALUES": (_("Values that are not numbers"), _("The volume holds values that are not numbers."),
+                         _("Replace them with the module Simple Filters, or load the series again."), "pick"),
+        "INPUT_CONSTANT": (_("An image without content"), _("All voxels have the same value."), other, "pick"),
+        "INPUT_SPACING": (_("Impossible voxel size"), _("The volume's voxel size cannot be right."),
+                          _("Correct the spacing in the module Volumes, or load the series again."), "pick"),
+        "INPUT_DIRECTION": (_("Axes that are not perpendicular"), _("The volume's axes are sheared."),
+                            _("Harden the acquisition transform, or resample it to perpendicular axes."), "pick"),
+        "INPUT_NOT_SAGITTAL": (_("Not a sagittal series"), _("The slices lie along another axis."),
+                               _("Choose the sagittal series of the same study."), "pick"),
+        "INPUT_MODALITY": (_("Not an MRI"), _("The series comes from another modality."),
+                           _("Choose a magnetic resonance series."), "pick"),
+        "INPUT_SERIES": (_("Several series"), _("More than one series was given."), _("Choose one series."), "pick"),
+        "INPUT_SLICES": (_("Missing or uneven slices"), _("Slices are missing or lie at uneven distances."),
+                         _("Load the complete series again, or choose another one."), "pick"),
+        "INPUT_TOO_LARGE": (_("Too large"), _("The volume has too many voxels."),
+                            _("Crop the volume to the spine."), "crop"),
+        "INPUT_LABELS": (_("Not a label map of ours"), _("The label map holds unknown values."), check, "pick"),
+        "INPUT_GEOMETRY": (_("Two images on different grids"), _("They do not lie on one grid."), check, "pick"),
+        "MODEL_NOT_FOUND": (_("No such model"), _("The model is not installed."), reinstall, "model"),
+        "MODEL_DAMAGED": (_("The model file is damaged"), _("The model's file is not the one that was published."),
+                          reinstall, "model"),
+        "MODEL_CARD": (_("The model's card is missing or wrong"), _("It cannot be identified."), reinstall, "model"),
+        "MODEL_MISMATCH": (_("Model and card do not fit"), _("The weights are not those that the card describes."),
+                           reinstall, "model"),
+        "MEMORY": (_("Not enough memory"), _("Neither the device nor the main memory suffices."),
+                   _("Close other programs, or crop the volume to the spine."), "crop"),
+        "CANCELLED": (_("Cancelled"), _("The run was cancelled."), _("Nothing was changed; start again when ready.")),
+    }  # fmt: skip
+
+
+def _panelCards() -> dict[str, tuple[str, ...]]:
+    """Title, cause, remedy and action for what only the panel can meet."""
+    again = _("Try again; if it happens again, copy the report and send it to the maintainers.")
+    return {
+        "NO_VOLUME": (_("No volume"), _("There is no volume to work on."),
+                      _("Load a sagittal spine MRI and choose it."), "pick"),
+        "VOLUME_KIND": (_("Not a greyscale volume"), _("Label maps, colour and vector volumes cannot be segmented."),
+                        _("Choose the greyscale volume that they belong to."), "pick"),
+        "VOLUME_EMPTY": (_("The volume is empty"), _("The volume has no voxels."),
+                         _("Load it again, or choose another one."), "pick"),
+        "VOLUME_GONE": (_("The volume is gone"), _("The volume was removed while the engine worked on it."),
+                        _("Load the volume again, then start again."), "pick"),
+        "TRANSFORM_NONLINEAR": (_("The volume is under a non-linear transform"),
+                                _("The result could not be laid over the volume as it is shown."),
+                                _("Harden the transform. It resamples the volume; only loading it again undoes that."),
+                                "harden"),
+        "ENGINE_START": (_("The engine does not start"), _("Slicer's Python could not be started."),
+                         _("Check the computer in the section Setup."), "install"),
+        "ENGINE_DIED": (_("The engine ended unexpectedly"), _("It ended in the middle of its work."), again, "log"),
+        "ENGINE_KILLED": (_("The engine was stopped"), _("It was stopped from outside, most often for lack of memory."),
+                          _("Close other programs, or crop the volume to the spine, then try again."), "retry"),
+        "RESULT_UNREADABLE": (_("The result cannot be read"), _("The engine's result file is missing or incomplete."),
+                              again, "retry"),
+        "RESULT_GEOMETRY": (_("The result does not fit the volume"),
+                            _("The volume's geometry was changed while the engine worked on it."),
+                            _("Start again and leave the volume as it is until the end."), "retry"),
+        "FOLDER": (_("No temporary folder"), _("The volume could not be written to the temporary folder."),
+                   _("Free some space on the disk that holds the temporary folder, then try again."), "retry"),
+        "EXPORT_FAILED": (_("The export failed"), _("The file could not be written."),
+                          _("Choose another folder, or free some space on the disk.")),
+        "INSTALL_FAILED": (_("The installation failed"), _("A package could not be installed."),
+                           _("Check the connection to the internet, or use Install from file... in the section Setup."),
+                           "log"),
+        "BUNDLE": (_("Not a bundle for this computer"), _("The file is no complete bundle for this Slicer."),
+                   _("Make one with the command saunet bundle for this version of Slicer and this platform.")),
+        "PYTORCH": (_("The PyTorch extension is missing"),
+                    _("Slicer's PyTorch extension installs the right build of torch."),
+                    _("Install the extension PyTorch in the Extensions Manager, restart Slicer, then try again.")),
+    }  # fmt: skip

@@ -1,0 +1,315 @@
+"""What the engine needs on this computer: checks it, and installs it with the user's consent, never at import."""
+
+import hashlib
+import html
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from SAUNetLib import __version__
+from SAUNetLib.resources import resource
+
+from . import PrivateFolder
+from .Bundle import openBundle
+from .Cards import PanelError
+from .Signal import Signal
+
+STANDARD_MODEL = "saunet-lumbar"
+TORCH = "torch>=2.4"
+SLICERS_OWN = ("numpy", "scipy", "SimpleITK", "pillow", "pydicom", "requests", "packaging", "setuptools", "pip")
+"""Packages that Slicer brings and itself relies on: an installation must not change them."""
+LEAST_DISK = 6 * 10**9
+_SETTING = "SAUNetSegmentation/secondsPerMegavoxel/"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the check: what, whether it is fine (None where it is only worth knowing), details."""
+
+    name: str
+    fine: bool | None
+    detail: str
+
+
+class Dependencies:
+    """Check and install.
+
+    Signals:
+        log (str): a line for the log.
+
+    Args:
+        requirements: file of requirement specifiers.
+    """
+
+    def __init__(self, requirements: Path | None = None) -> None:
+        self.log = Signal()
+        self._file = requirements or Path(__file__).resolve().parent.parent / "Resources" / "requirements.txt"
+
+    def requirements(self) -> list[str]:
+        """Specifiers of the engine's packages, without torch."""
+        lines = (line.split("#")[0].strip() for line in self._file.read_text(encoding="utf-8").splitlines())
+        return [line for line in lines if line]
+
+    def missing(self) -> list[str]:
+        """The specifiers that are not met, torch among them."""
+        return [one for one in [TORCH, *self.requirements()] if not isMet(one)]
+
+    def models(self) -> list[str]:
+        """Names of the models that are installed: the user's own and the shipped ones."""
+        own = os.environ.get("SAUNET_MODELS")
+        folders = [Path(own) if own else Path.home() / ".saunet" / "models", resource("models")]
+        cards = {path for folder in folders if folder.is_dir() for path in folder.glob("*.json")}
+        return sorted({path.stem for path in cards if path.with_suffix(".safetensors").is_file()})
+
+    # -- check -------------------------------------------------------------------------------------------------------
+
+    def check(self, volumeNode: Any = None) -> list[Row]:
+        """What this computer has; torch is not imported for it."""
+        torch = versionOf("torch")
+        build = _torchBuild(torch) if torch else _("not installed")
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        rows = [
+            Row("Slicer", slicerVersion() >= (5, 10), f"{slicer.app.majorVersion}.{slicer.app.minorVersion}"),
+            Row("Python", sys.version_info >= (3, 11), platform.python_version()),
+            Row("SAUNet", True, __version__),
+            Row("PyTorch", torch is not None and isMet(TORCH), f"{(torch or '').split('+')[0]} {build}".strip()),
+        ]
+        for one in self.requirements():
+            name = _name(one)
+            rows.append(Row(name, isMet(one), versionOf(name) or _("not installed")))
+        return [
+            *rows,
+            Row(_("Graphics card"), None, graphicsCard() or _("none; the processor is used")),
+            Row(_("Memory"), None, f"{totalMemory() / 2**30:.0f} GB" if totalMemory() else _("unknown")),
+            self._modelRow(),
+            Row(_("Free disk"), free >= LEAST_DISK or not self.missing(), f"{free / 1e9:.0f} GB"),
+            *([Row(_("Estimated time"), None, self.estimate(volumeNode))] if volumeNode is not None else []),
+        ]
+
+    def checkHtml(self, volumeNode: Any = None) -> str:
+        """The check as a table."""
+        marks = {True: "\u2713", False: "\u2717", None: "\u00b7"}
+        cells = (
+            f"<tr><td>{marks[row.fine]}</td><td>{html.escape(row.name)}&nbsp;&nbsp;</td><td>{html.escape(row.detail)}</td></tr>"
+            for row in self.check(volumeNode)
+        )
+        return f"<table cellspacing='3'>{''.join(cells)}</table>"
+
+    def _modelRow(self) -> Row:
+        path = resource("models", f"{STANDARD_MODEL}.safetensors")
+        try:
+            card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except (OSError, ValueError):
+            return Row(_("Model"), False, _("not installed"))
+        if found != card.get("sha256"):
+            return Row(_("Model"), False, _("damaged: its SHA-256 is wrong"))
+        return Row(_("Model"), True, f"{card.get('name')} {card.get('version')} ({found[:12]})")
+
+    def remember(self, volumeNode: Any, device: str, seconds: float) -> None:
+        """Keep how long a run took, for `estimate`."""
+        settings = slicer.app.userSettings()
+        settings.setValue(_SETTING + device.split(" ")[0], seconds / max(megavoxels(volumeNode), 0.1))
+        settings.setValue(_SETTING + "last", device.split(" ")[0])
+
+    def estimate(self, volumeNode: Any) -> str:
+        """How long the volume will take, from the last run on this computer."""
+        settings = slicer.app.userSettings()
+        device = settings.value(_SETTING + "last")
+        rate = settings.value(_SETTING + str(device)) if device else None
+        if not rate:
+            return _("known after the first run")
+        return _("{seconds} s").format(seconds=max(1, round(float(rate) * max(megavoxels(volumeNode), 0.1))))
+
+    # -- install -----------------------------------------------------------------------------------------------------
+
+    def installMissing(self, ask: Callable[[str], bool]) -> bool:
+        """Install what is missing; False where nothing is, or the user does not consent.
+
+        Raises:
+            PanelError: PYTORCH or INSTALL_FAILED.
+        """
+        missing = self.missing()
+        if not missing:
+            return False
+        text = _("These packages will be installed into Slicer's Python:\n\n{packages}\n\nThis can take some minutes.")
+        if not ask(text.format(packages="\n".join(missing))):
+            return False
+        self.log.emit(_("Installing {packages}").format(packages=", ".join(missing)))
+        rest = [one for one in missing if one != TORCH]
+        with self._watched() as constraints:
+            if TORCH in missing:
+                _installTorch()
+            if rest:
+                _pipInstall(rest, constraints)
+        return self._verified()
+
+    def installBundle(self, path: Path, ask: Callable[[str], bool]) -> bool:
+        """Install packages and model from a bundle, without a connection; False without consent.
+
+        Raises:
+            PanelError: BUNDLE or INSTALL_FAILED.
+        """
+        folder = PrivateFolder.makePrivateFolder()
+        try:
+            manifest = openBundle(path, folder, slicerVersion())
+            wheels = folder / "wheels"
+            text = _("{count} packages and {models} model(s) will be installed from {name}.")
+            files = [entry["name"] for entry in manifest["files"]]
+            models = [name for name in files if name.endswith(".safetensors")]
+            packages = [name for name in files if name.endswith(".whl")]
+            if not ask(text.format(count=len(packages), models=len(models), name=path.name)):
+                return False
+            missing = self.missing()
+            if missing:
+                with self._watched() as constraints:
+                    _pip(["--no-index", "--find-links", str(wheels), "-c", str(constraints), *missing])
+            for name in models:
+                installModel(folder / name)
+            return self._verified()
+        finally:
+            PrivateFolder.removeFolder(folder)
+
+    @contextmanager
+    def _watched(self) -> Any:
+        """Gives a constraints file that pins Slicer's own packages; what goes wrong becomes a card."""
+        pins = {name: versionOf(name) for name in SLICERS_OWN}
+        folder = PrivateFolder.makePrivateFolder()
+        constraints = folder / "constraints.txt"
+        constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items() if version))
+        try:
+            yield constraints
+        except PanelError:
+            raise
+        except Exception as error:  # pip, the PyTorch extension and Slicer's dialogs fail in many ways
+            self.log.emit(f"{type(error).__name__}: {error}")
+            raise PanelError("INSTALL_FAILED") from error
+        finally:
+            PrivateFolder.removeFolder(folder)
+            changed = [name for name, version in pins.items() if versionOf(name) != version]
+            if changed:
+                self.log.emit(_("Warning: the installation changed {names}").format(names=", ".join(changed)))
+
+    def _verified(self) -> bool:
+        missing = self.missing()
+        if missing:
+            cause = _("These are still missing: {packages}.").format(packages=", ".join(missing))
+            raise PanelError("INSTALL_FAILED", cause)
+        return True
+
+
+def installModel(weights: Path) -> None:
+    """Put a model file and its card into the user's own models, each whole or not at all."""
+    own = os.environ.get("SAUNET_MODELS")
+    folder = Path(own) if own else Path.home() / ".saunet" / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in (weights, weights.with_suffix(".json")):
+        part = folder / (source.name + ".part")
+        shutil.copyfile(source, part)
+        part.replace(folder / source.name)
+
+
+def slicerVersion() -> tuple[int, int]:
+    """Slicer's version, such as (5, 12)."""
+    return int(slicer.app.majorVersion), int(slicer.app.minorVersion)
+
+
+def versionOf(name: str) -> str | None:
+    """The installed version of a package; it is not imported."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def isMet(requirement: str) -> bool:
+    """Whether a specifier of the form NAME>=VERSION is met."""
+    name, _sign, least = requirement.partition(">=")
+    found = versionOf(name.strip())
+    return found is not None and _numbers(found) >= _numbers(least)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version.split("+")[0])]
+
+
+def _name(requirement: str) -> str:
+    return requirement.partition(">=")[0].strip()
+
+
+def _torchBuild(version: str) -> str:
+    tag = version.partition("+")[2]
+    if tag.startswith("cu"):
+        return _("(NVIDIA)")
+    return _("(processor)") if tag == "cpu" else ""
+
+
+def graphicsCard() -> str:
+    """Name and memory of the graphics card that PyTorch could use; empty where there is none."""
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return "Apple (MPS)"
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return ""
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        return (
+            subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout.strip().split("\n")[0]
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def totalMemory() -> int:
+    """Bytes of main memory; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def megavoxels(volumeNode: Any) -> float:
+    """Millions of voxels of a volume node."""
+    image = volumeNode.GetImageData() if volumeNode is not None else None
+    return image.GetNumberOfPoints() / 1e6 if image is not None else 0.0
+
+
+def _installTorch() -> None:
+    """The PyTorch extension knows which build fits this computer.
+
+    Raises:
+        PanelError: PYTORCH, the extension is not installed.
+    """
+    try:
+        import PyTorchUtils
+    except ImportError as error:
+        raise PanelError("PYTORCH") from error
+    if PyTorchUtils.PyTorchUtilsLogic().installTorch(torchVersionRequirement=TORCH.removeprefix("torch")) is None:
+        raise PanelError("INSTALL_FAILED")
+
+
+def _pipInstall(requirements: list[str], constraints: Path) -> None:
+    try:
+        import slicer.packaging as packaging
+    except ImportError:  # Slicer 5.10
+        _pip(["-c", str(constraints), *requirements])
+        return
+    packaging.pip_ensure(requirements, constraints=constraints, prompt_install=False, requester="SAUNet")
+
+
+def _pip(arguments: list[str]) -> None:
+    slicer.util.pip_install(arguments)

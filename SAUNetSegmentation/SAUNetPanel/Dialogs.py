@@ -1,0 +1,53 @@
+"""What the panel asks the user in windows of their own."""
+
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+
+class Dialogs:
+    """Files, folders and decisions."""
+
+    def saveFile(self, title: str, name: str, filters: str) -> Path | None:
+        """A file to write to; its name gets the chosen filter's ending where it has none of them."""
+        dialog = qt.QFileDialog(slicer.util.mainWindow(), title)
+        dialog.setAcceptMode(qt.QFileDialog.AcceptSave)
+        dialog.setNameFilters(filters.split(";;"))
+        dialog.selectFile(name)
+        if not dialog.exec_():
+            return None
+        path = dialog.selectedFiles()[0]
+        endings = [part.split("*")[1].rstrip(")") for part in filters.split(";;")]
+        chosen = dialog.selectedNameFilter().split("*")[1].rstrip(")")
+        return Path(path if path.endswith(tuple(endings)) else path + chosen)
+
+    def openFile(self, title: str, filters: str) -> Path | None:
+        """A file to read."""
+        path = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), title, "", filters)
+        return Path(path) if path else None
+
+    def chooseFolder(self, title: str) -> Path | None:
+        """A folder."""
+        path = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), title)
+        return Path(path) if path else None
+
+    def replaceEdited(self, name: str) -> str:
+        """What becomes of a result that was edited by hand: ``replace``, ``keep`` or ``cancel``."""
+        box = qt.QMessageBox(slicer.util.mainWindow())
+        box.setWindowTitle(_("SAU-Net Spine Segmentation"))
+        box.setText(_("{name} was edited by hand.").format(name=name))
+        box.setInformativeText(_("Keep it and add a new segmentation, or replace it?"))
+        keep = box.addButton(_("Keep both"), qt.QMessageBox.AcceptRole)
+        replace = box.addButton(_("Replace"), qt.QMessageBox.DestructiveRole)
+        box.addButton(qt.QMessageBox.Cancel)
+        box.setDefaultButton(keep)
+        box.exec_()
+        clicked: Any = box.clickedButton()
+        return "keep" if clicked == keep else "replace" if clicked == replace else "cancel"
+
+    def confirmInstall(self, text: str) -> bool:
+        """Consent to an installation."""
+        return bool(slicer.util.confirmOkCancelDisplay(text, _("SAU-Net Spine Segmentation")))

@@ -1,0 +1,270 @@
+"""The engine as a child process of Slicer: starts it, speaks with it, keeps it warm, ends it with all it started."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import qt
+from slicer.i18n import tr as _
+
+from . import engineFolder
+from .Signal import Signal
+
+IDLE_MS = 10 * 60 * 1000
+POLITE_MS = 1000
+"""How long a cancelled worker has for ending the request by itself."""
+FIRM_MS = 400
+"""How long a worker that was asked to terminate has before it is killed; with POLITE_MS within two seconds."""
+LONGEST_LINE = 2**20
+EVENTS = ("process", "ready", "progress", "warning", "result", "error")
+
+
+def slicerPython() -> str:
+    """The Python that Slicer brings, which is not sys.executable inside Slicer."""
+    return shutil.which("PythonSlicer") or sys.executable
+
+
+def workerCommand(folder: Path | None = None, module: str = "SAUNetLib.worker") -> list[str]:
+    """Program and arguments that start a worker."""
+    bootstrap = Path(__file__).with_name("Bootstrap.py")
+    return [slicerPython(), "-u", str(bootstrap), str(folder or engineFolder()), module]
+
+
+class EngineProcess:
+    """One worker at a time, and one request at a time.
+
+    Signals:
+        event (dict): progress and warning events of the request, then exactly one result or error.
+        log (str): a line that was no event, and what happened to the process.
+
+    Args:
+        command: program and arguments; by default the real worker.
+        environment: variables to set for the worker.
+    """
+
+    def __init__(self, command: list[str] | None = None, environment: dict[str, str] | None = None) -> None:
+        self.event, self.log = Signal(), Signal()
+        self._command = command
+        self._environment = environment or {}
+        self._process: Any = None
+        self._group = 0  # number of the process group that the worker leads
+        self._pending = {"out": b"", "err": b""}
+        self._request: str | None = None
+        self._count = 0
+        self._cancelled = self._warming = False
+        self._stopping = False  # its input is closed
+        self._idle = self._timer(IDLE_MS, self.stop)
+        self._polite = self._timer(POLITE_MS, self._terminate)
+        self._firm = self._timer(FIRM_MS, self.kill)
+
+    @staticmethod
+    def _timer(interval: int, action: Any) -> Any:
+        timer = qt.QTimer()
+        timer.setInterval(interval)
+        timer.setSingleShot(True)
+        timer.connect("timeout()", action)
+        return timer
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._request is not None
+
+    @property
+    def alive(self) -> bool:
+        """Whether a worker runs, busy or warm."""
+        return self._process is not None
+
+    def run(self, command: str, **entries: Any) -> None:
+        """Send a request, to a new worker where none is warm; its end is told by `event`.
+
+        A request to warm up that is under way gives way: its end is not told.
+
+        Raises:
+            RuntimeError: a request to segment is under way.
+        """
+        if self.busy and not self._warming:
+            raise RuntimeError("a request is under way")
+        self._idle.stop()
+        if self._stopping:
+            self.close()
+        self._warming = command == "warm"
+        self._count += 1
+        self._request, self._cancelled = f"{os.getpid()}-{self._count}", False
+        if not self.alive:
+            self._start()
+        self._send(
+            command=command, id=self._request, **{key: value for key, value in entries.items() if value is not None}
+        )
+
+    def cancel(self) -> None:
+        """End the request: politely, after a second by terminating the worker, then by killing it."""
+        if self.busy and not self._cancelled:
+            self._cancelled = True
+            self._send(command="cancel")
+            self._polite.start()
+
+    def stop(self) -> None:
+        """Let a worker that has nothing to do end."""
+        if self.alive and not self.busy and not self._stopping:
+            self._stopping = True
+            self._process.closeWriteChannel()
+            self._polite.start()
+
+    def kill(self) -> None:
+        """End the worker and all it started, at once."""
+        self._signal("SIGKILL")
+        if self.alive:
+            self._process.kill()
+
+    def close(self) -> None:
+        """End the worker before Slicer itself ends or the module is reloaded; returns when it is gone."""
+        if self.alive:
+            process = self._process
+            self.kill()
+            process.waitForFinished(1000)
+
+    def _start(self) -> None:
+        program, *arguments = self._command or workerCommand()
+        process = qt.QProcess()
+        environment = qt.QProcessEnvironment.systemEnvironment()
+        for key, value in {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", **self._environment}.items():
+            environment.insert(key, value)
+        process.setProcessEnvironment(environment)
+        process.connect("readyReadStandardOutput()", self._readOutput)
+        process.connect("readyReadStandardError()", self._readErrors)
+        process.connect("finished(int,QProcess::ExitStatus)", self._finished)
+        process.connect("errorOccurred(QProcess::ProcessError)", self._failed)
+        self._process, self._group = process, 0
+        self._pending = {"out": b"", "err": b""}
+        self.log.emit(_("Starting the engine"))
+        process.start(program, arguments)
+
+    def _send(self, **entries: Any) -> None:
+        if self.alive:
+            self._process.write(json.dumps(entries).encode() + b"\n")
+
+    def _readOutput(self) -> None:
+        if self.alive:
+            self._take("out", self._process.readAllStandardOutput().data())
+
+    def _readErrors(self) -> None:
+        if self.alive:
+            self._take("err", self._process.readAllStandardError().data())
+
+    def _take(self, channel: str, data: bytes) -> None:
+        """Whole lines are worked on, the rest waits for its end."""
+        *lines, rest = (self._pending[channel] + data).split(b"\n")
+        if len(rest) > LONGEST_LINE:
+            lines, rest = [*lines, rest], b""
+        self._pending[channel] = rest
+        for line in lines:
+            self._line(channel, line)
+
+    def _line(self, channel: str, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").rstrip("\r")
+        event = _event(text) if channel == "out" else None
+        if event is None:
+            if text.strip():
+                self.log.emit(text[:2000])
+        elif event["event"] == "process":
+            self._lead(event.get("pid"))
+        elif event["event"] == "ready":
+            self.log.emit(_("The engine is ready"))
+        elif self.busy and event.get("id") in (self._request, None):
+            self._deliver(event)
+
+    def _lead(self, pid: Any) -> None:
+        """Take the number of the worker's process group, once, and never Slicer's own."""
+        own = os.getpgrp() if hasattr(os, "getpgrp") else 0
+        if not self._group and isinstance(pid, int) and pid > 1 and pid != own:
+            self._group = pid
+
+    def _deliver(self, event: dict[str, Any]) -> None:
+        if event["event"] not in ("result", "error"):
+            if not self._cancelled:
+                self.event.emit(event)
+            return
+        self._request = None
+        self._polite.stop()
+        self._firm.stop()
+        if self.alive:
+            self._idle.start()
+        if self._cancelled and event["event"] == "result":
+            event = _cancelled()  # the user's wish came while the last line was on its way
+        self.event.emit(event)
+
+    def _terminate(self) -> None:
+        if os.name == "nt":  # a console process there does not hear a polite request
+            self.kill()
+            return
+        self._signal("SIGTERM")
+        if self.alive:
+            self._process.terminate()
+            self._firm.start()
+
+    def _signal(self, name: str) -> None:
+        """Send a signal to the worker's process group; on Windows end the tree below the launcher."""
+        if not self.alive:
+            return
+        if os.name == "nt":
+            subprocess.run(
+                ["taskkill", "/F", "/T", "/PID", str(self._process.processId())], capture_output=True, check=False
+            )
+        elif self._group > 1:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it may have just ended
+                os.killpg(self._group, getattr(signal, name))
+
+    def _failed(self, error: Any) -> None:
+        if error == qt.QProcess.FailedToStart:
+            cause = _("Slicer's Python could not be started.")
+            self._ended(_problem("ENGINE_START", cause))
+
+    def _finished(self, code: int, status: Any) -> None:
+        self._readOutput()  # what arrived last is most often the reason
+        self._readErrors()
+        for channel in ("out", "err"):
+            self._take(channel, b"\n")
+        self._signal("SIGKILL")  # what the worker itself had started
+        crashed = status == qt.QProcess.CrashExit
+        self.log.emit(
+            (_("The engine crashed ({code})") if crashed else _("The engine ended ({code})")).format(code=code)
+        )
+        killed = (crashed and code == 9) or code in (137, -9)
+        if killed:
+            cause = _("It was stopped from outside. Most often the computer had run out of memory.")
+        else:
+            cause = _("It ended in the middle of its work (code {code}); the log says more.").format(code=code)
+        self._ended(_problem("ENGINE_KILLED" if killed else "ENGINE_DIED", cause))
+
+    def _ended(self, problem: dict[str, Any]) -> None:
+        for timer in (self._idle, self._polite, self._firm):
+            timer.stop()
+        self._process, self._group, self._stopping = None, 0, False
+        if self.busy:
+            self._deliver(_cancelled() if self._cancelled else problem)
+
+
+def _event(text: str) -> dict[str, Any] | None:
+    """The event in a line, or None where it holds something else."""
+    if not text.startswith("{"):
+        return None
+    try:
+        event = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and event.get("event") in EVENTS else None
+
+
+def _problem(code: str, cause: str) -> dict[str, Any]:
+    return {"event": "error", "code": code, "cause": cause}
+
+
+def _cancelled() -> dict[str, Any]:
+    return {"event": "error", "code": "CANCELLED", "cause": ""}

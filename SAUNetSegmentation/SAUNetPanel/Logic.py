@@ -1,0 +1,343 @@
+"""What the panel does, without the panel: segment a volume node, blocking or with callbacks."""
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+from slicer.parameterNodeWrapper import parameterNodeWrapper
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
+
+from . import PrivateFolder
+from .Cards import Card, PanelError, cardOf
+from .EngineProcess import EngineProcess
+from .SceneNodes import SceneNodes, isEdited
+from .Signal import Signal
+
+SHARES = {"load": 0.10, "read": 0.02, "prepare": 0.03, "segment": 0.70, "levels": 0.10, "write": 0.05}
+"""How much of a run's time a stage takes, roughly; in their order."""
+
+
+class Device(Enum):
+    """Where the network runs."""
+
+    AUTO = "auto"
+    GPU = "gpu"
+    CPU = "cpu"
+
+    def label(self) -> str:
+        """As the user reads it."""
+        return {"auto": _("Automatic"), "gpu": _("Graphics card"), "cpu": _("Processor")}[self.value]
+
+
+class Output(Enum):
+    """What the segments are."""
+
+    LEVELS = "levels"
+    CLASSES = "classes"
+
+    def label(self) -> str:
+        """As the user reads it."""
+        return {"levels": _("Every vertebra and disc"), "classes": _("Vertebrae, discs, canal")}[self.value]
+
+
+class Lowest(Enum):
+    """What the lowest complete vertebra is: the engine's own finding, or a level, from the lowest to the highest."""
+
+    AUTO = "auto"
+    L6, L5, L4, L3, L2, L1 = "L6", "L5", "L4", "L3", "L2", "L1"
+    T13, T12, T11, T10, T9, T8, T7 = "T13", "T12", "T11", "T10", "T9", "T8", "T7"
+    T6, T5, T4, T3, T2, T1 = "T6", "T5", "T4", "T3", "T2", "T1"
+    C7, C6, C5, C4, C3, C2, C1 = "C7", "C6", "C5", "C4", "C3", "C2", "C1"
+
+    def label(self) -> str:
+        """As the user reads it."""
+        return _("Automatic") if self is Lowest.AUTO else self.value
+
+
+class Previous(Enum):
+    """What happens to the previous result of the same volume."""
+
+    REPLACE = "replace"
+    KEEP = "keep"
+
+    def label(self) -> str:
+        """As the user reads it."""
+        return {"replace": _("Replace unless edited"), "keep": _("Keep and add a new one")}[self.value]
+
+
+@parameterNodeWrapper
+class SAUNetParameterNode:
+    """All choices of the panel; they are saved with the scene.
+
+    inputVolume - the volume to segment.
+    result - the segmentation that is shown.
+    model - name of the model; empty for the standard one.
+    device, output, lowest, previous - see the enumerations.
+    """
+
+    inputVolume: slicer.vtkMRMLScalarVolumeNode
+    result: slicer.vtkMRMLSegmentationNode
+    model: str = ""
+    device: Device = Device.AUTO
+    output: Output = Output.LEVELS
+    lowest: Lowest = Lowest.AUTO
+    previous: Previous = Previous.REPLACE
+
+
+class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
+    """Segment volume nodes with the engine.
+
+    For Slicer's Python console::
+
+        from SAUNetSegmentation import SAUNetSegmentationLogic
+
+        volume = getNode("T2 sag")
+        segmentation = SAUNetSegmentationLogic().segment(volume, progress=print)
+
+    Many volumes, with a worker that stays warm between them::
+
+        logic = SAUNetSegmentationLogic()
+        for volume in getNodesByClass("vtkMRMLScalarVolumeNode"):
+            logic.segment(volume, levels=True, device="cpu")
+        logic.close()
+
+    Signals:
+        progressed (str, float): stage as the user reads it, share of the whole run from 0 to 1.
+        finished (node): the segmentation node is in the scene.
+        failed (Card): nothing was changed; a cancelled run fails with the code CANCELLED.
+        aboutToReplace (node): the content of this segmentation is going to be replaced.
+        log (str): a line for the log.
+
+    Args:
+        nodes: the MRML side; by default on the application's scene.
+        engine: the child process.
+    """
+
+    def __init__(self, nodes: SceneNodes | None = None, engine: EngineProcess | None = None) -> None:
+        ScriptedLoadableModuleLogic.__init__(self)
+        self.progressed, self.finished, self.failed, self.log = Signal(), Signal(), Signal(), Signal()
+        self.aboutToReplace = Signal()
+        self.nodes = nodes or SceneNodes(slicer.mrmlScene)
+        self.engine = engine or EngineProcess()
+        self.engine.event.connect(self._onEvent)
+        self.engine.log.connect(self.log.emit)
+        self._folder: Path | None = None
+        self._job: dict[str, Any] = {}
+        self._warnings: list[dict[str, str]] = []
+        PrivateFolder.removeLeftovers()
+
+    def getParameterNode(self) -> SAUNetParameterNode:
+        """The scene's parameters of this module."""
+        return SAUNetParameterNode(super().getParameterNode())  # type: ignore[call-arg]
+
+    @property
+    def running(self) -> bool:
+        """Whether a volume is being segmented."""
+        return bool(self._job)
+
+    def segment(
+        self,
+        volumeNode: Any,
+        *,
+        levels: bool = True,
+        lowest: str | None = None,
+        device: str = "auto",
+        model: str = "",
+        replace: Any = None,
+        progress: Callable[[str, float], Any] | None = None,
+    ) -> Any:
+        """Segment a volume and wait for the result; Slicer's window stays responsive.
+
+        Args:
+            volumeNode: scalar volume with a sagittal spine MRI.
+            levels: one segment per vertebra and disc; otherwise vertebrae, discs and canal.
+            lowest: what the lowest complete vertebra is, such as L5; None leaves it to the engine.
+            device: auto, gpu (cuda, or mps on a Mac) or cpu.
+            model: a model's name, or its .safetensors file; empty for the standard model.
+            replace: segmentation node whose content it replaces; one that was edited by hand is kept, a new one made.
+            progress: called with stage and share done.
+
+        Returns:
+            The segmentation node.
+
+        Raises:
+            PanelError: with the code and the words of the error card.
+        """
+        outcome: list[Any] = []
+        receivers: list[tuple[Signal, Callable[..., Any]]] = [
+            (self.finished, outcome.append),
+            (self.failed, outcome.append),
+        ]
+        receivers += [(self.progressed, progress)] if progress else []
+        for signal, receiver in receivers:
+            signal.connect(receiver)
+        try:
+            self.start(volumeNode, levels=levels, lowest=lowest, device=device, model=model, replace=replace)
+            while not outcome:
+                slicer.app.processEvents()
+                time.sleep(0.01)
+        finally:
+            for signal, receiver in receivers:
+                signal.disconnect(receiver)
+        if isinstance(outcome[0], Card):
+            raise PanelError(outcome[0].code, outcome[0].cause)
+        return outcome[0]
+
+    def start(
+        self,
+        volumeNode: Any,
+        *,
+        levels: bool = True,
+        lowest: str | None = None,
+        device: str = "auto",
+        model: str = "",
+        replace: Any = None,
+        replaceEdited: bool = False,
+    ) -> None:
+        """Start to segment a volume; `finished` or `failed` tells the end. Arguments as `segment`.
+
+        Args:
+            replaceEdited: replace the content even if it was edited by hand.
+
+        Raises:
+            RuntimeError: a volume is being segmented.
+        """
+        if self.running:
+            raise RuntimeError("a volume is being segmented")
+        self._warnings = []
+        try:
+            self.nodes.check(volumeNode)
+            self._folder = PrivateFolder.makePrivateFolder()
+            self.nodes.writeVolume(volumeNode, self._folder / "volume.nrrd")
+        except PanelError as error:
+            self._fail(error.card)
+            return
+        except OSError:
+            self._fail(PanelError("FOLDER").card)
+            return
+        self._job = {"volume": volumeNode, "levels": levels, "replace": replace, "replaceEdited": replaceEdited}
+        self.engine.run(
+            "segment",
+            image=str(self._folder / "volume.nrrd"),
+            output=str(self._folder / "labels.nrrd"),
+            levels=levels,
+            lowest=lowest,
+            device=deviceName(device),
+            model=model or None,
+        )
+
+    def warm(self, device: str = "auto", model: str = "") -> None:
+        """Load the network in advance, so that the first click does not wait for it."""
+        if not self.running and not self.engine.alive:
+            self.engine.run("warm", device=deviceName(device), model=model or None)
+
+    def cancel(self) -> None:
+        """End the run; `failed` follows within two seconds."""
+        self.engine.cancel()
+
+    def close(self) -> None:
+        """End the engine and remove the private folder, at once and without a word."""
+        self._job = {}
+        self.engine.close()
+        self._removeFolder()
+
+    def _onEvent(self, event: dict[str, Any]) -> None:
+        if not self.running:
+            if event["event"] == "error" and event["code"] != "CANCELLED":
+                self.log.emit(_("The engine could not be warmed up: {cause}").format(cause=event.get("cause", "")))
+            return
+        if event["event"] == "progress":
+            self.progressed.emit(
+                stageText(event.get("stage", "")), share(event.get("stage", ""), event.get("fraction", 0))
+            )
+        elif event["event"] == "warning":
+            self._warnings.append({"code": str(event.get("code", "")), "text": str(event.get("text", ""))})
+        elif event["event"] == "error":
+            self._fail(cardOf(withMissingPackage(event)))
+        elif event["event"] == "result":
+            self._finish(event)
+
+    def _finish(self, event: dict[str, Any]) -> None:
+        job = self._job
+        try:
+            node = self._import(job, event)
+        except PanelError as error:
+            self._fail(error.card)
+            return
+        except Exception as error:
+            self.log.emit(f"{type(error).__name__}: {error}")
+            self._fail(cardOf({"code": "RESULT_UNREADABLE"}))
+            return
+        self._job = {}
+        self._removeFolder()
+        self.finished.emit(node)
+
+    def _import(self, job: dict[str, Any], event: dict[str, Any]) -> Any:
+        volumeNode, replace = job["volume"], job["replace"]
+        if volumeNode.GetScene() is None:
+            raise PanelError("VOLUME_GONE")
+        self.nodes.check(volumeNode)
+        assert self._folder is not None
+        labels = self.nodes.readLabels(self._folder / "labels.nrrd", volumeNode)
+        event = {**event, "warnings": event.get("warnings") or self._warnings}
+        # It may have been edited or removed while the engine worked.
+        if replace is not None and (replace.GetScene() is None or (isEdited(replace) and not job["replaceEdited"])):
+            replace = None
+        if replace is not None:
+            self.aboutToReplace.emit(replace)
+        return self.nodes.importResult(volumeNode, labels, event, job["levels"], replace)
+
+    def _fail(self, card: Card) -> None:
+        self._job = {}
+        self._removeFolder()
+        self.failed.emit(card)
+
+    def _removeFolder(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            try:
+                PrivateFolder.removeFolder(folder)
+            except OSError as error:  # Windows: a dying worker still holds a file; the next start removes it
+                self.log.emit(_("The temporary folder could not be removed yet: {error}").format(error=error))
+
+
+def deviceName(device: str) -> str:
+    """The engine's name of a device."""
+    return {"gpu": "mps" if sys.platform == "darwin" else "cuda"}.get(device, device)
+
+
+def withMissingPackage(event: dict[str, Any]) -> dict[str, Any]:
+    """An error event; where the engine failed for want of a package, one that says so."""
+    match = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", str(event.get("cause")))
+    if event.get("code") != "INTERNAL" or match is None:
+        return event
+    return {"code": "NOT_INSTALLED", "cause": _("The package {name} is missing.").format(name=match[1])}
+
+
+def stageText(stage: str) -> str:
+    """A stage as the user reads it."""
+    texts = {
+        "load": _("Loading the network"),
+        "read": _("Reading the volume"),
+        "prepare": _("Preparing the slices"),
+        "segment": _("Segmenting"),
+        "levels": _("Naming vertebrae and discs"),
+        "write": _("Writing the result"),
+    }
+    return texts.get(stage, _("Working"))
+
+
+def share(stage: str, fraction: float) -> float:
+    """How much of the whole run is done."""
+    before = 0.0
+    for name, size in SHARES.items():
+        if name == stage:
+            return before + size * min(max(float(fraction), 0.0), 1.0)
+        before += size
+    return 0.0

@@ -1,0 +1,71 @@
+"""Texts about the extension: the report for the maintainers, and About."""
+
+import html
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import slicer
+from slicer.i18n import tr as _
+
+from SAUNetLib import __version__
+from SAUNetLib.resources import resource
+
+from .Cards import Card
+
+HOMEPAGE = "https://github.com/SAUNet/SlicerSAUNet"
+_PATH = re.compile(r"(?:(?<![\w.])[A-Za-z]:[\\/]|\\\\|(?<![\w.:/])/)(?:[^\s'\":;,<>|]|(?<=\w) (?=[\w.-]+[\\/]))+")
+
+
+def reportText(card: Card | None, log: Iterable[str], names: Iterable[str], about: Mapping[str, str]) -> str:
+    """Versions, error code and log; paths, the user's name and the names of the volumes are left out."""
+    lines = [
+        f"SAUNet {__version__}",
+        f"Slicer {slicer.app.majorVersion}.{slicer.app.minorVersion} (revision {slicer.app.revision})",
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        *(f"{key}: {about[key]}" for key in ("model", "model_sha256", "device", "options") if key in about),
+        *([f"{card.code}: {card.title}. {card.cause}"] if card else []),
+        "",
+        *log,
+    ]
+    private = sorted({name for name in [*names, Path.home().name] if len(name) > 2}, key=len, reverse=True)
+    return "\n".join(_withoutPrivate(line, private) for line in lines) + "\n"
+
+
+def _withoutPrivate(line: str, private: list[str]) -> str:
+    line = _PATH.sub("[path]", line.replace(os.sep * 2, os.sep))
+    for name in private:
+        line = line.replace(name, "[name]")
+    return line
+
+
+def aboutText() -> str:
+    """Versions, model, licence, citation and the warning, as rich text."""
+    card = modelCard()
+    parts = [
+        f"<b>SAU-Net Spine Segmentation {html.escape(__version__)}</b>",
+        "<b>" + _("Not for diagnostic use.") + "</b> " + _("Research software; check every result."),
+    ]
+    if card:
+        parts.append(_("Model: {name} {version}. {text}").format(
+            name=html.escape(card["name"]), version=html.escape(card["version"]), text=html.escape(card["description"])
+        ))  # fmt: skip
+        parts.append(_("Licence of the model: {licence}. {attribution}").format(
+            licence=html.escape(card["licence"]), attribution=html.escape(card["attribution"])
+        ))  # fmt: skip
+        parts += [html.escape(limit) for limit in card.get("limits", [])]
+    parts.append(_("Licence of the software: Apache 2.0."))
+    parts.append(_("How to cite: see CITATION.cff on the home page."))
+    parts.append(f'<a href="{HOMEPAGE}">{HOMEPAGE}</a>')
+    return "".join(f"<p>{part}</p>" for part in parts)
+
+
+def modelCard() -> dict:
+    """The shipped standard model's card, or an empty one."""
+    try:
+        return json.loads(resource("models", "saunet-lumbar.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

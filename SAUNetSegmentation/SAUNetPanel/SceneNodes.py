@@ -1,0 +1,471 @@
+"""What goes from the scene to the engine, and what comes back into the scene: volumes, segmentations, exports."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from vtk.util.numpy_support import vtk_to_numpy
+
+from SAUNetLib.anatomy import Structure, classes, structures
+
+from .Cards import PanelError
+
+ATTRIBUTE = "SAUNet."
+INPUT_ROLE = "SAUNet.Input"
+LABELMAP = "Binary labelmap"
+TERMINOLOGY = "Segmentation category and type - SAUNet"
+_NRRD_TYPES = {"int8": "signed char", "uint8": "unsigned char", "int16": "short", "uint16": "unsigned short",
+               "int32": "int", "uint32": "unsigned int", "int64": "long long", "uint64": "unsigned long long",
+               "float32": "float", "float64": "double"}  # fmt: skip
+
+
+class SceneNodes:
+    """The MRML side of the panel.
+
+    Args:
+        scene: the MRML scene.
+    """
+
+    def __init__(self, scene: Any) -> None:
+        self.scene = scene
+
+    def check(self, volumeNode: Any) -> None:
+        """Refuse a volume that must not go to the engine as it is.
+
+        Raises:
+            PanelError: NO_VOLUME, VOLUME_KIND, VOLUME_EMPTY or TRANSFORM_NONLINEAR.
+        """
+        if volumeNode is None or volumeNode.GetScene() is None:
+            raise PanelError("NO_VOLUME")
+        if not volumeNode.IsA("vtkMRMLScalarVolumeNode") or volumeNode.IsA("vtkMRMLLabelMapVolumeNode"):
+            raise PanelError("VOLUME_KIND")
+        image = volumeNode.GetImageData()
+        if image is None or 0 in image.GetDimensions():
+            raise PanelError("VOLUME_EMPTY")
+        if image.GetNumberOfScalarComponents() != 1:
+            raise PanelError("VOLUME_KIND")
+        transform = volumeNode.GetParentTransformNode()
+        if transform is not None and not transform.IsTransformToWorldLinear():
+            raise PanelError("TRANSFORM_NONLINEAR")
+
+    def likelyVolume(self) -> Any:
+        """The greyscale volume that the user most likely means: the one that is active in the views, else the first."""
+        nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", self.scene)
+        plain = [
+            node for node in nodes if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
+        ]
+        selection = self.scene.GetFirstNodeByClass("vtkMRMLSelectionNode")
+        active = selection.GetActiveVolumeID() if selection is not None else None
+        return next((node for node in plain if node.GetID() == active), plain[0] if plain else None)
+
+    def frameName(self, volumeNode: Any) -> str:
+        """The volume's name, with the number of its frame where it shows one of a sequence."""
+        for browser in slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", self.scene):
+            if browser.GetSequenceNode(volumeNode) is not None:
+                frame = browser.GetSelectedItemNumber() + 1
+                return _("{name} (frame {frame})").format(name=volumeNode.GetName(), frame=frame)
+        return volumeNode.GetName() or _("Volume")
+
+    def writeVolume(self, volumeNode: Any, path: Path) -> None:
+        """Write voxels and geometry as uncompressed NRRD: no name, no other node, nothing of the patient.
+
+        The geometry is the volume's own, without its parent transforms; the result is laid under the same ones.
+        """
+        self.check(volumeNode)
+        voxels = np.ascontiguousarray(slicer.util.arrayFromVolume(volumeNode))
+        matrix = ijkToRas(volumeNode)
+        steps = [_vector(-matrix[0, axis], -matrix[1, axis], matrix[2, axis]) for axis in range(3)]
+        header = [
+            "NRRD0004",
+            f"type: {_NRRD_TYPES[voxels.dtype.name]}",
+            "dimension: 3",
+            "space: left-posterior-superior",
+            f"sizes: {' '.join(str(count) for count in reversed(voxels.shape))}",
+            f"space directions: {' '.join(steps)}",
+            "kinds: domain domain domain",
+            "endian: little",
+            "encoding: raw",
+            f"space origin: {_vector(-matrix[0, 3], -matrix[1, 3], matrix[2, 3])}",
+        ]
+        with open(path, "wb") as file:
+            file.write(("\n".join(header) + "\n\n").encode("ascii"))
+            voxels.astype(voxels.dtype.newbyteorder("<"), copy=False).tofile(file)
+
+    def readLabels(self, path: Path, volumeNode: Any) -> np.ndarray:
+        """The label map that the engine wrote: uint8 (k, j, i) on the volume's grid.
+
+        Raises:
+            PanelError: RESULT_UNREADABLE; RESULT_GEOMETRY where it does not lie on the volume's grid.
+        """
+        import SimpleITK as sitk
+
+        try:
+            image = sitk.ReadImage(str(path))
+        except RuntimeError as error:
+            raise PanelError("RESULT_UNREADABLE") from error
+        labels = sitk.GetArrayFromImage(image)
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+        matrix[:3, 3] = image.GetOrigin()
+        matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
+        size = volumeNode.GetImageData().GetDimensions()
+        corners = np.array([[i, j, k, 1] for i in (0, size[0]) for j in (0, size[1]) for k in (0, size[2])]).T
+        expected = ijkToRas(volumeNode)
+        tolerance = 1e-2 * min(volumeNode.GetSpacing())
+        if image.GetSize() != tuple(size) or np.abs((matrix - expected) @ corners).max() > tolerance:
+            raise PanelError("RESULT_GEOMETRY")
+        return labels.astype(np.uint8)
+
+    def importResult(
+        self, volumeNode: Any, labels: np.ndarray, summary: dict[str, Any], levels: bool, replace: Any = None
+    ) -> Any:
+        """Lay a result into the scene.
+
+        Args:
+            volumeNode: the input; the result gets its parent transform, its place in the hierarchy and its grid.
+            labels: uint8 (k, j, i).
+            summary: the engine's result event: structures from top to bottom, provenance, warnings.
+            levels: whether the values are `anatomy.structures`; otherwise `anatomy.classes`.
+            replace: segmentation node whose content it takes over; otherwise a new node is made.
+
+        Returns:
+            The segmentation node.
+        """
+        name = _("{volume} spine").format(volume=self.frameName(volumeNode))
+        node = replace
+        if node is None:
+            node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.scene.GenerateUniqueName(name))
+        with slicer.util.NodeModify(node):
+            # The transform first: the reference geometry is stated in the segmentation's own coordinates.
+            node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+            node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+            _fill(node.GetSegmentation(), volumeNode, labels, summary, structures() if levels else classes())
+            node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
+            _describe(node, summary, levels)
+            node.CreateDefaultDisplayNodes()
+        self._placeBeside(node, volumeNode)
+        return node
+
+    def _placeBeside(self, node: Any, volumeNode: Any) -> None:
+        """Into the subject hierarchy's folder that holds the input."""
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self.scene)
+        source = hierarchy.GetItemByDataNode(volumeNode) if hierarchy else 0
+        item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
+        if source and item:
+            hierarchy.SetItemParent(item, hierarchy.GetItemParent(source))
+
+    def previousResult(self, volumeNode: Any) -> Any:
+        """The latest segmentation that was made from a volume, or None."""
+        nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene)
+        made = [node for node in nodes if isResult(node) and node.GetNodeReference(INPUT_ROLE) is volumeNode]
+        return made[-1] if made else None
+
+    def exportLabelMapNode(self, node: Any) -> Any:
+        """A new label map node in the scene, in the encoding of `labelValues` and with the segments' colours."""
+        logic = slicer.vtkSlicerSegmentationsModuleLogic
+        values = labelValues(node)
+        colors = self.scene.AddNewNodeByClass("vtkMRMLColorTableNode", f"{node.GetName()} colors")
+        colors.SetTypeToUser()
+        colors.SetNumberOfColors(max(values.values(), default=0) + 1)
+        colors.SetColor(0, "Background", 0, 0, 0, 0)
+        for segmentId, value in values.items():
+            segment = node.GetSegmentation().GetSegment(segmentId)
+            colors.SetColor(value, segment.GetName(), *segment.GetColor(), 1)
+        labelMap = self.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{node.GetName()} label map")
+        ids = vtk.vtkStringArray()
+        for segmentId in values:
+            ids.InsertNextValue(segmentId)
+        extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
+        reference = node.GetNodeReference(INPUT_ROLE)
+        if not logic.ExportSegmentsToLabelmapNode(node, ids, labelMap, reference, extent, colors):
+            self.scene.RemoveNode(labelMap)
+            self.scene.RemoveNode(colors)
+            raise PanelError("EXPORT_FAILED")
+        return labelMap
+
+    def exportLabelMap(self, node: Any, path: Path) -> None:
+        """Write a label map (.nii.gz, .nii, .nrrd, .mha) on the input's grid; NRRD and MHA carry the provenance."""
+        import SimpleITK as sitk
+
+        labels, matrix = mergedLabels(node)
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
+        spacing = np.linalg.norm(lps[:3, :3], axis=0)
+        image = sitk.GetImageFromArray(labels)
+        image.SetSpacing(spacing.tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+        image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+        for key, value in provenance(node).items():
+            image.SetMetaData(f"SAUNet_{key}", value.encode("ascii", "replace").decode())
+        _writeBeside(path, lambda part: sitk.WriteImage(image, str(part), True))
+
+    def exportSegmentation(self, node: Any, path: Path) -> None:
+        """Write a .seg.nrrd file with names, colours, codes and provenance (as tags of the segments)."""
+        storage = slicer.vtkMRMLSegmentationStorageNode()
+
+        def write(part: Path) -> bool:
+            storage.SetFileName(str(part))
+            return bool(storage.WriteData(node))
+
+        _writeBeside(path, write)
+
+    def exportSurfaces(self, node: Any, folder: Path) -> list[Path]:
+        """Write one STL file (binary, LPS, mm, without parent transforms) per segment that is not empty.
+
+        Slicer's own export cannot write a segment with a slash in its name, as every disc has one.
+
+        Returns:
+            The files.
+        """
+        files = []
+        for segmentId, segment in _segments(node.GetSegmentation()):
+            surface = vtk.vtkPolyData()
+            logic = slicer.vtkSlicerSegmentationsModuleLogic
+            if (
+                logic.GetSegmentClosedSurfaceRepresentation(node, segmentId, surface, False)
+                and surface.GetNumberOfCells()
+            ):
+                path = folder / f"{fileName(node.GetName())}_{fileName(segment.GetName())}.stl"
+                _writeBeside(path, lambda part, surface=surface: _writeSurface(surface, part))
+                files.append(path)
+        if not files:
+            raise PanelError("EXPORT_FAILED")
+        return files
+
+
+def loadTerminology(logic: Any, path: Path) -> None:
+    """Make Slicer know the terms, so that the terminology selector can show them."""
+    if path.is_file() and not logic.IsTerminologyContextLoaded(TERMINOLOGY):
+        logic.LoadTerminologyFromFile(str(path))
+
+
+def ijkToRas(volumeNode: Any) -> np.ndarray:
+    """Matrix (4, 4) of a volume node, without its parent transforms."""
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def isResult(node: Any) -> bool:
+    """Whether the panel made this segmentation."""
+    return node is not None and bool(node.GetAttribute(ATTRIBUTE + "fingerprint"))
+
+
+def isEdited(node: Any) -> bool:
+    """Whether a result was changed since the engine made it: its voxels, its segments or their names."""
+    return isResult(node) and node.GetAttribute(ATTRIBUTE + "fingerprint") != fingerprint(node.GetSegmentation())
+
+
+def provenance(node: Any) -> dict[str, str]:
+    """What the result's attributes say: model, model_sha256, device, options, software, time, warnings."""
+    names = node.GetAttributeNames()
+    own = [name for name in names if name.startswith(ATTRIBUTE) and name != ATTRIBUTE + "fingerprint"]
+    return {name.removeprefix(ATTRIBUTE): node.GetAttribute(name) for name in own}
+
+
+def warningsOf(node: Any) -> list[dict[str, str]]:
+    """The engine's warnings as they are stored with a result."""
+    return json.loads(node.GetAttribute(ATTRIBUTE + "warnings") or "[]")
+
+
+def labelValues(node: Any) -> dict[str, int]:
+    """Label value of every segment for export: the encoding's where its name is known, else a free one above 100."""
+    known = classes() if node.GetAttribute(ATTRIBUTE + "encoding") == "classes" else structures()
+    named = {structure.name: structure.value for structure in known.values()}
+    values: dict[str, int] = {}
+    for segmentId, segment in _segments(node.GetSegmentation()):
+        value = named.get(segment.GetName())
+        values[segmentId] = value if value and value not in values.values() else max([100, *values.values()]) + 1
+    return values
+
+
+def mergedLabels(node: Any) -> tuple[np.ndarray, np.ndarray]:
+    """All segments in one label map on the reference geometry: uint8 or uint16 (k, j, i), and its matrix to RAS."""
+    geometry = slicer.vtkOrientedImageData()
+    text = node.GetSegmentation().GetConversionParameter(
+        slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
+    )
+    slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, geometry, False)
+    whole = geometry.GetExtent()
+    values = labelValues(node)
+    shape = [whole[2 * axis + 1] - whole[2 * axis] + 1 for axis in (2, 1, 0)]
+    labels = np.zeros(shape, np.uint8 if max(values.values(), default=0) < 256 else np.uint16)
+    for segmentId, segment in _segments(node.GetSegmentation()):
+        image = segment.GetRepresentation(LABELMAP)
+        if image is None or 0 in image.GetDimensions():
+            continue
+        voxels, extent = _voxels(image), image.GetExtent()
+        low = [max(extent[2 * axis], whole[2 * axis]) for axis in (2, 1, 0)]
+        high = [min(extent[2 * axis + 1], whole[2 * axis + 1]) for axis in (2, 1, 0)]
+        if any(a > b for a, b in zip(low, high, strict=True)):
+            continue
+        target, source = (
+            tuple(slice(a - o, b - o + 1) for a, b, o in zip(low, high, origin, strict=True))
+            for origin in ((whole[4], whole[2], whole[0]), (extent[4], extent[2], extent[0]))
+        )
+        labels[target][voxels[source] == segment.GetLabelValue()] = values[segmentId]
+    matrix = vtk.vtkMatrix4x4()
+    geometry.GetImageToWorldMatrix(matrix)
+    result = slicer.util.arrayFromVTKMatrix(matrix)
+    result[:3, 3] += result[:3, :3] @ np.array(whole[::2])
+    return labels, result
+
+
+def fingerprint(segmentation: Any) -> str:
+    """SHA-256 of what a hand can change: segments in their order, their names, their voxels.
+
+    It does not depend on how the voxels are stored: label values, and how far the array reaches beyond the structures,
+    differ after a scene was saved and loaded.
+    """
+    digest = hashlib.sha256()
+    layers: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
+    for number, (segmentId, segment) in enumerate(_segments(segmentation), start=1):
+        digest.update(f"{segmentId}\0{segment.GetName()}\0".encode())
+        image = segment.GetRepresentation(LABELMAP)
+        if image is not None and 0 not in image.GetDimensions():
+            layers.setdefault(id(image), (image, []))[1].append((segment.GetLabelValue(), number))
+    for image, members in layers.values():
+        digest.update(_contents(image, members))
+    return digest.hexdigest()
+
+
+def _contents(image: Any, members: list[tuple[int, int]]) -> bytes:
+    """The box around a layer's structures, its place, and which segment's number each voxel in it has."""
+    voxels, extent = _voxels(image), image.GetExtent()
+    numbers = np.zeros(voxels.shape, np.uint16)
+    if voxels.dtype == np.uint8:
+        table = np.zeros(256, np.uint16)
+        for value, number in members:
+            table[value] = number
+        numbers = table[voxels]
+    else:
+        for value, number in members:
+            numbers[voxels == value] = number
+    place = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        used = np.flatnonzero(numbers.any(axis=others))
+        if not len(used):
+            return b"empty"
+        place += [int(used[0]) + extent[2 * (2 - axis)], int(used[-1]) + extent[2 * (2 - axis)]]
+        numbers = numbers.take(np.arange(used[0], used[-1] + 1), axis=axis)
+    return repr(place).encode() + np.ascontiguousarray(numbers).tobytes()
+
+
+def _voxels(image: Any) -> np.ndarray:
+    """Voxels (k, j, i) of an image, not copied."""
+    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(tuple(reversed(image.GetDimensions())))
+
+
+def _segments(segmentation: Any) -> Iterable[tuple[str, Any]]:
+    for index in range(segmentation.GetNumberOfSegments()):
+        segmentId = segmentation.GetNthSegmentID(index)
+        yield segmentId, segmentation.GetSegment(segmentId)
+
+
+def _fill(segmentation: Any, volumeNode: Any, labels: np.ndarray, summary: dict, known: dict[int, Structure]) -> None:
+    """One segment per structure; all share one image, which keeps the engine's voxels and values as they are."""
+    image = slicer.vtkOrientedImageData()
+    image.SetDimensions(*reversed(labels.shape))
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    image.SetImageToWorldMatrix(matrix)
+    _voxels(image)[:] = labels
+    segmentation.RemoveAllSegments()
+    segmentation.SetSourceRepresentationName(LABELMAP)
+    about = {f"SAUNet.{key}": str(value) for key, value in summary.get("provenance", {}).items()}
+    for row in summary["structures"]:
+        structure = known[row["value"]]
+        segment = slicer.vtkSegment()
+        segment.SetName(structure.name)
+        segment.SetColor(*(part / 255 for part in structure.colour))
+        segment.SetLabelValue(structure.value)
+        segment.AddRepresentation(LABELMAP, image)
+        _setTerminology(segment, terminologyEntry(structure))
+        own = {
+            "SAUNet.Level": structure.level,
+            "SAUNet.Partial": "1" if row.get("partial") else "",
+            "SAUNet.Confidence": str(row.get("confidence") or ""),
+        }
+        for key, value in (about | own).items():
+            if value:
+                segment.SetTag(key, _tagText(value))
+        segmentation.AddSegment(segment, f"SAUNet_{structure.value}")
+
+
+def _tagText(text: str) -> str:
+    """The characters that separate tags in a segmentation file cannot be part of one."""
+    return text.replace("|", "/").replace("\n", " ")
+
+
+def terminologyEntry(structure: Structure) -> str:
+    """The serialised entry that Slicer keeps with a segment."""
+    category, kind = "SCT^123037004^Anatomical Structure", f"SCT^{structure.code}^{structure.meaning}"
+    return f"{TERMINOLOGY}~{category}~{kind}~^^~Anatomic codes - DICOM master list~^^~^^"
+
+
+def _setTerminology(segment: Any, entry: str) -> None:
+    if hasattr(segment, "SetTerminology"):
+        segment.SetTerminology(entry)
+    else:
+        segment.SetTag(segment.GetTerminologyEntryTagName(), entry)
+
+
+def _describe(node: Any, summary: dict[str, Any], levels: bool) -> None:
+    """Provenance and warnings as attributes, which the scene keeps."""
+    for name in node.GetAttributeNames():
+        if name.startswith(ATTRIBUTE):
+            node.RemoveAttribute(name)
+    for key, value in summary.get("provenance", {}).items():
+        node.SetAttribute(ATTRIBUTE + key, str(value))
+    node.SetAttribute(ATTRIBUTE + "encoding", "levels" if levels else "classes")
+    node.SetAttribute(ATTRIBUTE + "warnings", json.dumps(summary.get("warnings", []), ensure_ascii=True))
+    node.SetAttribute(ATTRIBUTE + "fingerprint", fingerprint(node.GetSegmentation()))
+
+
+def _vector(*parts: float) -> str:
+    return "(" + ",".join(repr(float(part)) for part in parts) + ")"
+
+
+def fileName(name: str) -> str:
+    """A name without the characters that a file's name cannot have on every system."""
+    return "".join("-" if one in '<>:"/\\|?*' or ord(one) < 32 else one for one in name).strip(" .") or "segment"
+
+
+def _writeSurface(surface: Any, path: Path) -> bool:
+    flip = vtk.vtkTransform()
+    flip.Scale(-1, -1, 1)
+    toLps = vtk.vtkTransformPolyDataFilter()
+    toLps.SetTransform(flip)
+    toLps.SetInputData(surface)
+    writer = vtk.vtkSTLWriter()
+    writer.SetInputConnection(toLps.GetOutputPort())
+    writer.SetFileName(str(path))
+    writer.SetFileTypeToBinary()
+    writer.SetHeader("SAUNet SPACE=LPS")
+    return bool(writer.Write())
+
+
+def _writeBeside(path: Path, write: Any) -> None:
+    """Write to a name beside, then rename: a file that is there stays until the new one is whole.
+
+    Raises:
+        PanelError: EXPORT_FAILED.
+    """
+    stem, ending = path.name.split(".", 1) if "." in path.name else (path.name, "")
+    part = path.with_name(f".{stem}-{os.getpid()}.{ending}")
+    try:
+        if write(part) is False:
+            raise PanelError("EXPORT_FAILED")
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise PanelError("EXPORT_FAILED") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,125 @@
+"""The module's self-test, which runs in Slicer: segment a phantom by pressing the button, correct it, export it."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+
+from .SceneNodes import isEdited, labelValues, mergedLabels, provenance
+
+MOST_SECONDS = 600
+
+
+def runSelfTest(test: Any) -> None:
+    """Run everything.
+
+    Args:
+        test: the ScriptedLoadableModuleTest, for its messages and assertions.
+    """
+    slicer.mrmlScene.Clear()
+    slicer.util.selectModule("SAUNetSegmentation")
+    panel = slicer.modules.SAUNetSegmentationWidget.panel
+    test.delayDisplay("Make a phantom")
+    volume = phantomVolume()
+    panel.ui.inputSelector.setCurrentNode(volume)
+    test.assertTrue(panel.ui.segmentButton.enabled)
+    missing = panel.dependencies.missing()
+    if missing:
+        test.delayDisplay("The engine is not installed; only the scene side is tested")
+        node = importTruth(panel, volume)
+    else:
+        test.delayDisplay("Press the button")
+        node = pressButton(test, panel)
+    checkSegments(test, node, volume)
+    correct(test, panel, node)
+    export(test, panel, node)
+    test.delayDisplay("Test passed")
+
+
+def phantomVolume() -> Any:
+    """A small lumbar phantom as a volume node."""
+    made = _phantom()
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Phantom")
+    slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(made.volume.voxels))
+    geometry = made.volume.geometry
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.asarray(geometry.direction) * geometry.spacing
+    matrix[:3, 3] = geometry.origin
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix))
+    return node
+
+
+def _phantom() -> Any:
+    from SAUNetLib.training.phantom import PhantomOptions, make_phantom
+
+    return make_phantom(PhantomOptions(seed=1, slices=7, pixel=1.2))
+
+
+def pressButton(test: Any, panel: Any) -> Any:
+    """Segment and wait; returns the segmentation node."""
+    panel.ui.segmentButton.click()
+    end = time.monotonic() + MOST_SECONDS
+    while panel.logic.running and time.monotonic() < end:
+        slicer.app.processEvents()
+        time.sleep(0.02)
+    test.assertFalse(panel.logic.running, "the engine did not end in time")
+    test.assertIsNone(panel._card, str(panel._card))
+    return panel.ui.resultSelector.currentNode()
+
+
+def importTruth(panel: Any, volume: Any) -> Any:
+    """The phantom's own labels as if the engine had found them."""
+    from SAUNetLib.segmentation import Segmentation
+
+    made = _phantom()
+    result = Segmentation(made.labels, made.volume.geometry, provenance={"model": "none"})
+    node = panel.logic.nodes.importResult(volume, result.labels, result.summary(), True)
+    panel._parameters.result = node
+    return node
+
+
+def checkSegments(test: Any, node: Any, volume: Any) -> None:
+    """Names, codes, geometry and provenance."""
+    segmentation = node.GetSegmentation()
+    test.assertGreater(segmentation.GetNumberOfSegments(), 3)
+    segment = segmentation.GetNthSegment(1)
+    test.assertIn("SCT^", segment.GetTerminology())
+    labels, _matrix = mergedLabels(node)
+    test.assertEqual(labels.shape, slicer.util.arrayFromVolume(volume).shape)
+    test.assertIn("model", provenance(node))
+    test.assertFalse(isEdited(node))
+
+
+def correct(test: Any, panel: Any, node: Any) -> None:
+    """Grow a segment with the Segment Editor's own effect, and take it back."""
+    editor = panel.ui.editor
+    panel.ui.editSection.collapsed = False
+    identity = node.GetSegmentation().GetNthSegmentID(1)
+    editor.setCurrentSegmentID(identity)
+    before = (mergedLabels(node)[0] == labelValues(node)[identity]).sum()
+    editor.setActiveEffectByName("Margin")
+    effect = editor.activeEffect()
+    effect.setParameter("MarginSizeMm", "2.0")
+    effect.self().onApply()
+    test.assertGreater((mergedLabels(node)[0] == labelValues(node)[identity]).sum(), before)
+    test.assertTrue(isEdited(node))
+    editor.undo()
+    test.assertFalse(isEdited(node))
+    editor.setActiveEffect(None)
+
+
+def export(test: Any, panel: Any, node: Any) -> None:
+    """Every kind of file is written and is not empty."""
+    nodes = panel.logic.nodes
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        nodes.exportLabelMap(node, folder / "labels.nii.gz")
+        nodes.exportLabelMap(node, folder / "labels.nrrd")
+        nodes.exportSegmentation(node, folder / "result.seg.nrrd")
+        test.assertEqual(len(nodes.exportSurfaces(node, folder)), node.GetSegmentation().GetNumberOfSegments())
+        test.assertTrue(all(path.stat().st_size > 0 for path in folder.iterdir()))
+    labels = nodes.exportLabelMapNode(node)
+    test.assertTrue(np.array_equal(slicer.util.arrayFromVolume(labels) > 0, mergedLabels(node)[0] > 0))

@@ -1,0 +1,25 @@
+"""A signal for objects that are no Qt objects."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+class Signal:
+    """Calls every connected function, in the order in which they were connected."""
+
+    def __init__(self) -> None:
+        self._receivers: list[Callable[..., Any]] = []
+
+    def connect(self, receiver: Callable[..., Any]) -> None:
+        """Call the receiver at every emission from now on."""
+        self._receivers.append(receiver)
+
+    def disconnect(self, receiver: Callable[..., Any]) -> None:
+        """Call it no more; nothing happens where it was not connected."""
+        if receiver in self._receivers:
+            self._receivers.remove(receiver)
+
+    def emit(self, *values: Any) -> None:
+        """Call the receivers with these values."""
+        for receiver in tuple(self._receivers):
+            receiver(*values)

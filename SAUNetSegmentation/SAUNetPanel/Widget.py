@@ -1,0 +1,498 @@
+"""The panel: shows what the logic does, and does what is clicked. Qt only; every decision is the logic's."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+
+from .Cards import Card, PanelError, actions, cardOf, inPanelWords
+from .Dependencies import Dependencies
+from .Dialogs import Dialogs
+from .Logic import Lowest, Output, Previous, SAUNetSegmentationLogic
+from .Report import aboutText, reportText
+from .SceneNodes import INPUT_ROLE, fileName, isEdited, isResult, provenance, warningsOf
+
+STANDARD_MODEL = "saunet-lumbar"
+
+
+class Widget:
+    """The panel's behaviour on the widgets of its .ui file.
+
+    Args:
+        uiWidget: the loaded .ui file.
+        logic: does the work.
+        dependencies: knows and installs what the engine needs.
+        dialogs: asks the user.
+    """
+
+    def __init__(
+        self,
+        uiWidget: Any,
+        logic: SAUNetSegmentationLogic,
+        dependencies: Dependencies | None = None,
+        dialogs: Dialogs | None = None,
+    ) -> None:
+        self.logic = logic
+        self.dependencies = dependencies or Dependencies()
+        self.dialogs = dialogs or Dialogs()
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        self._uiWidget = uiWidget
+        self._parameters: Any = None
+        self._volume: Any = None
+        self._guiTag: Any = None
+        self._observerTag: Any = None
+        self._card: Card | None = None
+        self._log: list[str] = []
+        self._stage, self._share, self._started = "", 0.0, 0.0
+        self._clock = qt.QTimer()
+        self._clock.setInterval(1000)
+        idle = ("inputSelector", "modelComboBox", "deviceComboBox", "outputComboBox", "lowestComboBox",
+                "previousComboBox", "installButton", "bundleButton")  # fmt: skip
+        self._whileIdle = [(getattr(self.ui, name), getattr(self.ui, name).toolTip) for name in idle]
+        self._connect()
+        self._makeExportMenu()
+        self.ui.resultSelector.addAttribute("vtkMRMLSegmentationNode", "SAUNet.encoding")
+        self.ui.aboutLabel.text = aboutText()
+        self.ui.progressBar.visible = False
+        self._showCard(None)
+        self._fillModels()
+
+    def _connect(self) -> None:
+        ui, logic = self.ui, self.logic
+        ui.segmentButton.connect("clicked(bool)", self.onSegmentClicked)
+        ui.cardActionButton.connect("clicked(bool)", self.onCardAction)
+        ui.cardCopyButton.connect("clicked(bool)", self.onCopyReport)
+        ui.copyLogButton.connect("clicked(bool)", self.onCopyReport)
+        ui.cardCloseButton.connect("clicked(bool)", self.onCardClosed)
+        ui.opacitySlider.connect("valueChanged(double)", self.onOpacityChanged)
+        ui.modelComboBox.connect("currentIndexChanged(int)", self.onModelChanged)
+        ui.checkButton.connect("clicked(bool)", self.onCheck)
+        ui.installButton.connect("clicked(bool)", self.onInstall)
+        ui.bundleButton.connect("clicked(bool)", self.onInstallBundle)
+        self._clock.connect("timeout()", self._showProgress)
+        logic.progressed.connect(self._onProgressed)
+        logic.finished.connect(self._onFinished)
+        logic.failed.connect(self._onFailed)
+        logic.aboutToReplace.connect(self._onAboutToReplace)
+        logic.log.connect(self.addLog)
+        self.dependencies.log.connect(self.addLog)
+
+    def _makeExportMenu(self) -> None:
+        """Built once; PythonQt keeps no reference to a menu, so the panel does."""
+        self._exportMenu = qt.QMenu(self.ui.exportButton)
+        for text, action in (
+            (_("Label map node"), self.onExportNode),
+            (_("Label map file..."), self.onExportLabelMap),
+            (_("Segmentation file (.seg.nrrd)..."), self.onExportSegmentation),
+            (_("STL file per segment..."), self.onExportSurfaces),
+        ):
+            self._exportMenu.addAction(text).connect("triggered(bool)", action)
+        self.ui.exportButton.setMenu(self._exportMenu)
+
+    # -- the module's life -------------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """The user opens the module."""
+        if self._parameters is None:
+            self.setParameterNode(self.logic.getParameterNode())
+        if self._parameters.inputVolume is None:
+            self._parameters.inputVolume = self.logic.nodes.likelyVolume()
+        self.ui.editor.installKeyboardShortcuts()
+        self.ui.editor.updateWidgetFromMRML()
+        self._update()
+
+    def exit(self) -> None:
+        """The user opens another module: its clicks in the views are not the editor's."""
+        self.ui.editor.setActiveEffect(None)
+        self.ui.editor.uninstallKeyboardShortcuts()
+        self.setParameterNode(None)
+        self.ui.editor.removeViewObservations()
+
+    def sceneStartClose(self) -> None:
+        """The scene is going to be closed: a run has lost its volume."""
+        self.logic.cancel()
+        self.setParameterNode(None)
+        self.ui.editor.removeViewObservations()
+
+    def sceneEndClose(self, entered: bool) -> None:
+        """The scene is empty; a shown module goes on with new parameters."""
+        self._showCard(None)
+        if entered:
+            self.enter()
+
+    def cleanup(self) -> None:
+        """The module is unloaded or reloaded."""
+        self._clock.stop()
+        self.setParameterNode(None)
+        self.logic.close()
+
+    def setParameterNode(self, parameters: Any) -> None:
+        """Show these parameters, and the next ones no longer."""
+        if self._parameters is not None:
+            self._parameters.disconnectGui(self._guiTag)
+            self._parameters.RemoveObserver(self._observerTag)
+        self._parameters = parameters
+        if parameters is not None:
+            self._makeEditorNode()
+            self._volume = parameters.inputVolume
+            self._guiTag = parameters.connectGui(self.ui)
+            self._observerTag = parameters.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
+            self._showModel()
+            self._update()
+        else:
+            self._showResult(None)
+
+    def _makeEditorNode(self) -> None:
+        """The editor's own settings: a node of this module, so that the module Segment Editor keeps its own."""
+        tag = "SAUNetSegmentEditor"
+        node = slicer.mrmlScene.GetSingletonNode(tag, "vtkMRMLSegmentEditorNode")
+        if node is None:
+            node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
+            node.UnRegister(None)
+            node.SetSingletonTag(tag)
+            node = slicer.mrmlScene.AddNode(node)
+        self.ui.editor.setMRMLSegmentEditorNode(node)
+
+    def _onParametersModified(self, caller: Any = None, event: Any = None) -> None:
+        self._followVolume()
+        self._update()
+
+    def _followVolume(self) -> None:
+        """Another volume was chosen: show the result that it has already."""
+        volume = self._parameters.inputVolume if self._parameters else None
+        changed, self._volume = volume is not self._volume, volume
+        previous = self.logic.nodes.previousResult(volume) if changed and volume is not None else None
+        if previous is not None:
+            self._parameters.result = previous
+
+    # -- segmenting --------------------------------------------------------------------------------------------------
+
+    def onSegmentClicked(self) -> None:
+        """Start, or cancel what runs."""
+        if self.logic.running:
+            self.ui.segmentButton.enabled = False
+            self.ui.segmentButton.text = _("Cancelling...")
+            self.logic.cancel()
+        else:
+            self._start()
+
+    def _start(self) -> None:
+        parameters = self._parameters
+        missing = self.dependencies.missing()
+        if missing:
+            cause = _("These packages are missing: {packages}.").format(packages=", ".join(missing))
+            self._showCard(cardOf({"code": "NOT_INSTALLED", "cause": cause}))
+            return
+        replace, replaceEdited = self._choosePrevious()
+        if replace == "cancel":
+            return
+        self._showCard(None)
+        self._log.clear()
+        self.ui.logEdit.clear()
+        self._stage, self._share, self._started = _("Starting the engine"), 0.0, time.monotonic()
+        self._clock.start()
+        self.logic.start(
+            parameters.inputVolume,
+            levels=parameters.output is Output.LEVELS,
+            lowest=None if parameters.lowest is Lowest.AUTO else parameters.lowest.value,
+            device=parameters.device.value,
+            model=parameters.model,
+            replace=replace,
+            replaceEdited=replaceEdited,
+        )
+        self._update()
+
+    def _choosePrevious(self) -> tuple[Any, bool]:
+        """The result to replace or None, and whether the user gave up what was edited by hand; ("cancel", False)."""
+        parameters = self._parameters
+        node = parameters.result if isResult(parameters.result) else None
+        if node is None or node.GetNodeReference(INPUT_ROLE) is not parameters.inputVolume:
+            node = self.logic.nodes.previousResult(parameters.inputVolume)
+        if node is None or parameters.previous is Previous.KEEP:
+            return None, False
+        if not isEdited(node):
+            return node, False
+        answer = self.dialogs.replaceEdited(node.GetName())
+        return ("cancel", False) if answer == "cancel" else (node, True) if answer == "replace" else (None, False)
+
+    def _onProgressed(self, stage: str, share: float) -> None:
+        self._stage, self._share = stage, max(share, self._share)
+        self._showProgress()
+
+    def _showProgress(self) -> None:
+        if not self.logic.running:
+            return
+        self.ui.progressBar.value = round(1000 * self._share)
+        left = remaining(time.monotonic() - self._started, self._share)
+        self._say(f"{self._stage}{f' - {left}' if left else '...'}")
+
+    def _onFinished(self, node: Any) -> None:
+        self._clock.stop()
+        seconds = time.monotonic() - self._started
+        (self._parameters or self.logic.getParameterNode()).result = node
+        self._update()
+        self._remember(node, seconds)
+        count = node.GetSegmentation().GetNumberOfSegments()
+        done = _("Done: {count} structures in {seconds} s. Check the result before using it.")
+        self._say(done.format(count=count, seconds=max(1, round(seconds))))
+        self.ui.resultSection.collapsed = False
+        self.addLog(self.ui.statusLabel.text)
+
+    def _remember(self, node: Any, seconds: float) -> None:
+        """How long it took is the best estimate for the next volume."""
+        device, volume = provenance(node).get("device"), node.GetNodeReference(INPUT_ROLE)
+        if device and volume is not None:
+            self.dependencies.remember(volume, device, seconds)
+
+    def _onFailed(self, card: Card) -> None:
+        self._clock.stop()
+        self._update()
+        self.addLog(f"{card.code}: {card.cause}")
+        if card.code == "CANCELLED":
+            self._say(_("Cancelled. Nothing was changed."))
+        else:
+            self._showCard(card)
+
+    def _onAboutToReplace(self, node: Any) -> None:
+        """The editor's Undo brings the previous result back."""
+        if self.ui.editor.segmentationNode() is node:
+            self.ui.editor.saveStateForUndo()
+
+    # -- what is shown -----------------------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        """Everything that depends on the parameters, on the scene and on whether a run is under way."""
+        if self._parameters is None:
+            return
+        running, volume = self.logic.running, self._parameters.inputVolume
+        button = self.ui.segmentButton
+        button.text = _("Cancel") if running else _("Segment spine")
+        button.enabled = running or volume is not None
+        button.toolTip = self._segmentToolTip(running, volume)
+        self.ui.progressBar.visible = running
+        for widget, toolTip in self._whileIdle:
+            widget.enabled = not running
+            widget.toolTip = _("Not while the engine works.") if running else toolTip
+        if running:
+            self._showProgress()
+        elif volume is None:
+            self._say(_("Load a sagittal spine MRI, then choose it above."))
+        else:
+            self._say(_("Ready."))
+        self._showResult(self._parameters.result)
+
+    @staticmethod
+    def _segmentToolTip(running: bool, volume: Any) -> str:
+        if running:
+            return _("Stop the engine. Nothing is changed.")
+        if volume is None:
+            return _("Choose a volume first: load a sagittal spine MRI with the module Add Data or DICOM.")
+        return _("Segment vertebrae, discs and spinal canal of {name}.").format(name=volume.GetName())
+
+    def _showResult(self, node: Any) -> None:
+        ui, editor = self.ui, self.ui.editor
+        volume = node.GetNodeReference(INPUT_ROLE) if node is not None else None
+        if ui.segmentsTable.segmentationNode() is not node:
+            ui.segmentsTable.setSegmentationNode(node)
+            ui.show3DButton.setSegmentationNode(node)
+        if editor.segmentationNode() is not node:
+            editor.setSegmentationNode(node)
+        if node is not None and volume is not None and editor.sourceVolumeNode() is not volume:
+            editor.setSourceVolumeNode(volume)
+        display = node.GetDisplayNode() if node is not None else None
+        ui.opacitySlider.enabled = display is not None
+        if display is not None:
+            ui.opacitySlider.value = display.GetOpacity()
+        ui.exportButton.enabled = node is not None
+        ui.editSection.enabled = node is not None
+        missing = _("There is no result yet: segment a volume first.")
+        ui.exportButton.toolTip = _("Save the result as a label map, a segmentation or surfaces.") if node else missing
+        ui.show3DButton.toolTip = _("Show or hide the surfaces in the 3D view.") if node else missing
+        ui.editSection.toolTip = _("Correct the result by hand with the Segment Editor.") if node else missing
+        texts = notices(node) if isResult(node) else []
+        ui.warningsLabel.text = "\n".join(texts)
+        ui.warningsLabel.visible = bool(texts)
+
+    def _showCard(self, card: Card | None) -> None:
+        self._card = card
+        ui = self.ui
+        ui.cardFrame.visible = card is not None
+        if card is not None:
+            ui.cardTitle.text = card.title
+            ui.cardText.text = f"{card.cause}\n\n{card.remedy}"
+            ui.cardActionButton.text = actions().get(card.action, "")
+            ui.cardActionButton.visible = bool(card.action)
+            self._say("")
+
+    def _say(self, text: str) -> None:
+        self.ui.statusLabel.text = text
+        self.ui.statusLabel.visible = bool(text)
+
+    def addLog(self, line: str) -> None:
+        """Add a line to the log."""
+        self._log.append(line)
+        self.ui.logEdit.appendPlainText(line)
+
+    # -- error cards -------------------------------------------------------------------------------------------------
+
+    def onCardClosed(self) -> None:
+        """Close the card."""
+        self._showCard(None)
+        self._update()
+
+    def onCardAction(self) -> None:
+        """Apply the card's remedy."""
+        action = self._card.action if self._card else ""
+        volume = self._parameters.inputVolume
+        if action not in ("log",):
+            self.onCardClosed()
+        if action == "cpu":
+            self._parameters.device = type(self._parameters.device).CPU
+            self._start()
+        elif action == "model":
+            self._parameters.model = ""
+            self._showModel()
+            self._start()
+        elif action == "harden" and volume is not None:
+            volume.HardenTransform()
+            self._start()
+        elif action == "retry":
+            self._start()
+        elif action == "install":
+            self.ui.setupSection.collapsed = False
+            self.onInstall()
+        elif action == "log":
+            self.ui.logSection.collapsed = False
+        elif action == "pick":
+            self.ui.inputSelector.setFocus()
+        elif action == "crop":
+            slicer.util.selectModule("CropVolume")
+
+    def onCopyReport(self) -> None:
+        """Put versions, code and log on the clipboard, without paths and patient data."""
+        names = [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLVolumeNode")]
+        result = self._parameters.result if self._parameters else None
+        about = provenance(result) if isResult(result) else {}
+        text = reportText(self._card, self._log, names, about)
+        slicer.app.clipboard().setText(text)
+
+    # -- result ------------------------------------------------------------------------------------------------------
+
+    def onOpacityChanged(self, value: float) -> None:
+        """Opacity of the result that is shown."""
+        node = self._parameters.result if self._parameters else None
+        if node is not None and node.GetDisplayNode() is not None:
+            node.GetDisplayNode().SetOpacity(value)
+
+    def onExportNode(self) -> None:
+        """The result as a label map node in the scene."""
+        self._export(lambda node: self.logic.nodes.exportLabelMapNode(node).GetName())
+
+    def onExportLabelMap(self) -> None:
+        """The result as a label map file."""
+        filters = "NIfTI (*.nii.gz);;NRRD (*.nrrd);;MetaImage (*.mha)"
+        self._exportFile(_("Export label map"), filters, self.logic.nodes.exportLabelMap)
+
+    def onExportSegmentation(self) -> None:
+        """The result as a segmentation file with names, colours and codes."""
+        filters = _("Segmentation") + " (*.seg.nrrd)"
+        self._exportFile(_("Export segmentation"), filters, self.logic.nodes.exportSegmentation)
+
+    def onExportSurfaces(self) -> None:
+        """The result as one STL file per segment."""
+        folder = self.dialogs.chooseFolder(_("Export STL files"))
+        if folder is not None:
+            self._export(lambda node: f"{len(self.logic.nodes.exportSurfaces(node, folder))} STL")
+
+    def _exportFile(self, title: str, filters: str, write: Any) -> None:
+        path = self.dialogs.saveFile(title, fileName(self._parameters.result.GetName()), filters)
+        if path is not None:
+
+            def export(node: Any) -> str:
+                write(node, path)
+                return path.name
+
+            self._export(export)
+
+    def _export(self, export: Any) -> None:
+        try:
+            done = export(self._parameters.result)
+        except PanelError as error:
+            self._showCard(error.card)
+            return
+        self._say(_("Exported: {name}").format(name=done))
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    def _fillModels(self) -> None:
+        combo = self.ui.modelComboBox
+        names = [STANDARD_MODEL, *(name for name in self.dependencies.models() if name != STANDARD_MODEL)]
+        combo.blockSignals(True)
+        combo.clear()
+        for name in names:
+            combo.addItem(_("Standard ({name})").format(name=name) if name == STANDARD_MODEL else name, name)
+        combo.blockSignals(False)
+
+    def _showModel(self) -> None:
+        combo = self.ui.modelComboBox
+        wanted = self._parameters.model or STANDARD_MODEL
+        if combo.findData(wanted) < 0:
+            combo.addItem(wanted, wanted)
+        combo.setCurrentIndex(combo.findData(wanted))
+
+    def onModelChanged(self) -> None:
+        """The user chose a model."""
+        if self._parameters is not None:
+            name = self.ui.modelComboBox.currentData
+            self._parameters.model = "" if name in (None, STANDARD_MODEL) else name
+
+    # -- setup -------------------------------------------------------------------------------------------------------
+
+    def onCheck(self) -> None:
+        """Show what this computer has of what the engine needs."""
+        volume = self._parameters.inputVolume if self._parameters else None
+        self.ui.setupBrowser.setHtml(self.dependencies.checkHtml(volume))
+        self._fillModels()
+
+    def onInstall(self) -> None:
+        """Install what is missing, with the user's consent."""
+        self._install(self.dependencies.installMissing)
+
+    def onInstallBundle(self) -> None:
+        """Install from a bundle that was made elsewhere."""
+        path = self.dialogs.openFile(_("Install from file"), _("Bundle") + " (*.zip)")
+        if path is not None:
+            self._install(lambda ask: self.dependencies.installBundle(Path(path), ask))
+
+    def _install(self, install: Any) -> None:
+        self.logic.close()
+        self._showCard(None)
+        try:
+            done = install(self.dialogs.confirmInstall)
+        except PanelError as error:
+            self._showCard(error.card)
+        else:
+            self._say(_("Installed.") if done else _("Nothing was installed."))
+        self.onCheck()
+
+
+def notices(node: Any) -> list[str]:
+    """What the user should know of a result: what its levels rest on, and the engine's warnings."""
+    warnings = [inPanelWords(warning["text"]) for warning in warningsOf(node)]
+    anchor = provenance(node).get("anchor", "").rstrip(".")
+    texts = [_("Levels: {reason}.").format(reason=anchor)] if anchor and anchor not in " ".join(warnings) else []
+    return [*texts, *(f"\u26a0 {warning}" for warning in warnings)]
+
+
+def remaining(elapsed: float, share: float) -> str:
+    """An estimate of the time left in words; empty while too little is known."""
+    if share < 0.12 or elapsed < 1 or share >= 1:
+        return ""
+    seconds = elapsed * (1 - share) / share
+    if seconds < 90:
+        return _("about {seconds} s left").format(seconds=max(1, round(seconds)))
+    return _("about {minutes} min left").format(minutes=round(seconds / 60))

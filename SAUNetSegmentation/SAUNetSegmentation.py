@@ -1,0 +1,110 @@
+"""The Slicer module "SAU-Net Spine Segmentation": what Slicer asks of a module, wired to the rooms in SAUNetPanel."""
+
+import slicer
+from SAUNetPanel.Logic import SAUNetSegmentationLogic
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+__all__ = ["SAUNetSegmentation", "SAUNetSegmentationLogic", "SAUNetSegmentationTest", "SAUNetSegmentationWidget"]
+
+
+class SAUNetSegmentation(ScriptedLoadableModule):
+    """Name, category and help of the module."""
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = _("SAU-Net Spine Segmentation")
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        self.parent.dependencies = ["Segmentations", "Terminologies", "SubjectHierarchy"]
+        self.parent.contributors = ["The SAUNet authors"]
+        self.parent.helpText = _(
+            "Segments vertebrae, intervertebral discs and the spinal canal in sagittal spine MRI. Choose a volume,"
+            " press <i>Segment spine</i>, correct the result with the Segment Editor in the section <i>Correct</i>,"
+            " and save it with <i>Export...</i>. Not for diagnostic use."
+        )
+        self.parent.acknowledgementText = _(
+            "The network is SAU-Net: a Dense U-Net with inter-slice attention. The label values are TotalSpineSeg's."
+        )
+        slicer.app.connect("startupCompleted()", onStartupCompleted)
+
+
+def onStartupCompleted():
+    """What needs other modules to be loaded: sample data and terms."""
+    from SAUNetPanel.SampleVolumes import registerSampleData
+    from SAUNetPanel.SceneNodes import loadTerminology
+
+    from SAUNetLib.resources import resource
+
+    registerSampleData()
+    terms = resource("SegmentationCategoryTypeModifier-SAUNet.term.json")
+    loadTerminology(slicer.modules.terminologies.logic(), terms)
+
+
+class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """Hands the module's life on to the panel."""
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self.panel = None
+
+    def setup(self):
+        """Load the .ui file and wire the rooms; Slicer calls it once."""
+        from SAUNetPanel.Widget import Widget
+
+        ScriptedLoadableModuleWidget.setup(self)
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/SAUNetSegmentation.ui"))
+        self.layout.addWidget(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self.logic = SAUNetSegmentationLogic()
+        self.panel = Widget(uiWidget, self.logic)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.panel.enter()
+
+    def enter(self):
+        """The user opens the module."""
+        self.panel.enter()
+
+    def exit(self):
+        """The user opens another module."""
+        self.panel.exit()
+
+    def cleanup(self):
+        """The module is unloaded."""
+        self.removeObservers()
+        if self.panel is not None:
+            self.panel.cleanup()
+
+    def onSceneStartClose(self, caller, event):
+        """The scene is going to be closed."""
+        self.panel.sceneStartClose()
+
+    def onSceneEndClose(self, caller, event):
+        """The scene has been closed."""
+        self.panel.sceneEndClose(self.parent.isEntered)
+
+    def onReload(self):
+        """Reload the rooms, too: Slicer reloads this file only."""
+        import sys
+
+        for name in [name for name in sys.modules if name.split(".")[0] in ("SAUNetPanel", "SAUNetLib")]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
+
+class SAUNetSegmentationTest(ScriptedLoadableModuleTest):
+    """The module's self-test; it runs in Slicer."""
+
+    def runTest(self):
+        """Run the tests in Testing/Slicer."""
+        from SAUNetPanel.SelfTest import runSelfTest
+
+        runSelfTest(self)

@@ -1,0 +1,254 @@
+"""The extension as Slicer's build and its extensions index see it, and the module file."""
+
+import ast
+import json
+import re
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import slicer
+from harness import cmake_lists, process_events
+from harness.fixtures import MODULE, ROOT, add_volume, scene  # noqa: F401
+from harness.pythonqt import wrap
+from PySide6 import QtGui, QtWidgets
+from SAUNetPanel import engineFolder
+
+PANEL = sorted((MODULE / "SAUNetPanel").glob("*.py"))
+
+
+def cmake(name):
+    return re.search(rf'set\({name} "([^"]*)"\)', (ROOT / "CMakeLists.txt").read_text())[1]
+
+
+def s4ext():
+    lines = (ROOT / "SAUNet.s4ext").read_text().splitlines()
+    return dict(line.split(" ", 1) for line in lines if line and not line.startswith("#"))
+
+
+def test_index_entry_has_the_keys_and_types_of_schema_1_0_2():
+    entry = json.loads((ROOT / "SAUNet.json").read_text())
+    kinds = dict.fromkeys(("$schema", "category", "scm_url", "scm_revision", "scm_type", "build_subdirectory"), str)
+    kinds |= {"dicom_support_rule": str, "build_dependencies": list, "enabled": bool, "tier": int}
+    assert entry["$schema"].endswith("slicer-extension-catalog-entry-schema-v1.0.2.json#")
+    assert {"$schema", "category", "scm_url"} <= entry.keys() <= kinds.keys()
+    assert all(isinstance(value, kinds[key]) for key, value in entry.items()) and 1 <= entry["tier"] <= 5
+    repository = entry["scm_url"].rsplit("/", 1)[1]
+    assert entry["scm_url"].startswith("https://") and repository.startswith("Slicer") and repository.endswith(".git")
+
+
+def test_both_forms_of_the_entry_and_cmake_agree():
+    entry, old = json.loads((ROOT / "SAUNet.json").read_text()), s4ext()
+    assert old["scmurl"] == entry["scm_url"] and old["scmrevision"] == entry["scm_revision"]
+    assert old["depends"].split() == entry["build_dependencies"] == cmake("EXTENSION_DEPENDS").split()
+    assert old["category"] == entry["category"] == cmake("EXTENSION_CATEGORY") and old["tier"] == str(entry["tier"])
+    for key, name in (("homepage", "HOMEPAGE"), ("contributors", "CONTRIBUTORS"), ("iconurl", "ICONURL"),
+                      ("description", "DESCRIPTION"), ("screenshoturls", "SCREENSHOTURLS")):  # fmt: skip
+        assert old[key] == cmake(f"EXTENSION_{name}")
+    assert "project(SAUNet)" in (ROOT / "CMakeLists.txt").read_text()
+
+
+def test_icon_and_screenshots_exist_where_their_urls_point():
+    base = "https://raw.githubusercontent.com/SAUNet/SlicerSAUNet/main/"
+    for url in (cmake("EXTENSION_ICONURL"), *cmake("EXTENSION_SCREENSHOTURLS").split()):
+        assert url.startswith(base) and (ROOT / url.removeprefix(base)).is_file()
+    icon = QtGui.QImage(str(MODULE / "Resources" / "Icons" / "SAUNetSegmentation.png"))
+    assert (icon.width(), icon.height()) == (128, 128)
+    for name in ("idle", "running", "done", "error"):
+        for style in ("light", "dark"):
+            assert QtGui.QImage(str(ROOT / "Resources" / "Screenshots" / f"{name}-{style}.png")).width() == 350
+
+
+def test_licence_and_line_endings():
+    assert (ROOT / "LICENSE").is_file()
+    for path in (ROOT / "SAUNet.json", ROOT / "SAUNet.s4ext", ROOT / "CMakeLists.txt", *PANEL):
+        assert b"\r" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("place", cmake_lists.wanted(), ids=lambda place: place[1])
+def test_cmake_names_every_file(place):
+    hint = "run `python Testing/harness/cmake_lists.py`"
+    assert cmake_lists.found(*place) == cmake_lists.wanted()[place], hint
+
+
+def test_module_file_only_wires():
+    text = (MODULE / "SAUNetSegmentation.py").read_text()
+    assert len(text.splitlines()) <= 130
+    allowed = {"slicer", "SAUNetPanel"}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+            assert {name.split(".")[0] for name in names} <= allowed
+        else:
+            assert isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Expr | ast.Assign)
+
+
+def test_panel_names_no_torch_and_engine_names_no_slicer():
+    def imported(path):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            yield from (name.split(".")[0] for name in names)
+
+    for path in PANEL:
+        assert not {"torch", "safetensors", "cc3d"} & set(imported(path)), path
+    for path in (ROOT / "SAUNetLib").rglob("*.py"):
+        assert not {"slicer", "qt", "ctk", "vtk"} & set(imported(path)), path
+
+
+def test_every_text_of_the_panel_can_be_translated():
+    """What is shown goes through _(): no plain text is assigned to a widget or given to a card."""
+    for path in PANEL:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+                shown = node.targets[0].attr in ("text", "toolTip", "title")
+                plain = isinstance(node.value, ast.Constant) and bool(node.value.value)
+                assert not (shown and plain), f"{path.name}:{node.lineno}"
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_":
+                assert isinstance(node.args[0], ast.Constant), f"{path.name}:{node.lineno}: _() takes a plain string"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_engine_is_found_in_a_checkout_and_in_an_installation(tmp_path, installed):
+    module = tmp_path / "modules"
+    (module / "SAUNetPanel").mkdir(parents=True)
+    engine = (module if installed else tmp_path) / "SAUNetLib"
+    engine.mkdir()
+    (engine / "worker.py").touch()
+    assert engineFolder(module / "SAUNetPanel" / "__init__.py") == engine.parent
+    shutil.rmtree(engine)
+    with pytest.raises(ImportError):
+        engineFolder(module / "SAUNetPanel" / "__init__.py")
+
+
+def test_installed_tree_runs_the_worker(tmp_path):
+    """What CMake would install, and nothing else, starts the engine's process."""
+    for (path, name), entries in cmake_lists.wanted().items():
+        for entry in (one.replace("${MODULE_NAME}", "SAUNetSegmentation") for one in entries):
+            target = tmp_path / entry
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path.parent / entry, target)
+        assert name
+    import subprocess
+
+    command = [sys.executable, str(tmp_path / "SAUNetPanel" / "Bootstrap.py"), str(tmp_path), "SAUNetLib.worker"]
+    request = {"command": "segment", "image": str(tmp_path / "none.nrrd"), "output": str(tmp_path / "out.nrrd"),
+               "device": "cpu", "model": "none", "id": "1"}  # fmt: skip
+    done = subprocess.run(
+        command, input=json.dumps(request) + "\n", capture_output=True, text=True, timeout=120, check=False
+    )
+    events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert events[:2] == ["process", "ready"], done.stderr
+    from SAUNetLib.resources import resource
+
+    assert resource("anatomy.csv").is_file() and (tmp_path / "Resources" / "anatomy.csv").is_file()
+
+
+def test_workflow_is_valid():
+    import yaml
+
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    assert set(flow) == {"name", True, "permissions", "jobs"}  # YAML 1.1 reads the key `on` as true
+    for job in flow["jobs"].values():
+        assert (
+            {"runs-on", "steps"}
+            <= job.keys()
+            <= {"name", "runs-on", "needs", "timeout-minutes", "strategy", "env", "steps"}
+        )
+        for step in job["steps"]:
+            assert ("run" in step) != ("uses" in step)
+            assert step.keys() <= {"name", "id", "if", "run", "uses", "with", "env"}
+    for script in re.findall(r"Testing/Slicer/\w+\.py", str(flow)):
+        assert (ROOT / script).is_file()
+
+
+# -- the module file on the stand-in ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def module(scene, monkeypatch):  # noqa: F811
+    import SAUNetSegmentation
+
+    path = str(MODULE / "SAUNetSegmentation.py")
+    monkeypatch.setattr(slicer.modules, "saunetsegmentation", types.SimpleNamespace(path=path), raising=False)
+    return SAUNetSegmentation
+
+
+class Parent:
+    """qSlicerScriptedLoadableModule: title, categories ... can be set."""
+
+    path = str(MODULE / "SAUNetSegmentation.py")
+
+
+def test_module_has_title_category_and_help(module):
+    parent = Parent()
+    module.SAUNetSegmentation(parent)
+    assert parent.title == "SAU-Net Spine Segmentation" and parent.categories == ["Segmentation"]
+    assert "Not for diagnostic use" in parent.helpText and parent.contributors and parent.acknowledgementText
+
+
+def test_module_widget_lives_from_setup_to_cleanup(module):
+    holder = QtWidgets.QWidget()
+    QtWidgets.QVBoxLayout(holder)
+    holder.setProperty("isEntered", True)
+    parent = wrap(holder)
+    widget = module.SAUNetSegmentationWidget(parent)
+    widget.setup()
+    volume = add_volume()
+    widget.panel.ui.inputSelector.setCurrentNode(volume)
+    widget.exit()
+    widget.enter()
+    assert widget.panel._parameters.inputVolume is volume
+    slicer.mrmlScene.Clear()
+    assert widget.panel._parameters is not None and widget.panel._parameters.inputVolume is None
+    assert process_events(lambda: not widget.panel.ui.segmentButton.enabled)
+    widget.cleanup()
+    assert widget.panel._parameters is None
+
+
+def test_reload_forgets_the_rooms(module):
+    holder = QtWidgets.QWidget()
+    QtWidgets.QVBoxLayout(holder)
+    before = {name: value for name, value in sys.modules.items() if name.split(".")[0] in ("SAUNetPanel", "SAUNetLib")}
+    try:
+        module.SAUNetSegmentationWidget(wrap(holder)).onReload()
+        assert not [name for name in sys.modules if name.split(".")[0] in ("SAUNetPanel", "SAUNetLib")]
+    finally:
+        sys.modules.update(before)
+
+
+def test_sample_data_is_registered_and_not_downloaded(module, monkeypatch):
+    registered = []
+
+    class Logic:
+        @staticmethod
+        def registerCustomSampleDataSource(**entries):
+            registered.append(entries)
+
+    sample = types.ModuleType("SampleData")
+    sample.SampleDataLogic = Logic
+    monkeypatch.setitem(sys.modules, "SampleData", sample)
+    module.onStartupCompleted()
+    (entry,) = registered
+    assert re.fullmatch(r"SHA256:[0-9a-f]{64}", entry["checksums"]) and entry["uris"].startswith("https://")
+    assert Path(entry["thumbnailFileName"]).is_file()
+    assert slicer.modules.terminologies.logic().IsTerminologyContextLoaded("Segmentation category and type - SAUNet")
+
+
+def test_sample_is_the_file_whose_hash_is_stated(shared_data):
+    import hashlib
+
+    from SAUNetPanel.SampleVolumes import LUMBAR
+
+    content = (shared_data / "real_volumes" / "t2_lumbar.nii.gz").read_bytes()
+    assert LUMBAR["checksums"] == f"SHA256:{hashlib.sha256(content).hexdigest()}"
+
+
+def test_levels_to_choose_from_are_the_anatomy_s():
+    from SAUNetPanel.Logic import Lowest
+
+    from SAUNetLib.anatomy import vertebra_levels
+
+    assert sorted(one.value for one in Lowest) == sorted(("auto", *vertebra_levels()))

@@ -1,0 +1,127 @@
+"""The stand-in is strict: what PythonQt, CTK and Slicer do not offer fails here, and README.md names what is called."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import slicer
+from harness import errors, process_events
+from harness.fixtures import MODULE, ROOT, add_volume, scene  # noqa: F401
+
+qt = sys.modules["qt"]
+README = (ROOT / "Testing" / "harness" / "README.md").read_text(encoding="utf-8")
+
+
+def test_properties_are_attributes():
+    button = qt.QPushButton("text")
+    assert button.text == "text" and button.enabled is True
+    button.enabled = False
+    assert button.enabled is False
+    with pytest.raises(TypeError):
+        button.text()
+    for wrong in ({"enabled": "yes"}, {"text": 3}, {"checkd": True}, {"note": "mine"}):
+        with pytest.raises(AttributeError):
+            setattr(button, *next(iter(wrong.items())))
+    with pytest.raises(AttributeError):
+        button.width = 3  # Qt does not let it be written
+
+
+def test_members_that_do_not_exist_fail():
+    button = qt.QPushButton()
+    for name in ("clicked_", "setTxt", "sender", "staticMetaObject"):
+        with pytest.raises(AttributeError):
+            getattr(button, name)
+    with pytest.raises(AttributeError):
+        _ = qt.QNothing
+    with pytest.raises(TypeError):
+        button.setText(text="no keywords in PythonQt")
+
+
+def test_signals_connect_in_both_forms_and_cut_arguments():
+    button, heard = qt.QPushButton(), []
+    button.clicked.connect(lambda: heard.append("no argument"))
+    button.connect("clicked(bool)", lambda checked: heard.append(checked))
+    button.connect("clicked()", lambda *arguments: heard.append(arguments))
+    button.click()
+    assert len(heard) == 3 and all(one in heard for one in ("no argument", False, ()))
+    for wrong in ("clicked(int)", "pressed(bool)", "nothing()"):
+        with pytest.raises(AttributeError):
+            button.connect(wrong, print)
+    receiver = heard.clear
+    button.clicked.connect(receiver)
+    assert button.clicked.disconnect(receiver) and not button.clicked.disconnect(receiver)
+
+
+def test_exceptions_in_slots_do_not_reach_the_caller():
+    button = qt.QPushButton()
+    button.clicked.connect(lambda: 1 / 0)
+    button.click()
+    assert "ZeroDivisionError" in errors.pop()
+    heard = []
+    qt.QTimer.singleShot(1, lambda: heard.append(1))
+    assert process_events(lambda: heard)
+
+
+def test_stand_in_widgets_offer_what_is_declared_and_no_more(scene):  # noqa: F811
+    combo = slicer.qMRMLNodeComboBox()
+    combo.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+    combo.setMRMLScene(scene)
+    volume = add_volume()
+    assert combo.currentNode() is volume  # without None, the first node is chosen
+    for name in ("_fill", "currentText", "addItem", "nodes"):
+        with pytest.raises(AttributeError):
+            getattr(combo, name)
+    combo.setMRMLScene(None)
+
+
+@pytest.mark.parametrize("change", [
+    ("<property name=\"headerVisible\">", "<property name=\"headersVisible\">"),
+    ("name=\"exportButton\"", "name=\"show3DButton\""),
+    ("mrmlSceneChanged(vtkMRMLScene*)", "sceneChanged(vtkMRMLScene*)"),
+    ("<slot>setMRMLScene(vtkMRMLScene*)</slot>", "<slot>setScene(vtkMRMLScene*)</slot>"),
+])  # fmt: skip
+def test_mistakes_in_a_ui_file_fail(tmp_path, change):
+    text = (MODULE / "Resources" / "UI" / "SAUNetSegmentation.ui").read_text()
+    assert change[0] in text
+    (tmp_path / "wrong.ui").write_text(text.replace(*change, 1))
+    with pytest.raises(ValueError):
+        slicer.util.loadUI(str(tmp_path / "wrong.ui"))
+
+
+VERB = "(Set|Get|Is|Add|Create|Remove|Export|Load|Write|Harden|Deserialize)"
+
+
+def called():
+    """Names that the panel calls on VTK and MRML objects, and takes from qt, slicer.util and slicer.app."""
+    for path in [*(MODULE / "SAUNetPanel").glob("*.py"), MODULE / "SAUNetSegmentation.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            method = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+            if re.fullmatch(VERB + r"[A-Z]\w*", method):
+                yield method
+            if isinstance(node, ast.Attribute):
+                owner = ast.unparse(node.value)
+                if owner in ("qt", "slicer.util", "slicer.app", "packaging"):
+                    yield node.attr
+
+
+PLAIN = """GetID GetName GetScene GetSegment GetSegmentation GetDimensions GetNumberOfPoints GetScalars GetPointData
+    GetExtent GetImageData GetIJKToRASMatrix GetDisplayNode GetLabelValue GetColor GetParentTransformNode GetSpacing
+    GetTransformNodeID GetNumberOfSegments GetAttribute GetNumberOfScalarComponents GetOutputPort GetNumberOfCells"""
+"""Getters that the documentation of VTK or MRML has on its first pages."""
+FOREIGN = """SetTransform SetInputData SetInputConnection SetFileTypeToBinary SetHeader SetDimensions
+    SetSpacing SetOrigin GetExitCodeProcess SetDirection SetMetaData GetArrayFromImage GetImageFromArray
+    GetDirection GetOrigin GetSize WriteImage"""
+"""VTK's filters, SimpleITK and Windows."""
+
+
+def test_readme_names_every_call():
+    elsewhere = {*PLAIN.split(), *FOREIGN.split()}
+    missing = sorted({name for name in called() if name not in README and name not in elsewhere})
+    assert missing == []
+
+
+def test_readme_names_only_files_that_exist():
+    for name in re.findall(r"^\| `(\w+\.py)`", README, re.MULTILINE):
+        assert Path(ROOT, "Testing", "harness", name).is_file()

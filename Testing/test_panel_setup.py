@@ -1,0 +1,297 @@
+"""Checking the computer, installing what is missing, bundles for a computer without a connection, About."""
+
+import hashlib
+import json
+import sys
+import tomllib
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+import slicer
+from harness.fixtures import ROOT, add_volume, panel_of, scene  # noqa: F401
+from SAUNetPanel import Bundle, Dependencies
+from SAUNetPanel.Cards import PanelError
+
+from SAUNetLib import bundle
+from SAUNetLib.errors import ModelError, UsageError
+
+
+@pytest.fixture
+def needs(scene, monkeypatch):  # noqa: F811
+    """Dependencies on a computer whose packages a dictionary lists."""
+    installed = {"torch": "2.6.0+cu124", "safetensors": "0.5", "connected-components-3d": "4.0", "pynrrd": "1.1",
+                 "slicerio": "1.2", "numpy": "2.0", "SimpleITK": "2.4"}  # fmt: skip
+    monkeypatch.setattr(Dependencies, "versionOf", lambda name: installed.get(name))
+    made = Dependencies.Dependencies()
+    made.installed = installed
+    return made
+
+
+@pytest.fixture
+def pip(needs, monkeypatch):
+    """slicer.util.pip_install as Slicer 5.10 has it: it installs what is asked for."""
+    calls = []
+
+    def install(arguments):
+        calls.append(arguments)
+        constraints = Path(arguments[arguments.index("-c") + 1]).read_text()
+        calls.append(constraints)
+        for one in arguments:
+            if ">=" in one:
+                needs.installed[one.partition(">=")[0]] = one.partition(">=")[2]
+
+    monkeypatch.setattr(slicer.util, "pip_install", install)
+    return calls
+
+
+def test_requirements_are_those_of_the_engine():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    known = {line.split(">=")[0]: line for line in project["dependencies"]}
+    wanted = Dependencies.Dependencies().requirements()
+    assert all(known[one.split(">=")[0]] == one for one in wanted)
+    assert list(bundle.PACKAGES) == [Dependencies.TORCH, *wanted] and known["torch"] == Dependencies.TORCH
+
+
+def test_versions_are_compared_as_numbers(needs):
+    needs.installed["torch"] = "2.10.0"
+    assert Dependencies.isMet("torch>=2.4")
+    needs.installed["torch"] = "2.3.9"
+    assert not Dependencies.isMet("torch>=2.4") and not Dependencies.isMet("nowhere>=1")
+
+
+def test_check_says_what_is_there_and_what_is_not(needs):
+    rows = {row.name: row for row in needs.check(add_volume())}
+    assert rows["PyTorch"].fine and "2.6.0" in rows["PyTorch"].detail and "NVIDIA" in rows["PyTorch"].detail
+    assert rows["Slicer"].fine and rows["Estimated time"].detail == "known after the first run"
+    del needs.installed["torch"]
+    rows = {row.name: row for row in needs.check()}
+    assert rows["PyTorch"].fine is False and needs.missing() == ["torch>=2.4"]
+    assert "\u2717" in needs.checkHtml()
+
+
+def test_estimate_comes_from_the_last_run(needs):
+    volume = add_volume()
+    needs.remember(volume, "cpu float32", 20.0)
+    assert needs.estimate(volume) == "20 s"
+
+
+def test_damaged_model_is_seen(needs, monkeypatch, tmp_path):
+    monkeypatch.setattr(Dependencies, "resource", lambda *parts: tmp_path.joinpath(*parts))
+    assert needs._modelRow().fine is False
+    (tmp_path / "models").mkdir()
+    weights = tmp_path / "models" / "saunet-lumbar.safetensors"
+    weights.write_bytes(b"weights")
+    card = {"name": "saunet-lumbar", "version": "1", "sha256": hashlib.sha256(b"weights").hexdigest()}
+    weights.with_suffix(".json").write_text(json.dumps(card))
+    assert needs._modelRow().fine is True
+    weights.write_bytes(b"changed")
+    assert needs._modelRow().fine is False and "damaged" in needs._modelRow().detail
+
+
+def test_nothing_is_installed_without_consent(needs, pip):
+    del needs.installed["pynrrd"]
+    asked = []
+    assert needs.installMissing(lambda text: asked.append(text)) is False
+    assert "pynrrd>=1.0" in asked[0] and pip == []
+
+
+def test_install_pins_slicer_s_own_packages(needs, pip):
+    del needs.installed["pynrrd"]
+    assert needs.installMissing(lambda text: True) is True
+    assert pip[0][-1] == "pynrrd>=1.0" and "numpy==2.0\n" in pip[1] and "SimpleITK==2.4\n" in pip[1]
+    assert needs.installMissing(lambda text: True) is False  # nothing is missing any more
+
+
+def test_slicer_5_12_installs_with_pip_ensure(needs, monkeypatch):
+    calls = []
+
+    def ensure(requirements, constraints=None, prompt_install=True, requester=None):
+        calls.append((requirements, prompt_install, Path(constraints).read_text()))
+        needs.installed["pynrrd"] = "1.1"
+
+    packaging = types.ModuleType("slicer.packaging")
+    packaging.pip_ensure = ensure
+    monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
+    monkeypatch.setattr(slicer, "packaging", packaging, raising=False)
+    del needs.installed["pynrrd"]
+    assert needs.installMissing(lambda text: True)
+    assert calls[0][:2] == (["pynrrd>=1.0"], False) and "numpy==2.0" in calls[0][2]
+
+
+def test_torch_comes_through_the_pytorch_extension_only(needs, pip, monkeypatch):
+    del needs.installed["torch"]
+    with pytest.raises(PanelError) as raised:
+        needs.installMissing(lambda text: True)
+    assert raised.value.code == "PYTORCH" and pip == []
+    asked = []
+
+    class Logic:
+        def installTorch(self, askConfirmation=False, forceComputationBackend=None, torchVersionRequirement=None):
+            asked.append(torchVersionRequirement)
+            needs.installed["torch"] = "2.6"
+            return object()
+
+    extension = types.ModuleType("PyTorchUtils")
+    extension.PyTorchUtilsLogic = Logic
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    assert needs.installMissing(lambda text: True) and asked == [">=2.4"] and pip == []
+
+
+def test_failed_installation_is_a_card(needs, monkeypatch):
+    del needs.installed["pynrrd"]
+    lines = []
+    needs.log.connect(lines.append)
+
+    def fail(arguments):
+        raise RuntimeError("no connection")
+
+    monkeypatch.setattr(slicer.util, "pip_install", fail)
+    with pytest.raises(PanelError) as raised:
+        needs.installMissing(lambda text: True)
+    assert raised.value.code == "INSTALL_FAILED" and "RuntimeError: no connection" in lines
+    monkeypatch.setattr(
+        slicer.util, "pip_install", lambda arguments: None
+    )  # as Slicer under --testing: nothing happens
+    with pytest.raises(PanelError) as raised:
+        needs.installMissing(lambda text: True)
+    assert "pynrrd" in raised.value.card.cause
+
+
+# -- bundle ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A bundle with one wheel and a model, for this platform."""
+    models = tmp_path / "models"
+    models.mkdir()
+    for name, content in (("saunet-lumbar.safetensors", b"weights"), ("saunet-lumbar.json", b"{}")):
+        (models / name).write_bytes(content)
+    monkeypatch.setenv("SAUNET_MODELS", str(models))
+    commands = []
+
+    def download(command):
+        commands.append(command)
+        Path(command[command.index("--dest") + 1], "pynrrd-1.1-py3-none-any.whl").write_bytes(b"wheel")
+        return 0
+
+    path = tmp_path / "bundle.zip"
+    names = bundle.write_bundle(path, "5.12", Bundle.thisPlatform(), run=download)
+    return types.SimpleNamespace(path=path, names=names, command=commands[0], models=models)
+
+
+def test_bundle_holds_wheels_model_and_their_hashes(made):
+    assert made.names == ["wheels/pynrrd-1.1-py3-none-any.whl", "models/saunet-lumbar.safetensors",
+                          "models/saunet-lumbar.json"]  # fmt: skip
+    with zipfile.ZipFile(made.path) as archive:
+        manifest = json.loads(archive.read(bundle.MANIFEST))
+    assert manifest["files"][0]["sha256"] == hashlib.sha256(b"wheel").hexdigest()
+    command = made.command
+    assert "--only-binary=:all:" in command and command[command.index("--python-version") + 1] == "3.12"
+
+
+@pytest.mark.parametrize("change, error", [({"slicer": "4.11"}, UsageError), ({"platform": "amiga"}, UsageError),
+                                           ({"output": "b.tar"}, UsageError), ({"model": "none"}, ModelError),
+                                           ({"output": "no/where/b.zip"}, UsageError)])  # fmt: skip
+def test_bundle_refuses_what_it_cannot_make(made, tmp_path, change, error):
+    wanted = {"output": "b.zip", "slicer": "5.12", "platform": "linux"} | change
+    wanted["output"] = tmp_path / wanted["output"]
+    with pytest.raises(error):
+        bundle.write_bundle(**wanted, run=lambda command: 0)
+    assert not wanted["output"].exists()
+
+
+def test_failed_download_leaves_the_old_bundle(made):
+    before = made.path.read_bytes()
+    with pytest.raises(UsageError) as raised:
+        bundle.write_bundle(made.path, "5.12", "linux", run=lambda command: 1)
+    assert raised.value.code == "NOT_INSTALLED" and made.path.read_bytes() == before
+
+
+def test_bundle_installs_without_a_connection(needs, pip, made, monkeypatch, tmp_path):
+    target = tmp_path / "target"
+    monkeypatch.setenv("SAUNET_MODELS", str(target))
+    del needs.installed["pynrrd"]
+    assert needs.installBundle(made.path, lambda text: True)
+    assert "--no-index" in pip[0] and "--find-links" in pip[0] and pip[0][-1] == "pynrrd>=1.0"
+    assert (target / "saunet-lumbar.safetensors").read_bytes() == b"weights"
+    assert needs.models() == ["saunet-lumbar"] or "saunet-lumbar" in needs.models()
+
+
+def rewrite(path, manifest=None, **files):
+    """The bundle with some files or entries of the manifest replaced."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    about = json.loads(content[bundle.MANIFEST]) | (manifest or {})
+    content |= {bundle.MANIFEST: json.dumps(about).encode()} | files
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda path: path.write_bytes(path.read_bytes()[:-200]),
+    lambda path: path.write_bytes(b"no zip"),
+    lambda path: rewrite(path, **{"models/saunet-lumbar.safetensors": b"weightz"}),
+    lambda path: rewrite(path, **{"models/saunet-lumbar.safetensors": b"weights and more"}),
+    lambda path: rewrite(path, {"slicer": "5.10"}),
+    lambda path: rewrite(path, {"platform": "amiga"}),
+    lambda path: rewrite(path, {"format": 99}),
+    lambda path: rewrite(path, {"files": [{"name": "../outside.whl", "size": 1, "sha256": ""}]}),
+    lambda path: rewrite(path, {"files": [{"name": "/tmp/outside.whl", "size": 1, "sha256": ""}]}),
+    lambda path: rewrite(path, {"files": "nonsense"}),
+])  # fmt: skip
+def test_damaged_or_foreign_bundle_installs_nothing(needs, pip, made, damage, monkeypatch, tmp_path):
+    target = tmp_path / "target"
+    monkeypatch.setenv("SAUNET_MODELS", str(target))
+    damage(made.path)
+    with pytest.raises(PanelError) as raised:
+        needs.installBundle(made.path, lambda text: True)
+    assert raised.value.code == "BUNDLE" and pip == [] and not target.exists()
+
+
+# -- the section in the panel ----------------------------------------------------------------------------------------
+
+
+def test_buttons_of_the_setup_section(needs, pip, panel_of):  # noqa: F811
+    del needs.installed["pynrrd"]
+    panel = panel_of(dependencies=needs)
+    panel.ui.checkButton.click()
+    assert "pynrrd" in panel.ui.setupBrowser.plainText and "not installed" in panel.ui.setupBrowser.plainText
+    panel.dialogs.consent = False
+    panel.ui.installButton.click()
+    assert panel.ui.statusLabel.text == "Nothing was installed." and pip == []
+    panel.dialogs.consent = True
+    panel.ui.installButton.click()
+    assert panel.ui.statusLabel.text == "Installed." and "not installed" not in panel.ui.setupBrowser.plainText
+    panel.ui.bundleButton.click()  # the file dialog was cancelled
+    assert panel.ui.statusLabel.text == "Installed."
+    panel.dialogs.path = Path("/nonexistent.zip")
+    panel.ui.bundleButton.click()
+    assert panel.widget._card.code == "BUNDLE"
+
+
+def test_first_click_without_packages_offers_to_install_them(needs, pip, panel_of):  # noqa: F811
+    add_volume()
+    del needs.installed["pynrrd"], needs.installed["torch"]
+    panel = panel_of(dependencies=needs)
+    panel.ui.segmentButton.click()
+    assert panel.widget._card.code == "NOT_INSTALLED" and not panel.engine.alive
+    assert "torch>=2.4, pynrrd>=1.0" in panel.ui.cardText.text and panel.ui.cardActionButton.text == "Install"
+
+
+def test_missing_package_card_installs(needs, pip, panel_of):  # noqa: F811
+    from SAUNetPanel.Cards import cardOf
+
+    del needs.installed["pynrrd"]
+    panel = panel_of(dependencies=needs)
+    panel.widget._showCard(cardOf({"code": "NOT_INSTALLED", "cause": "the package pynrrd is missing."}))
+    panel.ui.cardActionButton.click()
+    assert panel.ui.setupSection.collapsed is False and needs.missing() == []
+
+
+def test_about_says_what_matters(panel_of):  # noqa: F811
+    text = panel_of().ui.aboutLabel.text
+    assert "Not for diagnostic use" in text and "Apache 2.0" in text

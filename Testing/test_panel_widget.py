@@ -1,0 +1,555 @@
+"""The panel, driven by pressing its buttons: real .ui file, real widget, real scene."""
+
+import json
+
+import numpy as np
+import pytest
+import slicer
+from harness import process_events
+from harness.fixtures import ROOT, add_node, add_transform, add_volume, close_panel, make_panel, panel_of, scene, truth  # noqa: F401
+from SAUNetPanel import Cards, SceneNodes
+from SAUNetPanel.EngineProcess import EngineProcess, workerCommand
+from SAUNetPanel.Logic import SHARES, deviceName, share, withMissingPackage
+from SAUNetPanel.Widget import remaining
+from test_scene_nodes import paint, segments
+
+STAGES = tuple(SHARES)
+
+
+def press_and_wait(panel):
+    panel.ui.segmentButton.click()
+    assert panel.wait()
+
+
+def counts():
+    return {kind: slicer.mrmlScene.GetNumberOfNodesByClass(kind) for kind in (
+        "vtkMRMLSegmentationNode", "vtkMRMLVolumeNode", "vtkMRMLTransformNode", "vtkMRMLModelNode")}  # fmt: skip
+
+
+# -- one click -------------------------------------------------------------------------------------------------------
+
+
+def test_one_click_gives_a_named_segmentation(panel_of):  # noqa: F811
+    volume = add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    assert panel.ui.resultSelector.currentNode() is node and node.GetName() == "T2 sag spine"
+    assert np.array_equal(SceneNodes.mergedLabels(node)[0], truth().labels)
+    assert panel.ui.statusLabel.text.startswith("Done: 10 structures")
+    assert panel.ui.editor.segmentationNode() is node and panel.ui.editor.sourceVolumeNode() is volume
+    assert panel.ui.segmentsTable.segmentationNode() is node and panel.ui.segmentsTable.segmentCount == 10
+    assert "counted upwards" in panel.ui.warningsLabel.text and panel.ui.warningsLabel.isVisibleTo(panel.top)
+
+
+def test_engine_gets_the_choices_and_nothing_of_the_scene(panel_of, tmp_path):  # noqa: F811
+    add_volume(name="DOE^JANE")
+    panel = panel_of(record=str(tmp_path / "record"))
+    panel.ui.deviceComboBox.currentIndex = 2
+    panel.ui.outputComboBox.currentIndex = 0
+    assert panel.ui.lowestComboBox.itemText(0) == "Automatic"
+    panel.ui.lowestComboBox.currentIndex = panel.ui.lowestComboBox.findText("L4")
+    press_and_wait(panel)
+    record = json.loads((tmp_path / "record").read_text())
+    assert record["request"]["device"] == "cpu" and record["request"]["lowest"] == "L4"
+    assert record["request"]["levels"] is True and record["files"] == ["volume.nrrd"]
+    assert b"DOE" not in (tmp_path / "record.nrrd").read_bytes() and "DOE" not in json.dumps(record)
+
+
+def test_button_says_why_it_is_disabled(panel_of):  # noqa: F811
+    panel = panel_of()
+    assert not panel.ui.segmentButton.enabled and "Choose a volume" in panel.ui.segmentButton.toolTip
+    for widget in (panel.ui.exportButton, panel.ui.show3DButton, panel.ui.editSection):
+        assert not widget.enabled and "no result" in widget.toolTip
+    volume = add_volume(name="arrived")
+    panel.ui.inputSelector.setCurrentNode(volume)
+    assert panel.ui.segmentButton.enabled and "arrived" in panel.ui.segmentButton.toolTip
+
+
+def test_selector_offers_greyscale_volumes_only(panel_of):  # noqa: F811
+    panel = panel_of()
+    for kind in ("vtkMRMLLabelMapVolumeNode", "vtkMRMLVectorVolumeNode", "vtkMRMLDiffusionTensorVolumeNode"):
+        slicer.mrmlScene.AddNewNodeByClass(kind)
+    first, second = add_volume(name="series 3"), add_volume(name="series 4")
+    offered = [panel.ui.inputSelector.nodeFromIndex(index) for index in range(panel.ui.inputSelector.nodeCount())]
+    assert offered == [first, second]
+
+
+def test_progress_is_shown_while_running(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of("wait", "segment")
+    panel.ui.segmentButton.click()
+    assert panel.ui.segmentButton.text == "Cancel" and panel.ui.progressBar.isVisibleTo(panel.top)
+    assert not panel.ui.inputSelector.enabled and not panel.ui.deviceComboBox.enabled
+    assert "while the engine works" in panel.ui.deviceComboBox.toolTip
+    assert process_events(lambda: panel.ui.statusLabel.text.startswith("Segmenting"))
+    assert panel.ui.progressBar.value == round(1000 * share("segment", 0))
+    panel.ui.segmentButton.click()
+    assert panel.wait() and not panel.ui.progressBar.isVisibleTo(panel.top)
+    assert panel.ui.deviceComboBox.enabled and panel.ui.deviceComboBox.toolTip.startswith("Where the network runs")
+
+
+def test_shares_add_up_and_time_left_is_plausible():
+    assert sum(SHARES.values()) == pytest.approx(1) and share("write", 1) == pytest.approx(1) and share("?", 1) == 0
+    assert remaining(10, 0.05) == "" and remaining(10, 0.5) == "about 10 s left" and "2 min" in remaining(120, 0.5)
+
+
+# -- cancel and failure ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_cancel_at_every_stage_leaves_the_scene_as_it_was(panel_of, stage):  # noqa: F811
+    add_volume()
+    panel = panel_of("wait", stage)
+    before = counts()
+    panel.ui.segmentButton.click()
+    assert process_events(lambda: panel.widget._share >= share(stage, 0) and panel.engine._group > 0)
+    panel.ui.segmentButton.click()
+    assert panel.wait() and counts() == before
+    assert panel.ui.statusLabel.text.startswith("Cancelled") and panel.ui.cardFrame.isVisibleTo(panel.top) is False
+    assert panel.ui.segmentButton.text == "Segment spine" and panel.ui.segmentButton.enabled
+
+
+@pytest.mark.parametrize("behaviour, stage, code", [
+    *(("killed", stage, "ENGINE_KILLED") for stage in STAGES), ("dies", "levels", "ENGINE_DIED"),
+    ("memory", "segment", "MEMORY"), ("no file", "write", "RESULT_UNREADABLE")])  # fmt: skip
+def test_failure_shows_a_card_and_leaves_scene_and_editor_alone(panel_of, behaviour, stage, code):  # noqa: F811
+    add_volume()
+    panel = panel_of(behaviour, stage)
+    before = counts()
+    press_and_wait(panel)
+    assert panel.widget._card.code == code and panel.ui.cardFrame.isVisibleTo(panel.top)
+    assert panel.ui.cardTitle.text and len(panel.ui.cardText.text) > 40
+    assert counts() == before and panel.ui.editor.segmentationNode() is None
+    assert panel.ui.segmentButton.enabled
+    panel.ui.cardCloseButton.click()
+    assert not panel.ui.cardFrame.isVisibleTo(panel.top)
+
+
+def test_log_has_the_last_words(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of("dies", "segment")
+    press_and_wait(panel)
+    assert "ValueError: the last words" in panel.ui.logEdit.plainText
+    panel.ui.cardActionButton.click()
+    assert panel.ui.logSection.collapsed is False and panel.ui.cardFrame.isVisibleTo(panel.top)
+
+
+def test_volume_removed_while_the_engine_works(panel_of):  # noqa: F811
+    volume = add_volume()
+    panel = panel_of("wait", "levels")
+    panel.ui.segmentButton.click()
+    assert process_events(lambda: panel.widget._share >= share("levels", 0))
+    slicer.mrmlScene.RemoveNode(volume)
+    panel.logic._onEvent({"event": "result", **truth().summary()})
+    assert panel.widget._card.code == "VOLUME_GONE" and panel.results() == []
+
+
+def test_geometry_changed_while_the_engine_works(panel_of):  # noqa: F811
+    volume = add_volume()
+    panel = panel_of("", "")
+    panel.ui.segmentButton.click()
+    volume.SetOrigin(50, 0, 0)
+    assert panel.wait() and panel.widget._card.code == "RESULT_GEOMETRY" and panel.results() == []
+
+
+def test_scene_closed_while_the_engine_works(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of("wait", "segment")
+    panel.ui.segmentButton.click()
+    assert process_events(lambda: panel.widget._share >= share("segment", 0))
+    panel.widget.sceneStartClose()
+    slicer.mrmlScene.Clear()
+    panel.widget.sceneEndClose(True)
+    assert panel.wait() and panel.results() == []
+    assert not panel.ui.segmentButton.enabled and panel.ui.segmentButton.text == "Segment spine"
+
+
+# -- cards -----------------------------------------------------------------------------------------------------------
+
+
+def engine_codes():
+    from SAUNetLib import errors
+
+    kinds = [errors.SAUNetError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return sorted({code for kind in kinds for code in kind.codes})
+
+
+def test_every_engine_code_has_a_card():
+    assert set(engine_codes()) <= Cards.codes()
+
+
+@pytest.mark.parametrize("code", sorted(Cards.codes()))
+def test_card_is_complete_and_its_button_exists(code):
+    card = Cards.cardOf({"code": code})
+    assert card.title and card.cause.endswith(".") and card.remedy.endswith(".")
+    assert card.action == "" or Cards.actions()[card.action]
+    assert "--" not in card.title + card.cause + card.remedy  # no command line's words
+
+
+def test_missing_package_in_the_engine_is_no_bug():
+    cause = "the engine failed unexpectedly (ModuleNotFoundError: No module named 'cc3d')."
+    event = withMissingPackage({"code": "INTERNAL", "cause": cause})
+    assert event["code"] == "NOT_INSTALLED" and "cc3d" in event["cause"]
+    other = {"code": "INTERNAL", "cause": "the engine failed unexpectedly (ValueError: x)."}
+    assert withMissingPackage(other) is other
+
+
+@pytest.mark.parametrize("platform, name", [("linux", "cuda"), ("win32", "cuda"), ("darwin", "mps")])
+def test_graphics_card_has_the_platform_s_name(monkeypatch, platform, name):
+    monkeypatch.setattr("sys.platform", platform)
+    assert deviceName("gpu") == name and deviceName("cpu") == "cpu"
+
+
+def test_unknown_code_still_makes_a_card():
+    card = Cards.cardOf({"code": "NEW", "title": "New", "cause": "something new.", "remedy": "Wait."})
+    assert (card.title, card.cause, card.remedy) == ("New", "Something new.", "Wait.")
+
+
+def test_levels_say_what_they_rest_on_in_the_panel_s_words(panel_of):  # noqa: F811
+    from SAUNetLib.segmentation import Notice
+
+    add_volume()
+    notice = Notice("LEVELS_UNCERTAIN", "L3 is the most likely name only. State its level (--lowest) if you know it.")
+    about = {"model": "tiny 1", "anchor": "the lowest complete vertebra rests on the sacrum"}
+    panel = panel_of(result=truth(provenance=about, warnings=(notice,)))
+    press_and_wait(panel)
+    lines = panel.ui.warningsLabel.text.split("\n")
+    assert lines[0] == "Levels: the lowest complete vertebra rests on the sacrum."
+    assert "--" not in lines[1] and "Advanced: Lowest vertebra" in lines[1]
+
+
+def test_cpu_button_starts_again_on_the_processor(panel_of, tmp_path):  # noqa: F811
+    add_volume()
+    panel = panel_of(record=str(tmp_path / "record"))
+    panel.widget._showCard(Cards.cardOf({"code": "DEVICE"}))
+    assert panel.ui.cardActionButton.text == "Use the processor"
+    panel.ui.cardActionButton.click()
+    assert panel.wait() and len(panel.results()) == 1
+    assert json.loads((tmp_path / "record").read_text())["request"]["device"] == "cpu"
+    assert panel.ui.deviceComboBox.currentIndex == 2
+
+
+def test_harden_button_hardens_and_starts(panel_of):  # noqa: F811
+    volume = add_volume()
+    panel = panel_of()
+    add_transform(volume, linear=False)
+    panel.ui.segmentButton.click()
+    assert panel.widget._card.code == "TRANSFORM_NONLINEAR" and not panel.engine.alive
+    panel.ui.cardActionButton.click()
+    assert volume.GetParentTransformNode() is None
+    assert panel.wait()
+
+
+def test_linear_transform_is_carried_over(panel_of):  # noqa: F811
+    volume = add_volume()
+    transform = add_transform(volume)
+    panel = panel_of()
+    press_and_wait(panel)
+    assert panel.results()[0].GetParentTransformNode() is transform
+
+
+def test_report_has_no_path_and_no_patient(panel_of):  # noqa: F811
+    add_volume(name="DOE^JANE")
+    panel = panel_of("dies", "segment")
+    press_and_wait(panel)
+    panel.widget.addLog(
+        'File "/home/jane/My Documents/x.py", line 3: DOE^JANE, C:\\Users\\jane\\volume.nrrd and \\\\server\\x'
+    )
+    panel.ui.cardCopyButton.click()
+    text = slicer.app.clipboard().text()
+    assert "ENGINE_DIED" in text and "Slicer 5.12" in text and "ValueError: the last words" in text
+    for private in ("DOE", "/home", "jane", "Users", "server", "x.py"):
+        assert private not in text
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_second_run_replaces_what_nobody_edited_and_undo_brings_it_back(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    node.GetSegmentation().RemoveSegment("SAUNet_41")
+    node.SetAttribute("SAUNet.fingerprint", SceneNodes.fingerprint(node.GetSegmentation()))
+    press_and_wait(panel)
+    assert panel.results() == [node] and len(segments(node)) == 10 and panel.dialogs.asked == []
+    panel.ui.editor.undo()
+    assert len(segments(node)) == 9
+
+
+@pytest.mark.parametrize("answer, nodes, replaced", [("cancel", 1, False), ("keep", 2, False), ("replace", 1, True)])
+def test_edited_result_is_replaced_only_if_the_user_says_so(panel_of, answer, nodes, replaced):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    paint(node)
+    panel.dialogs.answer = answer
+    panel.ui.segmentButton.click()
+    assert panel.wait() and panel.dialogs.asked == [node.GetName()]
+    assert len(panel.results()) == nodes and SceneNodes.isEdited(node) is not replaced
+
+
+def test_edited_while_the_engine_works_is_kept(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    panel.ui.segmentButton.click()
+    paint(node)
+    assert panel.wait() and len(panel.results()) == 2 and SceneNodes.isEdited(node)
+
+
+def test_keep_adds_a_new_one(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.ui.previousComboBox.currentIndex = 1
+    press_and_wait(panel)
+    press_and_wait(panel)
+    assert len(panel.results()) == 2 and panel.dialogs.asked == []
+
+
+def test_choosing_a_volume_shows_the_result_it_has(panel_of):  # noqa: F811
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    for volume in (first, second):
+        panel.ui.inputSelector.setCurrentNode(volume)
+        press_and_wait(panel)
+    assert panel.ui.resultSelector.currentNode().GetName() == "second spine"
+    panel.ui.inputSelector.setCurrentNode(first)
+    assert panel.ui.resultSelector.currentNode().GetName() == "first spine"
+    panel.ui.resultSelector.setCurrentNode(panel.results()[1])
+    assert panel.ui.resultSelector.currentNode().GetName() == "second spine"
+    assert panel.ui.inputSelector.currentNode() is first
+
+
+def test_show_3d_opacity_and_visibility(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    panel.ui.show3DButton.click()
+    assert node.GetSegmentation().ContainsRepresentation("Closed surface")
+    panel.ui.opacitySlider.value = 0.4
+    assert node.GetDisplayNode().GetOpacity() == pytest.approx(0.4)
+
+
+def test_exports_from_the_menu(panel_of, tmp_path):  # noqa: F811
+    from SAUNetLib.formats.segmentations import read_segmentation
+
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+    panel.dialogs.path = tmp_path / "l.nii.gz"
+    actions["Label map file..."].trigger()
+    assert np.array_equal(read_segmentation(tmp_path / "l.nii.gz").labels, truth().labels)
+    panel.dialogs.path = tmp_path / "l.seg.nrrd"
+    actions["Segmentation file (.seg.nrrd)..."].trigger()
+    assert np.array_equal(read_segmentation(tmp_path / "l.seg.nrrd").labels, truth().labels)
+    panel.dialogs.path = tmp_path
+    actions["STL file per segment..."].trigger()
+    assert len(list(tmp_path.glob("*.stl"))) == 10 and "10 STL" in panel.ui.statusLabel.text
+    actions["Label map node"].trigger()
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode") == 1
+    panel.dialogs.path = tmp_path / "nowhere" / "l.nrrd"
+    actions["Label map file..."].trigger()
+    assert panel.widget._card.code == "EXPORT_FAILED"
+
+
+# -- parameters, module ----------------------------------------------------------------------------------------------
+
+
+def test_choices_are_saved_with_the_scene(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.ui.deviceComboBox.currentIndex = 2
+    slicer.mrmlScene.SetSaveToXMLString(1)
+    slicer.mrmlScene.Commit()
+    text = slicer.mrmlScene.GetSceneXMLString()
+    panel.widget.sceneStartClose()
+    slicer.mrmlScene.Clear()
+    panel.widget.sceneEndClose(True)
+    assert panel.ui.deviceComboBox.currentIndex == 0
+    panel.widget.sceneStartClose()
+    slicer.mrmlScene.SetLoadFromXMLString(1)
+    slicer.mrmlScene.SetSceneXMLString(text)
+    slicer.mrmlScene.Import()
+    panel.widget.enter()
+    assert panel.ui.deviceComboBox.currentIndex == 2
+
+
+def test_leaving_and_entering_the_module(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    panel.widget.exit()
+    assert panel.ui.editor.segmentationNode() is None
+    panel.widget.enter()
+    assert panel.ui.editor.segmentationNode() is panel.results()[0]
+
+
+def test_run_goes_on_while_another_module_is_shown(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.ui.segmentButton.click()
+    panel.widget.exit()
+    assert panel.wait() and len(panel.results()) == 1
+    panel.widget.enter()
+    assert panel.ui.segmentButton.text == "Segment spine"
+
+
+def test_python_api_blocks_and_returns_the_node(panel_of):  # noqa: F811
+    volume = add_volume()
+    panel = panel_of()
+    seen = []
+    node = panel.logic.segment(volume, device="cpu", progress=lambda stage, done: seen.append(done))
+    assert np.array_equal(SceneNodes.mergedLabels(node)[0], truth().labels)
+    assert seen == sorted(seen) and seen[-1] == pytest.approx(1)
+    with pytest.raises(Cards.PanelError) as raised:
+        panel.logic.segment(None)
+    assert raised.value.code == "NO_VOLUME"
+
+
+def test_result_equals_the_pipeline_with_the_real_worker(scene, tiny_model):  # noqa: F811
+    import builders
+
+    from SAUNetLib.engine import Engine
+    from SAUNetLib.model import load_model
+    from SAUNetLib.pipeline import segment
+
+    volume = add_volume()
+    panel = make_panel(EngineProcess(workerCommand(ROOT), {"OMP_NUM_THREADS": "1"}))
+    panel.widget._parameters.model = str(tiny_model)
+    panel.ui.deviceComboBox.currentIndex = 2
+    expected = segment(builders.volume(builders.geometry()), Engine(load_model(str(tiny_model)), "cpu"))
+    panel.ui.segmentButton.click()
+    assert panel.wait(90)
+    assert panel.widget._card is None, panel.widget._card
+    (node,) = panel.results()
+    labels, matrix = SceneNodes.mergedLabels(node)
+    assert np.array_equal(labels, expected.labels)
+    assert np.allclose(matrix, SceneNodes.ijkToRas(volume))
+    names = [row["name"] for row in expected.summary()["structures"]]
+    assert [segment_.GetName() for segment_ in segments(node)] == names
+    assert panel.engine.alive
+    close_panel(panel)
+    assert not panel.engine.alive
+
+
+def test_click_on_a_phantom_equals_the_command_with_the_shipped_model(scene, tmp_path):  # noqa: F811
+    from SAUNetLib.anatomy import structures
+    from SAUNetLib.cli import main
+    from SAUNetLib.formats.segmentations import read_segmentation
+    from SAUNetLib.resources import resource
+    from SAUNetLib.training.phantom import PhantomOptions, make_phantom
+
+    if not resource("models", "saunet-lumbar.safetensors").is_file():
+        pytest.skip("needs the shipped model")
+    made = make_phantom(PhantomOptions(seed=1, slices=3, pixel=1.2)).volume
+    volume = add_node(made, "Phantom")
+    panel = make_panel(EngineProcess(workerCommand(ROOT)))
+    panel.ui.deviceComboBox.currentIndex = 2
+    panel.ui.segmentButton.click()
+    panel.logic.nodes.writeVolume(volume, tmp_path / "phantom.nrrd")
+    command = ["segment", str(tmp_path / "phantom.nrrd"), "--output", str(tmp_path / "l.nrrd"), "--device", "cpu"]
+    assert main([*command, "--quiet"]) == 0
+    assert panel.wait(120) and panel.widget._card is None, panel.widget._card
+    (node,) = panel.results()
+    expected = read_segmentation(tmp_path / "l.nrrd")
+    assert np.array_equal(SceneNodes.mergedLabels(node)[0], expected.labels) and expected.labels.any()
+    for segment in segments(node):
+        structure = structures()[segment.GetLabelValue()]
+        assert segment.GetName() == structure.name and f"SCT^{structure.code}^" in segment.GetTerminology()
+    close_panel(panel)
+
+
+def test_self_test_s_scene_side(panel_of, tmp_path):  # noqa: F811
+    """What Testing/Slicer runs in Slicer, but for the Segment Editor's effects and the engine."""
+    from unittest import TestCase
+
+    from SAUNetPanel import SelfTest
+
+    panel = panel_of().widget
+    volume = SelfTest.phantomVolume()
+    panel.ui.inputSelector.setCurrentNode(volume)
+    node = SelfTest.importTruth(panel, volume)
+    SelfTest.checkSegments(TestCase(), node, volume)
+    SelfTest.export(TestCase(), panel, node)
+    assert panel.ui.resultSelector.currentNode() is node
+
+
+# -- windows of their own --------------------------------------------------------------------------------------------
+
+
+def in_dialog(action):
+    """Do something in the window that opens next."""
+    from PySide6 import QtCore, QtWidgets
+
+    QtCore.QTimer.singleShot(50, lambda: action(QtWidgets.QApplication.activeModalWidget()))
+
+
+@pytest.mark.parametrize("text, answer", [("Keep both", "keep"), ("Replace", "replace"), ("Cancel", "cancel")])
+def test_question_about_an_edited_result(scene, text, answer):  # noqa: F811
+    from SAUNetPanel.Dialogs import Dialogs
+
+    def press(box):
+        assert "was edited by hand" in box.text()
+        next(button for button in box.buttons() if button.text().replace("&", "") == text).click()
+
+    in_dialog(press)
+    assert Dialogs().replaceEdited("T2 sag spine") == answer
+
+
+@pytest.mark.parametrize("typed, saved", [("result", "result.nrrd"), ("result.nii.gz", "result.nii.gz")])
+def test_saved_file_gets_the_chosen_ending(scene, tmp_path, typed, saved):  # noqa: F811
+    from PySide6 import QtWidgets
+    from SAUNetPanel.Dialogs import Dialogs
+
+    def choose(dialog):
+        dialog.setOption(QtWidgets.QFileDialog.Option.DontUseNativeDialog)
+        dialog.selectNameFilter("NRRD (*.nrrd)")
+        dialog.setDirectory(str(tmp_path))
+        dialog.findChild(QtWidgets.QLineEdit, "fileNameEdit").setText(typed)
+        dialog.accept()
+
+    in_dialog(choose)
+    path = Dialogs().saveFile("Export", "T2 sag spine", "NIfTI (*.nii.gz);;NRRD (*.nrrd)")
+    assert path is not None and path.name == saved
+    in_dialog(lambda dialog: dialog.reject())
+    assert Dialogs().saveFile("Export", "name", "NRRD (*.nrrd)") is None
+
+
+def test_window_stays_responsive_while_the_engine_works(panel_of):  # noqa: F811
+    from PySide6 import QtCore
+
+    add_volume()
+    panel = panel_of("wait", "segment")
+    ticks = []
+    timer = QtCore.QTimer()
+    timer.timeout.connect(lambda: ticks.append(1))
+    timer.start(10)
+    panel.ui.segmentButton.click()
+    assert process_events(lambda: len(ticks) > 20) and panel.logic.running
+    panel.ui.segmentButton.click()
+    assert panel.wait()
+
+
+def test_nothing_needs_more_than_350_pixels(panel_of):  # noqa: F811
+    from SAUNetPanel.Cards import cardOf
+
+    add_volume(name="A volume with a rather long name, as scanners give them (T2 TSE sagittal, 4 mm)")
+    panel = panel_of()
+    press_and_wait(panel)
+    top = panel.top._native
+    sections = [name for name in vars(panel.ui) if name.endswith("Section")]
+    for name in sections:
+        getattr(panel.ui, name).collapsed = False
+    panel.ui.checkButton.click()
+    for code in sorted(Cards.codes()):
+        panel.widget._showCard(cardOf({"code": code}))
+        assert len(sections) == 6 and top.minimumSizeHint().width() <= 350, code

@@ -1,0 +1,437 @@
+"""The MRML side of the panel on Slicer's own libraries: what goes out, what comes back, what was edited by hand."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import builders
+import nrrd
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicer
+import vtk
+from harness.fixtures import PROVENANCE, add_transform, add_volume, scene, truth  # noqa: F401
+from SAUNetPanel import PrivateFolder, SceneNodes
+from SAUNetPanel.Cards import PanelError
+
+from SAUNetLib.anatomy import classes, structures
+from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation
+from SAUNetLib.formats.volumes import read_volume
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def nodes(scene):  # noqa: F811
+    return SceneNodes.SceneNodes(scene)
+
+
+def imported(nodes, volume=None, replace=None, **rest):
+    volume = volume or add_volume()
+    result = truth(**rest)
+    return nodes.importResult(volume, result.labels, result.summary(), True, replace)
+
+
+def segments(node):
+    segmentation = node.GetSegmentation()
+    return [segmentation.GetNthSegment(index) for index in range(segmentation.GetNumberOfSegments())]
+
+
+def paint(node, index=0):
+    """Edit a segment as the Segment Editor does: its voxels are copied, changed and set."""
+    segmentation = node.GetSegmentation()
+    identity = segmentation.GetNthSegmentID(index)
+    image = slicer.vtkOrientedImageData()
+    image.DeepCopy(segmentation.GetSegment(identity).GetRepresentation("Binary labelmap"))
+    voxels = SceneNodes._voxels(image)
+    value = segmentation.GetSegment(identity).GetLabelValue()
+    mask = (voxels == value).astype(np.uint8)
+    mask[0, 0, 0] = 1
+    voxels[:] = mask
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    assert logic.SetBinaryLabelmapToSegment(image, node, identity, logic.MODE_REPLACE, image.GetExtent())
+
+
+# -- out -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order, flips", builders.axis_orders()[::5])
+@pytest.mark.parametrize("oblique", [0.0, 17.0])
+def test_volume_arrives_at_the_engine_as_it_lies_in_the_scene(nodes, tmp_path, order, flips, oblique):
+    grid = builders.geometry(order, flips, oblique, size=(12, 16, 5))
+    nodes.writeVolume(add_volume(grid), tmp_path / "v.nrrd")
+    arrived = read_volume(tmp_path / "v.nrrd")
+    assert arrived.geometry.same_grid(grid)
+    assert np.array_equal(arrived.voxels, builders.volume(grid).voxels)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"])
+def test_voxels_keep_their_type(nodes, tmp_path, dtype):
+    grid = builders.geometry(size=(8, 9, 1))
+    nodes.writeVolume(add_volume(grid, dtype=dtype), tmp_path / "v.nrrd")
+    voxels, _ = nrrd.read(str(tmp_path / "v.nrrd"))
+    assert voxels.dtype == np.dtype(dtype) and np.array_equal(voxels.T, builders.volume(grid, dtype=dtype).voxels)
+
+
+def test_nothing_of_the_patient_is_written(nodes, tmp_path):
+    volume = add_volume(name="DOE^JANE 1970")
+    volume.SetAttribute("DICOM.PatientName", "DOE^JANE")
+    volume.SetDescription("DOE")
+    nodes.writeVolume(volume, tmp_path / "v.nrrd")
+    header = (tmp_path / "v.nrrd").read_bytes().split(b"\n\n")[0]
+    assert b"DOE" not in header and b"JANE" not in header and header.startswith(b"NRRD0004")
+
+
+@pytest.mark.parametrize("kind, code", [("vtkMRMLLabelMapVolumeNode", "VOLUME_KIND"),
+                                        ("vtkMRMLVectorVolumeNode", "VOLUME_KIND"),
+                                        ("vtkMRMLModelNode", "VOLUME_KIND")])  # fmt: skip
+def test_other_nodes_are_refused(nodes, kind, code):
+    node = slicer.mrmlScene.AddNewNodeByClass(kind)
+    if node.IsA("vtkMRMLVolumeNode"):
+        image = vtk.vtkImageData()
+        image.SetDimensions(4, 4, 4)
+        image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 3 if "Vector" in kind else 1)
+        node.SetAndObserveImageData(image)
+    with pytest.raises(PanelError) as raised:
+        nodes.check(node)
+    assert raised.value.code == code
+
+
+def test_no_volume_empty_volume_and_removed_volume_are_refused(nodes):
+    volume = add_volume()
+    nodes.check(volume)
+    slicer.mrmlScene.RemoveNode(volume)
+    for node, code in (
+        (None, "NO_VOLUME"),
+        (volume, "NO_VOLUME"),
+        (slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode"), "VOLUME_EMPTY"),
+    ):
+        with pytest.raises(PanelError) as raised:
+            nodes.check(node)
+        assert raised.value.code == code
+
+
+def test_likely_volume_is_the_active_one_and_never_a_label_map(nodes):
+    assert nodes.likelyVolume() is None
+    slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    first, second = add_volume(name="first"), add_volume(name="second")
+    assert nodes.likelyVolume() is first
+    selection = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSelectionNode")
+    selection.SetActiveVolumeID(second.GetID())
+    assert nodes.likelyVolume() is second
+    second.SetHideFromEditors(True)
+    assert nodes.likelyVolume() is first
+
+
+def test_non_linear_transform_is_refused_until_it_is_hardened(nodes, tmp_path):
+    volume = add_volume()
+    add_transform(volume, linear=False)
+    with pytest.raises(PanelError) as raised:
+        nodes.writeVolume(volume, tmp_path / "v.nrrd")
+    assert raised.value.code == "TRANSFORM_NONLINEAR" and not (tmp_path / "v.nrrd").exists()
+    assert volume.HardenTransform()
+    nodes.check(volume)
+
+
+def test_sheared_volume_is_refused_by_the_engine_and_not_straightened_in_silence(nodes, tmp_path):
+    volume = add_volume()
+    matrix = SceneNodes.ijkToRas(volume)
+    matrix[:3, 0] += 0.2 * matrix[:3, 1]
+    volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(matrix))
+    nodes.writeVolume(volume, tmp_path / "v.nrrd")
+    _, header = nrrd.read(str(tmp_path / "v.nrrd"))
+    lps = np.diag([-1, -1, 1]) @ matrix[:3, :3]
+    assert np.allclose(np.array(header["space directions"]).T, lps, atol=1e-12)
+
+
+def test_frame_of_a_sequence_says_so(nodes):
+    volume = add_volume(name="cine")
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "cine sequence")
+    for frame in range(3):
+        sequence.SetDataNodeAtValue(volume, str(frame))
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    proxy = browser.GetProxyNode(sequence)
+    browser.SetSelectedItemNumber(2)
+    assert nodes.frameName(proxy).endswith("(frame 3)")
+    assert nodes.frameName(add_volume(name="plain")) == "plain"
+
+
+# -- back ------------------------------------------------------------------------------------------------------------
+
+
+def test_segments_have_name_colour_code_and_order(nodes):
+    node = imported(nodes)
+    known = {structure.name: structure for structure in structures().values()}
+    names = [segment.GetName() for segment in segments(node)]
+    assert names == [row["name"] for row in truth().summary()["structures"]] and names[1] == "T12 vertebra"
+    for segment in segments(node):
+        structure = known[segment.GetName()]
+        assert np.allclose(segment.GetColor(), np.array(structure.colour) / 255)
+        kind = segment.GetTerminology().split("~")[2]
+        assert kind == f"SCT^{structure.code}^{structure.meaning}"
+        assert segment.GetTerminology().split("~")[0] == TERMINOLOGY
+    tag = vtk.mutable("")
+    assert segments(node)[-1].GetTag("SAUNet.Partial", tag) and str(tag) == "1"
+
+
+def test_voxels_and_reference_geometry_are_the_engine_s(nodes):
+    volume = add_volume()
+    node = imported(nodes, volume)
+    labels, matrix = SceneNodes.mergedLabels(node)
+    assert np.array_equal(labels, truth().labels)
+    assert np.allclose(matrix, SceneNodes.ijkToRas(volume))
+    one = slicer.util.arrayFromSegmentBinaryLabelmap(node, "SAUNet_41", volume)
+    assert np.array_equal(one != 0, truth().labels == 41)
+    assert node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume
+    assert node.GetSegmentation().GetNumberOfLayers() == 1
+
+
+def test_three_classes_have_their_own_names(nodes):
+    from SAUNetLib.anatomy import to_classes
+
+    result = truth(known=structures())
+    labels = to_classes(result.labels)
+    rows = [{"value": value, "partial": False} for value in (3, 1, 2)]
+    node = nodes.importResult(add_volume(), labels, {"structures": rows, "provenance": PROVENANCE}, False)
+    assert [segment.GetName() for segment in segments(node)] == [classes()[value].name for value in (3, 1, 2)]
+    assert np.array_equal(SceneNodes.mergedLabels(node)[0], labels)
+
+
+def test_result_lies_under_the_input_s_transform_and_in_its_folder(nodes):
+    volume = add_volume()
+    transform = add_transform(volume)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "study")
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(volume), study)
+    node = imported(nodes, volume)
+    assert node.GetParentTransformNode() is transform
+    assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
+    labels, matrix = SceneNodes.mergedLabels(node)
+    assert np.array_equal(labels, truth().labels) and np.allclose(matrix, SceneNodes.ijkToRas(volume))
+    exported = nodes.exportLabelMapNode(node)
+    assert exported.GetParentTransformNode() is transform
+    assert np.array_equal(slicer.util.arrayFromVolume(exported), truth().labels)
+    assert np.allclose(SceneNodes.ijkToRas(exported), SceneNodes.ijkToRas(volume))
+
+
+def test_provenance_and_warnings_stay_with_the_node(nodes):
+    node = imported(nodes)
+    about = SceneNodes.provenance(node)
+    assert {key: about[key] for key in PROVENANCE} == PROVENANCE
+    assert SceneNodes.warningsOf(node)[0]["code"] == "LEVELS_ASSUMED"
+    assert SceneNodes.isResult(node) and not SceneNodes.isResult(None)
+
+
+def test_attributes_survive_the_scene_s_file(nodes):
+    node = imported(nodes)
+    about, warnings = SceneNodes.provenance(node), SceneNodes.warningsOf(node)
+    scene = slicer.mrmlScene  # noqa: F811
+    scene.SetSaveToXMLString(1)
+    scene.Commit()
+    text = scene.GetSceneXMLString()
+    scene.Clear()
+    scene.SetLoadFromXMLString(1)
+    scene.SetSceneXMLString(text)
+    scene.Import()
+    (loaded,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert SceneNodes.provenance(loaded) == about and SceneNodes.warningsOf(loaded) == warnings != []
+
+
+def test_result_on_another_grid_is_refused(nodes, tmp_path):
+    volume = add_volume()
+    result = truth()
+    image = sitk.GetImageFromArray(result.labels)
+    sitk.WriteImage(image, str(tmp_path / "l.nrrd"))
+    with pytest.raises(PanelError) as raised:
+        nodes.readLabels(tmp_path / "l.nrrd", volume)
+    assert raised.value.code == "RESULT_GEOMETRY"
+    (tmp_path / "l.nrrd").write_bytes(b"NRRD0004\n")
+    with pytest.raises(PanelError) as raised:
+        nodes.readLabels(tmp_path / "l.nrrd", volume)
+    assert raised.value.code == "RESULT_UNREADABLE"
+
+
+def test_replacing_keeps_the_node_and_leaves_no_old_segment(nodes):
+    volume = add_volume()
+    node = imported(nodes, volume)
+    other = truth()
+    labels = np.where(other.labels == 41, other.labels, 0).astype(np.uint8)
+    summary = {"structures": [{"value": 41, "partial": False}], "provenance": PROVENANCE, "warnings": []}
+    again = nodes.importResult(volume, labels, summary, True, node)
+    assert again is node and [segment.GetName() for segment in segments(node)] == ["L1 vertebra"]
+    assert SceneNodes.warningsOf(node) == [] and nodes.previousResult(volume) is node
+    assert nodes.previousResult(add_volume(name="other")) is None
+
+
+# -- edited by hand --------------------------------------------------------------------------------------------------
+
+
+def test_painting_renaming_removing_and_reordering_count_as_edited(nodes):
+    changes = (
+        paint,
+        lambda node: segments(node)[0].SetName("canal"),
+        lambda node: node.GetSegmentation().RemoveSegment("SAUNet_41"),
+        lambda node: node.GetSegmentation().SetSegmentIndex("SAUNet_41", 0),
+        lambda node: node.GetSegmentation().AddEmptySegment("mine", "mine"),
+    )
+    volume = add_volume()
+    for change in changes:
+        node = imported(nodes, volume)
+        assert not SceneNodes.isEdited(node)
+        change(node)
+        assert SceneNodes.isEdited(node)
+
+
+def test_looking_at_a_result_is_not_editing_it(nodes):
+    node = imported(nodes)
+    node.CreateClosedSurfaceRepresentation()
+    node.GetDisplayNode().SetSegmentVisibility("SAUNet_41", False)
+    node.GetDisplayNode().SetOpacity(0.3)
+    segments(node)[0].SetColor(1, 0, 1)
+    assert not SceneNodes.isEdited(node)
+
+
+def test_saving_and_loading_the_scene_is_not_editing(nodes, tmp_path):
+    node = imported(nodes)
+    node.SetName("result")
+    nodes.exportSegmentation(node, tmp_path / "result.seg.nrrd")
+    loaded = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "loaded")
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    storage.SetFileName(str(tmp_path / "result.seg.nrrd"))
+    assert storage.ReadData(loaded)
+    assert SceneNodes.fingerprint(loaded.GetSegmentation()) == SceneNodes.fingerprint(node.GetSegmentation())
+    paint(loaded)
+    assert SceneNodes.fingerprint(loaded.GetSegmentation()) != SceneNodes.fingerprint(node.GetSegmentation())
+
+
+def test_history_brings_a_replaced_result_back(nodes):
+    volume = add_volume()
+    node = imported(nodes, volume)
+    before = SceneNodes.fingerprint(node.GetSegmentation())
+    history = slicer.vtkSegmentationHistory()
+    history.SetSegmentation(node.GetSegmentation())
+    history.SaveState()
+    summary = {"structures": [{"value": 41, "partial": False}], "provenance": PROVENANCE}
+    nodes.importResult(volume, np.where(truth().labels == 41, 41, 0).astype(np.uint8), summary, True, node)
+    assert SceneNodes.fingerprint(node.GetSegmentation()) != before
+    history.RestorePreviousState()
+    assert SceneNodes.fingerprint(node.GetSegmentation()) == before
+
+
+# -- export ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("oblique", [0.0, 25.0])
+def test_label_map_file_is_the_engine_s(nodes, tmp_path, ending, oblique):
+    grid = builders.geometry((2, 0, 1), (True, False, True), oblique)
+    volume = add_volume(grid)
+    result = truth(grid)
+    node = nodes.importResult(volume, result.labels, result.summary(), True)
+    nodes.exportLabelMap(node, tmp_path / f"l{ending}")
+    read = read_segmentation(tmp_path / f"l{ending}")
+    assert np.array_equal(read.labels, result.labels)
+    corners = np.array([[0, 0, 0], [n - 1 for n in grid.size]])
+    assert np.allclose(read.geometry.points(corners), grid.points(corners), atol=1e-3)
+    if ending != ".nii.gz":
+        assert read.provenance["model"] == PROVENANCE["model"]
+    assert [path.name for path in tmp_path.glob("*l*.*")] == [f"l{ending}"]
+
+
+def test_painted_segments_go_into_the_label_map(nodes, tmp_path):
+    node = imported(nodes)
+    paint(node, 0)
+    empty = node.GetSegmentation().AddEmptySegment("mine", "mine")
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "l.nrrd")))
+    expected = truth().labels.copy()
+    expected[0, 0, 0] = 2
+    assert np.array_equal(labels, expected)
+    assert SceneNodes.labelValues(node)[empty] == 101
+
+
+def test_segmentation_file_is_read_by_the_engine(nodes, tmp_path):
+    node = imported(nodes)
+    nodes.exportSegmentation(node, tmp_path / "r.seg.nrrd")
+    assert np.array_equal(read_segmentation(tmp_path / "r.seg.nrrd").labels, truth().labels)
+    header = (tmp_path / "r.seg.nrrd").read_bytes().split(b"\n\n")[0].decode()
+    assert PROVENANCE["model_sha256"] in header and "SCT^66794005^First lumbar vertebra" in header
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_surfaces_are_one_file_per_segment(nodes, tmp_path, moved):
+    volume = add_volume()
+    if moved:  # the file holds the volume's own coordinates, as the label map's file does
+        add_transform(volume)
+    files = nodes.exportSurfaces(imported(nodes, volume), tmp_path)
+    assert len(files) == 10 and files[2].name == "T2 sag spine_T12-L1 disc.stl"
+    reader = vtk.vtkSTLReader()
+    reader.SetFileName(str(files[3]))
+    reader.Update()
+    inside = builders.points(builders.geometry())[truth().labels == 41]  # LPS, as the file
+    assert np.allclose(reader.GetOutput().GetCenter(), (inside.min(0) + inside.max(0)) / 2, atol=1.5)
+
+
+def test_label_map_node_has_values_and_colours(nodes):
+    node = imported(nodes)
+    labels = nodes.exportLabelMapNode(node)
+    assert np.array_equal(slicer.util.arrayFromVolume(labels), truth().labels)
+    color = [0.0] * 4
+    labels.GetDisplayNode().GetColorNode().GetColor(41, color)
+    assert np.allclose(color[:3], np.array(structures()[41].colour) / 255, atol=0.01)
+
+
+def test_failed_export_leaves_the_old_file(nodes, tmp_path):
+    node = imported(nodes)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(PanelError) as raised:
+        nodes.exportLabelMap(node, tmp_path / "nowhere" / "l.nrrd")
+    assert raised.value.code == "EXPORT_FAILED"
+    (tmp_path / "l.xyz").write_text("old")
+    with pytest.raises(PanelError):
+        nodes.exportLabelMap(node, tmp_path / "l.xyz")
+    assert (tmp_path / "l.xyz").read_text() == "old" and sorted(path.name for path in tmp_path.glob("*l.*")) == [
+        "l.xyz"
+    ]
+
+
+# -- terminology, folders --------------------------------------------------------------------------------------------
+
+
+def test_slicer_finds_every_term(nodes):
+    logic = slicer.modules.terminologies.logic()
+    path = ROOT / "Resources" / "SegmentationCategoryTypeModifier-SAUNet.term.json"
+    SceneNodes.loadTerminology(logic, path)
+    assert logic.IsTerminologyContextLoaded(SceneNodes.TERMINOLOGY) and SceneNodes.TERMINOLOGY == TERMINOLOGY
+    for structure in structures().values():
+        entry = slicer.vtkSlicerTerminologyEntry()
+        assert logic.DeserializeTerminologyEntry(SceneNodes.terminologyEntry(structure), entry)
+        assert entry.GetTypeObject().GetCodeValue() == structure.code
+        assert logic.DeserializeTerminologyEntry(SceneNodes.terminologyEntry(structure), entry)
+    assert logic.GetNumberOfTypesInTerminologyCategory(TERMINOLOGY, entry.GetCategoryObject()) == len(
+        {structure.code for structure in [*structures().values(), *classes().values()]}
+    )
+
+
+def test_terminology_file_is_made_from_the_anatomy():
+    from SAUNetPanel.Terminology import terminology
+
+    path = ROOT / "Resources" / "SegmentationCategoryTypeModifier-SAUNet.term.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == terminology()
+
+
+def test_private_folder_is_private_and_leftovers_of_the_dead_are_removed(scene):  # noqa: F811
+    own = PrivateFolder.makePrivateFolder()
+    assert os.name == "nt" or stat.S_IMODE(own.stat().st_mode) == 0o700
+    dead = own.with_name("saunet-panel-999999999-abc")
+    dead.mkdir()
+    (dead / "volume.nrrd").write_bytes(b"x")
+    foreign = own.with_name("saunet-panel-notes")
+    foreign.mkdir()
+    assert PrivateFolder.removeLeftovers() == [dead]
+    assert own.is_dir() and foreign.is_dir() and not dead.exists()
+    PrivateFolder.removeFolder(own)
+    foreign.rmdir()
