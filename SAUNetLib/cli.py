@@ -81,7 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="saunet", description="Spine MRI segmentation with SAU-Net. For research, not for diagnosis.")
     parser.add_argument("--version", action="version", version=f"saunet {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_segment, _add_evaluate, _add_phantom, _add_models, _add_train):
+    for add in (
+        _add_segment,
+        _add_measure,
+        _add_relabel,
+        _add_evaluate,
+        _add_phantom,
+        _add_models,
+        _add_train,
+        _add_bundle,
+    ):
         add(commands)
     return parser
 
@@ -108,9 +117,13 @@ def _add_segment(commands: Any) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     parser.add_argument("--model", metavar="NAME|FILE", help="model to use; `saunet models` lists them")
     parser.add_argument(
-        "--lowest", default="L5", metavar="LEVEL", help="what the lowest complete vertebra is (default L5)"
+        "--lowest",
+        metavar="LEVEL",
+        help="what the lowest complete vertebra is, such as L5 (default: found by the sacrum, C2 or the sizes)",
     )
     parser.add_argument("--series", help="number, UID or description of the series to take from a DICOM folder")
+    parser.add_argument("--parts", action="store_true", help="vertebral bodies and posterior elements apart")
+    parser.add_argument("--measurements", metavar="FILE", help="write heights, slips, angles, ... to a .csv or .json")
     parser.add_argument("--table", metavar="FILE.csv", help="write the structures with their volumes")
     parser.add_argument("--preview", metavar="FILE.png", help="write a picture: mid-sagittal and lateral slices")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -141,14 +154,17 @@ def _one(options: argparse.Namespace, engine: Any, image: Path, output: Path, re
 
     return segment_file(
         image, output, engine, series=options.series, levels=not options.classes, lowest=options.lowest,
-        table=options.table, preview=options.preview, report=report,
+        parts=options.parts, table=options.table, measurements=options.measurements, preview=options.preview,
+        report=report,
     )  # fmt: skip
 
 
 def _segment_many(options: argparse.Namespace) -> int:
     """Every image for itself: a failure is told and the next one goes on; the first failure's status is returned."""
-    if options.table or options.preview:
-        raise UsageError("USAGE", "--table and --preview take one image", "Leave them out, or give one image")
+    if options.table or options.preview or options.measurements:
+        raise UsageError(
+            "USAGE", "--table, --measurements and --preview take one image", "Leave them out, or give one image"
+        )
     outputs = _output_names([Path(image) for image in options.images], Path(options.output))
     engine = _engine(options)
     results: list[dict[str, Any]] = []
@@ -245,9 +261,67 @@ def _print_result(segmentation: Any, options: argparse.Namespace) -> None:
     console.print(table)
     for notice in segmentation.warnings:
         console.print(f"[yellow]note {notice.code}:[/] {notice.text}")
-    for title, path in (("Label map", options.output), ("Table", options.table), ("Preview", options.preview)):
+    for title, path in _written(options):
         if path:
             console.print(f"{title + ':':<11}{path}", markup=False)
+
+
+def _written(options: argparse.Namespace) -> list[tuple[str, str | None]]:
+    return [
+        ("Label map", options.output),
+        ("Table", options.table),
+        ("Measured", options.measurements),
+        ("Preview", options.preview),
+    ]
+
+
+def _add_measure(commands: Any) -> None:
+    parser = _add(commands, "measure", _measure, "Measure a segmentation: heights, slips, canal, angles, volumes.")
+    parser.add_argument("segmentation", metavar="FILE", help="label map or .seg.nrrd with levels")
+    parser.add_argument("--output", required=True, metavar="FILE", help="measurements to write: .csv or .json")
+    parser.add_argument("--image", metavar="IMAGE", help="the image that was segmented: signal ratios, and the picture")
+    parser.add_argument("--series", help="number, UID or description of the series where IMAGE is a DICOM folder")
+    parser.add_argument("--picture", metavar="FILE.png", help="draw the landmarks on the mid-sagittal slice of --image")
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from .formats.segmentations import check_output, read_segmentation
+    from .formats.volumes import read_volume
+    from .measurements import measure, write_measurements, write_picture
+
+    if options.picture and not options.image:
+        raise UsageError("USAGE", "--picture needs the image to draw on", "Give it with --image")
+    check_output(options.output, (".csv", ".json"))
+    segmentation = read_segmentation(options.segmentation)
+    volume = read_volume(options.image, options.series) if options.image else None
+    measured = measure(segmentation, volume)
+    write_measurements(measured, options.output)
+    if options.picture and volume is not None:
+        write_picture(volume, segmentation, measured, options.picture)
+    print(*filter(None, (options.output, options.picture)), sep="\n")
+    return 0
+
+
+def _add_relabel(commands: Any) -> None:
+    parser = _add(commands, "relabel", _relabel, "Correct the levels: say what a structure is, and all names move.")
+    parser.add_argument("file", metavar="FILE", help="label map or .seg.nrrd with levels")
+    parser.add_argument(
+        "--set", required=True, action="append", metavar="IS=SHOULD",
+        help="a structure (label value, level or name) and its true level, such as 95=L3/L4",
+    )  # fmt: skip
+    parser.add_argument("--output", metavar="PATH", help="where to write; default: FILE itself")
+
+
+def _relabel(options: argparse.Namespace) -> int:
+    from .relabel import relabel_file
+
+    pairs = [entry.partition("=") for entry in options.set]
+    if not all(separator for _, separator, _ in pairs):
+        raise UsageError("USAGE", f"{' '.join(options.set)} is not IS=SHOULD", "Give a pair such as 95=L3/L4")
+    changed = relabel_file(options.file, {key: text for key, _, text in pairs}, options.output)
+    for row in changed.table():
+        print(row.structure.value, row.structure.name, sep="\t")
+    return 0
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -274,7 +348,7 @@ def _add_phantom(commands: Any) -> None:
         "output", metavar="OUT", help="image to write, such as phantom.nii.gz; labels go to OUT's stem + _labels"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--contrast", choices=("t1", "t2", "stir"), default="t2")
+    parser.add_argument("--contrast", choices=("t1", "t2", "stir", "random"), default="t2")
     parser.add_argument("--slice-thickness", type=float, default=4.0, metavar="MM")
     parser.add_argument(
         "--count", type=int, metavar="N", help="write N different pairs into the folder OUT, to train on"
@@ -347,4 +421,22 @@ def _train(options: argparse.Namespace) -> int:
             "NOT_INSTALLED", f"training needs the package {error.name}", "Install saunet with its extra: saunet[train]"
         ) from error
     run_training(options.data, Path(options.output), options.config, options.device)
+    return 0
+
+
+def _add_bundle(commands: Any) -> None:
+    parser = _add(
+        commands, "bundle", _bundle, "Pack what a computer without a connection needs to run SAUNet in Slicer."
+    )
+    parser.add_argument("output", metavar="OUT.zip")
+    parser.add_argument("--slicer", required=True, help="Slicer's version there: 5.10 or 5.12")
+    parser.add_argument("--platform", required=True, help="linux, windows, macos-arm64 or macos-x86_64")
+    parser.add_argument("--index", metavar="URL", help="a further package index, such as PyTorch's of processor builds")
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from .bundle import write_bundle
+
+    for name in write_bundle(options.output, options.slicer, options.platform, index=options.index):
+        print(name)
     return 0

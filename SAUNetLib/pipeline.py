@@ -8,10 +8,11 @@ from pathlib import Path
 from . import __version__
 from .anatomy import classes, structures, to_classes
 from .engine import Engine, Report, silent
-from .formats.previews import write_preview
+from .errors import UsageError
 from .formats.segmentations import check_output, write_segmentation, write_table
 from .formats.volumes import read_volume
 from .levels import name_structures
+from .measurements import measure, split_parts, write_measurements
 from .segmentation import Segmentation
 from .volume import SagittalStack, Volume, check_volume
 
@@ -21,7 +22,7 @@ def segment(
     engine: Engine,
     *,
     levels: bool = True,
-    lowest: str = "L5",
+    lowest: str | None = None,
     report: Report = silent,
 ) -> Segmentation:
     """Segment a spine MRI.
@@ -30,7 +31,7 @@ def segment(
         volume: sagittal stack or isotropic volume, any axis order.
         engine: a model on a device.
         levels: one label per structure (`anatomy.structures`); otherwise the three classes (`anatomy.classes`).
-        lowest: what the lowest complete vertebra is.
+        lowest: what the lowest complete vertebra is; None leaves it to `name_structures`.
         report: told stage (``prepare``, ``segment``, ``levels``) and fraction; raises CancelledError to cancel.
 
     Returns:
@@ -52,20 +53,21 @@ def segment(
         labels if levels else to_classes(labels),
         volume.geometry,
         structures() if levels else classes(),
-        _provenance(engine, levels, lowest, started),
+        _provenance(engine, levels, lowest, started) | ({"anchor": named.anchor} if levels and named.anchor else {}),
         notices + named.notices,
         named.partial if levels else frozenset(),
+        named.confidence if levels else {},
     )
 
 
-def _provenance(engine: Engine, levels: bool, lowest: str, started: datetime) -> dict[str, str]:
+def _provenance(engine: Engine, levels: bool, lowest: str | None, started: datetime) -> dict[str, str]:
     card = engine.model.card
     return {
         "software": f"SAUNet {__version__}",
         "model": f"{card.name} {card.version}",
         "model_sha256": card.sha256,
         "device": f"{engine.device.type} {str(engine.dtype).removeprefix('torch.')}",
-        "options": f"levels={levels} lowest={lowest}",
+        "options": f"levels={levels} lowest={lowest or 'auto'}",
         "time": started.isoformat(timespec="seconds"),
     }
 
@@ -77,8 +79,10 @@ def segment_file(
     *,
     series: str | None = None,
     levels: bool = True,
-    lowest: str = "L5",
+    lowest: str | None = None,
+    parts: bool = False,
     table: str | Path | None = None,
+    measurements: str | Path | None = None,
     preview: str | Path | None = None,
     report: Report = silent,
 ) -> Segmentation:
@@ -88,25 +92,38 @@ def segment_file(
         image: see `read_volume`, as is ``series``.
         output: label map or segmentation, see `write_segmentation`.
         engine, levels, lowest, report: see `segment`; two stages more, ``read`` and ``write``.
+        parts: vertebral bodies and posterior elements as structures of their own.
         table: CSV of the structures.
+        measurements: CSV or JSON of what `measurements.measure` finds; needs levels.
         preview: PNG.
 
     Raises:
         SAUNetError: those of `read_volume`, `segment` and `write_segmentation`. Places that cannot be written to are
             refused before the computation.
     """
-    wanted = {path: endings for path, endings in ((table, (".csv",)), (preview, (".png",))) if path is not None}
+    extra = ((table, (".csv",)), (measurements, (".csv", ".json")), (preview, (".png",)))
+    wanted = {path: endings for path, endings in extra if path is not None}
+    if not levels and (parts or measurements is not None):
+        raise UsageError("USAGE", "three classes have no parts and no measurements", "Leave out --classes")
     check_output(output)
+    if Path(output).resolve() == Path(image).resolve():
+        raise UsageError("OUTPUT_WRITE", f"{output} is the image itself", "Give the result another name")
     for path, endings in wanted.items():
         check_output(path, endings)
     report("read", 0.0)
     volume = read_volume(image, series)
     segmentation = segment(volume, engine, levels=levels, lowest=lowest, report=report)
     report("write", 0.0)
+    if parts:
+        segmentation = split_parts(segmentation)
     write_segmentation(segmentation, output)
+    if measurements is not None:
+        write_measurements(measure(segmentation, volume), measurements)
     if table is not None:
         write_table(segmentation, table)
     if preview is not None:
+        from .formats.previews import write_preview  # the worker draws none and need not load Pillow
+
         write_preview(volume, segmentation, preview)
     report("write", 1.0)
     return segmentation

@@ -1,5 +1,6 @@
 """The command line: exit statuses, one clear line for each failure, several images, JSON."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -249,3 +250,34 @@ def test_the_installed_layers_keep_apart():
             assert "pickle" not in words
             if path.parent.name == "network" and words[0] == "from" and words[1].startswith("."):
                 assert words[1].startswith(("." + "dense_unet", "." + "inter_slice", "." + "sau_net")), path
+
+
+@pytest.fixture
+def phantom(tmp_path, capsys):
+    """A phantom and its true label map, as files."""
+    assert main(["phantom", str(tmp_path / "p.nii.gz"), "--seed", "4"]) == 0
+    capsys.readouterr()
+    return tmp_path / "p.nii.gz", tmp_path / "p_labels.nii.gz"
+
+
+def test_measure_writes_figures_with_units_and_a_picture(phantom, tmp_path, capsys):
+    image, labels = phantom
+    table, picture = tmp_path / "m.csv", tmp_path / "m.png"
+    status = main(["measure", str(labels), "--output", str(table), "--image", str(image), "--picture", str(picture)])
+    assert status == 0 and capsys.readouterr().out.split() == [str(table), str(picture)]
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = {row["level"]: row for row in csv.DictReader(file)}
+    assert 4 < float(rows["L3/L4"]["height_middle_mm"]) < 20
+    assert "not for diagnosis" in rows["L3/L4"]["note"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["measure", str(labels), "--output", str(table), "--picture", str(picture)]) == 2
+
+
+def test_relabel_moves_every_name(phantom, tmp_path, capsys):
+    labels = phantom[1]
+    before = read_segmentation(labels).labels
+    assert main(["relabel", str(labels), "--set", "L4/L5=L3/L4", "--output", str(tmp_path / "r.seg.nrrd")]) in (0, 2)
+    capsys.readouterr()
+    assert main(["relabel", str(labels), "--set", "nonsense"]) == 2
+    assert main(["relabel", str(labels), "--set", "77=L3/L4"]) == 2
+    assert np.array_equal(read_segmentation(labels).labels, before)

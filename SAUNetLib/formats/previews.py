@@ -61,21 +61,21 @@ def draw_preview(volume: Volume, segmentation: Segmentation) -> Image.Image:
     stack = SagittalStack.of(volume)
     labels = SagittalStack.of(Volume(segmentation.labels, segmentation.geometry))
     views = _views(labels, segmentation)
-    window = _window(stack.slices[[view.number for view in views]])
+    window = grey_window(stack.slices[[view.number for view in views]])
     rows, columns = (count * size for count, size in zip(stack.slices.shape[1:], stack.pixel, strict=True))
     scale = min(TALL / rows, WIDE / columns)
     legend = _legend(segmentation, max(round(rows * scale), 240))
     middle = _pair(stack, labels, views[0], segmentation, window, scale)
-    top = _beside([middle, legend], 2 * GAP)
+    top = beside([middle, legend], 2 * GAP)
     wide = max(top.width, 600)
     parts = [_heading(wide), top]
     if len(views) > 1:
         room = (top.width - 2 * GAP * (len(views) - 2)) / (len(views) - 1) - GAP
         small = min(scale, room / (2 * columns))
         pairs = [_pair(stack, labels, view, segmentation, window, small) for view in views[1:]]
-        parts.append(_beside(pairs, 2 * GAP))
+        parts.append(beside(pairs, 2 * GAP))
     parts.append(_footer(segmentation, wide))
-    return _page(parts)
+    return page(parts)
 
 
 # --- which slices ---------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def _of_kind(slices: np.ndarray, segmentation: Segmentation, kinds: tuple[str, .
 # --- panels ---------------------------------------------------------------------------------------
 
 
-def _window(slices: np.ndarray) -> tuple[float, float]:
+def grey_window(slices: np.ndarray) -> tuple[float, float]:
     """The grey values that become black and white: percentiles of what is not background."""
     seen = slices[slices > slices.min()]
     low, high = (float(value) for value in np.percentile(seen if seen.size else slices, (1, 99)))
@@ -145,9 +145,9 @@ def _pair(
     if not view.lateral:
         _write_levels(overlay, shown, segmentation)
     for panel in (image, overlay):
-        _write_directions(panel)
-    pair = _beside([image, overlay], GAP)
-    font = _font(16)
+        write_directions(panel)
+    pair = beside([image, overlay], GAP)
+    font = text_font(16)
     width = max(pair.width, int(font.getlength(view.title)) + 1)  # a very narrow field of view
     result = Image.new("RGB", (width, pair.height + 30), PAPER)
     result.paste(pair)
@@ -203,7 +203,7 @@ def _write_levels(panel: Image.Image, labels: np.ndarray, segmentation: Segmenta
         if len(place) < 40 or np.ptp(place[:, 0]) < least:
             continue
         row, column = place.mean(axis=0)
-        draw.text((column, row), structure.level, INK, _font(size), "mm", stroke_width=2, stroke_fill=(0, 0, 0))
+        draw.text((column, row), structure.level, INK, text_font(size), "mm", stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def _body(mask: np.ndarray, canal: np.ndarray) -> np.ndarray:
@@ -221,7 +221,7 @@ def _canal_column(canal: np.ndarray, row: float) -> float:
     return float(np.median(canal[away <= away.min() + 10, 1]))
 
 
-def _write_directions(panel: Image.Image) -> None:
+def write_directions(panel: Image.Image) -> None:
     draw = ImageDraw.Draw(panel)
     width, height = panel.size
     for letter, place, anchor in (
@@ -230,7 +230,7 @@ def _write_directions(panel: Image.Image) -> None:
         ("A", (6, height / 2), "lm"),
         ("P", (width - 6, height / 2), "rm"),
     ):
-        draw.text(place, letter, (255, 214, 102), _font(16), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+        draw.text(place, letter, (255, 214, 102), text_font(16), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def _write_directions(panel: Image.Image) -> None:
 
 def _legend(segmentation: Segmentation, height: int) -> Image.Image:
     """The structures present with their colours, in as many columns as the height asks for."""
-    line, font = 25, _font(16)
+    line, font = 25, text_font(16)
     structures = [row.structure for row in segmentation.table()]
     if not structures:
         result = Image.new("RGB", (230, height), PAPER)
@@ -246,7 +246,7 @@ def _legend(segmentation: Segmentation, height: int) -> Image.Image:
         return result
     deep = max(1, height // line)
     columns = [structures[start : start + deep] for start in range(0, len(structures), deep)]
-    return _beside([_legend_column(column, line, height, font) for column in columns], GAP)
+    return beside([_legend_column(column, line, height, font) for column in columns], GAP)
 
 
 def _legend_column(column: list[Structure], line: int, height: int, font: ImageFont.FreeTypeFont) -> Image.Image:
@@ -263,22 +263,22 @@ def _legend_column(column: list[Structure], line: int, height: int, font: ImageF
 def _heading(width: int) -> Image.Image:
     result = Image.new("RGB", (width, 40), PAPER)
     draw = ImageDraw.Draw(result)
-    draw.text((0, 14), "SAUNet spine segmentation", INK, _font(24), "lm")
-    draw.text((width, 14), "Not for diagnostic use", (255, 138, 128), _font(18), "rm")
+    draw.text((0, 14), "SAUNet spine segmentation", INK, text_font(24), "lm")
+    draw.text((width, 14), "Not for diagnostic use", (255, 138, 128), text_font(18), "rm")
     return result
 
 
 def _footer(segmentation: Segmentation, width: int) -> Image.Image:
     """What was done, and what the user should know, in lines that fit."""
-    font = _font(15)
+    font = text_font(15)
     model = segmentation.provenance.get("model", "")
     version = segmentation.provenance.get("version", "")
     made = ", ".join(part for part in (model and f"Model {model}", version and f"version {version}") if part)
     x, y, z = segmentation.geometry.spacing
     first = f"{made + '. ' if made else ''}Voxels of {x:.3g} x {y:.3g} x {z:.3g} mm."
-    lines = _wrapped(first, font, width)
+    lines = wrapped(first, font, width)
     for notice in segmentation.warnings:
-        lines += _wrapped(f"Note: {notice.text}", font, width)
+        lines += wrapped(f"Note: {notice.text}", font, width)
     result = Image.new("RGB", (width, 4 + 21 * len(lines)), PAPER)
     draw = ImageDraw.Draw(result)
     for number, text in enumerate(lines):
@@ -286,7 +286,7 @@ def _footer(segmentation: Segmentation, width: int) -> Image.Image:
     return result
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -297,7 +297,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return lines
 
 
-def _beside(images: list[Image.Image], gap: int) -> Image.Image:
+def beside(images: list[Image.Image], gap: int) -> Image.Image:
     width = sum(image.width for image in images) + gap * (len(images) - 1)
     result = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
     left = 0
@@ -307,7 +307,7 @@ def _beside(images: list[Image.Image], gap: int) -> Image.Image:
     return result
 
 
-def _page(parts: list[Image.Image]) -> Image.Image:
+def page(parts: list[Image.Image]) -> Image.Image:
     width = max(part.width for part in parts)
     height = sum(part.height for part in parts) + GAP * (len(parts) - 1)
     result = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
@@ -318,6 +318,6 @@ def _page(parts: list[Image.Image]) -> Image.Image:
     return result
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def text_font(size: int) -> ImageFont.FreeTypeFont:
     """Pillow's own typeface: nothing to install."""
     return ImageFont.load_default(size)  # type: ignore[return-value]

@@ -10,7 +10,9 @@ from ...formats.segmentations import write_segmentation
 from ...formats.volumes import write_volume
 from ...segmentation import Segmentation
 from .build import Phantom, make_phantom
-from .options import PhantomOptions
+from .options import Contrast, PhantomOptions
+
+CONTRASTS: tuple[Contrast, ...] = ("t2", "random", "t1", "random", "t2", "random", "stir", "random", "t1", "random")
 
 
 def draw_options(seed: int) -> PhantomOptions:
@@ -18,7 +20,7 @@ def draw_options(seed: int) -> PhantomOptions:
     random = np.random.default_rng((2020, seed))
     return PhantomOptions(
         seed=seed,
-        contrast=("t2", "t1", "t2", "t1", "stir")[seed % 5],  # type: ignore[arg-type]
+        contrast=CONTRASTS[seed % len(CONTRASTS)],
         slice_thickness=float(random.uniform(2.5, 4.5)),
         gap=float(random.uniform(0.0, 0.8)),
         pixel=float(random.uniform(0.55, 0.85)),

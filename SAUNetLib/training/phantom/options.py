@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from ...errors import UsageError
 
-Contrast = Literal["t1", "t2", "stir"]
+Contrast = Literal["t1", "t2", "stir", "random"]
 
 SPINE_WIDTH_MM = 84.0
 """What the slices cover unless their number is given: the spine to the tips of most transverse processes."""
@@ -24,7 +24,7 @@ class PhantomOptions:
 
     Attributes:
         seed: of everything random.
-        contrast: ``t1``, ``t2`` (both turbo spin echo) or ``stir``.
+        contrast: ``t1``, ``t2`` (both turbo spin echo), ``stir``, or ``random``, a made-up pulse sequence to train on.
         slices: number of sagittal slices; None covers 84 mm.
         slice_thickness, gap: mm; slices lie thickness + gap apart.
         pixel: mm of a square pixel.
@@ -61,7 +61,7 @@ class PhantomOptions:
 
     def __post_init__(self) -> None:
         if self.contrast not in get_args(Contrast):
-            raise UsageError("USAGE", f"no contrast {self.contrast!r}", "Choose t1, t2 or stir")
+            raise UsageError("USAGE", f"no contrast {self.contrast!r}", "Choose t1, t2, stir or random")
         _check("seed", self.seed, 0, 2**63)
         _check("lumbar", self.lumbar, 4, 6)
         _check("slice_thickness", self.slice_thickness, 0.3, 10)

@@ -99,12 +99,41 @@ _VARIES = {
 }
 
 
+# Tissues that change together from one pulse sequence to another.
+_GROUPS = (
+    (Tissue.FAT, Tissue.EPIDURAL_FAT, Tissue.MESENTERY),
+    (Tissue.MUSCLE, Tissue.FATTY_MUSCLE),
+    (Tissue.MARROW, Tissue.SPONGY_FAT, Tissue.FATTY_SPOT),
+    (Tissue.CSF, Tissue.FLUID),
+    (Tissue.ANNULUS, Tissue.ANNULUS_OUTER, *(tissue for tissue in Tissue if tissue.name.startswith("NUCLEUS"))),
+)
+_STRANGENESS = 0.7
+"""How far the sequences of contrast ``random`` stray from a blend of T1, T2 and STIR (deviation of the logarithm)."""
+
+
 def signals(contrast: str, rng: np.random.Generator) -> np.ndarray:
     """(4, 256) float32: signal, and its fine, middle and coarse texture in units of signal, by tissue."""
-    column = ("t1", "t2", "stir").index(contrast)
     table = np.zeros((4, 256), np.float32)
+    sequence = _sequence(contrast, rng)
     for tissue, row in _SIGNAL.items():
         draw = np.exp(_VARIES.get(tissue, 0.0) * rng.standard_normal())
-        table[0, tissue] = row[column] * draw
+        table[0, tissue] = sequence[tissue] * draw
         table[1:, tissue] = np.array(row[3:]) * table[0, tissue]
     return table
+
+
+def _sequence(contrast: str, rng: np.random.Generator) -> dict[Tissue, float]:
+    """Mean signal by tissue; ``random`` is a pulse sequence that nobody has: a blend, each group of tissues changed."""
+    if contrast != "random":
+        column = ("t1", "t2", "stir").index(contrast)
+        return {tissue: row[column] for tissue, row in _SIGNAL.items()}
+    blend = rng.dirichlet((0.6, 0.6, 0.6))
+    factors = {tissue: factor for group in _GROUPS for factor in [_stray(rng)] for tissue in group}
+    return {
+        tissue: min(1.2, float(blend @ row[:3]) * (factors[tissue] if tissue in factors else _stray(rng) ** 0.5))
+        for tissue, row in _SIGNAL.items()
+    }
+
+
+def _stray(rng: np.random.Generator) -> float:
+    return float(np.exp(_STRANGENESS * rng.standard_normal()))

@@ -1,0 +1,21 @@
+"""What a radiologist measures on a spine MRI, from the label map of its structures. For research, not for diagnosis."""
+
+from .measure import measure
+from .picture import write_picture
+from .results import DISCLAIMER, FLAGS, QUANTITIES, Mark, Measure, Measurements, StructureMeasures
+from .splitting import split_parts
+from .tables import write_measurements
+
+__all__ = [
+    "DISCLAIMER",
+    "FLAGS",
+    "QUANTITIES",
+    "Mark",
+    "Measure",
+    "Measurements",
+    "StructureMeasures",
+    "measure",
+    "split_parts",
+    "write_measurements",
+    "write_picture",
+]

@@ -1,0 +1,58 @@
+"""The canal's diameter from front to back, perpendicular to its centreline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .centreline import STEP
+from .landmarks import Landmarks
+from .outline import edges
+from .results import LOW_CONFIDENCE, MISSING, PARTIAL, Measure
+from .space import Frame, Grid, Space
+
+_BAND_MM = 2.0
+"""The diameter is that of the mean of what lies this close to the midline on either side."""
+_LENGTH_MM = 1.5
+"""And so far up and down along the canal."""
+_END_MM = 3.0
+
+
+@dataclass(frozen=True)
+class Diameter:
+    """The canal's diameter at one place; `ends` (2, 3) are its front and back, mm in the space, where there is one."""
+
+    measure: Measure
+    ends: np.ndarray | None = None
+
+
+def canal_diameter(space: Space, canal: int | None, landmarks: Landmarks, place: Frame | None) -> Diameter:
+    """Anterior-posterior diameter of the canal behind a body or disc, in the plane perpendicular to its centreline.
+
+    The plane is taken where the middle plane of the body or disc (`place`) meets the centreline. The diameter is
+    that of the canal's mask in the midline, mean over 4 mm from side to side and 3 mm along the canal.
+    """
+    line = landmarks.line
+    if canal is None or line is None or not landmarks.canal_seen:
+        return Diameter(Measure.none(MISSING))
+    if place is None:
+        return Diameter(Measure.none(LOW_CONFIDENCE))
+    station = line.crossing(place.origin, place.axes[2])
+    if station is None or not line.seen(station):
+        return Diameter(Measure.none(_why_not_seen(space, canal)))
+    frame = Frame.facing(line.at(station), -line.tangent(station), place.axes[1])
+    step = max(0.25, space.pixel / 2)
+    grid = Grid.spanning((-_BAND_MM, _BAND_MM, 1.0), (-20, 20, step), (-_LENGTH_MM, _LENGTH_MM, 0.75))
+    share = space.sample(canal, frame, grid).mean(axis=(0, 2))
+    front, back = float(edges(share, grid.y, last=False)), float(edges(share, grid.y, last=True))
+    if not back - front > 0:
+        return Diameter(Measure.none(MISSING))
+    flags = set()
+    if min(station - line.first, line.last - station) * STEP < _END_MM:
+        flags.add(PARTIAL)
+    return Diameter(Measure.of(back - front, flags), np.stack([frame.point(0, front, 0), frame.point(0, back, 0)]))
+
+
+def _why_not_seen(space: Space, canal: int) -> str:
+    return PARTIAL if space.touches(canal, 1) else MISSING

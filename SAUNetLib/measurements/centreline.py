@@ -1,0 +1,159 @@
+"""The canal's centreline: where the spine runs, and what lies in front of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .space import BACK, Space
+
+STEP = 2.0
+"""mm between the line's points."""
+_SMOOTH = 3.0
+_SMOOTH_TANGENT = 4.0
+_BEYOND = 60.0
+"""The line goes on straight for so many mm beyond its ends."""
+_APART = 6.0
+"""Points beyond the canal count from this distance, mm."""
+
+
+class Centreline:
+    """A smooth line down the canal's middle, about `STEP` mm from point to point.
+
+    Attributes:
+        points: (N, 3) mm, from the top down.
+        tangents: (N, 3) unit vectors down the canal.
+        half: (N,) mm from the line to the canal's anterior border.
+        first, last: index of the first and last point at which the canal is seen.
+    """
+
+    def __init__(self, points: np.ndarray, half: np.ndarray, seen: tuple[int, int]) -> None:
+        self.points = points
+        self.half = half
+        self.first, self.last = seen
+        tangents = np.gradient(smooth(points, _SMOOTH_TANGENT), axis=0)
+        self.tangents = tangents / np.linalg.norm(tangents, axis=1, keepdims=True)
+
+    @classmethod
+    def of(cls, space: Space, value: int, beyond: np.ndarray) -> Centreline | None:
+        """Of the canal's voxels; None where there are too few for a line.
+
+        Above and below what is seen of the canal the line runs through the points `beyond` (M, 3) that lie there.
+        """
+        cloud = space.points(value).astype(np.float32)
+        if len(cloud) < 20 or np.ptp(cloud[:, 1]) < 15:
+            return None
+        row = cloud[:, 1]
+        line = cls._means(cloud, np.floor((row - row.min()) / STEP).astype(int))
+        for _ in range(3):
+            one = cls._through(line)
+            line = cls._means(cloud, np.round(one.station(cloud)).astype(int))
+        result = cls._through(line, beyond)
+        result.half = result._anterior(cloud)
+        return result
+
+    @classmethod
+    def behind(cls, points: np.ndarray, half: float) -> Centreline:
+        """Through points (M, 3) at which a canal must be, `half` mm behind its front; it counts as not seen."""
+        line = cls._through(points[np.argsort(points[:, 1])])
+        line.half = np.full(len(line.points), half)
+        line.first, line.last = len(line.points), -1
+        return line
+
+    @classmethod
+    def _through(cls, means: np.ndarray, beyond: np.ndarray | None = None) -> Centreline:
+        line = smooth(means, _SMOOTH) if len(means) > 10 else means
+        ends = line[0], line[-1]
+        if beyond is not None and len(beyond):
+            beyond = beyond[np.argsort(beyond[:, 1])]
+            before, after = beyond[:, 1] < line[0, 1] - _APART, beyond[:, 1] > line[-1, 1] + _APART
+            line = np.concatenate([beyond[before], line, beyond[after]])
+        line = _longer(line, _BEYOND)
+        seen = [int(np.argmin(np.linalg.norm(line - end, axis=1))) for end in ends]
+        return cls(line, np.zeros(len(line)), (seen[0], seen[1]))
+
+    @staticmethod
+    def _means(cloud: np.ndarray, bins: np.ndarray) -> np.ndarray:
+        """Mean point of each bin, in their order, without sparse bins at the ends."""
+        bins = bins - bins.min()
+        count = np.bincount(bins)
+        full = np.flatnonzero(count > 0.3 * np.median(count[count > 0]))
+        sums = np.stack([np.bincount(bins, cloud[:, axis]) for axis in range(3)], axis=1)
+        kept = np.arange(full[0], full[-1] + 1)
+        kept = kept[count[kept] > 0]
+        return sums[kept] / count[kept, None]
+
+    def station(self, points: np.ndarray) -> np.ndarray:
+        """Place (N,) of points (N, 3) along the line, in indices of its points: the foot of the perpendicular."""
+        cloud, line = np.asarray(points, np.float32), self.points.astype(np.float32)
+        distance = (line**2).sum(axis=1)[None] - 2 * cloud @ line.T
+        nearest = distance.argmin(axis=1)
+        step = np.linalg.norm(np.diff(self.points, axis=0), axis=1).mean()
+        off = np.einsum("ij,ij->i", cloud - line[nearest], self.tangents[nearest].astype(np.float32)) / step
+        return np.clip(nearest + np.clip(off, -1, 1), 0, len(line) - 1)
+
+    def at(self, station: float | np.ndarray) -> np.ndarray:
+        """Points (..., 3) at stations (...)."""
+        index = np.arange(len(self.points))
+        return np.stack([np.interp(station, index, self.points[:, axis]) for axis in range(3)], axis=-1)
+
+    def tangent(self, station: float) -> np.ndarray:
+        """Unit vector (3,) down the canal at a station."""
+        vector = self.tangents[round(float(np.clip(station, 0, len(self.points) - 1)))]
+        return np.asarray(vector)
+
+    def crossing(self, point: np.ndarray, normal: np.ndarray) -> float | None:
+        """Station at which the plane through a point meets the line nearest to it; None where it does not."""
+        side = (self.points - point) @ normal
+        change = np.flatnonzero(np.sign(side[:-1]) != np.sign(side[1:]))
+        if len(change) == 0:
+            return None
+        near = change[np.argmin(np.linalg.norm(self.points[change] - point, axis=1))]
+        return float(near + side[near] / (side[near] - side[near + 1]))
+
+    def seen(self, station: float) -> bool:
+        """Whether the canal itself, not only the line's straight continuation, is there."""
+        return self.first <= station <= self.last
+
+    def _anterior(self, cloud: np.ndarray) -> np.ndarray:
+        """mm (N,) from the line to the canal's anterior border near its middle."""
+        station = self.station(cloud)
+        off = cloud - self.at(station)
+        near = np.abs(off[:, 0]) < 5
+        bins = np.round(station[near]).astype(int)
+        depth = -(off[near] @ BACK)
+        front = np.full(len(self.points), np.nan)
+        for n in np.unique(bins):
+            front[n] = np.percentile(depth[bins == n], 96)
+        known = np.isfinite(front)
+        known[: self.first] = known[self.last + 1 :] = False
+        if not known.any():
+            return np.full(len(self.points), 7.0)
+        index = np.arange(len(front))
+        return smooth(np.interp(index, index[known], front[known])[:, None], 1.5)[:, 0]
+
+
+def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
+    """Values (N, D) along an even line smoothed by a Gaussian of `sigma` steps; straight lines stay straight."""
+    reach = min(int(3 * sigma), len(values) - 1)
+    if reach < 1:
+        return values
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    # Mirrored through the end points, so that neither place nor slope is pulled inwards.
+    before = 2 * values[:1] - values[reach:0:-1]
+    after = 2 * values[-1:] - values[-2 : -reach - 2 : -1]
+    padded = np.concatenate([before, values, after])
+    return np.stack([np.convolve(column, kernel / kernel.sum(), mode="valid") for column in padded.T], axis=1)
+
+
+def _longer(line: np.ndarray, beyond: float) -> np.ndarray:
+    """A line (N, 3) resampled to even steps and continued straight for so many mm at both ends."""
+    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
+    even = np.linspace(0, along[-1], max(2, round(along[-1] / STEP) + 1))
+    line = np.stack([np.interp(even, along, line[:, axis]) for axis in range(3)], axis=1)
+    reach = min(10, len(line) - 1)
+    step = even[1] - even[0]
+    up, down = line[0] - line[reach], line[-1] - line[-1 - reach]
+    ahead = np.arange(1, round(beyond / step) + 1)[:, None] * step
+    return np.concatenate(
+        [line[0] + ahead[::-1] * up / np.linalg.norm(up), line, line[-1] + ahead * down / np.linalg.norm(down)]
+    )

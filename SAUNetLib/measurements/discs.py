@@ -1,0 +1,117 @@
+"""Measures of discs: heights, disc height index, segmental angle and slip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .landmarks import Landmarks, Plate, Section
+from .results import ESTIMATED, LOW_CONFIDENCE, MISSING, PARTIAL, Measure
+from .space import Frame
+from .vertebrae import HEIGHTS, sagittal_angle
+
+NO_SLIP_MM = 3.0
+"""A smaller displacement is no slip: grade 0."""
+_TALLEST_MM = 25.0
+
+
+def disc_measures(value: int, landmarks: Landmarks, bodies: Mapping[int, Mapping[str, Measure]]) -> dict[str, Measure]:
+    """All geometric measures of a disc. `bodies` holds the measures of vertebrae by label value."""
+    section = landmarks.discs.get(value)
+    above, below = neighbouring_plates(value, landmarks)
+    result = _heights(section, above, below)
+    result["disc_height_index"] = _index(
+        result, [bodies.get(side.get(value, 0)) for side in (landmarks.above, landmarks.below)]
+    )
+    return result | _angle(above, below) | _slip(above, below)
+
+
+def neighbouring_plates(value: int, landmarks: Landmarks) -> tuple[Plate | None, Plate | None]:
+    """The endplates above and below a disc; below the lowest one, without a sacrum, the disc's own lower border."""
+    above = landmarks.bodies.get(landmarks.above.get(value, 0))
+    below = landmarks.bodies.get(landmarks.below.get(value, 0))
+    section = landmarks.discs.get(value)
+    upper = above.lower if above else None
+    lower = below.upper if below else None
+    if lower is None and value == landmarks.lumbosacral and section is not None:
+        lower = section.as_endplate(upper)
+    return upper, lower
+
+
+def disc_frame(section: Section | None, above: Plate, below: Plate) -> Frame:
+    """The disc's own frame; for one too thin to have an outline, that half-way between the endplates beside it."""
+    if section is not None:
+        return section.frame
+    return Frame.facing((above.middle + below.middle) / 2, above.normal + below.normal, above.along + below.along)
+
+
+def _heights(section: Section | None, above: Plate | None, below: Plate | None) -> dict[str, Measure]:
+    """Heights from bone to bone along the normal of the disc's mid-plane, so that a slip does not lengthen them.
+
+    Anterior, middle and posterior: between the corners and the middles of the endplates above and below. The disc's own
+    mask is not measured: where a disc is narrowed, spurs and bulges widen it in front of and behind the bodies.
+    """
+    names = (*HEIGHTS, "disc_height_depth_ratio")
+    flags = _missing(above, below)
+    if flags or above is None or below is None:
+        return dict.fromkeys(names, Measure.none(*flags))
+    up = disc_frame(section, above, below).axes[2]
+    values = [float((getattr(above, at) - getattr(below, at)) @ up) for at in ("front", "middle", "back")]
+    ratio = (values[0] + values[2]) / (above.depth + below.depth)
+    flags = _caveat(above, below) | (section.flags if section is not None else set())
+    if min(values) < 0 or max(values) > _TALLEST_MM:
+        flags = flags | {LOW_CONFIDENCE}
+    return {name: Measure.of(max(one, 0.0), flags) for name, one in zip(names, (*values, ratio), strict=True)}
+
+
+def _index(heights: Mapping[str, Measure], bodies: list[Mapping[str, Measure] | None]) -> Measure:
+    """Mean of the disc's three heights by the mean middle height of the bodies above and below, or of one of them."""
+    own = [heights[name] for name in HEIGHTS]
+    known = [body["height_middle_mm"] for body in bodies if body and body["height_middle_mm"].value]
+    if any(one.value is None for one in own):
+        return Measure.none(*own[0].flags)
+    if not known:
+        return Measure.none(PARTIAL if any(bodies) else MISSING)
+    flags = {flag for one in (*own, *known) for flag in one.flags}
+    mean_body = float(np.mean([one.value for one in known if one.value]))
+    return Measure.of(float(np.mean([one.value for one in own if one.value is not None])) / mean_body, flags)
+
+
+def _angle(above: Plate | None, below: Plate | None) -> dict[str, Measure]:
+    """Angle between the endplates beside the disc in their common sagittal plane, positive in lordosis."""
+    flags = _missing(above, below)
+    if flags or above is None or below is None:
+        return {"segmental_angle_deg": Measure.none(*flags)}
+    left = above.frame.axes[0] + below.frame.axes[0]
+    angle = sagittal_angle(above.along, below.along, left / np.linalg.norm(left))
+    return {"segmental_angle_deg": Measure.of(angle, _caveat(above, below))}
+
+
+def _slip(above: Plate | None, below: Plate | None) -> dict[str, Measure]:
+    """Displacement of the upper body's lower posterior corner against the lower body's upper posterior corner.
+
+    In mm along the lower endplate, positive forwards; in percent of the depth of that endplate; in Meyerding's bands of
+    25 % (1932): 1 up to 25 %, 2 up to 50 %, 3 up to 75 %, 4 up to 100 %, 5 beyond; 0 below 3 mm. The band is that
+    of the amount, whether forwards or backwards.
+    """
+    names = ("slip_mm", "slip_percent", "meyerding_grade")
+    flags = _missing(above, below)
+    if flags or above is None or below is None:
+        return dict.fromkeys(names, Measure.none(*flags))
+    slip = float((below.back - above.back) @ below.along)
+    percent = 100 * slip / below.depth if below.depth > 5 else float("nan")
+    grade = 0 if abs(slip) < NO_SLIP_MM else int(np.clip(np.ceil(abs(percent) / 25), 1, 5))
+    return {
+        name: Measure.of(one, _caveat(above, below)) for name, one in zip(names, (slip, percent, grade), strict=True)
+    }
+
+
+def _missing(above: Plate | None, below: Plate | None) -> set[str]:
+    if above is None or below is None:
+        return {MISSING}
+    return {PARTIAL} if above.cut or below.cut else set()
+
+
+def _caveat(above: Plate, below: Plate) -> set[str]:
+    return {*above.flags, *below.flags, *([ESTIMATED] if below.estimated else [])}

@@ -1,0 +1,188 @@
+"""The one road from a segmentation to its measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..anatomy import classes
+from ..errors import InputError, UsageError
+from ..parts import merge_parts
+from ..segmentation import Notice, Row, Segmentation
+from ..volume import Volume, check_geometry
+from .alignment import coronal_angle, lordosis
+from .canal import canal_diameter
+from .discs import disc_frame, disc_measures, neighbouring_plates
+from .landmarks import Landmarks, Plate, find_landmarks
+from .results import MISSING, NOT_T2, PARTIAL, Mark, Measure, Measurements, StructureMeasures
+from .signal import Signal
+from .space import Frame, Space
+from .vertebrae import body_measures, height_losses
+
+_LUMBOSACRAL = 100
+_REGIONS = {"C": "Cervical spine", "T": "Thoracic spine", "L": "Lumbar spine"}
+_WITHOUT_BODY = ("C1", "C2")
+"""The atlas has no body, the axis none of the usual form."""
+
+
+def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measurements:
+    """What a radiologist measures, in mm and degrees, from the label map's own grid, however oblique it lies.
+
+    Every figure follows the structure's own axes (`landmarks`), not the image's; what cannot be computed is None and
+    says why. Without the volume, or with one that is not T2-weighted, there are no signal ratios.
+
+    Args:
+        segmentation: one with levels; with or without separate parts of the vertebrae.
+        volume: the image on the same grid.
+
+    Raises:
+        UsageError: USAGE, three classes without levels.
+        InputError: INPUT_GEOMETRY, volume and segmentation do not lie on one grid; otherwise as `check_geometry`.
+    """
+    if segmentation.known == classes():
+        raise UsageError("USAGE", "a segmentation without levels cannot be measured", "Segment without --classes")
+    if volume is not None and not volume.geometry.same_grid(segmentation.geometry):
+        raise InputError(
+            "INPUT_GEOMETRY", f"{volume.name} and its segmentation do not lie on one grid", "Give the segmented image"
+        )
+    check_geometry(segmentation.geometry, "the segmentation")
+    return _Measuring(merge_parts(segmentation), volume).result()
+
+
+class _Measuring:
+    """One run: the landmarks first, then the measures of each structure."""
+
+    def __init__(self, segmentation: Segmentation, volume: Volume | None) -> None:
+        self._segmentation = segmentation
+        self._table = segmentation.table()
+        self._space = Space(segmentation.labels, segmentation.geometry)
+        canals = self._values("canal")
+        self._canal = canals[0] if canals else None
+        sacra = self._values("sacrum")
+        self._landmarks: Landmarks = find_landmarks(
+            self._space,
+            self._values("vertebra"),
+            self._values("disc"),
+            self._canal,
+            sacra[0] if sacra else None,
+            _LUMBOSACRAL,
+        )
+        self._signal = None
+        if volume is not None and self._canal is not None and self._landmarks.discs:
+            self._signal = Signal(self._space, volume.voxels, self._landmarks, self._canal, self._values("vertebra"))
+        self._marks: list[Mark] = []
+
+    def _values(self, kind: str) -> list[int]:
+        return [row.structure.value for row in self._table if row.structure.kind == kind]
+
+    def result(self) -> Measurements:
+        """All rows, marks and warnings."""
+        bodies = self._bodies()
+        rows = [self._structure(row, bodies) for row in self._table]
+        return Measurements((*self._stretches(), *rows), tuple(self._marks), tuple(self._notices()))
+
+    def _bodies(self) -> dict[int, dict[str, Measure]]:
+        """Measures of the vertebral bodies, by label value."""
+        measures: dict[int, dict[str, Measure]] = {}
+        for row in self._table:
+            one = row.structure
+            if one.kind != "vertebra" or one.level in _WITHOUT_BODY:
+                continue
+            section = self._landmarks.bodies.get(one.value)
+            measures[one.value] = body_measures(section)
+            if section is None and row.partial:
+                measures[one.value] = dict.fromkeys(measures[one.value], Measure.none(PARTIAL))
+        losses = height_losses(list(measures.values()))
+        return {value: own | loss for (value, own), loss in zip(measures.items(), losses, strict=True)}
+
+    def _structure(self, row: Row, bodies: dict[int, dict[str, Measure]]) -> StructureMeasures:
+        one = row.structure
+        measures = {"volume_mm3": Measure.of(row.volume_mm3, {PARTIAL} if row.partial else set())}
+        if one.kind == "vertebra":
+            measures |= bodies.get(one.value, {})
+        if one.kind == "disc":
+            measures |= disc_measures(one.value, self._landmarks, bodies)
+            measures["signal_ratio"] = self._ratio(one.value)
+        if one.kind == "disc" or (one.kind == "vertebra" and one.level not in _WITHOUT_BODY):
+            measures["canal_ap_mm"] = self._diameter(one.value, one.level)
+            self._mark(one.value, one.level)
+        return StructureMeasures(one.value, one.level, one.name, one.kind, measures)
+
+    def _ratio(self, value: int) -> Measure:
+        if self._signal is None:
+            return Measure.none(MISSING if self._canal is None else NOT_T2)
+        return self._signal.ratio(self._landmarks.discs.get(value))
+
+    def _diameter(self, value: int, level: str) -> Measure:
+        found = canal_diameter(self._space, self._canal, self._landmarks, self._place(value))
+        if found.ends is not None:
+            self._marks.append(Mark("canal", level, self._space.to_patient(found.ends)))
+        return found.measure
+
+    def _place(self, value: int) -> Frame | None:
+        """Centre and axes of a body or a disc."""
+        section = self._landmarks.bodies.get(value) or self._landmarks.discs.get(value)
+        if section is not None:
+            return Frame(section.centre, section.frame.axes)
+        above, below = neighbouring_plates(value, self._landmarks)
+        return disc_frame(None, above, below) if above is not None and below is not None else None
+
+    def _mark(self, value: int, level: str) -> None:
+        """Corners and middles of a body, or the lines along which a disc's heights were taken."""
+        body = self._landmarks.bodies.get(value)
+        if body is not None:
+            for plate in (body.upper, body.lower):
+                if not plate.cut:
+                    points = np.stack([plate.front, plate.middle, plate.back])
+                    self._marks.append(Mark("endplate", level, self._space.to_patient(points)))
+            return
+        above, below = neighbouring_plates(value, self._landmarks)
+        if above is None or below is None or above.cut or below.cut:
+            return
+        for place in ("front", "middle", "back"):
+            line = np.stack([getattr(above, place), getattr(below, place)])
+            self._marks.append(Mark("disc", level, self._space.to_patient(line)))
+
+    def _stretches(self) -> Iterator[StructureMeasures]:
+        """The curves of each region and of the whole spine in view."""
+        chain = self._chain()
+        for letter, name in _REGIONS.items():
+            own = [(level, plate) for level, plate in chain if level[0] == letter]
+            if letter == "L" and own and chain[-1][0] == "S1":
+                own.append(chain[-1])
+            if len({level for level, _ in own}) >= 2:
+                level = f"{own[0][0]}-{own[-1][0]}"
+                angle = lordosis(own[0][1], own[-1][1])
+                yield StructureMeasures(0, level, f"{name} {level}", "spine", {"lordosis_deg": angle})
+        if len(chain) >= 3:
+            level = f"{chain[0][0]}-{chain[-1][0]}"
+            measures = {"coronal_angle_deg": coronal_angle([plate for _, plate in chain])}
+            yield StructureMeasures(0, level, f"Spine {level}, coronal", "spine", measures)
+
+    def _chain(self) -> list[tuple[str, Plate]]:
+        """Whole endplates from the top down, each with its vertebra's level."""
+        known = self._segmentation.known
+        chain: list[tuple[str, Plate]] = []
+        for value in self._values("vertebra"):
+            body = self._landmarks.bodies.get(value)
+            if body is not None and known[value].level not in _WITHOUT_BODY:
+                chain += [(known[value].level, plate) for plate in (body.upper, body.lower) if not plate.cut]
+        last = self._landmarks.lumbosacral
+        below = neighbouring_plates(last, self._landmarks)[1] if last else None
+        if below is not None and not below.cut:
+            chain.append(("S1", below))
+        return chain
+
+    def _notices(self) -> Iterator[Notice]:
+        if self._canal is None:
+            yield Notice("CANAL_MISSING", "The spinal canal is not segmented; what needs it was not measured.")
+        if self._landmarks.lumbosacral and self._landmarks.lumbosacral not in self._landmarks.below:
+            yield Notice(
+                "SACRUM_ESTIMATED",
+                "The sacrum is not segmented; its endplate was taken from the lower border of the L5/S1 disc.",
+            )
+        if self._signal is not None and not self._signal.is_t2:
+            yield Notice(
+                "NOT_T2", "The fluid in the canal is not bright: no T2 image. Signal ratios were not measured."
+            )

@@ -1,0 +1,209 @@
+"""Draw the landmarks of measurements on the mid-sagittal slice, beside a table of the figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..errors import InputError
+from ..formats.atomic import check_writable, write_beside
+from ..formats.previews import FAINT, GAP, INK, PAPER, beside, grey_window, page, text_font, wrapped, write_directions
+from ..segmentation import Segmentation
+from ..volume import Volume
+from .results import DISCLAIMER, Mark, Measurements, StructureMeasures
+from .space import Space
+
+ENDINGS = (".png",)
+TALL, WIDE = 1100, 760
+_MARGIN_MM = 12.0
+_COLOURS = {"endplate": (255, 221, 87), "disc": (92, 200, 255), "canal": (255, 128, 190)}
+_EXPLAINED = {"endplate": "corners and middles of bodies", "disc": "disc heights", "canal": "canal, front to back"}
+
+
+def write_picture(volume: Volume, segmentation: Segmentation, measurements: Measurements, path: str | Path) -> None:
+    """Draw measurements into a PNG file. Neither file name nor patient is written into the picture.
+
+    Raises:
+        UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
+        InputError: INPUT_GEOMETRY where volume and segmentation do not lie on one grid.
+    """
+    path = Path(path)
+    ending = check_writable(path, ENDINGS)
+    picture = draw_picture(volume, segmentation, measurements)
+    with write_beside(path, ending) as temporary:
+        picture.save(temporary)
+
+
+def draw_picture(volume: Volume, segmentation: Segmentation, measurements: Measurements) -> Image.Image:
+    """The picture of `write_picture`, RGB: the slice with its landmarks, and the main figures.
+
+    In a scoliotic spine no plane shows every body's middle: each row of the picture comes from the slice in which the
+    spine lies at that height, so that the picture follows the spine from side to side.
+
+    Raises:
+        InputError: as `write_picture`.
+    """
+    if not volume.geometry.same_grid(segmentation.geometry):
+        raise InputError(
+            "INPUT_GEOMETRY", f"{volume.name} and its segmentation do not lie on one grid", "Give the segmented image"
+        )
+    space = Space(segmentation.labels, segmentation.geometry)
+    panel = _panel(space, space.slices_of(volume.voxels), measurements)
+    figures = _figures(measurements, panel.height)
+    top = beside([panel, figures], 2 * GAP)
+    return page([_heading(top.width), top, _footer(measurements, top.width)])
+
+
+def _panel(space: Space, image: np.ndarray, measurements: Measurements) -> Image.Image:
+    rows = np.arange(image.shape[1])
+    numbers = _slices(space, measurements.marks)
+    columns = slice(*_columns(space))
+    grey, labels = image[numbers, rows][:, columns], space.labels[numbers, rows][:, columns]
+    low, high = grey_window(grey)
+    values = np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1) * 255
+    mm = space.spacing[1:] * np.array(grey.shape)
+    scale = float(min(TALL / mm[0], WIDE / mm[1]))
+    size = (max(1, round(mm[1] * scale)), max(1, round(mm[0] * scale)))
+    picture = Image.fromarray(values.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    factor = space.spacing[1:] * scale
+    shift = np.array([0.0, columns.start])
+    for mark in measurements.marks:
+        local = space.from_patient(mark.points)[:, 1:] / space.spacing[1:]
+        _draw(draw, mark, (local + 0.5 - shift) * factor)
+    _write_levels(draw, measurements, labels, factor)
+    write_directions(picture)
+    return picture
+
+
+def _slices(space: Space, marks: tuple[Mark, ...]) -> np.ndarray:
+    """The number of the slice that each row (H,) is taken from: where the landmarks lie at that height."""
+    count, rows = space.labels.shape[:2]
+    points = [space.from_patient(mark.points).mean(axis=0) for mark in marks if mark.kind in ("disc", "canal")]
+    if not points:
+        area = (space.labels > 0).sum(axis=(1, 2))
+        middle = int(np.searchsorted(np.cumsum(area), area.sum() / 2)) if area.any() else count // 2
+        return np.full(rows, min(middle, count - 1))
+    known = np.array(sorted(points, key=lambda point: float(point[1])))
+    place = np.interp(np.arange(rows) * space.spacing[1], known[:, 1], known[:, 0]) / space.spacing[0]
+    width = max(3, round(20 / space.spacing[1]) | 1)
+    padded = np.pad(place, width // 2, mode="edge")
+    smooth = np.convolve(padded, np.full(width, 1 / width), mode="valid")
+    return np.clip(np.round(smooth), 0, count - 1).astype(int)
+
+
+def _columns(space: Space) -> tuple[int, int]:
+    """First and last column to show: what is segmented, with a margin; all where nothing is."""
+    seen = np.flatnonzero((space.labels > 0).any(axis=(0, 1)))
+    last = space.labels.shape[2]
+    if len(seen) == 0:
+        return 0, last
+    margin = round(_MARGIN_MM / space.spacing[2])
+    return max(0, int(seen[0]) - margin), min(last, int(seen[-1]) + margin + 1)
+
+
+def _draw(draw: ImageDraw.ImageDraw, mark: Mark, points: np.ndarray) -> None:
+    """A mark's points (N, 2), row and column on the screen."""
+    colour = _COLOURS[mark.kind]
+    places = [(float(column), float(row)) for row, column in points]
+    draw.line(places, colour, 1)
+    if mark.kind != "disc":
+        for x, y in places:
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), outline=colour, width=1)
+
+
+def _write_levels(
+    draw: ImageDraw.ImageDraw, measurements: Measurements, labels: np.ndarray, factor: np.ndarray
+) -> None:
+    named = {row.value: row.level for row in measurements.rows if row.kind == "vertebra"}
+    for value, level in named.items():
+        place = np.argwhere(labels == value)
+        if len(place) < 30:
+            continue
+        front = place[place[:, 1] < np.percentile(place[:, 1], 50)]
+        row, column = front.mean(axis=0) * factor
+        draw.text((column, row), level, INK, text_font(17), "mm", stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+def _figures(measurements: Measurements, height: int) -> Image.Image:
+    """The main figures as a table."""
+    font, small = text_font(15), text_font(13)
+    starts, line = (0, 88, 232, 320, 392, 462, 536), 25
+    result = Image.new("RGB", (594, height), PAPER)
+    draw = ImageDraw.Draw(result)
+    heads = ("Level", "Heights, mm", "Loss, index", "Angle, °", "Slip, mm", "Canal, mm", "Signal")
+    for start, text in zip(starts, heads, strict=True):
+        draw.text((start, 4), text, FAINT, small)
+    top = 26
+    for row in measurements.rows:
+        if row.kind not in ("vertebra", "disc") or top > height - 5 * line:
+            continue
+        indent = 12 if row.kind == "disc" else 0
+        colour = INK if row.kind == "vertebra" else _COLOURS["disc"]
+        for start, text in zip(starts, (row.level, *_cells(row)), strict=True):
+            draw.text((start + (indent if start == 0 else 0), top), text, colour, font)
+        top += line
+    for row in measurements.rows:
+        if row.kind == "spine":
+            for name, one in row.measures.items():
+                word = {"lordosis_deg": "Lordosis", "coronal_angle_deg": "Coronal angle"}[name]
+                shown = "not measured" if one.value is None else f"{one.value:.0f}°{'*' if one.flags else ''}"
+                draw.text((0, top + 8), f"{word} {row.level}: {shown}", INK, font)
+                top += 22
+    for kind, text in _EXPLAINED.items():
+        draw.line((0, top + 24, 22, top + 24), _COLOURS[kind], 2)
+        draw.text((30, top + 16), text, FAINT, small)
+        top += 19
+    return result
+
+
+def _cells(row: StructureMeasures) -> tuple[str, ...]:
+    """Heights, loss or index, angle, slip, canal and signal as text; a star marks a figure with a flag."""
+
+    def shown(name: str, form: str) -> str:
+        one = row.measures.get(name)
+        if one is None:
+            return ""
+        text = "-" if one.value is None else f"{one.value:{form}}{'*' if one.flags else ''}"
+        return text.removeprefix("-") if text.strip("-0.*") == "" and len(text) > 1 else text
+
+    heights = [shown(f"height_{place}_mm", ".1f") for place in ("anterior", "middle", "posterior")]
+    joined = " / ".join(one.rstrip("*") for one in heights) + ("*" if any(one.endswith("*") for one in heights) else "")
+    if heights == ["-"] * 3 or heights == [""] * 3:
+        joined = heights[0]
+    if row.kind == "disc":
+        middle = shown("disc_height_index", ".2f")
+        angle = shown("segmental_angle_deg", ".0f")
+    else:
+        grade = row.measures.get("genant_grade")
+        loss = shown("height_loss_percent", ".0f")
+        if grade is not None and grade.value is not None:
+            loss = f"{loss.rstrip('*')} %, {grade.value:.0f}{'*' if grade.flags else ''}"
+        middle = loss
+        angle = shown("wedge_angle_deg", ".0f")
+    return joined, middle, angle, shown("slip_mm", ".1f"), shown("canal_ap_mm", ".1f"), shown("signal_ratio", ".2f")
+
+
+def _heading(width: int) -> Image.Image:
+    result = Image.new("RGB", (width, 40), PAPER)
+    draw = ImageDraw.Draw(result)
+    draw.text((0, 14), "SAUNet spine measurements", INK, text_font(24), "lm")
+    draw.text((width, 14), DISCLAIMER, (255, 138, 128), text_font(18), "rm")
+    return result
+
+
+def _footer(measurements: Measurements, width: int) -> Image.Image:
+    font = text_font(15)
+    lines = wrapped(
+        "Loss: height lost against the neighbouring bodies, with Genant's band; index: disc height index. "
+        "- not measured. * read with care, see the table's column quality.", font, width,
+    )  # fmt: skip
+    for notice in measurements.warnings:
+        lines += wrapped(f"Note: {notice.text}", font, width)
+    result = Image.new("RGB", (width, 4 + 21 * len(lines)), PAPER)
+    draw = ImageDraw.Draw(result)
+    for number, text in enumerate(lines):
+        draw.text((0, 4 + 21 * number), text, FAINT, font)
+    return result

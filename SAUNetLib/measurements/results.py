@@ -1,0 +1,164 @@
+"""The result of measuring: per structure its measures, each with a unit and a quality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..segmentation import Notice
+
+DISCLAIMER = "For research, not for diagnosis"
+
+PARTIAL = "partial"
+FEW_SLICES = "few_slices"
+LOW_CONFIDENCE = "low_confidence"
+MISSING = "missing"
+ESTIMATED = "estimated"
+NOT_T2 = "not_t2"
+
+FLAGS = {
+    PARTIAL: "the border of the field of view cuts it",
+    FEW_SLICES: "too few slices show it",
+    LOW_CONFIDENCE: "its outline is not that of a regular body or disc",
+    MISSING: "a structure that it needs is not segmented",
+    ESTIMATED: "the sacrum's endplate was taken from the lumbosacral disc's lower border",
+    NOT_T2: "the image is not T2-weighted, or was not given",
+}
+"""What the flags of a measure say. A measure without one is good."""
+
+QUANTITIES = {
+    "volume_mm3": "volume",
+    "height_anterior_mm": "anterior height",
+    "height_middle_mm": "middle height",
+    "height_posterior_mm": "posterior height",
+    "depth_mm": "anterior-posterior depth of a body",
+    "wedge_ratio": "anterior by posterior height of a body",
+    "biconcavity_ratio": "middle by posterior height of a body",
+    "wedge_angle_deg": "angle between a body's endplates, positive where the front is lower",
+    "height_loss_percent": "largest loss of height against the neighbouring bodies",
+    "genant_grade": "Genant's band of the height loss, 0 to 3",
+    "disc_height_index": "mean disc height by mean height of the neighbouring bodies",
+    "disc_height_depth_ratio": "anterior plus posterior disc height by the depths of the two endplates",
+    "segmental_angle_deg": "angle between the endplates beside a disc, positive in lordosis",
+    "slip_mm": "slip of the upper body, positive forwards",
+    "slip_percent": "slip in percent of the lower endplate's depth",
+    "meyerding_grade": "Meyerding's band of the slip, 0 to 5",
+    "canal_ap_mm": "anterior-posterior diameter of the canal",
+    "signal_ratio": "signal of the disc by that of the cerebrospinal fluid",
+    "lordosis_deg": "angle between the outermost endplates, positive in lordosis",
+    "coronal_angle_deg": "angle between the most tilted endplates in the coronal plane",
+}
+"""Every measure, in the order of the table's columns; the name ends in the unit (none: a ratio or a grade)."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure: None where it cannot be computed, and then `flags` says why; without flags it is good."""
+
+    value: float | None
+    flags: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, value: float | None, flags: Iterable[str] = ()) -> Measure:
+        """A figure with its flags; what is not a finite number becomes None."""
+        known = value is not None and math.isfinite(value)
+        flags = set(flags) or (set() if known else {LOW_CONFIDENCE})
+        return cls(float(value) if known and value is not None else None, tuple(sorted(flags)))
+
+    @classmethod
+    def none(cls, *flags: str) -> Measure:
+        """No figure, for these reasons."""
+        return cls(None, tuple(sorted(set(flags))))
+
+
+@dataclass(frozen=True)
+class StructureMeasures:
+    """The measures of one structure, or of a stretch of the spine.
+
+    Attributes:
+        value: its label value; 0 for a stretch of the spine.
+        level: ``L4``, ``L4/L5``, or a stretch such as ``L1-S1``.
+        name, kind: as the user reads it; vertebra, disc, canal, sacrum or spine.
+        measures: by the names of `QUANTITIES`.
+    """
+
+    value: int
+    level: str
+    name: str
+    kind: str
+    measures: Mapping[str, Measure]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A landmark or line to draw.
+
+    Attributes:
+        kind: corner, middle, disc, canal or slip.
+        level: of its structure.
+        points: (N, 3) mm, LPS; one point, or a line's.
+    """
+
+    kind: str
+    level: str
+    points: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All measures of a segmentation. For research, not for diagnosis.
+
+    Attributes:
+        rows: stretches of the spine first, then structures from the top down.
+        marks: what the figures rest on, in the patient's space.
+        warnings: what the user should know.
+    """
+
+    rows: tuple[StructureMeasures, ...]
+    marks: tuple[Mark, ...] = ()
+    warnings: tuple[Notice, ...] = field(default=())
+
+    def row(self, level: str) -> StructureMeasures:
+        """The measures of a level, such as ``L4``, ``L4/L5`` or ``S1``.
+
+        Raises:
+            KeyError: it was not measured.
+        """
+        for row in self.rows:
+            if row.level == level:
+                return row
+        raise KeyError(level)
+
+    def value(self, level: str, name: str) -> float | None:
+        """A figure by level and name; None where it could not be computed or the level is not there."""
+        for row in self.rows:
+            if row.level == level and name in row.measures:
+                return row.measures[name].value
+        return None
+
+    def summary(self) -> dict[str, object]:
+        """JSON-ready: per structure its figures (null where there is none) and the flags of those that have any."""
+        return {
+            "note": DISCLAIMER,
+            "structures": [
+                {
+                    "value": row.value,
+                    "level": row.level,
+                    "name": row.name,
+                    "kind": row.kind,
+                    "measures": {name: rounded(measure.value) for name, measure in row.measures.items()},
+                    "quality": {name: list(measure.flags) for name, measure in row.measures.items() if measure.flags},
+                }
+                for row in self.rows
+            ],
+            "flags": FLAGS,
+            "warnings": [{"code": notice.code, "text": notice.text} for notice in self.warnings],
+        }
+
+
+def rounded(value: float | None) -> float | None:
+    """A figure to three decimals, as it is written."""
+    return None if value is None else round(value, 3)

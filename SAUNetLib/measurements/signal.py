@@ -1,0 +1,170 @@
+"""The signal of discs by that of the cerebrospinal fluid on T2, freed from the coil's bias."""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk
+
+from .centreline import STEP
+from .landmarks import Landmarks, Section
+from .results import FEW_SLICES, LOW_CONFIDENCE, MISSING, NOT_T2, Measure
+from .space import Frame, Grid, Space, resample
+
+_BIAS_MM = 7.0
+_BIAS_MARGIN_MM = 8.0
+_BIAS_ITERATIONS = (40, 40)
+_BIAS_THRESHOLD = 1e-6
+_BIAS_WIDTH = 0.3
+"""Full width at half maximum of N4's histogram kernel: wider than usual, since marrow is one tissue and not several."""
+_BIAS_SHARE = 0.8
+"""A coarse voxel tells of the bias if so much of it is marrow."""
+_BIAS_LEAST = 40
+_FLUID_MM = 30.0
+_FLUID_PERCENTILE = 75.0
+_BRIGHTER = 1.15
+"""Fluid outshines marrow by at least this factor on T2 and STIR; on T1 it is the darker one."""
+
+
+class Signal:
+    """Bias-corrected signal of an image around the spine.
+
+    The bias is N4's (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908), found on voxels of about 7 mm that lie in
+    vertebrae: bodies and spinous processes are one tissue in front of and behind the canal. Over all tissues N4 takes
+    the anatomy itself for a bias, because only a few of these large voxels lie in any one of them.
+    """
+
+    def __init__(
+        self, space: Space, voxels: np.ndarray, landmarks: Landmarks, canal: int | None, vertebrae: list[int]
+    ) -> None:
+        """`voxels` (k, j, i): the image on the segmentation's grid."""
+        self._space, self._landmarks = space, landmarks
+        self._image = space.slices_of(voxels)
+        self._bias = _bias(space, self._image, vertebrae)
+        self._station, self._fluid = np.zeros(0), np.zeros(0)
+        if canal is not None and landmarks.line is not None and landmarks.canal_seen:
+            points = space.points(canal, 1.0)
+            self._station = landmarks.line.station(points)
+            self._fluid = self._at_voxels(points)
+        self.is_t2 = self._fluid_is_bright()
+
+    def ratio(self, section: Section | None) -> Measure:
+        """Mean signal of a disc's middle by that of the fluid beside it.
+
+        The disc's middle: half of its depth, half of its height, 8 mm wide. The fluid's signal: the 75th percentile of
+        the canal within 30 mm up and down, since roots and cord are darker than fluid.
+        """
+        if len(self._fluid) == 0 or self._landmarks.line is None:
+            return Measure.none(MISSING)
+        if section is None:
+            return Measure.none(LOW_CONFIDENCE)
+        if not self.is_t2:
+            return Measure.none(NOT_T2)
+        here = float(self._landmarks.line.station(section.centre[None])[0])
+        near = np.abs(self._station - here) * STEP <= _FLUID_MM
+        if near.sum() < 30:
+            return Measure.none(MISSING)
+        fluid = float(np.percentile(self._fluid[near], _FLUID_PERCENTILE))
+        disc = self._middle_of(section)
+        return Measure.of(disc / fluid if fluid > 0 and disc is not None else None, section.flags & {FEW_SLICES})
+
+    def _middle_of(self, section: Section) -> float | None:
+        frame, shape = section.seen_in, section.shape
+        low, high = shape.ends
+        quarter = (high - low) / 4
+        pixel = self._space.pixel
+        middle = sum(shape.middles) / 2
+        reach = max(abs(shape.middles[0] - shape.middles[1]) / 4, pixel)
+        grid = Grid.spanning(
+            (-4, 4, 2), (low + quarter, high - quarter, pixel), (middle - reach, middle + reach, pixel / 2)
+        )
+        share = self._space.sample(section.value, frame, grid)
+        inside = share >= 0.5
+        return float(self._sampled(frame, grid)[inside].mean()) if inside.sum() >= 10 else None
+
+    def _fluid_is_bright(self) -> bool:
+        if len(self._fluid) == 0:
+            return False
+        marrow = []
+        for body in self._landmarks.bodies.values():
+            grid = Grid.spanning((-2, 2, 2), (-5, 5, 1), (-4, 4, 1))
+            marrow.append(float(np.median(self._sampled(Frame(body.centre, body.frame.axes), grid))))
+        return not marrow or float(np.percentile(self._fluid, _FLUID_PERCENTILE)) > _BRIGHTER * float(np.median(marrow))
+
+    def _sampled(self, frame: Frame, grid: Grid) -> np.ndarray:
+        """Corrected signal (X, Y, Z) at a grid's nodes."""
+        corners = np.array(
+            [frame.point(x, y, z) for x in grid.x[[0, -1]] for y in grid.y[[0, -1]] for z in grid.z[[0, -1]]]
+        )
+        spacing, shape = self._space.spacing, np.array(self._image.shape)
+        first = np.clip(np.floor(corners.min(axis=0) / spacing).astype(int) - 1, 0, shape - 1)
+        last = np.clip(np.ceil(corners.max(axis=0) / spacing).astype(int) + 2, first + 1, shape)
+        part = self._image[tuple(slice(a, b) for a, b in zip(first, last, strict=True))].astype(np.float32)
+        padded = np.pad(part, 1, mode="edge")
+        values = resample(padded, (first - 1) * spacing, spacing, frame, grid)
+        x, y, z = np.meshgrid(grid.x, grid.y, grid.z, indexing="ij")
+        points = frame.origin + np.stack([x, y, z], axis=-1).reshape(-1, 3) @ frame.axes
+        return values / self._bias(points).reshape(values.shape)
+
+    def _at_voxels(self, points: np.ndarray) -> np.ndarray:
+        index = np.round(points / self._space.spacing).astype(int)
+        return np.asarray(self._image[tuple(index.T)] / self._bias(points))
+
+
+class _Field:
+    """A smooth field on a coarse grid, read between its nodes."""
+
+    def __init__(self, values: np.ndarray, first: np.ndarray, spacing: np.ndarray) -> None:
+        self._values, self._first, self._spacing = values, first, spacing
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Values (N,) at points (N, 3), linear between nodes, the border's beyond."""
+        last = np.array(self._values.shape) - 1
+        place = np.clip((points - self._first) / self._spacing, 0, last)
+        low = np.minimum(np.floor(place).astype(int), np.maximum(last - 1, 0))
+        part = place - low
+        result = np.zeros(len(points))
+        for corner in np.ndindex(2, 2, 2):
+            step = np.array(corner)
+            weight = np.prod(np.where(step == 1, part, 1 - part), axis=1)
+            result += weight * self._values[tuple(np.minimum(low + step, last).T)]
+        return result
+
+
+def _bias(space: Space, image: np.ndarray, vertebrae: list[int]) -> _Field:
+    """N4's field in the marrow of the given structures; 1 everywhere where there is too little of it."""
+    if not vertebrae:
+        return _Field(np.ones((1, 1, 1)), np.zeros(3), np.ones(3))
+    boxes = [space.box(value) for value in vertebrae]
+    margin = np.ceil(_BIAS_MARGIN_MM / space.spacing).astype(int)
+    low = [max(0, min(box[n].start for box in boxes) - int(margin[n])) for n in range(3)]
+    high = [min(image.shape[n], max(box[n].stop for box in boxes) + int(margin[n])) for n in range(3)]
+    part = tuple(map(slice, low, high))
+    factors = [
+        max(1, min((b - a) // 4, round(_BIAS_MM / size))) for a, b, size in zip(low, high, space.spacing, strict=True)
+    ]
+    coarse = _shrunken(image[part], factors)
+    coarse = coarse - min(float(sitk.GetArrayViewFromImage(coarse).min()), 0.0) + 1e-3
+    table = np.zeros(256, np.float32)
+    table[vertebrae] = 1
+    mask = _shrunken(table[space.labels[part]], factors) > _BIAS_SHARE
+    shape = sitk.GetArrayViewFromImage(mask).shape
+    field = np.ones(shape)
+    if min(shape) >= 2 and sitk.GetArrayViewFromImage(mask).sum() >= _BIAS_LEAST:
+        corrector = sitk.N4BiasFieldCorrectionImageFilter()
+        corrector.SetMaximumNumberOfIterations(_BIAS_ITERATIONS)
+        corrector.SetConvergenceThreshold(_BIAS_THRESHOLD)
+        corrector.SetBiasFieldFullWidthAtHalfMaximum(_BIAS_WIDTH)
+        corrector.SetNumberOfThreads(1)  # sums in one order: the same bits every time
+        try:
+            corrector.Execute(coarse, mask)
+            field = np.exp(sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(coarse)))
+        except RuntimeError:  # marrow of one value leaves its histogram empty: nothing to correct
+            field = np.ones(shape)
+    first = (np.array(low) + (np.array(factors) - 1) / 2) * space.spacing
+    return _Field(field, first, space.spacing * np.array(factors))
+
+
+def _shrunken(values: np.ndarray, factors: list[int]) -> sitk.Image:
+    """Means over blocks of voxels (S, H, W), float32."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values, np.float32))
+    return sitk.BinShrink(image, [int(factor) for factor in reversed(factors)])

@@ -1,0 +1,168 @@
+"""A label map seen as sagittal slices in millimetres, and its sampling along a structure's own axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import cc3d
+import numpy as np
+import SimpleITK as sitk
+
+from ..volume import Geometry, SagittalStack, Volume
+
+LEFT, DOWN, BACK = np.eye(3)
+"""Unit vectors of the space: along slices, rows and columns."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Axes of a structure: rows of `axes` (3, 3) are the unit vectors toward left, posterior and superior."""
+
+    origin: np.ndarray
+    axes: np.ndarray
+
+    @classmethod
+    def facing(cls, origin: np.ndarray, up: np.ndarray, back: np.ndarray) -> Frame:
+        """A frame whose third axis is `up` and whose second one is as near to `back` as that allows."""
+        up = up / np.linalg.norm(up)
+        back = back - (back @ up) * up
+        back = back / np.linalg.norm(back)
+        left = np.cross(up, back)
+        return cls(np.asarray(origin, float), np.stack([left if left @ LEFT > 0 else -left, back, up]))
+
+    def local(self, points: np.ndarray) -> np.ndarray:
+        """Coordinates (..., 3) in this frame of points (..., 3) of the space."""
+        return (points - self.origin) @ self.axes.T
+
+    def point(self, *local: float) -> np.ndarray:
+        """The point (3,) of the space at local coordinates."""
+        return self.origin + np.asarray(local, float) @ self.axes
+
+
+class Space:
+    """Labels (S, H, W) with positions in mm along slices (to the left), rows (down) and columns (to the back).
+
+    It is the patient's space turned and shifted as a whole, so that distances and angles in it are the patient's.
+
+    Attributes:
+        labels: (S, H, W) uint8.
+        spacing: (3,) mm.
+    """
+
+    def __init__(self, labels: np.ndarray, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self._stack = SagittalStack.of(Volume(labels, geometry))
+        self.labels = self._stack.slices
+        self.spacing = np.array([self._stack.slice_spacing, *self._stack.pixel])
+
+    def slices_of(self, voxels: np.ndarray) -> np.ndarray:
+        """Another array of the same grid (k, j, i) as slices (S, H, W)."""
+        return SagittalStack.of(Volume(voxels, self._geometry)).slices
+
+    def restore(self, slices: np.ndarray) -> np.ndarray:
+        """Slices (S, H, W) laid back onto the source grid (k, j, i)."""
+        return self._stack.restore(slices)
+
+    @property
+    def pixel(self) -> float:
+        """The longer side of a pixel of the slices in mm."""
+        return float(self.spacing[1:].max())
+
+    @property
+    def last(self) -> np.ndarray:
+        """Position (3,) of the last voxel."""
+        return (np.array(self.labels.shape) - 1) * self.spacing
+
+    def to_patient(self, points: np.ndarray) -> np.ndarray:
+        """Positions (..., 3) in mm, LPS, of points of the space."""
+        index = np.asarray(points) / self.spacing
+        shape = np.array(self.labels.shape)
+        index = np.where(self._stack.flipped, shape - 1 - index, index)
+        source = np.empty_like(index)
+        source[..., list(self._stack.axes)] = index
+        return self._geometry.points(source[..., ::-1])
+
+    def from_patient(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 3) of the space at positions in mm, LPS."""
+        steps = np.asarray(self._geometry.direction) * np.asarray(self._geometry.spacing)
+        source = (np.asarray(points) - np.asarray(self._geometry.origin)) @ np.linalg.inv(steps).T
+        index = source[..., ::-1][..., list(self._stack.axes)]
+        shape = np.array(self.labels.shape)
+        return np.where(self._stack.flipped, shape - 1 - index, index) * self.spacing
+
+    @cached_property
+    def _boxes(self) -> dict[int, tuple[slice, slice, slice]]:
+        statistics = cc3d.statistics(np.ascontiguousarray(self.labels))
+        counts = statistics["voxel_counts"]
+        return {n: statistics["bounding_boxes"][n] for n in range(1, len(counts)) if counts[n]}
+
+    @property
+    def values(self) -> list[int]:
+        """Label values present."""
+        return list(self._boxes)
+
+    def box(self, value: int) -> tuple[slice, slice, slice]:
+        """The smallest box of voxels around a structure."""
+        return self._boxes[value]
+
+    def touches(self, value: int, axis: int) -> bool:
+        """Whether a structure reaches the first or the last voxel of an axis."""
+        part = self.box(value)[axis]
+        return part.start == 0 or part.stop == self.labels.shape[axis]
+
+    def points(self, value: int, apart: float = 1.5) -> np.ndarray:
+        """Positions (N, 3) of a structure's voxels, thinned to about `apart` mm."""
+        box = self.box(value)
+        step = np.maximum(1, np.round(apart / self.spacing)).astype(int)
+        step = np.minimum(step, [max(1, (part.stop - part.start) // 2) for part in box])
+        start = np.array([part.start for part in box]) + step // 2
+        part = self.labels[tuple(slice(int(a), b.stop, int(n)) for a, b, n in zip(start, box, step, strict=True))]
+        return (np.argwhere(part == value) * step + start) * self.spacing
+
+    def sample(self, value: int, frame: Frame, grid: Grid) -> np.ndarray:
+        """How much of a structure lies at the nodes of a grid in a frame: (X, Y, Z) float32, 0 to 1.
+
+        Between voxels the mask is interpolated linearly; its outline is where the value is one half.
+        """
+        box = tuple(
+            slice(max(0, p.start - 1), min(n, p.stop + 1))
+            for p, n in zip(self.box(value), self.labels.shape, strict=True)
+        )
+        mask = np.ascontiguousarray(self.labels[box] == value).astype(np.float32)
+        # A structure goes on beyond the outermost slice; above, below, in front and behind it ends with the image.
+        mask = np.pad(np.pad(mask, ((1, 1), (0, 0), (0, 0)), mode="edge"), ((0, 0), (1, 1), (1, 1)))
+        first = (np.array([part.start for part in box]) - 1) * self.spacing
+        return resample(mask, first, self.spacing, frame, grid)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Evenly spaced nodes along a frame's axes: left x (X,), posterior y (Y,), superior z (Z,), mm."""
+
+    x: np.ndarray
+    y: np.ndarray
+    z: np.ndarray
+
+    @classmethod
+    def spanning(
+        cls, x: tuple[float, float, float], y: tuple[float, float, float], z: tuple[float, float, float]
+    ) -> Grid:
+        """From first, last and step of each axis."""
+        return cls(*(np.linspace(a, b, max(2, round((b - a) / step) + 1)) for a, b, step in (x, y, z)))
+
+
+def resample(values: np.ndarray, first: np.ndarray, spacing: np.ndarray, frame: Frame, grid: Grid) -> np.ndarray:
+    """Values (S, H, W) float32, whose first voxel lies at `first`, at a grid's nodes: (X, Y, Z) float32, 0 outside."""
+    image = sitk.GetImageFromArray(values)
+    image.SetOrigin(first[::-1].tolist())
+    image.SetSpacing([float(size) for size in spacing[::-1]])
+    nodes = (grid.x, grid.y, grid.z)
+    # ITK's axes (x fastest) are the space's columns, rows, slices; the output's fastest axis is the grid's z.
+    direction = frame.axes[::-1, ::-1].T
+    origin = frame.point(*(axis[0] for axis in nodes))[::-1]
+    result = sitk.Resample(
+        image, [len(axis) for axis in reversed(nodes)], sitk.Transform(), sitk.sitkLinear, origin.tolist(),
+        [float(axis[1] - axis[0]) for axis in reversed(nodes)], direction.ravel().tolist(), 0.0, sitk.sitkFloat32, True,
+    )  # fmt: skip
+    return sitk.GetArrayFromImage(result)

@@ -1,0 +1,108 @@
+"""Cut vertebrae in two: the vertebral body, and the posterior elements behind it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cc3d
+import numpy as np
+
+from ..anatomy import classes
+from ..errors import UsageError
+from ..parts import PARTS_OFFSET, merge_parts, part_structures
+from ..segmentation import Segmentation
+from .landmarks import Landmarks, Section, find_landmarks, in_front_of_canal
+from .space import Space
+
+_WALL_MARGIN_MM = 1.0
+"""Beside the canal the cut lies so far behind the body's posterior wall."""
+_MIDLINE_MM = 6.0
+"""So close to the midline the cut is the canal itself."""
+_ISLAND = 0.1
+_STUB_MM3 = 300.0
+
+
+def split_parts(segmentation: Segmentation) -> Segmentation:
+    """The same with each vertebra's posterior elements as a structure of their own (label value + 100).
+
+    The cut follows the body's posterior wall through the pedicles and, near the midline, the canal's anterior border.
+    No voxel is added or removed. A vertebra without a part behind the cut is all body.
+
+    Raises:
+        UsageError: USAGE, three classes without levels.
+    """
+    if segmentation.known == classes():
+        raise UsageError("USAGE", "this segmentation has no levels", "Give one made with levels, not with --classes")
+    segmentation = merge_parts(segmentation)
+    space = Space(segmentation.labels, segmentation.geometry)
+    kinds = {value: segmentation.known[value].kind for value in space.values}
+    vertebrae = [value for value, kind in kinds.items() if kind == "vertebra"]
+    discs = [value for value, kind in kinds.items() if kind == "disc"]
+    canal = next((value for value, kind in kinds.items() if kind == "canal"), None)
+    landmarks = find_landmarks(space, vertebrae, discs, canal)
+    labels = space.labels.copy()
+    for value in vertebrae:
+        box = space.box(value)
+        mask = space.labels[box] == value
+        rear = _rear(space, landmarks, value, mask)
+        labels[box][mask & rear] = value + PARTS_OFFSET
+    source = space.restore(labels)
+    both = {value + PARTS_OFFSET for value in segmentation.partial if kinds.get(value) == "vertebra"}
+    partial = segmentation.partial | (both & set(np.unique(source).tolist()))
+    surely = {value + PARTS_OFFSET: sure for value, sure in segmentation.confidence.items() if value in vertebrae}
+    return replace(
+        segmentation,
+        labels=source,
+        known=part_structures(),
+        partial=frozenset(partial),
+        confidence={**segmentation.confidence, **surely},
+    )
+
+
+def _rear(space: Space, landmarks: Landmarks, value: int, mask: np.ndarray) -> np.ndarray:
+    """The voxels (of a mask cut to the vertebra's box) that are posterior elements."""
+    rear = np.zeros_like(mask)
+    if landmarks.line is None:
+        return rear
+    first = np.array([part.start for part in space.box(value)])
+    points = (np.argwhere(mask) + first) * space.spacing
+    section = landmarks.bodies.get(value)
+    beyond = np.zeros(len(points), bool)
+    if section is None:
+        rear[mask] = ~in_front_of_canal(points, landmarks.line)
+    else:
+        rear[mask], beyond = _behind_wall(points, landmarks, section)
+    reaches = np.zeros_like(mask)
+    reaches[mask] = beyond
+    return _tidied(mask, rear, reaches, float(np.prod(space.spacing)))
+
+
+def _behind_wall(points: np.ndarray, landmarks: Landmarks, section: Section) -> tuple[np.ndarray, np.ndarray]:
+    """Which points (N, 3) lie behind the body's posterior wall, and which behind the canal's middle."""
+    assert landmarks.line is not None
+    frame = section.frame
+    x, y, z = frame.local(points).T
+    upper, lower = frame.local(section.upper.back), frame.local(section.lower.back)
+    lean = (upper[1] - lower[1]) / (upper[2] - lower[2])
+    # No steeper than this beyond the corners, where a spur may have made the wall's line lean.
+    wall = lower[1] + np.clip(lean, -0.5, 0.5) * (np.clip(z, lower[2], upper[2]) - lower[2])
+    canal = landmarks.canal_at(frame, z)
+    cut = np.where(np.abs(x) < _MIDLINE_MM, np.maximum(canal, wall), wall + _WALL_MARGIN_MM)
+    return y > cut, y > canal
+
+
+def _tidied(mask: np.ndarray, rear: np.ndarray, reaches: np.ndarray, voxel: float) -> np.ndarray:
+    """Islands given back: in front of the cut, what is no large part of the body; behind it, what never gets far."""
+    front = cc3d.connected_components(mask & ~rear, connectivity=6)
+    volume = np.bincount(front.ravel())
+    volume[0] = 0
+    small = (volume > 0) & (volume < _ISLAND * volume.max(initial=0))
+    rear = rear | small[front]
+    behind = cc3d.connected_components(mask & rear, connectivity=6)
+    volume = np.bincount(behind.ravel())
+    far = np.bincount(behind.ravel(), reaches.ravel())
+    stub = (far == 0) & (volume * voxel < _STUB_MM3)
+    stub[0] = False
+    if front.any():
+        rear = rear & ~stub[behind]
+    return rear

@@ -1,0 +1,84 @@
+"""Measures of vertebral bodies: heights, depth, ratios, and the height lost against the neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .landmarks import Section
+from .results import LOW_CONFIDENCE, MISSING, PARTIAL, Measure
+
+HEIGHTS = ("height_anterior_mm", "height_middle_mm", "height_posterior_mm")
+GENANT_PERCENT = (20.0, 25.0, 40.0)
+"""Lower limits of grades 1 to 3 (Genant et al. 1993, doi:10.1002/jbmr.5650080915)."""
+_REACH = 2
+"""Bodies on either side that a body is compared with."""
+_DERIVED = ("depth_mm", "wedge_ratio", "biconcavity_ratio", "wedge_angle_deg")
+
+
+def body_measures(section: Section | None) -> dict[str, Measure]:
+    """Heights, depth and ratios of one body, on its mid-sagittal section.
+
+    Anterior and posterior height: distance of the upper from the lower corner; middle height: of the endplates half-way
+    between the corners (the six points of quantitative morphometry: Genant et al. 1993). Depth: mean distance of the
+    front from the back corners at the two endplates. Wedge ratio: anterior by posterior height; biconcavity ratio:
+    middle by posterior height. Wedge angle: between the endplates' directions, each that of the chord of a parabola
+    through the endplate's central 90 %; positive where the front is lower.
+    """
+    if section is None:
+        return dict.fromkeys((*HEIGHTS, *_DERIVED), Measure.none(LOW_CONFIDENCE))
+    upper, lower, flags = section.upper, section.lower, section.flags
+    if upper.cut or lower.cut:
+        return dict.fromkeys((*HEIGHTS, *_DERIVED), Measure.none(PARTIAL))
+    anterior, middle, posterior = (
+        float(np.linalg.norm(getattr(upper, place) - getattr(lower, place))) for place in ("front", "middle", "back")
+    )
+    values = {
+        "height_anterior_mm": anterior,
+        "height_middle_mm": middle,
+        "height_posterior_mm": posterior,
+        "depth_mm": (upper.depth + lower.depth) / 2,
+        "wedge_ratio": anterior / posterior if posterior > 0 else None,
+        "biconcavity_ratio": middle / posterior if posterior > 0 else None,
+        "wedge_angle_deg": sagittal_angle(lower.along, upper.along, section.frame.axes[0]),
+    }
+    return {name: Measure.of(value, flags) for name, value in values.items()}
+
+
+def sagittal_angle(first: np.ndarray, second: np.ndarray, left: np.ndarray) -> float:
+    """Degrees by which a second direction to the back (3,) rises above the first, seen along the axis `left` (3,)."""
+    back = first - (first @ left) * left
+    up = np.cross(left, back)
+    up = up if up[1] < 0 else -up  # the space's second axis points down
+    return float(np.degrees(np.arctan2(second @ up / np.linalg.norm(up), second @ back / np.linalg.norm(back))))
+
+
+def height_losses(heights: Sequence[Mapping[str, Measure]]) -> list[dict[str, Measure]]:
+    """Height loss and Genant's band of bodies given from the top down, consecutive ones beside each other.
+
+    Each of the three heights is compared with the median of the same height of up to two bodies on either side (an
+    odd one out among them, itself collapsed, does not count); the loss is the largest of the three, at least 0.
+    The bands follow Genant et al. 1993: from 20 % grade 1, from 25 % grade 2, from 40 % grade 3.
+    """
+    table = np.array([[np.nan if h[name].value is None else h[name].value for name in HEIGHTS] for h in heights], float)
+    results = []
+    for n, own in enumerate(table):
+        near = [m for m in range(max(0, n - _REACH), min(len(table), n + _REACH + 1)) if m != n]
+        near = [m for m in near if np.isfinite(table[m]).all()]
+        if not np.isfinite(own).all():
+            results.append(_no_loss(*heights[n][HEIGHTS[0]].flags))
+            continue
+        if not near:
+            results.append(_no_loss(MISSING))
+            continue
+        loss = float(np.max(1 - own / np.median(table[near], axis=0)))
+        loss = 100 * max(0.0, loss)
+        flags = set(heights[n][HEIGHTS[0]].flags) | ({LOW_CONFIDENCE} if len(near) < 2 else set())
+        grade = int(np.searchsorted(GENANT_PERCENT, loss, side="right"))
+        results.append({"height_loss_percent": Measure.of(loss, flags), "genant_grade": Measure.of(grade, flags)})
+    return results
+
+
+def _no_loss(*flags: str) -> dict[str, Measure]:
+    return dict.fromkeys(("height_loss_percent", "genant_grade"), Measure.none(*flags))

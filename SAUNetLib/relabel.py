@@ -1,0 +1,230 @@
+"""Correct the levels of a segmentation: one structure says what it is, and all names move along the spine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from .anatomy import Structure, classes, structures, vertebra_levels
+from .errors import UsageError
+from .formats.segmentations import check_output, read_segmentation, write_segmentation
+from .parts import PARTS_OFFSET, has_parts
+from .segmentation import Segmentation
+
+_SUPERSEDED = ("LEVELS_", "TRANSITIONAL", "TOO_MANY_VERTEBRAE")
+"""Warnings whose codes begin so speak of the names that a correction replaces."""
+
+
+def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segmentation:
+    """The same structures with other names.
+
+    Every structure keeps its place beside its neighbours: whoever says that the disc named L4/L5 is L3/L4 moves all
+    vertebrae and discs up by one level. The count below and above is the usual one (12 thoracic, 5 lumbar vertebrae)
+    unless the assignments, or a sacrum that stays where it is, fit only a spine with a T13, with an L6, without L5 or
+    without T12.
+
+    Args:
+        segmentation: one with levels; vertebral bodies and posterior elements may be separate (`parts.split_parts`).
+        assignments: by structure (its label value, level or name, such as ``95``, ``L4/L5``, ``L4/L5 disc``) what it
+            really is (level, name or label value).
+
+    Raises:
+        UsageError: USAGE for three classes without levels, for a structure that is not there or a level that does not
+            exist, for assignments that contradict each other, or for names that would go beyond C1 or the sacrum.
+    """
+    if segmentation.known == classes():
+        raise _refusal("this segmentation has no levels", "Give one made with levels, not with --classes")
+    if not assignments:
+        raise _refusal("no structure was given a name", "Say what at least one structure is, such as 95=L3/L4")
+    present = _present(segmentation)
+    wanted = _wanted(assignments, present)
+    table = _new_values(present, wanted)
+    labels = _mapped(segmentation, table)
+    said = ", ".join(f"{_known()[old].level}={_known()[new].level}" for old, new in wanted.items())
+    earlier = segmentation.provenance.get("relabelled")
+    return replace(
+        segmentation,
+        labels=labels,
+        partial=frozenset(_moved(value, table) for value in segmentation.partial),
+        provenance={**segmentation.provenance, "relabelled": f"{earlier}; {said}" if earlier else said},
+        confidence=dict.fromkeys(table.values(), 1.0),  # the user knows
+        warnings=tuple(one for one in segmentation.warnings if not one.code.startswith(_SUPERSEDED)),
+    )
+
+
+def relabel_file(path: str | Path, assignments: Mapping[str, str], output: str | Path | None = None) -> Segmentation:
+    """Relabel a saved segmentation of any format that `formats.segmentations` writes; returns what was written.
+
+    Args:
+        path: the file.
+        assignments: as in `relabel`.
+        output: where to write; None replaces the file itself, which stays as it is if anything fails.
+
+    Raises:
+        InputError: as `read_segmentation`.
+        UsageError: as `relabel`; OUTPUT_FORMAT or OUTPUT_WRITE.
+    """
+    target = Path(path if output is None else output)
+    check_output(target)
+    segmentation = relabel(read_segmentation(path), assignments)
+    write_segmentation(segmentation, target)
+    return segmentation
+
+
+def _refusal(cause: str, remedy: str) -> UsageError:
+    return UsageError("USAGE", cause, remedy)
+
+
+def _known() -> Mapping[int, Structure]:
+    return structures()
+
+
+def _present(segmentation: Segmentation) -> list[int]:
+    """Values of the structures with a level, posterior elements counted as their vertebra."""
+    values = np.flatnonzero(np.bincount(segmentation.labels.ravel(), minlength=256))
+    whole = {_whole(segmentation, int(value)) for value in values if value}
+    return sorted(value for value in whole if value in _known() and _known()[value].level)
+
+
+def _whole(segmentation: Segmentation, value: int) -> int:
+    return value - PARTS_OFFSET if value > PARTS_OFFSET and has_parts(segmentation) else value
+
+
+def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int]:
+    """Old and new label values of what was said."""
+    wanted: dict[int, int] = {}
+    for key, text in assignments.items():
+        old, new = _value(key), _value(text)
+        if old not in present:
+            shown = ", ".join(f"{value} {_known()[value].level}" for value in present) or "none"
+            raise _refusal(f"there is no structure {key} in this segmentation", f"Choose among: {shown}")
+        kinds = {_known()[old].kind, _known()[new].kind}
+        if ("disc" in kinds) != (kinds == {"disc"}):
+            raise _refusal(
+                f"{_known()[old].name} cannot become {_known()[new].name}",
+                "Give a disc the level of a disc (such as L3/L4) and a vertebra that of a vertebra (such as L4)",
+            )
+        if wanted.get(old, new) != new:
+            raise _refusal(f"{_known()[old].name} was given two levels", "Give it one")
+        wanted[old] = new
+    return wanted
+
+
+def _value(text: str) -> int:
+    """The label value of a structure with a level, from its value, level or name."""
+    plain = " ".join(text.split()).casefold()
+    for value, one in _known().items():
+        if one.level and plain in (str(value), one.level.casefold(), one.name.casefold()):
+            return value
+    raise _refusal(
+        f"{text.strip() or 'nothing'} is not a level", "Give a level such as L4 or L3/L4, or a label value such as 44"
+    )
+
+
+def _chains() -> list[tuple[str, ...]]:
+    """Vertebrae of possible spines from C1 down to the sacrum, the usual one first."""
+    usual = [level for level in vertebra_levels() if level not in ("T13", "L6")]
+    variants = []
+    thoracic = ((), ("T13",), ("-T12",))
+    lumbar = ((), ("L6",), ("-L5",))
+    for chest, loin in sorted(itertools.product(thoracic, lumbar), key=lambda pair: len(pair[0]) + len(pair[1])):
+        levels = list(usual)
+        for change in (*chest, *loin):
+            if change.startswith("-"):
+                levels.remove(change[1:])
+            else:
+                levels.insert(levels.index("L1") if change == "T13" else len(levels), change)
+        variants.append((*levels, "S1"))
+    return variants
+
+
+def _places(chain: tuple[str, ...]) -> dict[float, int]:
+    """Label values by place in a chain: a vertebra's number, half a step more for the disc below it."""
+    values = {one.level: value for value, one in _known().items() if one.level}
+    result: dict[float, int] = {}
+    for n, (upper, lower) in enumerate(itertools.zip_longest(chain, chain[1:])):
+        result[float(n)] = values[upper]
+        if lower is None:
+            continue
+        level = "L5/S1" if lower == "S1" else f"{upper}/{lower}"
+        if level not in values and lower == "L1":
+            level = "T12/L1"  # the thoracolumbar disc, also below T13 and T11
+        if level in values:
+            result[n + 0.5] = values[level]
+    return result
+
+
+def _new_values(present: list[int], wanted: Mapping[int, int]) -> dict[int, int]:
+    """New label values by old ones, in the first kind of spine in which everything fits.
+
+    Raises:
+        UsageError: USAGE, nothing fits.
+    """
+    known = _known()
+    old = _old_places(present)
+    fixed = dict(wanted)
+    sacrum = next((value for value in present if known[value].kind == "sacrum"), None)
+    if sacrum is not None:
+        fixed.setdefault(sacrum, sacrum)  # nothing else looks like a sacrum
+    contradictory = True
+    beyond = ""
+    for chain in _chains():
+        places = _places(chain)
+        at = {value: place for place, value in places.items()}
+        if not all(new in at for new in fixed.values()):
+            continue
+        shifts = {at[new] - old[value] for value, new in fixed.items()}
+        if len(shifts) != 1:
+            continue
+        contradictory = False
+        shift = shifts.pop()
+        outside = [value for value in present if old[value] + shift not in places]
+        if not outside:
+            return {value: places[old[value] + shift] for value in present}
+        beyond = beyond or f"{known[outside[0]].name} would lie beyond {_end(outside[0], old, shift, chain)}"
+    if contradictory:
+        said = ", ".join(f"{known[value].level} is {known[new].level}" for value, new in fixed.items())
+        raise _refusal(f"these cannot all be true: {said}", "Name one structure only, or check the levels given")
+    raise _refusal(beyond, "Check the level given")
+
+
+def _end(value: int, old: Mapping[int, float], shift: float, chain: tuple[str, ...]) -> str:
+    place = old[value] + shift
+    if place < len(chain) / 2:
+        return "C1" if place < 0 else "C2/C3, the highest disc"
+    return "the sacrum" if place > len(chain) - 1 else "the levels that have a name"
+
+
+def _old_places(present: list[int]) -> dict[int, float]:
+    """Places of the structures as they are named now, in the first kind of spine that has them all."""
+    best: dict[int, float] = {}
+    for chain in _chains():
+        at = {value: place for place, value in _places(chain).items() if value in present}
+        if len(at) > len(best):
+            best = at
+    missing = [_known()[value].name for value in present if value not in best]
+    if missing:
+        raise _refusal(
+            f"{', '.join(missing)} fits into no spine together with the other levels", "Correct the label map by hand"
+        )
+    return best
+
+
+def _moved(value: int, table: Mapping[int, int]) -> int:
+    if value in table:
+        return table[value]
+    return table[value - PARTS_OFFSET] + PARTS_OFFSET if value - PARTS_OFFSET in table else value
+
+
+def _mapped(segmentation: Segmentation, table: Mapping[int, int]) -> np.ndarray:
+    """Labels with new values; a sacrum's parts have none."""
+    lookup = np.arange(256, dtype=np.uint8)
+    for old, new in table.items():
+        lookup[old] = new
+        if has_parts(segmentation):
+            lookup[old + PARTS_OFFSET if old + PARTS_OFFSET < 256 else old] = _moved(old + PARTS_OFFSET, table)
+    return lookup[segmentation.labels]

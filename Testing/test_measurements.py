@@ -1,0 +1,429 @@
+"""Measures: on phantoms of known anatomy, in every orientation, and where something is missing."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from builders import axis_orders, geometry, rotation, segmentation, volume
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from SAUNetLib.anatomy import classes, value_of
+from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.measurements import (
+    DISCLAIMER,
+    FLAGS,
+    QUANTITIES,
+    Measure,
+    Measurements,
+    measure,
+    write_measurements,
+    write_picture,
+)
+from SAUNetLib.measurements.centreline import smooth
+from SAUNetLib.measurements.discs import NO_SLIP_MM
+from SAUNetLib.measurements.outline import edges, outline
+from SAUNetLib.measurements.vertebrae import HEIGHTS, height_losses, sagittal_angle
+from SAUNetLib.segmentation import Segmentation
+from SAUNetLib.training.phantom import Phantom, PhantomOptions, make_phantom
+from SAUNetLib.volume import Geometry, Volume, to_sitk
+
+PIXEL = 0.8
+LUMBAR = ("L1", "L2", "L3", "L4", "L5")
+FINE = {"size": (56, 76, 25), "spacing": (0.9, 1.25, 1.0)}
+"""A grid on which the builders' small spine has enough pixels."""
+
+
+def phantom(seed: int, thickness: float, slices: int, **knobs: object) -> Phantom:
+    """A patient from L1 to the sacrum, small enough for a test."""
+    return make_phantom(
+        PhantomOptions(
+            seed=seed,
+            slice_thickness=thickness,
+            gap=0.0,
+            slices=slices,
+            pixel=PIXEL,
+            field_of_view=(236.0, 200.0),
+            **knobs,
+        )  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def thin() -> Phantom:
+    """2 mm slices; a collapsed disc, a wedge fracture, a slip, a narrow canal, a scoliosis."""
+    return phantom(
+        3, 2.0, 25, scoliosis=12.0, lordosis=40.0, wedge={"L2": 14.0}, slip={"L4/L5": 7.0, "L3/L4": -3.0},
+        disc_height_loss={"L3/L4": 0.5, "L4/L5": 0.2}, canal_diameter={"L3/L4": 6.0, "L4/L5": 9.0},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def thick() -> Phantom:
+    """4 mm slices, another patient."""
+    return phantom(
+        8, 4.0, 11, lordosis=62.0, wedge={"L4": 8.0}, slip={"L4/L5": -4.0}, disc_height_loss={"L2/L3": 0.35},
+        canal_diameter={"L2/L3": 8.0},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(thin: Phantom, thick: Phantom) -> list[tuple[Phantom, Measurements]]:
+    return [(one, measure(Segmentation(one.labels, one.volume.geometry))) for one in (thin, thick)]
+
+
+def errors(phantom: Phantom, found: Measurements) -> dict[str, list[float]]:
+    """Measured minus true, by measure."""
+    truth = phantom.truth
+    pairs: list[tuple[str, str, float]] = []
+    for level in LUMBAR:
+        body = truth.bodies[level]
+        pairs += [
+            ("body " + name, level, value)
+            for name, value in zip(HEIGHTS, (body.anterior, body.middle, body.posterior), strict=True)
+        ]
+        pairs += [("body depth_mm", level, body.depth), ("body wedge_angle_deg", level, body.wedge)]
+    for level in ("L1/L2", "L2/L3", "L3/L4", "L4/L5", "L5/S1"):
+        disc = truth.discs[level]
+        pairs += [
+            ("disc " + name, level, value)
+            for name, value in zip(HEIGHTS, (disc.anterior, disc.middle, disc.posterior), strict=True)
+        ]
+        pairs += [("disc slip_mm", level, disc.slip), ("disc segmental_angle_deg", level, disc.angle)]
+    pairs += [("any canal_ap_mm", level, value) for level, value in truth.canal.items() if level[0] == "L"]
+    result: dict[str, list[float]] = {}
+    for name, level, value in pairs:
+        figure = found.value(level, name.split()[1])
+        if figure is not None:
+            result.setdefault(name, []).append(figure - value)
+    return result
+
+
+def check_errors(found: dict[str, list[float]], least: int) -> None:
+    """Median within a pixel or two degrees, from at least so many structures."""
+    for name, values in found.items():
+        limit = 2.0 if name.endswith("deg") else PIXEL
+        assert len(values) >= least, name
+        assert np.median(np.abs(values)) <= limit, (name, values)
+
+
+def oblique(source: Phantom, degrees: float, axis: tuple[float, float, float]) -> Segmentation:
+    """The same patient in 4 mm slices turned about an axis."""
+    grid = source.volume.geometry
+    direction = rotation(degrees, axis) @ np.asarray(grid.direction)
+    spacing = np.array([PIXEL, PIXEL, 4.0])
+    count = np.ceil(np.array(grid.size) * np.array(grid.spacing) / spacing).astype(int)
+    centre = grid.points((np.array(grid.size) - 1) / 2)
+    origin = centre - (direction * spacing) @ ((count - 1) / 2)
+    image = sitk.Resample(
+        to_sitk(source.labels, grid), count.tolist(), sitk.Transform(), sitk.sitkNearestNeighbor, origin.tolist(),
+        spacing.tolist(), direction.ravel().tolist(), 0, sitk.sitkUInt8,
+    )  # fmt: skip
+    turned = Volume.from_sitk(image)
+    return Segmentation(turned.voxels, turned.geometry)
+
+
+def figures(found: Measurements) -> dict[tuple[str, str], float]:
+    return {
+        (row.level, name): one.value
+        for row in found.rows
+        for name, one in row.measures.items()
+        if one.value is not None
+    }
+
+
+# --- known anatomy ----------------------------------------------------------------------------------
+
+
+def test_phantoms_are_measured_to_a_pixel_and_two_degrees(measured):
+    together: dict[str, list[float]] = {}
+    for one, found in measured:
+        for name, values in errors(one, found).items():
+            together.setdefault(name, []).extend(values)
+    assert len(together) == 11
+    check_errors(together, least=8)
+
+
+def test_curves_of_the_spine(measured):
+    for one, found in measured:
+        assert found.value("L1-S1", "lordosis_deg") == pytest.approx(one.truth.lordosis, abs=3.0)
+    coronal = [
+        row.measures["coronal_angle_deg"].value for row in measured[0][1].rows if "coronal_angle_deg" in row.measures
+    ]
+    assert coronal[0] == pytest.approx(12.0, abs=5.0)
+
+
+@pytest.mark.parametrize(("degrees", "axis"), [(15, (0, 0, 1)), (12, (0, 1, 0)), (20, (1, 0, 0)), (-14, (1, 1, 1))])
+def test_turning_the_slices_brings_no_bias(thin, measured, degrees, axis):
+    turned = measure(oblique(thin, degrees, axis))
+    straight = figures(measured[0][1])
+    off: dict[str, list[float]] = {}
+    for (level, name), value in figures(turned).items():
+        if level.split("/")[0] in LUMBAR and (level, name) in straight and name.endswith(("_mm", "_deg")):
+            off.setdefault(name, []).append(value - straight[level, name])
+    assert len(off) >= 8
+    for name, values in off.items():
+        assert abs(np.median(values)) <= (2.0 if name.endswith("deg") else PIXEL), (name, values)
+
+
+def test_diseases_are_seen(thin, measured):
+    found = measured[0][1]
+    wedged = found.row("L2").measures
+    assert wedged["wedge_ratio"].value < 0.85
+    assert wedged["genant_grade"].value >= 1
+    assert found.row("L4").measures["genant_grade"].value == 0
+    assert found.row("L4/L5").measures["meyerding_grade"].value == 1
+    assert found.value("L4/L5", "slip_mm") > 5 > 0 > found.value("L3/L4", "slip_mm")
+    assert found.value("L3/L4", "canal_ap_mm") == pytest.approx(6.0, abs=PIXEL)
+    index = {level: found.value(level, "disc_height_index") for level in ("L2/L3", "L3/L4")}
+    assert index["L3/L4"] < 0.75 * index["L2/L3"]
+
+
+def test_volumes_are_voxels_times_their_size(thin, measured):
+    grid = thin.volume.geometry
+    expected = np.count_nonzero(thin.labels == value_of("L3")) * grid.voxel_volume
+    assert measured[0][1].value("L3", "volume_mm3") == pytest.approx(expected)
+
+
+def test_without_a_sacrum_its_endplate_is_estimated_and_said_so(thick, measured):
+    labels = np.where(thick.labels == value_of("S1"), 0, thick.labels).astype(np.uint8)
+    found = measure(Segmentation(labels, thick.volume.geometry))
+    lowest = found.row("L5/S1").measures
+    assert "estimated" in lowest["slip_mm"].flags
+    assert "estimated" not in measured[1][1].row("L5/S1").measures["slip_mm"].flags
+    assert lowest["slip_mm"].value == pytest.approx(thick.truth.discs["L5/S1"].slip, abs=2.5)
+    assert "SACRUM_ESTIMATED" in [notice.code for notice in found.warnings]
+    assert found.value("L1-S1", "lordosis_deg") == pytest.approx(thick.truth.lordosis, abs=4.0)
+
+
+def test_signal_ratio_on_t2_only(thick, measured):
+    labelled = Segmentation(thick.labels, thick.volume.geometry)
+    found = measure(labelled, thick.volume)
+    ratios = {level: found.value(level, "signal_ratio") for level in ("L1/L2", "L2/L3", "L3/L4", "L4/L5")}
+    assert all(0.02 < ratio < 1.2 for ratio in ratios.values())
+    worn = {level: thick.truth.discs[level].degeneration for level in ("T12/L1", "L3/L4")}
+    assert worn["T12/L1"] < 2 < worn["L3/L4"]
+    assert found.value("T12/L1", "signal_ratio") > ratios["L3/L4"]
+    inverted = replace(thick.volume, voxels=(thick.volume.voxels.max() - thick.volume.voxels))
+    dark = measure(labelled, inverted)
+    assert dark.row("L3/L4").measures["signal_ratio"] == Measure(None, ("not_t2",))
+    assert measured[1][1].row("L3/L4").measures["signal_ratio"] == Measure(None, ("not_t2",))
+    assert "NOT_T2" in [notice.code for notice in dark.warnings]
+
+
+def test_signal_ratio_depends_neither_on_units_nor_on_the_coil(thick):
+    labelled = Segmentation(thick.labels, thick.volume.geometry)
+    once = measure(labelled, thick.volume)
+    scaled = replace(thick.volume, voxels=thick.volume.voxels.astype(np.float32) * 0.013)
+    # A surface coil behind the patient: twice the signal 60 mm further back.
+    grid = thick.volume.geometry
+    toward = np.arange(grid.size[0]) * grid.spacing[0] * np.log(2) / 60
+    coil = replace(thick.volume, voxels=thick.volume.voxels * np.exp(toward, dtype=np.float32))
+    for level in ("T12/L1", "L2/L3", "L4/L5"):
+        expected = once.value(level, "signal_ratio")
+        assert measure(labelled, scaled).value(level, "signal_ratio") == pytest.approx(expected, rel=0.03)
+        assert measure(labelled, coil).value(level, "signal_ratio") == pytest.approx(expected, rel=0.08)
+
+
+# --- geometry ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", range(0, 48, 6))
+def test_axis_order_changes_nothing(number):
+    order, flips = axis_orders()[number]
+    straight = figures(measure(segmentation(geometry(**FINE))))
+    turned = figures(measure(segmentation(geometry(order, flips, **FINE))))
+    assert straight.keys() == turned.keys()
+    for key, value in straight.items():
+        assert turned[key] == pytest.approx(value, abs=0.15 if "percent" not in key[1] else 1.5), key
+
+
+def test_marks_lie_on_the_structures_in_the_patients_space():
+    grid = geometry((2, 0, 1), (True, False, True), oblique=11.0, **FINE)
+    found = measure(segmentation(grid, oblique=11.0))
+    upright = np.concatenate([mark.points for mark in found.marks if mark.kind == "endplate"]) @ rotation(11.0)
+    assert len(upright) >= 24
+    assert np.abs(upright[:, 0]).max() < 3  # the midline
+    assert upright[:, 1].min() == pytest.approx(-19, abs=1.5)
+    assert upright[:, 1].max() == pytest.approx(3, abs=1.5)
+
+
+# --- what is not there ------------------------------------------------------------------------------
+
+
+def test_nothing_segmented_gives_no_rows():
+    grid = geometry()
+    found = measure(Segmentation(np.zeros(tuple(reversed(grid.size)), np.uint8), grid))
+    assert found.rows == ()
+    assert [notice.code for notice in found.warnings] == ["CANAL_MISSING"]
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_few_slices_measure_the_section_but_no_coronal_angle(slices):
+    grid = geometry(size=(56, 76, slices), spacing=(0.9, 1.25, 4.0))
+    found = measure(segmentation(grid))
+    assert found.value("L2", "height_middle_mm") == pytest.approx(16, abs=1.5)
+    assert ("few_slices" in found.row("L2").measures["height_middle_mm"].flags) == (slices == 1)
+    coronal = [row.measures["coronal_angle_deg"] for row in found.rows if "coronal_angle_deg" in row.measures]
+    assert coronal == [Measure(None, ("few_slices",))]
+
+
+def test_without_canal_what_needs_it_is_missing():
+    whole = segmentation(geometry(**FINE))
+    found = measure(replace(whole, labels=np.where(whole.labels == 2, 0, whole.labels).astype(np.uint8)))
+    assert found.row("L2").measures["canal_ap_mm"] == Measure(None, ("missing",))
+    assert found.value("L2", "height_middle_mm") == pytest.approx(
+        measure(whole).value("L2", "height_middle_mm"), abs=0.7
+    )
+
+
+def test_a_body_cut_by_the_border_has_no_height():
+    whole = segmentation(geometry(**FINE))
+    cut = np.ascontiguousarray(whole.labels[:, 9:])  # rows from above: T12 loses its upper half
+    grid = whole.geometry
+    origin = grid.points(np.array([0, 9, 0]))
+    smaller = Geometry((grid.size[0], grid.size[1] - 9, grid.size[2]), grid.spacing, tuple(origin), grid.direction)
+    top = value_of("T12")
+    assert (cut[:, 0] == top).any()
+    found = measure(Segmentation(cut, smaller, partial=frozenset({top})))
+    measures = found.row("T12").measures
+    assert measures["height_middle_mm"] == Measure(None, ("partial",))
+    assert measures["genant_grade"].value is None
+    assert measures["volume_mm3"].flags == ("partial",)
+    assert found.value("T12/L1", "height_middle_mm") is not None
+
+
+def test_one_vertebra_alone_has_volume_and_little_else():
+    whole = segmentation(geometry(**FINE))
+    found = measure(replace(whole, labels=np.where(whole.labels == value_of("L2"), whole.labels, 0).astype(np.uint8)))
+    row = found.row("L2")
+    assert row.measures["volume_mm3"].value > 1000
+    assert row.measures["height_middle_mm"].value is None
+    assert row.measures["height_middle_mm"].flags
+
+
+def test_classes_and_other_grids_are_refused():
+    grid = geometry()
+    whole = segmentation(grid)
+    with pytest.raises(UsageError):
+        measure(replace(whole, labels=np.minimum(whole.labels, 1), known=classes()))
+    with pytest.raises(InputError) as failure:
+        measure(whole, volume(geometry(size=(40, 64, 7))))
+    assert failure.value.code == "INPUT_GEOMETRY"
+
+
+def test_every_missing_figure_says_why(measured):
+    for _, found in measured:
+        for row in found.rows:
+            for name, one in row.measures.items():
+                assert name in QUANTITIES
+                assert set(one.flags) <= FLAGS.keys()
+                assert one.value is None or math.isfinite(one.value)
+                assert one.value is not None or one.flags
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def test_csv_and_json_say_the_same_with_units(measured, tmp_path):
+    found = measured[0][1]
+    write_measurements(found, tmp_path / "m.csv")
+    write_measurements(found, tmp_path / "m.json")
+    with open(tmp_path / "m.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    content = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
+    assert content["note"] == DISCLAIMER
+    assert all(row["note"] == DISCLAIMER for row in rows)
+    assert [row["level"] for row in rows] == [one["level"] for one in content["structures"]]
+    for row, one in zip(rows, content["structures"], strict=True):
+        for name, value in one["measures"].items():
+            assert float(row[name]) == pytest.approx(value, rel=1e-5) if value is not None else row[name] == ""
+    assert any("estimated" in row["quality"] or "partial" in row["quality"] for row in rows)
+
+
+def test_unknown_endings_are_refused_and_leave_nothing(tmp_path):
+    found = measure(segmentation(geometry()))
+    with pytest.raises(UsageError):
+        write_measurements(found, tmp_path / "m.xlsx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_picture_shows_the_landmarks(thick, tmp_path):
+    labelled = Segmentation(thick.labels, thick.volume.geometry)
+    found = measure(labelled)
+    write_picture(thick.volume, labelled, found, tmp_path / "m.png")
+    with Image.open(tmp_path / "m.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    for colour in ((255, 221, 87), (92, 200, 255), (255, 128, 190)):
+        assert (pixels == colour).all(axis=1).sum() > 50
+    write_picture(thick.volume, labelled, Measurements(()), tmp_path / "empty.png")
+    assert (tmp_path / "empty.png").stat().st_size > 1000
+
+
+# --- parts ------------------------------------------------------------------------------------------
+
+
+@given(st.floats(-80, 80), st.floats(-80, 80))
+def test_sagittal_angle_is_the_difference_of_slopes(first, second):
+    def direction(angle: float) -> np.ndarray:
+        return np.array([0.0, -np.sin(np.radians(angle)), np.cos(np.radians(angle))])
+
+    angle = sagittal_angle(direction(first), direction(second), np.array([1.0, 0, 0]))
+    assert angle == pytest.approx(second - first, abs=1e-6)
+
+
+@given(st.lists(st.floats(10, 40), min_size=2, max_size=8), st.floats(0, 60))
+@settings(max_examples=40)
+def test_height_loss_is_that_against_equal_neighbours(heights, lost):
+    def body(height: float) -> dict[str, Measure]:
+        return dict.fromkeys(HEIGHTS, Measure.of(height))
+
+    alone = height_losses([body(20)])
+    assert alone[0]["height_loss_percent"] == Measure(None, ("missing",))
+    bodies = [body(30), body(30), body(30 * (1 - lost / 100)), body(30), body(30)]
+    losses = height_losses(bodies)
+    assert losses[2]["height_loss_percent"].value == pytest.approx(lost, abs=1e-6)
+    if min(abs(lost - limit) for limit in (20, 25, 40)) > 1e-6:
+        assert losses[2]["genant_grade"].value == sum(lost > limit for limit in (20, 25, 40))
+    assert losses[1]["height_loss_percent"].value == pytest.approx(0, abs=1e-6)  # a collapsed neighbour does not count
+    assert all(one["height_loss_percent"].value >= 0 for one in height_losses([body(h) for h in heights]))
+
+
+@given(st.floats(-8, 8), st.floats(0.3, 2.0))
+def test_edges_are_where_the_share_is_one_half(place, step):
+    nodes = np.arange(-20, 20, step)
+    share = np.clip(0.5 + (nodes - place) / (2 * step), 0, 1)
+    assert edges(share, nodes, last=False) == pytest.approx(place, abs=1e-6)
+    assert edges(share[::-1], -nodes[::-1], last=True) == pytest.approx(-place, abs=1e-6)
+    assert np.isnan(edges(np.zeros(5), np.arange(5.0), last=True))
+
+
+@given(st.floats(20, 40), st.floats(15, 35), st.floats(-0.3, 0.3), st.floats(0.4, 0.8))
+@settings(max_examples=30, deadline=None)
+def test_corners_of_a_trapezium(depth, height, slope, pixel):
+    y, z = np.arange(-30, 30, pixel), np.arange(-30, 30, pixel)
+    top = height / 2 + slope * y
+    inside = (np.abs(y)[:, None] < depth / 2) & (z[None] < top[:, None]) & (z[None] > -height / 2)
+    found = outline(inside.astype(np.float32), y, z)
+    assert found is not None
+    expected = [(s * depth / 2, height / 2 + slope * s * depth / 2) for s in (-1, 1)]
+    expected += [(s * depth / 2, -height / 2) for s in (-1, 1)]
+    assert np.linalg.norm(found.corners - np.array(expected), axis=1).max() < 1.6 * pixel
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3), st.floats(0.5, 6))
+def test_smoothing_keeps_straight_lines(start, slope, sigma):
+    line = start + slope * np.arange(40.0)[:, None]
+    assert np.abs(smooth(line, sigma) - line).max() < 1e-6
+
+
+def test_a_small_displacement_is_no_slip():
+    found = measure(segmentation(geometry(**FINE)))
+    row = found.row("L2/L3").measures
+    assert abs(row["slip_mm"].value) < NO_SLIP_MM
+    assert row["meyerding_grade"].value == 0

@@ -1,0 +1,95 @@
+"""Agreement with readings: the statistics against slow ones, and one patient's way through."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from SAUNetLib.errors import InputError
+from SAUNetLib.evaluation.readings import (
+    Disc,
+    agreements,
+    area_under_curve,
+    by_level,
+    measure_labels,
+    rank_correlation,
+    ranks,
+    read_discs,
+    table,
+)
+
+
+def disc(patient: str, level: str, height: float, narrowed: bool) -> Disc:
+    return Disc(
+        patient,
+        level,
+        narrowed,
+        narrowed,
+        5 if narrowed else 2,
+        height,
+        height,
+        20 * height,
+        10.0 * narrowed,
+        height,
+        False,
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=30))
+def test_area_under_curve_counts_pairs(pairs):
+    scores = np.array([float(score) for score, _ in pairs])
+    positive = np.array([truth for _, truth in pairs])
+    counted = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
+    found = area_under_curve(scores, positive)
+    assert found == pytest.approx(np.mean(counted)) if counted else np.isnan(found)
+
+
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=30))
+def test_ranks_share_their_mean(values):
+    numbers = np.array(values, float)
+    slow = [np.mean([n + 1 for n, one in enumerate(sorted(values)) if one == value]) for value in values]
+    np.testing.assert_allclose(ranks(numbers), slow)
+
+
+def test_rank_correlation_of_monotone_values():
+    values = np.array([0.1, 0.5, 2.0, 9.0])
+    assert rank_correlation(values, -np.exp(values)) == pytest.approx(-1)
+    assert np.isnan(rank_correlation(values, np.ones(4)))
+
+
+def test_what_is_usual_comes_from_other_patients_only():
+    discs = [disc(str(n), "L4/L5", 0.3, False) for n in range(4)] + [disc("9", "L4/L5", 0.15, True)]
+    values = np.array([one.height_index for one in discs])
+    assert by_level(values, discs)[4] == pytest.approx(0.5)
+    values[0] = 900.0
+    assert by_level(values, discs)[0] == pytest.approx(3000)  # not by itself
+    assert np.isnan(by_level(values[3:], discs[3:])).all()  # too few others
+
+
+def test_a_perfect_reader_agrees_and_the_table_says_so():
+    discs = [
+        disc(str(n), level, 0.2 if n % 3 == 0 else 0.4, n % 3 == 0) for n in range(12) for level in ("L5/S1", "L3/L4")
+    ]
+    figures = {one.name: one for one in agreements(discs)}
+    assert figures["AUC, disc height index, narrowing"].value == 1
+    assert figures["AUC, disc height index, narrowing"].positive == 8
+    assert figures["rho, signal ratio, Pfirrmann grade"].value == pytest.approx(-1)
+    assert all(one.low <= one.value <= one.high for one in figures.values() if one.discs)
+    assert "0.85" in table(list(figures.values()))
+
+
+def test_a_folder_without_readings_is_refused(tmp_path):
+    with pytest.raises(InputError) as failure:
+        read_discs(tmp_path)
+    assert failure.value.code == "INPUT_NOT_FOUND"
+
+
+def test_a_slipped_vertebra_of_a_patient(shared_data):
+    folder = shared_data / "spider_t2space"
+    if not (folder / "200_labels.nii.gz").is_file():
+        pytest.skip("needs spider_t2space in ../shared/data")
+    found = measure_labels(folder / "200_labels.nii.gz", folder / "200_image.nii.gz")
+    assert found.value("L5/S1", "slip_mm") == pytest.approx(9.5, abs=2)
+    assert found.row("L5/S1").measures["meyerding_grade"].value >= 1
+    assert abs(found.value("L2/L3", "slip_mm")) < 3
+    assert 0 < found.value("L1/L2", "signal_ratio") < 1

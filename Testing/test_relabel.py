@@ -1,0 +1,176 @@
+"""Renaming: all names move together along the spine, or nothing changes and the reason is said."""
+
+import itertools
+
+import numpy as np
+import pytest
+from builders import geometry, segmentation
+from hypothesis import given
+from hypothesis import strategies as st
+
+from SAUNetLib.anatomy import classes, structures, value_of
+from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.formats.segmentations import ENDINGS, read_segmentation, write_segmentation
+from SAUNetLib.measurements import split_parts
+from SAUNetLib.parts import PARTS_OFFSET
+from SAUNetLib.relabel import relabel, relabel_file
+from SAUNetLib.segmentation import Notice, Segmentation
+from SAUNetLib.volume import Geometry
+
+CHAIN = [
+    level
+    for level in (one.level for one in structures().values() if one.kind == "vertebra")
+    if level not in ("T13", "L6")
+]
+
+
+def line(*levels: str) -> Segmentation:
+    """One voxel per structure, in the order given, after the canal's."""
+    values = [2, *(value_of(level) for level in levels)]
+    grid = Geometry(
+        (1, len(values), 1), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), np.array(((0, 0, -1), (1, 0, 0), (0, -1, 0.0)))
+    )
+    return Segmentation(np.array(values, np.uint8).reshape(1, -1, 1), grid)
+
+
+def levels_of(result: Segmentation) -> list[str]:
+    return [structures()[int(value)].level for value in result.labels.ravel()[1:]]
+
+
+def spine(first: int, count: int) -> list[str]:
+    """Vertebrae of the usual spine with the discs between them."""
+    vertebrae = CHAIN[first : first + count]
+    discs = [f"{a}/{b}" for a, b in itertools.pairwise(vertebrae)]
+    known = {one.level for one in structures().values()}
+    mixed = [level for pair in itertools.zip_longest(vertebrae, discs) for level in pair if level]
+    return [level for level in mixed if level in known]
+
+
+def test_one_disc_moves_everything():
+    before = line("T12", "T12/L1", "L1", "L1/L2", "L4/L5", "L5", "L5/S1")
+    after = relabel(before, {"95": "L3/L4"})
+    assert levels_of(after) == ["T11", "T11/T12", "T12", "T12/L1", "L3/L4", "L4", "L4/L5"]
+    assert int(after.labels.ravel()[0]) == 2
+
+
+@given(st.integers(3, 14), st.integers(2, 7), st.integers(-3, 6), st.data())
+def test_any_structure_gives_the_same_result(first, count, shift, data):
+    old, new = spine(first, count), spine(first + shift, count)
+    if len(new) != len(old) or first + shift < 2 or first + shift + count > len(CHAIN):
+        return
+    place = data.draw(st.integers(0, len(old) - 1))
+    told = data.draw(
+        st.sampled_from([old[place], str(value_of(old[place])), structures()[value_of(old[place])].name.upper()])
+    )
+    assert levels_of(relabel(line(*old), {told: new[place]})) == new
+    assert levels_of(relabel(line(*new), {new[0]: old[0]})) == old
+
+
+def test_six_lumbar_vertebrae():
+    before = line("L4", "L4/L5", "L5", "L5/S1")
+    after = relabel(before, {"L5": "L6", "L4": "L5"})
+    assert levels_of(after) == ["L5", "L5/L6", "L6", "L5/S1"]
+    assert levels_of(relabel(after, {"L6": "L5"})) == ["L4", "L4/L5", "L5", "L5/S1"]
+    assert levels_of(relabel(before, {"L5": "L6"})) == ["L5", "L5/L6", "L6", "L5/S1"]
+
+
+def test_four_lumbar_vertebrae_when_the_sacrum_stays():
+    before = line("L1", "L1/L2", "L4", "L4/L5", "L5", "L5/S1", "S1")
+    after = relabel(before, {"L5": "L4"})
+    assert levels_of(after) == ["T12", "T12/L1", "L3", "L3/L4", "L4", "L5/S1", "S1"]
+    unseen = line("L4", "L4/L5", "L5", "L5/S1")
+    assert levels_of(relabel(unseen, {"L5": "L4"})) == ["L3", "L3/L4", "L4", "L4/L5"]
+    assert levels_of(relabel(unseen, {"L5": "L4", "100": "L5/S1"})) == ["L3", "L3/L4", "L4", "L5/S1"]
+
+
+def test_the_lowest_vertebra_may_turn_out_to_be_the_sacrum():
+    assert levels_of(relabel(line("L3", "L3/L4", "L4", "L4/L5", "L5"), {"L4": "L5"})) == [
+        "L4",
+        "L4/L5",
+        "L5",
+        "L5/S1",
+        "S1",
+    ]
+
+
+def test_the_rest_of_the_result_follows():
+    before = line("L4", "L4/L5", "L5")
+    before = Segmentation(
+        before.labels, before.geometry, provenance={"model": "m"}, partial=frozenset({44, 2}),
+        warnings=(Notice("LEVELS_ASSUMED", "Assumed."), Notice("OTHER", "Stays.")),
+    )  # fmt: skip
+    after = relabel(before, {"L4": "L3"})
+    assert after.partial == {43, 2}
+    assert after.confidence == {43: 1.0, 94: 1.0, 44: 1.0}
+    assert after.provenance == {"model": "m", "relabelled": "L4=L3"}
+    assert [notice.code for notice in after.warnings] == ["OTHER"]
+    assert relabel(after, {"L3": "L2"}).provenance["relabelled"] == "L4=L3; L3=L2"
+    np.testing.assert_array_equal(before.labels.ravel(), [2, 44, 95, 45])
+
+
+def test_parts_move_with_their_vertebra():
+    parts = split_parts(segmentation(geometry(size=(56, 76, 25), spacing=(0.9, 1.25, 1.0))))
+    moved = relabel(parts, {"L2": "L3"})
+    np.testing.assert_array_equal(moved.labels == 43 + PARTS_OFFSET, parts.labels == 42 + PARTS_OFFSET)
+    np.testing.assert_array_equal(moved.labels == 43, parts.labels == 42)
+    assert moved.known == parts.known
+
+
+@pytest.mark.parametrize(
+    ("assignments", "told"),
+    [
+        ({"L4": "L3", "L5": "L5"}, "cannot all be true"),
+        ({"L4": "C1"}, "beyond"),
+        ({"L4/L5": "C2/C3"}, "the highest disc"),
+        ({"L4": "X9"}, "X9 is not a level"),
+        ({"L4": ""}, "not a level"),
+        ({"": "L4"}, "not a level"),
+        ({"L1": "L2"}, "no structure L1"),
+        ({"99": "L2"}, "99 is not a level"),
+        ({"L4": "L4/L5"}, "cannot become"),
+        ({"L4/L5": "L4"}, "cannot become"),
+        ({"L4": "L3", "44": "L5"}, "two levels"),
+        ({}, "no structure was given"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_reason(assignments, told):
+    before = line("L3", "L3/L4", "L4", "L4/L5", "L5")
+    with pytest.raises(UsageError) as failure:
+        relabel(before, assignments)
+    assert told in failure.value.cause
+    assert failure.value.remedy
+
+
+def test_classes_are_refused():
+    one = line("L4")
+    with pytest.raises(UsageError):
+        relabel(Segmentation(np.minimum(one.labels, 3), one.geometry, classes()), {"L4": "L3"})
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_files_of_every_format(tmp_path, ending):
+    path = tmp_path / f"result{ending}"
+    whole = segmentation(geometry())
+    write_segmentation(whole, path)
+    other = tmp_path / "other.nrrd"
+    returned = relabel_file(path, {"92": "L2/L3"}, other)
+    np.testing.assert_array_equal(read_segmentation(path).labels, whole.labels)
+    relabel_file(path, {"92": "L2/L3"})
+    for written in (path, other):
+        again = read_segmentation(written)
+        np.testing.assert_array_equal(again.labels, returned.labels)
+        assert [row.structure.level for row in again.table()][1] == "L1"
+    assert np.array_equal(returned.labels == 42, whole.labels == 41)
+
+
+def test_a_refused_file_stays_as_it_is(tmp_path):
+    path = tmp_path / "result.nrrd"
+    write_segmentation(segmentation(geometry()), path)
+    before = path.read_bytes()
+    for assignments, output in (({"L4": "C1"}, None), ({"L4": "L5"}, tmp_path / "x.png")):
+        with pytest.raises(UsageError):
+            relabel_file(path, assignments, output)
+    with pytest.raises(InputError):
+        relabel_file(tmp_path / "absent.nrrd", {"L4": "L5"})
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["result.nrrd"]
