@@ -46,11 +46,12 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
     labels = _mapped(segmentation, table)
     said = ", ".join(f"{_known()[old].level}={_known()[new].level}" for old, new in wanted.items())
     earlier = segmentation.provenance.get("relabelled")
+    kept = {key: value for key, value in segmentation.provenance.items() if key != "anchor"}  # the user is the anchor
     return replace(
         segmentation,
         labels=labels,
         partial=frozenset(_moved(value, table) for value in segmentation.partial),
-        provenance={**segmentation.provenance, "relabelled": f"{earlier}; {said}" if earlier else said},
+        provenance={**kept, "relabelled": f"{earlier}; {said}" if earlier else said},
         confidence=dict.fromkeys(table.values(), 1.0),  # the user knows
         warnings=tuple(one for one in segmentation.warnings if not one.code.startswith(_SUPERSEDED)),
     )

@@ -28,12 +28,16 @@ class Notice:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of structures: volume in mm3, and whether the field of view cuts the structure."""
+    """One line of the table of structures: volume in mm3, and whether the field of view cuts the structure.
+
+    `confidence` says how sure its level is, 0 to 1; None where that is not known.
+    """
 
     structure: Structure
     voxels: int
     volume_mm3: float
     partial: bool
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Segmentation:
         provenance: model, its hash, version, device, options, time; strings, ready for a header.
         warnings: what the user should know.
         partial: label values of structures that the border of the field of view cuts.
+        confidence: by label value, how sure the structure's level is, 0 to 1; not kept in files but the table.
     """
 
     labels: np.ndarray
@@ -55,6 +60,7 @@ class Segmentation:
     provenance: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[Notice, ...] = ()
     partial: frozenset[int] = frozenset()
+    confidence: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.labels.dtype != np.uint8 or tuple(reversed(self.labels.shape)) != tuple(self.geometry.size):
@@ -73,6 +79,7 @@ class Segmentation:
                 int(counts[value]),
                 float(counts[value] * self.geometry.voxel_volume),
                 value in self.partial,
+                self.confidence.get(value),
             )
             for value in found
         ]
@@ -88,6 +95,7 @@ class Segmentation:
                     "voxels": row.voxels,
                     "volume_mm3": round(row.volume_mm3, 1),
                     "partial": row.partial,
+                    **({} if row.confidence is None else {"confidence": round(row.confidence, 2)}),
                 }
                 for row in self.table()
             ],

@@ -50,7 +50,7 @@ class Request:
     model: str | None = None
     device: str = "auto"
     levels: bool = True
-    lowest: str = "L5"
+    lowest: str | None = None
 
     @classmethod
     def parse(cls, line: str) -> Request:

@@ -59,6 +59,14 @@ def test_the_result_says_where_it_comes_from(tiny_engine):
     said = segment(picture(), tiny_engine, lowest="L4").provenance
     assert said["model"] == "tiny 1" and said["model_sha256"] == tiny_engine.model.card.sha256
     assert "SAUNet" in said["software"] and "L4" in said["options"] and said["device"] == "cpu float32"
+    assert "auto" in segment(picture(), tiny_engine).provenance["options"]
+
+
+def test_levels_have_a_confidence(tiny_engine):
+    named = segment(picture(), tiny_engine)
+    assert named.confidence.keys() == {row.structure.value for row in named.table() if row.structure.level}
+    assert all(0 < one <= 1 for one in named.confidence.values())
+    assert not segment(picture(), tiny_engine, levels=False).confidence
 
 
 def test_stages_are_told_in_order(tiny_engine, tmp_path):

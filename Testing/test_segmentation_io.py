@@ -57,6 +57,7 @@ def sample(kind: str) -> Segmentation:
         provenance={"model": "t2 \u2013 first", "version": "0.1.0", "device": "cpu"},
         warnings=(Notice("LEVELS_ASSUMED", "The lowest complete vertebra\nwas taken for L5."),),
         partial=frozenset() if kind == "empty" else frozenset({32}),
+        confidence={} if kind == "empty" else {32: 0.917},
     )
 
 
@@ -399,13 +400,34 @@ def test_table(tmp_path: Path, kind: str) -> None:
     with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
-    assert reader.fieldnames == ["value", "name", "level", "kind", "voxels", "volume_mm3", "partial", "snomed_code"]
+    assert reader.fieldnames == ["value", "name", "level", "kind", "voxels", "volume_mm3", "partial", "confidence",
+                                 "snomed_code"]  # fmt: skip
     assert len(rows) == len(wanted.table()) == (0 if kind == "empty" else 10)
     for row, line in zip(wanted.table(), rows, strict=True):
         assert int(line["voxels"]) == np.count_nonzero(wanted.labels == int(line["value"])) == row.voxels
         volume = row.voxels * np.prod(wanted.geometry.spacing)
         assert float(line["volume_mm3"]) == pytest.approx(volume, abs=1e-3)
         assert line["partial"] == ("true" if line["value"] == "32" else "false")
+        assert line["confidence"] == ("0.92" if line["value"] == "32" else "")
         assert (line["name"], line["snomed_code"]) == (row.structure.name, row.structure.code)
+    said = {entry["value"]: entry.get("confidence") for entry in wanted.summary()["structures"]}
+    assert all(said[int(line["value"])] == (0.92 if line["confidence"] else None) for line in rows)
     with pytest.raises(UsageError):
         write_table(wanted, tmp_path / "t.xlsx")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".seg.nrrd"])
+def test_vertebrae_in_parts_are_written_and_read(tmp_path, ending):
+    from SAUNetLib.parts import PARTS_OFFSET, has_parts, part_structures
+    from SAUNetLib.segmentation import Segmentation
+    from SAUNetLib.volume import Geometry
+
+    labels = np.zeros((3, 8, 9), np.uint8)
+    labels[:, 2:4, 2:4], labels[:, 2:4, 6:8], labels[:, 5:6, 2:4] = 44, 44 + PARTS_OFFSET, 95
+    geometry = Geometry((9, 8, 3), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]]))
+    write_segmentation(Segmentation(labels, geometry, part_structures()), tmp_path / f"a{ending}")
+    found = read_segmentation(tmp_path / f"a{ending}")
+    assert has_parts(found) and np.array_equal(found.labels, labels)
+    assert [row.structure.name for row in found.table()] == [
+        "L4 vertebral body", "L4 posterior elements", "L4/L5 disc",
+    ]  # fmt: skip

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-import slicerio
 
 from ..anatomy import Structure, classes, structures
 from ..errors import InputError
+from ..parts import part_structures
 from ..segmentation import Notice, Segmentation
 from ..volume import Geometry, Volume, to_sitk
 from . import headers
@@ -64,7 +64,9 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
 
 
 def write_table(segmentation: Segmentation, path: str | Path) -> None:
-    """Write the structures as CSV: value, name, level, kind, voxels, volume_mm3, partial, snomed_code.
+    """Write the structures as CSV: value, name, level, kind, voxels, volume_mm3, partial, confidence, snomed_code.
+
+    The confidence of the level, 0 to 1, is empty where it is not known.
 
     Raises:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
@@ -73,18 +75,20 @@ def write_table(segmentation: Segmentation, path: str | Path) -> None:
     ending = check_writable(path, TABLE_ENDINGS)
     with write_beside(path, ending) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("value", "name", "level", "kind", "voxels", "volume_mm3", "partial", "snomed_code"))
+        writer.writerow(
+            ("value", "name", "level", "kind", "voxels", "volume_mm3", "partial", "confidence", "snomed_code")
+        )
         for row in segmentation.table():
             one = row.structure
             writer.writerow(
                 (one.value, one.name, one.level, one.kind, row.voxels, f"{row.volume_mm3:.3f}",
-                 str(row.partial).lower(), one.code)
+                 str(row.partial).lower(), "" if row.confidence is None else f"{row.confidence:.2f}", one.code)
             )  # fmt: skip
 
 
 def _fields(segmentation: Segmentation) -> dict[str, str]:
     """What a header says beside the voxels: encoding, provenance, warnings, structures cut by the field of view."""
-    fields = {_ENCODING: "classes" if segmentation.known == classes() else "levels"}
+    fields = {_ENCODING: next(name for name, known in _encodings().items() if known == segmentation.known)}
     fields |= {_KEY + key: value for key, value in segmentation.provenance.items()}
     fields |= {f"{_KEY}warning_{notice.code}": notice.text for notice in segmentation.warnings}
     if segmentation.partial:
@@ -113,6 +117,8 @@ def _write_label_map(segmentation: Segmentation, path: Path, ending: str) -> Non
 
 
 def _write_segments(segmentation: Segmentation, path: Path) -> None:
+    import slicerio  # in Slicer, which writes this format itself, it need not be installed
+
     geometry = segmentation.geometry
     matrix = np.eye(4)
     matrix[:3, :3] = np.asarray(geometry.direction) * np.asarray(geometry.spacing)
@@ -190,10 +196,20 @@ def _as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
     return voxels.astype(np.uint8)
 
 
+def _encodings() -> dict[str, Mapping[int, Structure]]:
+    """What label values may mean, by the name in a header, the usual one first."""
+    return {"levels": structures(), "classes": classes(), "parts": part_structures()}
+
+
+def _likely(stated: str) -> list[Mapping[int, Structure]]:
+    """The encodings, the one that a header states first."""
+    return sorted(_encodings().values(), key=lambda known: known != _encodings().get(stated))
+
+
 def _known(labels: np.ndarray, stated: str, name: str) -> Mapping[int, Structure]:
     """Which encoding a label map uses: what its header states, else the one that knows all its values."""
     found = {int(value) for value in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if value}
-    order = [classes(), structures()] if stated == "classes" else [structures(), classes()]
+    order = _likely(stated)
     for known in order:
         if found <= known.keys():
             return known
@@ -219,6 +235,8 @@ def _segmentation(
 
 
 def _read_segments(path: Path) -> Segmentation:
+    import slicerio
+
     headers.check_file(path, ".nrrd")
     try:
         content = slicerio.read_segmentation(str(path))
@@ -243,7 +261,7 @@ def _read_segments(path: Path) -> Segmentation:
 
 def _meanings(segments: list[Mapping[str, Any]], stated: str, name: str) -> tuple[Mapping[int, Structure], list[int]]:
     """The encoding that knows all segments, the stated one first, and the label value of each."""
-    order = [classes(), structures()] if stated == "classes" else [structures(), classes()]
+    order = _likely(stated)
     for known in order:
         values = [_value(segment, known) for segment in segments]
         if all(values):

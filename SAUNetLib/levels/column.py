@@ -1,0 +1,180 @@
+"""The line down the posterior wall of the bodies, which is the canal's anterior border."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cc3d
+import numpy as np
+import SimpleITK as sitk
+
+from ..anatomy import CANAL, DISC, VERTEBRA
+from .grid import Grid, smooth
+
+
+class Column:
+    """The line down the posterior wall of the bodies, which is the canal's anterior border.
+
+    Rows are in mm; the line goes on straight beyond what was seen.
+    """
+
+    MARGIN = 80.0
+
+    def __init__(self, rows: np.ndarray, back: np.ndarray, side: np.ndarray) -> None:
+        """From rows (N,) in mm, increasing, with the column `back` and the slice `side` of the line there, in mm."""
+        self.rows = np.arange(rows[0] - self.MARGIN, rows[-1] + self.MARGIN + 1.0)
+        self.back = smooth(_extended(self.rows, rows, back), 3.0)
+        self.side = smooth(_extended(self.rows, rows, side), 8.0)
+        straight = smooth(self.back, 12.0)
+        aside = np.gradient(smooth(self.side, 12.0))
+        tangent = np.stack([aside, np.ones_like(straight), np.gradient(straight)], axis=1)
+        length = np.linalg.norm(tangent, axis=1)
+        self._tangent = tangent / length[:, None]
+        self._straight = straight
+        self._station = np.concatenate([[0.0], np.cumsum((length[1:] + length[:-1]) / 2)])
+
+    def depth(self, points: np.ndarray) -> np.ndarray:
+        """How far points (N, 3) lie behind the line, mm."""
+        return points[:, 2] - np.interp(points[:, 1], self.rows, self.back)
+
+    def tangent(self, row: float) -> np.ndarray:
+        """Unit vector (3,) down the spine."""
+        vector = np.array([np.interp(row, self.rows, self._tangent[:, axis]) for axis in range(3)])
+        return vector / np.linalg.norm(vector)
+
+    def station(self, points: np.ndarray, lean: float = 1.0) -> np.ndarray:
+        """Place (N,) of points (N, 3) along the line, mm: the foot of the perpendicular.
+
+        With a smaller `lean`, perpendicular to a line that leans forwards and backwards by that much less.
+        """
+        first, last = float(self.rows[0]), len(self.rows) - 1
+        row = points[:, 1].astype(np.float32)
+        line = np.stack([self.side, self.rows, self._straight], axis=1).astype(np.float32)
+        tangent = (self._tangent * (1, 1, lean)).astype(np.float32)
+        tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+        for _ in range(4):
+            at = np.clip(row - first + 0.5, 0, last).astype(np.int32)
+            row += 0.8 * np.einsum("ij,ij->i", points - line[at], tangent[at]) - 0.8 * (row - line[at, 1])
+            np.clip(row, first, first + last, out=row)
+        return np.interp(row, self.rows, self._station)
+
+    def crossing(self, point: np.ndarray, normal: np.ndarray, station: float) -> float:
+        """Station at which a plane meets the line, not far from the given one."""
+        line = np.stack([self.side, self.rows, self._straight], axis=1)
+        off = np.abs((line - point) @ normal)
+        off[np.abs(self._station - station) > 25] = np.inf
+        return float(self._station[np.argmin(off)])
+
+    def at(self, station: float) -> tuple[np.ndarray, np.ndarray]:
+        """The line's point (3,) at a station and its tangent (3,)."""
+        row = float(np.interp(station, self._station, self.rows))
+        point = np.array([np.interp(row, self.rows, self.side), row, np.interp(row, self.rows, self._straight)])
+        return point, self.tangent(row)
+
+
+def _extended(rows: np.ndarray, seen: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values at rows, linear between and, by the slope of the last 40 mm (at most 45 degrees), beyond those seen."""
+    result = np.interp(rows, seen, values)
+    for outside, inside in ((rows < seen[0], seen <= seen[0] + 40), (rows > seen[-1], seen >= seen[-1] - 40)):
+        if inside.sum() > 3 and np.ptp(seen[inside]) > 10:
+            slope = float(np.clip(np.polyfit(seen[inside], values[inside], 1)[0], -1, 1))
+            result[outside] = values[inside].mean() + slope * (rows[outside] - seen[inside].mean())
+    return result
+
+
+def find_column(grid: Grid) -> Column:
+    """The posterior wall from the canal, where there is none from the discs, and without both from the vertebrae."""
+    canal, discs = _main(grid.classes == CANAL), grid.classes == DISC
+    points = [_edge(canal, first=True, spacing=grid.spacing), _disc_ends(discs, grid.spacing)]
+    if len(points[0]):
+        far = np.abs(points[1][:, :1] - points[0][None, :, 0]).min(axis=1, initial=np.inf) > 4
+        points[1] = points[1][far]
+    line = np.concatenate(points)
+    if len(points[0]) * grid.spacing[1] < 3 and len(points[1]) < 2:
+        cores = _cores(grid.classes == VERTEBRA, grid.spacing)
+        line = _inliers(_edge(cores, first=False, spacing=grid.spacing)) if cores.any() else line
+    line = line[np.argsort(line[:, 0], kind="stable")]
+    return Column(line[:, 0], line[:, 1], line[:, 2])
+
+
+def _inliers(line: np.ndarray) -> np.ndarray:
+    """Points (N, 3) of a line, row, column and slice in mm, without those far from a cubic through most of them."""
+    if len(line) < 8:
+        return line
+    row = (line[:, 0] - line[:, 0].mean()) / max(float(np.ptp(line[:, 0])), 1.0)
+    weight = np.ones(len(line))
+    off = np.zeros(len(line))
+    for _ in range(20):
+        off = np.abs(line[:, 1] - np.polyval(np.polyfit(row, line[:, 1], 3, w=weight), row))
+        weight = 1 / np.sqrt(np.maximum(off, 0.5))  # least absolute distance
+    near = off < max(6.0, float(np.median(off)))
+    return line[near]
+
+
+def _main(mask: np.ndarray) -> np.ndarray:
+    """The components (S, H, W) of at least a tenth of the largest one's size."""
+    found, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    if count < 2:
+        return mask
+    size = np.bincount(found.ravel())
+    size[0] = 0
+    return (size >= 0.1 * size.max())[found]
+
+
+def without_stray_canal(grid: Grid, column: Column) -> Grid:
+    """Without components of the canal that lie away from the column."""
+    found, count = cc3d.connected_components(grid.classes == CANAL, connectivity=26, return_N=True)
+    if count < 2:
+        return grid
+    statistics = cc3d.statistics(found)
+    centres = statistics["centroids"][1:] * grid.spacing
+    volume = statistics["voxel_counts"][1:]
+    aside = np.abs(centres[:, 0] - np.interp(centres[:, 1], column.rows, column.side))
+    depth = column.depth(centres)
+    stray = (volume < 0.5 * volume.max()) & ((aside > 20) | (depth < -8) | (depth > 30))
+    if not stray.any():
+        return grid
+    classes = grid.classes.copy()
+    classes[np.concatenate([[False], stray])[found]] = 0
+    return replace(grid, classes=classes)
+
+
+def _disc_ends(discs: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Per component of the discs (N, 3): row, column and slice in mm of its posterior end."""
+    found, count = cc3d.connected_components(discs, connectivity=6, return_N=True)
+    voxels = np.flatnonzero(found)
+    part = found.ravel()[voxels]
+    points = np.stack(np.unravel_index(voxels, discs.shape), axis=1) * spacing
+    volume = np.bincount(part, minlength=count + 1) * np.prod(spacing)
+    ends = []
+    for n in np.flatnonzero(volume > 0.1 * volume.max(initial=0)):
+        own = points[part == n]
+        end = own[own[:, 2] >= np.percentile(own[:, 2], 96)]
+        ends.append([end[:, 1].mean(), end[:, 2].mean(), own[:, 0].mean()])
+    return np.array(ends).reshape(-1, 3)
+
+
+def _edge(mask: np.ndarray, first: bool, spacing: np.ndarray) -> np.ndarray:
+    """Per row with a mask (N, 3): mm of the row, of the first or last column (median), of the mean slice."""
+    any_column = np.asarray(mask.any(axis=2))
+    seen = np.flatnonzero(any_column.any(axis=0))
+    if len(seen) == 0:
+        return np.zeros((0, 3))
+    rows, there = mask[:, seen], any_column[:, seen]
+    column = rows.argmax(axis=2) if first else mask.shape[2] - 1 - rows[:, :, ::-1].argmax(axis=2)
+    edge = np.nanmedian(np.where(there, column, np.nan), axis=0)
+    slices = (there * np.arange(len(mask))[:, None]).sum(axis=0) / there.sum(axis=0)
+    return np.stack([seen * spacing[1], edge * spacing[2], slices * spacing[0]], axis=1)
+
+
+def _cores(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """The bodies (S, H, W), roughly: what an opening that thin posterior elements do not survive leaves in front."""
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    radius = [round(7.5 / size) for size in spacing[[2, 1]]]
+    opened = sitk.BinaryMorphologicalOpening(image, [*radius, 0], sitk.sitkBox)
+    cores = sitk.GetArrayFromImage(opened).astype(bool)
+    if not cores.any():
+        cores = mask.copy()
+    # A large spinous process survives too: keep the foremost run of every row.
+    behind = np.maximum.accumulate(np.maximum.accumulate(cores, axis=2) & ~cores, axis=2)
+    return cores & ~behind

@@ -1,0 +1,118 @@
+"""The classes cut to the spine, and where their voxels lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cc3d
+import numpy as np
+
+from ..volume import SagittalStack
+
+WORKING_MM = 0.9
+"""Grid on which discs are found and profiles measured: never finer."""
+_ISLAND_MM3 = 60.0
+"""Smaller components are specks."""
+
+Box = tuple[slice, slice, slice]
+
+
+def bounding_box(classes: np.ndarray) -> Box | None:
+    """The smallest box around everything that is not background."""
+    rows = np.asarray(classes.any(axis=2))
+    spans = (rows.any(axis=1), rows.any(axis=0), classes.any(axis=(0, 1)))
+    if not spans[0].any():
+        return None
+    ends = [np.flatnonzero(span)[[0, -1]] for span in spans]
+    return tuple(slice(int(first), int(last) + 1) for first, last in ends)  # type: ignore[return-value]
+
+
+def _without_specks(classes: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """A copy of classes (S, H, W) without components below `_ISLAND_MM3`, or less where there are only a few mm."""
+    least = _ISLAND_MM3 * min(1.0, classes.shape[0] * spacing[0] / 10)
+    found = cc3d.connected_components(classes, connectivity=6)
+    small = np.bincount(found.ravel()) * np.prod(spacing) < least
+    small[0] = False
+    cleaned = classes.copy()
+    if small.any():
+        cleaned[small[found]] = 0
+    return cleaned
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Classes cut to what is not background.
+
+    Attributes:
+        classes: (S, H, W) uint8.
+        spacing: (3,) mm between slices, rows, columns.
+        first: (3,) mm, where the first voxel lies.
+        above_mm, below_mm: image left above and below.
+    """
+
+    classes: np.ndarray
+    spacing: np.ndarray
+    first: np.ndarray
+    above_mm: float
+    below_mm: float
+
+    @classmethod
+    def of(cls, stack: SagittalStack, box: Box) -> Grid:
+        """A stack's classes within a box, without specks."""
+        spacing = np.array([stack.slice_spacing, *stack.pixel])
+        classes = _without_specks(np.ascontiguousarray(stack.slices[box], np.uint8), spacing)
+        rows = stack.slices.shape[1]
+        return cls(classes, spacing, np.zeros(3), box[1].start * spacing[1], (rows - box[1].stop) * spacing[1])
+
+    @property
+    def cut_above(self) -> bool:
+        """Whether the image's upper border cuts something."""
+        return self.above_mm == 0
+
+    @property
+    def cut_below(self) -> bool:
+        """Whether the image's lower border cuts something."""
+        return self.below_mm == 0
+
+    @property
+    def last_row(self) -> float:
+        """Where the last row lies, mm."""
+        return float(self.first[1] + (self.classes.shape[1] - 1) * self.spacing[1])
+
+    @property
+    def voxel(self) -> float:
+        """Volume of a voxel, mm3."""
+        return float(np.prod(self.spacing))
+
+    def thinned(self, least_mm: float) -> Grid:
+        """Every n-th voxel, for voxels of about `least_mm` or more."""
+        shape = np.array(self.classes.shape)
+        step = np.clip(np.round(least_mm / self.spacing), 1, shape).astype(int)
+        start = np.minimum(step // 2, shape - 1)
+        part = self.classes[tuple(slice(int(a), None, int(n)) for a, n in zip(start, step, strict=True))]
+        return replace(self, classes=part, spacing=self.spacing * step, first=self.first + self.spacing * start)
+
+    def positions(self, mask: np.ndarray) -> np.ndarray:
+        """Positions (N, 3) in mm, slice, row, column, of a mask's voxels on this grid."""
+        return (np.argwhere(mask) * self.spacing + self.first).astype(np.float32)
+
+    def nearest(self, values: np.ndarray, coarse: Grid) -> np.ndarray:
+        """Values (S', H', W') on a coarse grid seen on this one: every voxel has the value of the nearest one."""
+        index = [
+            np.clip(np.round((np.arange(n) * size - start) / step), 0, m - 1).astype(int)
+            for n, size, start, step, m in zip(
+                self.classes.shape, self.spacing, coarse.first - self.first, coarse.spacing, values.shape, strict=True
+            )
+        ]
+        return values[np.ix_(*index)]
+
+
+def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
+    """Values (N,) on an even grid smoothed by a Gaussian of `sigma` steps; straight lines stay straight at the ends."""
+    reach = max(1, int(3 * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    ends = np.arange(reach, 0, -1)
+    near = min(len(values) - 1, max(1, int(2 * sigma)))
+    before = values[0] - ends * (values[near] - values[0]) / max(near, 1)
+    after = values[-1] + ends[::-1] * (values[-1] - values[-1 - near]) / max(near, 1)
+    return np.convolve(np.concatenate([before, values, after]), kernel / kernel.sum(), mode="valid")

@@ -1,0 +1,195 @@
+"""From classes to named structures: label values, confidence, and what the user should know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..anatomy import structures, value_of, vertebra_levels
+from ..errors import UsageError
+from ..segmentation import Notice
+from ..volume import SagittalStack
+from .anchor import SACRUM, Anchor, find_anchor
+from .grid import Grid, bounding_box
+from .spine import Spine
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Instances with their level.
+
+    Attributes:
+        labels: (S, H, W) uint8 in the encoding of `anatomy.structures`.
+        partial: label values of structures that the border of the field of view cuts.
+        notices: what the user should know.
+        confidence: by label value of a vertebra or disc, how sure its name is, 0 to 1.
+        anchor: what the names rest on, in words; empty where nothing was named.
+    """
+
+    labels: np.ndarray
+    partial: frozenset[int]
+    notices: tuple[Notice, ...]
+    confidence: Mapping[int, float] = field(default_factory=dict)
+    anchor: str = ""
+
+
+def name_structures(stack: SagittalStack, lowest: str | None = None) -> Levels:
+    """Tell vertebrae and discs apart and name them.
+
+    A class never changes: a voxel keeps its class or, in a speck, becomes background. Discs are found first, and give
+    the planes between which the bodies lie; a level without its disc is found by the distance of the others. Posterior
+    elements go to the body that reaches them soonest through the vertebra's own mask, where a body's pace falls off
+    away from the place at which its own arch and processes are expected.
+
+    Names are counted from what is surest: what the user says; the sacrum, which is no class but shows by a disc without
+    a vertebra below it; C2 by its odontoid process; else the sizes and the curvature of the vertebrae.
+
+    Args:
+        stack: its slices are classes (S, H, W): 0 background, 1 vertebra, 2 disc, 3 canal.
+        lowest: level of the lowest vertebra that the field of view does not cut, if the user states it.
+
+    Raises:
+        UsageError: USAGE, `lowest` is no vertebra.
+    """
+    lowest = _checked(lowest)
+    labels = np.zeros(stack.slices.shape, np.uint8)
+    box = bounding_box(stack.slices)
+    if box is None:
+        return Levels(labels, frozenset(), (Notice("NOTHING_FOUND", "No part of the spine was found in this volume."),))
+    grid = Grid.of(stack, box)
+    if not grid.classes.any():
+        return Levels(labels, frozenset(), (Notice("NOTHING_FOUND", "Only specks were found in this volume."),))
+    spine = Spine(grid)
+    anchor = find_anchor(spine, lowest)
+    vertebrae, discs = _values(spine, anchor)
+    labels[box] = spine.labels(vertebrae, discs)
+    confidence = _confidence(spine, anchor, vertebrae, discs)
+    return Levels(
+        labels, _partial(labels), tuple(_notices(spine, anchor)), confidence, anchor.basis if confidence else ""
+    )
+
+
+def _checked(lowest: str | None) -> str | None:
+    if lowest is None:
+        return None
+    level = lowest.strip().upper()
+    if level not in vertebra_levels():
+        raise UsageError(
+            "USAGE", f"{level or 'nothing'} is not a vertebra", f"Choose one of {', '.join(vertebra_levels())}"
+        )
+    return level
+
+
+def _values(spine: Spine, anchor: Anchor) -> tuple[dict[int, int], dict[int, int]]:
+    """Label values by the number of the vertebra and of the disc."""
+    present = spine.numbers
+    vertebrae = {k: value_of(name) for k, name in anchor.level.items() if k in present and name != SACRUM}
+    discs = {}
+    for k, one in enumerate(spine.chain.interfaces):
+        name = _disc_level(anchor.level.get(k), anchor.level.get(k + 1))
+        if one.number and name:
+            discs[one.number] = value_of(name)
+    return vertebrae, discs
+
+
+def _disc_level(upper: str | None, lower: str | None) -> str | None:
+    """The disc's level between two vertebrae, or None where the encoding has none."""
+    if lower == SACRUM:
+        return "L5/S1"  # the lumbosacral disc, also below L4 and L6
+    known = {row.level for row in structures().values() if row.kind == "disc"}
+    level = {"T13/L1": "T12/L1"}.get(f"{upper}/{lower}", f"{upper}/{lower}")
+    return level if level in known else None
+
+
+def _confidence(spine: Spine, anchor: Anchor, vertebrae: dict[int, int], discs: dict[int, int]) -> dict[int, float]:
+    """By label value; a disc is as sure as the surer of its neighbours."""
+    of = anchor.confidences(spine)
+    result = {value: of[k] for k, value in vertebrae.items()}
+    for k, one in enumerate(spine.chain.interfaces):
+        if one.number in discs:
+            result[discs[one.number]] = max(of.get(k, 0.0), of.get(k + 1, 0.0))
+    return dict(sorted(result.items()))
+
+
+def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
+    """What the names rest on and what is doubtful about them."""
+    chain, present = spine.chain, spine.numbers
+    discs = sum(one.number > 0 for one in chain.interfaces)
+    if not present and not discs:
+        return [Notice("FEW_STRUCTURES", "No vertebra and no disc was found, so no level could be named.")]
+    notices = []
+    if len(present) < 2 or not discs:
+        notices.append(
+            Notice(
+                "FEW_STRUCTURES",
+                f"Only {_count(len(present), 'vertebra', 'vertebrae')} and {_count(discs, 'disc', 'discs')} were "
+                "found. Check whether the volume shows the spine.",
+            )
+        )
+    notices += _about_anchor(spine, anchor)
+    if chain.guessed:
+        notices.append(
+            Notice(
+                "DISC_MISSING",
+                f"{_count(chain.guessed, 'disc was', 'discs were')} not found and the vertebrae there were told apart "
+                "by their height. Check the levels.",
+            )
+        )
+    extra = [k for k in present if k not in anchor.level or anchor.level[k] == SACRUM]
+    if extra:
+        notices.append(
+            Notice(
+                "TOO_MANY_VERTEBRAE",
+                f"{_count(len(extra), 'vertebra', 'vertebrae')} beyond the end of the spine with these names: left "
+                "without a label. State the right level of the lowest vertebra.",
+            )
+        )
+    return notices
+
+
+def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
+    """What was assumed where the user stated nothing."""
+    if anchor.source == "user":
+        return []
+    level = anchor.level[spine.lowest]
+    text = f"The lowest complete vertebra was named {level}: {anchor.basis}."
+    if spine.chain.last_cut:
+        text += " A vertebra cut by the lower border lies below it."
+    notices = [Notice("LEVELS_ASSUMED", text)]
+    if anchor.doubtful:
+        notices.append(
+            Notice(
+                "LEVELS_DOUBTFUL",
+                f"Neither the sacrum nor C2 shows clearly; {level} for the lowest complete vertebra is the most likely "
+                f"name only ({anchor.confidence:.0%}). State its level (--lowest) if you know it.",
+            )
+        )
+    if anchor.unusual:
+        reasons = "; ".join(anchor.unusual)
+        notices.append(
+            Notice(
+                "TRANSITIONAL",
+                f"{reasons[0].upper()}{reasons[1:]}. Check the number of lumbar vertebrae.",
+            )
+        )
+    return notices
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _partial(labels: np.ndarray) -> frozenset[int]:
+    """Values that the field of view cuts: at rows and columns where they touch its border, at slices where much does.
+
+    A structure ends by itself in the outermost slice if little of it is there; it is cut if that slice shows at least
+    two fifths of what its fullest slice shows.
+    """
+    borders = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])
+    cut = set(np.flatnonzero(sum(np.bincount(border.ravel(), minlength=256) for border in borders)).tolist())
+    area = np.stack([np.bincount(one.ravel(), minlength=256) for one in labels])
+    outer = np.maximum(area[0], area[-1])
+    cut |= set(np.flatnonzero((outer > 0) & (outer >= 0.4 * area.max(axis=0))).tolist())
+    return frozenset(cut - {0})

@@ -1,0 +1,68 @@
+"""How well a row of vertebrae fits a stretch of the spine, by sizes and curvature."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..anatomy import vertebra_levels
+from .bodies import Chain
+
+LEVELS = tuple(level for level in vertebra_levels() if level not in ("T13", "L6"))
+"""The usual spine, C1 to L5."""
+
+# By level from C3 down. T10 to L5 are medians of the 30 patients of SPIDER's T2 SPACE scans, the others are scaled to
+# join them from the vertebrae's dimensions in Panjabi et al., Spine 1991;16:861-869 and 888-901.
+_SPACING = (17.0, 17.0, 17.0, 17.0, 18.0,
+            20.0, 20.5, 20.5, 21.0, 21.5, 22.0, 22.5, 23.5, 25.0, 26.5, 27.8, 30.5,
+            33.7, 35.5, 37.0, 36.5, 35.7)  # fmt: skip
+"""Distance in mm of the discs above and below."""
+_DEPTH = (16.0, 16.0, 16.0, 16.5, 17.0,
+          18.0, 19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 25.5, 26.0, 26.5, 27.8,
+          30.4, 32.4, 32.8, 34.3, 38.0)  # fmt: skip
+"""Mean extent in mm from front to back of those discs."""
+_TURN = (-2.0, -2.0, -2.0, -2.0, -1.0,
+         1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 1.7,
+         -0.3, -3.7, -8.2, -11.5, -22.3)  # fmt: skip
+"""Degrees from the plane of the disc above to that of the disc below; negative where the spine is lordotic."""
+_SPREAD, _PATIENT = {"spacing": 0.09, "depth": 0.14, "turn": 5.5}, {"spacing": 0.10, "depth": 0.12, "turn": 0.0}
+"""Standard deviations among levels of one patient and among patients; of logarithms, and of degrees."""
+_DEPENDENT = 0.5
+"""Neighbours and measures are not independent: their evidence counts half."""
+
+
+def log_likelihoods(chain: Chain) -> np.ndarray:
+    """By level of vertebra 0 of a chain, (24,) from C1: logarithm of how well the chain fits there; -inf if it cannot.
+
+    Sizes are compared up to the patient's own size, so their growth along the spine counts most.
+    """
+    result = np.full(len(LEVELS), -np.inf)
+    for start in range(len(LEVELS)):
+        if start + chain.last < len(LEVELS) + int(chain.last_cut):
+            result[start] = _fit(chain, start)
+    return result
+
+
+def _fit(chain: Chain, start: int) -> float:
+    """Logarithm of the likelihood that vertebra 0 has the level of that index; without a table (C1, C2) a poor fit."""
+    residuals: dict[str, list[float]] = {"spacing": [], "depth": [], "turn": []}
+    for n, (above, below) in enumerate(zip(chain.interfaces, chain.interfaces[1:], strict=False), 1):
+        if not (above.number and below.number) or n > chain.last:
+            continue
+        at = start + n - 2
+        known = 0 <= at < len(_SPACING)
+        spacing = float(np.linalg.norm(below.point - above.point))
+        residuals["spacing"].append(np.log(spacing / _SPACING[at]) if known else 1.0)
+        residuals["depth"].append(np.log((above.depth + below.depth) / 2 / _DEPTH[at]) if known else 1.0)
+        residuals["turn"].append(below.lean - above.lean - _TURN[at] if known else 20.0)
+    return _DEPENDENT * sum(_gaussian(np.array(r), _SPREAD[key], _PATIENT[key]) for key, r in residuals.items() if r)
+
+
+def _gaussian(residuals: np.ndarray, spread: float, patient: float) -> float:
+    """Logarithm of the density of residuals (N,) that share a deviation of the patient's, but for a constant.
+
+    Single levels that fit badly (collapsed, degenerated) count no more than two and a half standard deviations.
+    """
+    n = len(residuals)
+    shared = np.median(residuals) * n * patient**2 / (n * patient**2 + spread**2)
+    own = np.clip((residuals - shared) / spread, -2.5, 2.5)
+    return float(-0.5 * (own @ own) - (0.5 * (shared / patient) ** 2 if patient else 0.0))
