@@ -185,6 +185,7 @@ CONFIG = {
     "stacks": 1,
     "steps": 250,
     "learning_rate": 0.005,
+    "averaging": 0.9,
     "validation": ["p2"],
 }
 

@@ -184,6 +184,8 @@ class Parts:
 
     def settle(self, number: np.ndarray, place: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """Numbers (N,), given those of bodies and waves and the voxels' places and depths (N,)."""
+        if not self._numbers:  # no vertebra's arch can lie in the slices
+            return number
         parts = [
             self._part(self._order[start:end], number, place, depth)
             for start, end in zip(self._starts[:-1], self._starts[1:], strict=True)
