@@ -112,7 +112,7 @@ class Engine:
         self, stack: SagittalStack, intensity: Intensity, shape: tuple[int, int], report: Report
     ) -> Iterator[Tensor]:
         """Class scores (1, classes, h, w) slice by slice; every slice is encoded once, whatever the chunk."""
-        network, isa = self.network, self.network.isa
+        isa = self.network.isa
         before: Tensor | None = None  # mask of slice i - 1
         current: tuple[Tensor, Tensor] | None = None  # rough result and mask of slice i
         number = stack.slices.shape[0]
@@ -121,12 +121,12 @@ class Engine:
             masks = isa.attention(rough) if isa is not None else rough
             for one, mask in zip(rough.split(1), masks.split(1), strict=True):
                 if current is not None:
-                    yield self._finish(network, current[0], before, mask, shape)
+                    yield self._finish(current[0], before, mask, shape)
                     before = current[1]
                 current = (one, mask)
             report("segment", min(start + self.chunk, number) / number)
         assert current is not None
-        yield self._finish(network, current[0], before, None, shape)
+        yield self._finish(current[0], before, None, shape)
 
     def _rough(self, slices: np.ndarray, intensity: Intensity, shape: tuple[int, int]) -> Tensor:
         """The Dense U-Net's rough result of some slices in the source's type and pixel size, padded."""
@@ -137,12 +137,10 @@ class Engine:
         image = F.pad(image, (0, -shape[1] % stride, 0, -shape[0] % stride), value=darkest)
         return self.network.rough(image.to(self.dtype, memory_format=torch.channels_last))
 
-    @staticmethod
-    def _finish(
-        network: SAUNet, rough: Tensor, before: Tensor | None, after: Tensor | None, shape: tuple[int, int]
-    ) -> Tensor:
-        refined = rough if network.isa is None else network.isa.combine(rough, before, after)
-        return network.scores(refined)[..., : shape[0], : shape[1]]
+    def _finish(self, rough: Tensor, before: Tensor | None, after: Tensor | None, shape: tuple[int, int]) -> Tensor:
+        isa = self.network.isa
+        refined = rough if isa is None else isa.combine(rough, before, after)
+        return self.network.scores(refined)[..., : shape[0], : shape[1]]
 
 
 def resample(slices: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -12,7 +12,6 @@ from .errors import UsageError
 from .formats.segmentations import check_output, write_segmentation, write_table
 from .formats.volumes import read_volume
 from .levels import name_structures
-from .measurements import measure, split_parts, write_measurements
 from .segmentation import Segmentation
 from .volume import SagittalStack, Volume, check_volume
 
@@ -114,15 +113,20 @@ def segment_file(
     volume = read_volume(image, series)
     segmentation = segment(volume, engine, levels=levels, lowest=lowest, report=report)
     report("write", 0.0)
-    if parts:
-        segmentation = split_parts(segmentation)
+    # What only some runs need is imported there: the worker starts without Pillow and the measurements.
+    measured = None
+    if parts or measurements is not None:
+        from .measurements import measure, split_parts, write_measurements
+
+        measured = measure(segmentation, volume) if measurements is not None else None
+        segmentation = split_parts(segmentation) if parts else segmentation
     write_segmentation(segmentation, output)
-    if measurements is not None:
-        write_measurements(measure(segmentation, volume), measurements)
+    if measured is not None and measurements is not None:
+        write_measurements(measured, measurements)
     if table is not None:
         write_table(segmentation, table)
     if preview is not None:
-        from .formats.previews import write_preview  # the worker draws none and need not load Pillow
+        from .formats.previews import write_preview
 
         write_preview(volume, segmentation, preview)
     report("write", 1.0)

@@ -193,6 +193,18 @@ def test_it_starts_without_loading_the_network():
     assert done.stdout.split() == ["False", "False"]
 
 
+def test_the_worker_s_road_needs_only_the_worker_s_packages():
+    """What the command line draws, tabulates and trains with need not be installed beside Slicer."""
+    code = (
+        "import sys\n"
+        "for name in ('PIL', 'slicerio', 'rich', 'scipy', 'surface_distance', 'pydantic', 'monai', 'lightning'):\n"
+        "    sys.modules[name] = None\n"
+        "import SAUNetLib.pipeline"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_many_requests_leave_no_descriptors_open(child, tiny_model):
     folder = Path(f"/proc/{child.process.pid}/fd")
     if not folder.is_dir():

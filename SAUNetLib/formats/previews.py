@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..anatomy import Structure
 from ..errors import InputError
-from ..segmentation import Segmentation
+from ..segmentation import Notice, Segmentation
 from ..volume import SagittalStack, Volume
 from .atomic import check_writable, write_beside
 
@@ -270,14 +271,19 @@ def _heading(width: int) -> Image.Image:
 
 def _footer(segmentation: Segmentation, width: int) -> Image.Image:
     """What was done, and what the user should know, in lines that fit."""
-    font = text_font(15)
     model = segmentation.provenance.get("model", "")
     version = segmentation.provenance.get("version", "")
     made = ", ".join(part for part in (model and f"Model {model}", version and f"version {version}") if part)
     x, y, z = segmentation.geometry.spacing
     first = f"{made + '. ' if made else ''}Voxels of {x:.3g} x {y:.3g} x {z:.3g} mm."
+    return footer(first, segmentation.warnings, width)
+
+
+def footer(first: str, notices: Sequence[Notice], width: int) -> Image.Image:
+    """A sentence and the notices below it, in lines that fit."""
+    font = text_font(15)
     lines = wrapped(first, font, width)
-    for notice in segmentation.warnings:
+    for notice in notices:
         lines += wrapped(f"Note: {notice.text}", font, width)
     result = Image.new("RGB", (width, 4 + 21 * len(lines)), PAPER)
     draw = ImageDraw.Draw(result)

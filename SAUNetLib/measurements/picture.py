@@ -9,7 +9,18 @@ from PIL import Image, ImageDraw
 
 from ..errors import InputError
 from ..formats.atomic import check_writable, write_beside
-from ..formats.previews import FAINT, GAP, INK, PAPER, beside, grey_window, page, text_font, wrapped, write_directions
+from ..formats.previews import (
+    FAINT,
+    GAP,
+    INK,
+    PAPER,
+    beside,
+    footer,
+    grey_window,
+    page,
+    text_font,
+    write_directions,
+)
 from ..segmentation import Segmentation
 from ..volume import Volume
 from .results import DISCLAIMER, Mark, Measurements, StructureMeasures
@@ -195,15 +206,8 @@ def _heading(width: int) -> Image.Image:
 
 
 def _footer(measurements: Measurements, width: int) -> Image.Image:
-    font = text_font(15)
-    lines = wrapped(
+    first = (
         "Loss: height lost against the neighbouring bodies, with Genant's band; index: disc height index. "
-        "- not measured. * read with care, see the table's column quality.", font, width,
-    )  # fmt: skip
-    for notice in measurements.warnings:
-        lines += wrapped(f"Note: {notice.text}", font, width)
-    result = Image.new("RGB", (width, 4 + 21 * len(lines)), PAPER)
-    draw = ImageDraw.Draw(result)
-    for number, text in enumerate(lines):
-        draw.text((0, 4 + 21 * number), text, FAINT, font)
-    return result
+        "- not measured. * read with care, see the table's column quality."
+    )
+    return footer(first, measurements.warnings, width)
