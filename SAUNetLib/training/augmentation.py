@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchio as tio
 from monai.transforms import (
     Compose,
     RandAdjustContrastd,
@@ -66,6 +67,14 @@ class Augmentation:
                 ),
             ]
         )
+        self.artefacts = tio.OneOf(
+            {
+                tio.RandomMotion(degrees=3, translation=4, num_transforms=2, image_interpolation="linear"): 1,
+                tio.RandomGhosting(num_ghosts=(2, 6), axes=(0, 1), intensity=(0.2, 0.7)): 2,
+                tio.RandomSpike(num_spikes=(1, 2), intensity=(0.1, 0.4)): 1,
+            },
+            p=0.2,
+        )
 
     def __call__(self, images: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         seed = int(random.integers(2**31))
@@ -73,8 +82,14 @@ class Augmentation:
         label = torch.as_tensor(sample["label"]).to(torch.uint8)
         image = torch.as_tensor(sample["image"]).clamp_(0, 1)
         image = tissue_contrast(image, label, random)
-        image = self.intensity.set_random_state(seed + 1)({"image": image})["image"]
-        return torch.as_tensor(image).float().contiguous(), label
+        image = torch.as_tensor(self.intensity.set_random_state(seed + 1)({"image": image})["image"])
+        return self._acquire(image.float(), seed + 2).contiguous(), label
+
+    def _acquire(self, images: Tensor, seed: int) -> Tensor:
+        """Motion, ghosts or spikes of the acquisition; TorchIO draws from torch's own generator."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            return self.artefacts(images.movedim(0, -1)[None])[0].movedim(-1, 0)
 
 
 def tissue_contrast(images: Tensor, labels: Tensor, random: np.random.Generator) -> Tensor:

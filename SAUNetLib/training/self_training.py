@@ -1,4 +1,4 @@
-"""Labels for pictures that have none: a teacher's confident pixels, for a student to learn other contrasts from.
+"""Labels for pictures that have none, or vertebrae alone: a teacher's confident pixels, for a student to learn from.
 
 ``python -m SAUNetLib.training.self_training MODEL PICTURES OUT`` makes a data folder for `saunet train`.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ FIELD_MM = 280.0
 CHANGES = ((1.0, 1.0), (0.85, 1.0), (1.18, 1.0), (1.0, 0.7), (1.0, 1.4))
 """Test-time changes: zoom and gamma."""
 CONFIDENT = 0.9
+LATERAL = 0.03
+"""A drawn slice with a smaller share of vertebra than this lies beside the canal."""
 LEAST_SHARE = 0.7
 """A picture is kept when at least this share of its foreground is confident: elsewhere the teacher is guessing."""
 SAGITTAL = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
@@ -73,16 +76,46 @@ def pseudo_labels(model: Model, volume: Volume) -> np.ndarray | None:
     return torch.where(confident, labels, UNKNOWN).numpy()[None]
 
 
-def write_pseudo_labels(model: Model, pictures: Path, folder: Path) -> tuple[int, int]:
-    """Write the pairs of a data folder; returns how many pictures were kept and how many there were."""
-    paths = sorted(path for path in pictures.iterdir() if path.suffix in (".jpg", ".png"))
+def complete_labels(model: Model, volume: Volume, vertebra: np.ndarray) -> np.ndarray:
+    """Classes (1, H, W) of a slice whose vertebrae are drawn (H, W) bool: the teacher's word on the rest, 255 unsure.
+
+    What is drawn is believed, also where it says that there is no vertebra. Beside the canal a teacher that never saw
+    such slices finds discs where none is drawn: there its discs and canal are left unknown.
+    """
+    rest = probabilities(model, volume.voxels[0], volume.geometry.spacing[0]).clone()
+    rest[VERTEBRA] = 0
+    sure, labels = (rest / rest.sum(0)).max(0)
+    labels = torch.where(sure >= CONFIDENT, labels.to(torch.uint8), UNKNOWN)
+    if vertebra.mean() < LATERAL:
+        labels[labels > 0] = UNKNOWN
+    labels[torch.from_numpy(vertebra)] = VERTEBRA
+    return labels.numpy()[None]
+
+
+def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: Sequence[str] = ()) -> tuple[int, int]:
+    """Write the pairs of a data folder; returns how many pictures were kept and how many there were.
+
+    Args:
+        model: the teacher.
+        pictures: ``NAME.jpg``, ``NAME.png``, or pairs ``NAME_image.png`` and ``NAME_vertebra.png`` (drawn by hand).
+        folder: to write to.
+        leave_out: patients or scans, the part of a name before its first underscore.
+    """
+    paths = [path for path in sorted(pictures.iterdir()) if path.suffix in (".jpg", ".png")]
+    paths = [path for path in paths if path.name.split("_")[0] not in leave_out and "_vertebra" not in path.name]
     kept = 0
     for path in paths:
         volume = single_slice(path)
-        labels = pseudo_labels(model, volume)
+        drawn = path.with_name(path.name.replace("_image", "_vertebra"))
+        labels = (
+            complete_labels(model, volume, single_slice(drawn).voxels[0] > 0)
+            if drawn != path and drawn.is_file()
+            else pseudo_labels(model, volume)
+        )
         if labels is not None:
-            write_volume(volume, folder / f"{path.stem}_image.nii.gz")
-            write_volume(Volume(labels, volume.geometry), folder / f"{path.stem}_labels.nii.gz")
+            name = path.stem.removesuffix("_image")
+            write_volume(volume, folder / f"{name}_image.nii.gz")
+            write_volume(Volume(labels, volume.geometry), folder / f"{name}_labels.nii.gz")
             kept += 1
     return kept, len(paths)
 
@@ -93,8 +126,9 @@ def main() -> None:
     parser.add_argument("model", help="the teacher: name or file")
     parser.add_argument("pictures", type=Path, help="folder of greyscale sagittal slices, .jpg or .png")
     parser.add_argument("folder", type=Path, help="data folder to write")
+    parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="patients or scans to leave out")
     options = parser.parse_args()
-    kept, number = write_pseudo_labels(load_model(options.model), options.pictures, options.folder)
+    kept, number = write_pseudo_labels(load_model(options.model), options.pictures, options.folder, options.leave_out)
     print(f"{kept} of {number} pictures kept")
 
 
