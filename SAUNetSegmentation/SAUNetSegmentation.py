@@ -67,7 +67,11 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
         self.panel = Widget(uiWidget, self.logic)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
-        self.panel.enter()
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
+        if getattr(self.parent, "isEntered", False):  # reloaded while it is shown
+            self.panel.enter()
+        else:
+            self.panel.showParameters()
 
     def enter(self):
         """The user opens the module."""
@@ -89,7 +93,11 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
 
     def onSceneEndClose(self, caller, event):
         """The scene has been closed."""
-        self.panel.sceneEndClose(self.parent.isEntered)
+        self.panel.sceneEndClose()
+
+    def onSceneEndImport(self, caller, event):
+        """A scene has been loaded, or added to the one that is open."""
+        self.panel.sceneEndImport()
 
     def onReload(self):
         """Reload the rooms, too: Slicer reloads this file only."""

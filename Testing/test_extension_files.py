@@ -43,11 +43,41 @@ def test_both_forms_of_the_entry_and_cmake_agree():
     entry, old = json.loads((ROOT / "SAUNet.json").read_text()), s4ext()
     assert old["scmurl"] == entry["scm_url"] and old["scmrevision"] == entry["scm_revision"]
     assert old["depends"].split() == entry["build_dependencies"] == cmake("EXTENSION_DEPENDS").split()
-    assert old["category"] == entry["category"] == cmake("EXTENSION_CATEGORY") and old["tier"] == str(entry["tier"])
+    assert old["category"] == entry["category"] == cmake("EXTENSION_CATEGORY")
     for key, name in (("homepage", "HOMEPAGE"), ("contributors", "CONTRIBUTORS"), ("iconurl", "ICONURL"),
                       ("description", "DESCRIPTION"), ("screenshoturls", "SCREENSHOTURLS")):  # fmt: skip
         assert old[key] == cmake(f"EXTENSION_{name}")
     assert "project(SAUNet)" in (ROOT / "CMakeLists.txt").read_text()
+
+
+def test_description_file_has_the_fields_that_slicer_s_developer_guide_lists():
+    """The required ones, and no other ones; every value on one line and without a parameter in an address."""
+    required = {"scm", "scmurl", "scmrevision", "homepage", "category"}
+    further = {"depends", "build_subdirectory", "contributors", "iconurl", "description", "screenshoturls", "enabled"}
+    assert required <= s4ext().keys() <= required | further | {"status"}
+    assert s4ext()["scm"] == "git" and s4ext()["enabled"] == "1" and "&" not in "".join(s4ext().values())
+
+
+def test_index_accepts_category_name_and_form():
+    """What its scripts check: a known category, LF endings, the extension's name as project, no prefix in the name."""
+    text = (ROOT / "SAUNet.json").read_text(encoding="utf-8")
+    assert json.loads(text)["category"] in ("Segmentation", "Analysis", "Quantification")
+    assert text == json.dumps(json.loads(text), indent=2) + "\n" and list(json.loads(text)) == sorted(json.loads(text))
+    homepage = (ROOT / "README.md").read_text(encoding="utf-8")
+    for needed in (
+        "SAUNet",
+        "Apache-2.0",
+        "SAU-Net Spine Segmentation",
+        "MIDL 2020",
+        "SpineLumbarT2",
+        "done-light.png",
+    ):
+        assert needed in homepage
+
+
+def test_pictures_in_the_readme_exist():
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(pictures) >= 5 and all((ROOT / picture).is_file() for picture in pictures)
 
 
 def test_icon_and_screenshots_exist_where_their_urls_point():
@@ -196,6 +226,7 @@ def test_module_widget_lives_from_setup_to_cleanup(module):
     parent = wrap(holder)
     widget = module.SAUNetSegmentationWidget(parent)
     widget.setup()
+    assert widget.panel.ui.editor._native._shortcuts is True  # it is shown: the module was reloaded
     volume = add_volume()
     widget.panel.ui.inputSelector.setCurrentNode(volume)
     widget.exit()
@@ -206,6 +237,22 @@ def test_module_widget_lives_from_setup_to_cleanup(module):
     assert process_events(lambda: not widget.panel.ui.segmentButton.enabled)
     widget.cleanup()
     assert widget.panel._parameters is None
+
+
+def test_panel_that_is_made_but_not_shown_takes_no_keys_and_starts_no_engine(module):
+    holder = QtWidgets.QWidget()
+    QtWidgets.QVBoxLayout(holder)
+    holder.setProperty("isEntered", False)
+    add_volume()
+    widget = module.SAUNetSegmentationWidget(wrap(holder))
+    widget.setup()
+    assert not hasattr(widget.panel.ui.editor._native, "_shortcuts") and not widget.panel._warmUp.active
+    assert widget.panel.ui.segmentButton.enabled  # yet it is ready for scripts
+    slicer.mrmlScene.Clear()
+    assert widget.panel._parameters is None
+    widget.enter()
+    assert widget.panel.ui.editor._native._shortcuts is True
+    widget.cleanup()
 
 
 def test_reload_forgets_the_rooms(module):

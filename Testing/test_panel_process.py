@@ -1,10 +1,16 @@
 """The engine's child process: what it says, how it ends, and that nothing of it is left."""
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from harness.fixtures import ROOT, fake_engine, process_events, scene  # noqa: F401
+from SAUNetPanel import Console, PrivateFolder
+from SAUNetPanel import EngineProcess as module
 from SAUNetPanel.EngineProcess import FIRM_MS, POLITE_MS, EngineProcess, workerCommand
 from SAUNetPanel.PrivateFolder import processLives
 
@@ -92,6 +98,50 @@ def test_click_during_warming_up_is_served(run):
     with pytest.raises(RuntimeError):
         one.segment()
         one.segment()
+
+
+def test_click_after_a_cancelled_warm_up_is_served_by_another_worker(run):
+    one = run("cold")
+    one.engine.run("warm")
+    assert one.engine.warming and process_events(lambda: one.engine._group > 0)
+    group = one.engine._group
+    one.engine.cancel()
+    one.engine._terminate()  # as a second later; it has not ended yet
+    assert one.segment().end()["event"] == "result" and one.engine._group != group
+    assert [event["event"] for event in one.events].count("error") == 0 and not one.engine._polite.active
+
+
+def test_cancelled_warm_up_ends_within_two_seconds(run):
+    one = run("cold")
+    one.engine.run("warm")
+    assert process_events(lambda: one.engine._group > 0)
+    one.engine.cancel()
+    assert one.end()["code"] == "CANCELLED" and process_events(lambda: not one.engine.alive)
+
+
+def test_click_while_a_warm_up_is_being_cancelled_is_not_cancelled(run):
+    one = run()
+    one.engine.run("warm")
+    one.engine.cancel()
+    assert one.segment().end()["event"] == "result"
+
+
+def test_worker_that_hears_the_wish_too_late_is_not_kept(run):
+    one = run("hang", "segment").segment().reaches("segment")
+    one.engine.cancel()
+    one.engine._terminate()  # it was told to end; then its answer to the cancelling arrives after all
+    one.engine._deliver({"event": "error", "code": "CANCELLED", "cause": "", "id": one.engine._request})
+    assert one.engine._firm.active and process_events(lambda: not one.engine.alive)
+
+
+def test_process_outlives_the_signal_of_its_end(run):
+    """PythonQt deletes a process with its last reference; while it emits `finished`, that would crash Slicer."""
+    one = run("dies", "segment").segment()
+    process = one.engine._process
+    held = []
+    one.engine.event.connect(lambda event: held.append((one.engine._process, one.engine._ended_process)))
+    one.end()
+    assert held[-1] == (None, process)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -210,3 +260,117 @@ def test_panel_imports_no_torch():
     paths = [str(ROOT / "Testing"), str(ROOT / "SAUNetSegmentation")]
     done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# -- Windows, simulated ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """What the engine's process meets on Windows: no process groups, and taskkill, which ends trees of processes."""
+    commands = []
+
+    def taskkill(arguments, seconds=5.0):
+        commands.append(arguments)
+        pid = int(arguments[-1])
+        assert pid != os.getpid()
+        for one in (*_children(pid), pid):
+            os.kill(one, signal.SIGKILL)
+        return ""
+
+    monkeypatch.setattr(module, "os", SimpleNamespace(name="nt", getpid=os.getpid))
+    monkeypatch.setattr(module.Console, "output", taskkill)
+    return commands
+
+
+def _children(pid):
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="simulated with Linux's list of child processes")
+def test_on_windows_the_trees_below_launcher_and_worker_are_ended(run, tmp_path, windows):
+    engine = fake_engine(tmp_path, "hang", "segment")
+    engine._command = [sys.executable, "-c", LAUNCHER, *engine._command]
+    one = run(engine=engine).segment().reaches("segment")
+    launcher, worker = engine._process.processId(), engine._group
+    engine.cancel()
+    assert one.end()["code"] == "CANCELLED" and not engine.alive
+    assert windows == [["taskkill", "/F", "/T", "/PID", str(pid)] for pid in (launcher, worker)]
+    assert process_events(lambda: not _running(worker), 5)
+
+
+def test_on_windows_nothing_is_ended_after_the_end(run, windows):
+    one = run("dies", "segment").segment()
+    assert one.end()["code"] == "ENGINE_DIED" and windows == []  # the number may be another process's by now
+
+
+def test_windows_line_ends_and_foreign_encodings_are_understood(run):
+    one = run()
+    one.engine._request = "1"
+    one.engine._take("out", b'{"event": "progress", "id": "1", "stage": "load", "fraction": 0}\r\nnot an ev')
+    one.engine._take("out", b"ent\r\n")
+    one.engine._take("err", b"Zugriff verweigert: \x81\r\n")
+    one.engine._request = None
+    assert one.events[0]["stage"] == "load" and one.lines == ["not an event", "Zugriff verweigert: \ufffd"]
+
+
+def test_process_that_does_not_die_is_given_up(run):
+    calls = []
+    stubborn = SimpleNamespace(kill=lambda: None, waitForFinished=lambda ms: False, blockSignals=calls.append)
+    one = run()
+    one.engine._process = stubborn
+    one.engine.close()
+    assert calls == [True] and not one.engine.alive
+
+
+def test_console_programs_have_no_window_and_no_way_to_hang(monkeypatch):
+    program = [sys.executable, "-c"]
+    assert Console.output([*program, "print('here')"]).strip() == "here"
+    assert Console.output(["/nonexistent/program"]) == "" and Console.output([*program, "raise SystemExit(1)"]) == ""
+    assert Console.output([*program, "import time; time.sleep(30)"], 0.2) == ""
+    seen = []
+    done = SimpleNamespace(stdout="")
+    monkeypatch.setattr(subprocess, "CREATE_NO_WINDOW", 0x08000000, raising=False)
+    monkeypatch.setattr(subprocess, "run", lambda arguments, **entries: seen.append(entries) or done)
+    Console.output(["nvidia-smi"])
+    assert seen[0]["creationflags"] == 0x08000000 and seen[0]["stdin"] == subprocess.DEVNULL
+
+
+def test_folder_with_a_file_that_is_still_open_is_removed_a_moment_later(scene, monkeypatch):  # noqa: F811
+    real, tries = PrivateFolder.shutil.rmtree, []
+
+    def busy(folder, **rest):
+        tries.append(folder)
+        if len(tries) < 3:
+            raise PermissionError("the process cannot access the file because it is being used by another process")
+        real(folder, **rest)
+
+    monkeypatch.setattr(PrivateFolder, "shutil", SimpleNamespace(rmtree=busy))
+    monkeypatch.setattr(PrivateFolder, "PAUSE", 0.001)
+    folder = PrivateFolder.makePrivateFolder()
+    with pytest.raises(PermissionError):
+        PrivateFolder.removeFolder(folder)  # elsewhere this does not happen, and one try is enough
+    monkeypatch.setattr(PrivateFolder, "os", SimpleNamespace(name="nt"))
+    PrivateFolder.removeFolder(folder)
+    assert len(tries) == 3 and not folder.exists()
+
+
+@pytest.mark.parametrize("handle, error, code, lives", [(7, 0, 259, True), (7, 0, 0, False), (None, 87, 0, False),
+                                                        (None, 5, 0, True)])  # fmt: skip
+def test_living_processes_on_windows(monkeypatch, handle, error, code, lives):
+    import ctypes
+
+    closed = []
+
+    class Kernel:
+        def __init__(self):
+            self.OpenProcess = lambda rights, inherit, pid: handle
+            self.CloseHandle = closed.append
+
+        def GetExitCodeProcess(self, handle, pointer):
+            pointer._obj.value = code
+
+    monkeypatch.setattr(ctypes, "WinDLL", lambda name, use_last_error: Kernel(), raising=False)
+    monkeypatch.setattr(ctypes, "get_last_error", lambda: error, raising=False)
+    monkeypatch.setattr(PrivateFolder, "os", SimpleNamespace(name="nt"))
+    assert PrivateFolder.processLives(4242) is lives and len(closed) == (handle is not None)

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import os
 import sys
 import tomllib
 import types
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 import slicer
@@ -64,7 +67,7 @@ def test_versions_are_compared_as_numbers(needs):
 def test_check_says_what_is_there_and_what_is_not(needs):
     rows = {row.name: row for row in needs.check(add_volume())}
     assert rows["PyTorch"].fine and "2.6.0" in rows["PyTorch"].detail and "NVIDIA" in rows["PyTorch"].detail
-    assert rows["Slicer"].fine and rows["Estimated time"].detail == "known after the first run"
+    assert rows["Slicer"].fine and "guess" in rows["Estimated time"].detail
     del needs.installed["torch"]
     rows = {row.name: row for row in needs.check()}
     assert rows["PyTorch"].fine is False and needs.missing() == ["torch>=2.4"]
@@ -73,8 +76,27 @@ def test_check_says_what_is_there_and_what_is_not(needs):
 
 def test_estimate_comes_from_the_last_run(needs):
     volume = add_volume()
+    assert needs.estimate(volume).startswith("about 5 s")  # a small volume: nearly all of it is starting
     needs.remember(volume, "cpu float32", 20.0)
     assert needs.estimate(volume) == "20 s"
+
+
+def test_memory_and_graphics_card_are_told_on_windows_too(needs, monkeypatch):
+    import ctypes
+
+    def status(pointer):
+        fields = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_uint64))
+        assert ctypes.cast(pointer, ctypes.POINTER(ctypes.c_uint32))[0] == 64  # dwLength
+        fields[1] = 16 * 2**30  # ullTotalPhys
+        return 1
+
+    kernel = types.SimpleNamespace(GlobalMemoryStatusEx=status)
+    monkeypatch.setattr(ctypes, "windll", types.SimpleNamespace(kernel32=kernel), raising=False)
+    assert Dependencies._totalMemoryOnWindows() == 16 * 2**30
+    monkeypatch.setattr(Dependencies.sys, "platform", "win32")
+    monkeypatch.setattr(Dependencies.shutil, "which", lambda name: f"C:\\Windows\\{name}.exe")
+    monkeypatch.setattr(Dependencies.Console, "output", lambda arguments: "NVIDIA RTX A2000, 6138 MiB\r\n")
+    assert Dependencies.graphicsCard() == "NVIDIA RTX A2000, 6138 MiB"
 
 
 def test_damaged_model_is_seen(needs, monkeypatch, tmp_path):
@@ -130,13 +152,17 @@ def test_torch_comes_through_the_pytorch_extension_only(needs, pip, monkeypatch)
     class Logic:
         def installTorch(self, askConfirmation=False, forceComputationBackend=None, torchVersionRequirement=None):
             asked.append(torchVersionRequirement)
+            address = os.environ["PIP_CONSTRAINT"]  # pip splits it at spaces
+            assert " " not in address and "numpy==2.0\n" in Path(url2pathname(urlsplit(address).path)).read_text()
             needs.installed["torch"] = "2.6"
             return object()
 
     extension = types.ModuleType("PyTorchUtils")
     extension.PyTorchUtilsLogic = Logic
     monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    monkeypatch.setenv("PIP_CONSTRAINT", "mine.txt")
     assert needs.installMissing(lambda text: True) and asked == [">=2.4"] and pip == []
+    assert os.environ["PIP_CONSTRAINT"] == "mine.txt"
 
 
 def test_failed_installation_is_a_card(needs, monkeypatch):
@@ -266,6 +292,7 @@ def test_buttons_of_the_setup_section(needs, pip, panel_of):  # noqa: F811
     panel.dialogs.consent = True
     panel.ui.installButton.click()
     assert panel.ui.statusLabel.text == "Installed." and "not installed" not in panel.ui.setupBrowser.plainText
+    assert panel.widget._warmUp.active  # now the network can be loaded in advance
     panel.ui.bundleButton.click()  # the file dialog was cancelled
     assert panel.ui.statusLabel.text == "Installed."
     panel.dialogs.path = Path("/nonexistent.zip")
@@ -277,6 +304,7 @@ def test_first_click_without_packages_offers_to_install_them(needs, pip, panel_o
     add_volume()
     del needs.installed["pynrrd"], needs.installed["torch"]
     panel = panel_of(dependencies=needs)
+    assert "not installed yet" in panel.ui.statusLabel.text
     panel.ui.segmentButton.click()
     assert panel.widget._card.code == "NOT_INSTALLED" and not panel.engine.alive
     assert "torch>=2.4, pynrrd>=1.0" in panel.ui.cardText.text and panel.ui.cardActionButton.text == "Install"
@@ -292,6 +320,16 @@ def test_missing_package_card_installs(needs, pip, panel_of):  # noqa: F811
     assert panel.ui.setupSection.collapsed is False and needs.missing() == []
 
 
+def test_missing_pytorch_extension_opens_the_extensions_manager(needs, pip, panel_of):  # noqa: F811
+    del needs.installed["torch"]
+    panel = panel_of(dependencies=needs)
+    panel.ui.installButton.click()
+    assert panel.widget._card.code == "PYTORCH" and "Extensions Manager" in panel.ui.cardActionButton.text
+    panel.ui.cardActionButton.click()
+    assert slicer.app.extensionsManagerOpened
+
+
 def test_about_says_what_matters(panel_of):  # noqa: F811
     text = panel_of().ui.aboutLabel.text
     assert "Not for diagnostic use" in text and "Apache 2.0" in text
+    assert "Inter-Slice Attention" in text and "<ul" in text and "Licence of the model: CC BY 4.0" in text

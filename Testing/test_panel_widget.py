@@ -10,7 +10,7 @@ from harness.fixtures import ROOT, add_node, add_transform, add_volume, close_pa
 from SAUNetPanel import Cards, SceneNodes
 from SAUNetPanel.EngineProcess import EngineProcess, workerCommand
 from SAUNetPanel.Logic import SHARES, deviceName, share, withMissingPackage
-from SAUNetPanel.Widget import remaining
+from SAUNetPanel.Widget import WARM_MS, remaining
 from test_scene_nodes import paint, segments
 
 STAGES = tuple(SHARES)
@@ -52,6 +52,8 @@ def test_engine_gets_the_choices_and_nothing_of_the_scene(panel_of, tmp_path):  
     press_and_wait(panel)
     record = json.loads((tmp_path / "record").read_text())
     assert record["request"]["device"] == "cpu" and record["request"]["lowest"] == "L4"
+    wanted = {"command", "id", "image", "output", "levels", "lowest", "device"}
+    assert record["request"].keys() == wanted  # and no entry that the worker would refuse
     assert record["request"]["levels"] is True and record["files"] == ["volume.nrrd"]
     assert b"DOE" not in (tmp_path / "record.nrrd").read_bytes() and "DOE" not in json.dumps(record)
 
@@ -105,6 +107,7 @@ def test_cancel_at_every_stage_leaves_the_scene_as_it_was(panel_of, stage):  # n
     panel.ui.segmentButton.click()
     assert process_events(lambda: panel.widget._share >= share(stage, 0) and panel.engine._group > 0)
     panel.ui.segmentButton.click()
+    assert not panel.ui.segmentButton.enabled and "told to stop" in panel.ui.segmentButton.toolTip
     assert panel.wait() and counts() == before
     assert panel.ui.statusLabel.text.startswith("Cancelled") and panel.ui.cardFrame.isVisibleTo(panel.top) is False
     assert panel.ui.segmentButton.text == "Segment spine" and panel.ui.segmentButton.enabled
@@ -160,7 +163,7 @@ def test_scene_closed_while_the_engine_works(panel_of):  # noqa: F811
     assert process_events(lambda: panel.widget._share >= share("segment", 0))
     panel.widget.sceneStartClose()
     slicer.mrmlScene.Clear()
-    panel.widget.sceneEndClose(True)
+    panel.widget.sceneEndClose()
     assert panel.wait() and panel.results() == []
     assert not panel.ui.segmentButton.enabled and panel.ui.segmentButton.text == "Segment spine"
 
@@ -251,6 +254,20 @@ def test_linear_transform_is_carried_over(panel_of):  # noqa: F811
     assert panel.results()[0].GetParentTransformNode() is transform
 
 
+@pytest.mark.parametrize("line", [
+    "/home/jane/x.nrrd", "at ~/data/x.nrrd", "file:///home/jane/x.nrrd", "PATH=/usr/bin:/home/jane/bin",
+    "'/tmp/jane doe/x'", "C:\\Users\\Jane Doe\\x.nrrd", "C:\\\\Users\\\\jane\\\\x.nrrd", "c:/Users/jane/x",
+    "\\\\server\\jane\\x.nrrd",
+    "\\\\\\\\server\\\\jane", "[/home/jane/x]", "Errno 2: '/home/jane/x.nrrd'"])  # fmt: skip
+def test_no_form_of_a_path_is_in_the_report(scene, line):  # noqa: F811
+    from SAUNetPanel.Report import reportText
+
+    text = reportText(None, [f"before {line} after, 3/4 of 1 GB/s, https://download.pytorch.org/whl"], [], {})
+    for private in ("jane", "Jane", "server", "x.nrrd", "data"):
+        assert private not in text.split("\n\n")[1]
+    assert "3/4 of 1 GB/s, https://download.pytorch.org/whl" in text
+
+
 def test_report_has_no_path_and_no_patient(panel_of):  # noqa: F811
     add_volume(name="DOE^JANE")
     panel = panel_of("dies", "segment")
@@ -279,6 +296,59 @@ def test_second_run_replaces_what_nobody_edited_and_undo_brings_it_back(panel_of
     assert panel.results() == [node] and len(segments(node)) == 10 and panel.dialogs.asked == []
     panel.ui.editor.undo()
     assert len(segments(node)) == 9
+
+
+def test_undo_works_after_another_module_was_open(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    panel.ui.editor.saveStateForUndo()  # as an effect does before it changes something
+    paint(node)
+    panel.widget.exit()
+    panel.widget.enter()
+    assert SceneNodes.isEdited(node)
+    panel.ui.editor.undo()
+    assert not SceneNodes.isEdited(node)
+
+
+def test_undo_brings_back_what_was_replaced_while_another_result_or_module_was_open(panel_of):  # noqa: F811
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    for volume in (first, second):
+        panel.ui.inputSelector.setCurrentNode(volume)
+        press_and_wait(panel)
+    mine, other = panel.results()
+    mine.GetSegmentation().RemoveSegment("SAUNet_41")
+    mine.SetAttribute("SAUNet.fingerprint", SceneNodes.fingerprint(mine.GetSegmentation()))
+    panel.ui.inputSelector.setCurrentNode(first)
+    panel.ui.resultSelector.setCurrentNode(other)
+    panel.ui.segmentButton.click()
+    panel.widget.exit()
+    assert panel.wait() and panel.results() == [mine, other] and len(segments(mine)) == 10
+    panel.widget.enter()
+    assert panel.ui.resultSelector.currentNode() is mine
+    panel.ui.editor.undo()
+    assert len(segments(mine)) == 9
+
+
+def test_another_frame_of_a_sequence_has_a_result_of_its_own(panel_of):  # noqa: F811
+    volume = add_volume(name="cine")
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "cine sequence")
+    for frame in range(3):
+        sequence.SetDataNodeAtValue(volume, str(frame))
+    slicer.mrmlScene.RemoveNode(volume)
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    proxy = browser.GetProxyNode(sequence)
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(proxy)
+    for frame in (0, 2, 2):
+        browser.SetSelectedItemNumber(frame)
+        press_and_wait(panel)
+    assert [node.GetName() for node in panel.results()] == [
+        f"{proxy.GetName()} (frame {frame}) spine" for frame in (1, 3)
+    ]
 
 
 @pytest.mark.parametrize("answer, nodes, replaced", [("cancel", 1, False), ("keep", 2, False), ("replace", 1, True)])
@@ -373,7 +443,7 @@ def test_choices_are_saved_with_the_scene(panel_of):  # noqa: F811
     text = slicer.mrmlScene.GetSceneXMLString()
     panel.widget.sceneStartClose()
     slicer.mrmlScene.Clear()
-    panel.widget.sceneEndClose(True)
+    panel.widget.sceneEndClose()
     assert panel.ui.deviceComboBox.currentIndex == 0
     panel.widget.sceneStartClose()
     slicer.mrmlScene.SetLoadFromXMLString(1)
@@ -383,14 +453,95 @@ def test_choices_are_saved_with_the_scene(panel_of):  # noqa: F811
     assert panel.ui.deviceComboBox.currentIndex == 2
 
 
+def test_scene_that_is_loaded_while_the_panel_is_shown(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    panel.ui.outputComboBox.currentIndex = 1
+    slicer.mrmlScene.SetSaveToXMLString(1)
+    slicer.mrmlScene.Commit()
+    text = slicer.mrmlScene.GetSceneXMLString()
+    panel.widget.sceneStartClose()
+    slicer.mrmlScene.Clear()
+    panel.widget.sceneEndClose()
+    assert panel.ui.resultSelector.currentNode() is None and panel.ui.outputComboBox.currentIndex == 0
+    slicer.mrmlScene.SetLoadFromXMLString(1)
+    slicer.mrmlScene.SetSceneXMLString(text)
+    slicer.mrmlScene.Import()
+    panel.widget.sceneEndImport()
+    assert panel.ui.outputComboBox.currentIndex == 1 and panel.ui.inputSelector.currentNode().GetName() == "T2 sag"
+    assert panel.ui.segmentsTable.segmentationNode() is panel.results()[0] is panel.ui.editor.segmentationNode()
+
+
 def test_leaving_and_entering_the_module(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of()
     press_and_wait(panel)
     panel.widget.exit()
-    assert panel.ui.editor.segmentationNode() is None
+    assert panel.ui.editor._native._shortcuts is False
+    panel.ui.deviceComboBox.currentIndex = 2  # nobody listens any more
     panel.widget.enter()
+    assert panel.ui.editor._native._shortcuts is True and panel.ui.deviceComboBox.currentIndex == 0
     assert panel.ui.editor.segmentationNode() is panel.results()[0]
+
+
+# -- loading the network in advance ----------------------------------------------------------------------------------
+
+
+def shown(panel):
+    """The panel after it has been shown for a while."""
+    assert panel.widget._warmUp.active and panel.widget._warmUp.interval == WARM_MS
+    panel.widget._warmUp.setInterval(1)
+    return panel
+
+
+def test_shown_panel_loads_the_network_and_the_click_finds_it_loaded(panel_of):  # noqa: F811
+    add_volume()
+    panel = shown(panel_of())
+    assert process_events(lambda: panel.engine.alive and panel.engine._group > 0 and not panel.engine.busy)
+    assert not panel.logic.running and panel.ui.statusLabel.text == "Ready." and panel.engine._idle.active
+    group = panel.engine._group
+    press_and_wait(panel)
+    assert panel.engine._group == group and len(panel.results()) == 1
+    panel.widget.exit()
+    assert panel.engine.alive and panel.engine._idle.active  # it stays for ten minutes
+
+
+def test_choosing_a_volume_loads_the_network_too(panel_of):  # noqa: F811
+    panel = shown(panel_of())
+    assert process_events(lambda: not panel.widget._warmUp.active) and not panel.engine.alive
+    panel.ui.inputSelector.setCurrentNode(add_volume())
+    assert process_events(lambda: panel.engine.alive)
+
+
+def test_nothing_is_loaded_where_packages_are_missing(panel_of):  # noqa: F811
+    from SAUNetPanel.Dependencies import Dependencies
+
+    class Bare(Dependencies):
+        def missing(self):
+            return ["torch>=2.4"]
+
+    add_volume()
+    panel = shown(panel_of(dependencies=Bare()))
+    assert process_events(lambda: not panel.widget._warmUp.active) and not panel.engine.alive
+
+
+def test_leaving_stops_what_is_loading_without_a_card(panel_of):  # noqa: F811
+    add_volume()
+    panel = shown(panel_of("cold"))
+    assert process_events(lambda: panel.engine.warming and panel.engine._group > 0)
+    panel.widget.exit()
+    assert process_events(lambda: not panel.engine.alive, 5) and panel.widget._card is None
+    panel.widget.enter()
+    panel.widget.exit()
+    assert not panel.widget._warmUp.active and not panel.engine.alive
+
+
+def test_network_that_cannot_be_loaded_in_advance_is_no_error_yet(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.logic._onEvent({"event": "error", "code": "MODEL_NOT_FOUND", "cause": "no such model."})
+    assert panel.widget._card is None and "could not be warmed up: no such model" in panel.ui.logEdit.plainText
 
 
 def test_run_goes_on_while_another_module_is_shown(panel_of):  # noqa: F811
@@ -410,9 +561,45 @@ def test_python_api_blocks_and_returns_the_node(panel_of):  # noqa: F811
     node = panel.logic.segment(volume, device="cpu", progress=lambda stage, done: seen.append(done))
     assert np.array_equal(SceneNodes.mergedLabels(node)[0], truth().labels)
     assert seen == sorted(seen) and seen[-1] == pytest.approx(1)
+    assert panel.logic.segment(volume, replace=node) is node
     with pytest.raises(Cards.PanelError) as raised:
         panel.logic.segment(None)
     assert raised.value.code == "NO_VOLUME"
+    with pytest.raises(TypeError, match="level"):
+        panel.logic.segment(volume, level=True)
+    assert not panel.logic.running
+
+
+def test_result_that_the_panel_does_not_understand_leaves_the_scene_alone(panel_of):  # noqa: F811
+    volume = add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    before = SceneNodes.fingerprint(node.GetSegmentation())
+    odd = truth().summary() | {"structures": [{"value": 41}, {"value": 250}]}
+    for replace in (None, node):
+        with pytest.raises(KeyError):
+            panel.logic.nodes.importResult(volume, truth().labels, odd, True, replace)
+    assert panel.results() == [node] and SceneNodes.fingerprint(node.GetSegmentation()) == before
+
+
+def test_folder_that_could_not_be_removed_is_removed_at_the_next_run(panel_of, monkeypatch):  # noqa: F811
+    from SAUNetPanel import PrivateFolder
+
+    add_volume()
+    panel = panel_of()
+    real = PrivateFolder.removeFolder
+
+    def held(folder):
+        raise PermissionError("used by another process")
+
+    monkeypatch.setattr(PrivateFolder, "removeFolder", held)
+    press_and_wait(panel)
+    (left,) = panel.logic._undeleted
+    assert left.is_dir() and "could not be removed yet" in panel.ui.logEdit.plainText and panel.widget._card is None
+    monkeypatch.setattr(PrivateFolder, "removeFolder", real)
+    press_and_wait(panel)
+    assert not left.exists() and panel.logic._undeleted == []
 
 
 def test_result_equals_the_pipeline_with_the_real_worker(scene, tiny_model):  # noqa: F811
@@ -483,6 +670,17 @@ def test_self_test_s_scene_side(panel_of, tmp_path):  # noqa: F811
     assert panel.ui.resultSelector.currentNode() is node
 
 
+def test_self_test_s_buttons(panel_of):  # noqa: F811
+    from unittest import TestCase
+
+    from SAUNetPanel import SelfTest
+
+    add_volume()
+    SelfTest.cancelRun(TestCase(), panel_of("wait", "load").widget)
+    panel = panel_of()
+    assert SelfTest.pressButton(TestCase(), panel.widget) is panel.results()[0]
+
+
 # -- windows of their own --------------------------------------------------------------------------------------------
 
 
@@ -522,6 +720,28 @@ def test_saved_file_gets_the_chosen_ending(scene, tmp_path, typed, saved):  # no
     assert path is not None and path.name == saved
     in_dialog(lambda dialog: dialog.reject())
     assert Dialogs().saveFile("Export", "name", "NRRD (*.nrrd)") is None
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_file_that_gets_its_ending_here_is_not_replaced_unasked(scene, tmp_path, monkeypatch, agreed):  # noqa: F811
+    from SAUNetPanel.Dialogs import Dialogs
+
+    asked = []
+    monkeypatch.setattr(slicer.util, "confirmYesNoDisplay", lambda text, title: asked.append(text) or agreed)
+    (tmp_path / "result.nrrd").write_bytes(b"old")
+
+    def choose(dialog):
+        from PySide6 import QtWidgets
+
+        dialog.setOption(QtWidgets.QFileDialog.Option.DontUseNativeDialog)
+        dialog.setDirectory(str(tmp_path))
+        dialog.findChild(QtWidgets.QLineEdit, "fileNameEdit").setText("result")
+        dialog.accept()
+
+    in_dialog(choose)
+    path = Dialogs().saveFile("Export", "name", "NRRD (*.nrrd)")
+    assert asked == ["The file result.nrrd exists. Replace it?"]
+    assert path == (tmp_path / "result.nrrd" if agreed else None)
 
 
 def test_window_stays_responsive_while_the_engine_works(panel_of):  # noqa: F811

@@ -266,6 +266,16 @@ def test_replacing_keeps_the_node_and_leaves_no_old_segment(nodes):
     assert nodes.previousResult(add_volume(name="other")) is None
 
 
+def test_replaced_result_stays_where_the_user_put_it(nodes):
+    volume = add_volume()
+    node = imported(nodes, volume)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), "mine")
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), folder)
+    imported(nodes, volume, node)
+    assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == folder
+
+
 # -- edited by hand --------------------------------------------------------------------------------------------------
 
 
@@ -425,13 +435,16 @@ def test_terminology_file_is_made_from_the_anatomy():
 
 def test_private_folder_is_private_and_leftovers_of_the_dead_are_removed(scene):  # noqa: F811
     own = PrivateFolder.makePrivateFolder()
+    ancient = own.with_name(f"saunet-panel-{os.getpid()}-ancient")  # its process's number is in use again
+    ancient.mkdir()
+    os.utime(ancient, (0, 0))
     assert os.name == "nt" or stat.S_IMODE(own.stat().st_mode) == 0o700
     dead = own.with_name("saunet-panel-999999999-abc")
     dead.mkdir()
     (dead / "volume.nrrd").write_bytes(b"x")
     foreign = own.with_name("saunet-panel-notes")
     foreign.mkdir()
-    assert PrivateFolder.removeLeftovers() == [dead]
-    assert own.is_dir() and foreign.is_dir() and not dead.exists()
+    assert sorted(PrivateFolder.removeLeftovers()) == sorted([dead, ancient])
+    assert own.is_dir() and foreign.is_dir() and not dead.exists() and not ancient.exists()
     PrivateFolder.removeFolder(own)
     foreign.rmdir()

@@ -18,7 +18,7 @@ def main() -> None:
         with contextlib.suppress(PermissionError):  # it leads a group already
             os.setsid()
     print(json.dumps({"event": "process", "pid": os.getpid()}), flush=True)
-    sys.path.insert(0, folder)
+    sys.path[0] = folder  # not this file's own, whose modules are the panel's
     sys.argv[:] = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

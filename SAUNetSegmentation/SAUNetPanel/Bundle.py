@@ -3,9 +3,10 @@
 import hashlib
 import json
 import platform
+import re
 import sys
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from slicer.i18n import tr as _
@@ -15,6 +16,8 @@ from SAUNetLib.bundle import FORMAT, MANIFEST
 from .Cards import PanelError
 
 LARGEST = 16 * 2**30
+LARGEST_MANIFEST = 2**20
+_NAME = re.compile(r"(wheels/[\w.+!-]+\.whl|models/[\w.-]+\.(safetensors|json))", re.ASCII)
 
 
 def openBundle(path: Path, folder: Path, slicerVersion: tuple[int, int]) -> dict[str, Any]:
@@ -28,11 +31,14 @@ def openBundle(path: Path, folder: Path, slicerVersion: tuple[int, int]) -> dict
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            manifest = json.loads(archive.read(MANIFEST))
+            with archive.open(MANIFEST) as file:
+                manifest = json.loads(file.read(LARGEST_MANIFEST))
             _check(manifest, slicerVersion)
             for entry in manifest["files"]:
                 _unpack(archive, entry, folder)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except PanelError:
+        raise
+    except Exception as error:  # zipfile and json meet nonsense with whatever exception comes first
         raise PanelError("BUNDLE") from error
     return manifest
 
@@ -52,10 +58,9 @@ def _check(manifest: dict[str, Any], slicerVersion: tuple[int, int]) -> None:
 
 
 def _unpack(archive: zipfile.ZipFile, entry: dict[str, Any], folder: Path) -> None:
-    name = PurePosixPath(entry["name"])
-    if name.is_absolute() or len(name.parts) != 2 or name.parts[0] not in ("wheels", "models") or "\\" in entry["name"]:
-        raise ValueError(f"unexpected file {name}")
-    target = folder.joinpath(*name.parts)
+    if not _NAME.fullmatch(entry["name"]):
+        raise ValueError(f"unexpected file {entry['name']}")
+    target = folder.joinpath(*entry["name"].split("/"))
     target.parent.mkdir(exist_ok=True)
     digest, left = hashlib.sha256(), int(entry["size"])
     with archive.open(entry["name"]) as source, open(target, "wb") as file:
@@ -66,7 +71,7 @@ def _unpack(archive: zipfile.ZipFile, entry: dict[str, Any], folder: Path) -> No
             digest.update(block)
             file.write(block)
     if left or digest.hexdigest() != entry["sha256"]:
-        raise PanelError("BUNDLE", _("It is damaged: {name} is not what it should be.").format(name=name.name))
+        raise PanelError("BUNDLE", _("It is damaged: {name} is not what it should be.").format(name=target.name))
 
 
 def thisPlatform() -> str:

@@ -50,6 +50,7 @@ def actions() -> Mapping[str, str]:
         "retry": _("Try again"),
         "log": _("Show the log"),
         "crop": _("Open Crop Volume"),
+        "extensions": _("Open the Extensions Manager"),
     }
 
 
@@ -186,5 +187,6 @@ def _panelCards() -> dict[str, tuple[str, ...]]:
                    _("Make one with the command saunet bundle for this version of Slicer and this platform.")),
         "PYTORCH": (_("The PyTorch extension is missing"),
                     _("Slicer's PyTorch extension installs the right build of torch."),
-                    _("Install the extension PyTorch in the Extensions Manager, restart Slicer, then try again.")),
+                    _("Install the extension PyTorch in the Extensions Manager, restart Slicer, then try again."),
+                    "extensions"),
     }  # fmt: skip

@@ -21,8 +21,15 @@ class Dialogs:
             return None
         path = dialog.selectedFiles()[0]
         endings = [part.split("*")[1].rstrip(")") for part in filters.split(";;")]
-        chosen = dialog.selectedNameFilter().split("*")[1].rstrip(")")
-        return Path(path if path.endswith(tuple(endings)) else path + chosen)
+        if path.endswith(tuple(endings)):
+            return Path(path)
+        whole = Path(path + dialog.selectedNameFilter().split("*")[1].rstrip(")"))
+        return whole if not whole.exists() or self.replaceFile(whole.name) else None
+
+    def replaceFile(self, name: str) -> bool:
+        """Whether a file may be replaced; asked where the file dialog could not, because the ending was missing."""
+        text = _("The file {name} exists. Replace it?").format(name=name)
+        return bool(slicer.util.confirmYesNoDisplay(text, _("SAU-Net Spine Segmentation")))
 
     def openFile(self, title: str, filters: str) -> Path | None:
         """A file to read."""

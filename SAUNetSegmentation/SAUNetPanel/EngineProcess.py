@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from . import engineFolder
+from . import Console, engineFolder
 from .Signal import Signal
 
 IDLE_MS = 10 * 60 * 1000
@@ -53,12 +52,13 @@ class EngineProcess:
         self._command = command
         self._environment = environment or {}
         self._process: Any = None
+        self._ended_process: Any = None
         self._group = 0  # number of the process group that the worker leads
         self._pending = {"out": b"", "err": b""}
         self._request: str | None = None
         self._count = 0
         self._cancelled = self._warming = False
-        self._stopping = False  # its input is closed
+        self._stopping = False  # it was told to end
         self._idle = self._timer(IDLE_MS, self.stop)
         self._polite = self._timer(POLITE_MS, self._terminate)
         self._firm = self._timer(FIRM_MS, self.kill)
@@ -77,6 +77,11 @@ class EngineProcess:
         return self._request is not None
 
     @property
+    def warming(self) -> bool:
+        """Whether that request only loads the network in advance."""
+        return self.busy and self._warming
+
+    @property
     def alive(self) -> bool:
         """Whether a worker runs, busy or warm."""
         return self._process is not None
@@ -91,7 +96,9 @@ class EngineProcess:
         """
         if self.busy and not self._warming:
             raise RuntimeError("a request is under way")
+        self._request = None
         self._idle.stop()
+        self._polite.stop()
         if self._stopping:
             self.close()
         self._warming = command == "warm"
@@ -119,8 +126,8 @@ class EngineProcess:
 
     def kill(self) -> None:
         """End the worker and all it started, at once."""
-        self._signal("SIGKILL")
         if self.alive:
+            self._signal("SIGKILL")
             self._process.kill()
 
     def close(self) -> None:
@@ -128,7 +135,9 @@ class EngineProcess:
         if self.alive:
             process = self._process
             self.kill()
-            process.waitForFinished(1000)
+            if not process.waitForFinished(1000):
+                process.blockSignals(True)  # whenever it ends, it is no longer ours
+                self._ended(_cancelled())
 
     def _start(self) -> None:
         program, *arguments = self._command or workerCommand()
@@ -192,8 +201,8 @@ class EngineProcess:
                 self.event.emit(event)
             return
         self._request = None
-        self._polite.stop()
-        self._firm.stop()
+        if not self._stopping:
+            self._polite.stop()
         if self.alive:
             self._idle.start()
         if self._cancelled and event["event"] == "result":
@@ -201,22 +210,20 @@ class EngineProcess:
         self.event.emit(event)
 
     def _terminate(self) -> None:
+        self._stopping = True
         if os.name == "nt":  # a console process there does not hear a polite request
             self.kill()
-            return
-        self._signal("SIGTERM")
-        if self.alive:
+        elif self.alive:
+            self._signal("SIGTERM")
             self._process.terminate()
             self._firm.start()
 
     def _signal(self, name: str) -> None:
-        """Send a signal to the worker's process group; on Windows end the tree below the launcher."""
-        if not self.alive:
-            return
+        """Send a signal to the worker's process group; on Windows end the trees below the launcher and the worker."""
         if os.name == "nt":
-            subprocess.run(
-                ["taskkill", "/F", "/T", "/PID", str(self._process.processId())], capture_output=True, check=False
-            )
+            for pid in (self._process.processId(), self._group):
+                if pid:
+                    Console.output(["taskkill", "/F", "/T", "/PID", str(pid)], 2.0)
         elif self._group > 1:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # it may have just ended
                 os.killpg(self._group, getattr(signal, name))
@@ -231,7 +238,8 @@ class EngineProcess:
         self._readErrors()
         for channel in ("out", "err"):
             self._take(channel, b"\n")
-        self._signal("SIGKILL")  # what the worker itself had started
+        if os.name != "nt":  # there the number may be another process's by now
+            self._signal("SIGKILL")  # what the worker itself had started
         crashed = status == qt.QProcess.CrashExit
         self.log.emit(
             (_("The engine crashed ({code})") if crashed else _("The engine ended ({code})")).format(code=code)
@@ -246,7 +254,9 @@ class EngineProcess:
     def _ended(self, problem: dict[str, Any]) -> None:
         for timer in (self._idle, self._polite, self._firm):
             timer.stop()
-        self._process, self._group, self._stopping = None, 0, False
+        # PythonQt deletes an object with its last reference, which must not happen while it emits a signal.
+        self._ended_process, self._process = self._process, None
+        self._group, self._stopping = 0, False
         if self.busy:
             self._deliver(_cancelled() if self._cancelled else problem)
 

@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,31 @@ class SAUNetParameterNode:
     previous: Previous = Previous.REPLACE
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a volume is segmented.
+
+    Attributes:
+        levels: one segment per vertebra and disc; otherwise vertebrae, discs and canal.
+        lowest: what the lowest complete vertebra is, such as L5; None leaves it to the engine.
+        device: auto, gpu (cuda, or mps on a Mac) or cpu.
+        model: a model's name, or its .safetensors file; empty for the standard model.
+        replace: segmentation node whose content the result replaces; one that was edited by hand is kept.
+        replaceEdited: replace the content even if it was edited by hand.
+    """
+
+    levels: bool = True
+    lowest: str | None = None
+    device: str = "auto"
+    model: str = ""
+    replace: Any = None
+    replaceEdited: bool = False
+
+    def network(self) -> dict[str, Any]:
+        """The entries of a request to the engine that say which network runs where."""
+        return {"device": deviceName(self.device), "model": self.model or None}
+
+
 class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
     """Segment volume nodes with the engine.
 
@@ -128,7 +154,8 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self.engine.event.connect(self._onEvent)
         self.engine.log.connect(self.log.emit)
         self._folder: Path | None = None
-        self._job: dict[str, Any] = {}
+        self._undeleted: list[Path] = []
+        self._job: tuple[Any, Options] | None = None
         self._warnings: list[dict[str, str]] = []
         PrivateFolder.removeLeftovers()
 
@@ -139,29 +166,15 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
     @property
     def running(self) -> bool:
         """Whether a volume is being segmented."""
-        return bool(self._job)
+        return self._job is not None
 
-    def segment(
-        self,
-        volumeNode: Any,
-        *,
-        levels: bool = True,
-        lowest: str | None = None,
-        device: str = "auto",
-        model: str = "",
-        replace: Any = None,
-        progress: Callable[[str, float], Any] | None = None,
-    ) -> Any:
+    def segment(self, volumeNode: Any, progress: Callable[[str, float], Any] | None = None, **options: Any) -> Any:
         """Segment a volume and wait for the result; Slicer's window stays responsive.
 
         Args:
             volumeNode: scalar volume with a sagittal spine MRI.
-            levels: one segment per vertebra and disc; otherwise vertebrae, discs and canal.
-            lowest: what the lowest complete vertebra is, such as L5; None leaves it to the engine.
-            device: auto, gpu (cuda, or mps on a Mac) or cpu.
-            model: a model's name, or its .safetensors file; empty for the standard model.
-            replace: segmentation node whose content it replaces; one that was edited by hand is kept, a new one made.
             progress: called with stage and share done.
+            options: see `Options`.
 
         Returns:
             The segmentation node.
@@ -170,15 +183,12 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             PanelError: with the code and the words of the error card.
         """
         outcome: list[Any] = []
-        receivers: list[tuple[Signal, Callable[..., Any]]] = [
-            (self.finished, outcome.append),
-            (self.failed, outcome.append),
-        ]
+        receivers = [(self.finished, outcome.append), (self.failed, outcome.append)]
         receivers += [(self.progressed, progress)] if progress else []
         for signal, receiver in receivers:
             signal.connect(receiver)
         try:
-            self.start(volumeNode, levels=levels, lowest=lowest, device=device, model=model, replace=replace)
+            self.start(volumeNode, **options)
             while not outcome:
                 slicer.app.processEvents()
                 time.sleep(0.01)
@@ -189,28 +199,17 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             raise PanelError(outcome[0].code, outcome[0].cause)
         return outcome[0]
 
-    def start(
-        self,
-        volumeNode: Any,
-        *,
-        levels: bool = True,
-        lowest: str | None = None,
-        device: str = "auto",
-        model: str = "",
-        replace: Any = None,
-        replaceEdited: bool = False,
-    ) -> None:
+    def start(self, volumeNode: Any, **options: Any) -> None:
         """Start to segment a volume; `finished` or `failed` tells the end. Arguments as `segment`.
-
-        Args:
-            replaceEdited: replace the content even if it was edited by hand.
 
         Raises:
             RuntimeError: a volume is being segmented.
         """
         if self.running:
             raise RuntimeError("a volume is being segmented")
+        wanted = Options(**options)
         self._warnings = []
+        self._removeFolder()
         try:
             self.nodes.check(volumeNode)
             self._folder = PrivateFolder.makePrivateFolder()
@@ -221,21 +220,19 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         except OSError:
             self._fail(PanelError("FOLDER").card)
             return
-        self._job = {"volume": volumeNode, "levels": levels, "replace": replace, "replaceEdited": replaceEdited}
-        self.engine.run(
-            "segment",
-            image=str(self._folder / "volume.nrrd"),
-            output=str(self._folder / "labels.nrrd"),
-            levels=levels,
-            lowest=lowest,
-            device=deviceName(device),
-            model=model or None,
-        )
+        self._job = volumeNode, wanted
+        files = {"image": str(self._folder / "volume.nrrd"), "output": str(self._folder / "labels.nrrd")}
+        self.engine.run("segment", **files, levels=wanted.levels, lowest=wanted.lowest, **wanted.network())
 
-    def warm(self, device: str = "auto", model: str = "") -> None:
-        """Load the network in advance, so that the first click does not wait for it."""
+    def warm(self, **options: Any) -> None:
+        """Load the network in advance, so that the first click does not wait for it. Arguments as `segment`."""
         if not self.running and not self.engine.alive:
-            self.engine.run("warm", device=deviceName(device), model=model or None)
+            self.engine.run("warm", **Options(**options).network())
+
+    def cool(self) -> None:
+        """Stop loading the network in advance; one that is loaded stays."""
+        if self.engine.warming:
+            self.engine.cancel()
 
     def cancel(self) -> None:
         """End the run; `failed` follows within two seconds."""
@@ -243,7 +240,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
 
     def close(self) -> None:
         """End the engine and remove the private folder, at once and without a word."""
-        self._job = {}
+        self._job = None
         self.engine.close()
         self._removeFolder()
 
@@ -264,9 +261,9 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             self._finish(event)
 
     def _finish(self, event: dict[str, Any]) -> None:
-        job = self._job
+        assert self._job is not None
         try:
-            node = self._import(job, event)
+            node = self._import(*self._job, event)
         except PanelError as error:
             self._fail(error.card)
             return
@@ -274,36 +271,39 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             self.log.emit(f"{type(error).__name__}: {error}")
             self._fail(cardOf({"code": "RESULT_UNREADABLE"}))
             return
-        self._job = {}
+        self._job = None
         self._removeFolder()
         self.finished.emit(node)
 
-    def _import(self, job: dict[str, Any], event: dict[str, Any]) -> Any:
-        volumeNode, replace = job["volume"], job["replace"]
+    def _import(self, volumeNode: Any, options: Options, event: dict[str, Any]) -> Any:
         if volumeNode.GetScene() is None:
             raise PanelError("VOLUME_GONE")
         self.nodes.check(volumeNode)
         assert self._folder is not None
         labels = self.nodes.readLabels(self._folder / "labels.nrrd", volumeNode)
         event = {**event, "warnings": event.get("warnings") or self._warnings}
+        replace = options.replace
         # It may have been edited or removed while the engine worked.
-        if replace is not None and (replace.GetScene() is None or (isEdited(replace) and not job["replaceEdited"])):
+        if replace is not None and (replace.GetScene() is None or (isEdited(replace) and not options.replaceEdited)):
             replace = None
         if replace is not None:
             self.aboutToReplace.emit(replace)
-        return self.nodes.importResult(volumeNode, labels, event, job["levels"], replace)
+        return self.nodes.importResult(volumeNode, labels, event, options.levels, replace)
 
     def _fail(self, card: Card) -> None:
-        self._job = {}
+        self._job = None
         self._removeFolder()
         self.failed.emit(card)
 
     def _removeFolder(self) -> None:
-        folder, self._folder = self._folder, None
-        if folder is not None:
+        """Remove the run's folder, and what an earlier run could not remove."""
+        folders, self._undeleted = [*self._undeleted, *([self._folder] if self._folder else [])], []
+        self._folder = None
+        for folder in folders:
             try:
                 PrivateFolder.removeFolder(folder)
-            except OSError as error:  # Windows: a dying worker still holds a file; the next start removes it
+            except OSError as error:
+                self._undeleted.append(folder)
                 self.log.emit(_("The temporary folder could not be removed yet: {error}").format(error=error))
 
 

@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
@@ -16,8 +15,13 @@ from SAUNetLib.resources import resource
 
 from .Cards import Card
 
+PAPER = (
+    "Y. Zhang, L. Yuan, Y. Wang, J. Zhang: SAU-Net: Efficient 3D Spine MRI Segmentation Using Inter-Slice Attention,"
+    " Medical Imaging with Deep Learning, 2020"
+)
 HOMEPAGE = "https://github.com/SAUNet/SlicerSAUNet"
-_PATH = re.compile(r"(?:(?<![\w.])[A-Za-z]:[\\/]|\\\\|(?<![\w.:/])/)(?:[^\s'\":;,<>|]|(?<=\w) (?=[\w.-]+[\\/]))+")
+_START = r"file:/+|(?<![\w.])[A-Za-z]:[\\/]|\\\\|(?<!http:)(?<!https:)(?<![\w./])~?/"
+_PATH = re.compile(rf"(?:{_START})(?:[^\s'\":;,<>|]|(?<=\w) (?=[\w.-]+[\\/]))+")
 
 
 def reportText(card: Card | None, log: Iterable[str], names: Iterable[str], about: Mapping[str, str]) -> str:
@@ -36,7 +40,7 @@ def reportText(card: Card | None, log: Iterable[str], names: Iterable[str], abou
 
 
 def _withoutPrivate(line: str, private: list[str]) -> str:
-    line = _PATH.sub("[path]", line.replace(os.sep * 2, os.sep))
+    line = _PATH.sub("[path]", line)
     for name in private:
         line = line.replace(name, "[name]")
     return line
@@ -56,10 +60,12 @@ def aboutText() -> str:
         parts.append(_("Licence of the model: {licence}. {attribution}").format(
             licence=html.escape(card["licence"]), attribution=html.escape(card["attribution"])
         ))  # fmt: skip
-        parts += [html.escape(limit) for limit in card.get("limits", [])]
     parts.append(_("Licence of the software: Apache 2.0."))
-    parts.append(_("How to cite: see CITATION.cff on the home page."))
+    parts.append(_("To cite: {paper}.").format(paper=html.escape(PAPER)))
     parts.append(f'<a href="{HOMEPAGE}">{HOMEPAGE}</a>')
+    limits = "".join(f"<li>{html.escape(limit)}</li>" for limit in card.get("limits", []))
+    if limits:
+        parts.append("<b>" + _("Known limits of the model") + f"</b><ul style='margin-left:-22px'>{limits}</ul>")
     return "".join(f"<p>{part}</p>" for part in parts)
 
 

@@ -67,11 +67,15 @@ class SceneNodes:
 
     def frameName(self, volumeNode: Any) -> str:
         """The volume's name, with the number of its frame where it shows one of a sequence."""
+        name, frame = volumeNode.GetName() or _("Volume"), self.frame(volumeNode)
+        return _("{name} (frame {frame})").format(name=name, frame=frame) if frame else name
+
+    def frame(self, volumeNode: Any) -> int:
+        """Number of the frame that a volume shows, from 1; 0 where it shows none of a sequence."""
         for browser in slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", self.scene):
             if browser.GetSequenceNode(volumeNode) is not None:
-                frame = browser.GetSelectedItemNumber() + 1
-                return _("{name} (frame {frame})").format(name=volumeNode.GetName(), frame=frame)
-        return volumeNode.GetName() or _("Volume")
+                return browser.GetSelectedItemNumber() + 1
+        return 0
 
     def writeVolume(self, volumeNode: Any, path: Path) -> None:
         """Write voxels and geometry as uncompressed NRRD: no name, no other node, nothing of the patient.
@@ -138,19 +142,23 @@ class SceneNodes:
         Returns:
             The segmentation node.
         """
-        name = _("{volume} spine").format(volume=self.frameName(volumeNode))
+        segments = _makeSegments(volumeNode, labels, summary, structures() if levels else classes())
         node = replace
         if node is None:
+            name = _("{volume} spine").format(volume=self.frameName(volumeNode))
             node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.scene.GenerateUniqueName(name))
+            self._placeBeside(node, volumeNode)
         with slicer.util.NodeModify(node):
             # The transform first: the reference geometry is stated in the segmentation's own coordinates.
             node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
             node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
-            _fill(node.GetSegmentation(), volumeNode, labels, summary, structures() if levels else classes())
+            node.GetSegmentation().RemoveAllSegments()
+            node.GetSegmentation().SetSourceRepresentationName(LABELMAP)
+            for segmentId, segment in segments:
+                node.GetSegmentation().AddSegment(segment, segmentId)
             node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
-            _describe(node, summary, levels)
+            _describe(node, summary, levels, self.frame(volumeNode))
             node.CreateDefaultDisplayNodes()
-        self._placeBeside(node, volumeNode)
         return node
 
     def _placeBeside(self, node: Any, volumeNode: Any) -> None:
@@ -162,10 +170,16 @@ class SceneNodes:
             hierarchy.SetItemParent(item, hierarchy.GetItemParent(source))
 
     def previousResult(self, volumeNode: Any) -> Any:
-        """The latest segmentation that was made from a volume, or None."""
+        """The latest segmentation that was made from a volume as it is shown, or None."""
         nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene)
-        made = [node for node in nodes if isResult(node) and node.GetNodeReference(INPUT_ROLE) is volumeNode]
+        made = [node for node in nodes if self.isResultOf(node, volumeNode)]
         return made[-1] if made else None
+
+    def isResultOf(self, node: Any, volumeNode: Any) -> bool:
+        """Whether the panel made this segmentation from a volume; of a sequence, from the frame that is shown."""
+        if not isResult(node) or node.GetNodeReference(INPUT_ROLE) is not volumeNode:
+            return False
+        return int(node.GetAttribute(ATTRIBUTE + "frame") or 0) == self.frame(volumeNode)
 
     def exportLabelMapNode(self, node: Any) -> Any:
         """A new label map node in the scene, in the encoding of `labelValues` and with the segments' colours."""
@@ -369,7 +383,9 @@ def _segments(segmentation: Any) -> Iterable[tuple[str, Any]]:
         yield segmentId, segmentation.GetSegment(segmentId)
 
 
-def _fill(segmentation: Any, volumeNode: Any, labels: np.ndarray, summary: dict, known: dict[int, Structure]) -> None:
+def _makeSegments(
+    volumeNode: Any, labels: np.ndarray, summary: dict[str, Any], known: dict[int, Structure]
+) -> list[tuple[str, Any]]:
     """One segment per structure; all share one image, which keeps the engine's voxels and values as they are."""
     image = slicer.vtkOrientedImageData()
     image.SetDimensions(*reversed(labels.shape))
@@ -378,26 +394,26 @@ def _fill(segmentation: Any, volumeNode: Any, labels: np.ndarray, summary: dict,
     volumeNode.GetIJKToRASMatrix(matrix)
     image.SetImageToWorldMatrix(matrix)
     _voxels(image)[:] = labels
-    segmentation.RemoveAllSegments()
-    segmentation.SetSourceRepresentationName(LABELMAP)
     about = {f"SAUNet.{key}": str(value) for key, value in summary.get("provenance", {}).items()}
-    for row in summary["structures"]:
-        structure = known[row["value"]]
-        segment = slicer.vtkSegment()
-        segment.SetName(structure.name)
-        segment.SetColor(*(part / 255 for part in structure.colour))
-        segment.SetLabelValue(structure.value)
-        segment.AddRepresentation(LABELMAP, image)
-        _setTerminology(segment, terminologyEntry(structure))
-        own = {
-            "SAUNet.Level": structure.level,
-            "SAUNet.Partial": "1" if row.get("partial") else "",
-            "SAUNet.Confidence": str(row.get("confidence") or ""),
-        }
-        for key, value in (about | own).items():
-            if value:
-                segment.SetTag(key, _tagText(value))
-        segmentation.AddSegment(segment, f"SAUNet_{structure.value}")
+    return [_makeSegment(known[row["value"]], image, row, about) for row in summary["structures"]]
+
+
+def _makeSegment(structure: Structure, image: Any, row: dict[str, Any], about: dict[str, str]) -> tuple[str, Any]:
+    segment = slicer.vtkSegment()
+    segment.SetName(structure.name)
+    segment.SetColor(*(part / 255 for part in structure.colour))
+    segment.SetLabelValue(structure.value)
+    segment.AddRepresentation(LABELMAP, image)
+    _setTerminology(segment, terminologyEntry(structure))
+    own = {
+        "SAUNet.Level": structure.level,
+        "SAUNet.Partial": "1" if row.get("partial") else "",
+        "SAUNet.Confidence": str(row.get("confidence") or ""),
+    }
+    for key, value in (about | own).items():
+        if value:
+            segment.SetTag(key, _tagText(value))
+    return f"SAUNet_{structure.value}", segment
 
 
 def _tagText(text: str) -> str:
@@ -418,13 +434,15 @@ def _setTerminology(segment: Any, entry: str) -> None:
         segment.SetTag(segment.GetTerminologyEntryTagName(), entry)
 
 
-def _describe(node: Any, summary: dict[str, Any], levels: bool) -> None:
+def _describe(node: Any, summary: dict[str, Any], levels: bool, frame: int) -> None:
     """Provenance and warnings as attributes, which the scene keeps."""
     for name in node.GetAttributeNames():
         if name.startswith(ATTRIBUTE):
             node.RemoveAttribute(name)
     for key, value in summary.get("provenance", {}).items():
         node.SetAttribute(ATTRIBUTE + key, str(value))
+    if frame:
+        node.SetAttribute(ATTRIBUTE + "frame", str(frame))
     node.SetAttribute(ATTRIBUTE + "encoding", "levels" if levels else "classes")
     node.SetAttribute(ATTRIBUTE + "warnings", json.dumps(summary.get("warnings", []), ensure_ascii=True))
     node.SetAttribute(ATTRIBUTE + "fingerprint", fingerprint(node.GetSegmentation()))

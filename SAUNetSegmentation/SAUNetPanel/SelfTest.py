@@ -10,7 +10,7 @@ import slicer
 
 from .SceneNodes import isEdited, labelValues, mergedLabels, provenance
 
-MOST_SECONDS = 600
+MOST_SECONDS, MOST_SECONDS_TO_CANCEL = 600, 10
 
 
 def runSelfTest(test: Any) -> None:
@@ -31,6 +31,8 @@ def runSelfTest(test: Any) -> None:
         test.delayDisplay("The engine is not installed; only the scene side is tested")
         node = importTruth(panel, volume)
     else:
+        test.delayDisplay("Press the button, and press it again to cancel")
+        cancelRun(test, panel)
         test.delayDisplay("Press the button")
         node = pressButton(test, panel)
     checkSegments(test, node, volume)
@@ -61,13 +63,30 @@ def _phantom() -> Any:
 def pressButton(test: Any, panel: Any) -> Any:
     """Segment and wait; returns the segmentation node."""
     panel.ui.segmentButton.click()
-    end = time.monotonic() + MOST_SECONDS
+    waitForEnd(test, panel, MOST_SECONDS)
+    test.assertIsNone(panel._card, str(panel._card))
+    return panel.ui.resultSelector.currentNode()
+
+
+def cancelRun(test: Any, panel: Any) -> None:
+    """Cancel right after the start; the scene is as it was."""
+    before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
+    panel.ui.segmentButton.click()
+    slicer.app.processEvents()
+    test.assertTrue(panel.logic.running)
+    panel.ui.segmentButton.click()
+    waitForEnd(test, panel, MOST_SECONDS_TO_CANCEL)
+    test.assertIsNone(panel._card, str(panel._card))
+    test.assertEqual(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"), before)
+
+
+def waitForEnd(test: Any, panel: Any, seconds: float) -> None:
+    """Let Slicer work until the run has ended."""
+    end = time.monotonic() + seconds
     while panel.logic.running and time.monotonic() < end:
         slicer.app.processEvents()
         time.sleep(0.02)
     test.assertFalse(panel.logic.running, "the engine did not end in time")
-    test.assertIsNone(panel._card, str(panel._card))
-    return panel.ui.resultSelector.currentNode()
 
 
 def importTruth(panel: Any, volume: Any) -> Any:

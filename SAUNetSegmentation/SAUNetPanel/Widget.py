@@ -17,6 +17,8 @@ from .Report import aboutText, reportText
 from .SceneNodes import INPUT_ROLE, fileName, isEdited, isResult, provenance, warningsOf
 
 STANDARD_MODEL = "saunet-lumbar"
+WARM_MS = 1500
+"""How long the panel is shown with a volume before the engine loads the network in advance."""
 
 
 class Widget:
@@ -50,6 +52,10 @@ class Widget:
         self._stage, self._share, self._started = "", 0.0, 0.0
         self._clock = qt.QTimer()
         self._clock.setInterval(1000)
+        self._entered = False
+        self._warmUp = qt.QTimer()
+        self._warmUp.setInterval(WARM_MS)
+        self._warmUp.setSingleShot(True)
         idle = ("inputSelector", "modelComboBox", "deviceComboBox", "outputComboBox", "lowestComboBox",
                 "previousComboBox", "installButton", "bundleButton")  # fmt: skip
         self._whileIdle = [(getattr(self.ui, name), getattr(self.ui, name).toolTip) for name in idle]
@@ -74,6 +80,7 @@ class Widget:
         ui.installButton.connect("clicked(bool)", self.onInstall)
         ui.bundleButton.connect("clicked(bool)", self.onInstallBundle)
         self._clock.connect("timeout()", self._showProgress)
+        self._warmUp.connect("timeout()", self._warm)
         logic.progressed.connect(self._onProgressed)
         logic.finished.connect(self._onFinished)
         logic.failed.connect(self._onFailed)
@@ -95,40 +102,61 @@ class Widget:
 
     # -- the module's life -------------------------------------------------------------------------------------------
 
-    def enter(self) -> None:
-        """The user opens the module."""
+    def showParameters(self) -> None:
+        """Show the scene's parameters, with a volume chosen where there is one."""
         if self._parameters is None:
             self.setParameterNode(self.logic.getParameterNode())
         if self._parameters.inputVolume is None:
             self._parameters.inputVolume = self.logic.nodes.likelyVolume()
+        self._update()
+
+    def enter(self) -> None:
+        """The user opens the module."""
+        self._entered = True
+        self.showParameters()
         self.ui.editor.installKeyboardShortcuts()
         self.ui.editor.updateWidgetFromMRML()
-        self._update()
+        self._warmUp.start()
 
     def exit(self) -> None:
         """The user opens another module: its clicks in the views are not the editor's."""
+        self._entered = False
+        self._warmUp.stop()
+        self.logic.cool()
         self.ui.editor.setActiveEffect(None)
         self.ui.editor.uninstallKeyboardShortcuts()
-        self.setParameterNode(None)
         self.ui.editor.removeViewObservations()
+        self.setParameterNode(None)
 
     def sceneStartClose(self) -> None:
         """The scene is going to be closed: a run has lost its volume."""
         self.logic.cancel()
-        self.setParameterNode(None)
+        self._forget()
         self.ui.editor.removeViewObservations()
 
-    def sceneEndClose(self, entered: bool) -> None:
+    def sceneEndClose(self) -> None:
         """The scene is empty; a shown module goes on with new parameters."""
         self._showCard(None)
-        if entered:
+        if self._entered:
+            self.enter()
+
+    def sceneEndImport(self) -> None:
+        """A scene was loaded: its choices and results are shown."""
+        if self._entered:
+            self.setParameterNode(None)
             self.enter()
 
     def cleanup(self) -> None:
         """The module is unloaded or reloaded."""
         self._clock.stop()
-        self.setParameterNode(None)
+        self._warmUp.stop()
+        self._forget()
         self.logic.close()
+
+    def _forget(self) -> None:
+        """Hold no node any more."""
+        self.setParameterNode(None)
+        self._showResult(None)
 
     def setParameterNode(self, parameters: Any) -> None:
         """Show these parameters, and the next ones no longer."""
@@ -143,8 +171,6 @@ class Widget:
             self._observerTag = parameters.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
             self._showModel()
             self._update()
-        else:
-            self._showResult(None)
 
     def _makeEditorNode(self) -> None:
         """The editor's own settings: a node of this module, so that the module Segment Editor keeps its own."""
@@ -168,6 +194,23 @@ class Widget:
         previous = self.logic.nodes.previousResult(volume) if changed and volume is not None else None
         if previous is not None:
             self._parameters.result = previous
+        if changed and self._entered:
+            self._warmUp.start()
+
+    def _warm(self) -> None:
+        """Load the network while the user still looks at the volume."""
+        if self._entered and self._parameters.inputVolume is not None and not self.dependencies.missing():
+            self.logic.warm(**self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """What is chosen under Advanced, as the logic's options."""
+        parameters = self._parameters
+        return {
+            "levels": parameters.output is Output.LEVELS,
+            "lowest": None if parameters.lowest is Lowest.AUTO else parameters.lowest.value,
+            "device": parameters.device.value,
+            "model": parameters.model,
+        }
 
     # -- segmenting --------------------------------------------------------------------------------------------------
 
@@ -176,12 +219,12 @@ class Widget:
         if self.logic.running:
             self.ui.segmentButton.enabled = False
             self.ui.segmentButton.text = _("Cancelling...")
+            self.ui.segmentButton.toolTip = _("The engine is told to stop; this takes two seconds at most.")
             self.logic.cancel()
         else:
             self._start()
 
     def _start(self) -> None:
-        parameters = self._parameters
         missing = self.dependencies.missing()
         if missing:
             cause = _("These packages are missing: {packages}.").format(packages=", ".join(missing))
@@ -195,22 +238,15 @@ class Widget:
         self.ui.logEdit.clear()
         self._stage, self._share, self._started = _("Starting the engine"), 0.0, time.monotonic()
         self._clock.start()
-        self.logic.start(
-            parameters.inputVolume,
-            levels=parameters.output is Output.LEVELS,
-            lowest=None if parameters.lowest is Lowest.AUTO else parameters.lowest.value,
-            device=parameters.device.value,
-            model=parameters.model,
-            replace=replace,
-            replaceEdited=replaceEdited,
-        )
+        volume = self._parameters.inputVolume
+        self.logic.start(volume, **self._options(), replace=replace, replaceEdited=replaceEdited)
         self._update()
 
     def _choosePrevious(self) -> tuple[Any, bool]:
         """The result to replace or None, and whether the user gave up what was edited by hand; ("cancel", False)."""
         parameters = self._parameters
-        node = parameters.result if isResult(parameters.result) else None
-        if node is None or node.GetNodeReference(INPUT_ROLE) is not parameters.inputVolume:
+        node = parameters.result
+        if not self.logic.nodes.isResultOf(node, parameters.inputVolume):
             node = self.logic.nodes.previousResult(parameters.inputVolume)
         if node is None or parameters.previous is Previous.KEEP:
             return None, False
@@ -259,8 +295,9 @@ class Widget:
 
     def _onAboutToReplace(self, node: Any) -> None:
         """The editor's Undo brings the previous result back."""
-        if self.ui.editor.segmentationNode() is node:
-            self.ui.editor.saveStateForUndo()
+        if self.ui.editor.segmentationNode() is not node:
+            self.ui.editor.setSegmentationNode(node)
+        self.ui.editor.saveStateForUndo()
 
     # -- what is shown -----------------------------------------------------------------------------------------------
 
@@ -281,6 +318,8 @@ class Widget:
             self._showProgress()
         elif volume is None:
             self._say(_("Load a sagittal spine MRI, then choose it above."))
+        elif self.dependencies.missing():
+            self._say(_("The engine is not installed yet: press Install in the section Setup."))
         else:
             self._say(_("Ready."))
         self._showResult(self._parameters.result)
@@ -371,6 +410,8 @@ class Widget:
             self.ui.inputSelector.setFocus()
         elif action == "crop":
             slicer.util.selectModule("CropVolume")
+        elif action == "extensions":
+            slicer.app.openExtensionsManagerDialog()
 
     def onCopyReport(self) -> None:
         """Put versions, code and log on the clipboard, without paths and patient data."""
@@ -469,6 +510,7 @@ class Widget:
             self._install(lambda ask: self.dependencies.installBundle(Path(path), ask))
 
     def _install(self, install: Any) -> None:
+        self._warmUp.stop()
         self.logic.close()
         self._showCard(None)
         try:
@@ -477,6 +519,7 @@ class Widget:
             self._showCard(error.card)
         else:
             self._say(_("Installed.") if done else _("Nothing was installed."))
+            self._warmUp.start()
         self.onCheck()
 
 

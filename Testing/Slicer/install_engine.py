@@ -1,4 +1,7 @@
-"""Install what the engine needs into Slicer's Python, for the continuous integration only."""
+"""Install what the engine needs into Slicer's Python, as a user does, for the continuous integration only.
+
+To be run twice: an extension is there from the next start on.
+"""
 
 import traceback
 
@@ -8,13 +11,19 @@ import slicer
 def main() -> int:
     """Exit status of the installation."""
     try:
-        from SAUNetPanel.Dependencies import TORCH, Dependencies
+        extensions = slicer.app.extensionsManagerModel()
+        if not extensions.isExtensionInstalled("PyTorch"):
+            extensions.interactive = False
+            done = extensions.installExtensionFromServer("PyTorch", False)
+            return slicer.util.EXIT_SUCCESS if done else slicer.util.EXIT_FAILURE
 
-        slicer.util.pip_install([TORCH])
-        slicer.util.pip_install(Dependencies().requirements())
-        missing = Dependencies().missing()
-        print("missing:", missing)
-        return slicer.util.EXIT_FAILURE if missing else slicer.util.EXIT_SUCCESS
+        from SAUNetPanel.Dependencies import Dependencies
+
+        dependencies = Dependencies()
+        dependencies.log.connect(print)
+        dependencies.installMissing(lambda text: True)
+        print("missing:", dependencies.missing())
+        return slicer.util.EXIT_FAILURE if dependencies.missing() else slicer.util.EXIT_SUCCESS
     except Exception:
         traceback.print_exc()
         return slicer.util.EXIT_FAILURE

@@ -41,6 +41,9 @@ class _Application:
     def userSettings(self) -> Any:
         return wrap(self._settings)
 
+    def openExtensionsManagerDialog(self) -> None:
+        self.extensionsManagerOpened = True
+
     def translate(self, context: str, text: str) -> str:
         return text
 

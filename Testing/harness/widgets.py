@@ -31,7 +31,7 @@ class ctkCollapsibleButton(QWidget):
     contentsCollapsed = Signal(bool)
     toggled = Signal(bool)
     clicked = Signal(bool)
-    api = ("setCollapsed", "setText")
+    api = ("setText",)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -56,7 +56,7 @@ class ctkCollapsibleButton(QWidget):
 
     collapsed = Property(bool, lambda self: self._is_collapsed, _collapse)
     text = Property(str, lambda self: self._text, _set_text)
-    setCollapsed, setText = _collapse, _set_text
+    setText = _set_text
 
     def sizeHint(self) -> QtCore.QSize:
         return QtCore.QSize(120, 26) if self._is_collapsed else super().sizeHint()
@@ -93,7 +93,7 @@ class ctkSliderWidget(QWidget):
 
     valueChanged = Signal(float)
     valueIsChanging = Signal(float)
-    api = ("setValue", "setRange", "setMinimum", "setMaximum", "setSingleStep", "setDecimals", "reset")
+    api = ("setValue", "setDecimals", "reset")
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -358,7 +358,7 @@ class qMRMLSegmentsTableView(qMRMLWidget):
 class qMRMLSegmentationShow3DButton(QPushButton):
     """Makes and removes the surfaces."""
 
-    api = ("segmentationNode", "setSegmentationNode", "setLocked", "onToggled")
+    api = ("segmentationNode", "setSegmentationNode", "setLocked")
     locked = _stored(bool, "locked", False)
 
     def __init__(self, parent: QWidget | None = None) -> None:

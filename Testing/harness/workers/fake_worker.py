@@ -103,6 +103,8 @@ def main():
             request = requests.pop(0)
         cancelled.clear()
         if request["command"] == "warm":
+            if plan["behaviour"] == "cold":  # as while torch is imported: it hears no request
+                time.sleep(60)
             say(event="result", id=request["id"], command="warm")
         else:
             segment(request)
