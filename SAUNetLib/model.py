@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ from .resources import resource
 
 DEFAULT_MODEL = "saunet-lumbar"
 SHIPPED = "install SAUNet again, or choose another model with --model"
-LARGEST_FILE = 256 * 2**20
+LARGEST_FILE, LARGEST_CARD = 256 * 2**20, 2**20
+"""Bytes of weights and of a card; more is not read."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,27 @@ class ModelCard:
             ModelError: MODEL_CARD.
         """
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-            card = cls(**entries)
-            usable = (
-                isinstance(card.network, dict)
-                and isinstance(card.sha256, str)
-                and 0.1 <= float(card.pixel_mm) <= 5
-                and len(card.classes) == 4
-                and all(isinstance(text, str) for text in (card.name, card.version))
-            )
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+            if not path.is_file() or path.stat().st_size > LARGEST_CARD:
+                raise OSError("it is no file of a card's size")
+            card = cls(**json.loads(path.read_text(encoding="utf-8")))
+            usable = card._usable()
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ModelError("MODEL_CARD", f"the card {path.name} cannot be read ({error})", SHIPPED) from error
         if not usable:
             raise ModelError("MODEL_CARD", f"the card {path.name} holds values that no model has", SHIPPED)
         return card
+
+    def _usable(self) -> bool:
+        """Whether the entries on which the engine relies are such as a model has."""
+        return (
+            isinstance(self.classes, list)
+            and all(isinstance(text, str) for text in (self.name, self.version, self.sha256, *self.classes))
+            and Path(self.name).name == self.name  # a model is kept under its name: it leads nowhere else
+            and isinstance(self.network, dict)
+            and len(self.classes) == self.network.get("classes", 4) == 4
+            and isinstance(self.pixel_mm, int | float)
+            and 0.1 <= self.pixel_mm <= 5
+        )
 
     def write(self, path: Path) -> None:
         """Write the card as JSON."""
@@ -122,12 +131,12 @@ def find_model(model: str = DEFAULT_MODEL) -> Path:
     """
     path = Path(model)
     if path.suffix == ".safetensors":
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113 - no failure for a name that no system takes
             return path
         raise ModelError("MODEL_NOT_FOUND", f"there is no file {model}", "Check the path given with --model")
     for folder in model_folders():
         candidate = folder / f"{model}.safetensors"
-        if path.name == model and candidate.is_file():
+        if path.name == model and os.path.isfile(candidate):  # noqa: PTH113 - as above
             return candidate
     names = ", ".join(card.name for card in available_models()) or "none"
     raise ModelError("MODEL_NOT_FOUND", f"there is no model {model!r}", f"Choose one of these: {names}")
@@ -136,33 +145,40 @@ def find_model(model: str = DEFAULT_MODEL) -> Path:
 def load_model(model: str = DEFAULT_MODEL) -> Model:
     """Find, verify and load a model. Nothing is unpickled.
 
-    ModelError: MODEL_NOT_FOUND; MODEL_CARD; MODEL_DAMAGED, the file's SHA-256 is not the card's; MODEL_MISMATCH,
-        the weights are not those of the network that the card describes.
-        weights are not those of the network that the card describes.
+    Raises:
+        ModelError: MODEL_NOT_FOUND; MODEL_CARD; MODEL_DAMAGED, the file's SHA-256 is not the card's; MODEL_MISMATCH,
+            the weights are not those of the network that the card describes.
     """
     path = find_model(model)
     card = ModelCard.read(path.with_suffix(".json"))
     weights = _verified_weights(path, card)
     try:
         # Shapes first, on the meta device: a card that asks for an absurd network costs nothing.
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             network = SAUNet(**card.network)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError("MODEL_CARD", f"the card of {path.name} describes no network ({error})", SHIPPED) from error
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ModelError("MODEL_CARD", f"the card of {path.name} describes no possible network", SHIPPED) from error
+    expected = {name: _kind(value) for name, value in network.state_dict().items()}
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    found = {name: _kind(value) for name, value in weights.items()}
     if expected != found or not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise ModelError("MODEL_MISMATCH", f"the weights in {path.name} are not those of its card", SHIPPED)
-    network.load_state_dict(
-        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}, assign=True
-    )
+    network.load_state_dict(weights, assign=True)
     return Model(network.eval().requires_grad_(False), card)
 
 
+def _kind(value: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+    return value.dtype, tuple(value.shape)
+
+
 def _verified_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
-    if path.stat().st_size > LARGEST_FILE:
-        raise ModelError("MODEL_DAMAGED", f"{path.name} is far too large for a SAU-Net", SHIPPED)
-    content = path.read_bytes()
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ModelError("MODEL_DAMAGED", f"{path.name} is far too large for a SAU-Net", SHIPPED)
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError("MODEL_DAMAGED", f"{path.name} cannot be read ({error.strerror})", SHIPPED) from error
     if hashlib.sha256(content).hexdigest() != card.sha256:
         raise ModelError("MODEL_DAMAGED", f"{path.name} is truncated or was changed: its SHA-256 is wrong", SHIPPED)
     try:

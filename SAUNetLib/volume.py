@@ -15,8 +15,17 @@ LARGEST_PIXEL_MM = 3.0
 """Coarser pixels than this show no disc; the image is refused."""
 THICK_RATIO = 1.5
 """An axis is thick when its voxels are this many times longer than along the other two."""
+LARGEST_SPACING_MM = 50.0
+SMALLEST_SLICE = 4
+"""Rows and columns that a sagittal slice has at least."""
+LARGEST_VALUE = 1e30
+"""Of an intensity; well within single precision."""
+LABELS, FLAT = 64, 0.8
+"""A label map has at most so many values, and this part of its neighbours along a row are equal."""
+AIR_HU, CT_AIR = (-1100, -900), 0.05
+"""Hounsfield units of air, and the part of the voxels that must have them in what is taken for a CT."""
 ORTHONORMAL_TOLERANCE = 1e-3
-MOST_VOXELS = 2**30
+MOST_VOXELS = 2**28
 
 
 @dataclass(frozen=True)
@@ -113,11 +122,11 @@ def check_geometry(geometry: Geometry, name: str = "volume") -> None:
     """Refuse a grid on which sagittal slices cannot be trusted.
 
     Raises:
-        InputError: INPUT_SPACING, INPUT_DIRECTION, INPUT_NOT_SAGITTAL or INPUT_TOO_LARGE.
+        InputError: INPUT_SPACING, INPUT_DIRECTION, INPUT_NOT_SAGITTAL, INPUT_DIMENSION or INPUT_TOO_LARGE.
     """
     spacing, direction = np.asarray(geometry.spacing, float), np.asarray(geometry.direction, float)
     shown = " x ".join(f"{value:.4g}" for value in spacing)
-    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+    if not ((spacing > 0).all() and (spacing <= LARGEST_SPACING_MM).all()):
         raise InputError("INPUT_SPACING", f"{name} has voxels of {shown} mm", "Correct the voxel size in its header")
     if not np.isfinite(geometry.origin).all():
         raise InputError(
@@ -145,6 +154,12 @@ def check_geometry(geometry: Geometry, name: str = "volume") -> None:
             f"{name} is {plane} stack: its slices lie {spacing[thick]:.3g} mm apart along the wrong axis",
             "Choose the sagittal series of the same study, or an isotropic volume",
         )
+    if min(geometry.size[axis] for axis in in_plane) < SMALLEST_SLICE:
+        raise InputError(
+            "INPUT_DIMENSION",
+            f"{name} has {' x '.join(map(str, geometry.size))} voxels, so that its sagittal slices are mere lines",
+            "Give the whole sagittal series",
+        )
     pixel = spacing[list(in_plane)]
     extent = pixel * np.asarray(geometry.size)[list(in_plane)]
     if pixel.max() > LARGEST_PIXEL_MM or pixel.min() < 0.05 or spacing[left_right] > 20 or extent.max() > 2000:
@@ -167,12 +182,39 @@ def check_volume(volume: Volume) -> None:
     if voxels.dtype.kind not in "biuf":
         raise InputError("INPUT_PIXEL_TYPE", f"{name} holds {voxels.dtype} voxels", "Give a greyscale image")
     check_geometry(volume.geometry, name)
-    if voxels.dtype.kind == "f" and not all(np.isfinite(part).all() for part in voxels):
+    low, high = float(voxels.min()), float(voxels.max())
+    if not -LARGEST_VALUE <= low <= high <= LARGEST_VALUE:  # false for NaN, too
         raise InputError(
-            "INPUT_VALUES", f"{name} holds NaN or infinite values", "Replace them (for example by zero) and try again"
+            "INPUT_VALUES",
+            f"{name} holds NaN, infinite or absurdly large values",
+            "Replace them (for example by zero) and try again",
         )
-    if voxels.min() == voxels.max():
+    if low == high:
         raise InputError("INPUT_CONSTANT", f"every voxel of {name} has the same value", "Choose another volume")
+
+
+def check_content(volume: Volume) -> None:
+    """Refuse a volume that `check_volume` passed and that is evidently no MRI: a label map, a CT.
+
+    Raises:
+        InputError: INPUT_PIXEL_TYPE or INPUT_MODALITY.
+    """
+    voxels, name = volume.voxels, volume.name
+    step = max(1, voxels.shape[0] // 32)
+    some = voxels[::step]
+    along = int(np.argmax(some.shape))
+    flat = np.mean(np.diff(some, axis=along) == 0)
+    if flat > FLAT and len(np.unique(some)) <= LABELS:
+        raise InputError(
+            "INPUT_PIXEL_TYPE",
+            f"{name} looks like a label map: few different values in large even areas",
+            "Give the image on which it was drawn",
+        )
+    air = np.mean((some >= AIR_HU[0]) & (some <= AIR_HU[1]))
+    if air > CT_AIR and some.min() >= -3100 and some.max() > 100:
+        raise InputError(
+            "INPUT_MODALITY", f"{name} looks like a CT: it holds Hounsfield units of air", "Choose an MR image"
+        )
 
 
 def _anatomical_axes(direction: np.ndarray) -> tuple[int, int, int]:

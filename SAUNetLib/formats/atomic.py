@@ -6,9 +6,14 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from ..errors import UsageError
+from . import itk
+
+_waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
+"""Whole files under their temporary names, and their places, in a block of `write_together`."""
 
 
 def check_writable(path: Path, endings: Iterable[str]) -> str:
@@ -25,6 +30,17 @@ def check_writable(path: Path, endings: Iterable[str]) -> str:
             f"{path.name or path} does not end in a known format",
             f"Choose one of {', '.join(endings)}",
         )
+    try:
+        _check_place(path)
+    except (OSError, RuntimeError, ValueError) as failure:  # too long a name, a loop of links, a NUL
+        why = _reason(failure) if isinstance(failure, OSError) else "it is no place for a file"
+        raise UsageError("OUTPUT_WRITE", f"{path} cannot be written to: {why}", "Choose another name") from failure
+    return ending
+
+
+def _check_place(path: Path) -> None:
+    if not itk.is_name(path):
+        raise ValueError("no UTF-8")
     if path.is_dir():
         raise UsageError("OUTPUT_WRITE", f"{path} is a folder", "Give the name of a file in it")
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
@@ -34,7 +50,14 @@ def check_writable(path: Path, endings: Iterable[str]) -> str:
         parent = parent.parent
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
         raise UsageError("OUTPUT_WRITE", f"the folder {parent} cannot be written to", "Choose another folder")
-    return ending
+
+
+def same_place(first: Path, second: Path) -> bool:
+    """Whether two paths name one file; not where one of them names nothing, as a link to itself does."""
+    try:
+        return first.resolve() == second.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def ending_of(path: Path, endings: Iterable[str]) -> str:
@@ -47,7 +70,8 @@ def ending_of(path: Path, endings: Iterable[str]) -> str:
 def write_beside(path: Path, ending: str) -> Iterator[Path]:
     """A temporary name in the same folder, renamed to `path` when the block ends well and removed when it does not.
 
-    Readers therefore see the old file or the new one, never half of one. Missing parent folders are created.
+    Readers therefore see the old file or the new one, never half of one. Missing parent folders are created. Inside
+    `write_together` the renaming waits for the end of that block.
 
     Raises:
         UsageError: OUTPUT_WRITE for whatever the system or a writing library refuses inside the block.
@@ -59,15 +83,46 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # some systems report a full disk only here
-        temporary.replace(target)
+        together = _waiting.get()
+        if together is None:
+            temporary.replace(target)
+        else:
+            together[temporary] = target
     except (OSError, RuntimeError) as failure:
-        raise UsageError(
-            "OUTPUT_WRITE",
-            f"{path} could not be written: {_reason(failure)}",
-            "Check that the disk has room and that the folder may be written to",
-        ) from failure
+        raise _unwritten(path, failure) from failure
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary not in (_waiting.get() or ()):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_together() -> Iterator[None]:
+    """Files that `write_beside` writes inside the block appear at its end, and none of them when it ends badly.
+
+    Raises:
+        UsageError: OUTPUT_WRITE, a file could not be moved to its place.
+    """
+    together: dict[Path, Path] = {}
+    token = _waiting.set(together)
+    try:
+        yield
+        for temporary, target in together.items():
+            try:
+                temporary.replace(target)
+            except OSError as failure:
+                raise _unwritten(target, failure) from failure
+    finally:
+        _waiting.reset(token)
+        for temporary in together:
+            temporary.unlink(missing_ok=True)
+
+
+def _unwritten(path: Path, failure: OSError | RuntimeError) -> UsageError:
+    return UsageError(
+        "OUTPUT_WRITE",
+        f"{path} could not be written: {_reason(failure)}",
+        "Check that the disk has room and that the folder may be written to",
+    )
 
 
 def _reason(failure: OSError | RuntimeError) -> str:

@@ -13,7 +13,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError
-from ..volume import Geometry, Volume, check_geometry
+from ..volume import ORTHONORMAL_TOLERANCE, Geometry, Volume, check_geometry
+from . import itk
+from .dicom_elements import PIXEL_DATA, Header, read_header
 
 UNEVEN = 0.05
 """Slices may lie off their even places by this part of their spacing."""
@@ -21,6 +23,14 @@ DRIFT = 0.2
 """Slices may be shifted against each other by this part of a pixel."""
 _TURN = 1e-3
 """Direction cosines of slices of one series may differ by this."""
+COMPRESSION = 10_000
+"""No compression of an MR image reaches this factor; GDCM would allocate what a header pretends."""
+_POSITION, _ORIENTATION, _PIXEL_SPACING = 0x00200032, 0x00200037, 0x00280030
+_THICKNESS, _SLICE_SPACING = 0x00180050, 0x00180088
+_FRAMES, _ROWS, _COLUMNS, _BITS = 0x00280008, 0x00280010, 0x00280011, 0x00280100
+_WANTED = (
+    _POSITION, _ORIENTATION, _PIXEL_SPACING, _THICKNESS, _SLICE_SPACING, _FRAMES, _ROWS, _COLUMNS, _BITS
+)  # fmt: skip
 _IMAGE_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7")
 
 
@@ -81,7 +91,7 @@ def list_series(folder: str | Path) -> list[Series]:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - no failure for a path that no system takes
         raise InputError("INPUT_NOT_FOUND", "there is no such folder", "Check the path")
     found: dict[str, Series] = {}
     broken: dict[Path, int] = {}
@@ -139,7 +149,7 @@ def _files(folder: Path) -> Iterator[Path]:
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            if path.is_file() and is_dicom(path):
+            if os.path.isfile(path) and is_dicom(path):  # noqa: PTH113 - as above
                 yield path
 
 
@@ -147,7 +157,7 @@ def _damaged(count: int) -> InputError:
     return InputError(
         "INPUT_UNREADABLE",
         f"{count} DICOM file{'s' if count > 1 else ''} of the folder cannot be read",
-        "Copy or export the study again",
+        "Copy or export the study again, uncompressed where there is a choice",
     )
 
 
@@ -183,19 +193,23 @@ def _ask(offered: list[Series], cause: str, by_uid: bool = False) -> InputError:
     return InputError("INPUT_SERIES", f"{cause} ({shown})", f"Choose one with --series {'UID' if by_uid else 'NUMBER'}")
 
 
-def _reader(path: Path) -> sitk.ImageFileReader:
+def _reader() -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
     return reader
 
 
 def _read_header(path: Path) -> Series | None:
     """A file as a series of its own; None where it is no readable image."""
-    reader = _reader(path)
+    reader = _reader()
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:
+        header = read_header(path, _WANTED)
+        if not _whole(header):
+            return None
+        with itk.readable(path) as place, itk.unheard():
+            reader.SetFileName(str(place))
+            reader.ReadImageInformation()
+    except (OSError, ValueError, RuntimeError):
         return None
 
     def text(key: str) -> str:
@@ -209,7 +223,7 @@ def _read_header(path: Path) -> Series | None:
 
     columns, rows, *deeper = reader.GetSize()
     if text("0028|0008") not in ("", "0", "1"):
-        frames = _multi_frames(path, (rows, columns), deeper[0] if deeper else 1)
+        frames = _multi_frames(path, header, (rows, columns), deeper[0] if deeper else 1)
     else:
         spread = _numbers(text("0018|0088")) or _numbers(text("0018|0050")) or (0.0,)
         frames = (
@@ -231,34 +245,38 @@ def _numbers(text: str) -> tuple[float, ...]:
         return ()
 
 
-def _multi_frames(path: Path, size: tuple[int, int], count: int) -> tuple[_Frame, ...]:
+def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int) -> tuple[_Frame, ...]:
     """The frames of an enhanced image, placed by the positions in its own header.
 
-    ITK gives no access to sequences and falls back to voxels of 1 mm where frames are uneven, so the elements are
-    looked up in the header's bytes (part 5 of the standard, little endian, explicit or implicit). Positions that do
-    not match the frames in number stay unknown, and the series is refused.
+    ITK gives no access to sequences and falls back to voxels of 1 mm where frames are uneven. Positions that do not
+    match the frames in number stay unknown, and the series is refused.
     """
-    head = path.read_bytes().partition(b"\xe0\x7f\x10\x00")[0]
 
-    def elements(group: int, element: int) -> list[tuple[float, ...]]:
-        tag = re.escape(struct.pack("<HH", group, element))
-        found = re.finditer(tag + rb"(?:DS(..)|(..)\0\0)", head, re.DOTALL)
-        texts = (head[m.end() : m.end() + struct.unpack("<H", m[1] or m[2])[0]].decode("latin-1") for m in found)
-        return [numbers for numbers in map(_numbers, texts) if numbers]
+    def elements(tag: int) -> list[tuple[float, ...]]:
+        return [numbers for numbers in map(_numbers, header.texts(tag)) if numbers]
 
     def per_frame(values: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
         if len(values) == count:
             return values
         return [values[0]] * count if len(set(values)) == 1 else [()] * count
 
-    positions = elements(0x20, 0x32)
-    places = positions if len(positions) == count else [()] * count
-    turns, pixels = per_frame(elements(0x20, 0x37)), per_frame(elements(0x28, 0x30))
-    thickness = (elements(0x18, 0x88) or elements(0x18, 0x50) or [(0.0,)])[0][0]
+    places = elements(_POSITION)
+    if len(places) != count:
+        return (_Frame(path, 0, size, (), (), (), 0.0),)
+    turns, pixels = per_frame(elements(_ORIENTATION)), per_frame(elements(_PIXEL_SPACING))
+    thickness = (elements(_SLICE_SPACING) or elements(_THICKNESS) or [(0.0,)])[0][0]
     return tuple(
         _Frame(path, index, size, place, turn, pixel, thickness)
         for index, (place, turn, pixel) in enumerate(zip(places, turns, pixels, strict=True))
     )
+
+
+def _whole(header: Header) -> bool:
+    """Whether a file holds as many pixels as its header declares; GDCM allocates these before it looks for them."""
+    rows, columns, bits = (header.short(tag, 0) for tag in (_ROWS, _COLUMNS, _BITS))
+    frames = int((header.texts(_FRAMES) or ["1"])[0] or 1)
+    wanted = rows * columns * max(1, frames) * bits // 8
+    return 0 < wanted <= header.length(PIXEL_DATA) * (COMPRESSION if header.compressed else 1)
 
 
 def _is_image(path: Path) -> bool:
@@ -323,6 +341,13 @@ def _check_frames(frames: tuple[_Frame, ...], name: str) -> None:
         raise InputError(
             "INPUT_DIRECTION", f"{name} does not say where its slices lie", "Export it again from the scanner or PACS"
         )
+    turn = np.reshape(first.orientation, (2, 3))
+    if not np.abs(turn @ turn.T - np.eye(2)).max() <= ORTHONORMAL_TOLERANCE:
+        raise InputError(
+            "INPUT_DIRECTION",
+            f"the axes of {name} are not perpendicular or not of unit length",
+            "Export it again from the scanner or PACS",
+        )
     if any(len(frame.pixel) != 2 or min(frame.pixel) <= 0 for frame in frames):
         raise InputError("INPUT_SPACING", f"{name} states no valid pixel size", "Export it again from the scanner")
     if any(np.abs(np.subtract(frame.orientation, first.orientation)).max() > _TURN for frame in frames):
@@ -377,7 +402,10 @@ def _load(series: Series) -> Volume:
 def _pixels(path: Path, series: Series) -> np.ndarray:
     """The voxels (frame, row, column) of a file, rescaled as its header says."""
     try:
-        image = _reader(path).Execute()
+        reader = _reader()
+        with itk.readable(path) as place, itk.unheard():
+            reader.SetFileName(str(place))
+            image = reader.Execute()
     except (RuntimeError, MemoryError) as failure:
         raise _damaged(1) from failure
     if image.GetNumberOfComponentsPerPixel() != 1:

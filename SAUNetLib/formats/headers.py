@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -137,7 +139,7 @@ def _check_nifti(path: Path) -> None:
         raise damaged(path, "it is not what its ending says" if compressed else "it is not compressed by gzip")
     opener: Any = gzip.open if compressed else open
     with opener(path, "rb") as file:
-        head = file.read(544)
+        head = file.read(348)
         header = _nifti_header(head, path)
         count = max(1, min(7, header["dim"][0]))
         total = _check_size(header["dim"][1 : count + 1], _NIFTI_BYTES.get(header["datatype"], 0) or 1, path)
@@ -162,17 +164,14 @@ def _check_nifti(path: Path) -> None:
 
 
 def _nifti_header(head: bytes, path: Path) -> dict[str, Any]:
-    """The fields of a NIfTI-1 or NIfTI-2 header that place the voxels, in either byte order."""
-    order = next((o for o in "<>" if len(head) >= 348 and struct.unpack(f"{o}i", head[:4])[0] in (348, 540)), "")
-    version = struct.unpack(f"{order}i", head[:4])[0] if order else 0
-    if version == 348 and head[344:347] == b"n+1":
-        places = {"dim": (40, "8h"), "datatype": (70, "h"), "pixdim": (76, "8f"), "offset": (108, "f"),
-                  "qform": (252, "h"), "sform": (254, "h"), "quatern": (256, "6f"), "srow": (280, "12f")}  # fmt: skip
-    elif version == 540 and len(head) >= 540 and head[4:7] == b"n+2":
-        places = {"dim": (16, "8q"), "datatype": (12, "h"), "pixdim": (104, "8d"), "offset": (168, "q"),
-                  "qform": (344, "i"), "sform": (348, "i"), "quatern": (352, "6d"), "srow": (400, "12d")}  # fmt: skip
-    else:
+    """The fields of a NIfTI-1 header that place the voxels, in either byte order."""
+    if head[4:7] == b"n+2":
+        raise damaged(path, "NIfTI-2 files are not supported, NIfTI-1 files are")
+    order = next((o for o in "<>" if len(head) >= 348 and struct.unpack(f"{o}i", head[:4])[0] == 348), "")
+    if not order or head[344:347] != b"n+1":
         raise damaged(path, "it is not a NIfTI file")
+    places = {"dim": (40, "8h"), "datatype": (70, "h"), "pixdim": (76, "8f"), "offset": (108, "f"),
+              "qform": (252, "h"), "sform": (254, "h"), "quatern": (256, "6f"), "srow": (280, "12f")}  # fmt: skip
     values = {key: struct.unpack_from(order + form, head, place) for key, (place, form) in places.items()}
     header: dict[str, Any] = {key: value[0] if len(value) == 1 else value for key, value in values.items()}
     if not (1 <= header["dim"][0] <= 7 and math.isfinite(header["offset"]) and 0 <= header["offset"] < 1 << 30):
@@ -187,6 +186,8 @@ def _check_nifti_grid(header: dict[str, Any], path: Path) -> None:
         raise _unplaced(path)
     if not np.isfinite(header["quatern" if header["sform"] <= 0 else "srow"]).all():
         raise _unplaced(path)
+    if header["sform"] <= 0 and sum(value**2 for value in header["quatern"][:3]) > 1.01:
+        raise _unplaced(path)  # no unit quaternion
     if header["sform"] > 0:
         lengths = check_steps(np.array(header["srow"], float).reshape(3, 4)[:, :3], path.name)
         if not np.allclose(lengths, spacing, rtol=0.01):
@@ -200,19 +201,17 @@ def _check_nifti_grid(header: dict[str, Any], path: Path) -> None:
 
 def _check_nrrd(path: Path) -> None:
     """The voxels' number is left to ITK: its NRRD reader refuses data that are too short."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"NRRD":
-            raise damaged(path, "it is not an NRRD file")
-        file.seek(0)
-        try:
-            header = nrrd.read_header(file)
-            size = [int(count) for count in header["sizes"]]
-            voxel_bytes = np.dtype(nrrd.reader._TYPEMAP_NRRD2NUMPY[header["type"]]).itemsize
-        except OSError:
-            raise
-        except Exception as failure:  # pynrrd meets nonsense with whatever exception comes first
-            raise damaged(path, "its NRRD header is damaged") from failure
+    header, size, voxel_bytes = _nrrd_header(path)
     _check_size(size, voxel_bytes, path)
+    told = _nrrd_data(path)
+    if "datafile" in told:
+        _check_beside(path, told["datafile"])
+    try:
+        skipped = min(int(told.get(key, "0")) for key in ("lineskip", "byteskip"))
+    except ValueError as failure:
+        raise damaged(path, "its NRRD header is damaged") from failure
+    if skipped < -1:
+        raise damaged(path, "its NRRD header is damaged")
     if len(size) < 3 or (len(size) > 3 and "space" not in header):
         return  # no volume in space: `Volume.from_sitk` says what it is instead
     if "spacings" in header:
@@ -221,9 +220,45 @@ def _check_nrrd(path: Path) -> None:
         raise _unplaced(path)
     directions = np.array([row for row in header["space directions"] if row is not None], float)
     directions = directions[~np.isnan(directions).all(axis=-1)]
-    if directions.shape != (3, 3):
+    origin = header.get("space origin", np.zeros(3))
+    if directions.shape != (3, 3) or not np.isfinite(np.asarray(origin, float)).all():
         raise _unplaced(path)
     check_steps(directions.T, path.name)
+
+
+def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
+    """The fields of an NRRD header, the sizes of its axes and the bytes of a voxel."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"NRRD":
+            raise damaged(path, "it is not an NRRD file")
+        file.seek(0)
+        try:
+            with np.errstate(all="ignore"):
+                header = dict(nrrd.read_header(file))
+            size = [int(count) for count in header["sizes"]]
+            return header, size, np.dtype(nrrd.reader._TYPEMAP_NRRD2NUMPY[header["type"]]).itemsize
+        except OSError:
+            raise
+        except Exception as failure:  # pynrrd meets nonsense with whatever exception comes first
+            raise damaged(path, "its NRRD header is damaged") from failure
+
+
+def _nrrd_data(path: Path) -> dict[str, str]:
+    """Where a header says the voxels are, as ITK understands it: pynrrd heeds capitals and drops what is no ASCII."""
+    with open(path, "rb") as file:
+        head = re.split(rb"\r?\n\r?\n", file.read(1 << 20), maxsplit=1)[0]
+    found = re.findall(rb"^(data ?file|line ?skip|byte ?skip):([^\r\n]*)", head, re.MULTILINE | re.IGNORECASE)
+    return {key.lower().replace(b" ", b"").decode(): os.fsdecode(value).strip() for key, value in found}
+
+
+def _check_beside(path: Path, stored: str) -> Path:
+    """The file that a header names as that of its voxels; pipes, devices and folders would never end or never begin."""
+    if stored.upper().startswith("LIST") or "%" in stored:
+        raise damaged(path, "its voxels are spread over several files")
+    beside = path.parent / stored
+    if not beside.is_file():
+        raise damaged(path, "the file with its voxels is missing")
+    return beside
 
 
 def _check_meta(path: Path) -> None:
@@ -235,6 +270,7 @@ def _check_meta(path: Path) -> None:
         voxel_bytes = _META_BYTES[fields["elementtype"].removeprefix("MET_").removesuffix("_ARRAY")]
         voxel_bytes *= int(fields.get("elementnumberofchannels", "1"))
         spacing = [float(value) for value in fields.get("elementspacing", fields.get("elementsize", "")).split()]
+        place = [float(value) for key in ("offset", "position", "origin") for value in fields.get(key, "").split()]
         matrix = fields.get("transformmatrix", fields.get("rotation", fields.get("orientation", ""))).split()
         steps = np.array(matrix, float).reshape(len(size), -1).T if matrix else np.eye(len(size))
     except (KeyError, ValueError) as failure:
@@ -242,7 +278,7 @@ def _check_meta(path: Path) -> None:
     total = _check_size(size, voxel_bytes, path)
     if len(size) == 3:
         _check_spacing(spacing or (math.nan,) * 3, path.name)
-        if steps.shape != (3, 3) or not np.isfinite(steps).all():
+        if steps.shape != (3, 3) or not np.isfinite(steps).all() or not np.isfinite(place).all():
             raise _unplaced(path)
         if np.abs(check_steps(steps, path.name) - 1).max() > ORTHONORMAL_TOLERANCE:
             raise _unplaced(path)
@@ -266,19 +302,28 @@ def _meta_header(path: Path) -> tuple[dict[str, str], int]:
 
 def _check_meta_data(path: Path, fields: dict[str, str], begin: int, total: int) -> None:
     stored = fields["elementdatafile"]
-    if stored.upper().startswith("LIST") or "%" in stored:
-        raise damaged(path, "its voxels are spread over several files")
     if stored.upper() != "LOCAL":
-        path, begin = path.parent / stored, 0
+        path, begin = _check_beside(path, stored), 0
     if fields.get("binarydata", "True").lower() == "false":
         return  # text: ITK reads number by number
-    begin = max(begin, int(fields.get("headersize", "0") or 0))
+    skip = int(fields.get("headersize", "0") or 0)
+    compressed = fields.get("compresseddata", "False").lower() == "true"
+    if skip < -1 or (compressed and skip):
+        raise damaged(path, "its MetaImage header is damaged")
     with open(path, "rb") as file:
-        file.seek(begin)
-        if fields.get("compresseddata", "False").lower() != "true":
-            _check_length(path, path.stat().st_size - begin, total)
-            return
-        unpack, found = zlib.decompressobj(wbits=47), 0  # zlib or gzip, as the stream's own first bytes say
-        while found < total and not unpack.eof and (part := unpack.unconsumed_tail or file.read(CHUNK)):
-            found += len(unpack.decompress(part, CHUNK))
-        _check_length(path, found, total)
+        file.seek(max(begin, skip))
+        if compressed:
+            _check_meta_stream(path, file, int(fields.get("compresseddatasize", "0") or 0), total)
+        else:
+            _check_length(path, path.stat().st_size - file.tell(), total)
+
+
+def _check_meta_stream(path: Path, file: IO[bytes], packed: int, total: int) -> None:
+    """ITK goes on with what lay in the memory where a stream does not end with the voxels and the bytes declared."""
+    unpack, found, begin = zlib.decompressobj(wbits=47), 0, file.tell()
+    while found <= total and not unpack.eof and (part := unpack.unconsumed_tail or file.read(CHUNK)):
+        found += len(unpack.decompress(part, CHUNK))
+    _check_length(path, found, total)
+    used = file.tell() - begin - len(unpack.unused_data)
+    if found > total or not unpack.eof or packed != used:
+        raise damaged(path, "its compressed data do not end with its voxels")

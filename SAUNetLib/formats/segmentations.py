@@ -179,13 +179,17 @@ def read_segmentation(path: str | Path) -> Segmentation:
     keys = image.GetMetaDataKeys()
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
-    labels = _as_labels(volume.voxels, path.name)
+    labels = as_labels(volume.voxels, path.name)
     stated = fields.get(_ENCODING) or fields.get("descrip", "").removeprefix("SAUNet ").partition(";")[0].strip()
     return _segmentation(labels, volume.geometry, _known(labels, stated, path.name), fields)
 
 
-def _as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
-    """Voxels of any real type as uint8."""
+def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
+    """Voxels of any real type as uint8.
+
+    Raises:
+        InputError: INPUT_LABELS.
+    """
     whole = voxels.dtype.kind in "biu" or (np.isfinite(voxels).all() and np.all(voxels == np.floor(voxels)))
     if not whole or voxels.min() < 0 or voxels.max() > 255:
         raise InputError(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
 from pathlib import Path
 
 import SimpleITK as sitk
 
 from ..errors import InputError
 from ..volume import Volume, check_volume
-from . import headers
+from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
 from .dicom import Series, is_dicom, list_series, read_beside, read_series
 
@@ -44,9 +41,10 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
         InputError: what is wrong with the input, by code.
     """
     path = Path(path)
-    if path.is_dir():
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
         volume = read_series(path, series)
-    elif path.is_file() and not ending_of(path, headers.ENDINGS) and is_dicom(path):
+    elif stat.S_ISREG(mode) and not ending_of(path, headers.ENDINGS) and is_dicom(path):
         volume = read_beside(path)
     else:
         volume = Volume.from_sitk(read_image(path), path.name)
@@ -60,11 +58,9 @@ def read_image(path: Path) -> sitk.Image:
     Raises:
         InputError: INPUT_NOT_FOUND, INPUT_EMPTY, INPUT_UNREADABLE, INPUT_TOO_LARGE, INPUT_SPACING or INPUT_DIRECTION.
     """
-    if not path.exists():
-        raise InputError("INPUT_NOT_FOUND", f"there is no file or folder {path.name}", "Check the path")
-    ending = ending_of(path, headers.ENDINGS)
-    if not path.is_file() or not ending:
-        if path.is_file() and path.stat().st_size == 0:
+    regular, ending = stat.S_ISREG(_mode(path)), ending_of(path, headers.ENDINGS)
+    if not regular or not ending:
+        if regular and path.stat().st_size == 0:
             raise InputError("INPUT_EMPTY", f"{path.name} is an empty file", "Copy or export the image again")
         raise InputError(
             "INPUT_UNREADABLE",
@@ -74,7 +70,7 @@ def read_image(path: Path) -> sitk.Image:
     headers.check_file(path, ending)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is said by check_file
     try:
-        with _alone(path, ending) as place:
+        with itk.readable(path, ending) as place, itk.unheard():
             return sitk.ReadImage(str(place), imageIO=_IMAGE_IO[ending])
     except MemoryError as failure:
         raise InputError("INPUT_TOO_LARGE", f"{path.name} does not fit into the memory", "Crop it first") from failure
@@ -82,22 +78,17 @@ def read_image(path: Path) -> sitk.Image:
         raise headers.damaged(path, "ITK finds it incomplete or malformed") from failure
 
 
-@contextmanager
-def _alone(path: Path, ending: str) -> Iterator[Path]:
-    """A name under which ITK reads this very file.
+def _mode(path: Path) -> int:
+    """What lies at a path, links followed.
 
-    For NAME.nii.gz the NIfTI library takes the voxels of NAME.nii where that lies beside it.
+    Raises:
+        InputError: INPUT_NOT_FOUND: nothing, a link to itself, or a path that no system takes.
     """
-    if ending != ".nii.gz" or not path.with_suffix("").exists():
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="saunet-") as folder:
-        place = Path(folder, "image.nii.gz")
-        try:
-            place.symlink_to(path.resolve())
-        except OSError:  # Windows without the right to make links
-            shutil.copyfile(path, place)
-        yield place
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError) as failure:
+        cause = f"there is no file or folder {path.name[:100]}"
+        raise InputError("INPUT_NOT_FOUND", cause, "Check the path") from failure
 
 
 def write_volume(volume: Volume, path: str | Path) -> None:

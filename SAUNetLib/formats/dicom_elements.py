@@ -1,0 +1,206 @@
+"""The data elements of a DICOM file, walked before GDCM allocates whatever their lengths declare."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+PIXEL_DATA = 0x7FE00010
+DEEPEST = 64
+"""Open sequences and items at most; GDCM recurses into them."""
+LONGEST_VALUE = 2**16
+"""Longer values are not kept."""
+_SYNTAX = 0x00020010
+_IMPLICIT, _EXPLICIT, _BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+_COMPRESSED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")
+_SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+
+
+@dataclass(frozen=True)
+class Element:
+    """An element that lies whole in its file.
+
+    Attributes:
+        tag: group and number, as 0xGGGGEEEE.
+        depth: items that it lies in; 0 for the data set itself.
+        length: bytes of its value; of compressed pixel data those of all fragments.
+        value: empty unless it was wanted.
+    """
+
+    tag: int
+    depth: int
+    length: int
+    value: bytes = b""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The elements wanted of a file, in its order, and its transfer syntax."""
+
+    elements: tuple[Element, ...]
+    syntax: str
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the pixel data are."""
+        return self.syntax.startswith(_COMPRESSED)
+
+    def texts(self, tag: int) -> list[str]:
+        """The values of a text element wherever it lies, sequences included."""
+        return [one.value.decode("latin-1").strip("\0 ") for one in self.elements if one.tag == tag]
+
+    def short(self, tag: int, default: int) -> int:
+        """The value of an unsigned short element of the data set itself."""
+        found = [one.value for one in self.elements if one.tag == tag and not one.depth and one.length >= 2]
+        return int.from_bytes(found[0][:2], "big" if self.syntax == _BIG_ENDIAN else "little") if found else default
+
+    def length(self, tag: int) -> int:
+        """Bytes of an element of the data set itself; 0 where it is absent."""
+        return sum(one.length for one in self.elements if one.tag == tag and not one.depth)
+
+
+def read_header(path: Path, wanted: Collection[int]) -> Header:
+    """The elements wanted of a DICOM file, all of whose elements lie within it and within each other.
+
+    Encoding: part 5 of the standard, sections 7 and A.4; the file's own first group: part 10, section 7.1.
+
+    Raises:
+        ValueError: a length leads out of the file, the structure is damaged, or the transfer syntax is not known.
+        OSError: the system does not let it be read.
+    """
+    with open(path, "rb") as file:
+        walk = _Walk(file, frozenset(wanted))
+        return Header(tuple(walk.elements()), walk.syntax)
+
+
+@dataclass(frozen=True)
+class _Container:
+    """What elements lie in: kind (`_ITEM`, a sequence's tag or that of pixel data in fragments), and where it ends."""
+
+    kind: int
+    end: int
+    open: bool
+    explicit: bool
+
+
+class _Walk:
+    def __init__(self, file: IO[bytes], wanted: frozenset[int]) -> None:
+        self.syntax = ""
+        self._file, self._wanted = file, wanted
+        self._size = os.fstat(file.fileno()).st_size
+        self._place, self._order = 132, "<"
+        self._inside: list[_Container] = [_Container(_ITEM, self._size, False, True)]
+        self._fragments = 0
+
+    def elements(self) -> Iterator[Element]:
+        """Every element wanted and all pixel data, once the file's own group has told how the rest is encoded."""
+        self._read_syntax()
+        while self._place < self._size:
+            element = self._next()
+            if element is not None and (element.value or element.tag == PIXEL_DATA):
+                yield element
+            while len(self._inside) > 1 and not self._inside[-1].open and self._place == self._inside[-1].end:
+                self._inside.pop()
+        if len(self._inside) > 1:
+            raise ValueError("a sequence does not end")
+
+    def _read_syntax(self) -> None:
+        self._file.seek(self._place)
+        while self._peek()[:2] == b"\x02\0":
+            element = self._next()
+            if element is not None and element.tag == _SYNTAX:
+                self.syntax = element.value.decode("latin-1").strip("\0 ")
+        explicit = self.syntax in (_EXPLICIT, _BIG_ENDIAN) or self.syntax.startswith(_COMPRESSED)
+        if not explicit and self.syntax != _IMPLICIT:
+            raise ValueError(f"the transfer syntax {self.syntax[:64]} is not known")
+        self._order = ">" if self.syntax == _BIG_ENDIAN else "<"
+        self._inside = [_Container(_ITEM, self._size, False, explicit)]
+
+    def _peek(self) -> bytes:
+        head = self._file.read(4)
+        self._file.seek(self._place)
+        return head
+
+    def _take(self, count: int) -> bytes:
+        """Bytes that must lie in what is open here."""
+        self._fit(count)
+        self._place += count
+        found = self._file.read(count)
+        if len(found) < count:
+            raise ValueError("the file has become shorter")
+        return found
+
+    def _fit(self, length: int) -> None:
+        if length > self._inside[-1].end - self._place:
+            raise ValueError("an element is longer than what it lies in")
+
+    def _numbers(self, form: str) -> tuple[int, ...]:
+        form = self._order + form
+        return struct.unpack(form, self._take(struct.calcsize(form)))
+
+    def _next(self) -> Element | None:
+        """Step over one element, or into or out of a sequence or an item."""
+        group, number = self._numbers("HH")
+        tag = group << 16 | number
+        if group == 0xFFFE:
+            return self._mark(tag, *self._numbers("I"))
+        within = self._inside[-1]
+        if within.kind != _ITEM:
+            raise ValueError("a sequence holds something beside items")
+        kind = self._take(2) if within.explicit else b""
+        if kind in _LONG:
+            self._take(2)
+        elif within.explicit and kind not in _SHORT:
+            raise ValueError("an element is of no known kind")
+        (length,) = self._numbers("H" if kind in _SHORT else "I")
+        if length == _UNDEFINED and kind not in _SHORT:
+            if tag != PIXEL_DATA and kind not in (b"SQ", b"UN", b""):
+                raise ValueError("an element has no length")
+            self._fragments = 0
+            self._enter(tag, None, within.explicit and kind != b"UN")
+            return None
+        self._fit(length)
+        if length and (kind == b"SQ" or (not kind and self._peek() == b"\xfe\xff\x00\xe0")):
+            self._enter(tag, length, within.explicit)
+            return None
+        return self._value(tag, length)
+
+    def _value(self, tag: int, length: int) -> Element:
+        depth = sum(one.kind == _ITEM for one in self._inside) - 1
+        if length <= LONGEST_VALUE and (tag in self._wanted or tag == _SYNTAX):
+            return Element(tag, depth, length, self._take(length))
+        self._place += length
+        self._file.seek(self._place)
+        return Element(tag, depth, length)
+
+    def _mark(self, tag: int, length: int) -> Element | None:
+        """An item, or the end of an item or a sequence without length."""
+        within = self._inside[-1]
+        if tag == _ITEM and within.kind == PIXEL_DATA:
+            self._fit(length)
+            self._value(tag, length)
+            self._fragments += length
+        elif tag == _ITEM and within.kind != _ITEM:
+            self._enter(_ITEM, None if length == _UNDEFINED else length, within.explicit)
+        elif within.open and not length and tag == (_ITEM_END if within.kind == _ITEM else _SEQUENCE_END):
+            self._inside.pop()
+            if within.kind == PIXEL_DATA:
+                return Element(PIXEL_DATA, sum(one.kind == _ITEM for one in self._inside) - 1, self._fragments)
+        else:
+            raise ValueError("items and sequences do not fit into each other")
+        return None
+
+    def _enter(self, kind: int, length: int | None, explicit: bool) -> None:
+        if len(self._inside) > DEEPEST:
+            raise ValueError("sequences lie too deep in each other")
+        if length is not None:
+            self._fit(length)
+        end = self._inside[-1].end if length is None else self._place + length
+        self._inside.append(_Container(kind, end, length is None, explicit))

@@ -1,0 +1,60 @@
+"""What ITK needs to read a file without harm: a name that it can take, and nobody listening to its asides."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_lock = threading.Lock()
+
+
+def is_name(path: Path) -> bool:
+    """Whether ITK takes a path: SimpleITK ends the whole process at a name that is no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def readable(path: Path, ending: str = "") -> Iterator[Path]:
+    """A name under which ITK reads this very file.
+
+    For NAME.nii.gz the NIfTI library takes the voxels of NAME.nii where that lies beside it, and names from elsewhere,
+    as on old CDs, may be no UTF-8.
+    """
+    if is_name(path) and not (ending == ".nii.gz" and path.with_suffix("").exists()):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="saunet-") as folder:
+        place = Path(folder, f"image{ending}")
+        try:
+            place.symlink_to(path.resolve())
+        except OSError:  # Windows without the right to make links
+            shutil.copyfile(path, place)
+        yield place
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Keep what the libraries inside ITK print of a damaged file from the user, who is told by an error of ours."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without stderr
+        yield
+        return
+    with _lock, open(os.devnull, "wb") as nowhere:
+        sys.stderr.flush()
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
