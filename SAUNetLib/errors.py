@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from typing import ClassVar
 
 
@@ -17,6 +19,7 @@ class SAUNetError(Exception):
     def __init__(self, code: str, cause: str, remedy: str) -> None:
         if code not in self.codes:
             raise ValueError(f"{code} is not a code of {type(self).__name__}")
+        cause = " ".join(cause.encode(errors="backslashreplace").decode().split())  # a file's name may hold anything
         super().__init__(f"error {code}: {cause.rstrip('.')}. {remedy.rstrip('.')}.")
         self.code = code
         self.title = self.codes[code]
@@ -98,3 +101,33 @@ class CancelledError(SAUNetError):
 
     def __init__(self) -> None:
         super().__init__("CANCELLED", "The run was cancelled", "Nothing was written; start again when ready")
+
+
+def out_of_memory() -> OutOfMemoryError:
+    """The failure of a run for which the main memory is too small."""
+    return OutOfMemoryError(
+        "MEMORY",
+        "the main memory does not suffice for this volume",
+        "Close other programs, or crop the volume to the spine",
+    )
+
+
+def unforeseen(error: Exception, remedy: str) -> SAUNetError:
+    """What an exception of another kind says to the user: that the memory does not suffice, or that there is a bug."""
+    if is_out_of_memory(error):
+        return out_of_memory()
+    said = " ".join(str(error).split())
+    return SAUNetError("INTERNAL", f"the engine failed unexpectedly ({type(error).__name__}: {said})", remedy)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python has a class for it, the system a number, PyTorch and ITK only texts."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError | ImportError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+_OUT_OF_MEMORY = re.compile(
+    "allocate memory|out of memory|bad.alloc|failed to map segment|could not (create|execute) a primitive$",
+    re.IGNORECASE,  # the last one is oneDNN's
+)

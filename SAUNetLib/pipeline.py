@@ -9,11 +9,12 @@ from . import __version__
 from .anatomy import classes, structures, to_classes
 from .engine import Engine, Report, silent
 from .errors import UsageError
+from .formats.atomic import same_place, write_together
 from .formats.segmentations import check_output, write_segmentation, write_table
 from .formats.volumes import read_volume
 from .levels import name_structures
 from .segmentation import Segmentation
-from .volume import SagittalStack, Volume, check_volume
+from .volume import SagittalStack, Volume, check_content, check_volume
 
 
 def segment(
@@ -42,6 +43,7 @@ def segment(
     started = datetime.now(UTC)
     report("prepare", 0.0)
     check_volume(volume)
+    check_content(volume)
     stack = SagittalStack.of(volume)
     found, notices = engine.classes(stack, report)
     report("levels", 0.0)
@@ -85,7 +87,7 @@ def segment_file(
     preview: str | Path | None = None,
     report: Report = silent,
 ) -> Segmentation:
-    """`segment` from file to file; every file is written whole or not at all, the input is not changed.
+    """`segment` from file to file; all files are written, each whole, or none. The input is not changed.
 
     Args:
         image: see `read_volume`, as is ``series``.
@@ -105,7 +107,7 @@ def segment_file(
     if not levels and (parts or measurements is not None):
         raise UsageError("USAGE", "three classes have no parts and no measurements", "Leave out --classes")
     check_output(output)
-    if Path(output).resolve() == Path(image).resolve():
+    if same_place(Path(output), Path(image)):
         raise UsageError("OUTPUT_WRITE", f"{output} is the image itself", "Give the result another name")
     for path, endings in wanted.items():
         check_output(path, endings)
@@ -120,14 +122,15 @@ def segment_file(
 
         measured = measure(segmentation, volume) if measurements is not None else None
         segmentation = split_parts(segmentation) if parts else segmentation
-    write_segmentation(segmentation, output)
-    if measured is not None and measurements is not None:
-        write_measurements(measured, measurements)
-    if table is not None:
-        write_table(segmentation, table)
-    if preview is not None:
-        from .formats.previews import write_preview
+    with write_together():
+        write_segmentation(segmentation, output)
+        if measured is not None and measurements is not None:
+            write_measurements(measured, measurements)
+        if table is not None:
+            write_table(segmentation, table)
+        if preview is not None:
+            from .formats.previews import write_preview
 
-        write_preview(volume, segmentation, preview)
-    report("write", 1.0)
+            write_preview(volume, segmentation, preview)
+        report("write", 1.0)
     return segmentation

@@ -68,7 +68,8 @@ class Segmentation:
 
     def table(self) -> list[Row]:
         """The structures present, from the top of the spine to its bottom (canal first, sacrum last)."""
-        counts = np.bincount(self.labels.ravel(), minlength=256)
+        # Slice by slice: counting needs eight bytes a voxel.
+        counts = sum((np.bincount(part.ravel(), minlength=256) for part in self.labels), np.zeros(256, int))
         found = [int(value) for value in np.flatnonzero(counts) if value]
         unknown = [value for value in found if value not in self.known]
         if unknown:

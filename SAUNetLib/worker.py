@@ -26,11 +26,12 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import IO, Any
 
 from . import __version__
-from .errors import CancelledError, SAUNetError, UsageError
+from .errors import CancelledError, SAUNetError, UsageError, unforeseen
 
 LONGEST_LINE = 2**20
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Request:
         known = {field.name for field in fields(cls)}
         for key, value in entries.items():
             wanted: Any = {"levels": bool, "id": (str, int)}.get(key, str)
-            if key not in known or not (value is None or isinstance(value, wanted)):
+            if key not in known or not (value is None or isinstance(value, wanted)) or not _is_text(value):
                 raise UsageError("USAGE", f"the request's entry {str(key)[:40]!r} is not understood", remedy)
         request = cls(**{key: value for key, value in entries.items() if value is not None})
         if request.command == "segment" and not (request.image and request.output):
@@ -97,18 +98,22 @@ class Worker:
         threading.Thread(target=self._listen, name="requests", daemon=True).start()
         self._send(event="ready", version=__version__)
         while (waiting := self._waiting.get()) is not None:
-            self._serve_one(*waiting)
+            # In a thread of its own: oneDNN (PyTorch's convolutions) never again serves one in which memory ran out.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(self._serve_one, *waiting).result()
 
     def _listen(self) -> None:
         """Cancelling must be heard while a request runs; everything else waits its turn."""
-        while line := self._requests.readline(LONGEST_LINE):
-            if '"cancel"' in line and _is_cancel(line):
-                self._cancelled_to = self._received
-            elif line.strip():
-                self._received += 1
-                self._waiting.put((self._received, line))
-        self._cancelled_to = float("inf")
-        self._waiting.put(None)
+        try:
+            while line := self._requests.readline(LONGEST_LINE):
+                if '"cancel"' in line and _is_cancel(line):
+                    self._cancelled_to = self._received
+                elif line.strip():
+                    self._received += 1
+                    self._waiting.put((self._received, line))
+        finally:
+            self._cancelled_to = float("inf")
+            self._waiting.put(None)
 
     def _serve_one(self, number: int, line: str) -> None:
         identity: dict[str, Any] = {}
@@ -121,13 +126,10 @@ class Worker:
         except SAUNetError as error:
             self._send(**identity, event="error", **error.as_dict())
         except Exception as error:
-            log.exception("unexpected failure")
-            bug = SAUNetError(
-                "INTERNAL",
-                f"the engine failed unexpectedly ({type(error).__name__}: {error})",
-                "Please report it with the log",
-            )
-            self._send(**identity, event="error", **bug.as_dict())
+            failure = unforeseen(error, "Please report it with the log")
+            if failure.code == "INTERNAL":
+                log.exception("unexpected failure")
+            self._send(**identity, event="error", **failure.as_dict())
 
     def _answer(self, number: int, request: Request, send: Callable[..., None]) -> dict[str, Any]:
         def report(stage: str, fraction: float) -> None:
@@ -170,8 +172,18 @@ class Worker:
         return self._engine[1]
 
     def _send(self, **event: Any) -> None:
-        self._events.write(json.dumps(event, ensure_ascii=False) + "\n")
+        self._events.write(json.dumps(event) + "\n")  # ASCII: a path may hold what has no UTF-8
         self._events.flush()
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value can be handed to the system: no NUL, nothing that no file name holds."""
+    if not isinstance(value, str):
+        return True
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_cancel(line: str) -> bool:

@@ -80,8 +80,7 @@ def read_discs(folder: str | Path) -> list[Disc]:
         raise InputError(
             "INPUT_NOT_FOUND", f"{folder} holds no {GRADINGS}", "Give the folder of SPIDER's T2 SPACE scans"
         )
-    with open(table, newline="", encoding="utf-8") as file:
-        readings = list(csv.DictReader(file))
+    readings = read_readings(table)
     discs: list[Disc] = []
     for path in sorted(folder.glob("*_labels.nii.gz")):
         patient = path.name.split("_")[0]
@@ -90,6 +89,26 @@ def read_discs(folder: str | Path) -> list[Disc]:
             measures = measure_labels(path, path.with_name(f"{patient}_image.nii.gz"))
             discs += [_disc(patient, row, measures) for row in own]
     return discs
+
+
+def read_readings(table: Path) -> list[dict[str, str]]:
+    """The rows of a table of readings, one per disc.
+
+    Raises:
+        InputError: INPUT_UNREADABLE, it lacks a column or holds something else than the readings' numbers.
+    """
+    try:
+        with open(table, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            if not (1 <= int(row["IVD label"]) <= len(LEVELS) and 1 <= int(row["Pfirrman grade"]) <= 5):
+                raise ValueError("no disc or no grade")
+            int(row["Patient"]), row["Disc narrowing"], row["Spondylolisthesis"]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as failure:
+        raise InputError(
+            "INPUT_UNREADABLE", f"{table.name} is no table of readings", "Take the file from SPIDER's archive again"
+        ) from failure
+    return rows
 
 
 def measure_labels(labels: Path, image: Path) -> Measurements:

@@ -1,0 +1,197 @@
+"""Security: no code from data, no shell, bundles that stay in their folder, private folders, known parts."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import io
+import json
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+import tomllib
+import warnings
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from harness.fixtures import MODULE, ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from SAUNetPanel import Bundle, PrivateFolder
+from SAUNetPanel.Cards import PanelError
+
+from SAUNetLib import bundle
+
+SHIPPED = sorted([*(ROOT / "SAUNetLib").rglob("*.py"), *MODULE.rglob("*.py"), ROOT / "run.py"])
+UNPICKLING = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+CODE = {"eval", "exec", "compile", "__import__"}
+SHELLS = {"system", "popen", "getoutput", "getstatusoutput", "spawnl", "spawnlp", "mktemp", "execl", "execlp"}
+NOTES = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+
+
+def complaints(source: str) -> list[str]:
+    """What in a module could run data as code, or words as a shell does."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [f"imports {name}" for name in names if name.split(".")[0] in UNPICKLING]
+        if isinstance(node, ast.Call):
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            attribute = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+            options = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            found += [f"calls {name}"] if name in CODE else []
+            found += [f"calls {attribute}"] if owner in ("os", "subprocess", "tempfile") and attribute in SHELLS else []
+            found += ["uses a shell"] if options.get("shell", "False") != "False" else []
+            found += ["unpickles"] if options.get("allow_pickle", "False") != "False" else []
+            if (owner, attribute) == ("torch", "load") and options.get("weights_only") != "True":
+                found.append("unpickles weights")
+            found += ["loads YAML objects"] if owner == "yaml" and attribute != "safe_load" else []
+    return found
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_shipped_runs_data_as_code(path):
+    assert complaints(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("line", [
+    "import pickle", "from pickle import loads", "eval(x)", "exec(x)", "import os; os.system(x)",
+    "subprocess.run(x, shell=True)", "torch.load(x)", "np.load(x, allow_pickle=True)", "yaml.load(x)",
+    "tempfile.mktemp()",
+])  # fmt: skip
+def test_the_check_itself_sees_what_it_looks_for(line):
+    assert complaints(line)
+
+
+def explained() -> set[str]:
+    """Bandit's rules whose findings docs/reliability.md explains."""
+    return set(re.findall(r"^\| (B\d{3}) ", NOTES, re.MULTILINE))
+
+
+def test_bandit_finds_only_what_is_explained():
+    command = [sys.executable, "-m", "bandit", "--quiet", "--format", "json", "--recursive", "SAUNetLib", MODULE.name]
+    done = subprocess.run([*command, "run.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    report = json.loads(done.stdout)
+    assert report["errors"] == []
+    assert {one["issue_severity"] for one in report["results"]} <= {"LOW"}
+    assert {one["test_id"] for one in report["results"]} == explained()
+
+
+# -- bundle ----------------------------------------------------------------------------------------------------------
+
+CONTENT = b"wheel"
+
+
+def make_bundle(path: Path, name: str = "wheels/a.whl", content: bytes = CONTENT, **entry: object) -> Path:
+    """A bundle for this platform with one file."""
+    files = [{"name": name, "size": len(CONTENT), "sha256": sha256(CONTENT).hexdigest()} | entry]
+    about = {"format": bundle.FORMAT, "slicer": "5.10", "platform": Bundle.thisPlatform(), "files": files}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr(bundle.MANIFEST, json.dumps(about))
+        archive.writestr(zipfile.ZipInfo(name), content)
+    return path
+
+
+def test_a_good_bundle_is_unpacked(tmp_path):
+    Bundle.openBundle(make_bundle(tmp_path / "b.zip"), tmp_path, (5, 10))
+    assert (tmp_path / "wheels" / "a.whl").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("name", [
+    "../outside.whl", "wheels/../../outside.whl", "/tmp/outside.whl", "wheels//outside.whl", "wheels/..", "wheels/.",
+    "wheels\\..\\..\\outside.whl", "C:/outside.whl", "wheels/C:outside.whl", "wheels/a:b.whl", "outside.whl",
+    "wheels/a/b.whl", "models/a.whl", "wheels/a.json", "other/a.whl", "wheels/\u0430.whl", "wheels/a.whl\n", "",
+])  # fmt: skip
+def test_a_bundle_writes_nothing_outside_its_folder(tmp_path, name):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    path = make_bundle(tmp_path / "b.zip", name)
+    with pytest.raises(PanelError) as raised:
+        Bundle.openBundle(path, inside, (5, 10))
+    assert raised.value.code == "BUNDLE"
+    assert not [one for one in tmp_path.rglob("*") if one.is_file() and one != path]
+
+
+@pytest.mark.parametrize("entry", [
+    {"content": b"wheez"}, {"content": b"whee"}, {"content": b"wheels"}, {"content": bytes(2**24)},
+    {"sha256": "0" * 64}, {"sha256": None}, {"size": 2**40}, {"size": float("inf")}, {"size": -1}, {"size": "x"},
+])  # fmt: skip
+def test_a_bundle_s_files_are_what_its_manifest_says(tmp_path, entry):
+    with pytest.raises(PanelError) as raised:
+        Bundle.openBundle(make_bundle(tmp_path / "b.zip", **entry), tmp_path, (5, 10))
+    assert raised.value.code == "BUNDLE"
+    assert sum(one.stat().st_size for one in tmp_path.rglob("*.whl")) <= len(CONTENT) + 2**20
+
+
+def test_a_manifest_that_unpacks_without_end_is_not_read_whole(tmp_path, monkeypatch):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(bundle.MANIFEST, b"[" * 2**26)
+    (tmp_path / "b.zip").write_bytes(data.getvalue())
+    asked, loads = [], json.loads
+    monkeypatch.setattr(Bundle.json, "loads", lambda text: asked.append(len(text)) or loads(text))
+    with pytest.raises(PanelError):
+        Bundle.openBundle(tmp_path / "b.zip", tmp_path, (5, 10))
+    assert asked == [Bundle.LARGEST_MANIFEST]
+
+
+# -- private folders -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_temporary_folders_are_closed_to_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    private = PrivateFolder.makePrivateFolder()
+    with tempfile.TemporaryDirectory() as other:
+        modes = {stat.S_IMODE(folder.stat().st_mode) for folder in (private, Path(other))}
+    PrivateFolder.removeFolder(private)
+    assert modes == {0o700} and list(tmp_path.iterdir()) == []
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def pins() -> dict[str, str]:
+    """The exact versions that are tested, by canonical name."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if "==" in line)
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def closure(names: list[str]) -> set[str]:
+    """Packages with all that they need here."""
+    found: set[str] = set()
+    while names:
+        name = canonicalize_name(names.pop())
+        if name not in found:
+            found.add(name)
+            needed = map(Requirement, importlib.metadata.requires(name) or ())
+            names += [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_the_bill_of_materials_is_current():
+    """docs/sbom.json names exactly what the engine in Slicer needs, in the pinned versions."""
+    bill = json.loads((ROOT / "docs" / "sbom.json").read_text(encoding="utf-8"))
+    assert bill["bomFormat"] == "CycloneDX" and bill["metadata"]["component"]["name"] == "saunet"
+    listed = {canonicalize_name(one["name"]): one["version"].split("+")[0] for one in bill["components"]}
+    assert listed == {name: pins().get(name) for name in listed}, "made with other versions than constraints.txt's"
+    worker = [Requirement(one).name for one in bundle.PACKAGES] + ["numpy", "SimpleITK"]
+    # On Linux, PyTorch's build for NVIDIA cards brings that maker's libraries, which are not pinned.
+    assert closure(worker) & pins().keys() <= listed.keys()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {canonicalize_name(name) for name in worker} <= {
+        canonicalize_name(Requirement(one).name) for one in project["dependencies"]
+    }
+
+
+def test_the_pins_are_audited_with_every_change():
+    steps = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    assert "pip-audit" in steps and "constraints.txt" in steps
