@@ -9,12 +9,11 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
-from .errors import OutOfMemoryError, UsageError
+from .errors import UsageError, is_out_of_memory, out_of_memory
 from .model import Model
-from .network import ConvBNReLU, SAUNet
+from .network import fold_batch_norm, pack_for_processor
 from .segmentation import Notice
 from .volume import Intensity, SagittalStack
 
@@ -57,7 +56,8 @@ class Engine:
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
         self.chunk = 1 if device.type == "cpu" else GPU_CHUNK
         network = fold_batch_norm(copy.deepcopy(self.model.network)).to(device, self.dtype)
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = pack_for_processor(network) if device.type == "cpu" else network
 
     def classes(self, stack: SagittalStack, report: Report = silent) -> tuple[np.ndarray, tuple[Notice, ...]]:
         """The class of every pixel, uint8 (S, H, W) on the stack's own grid, and what the user should know of the run.
@@ -72,11 +72,9 @@ class Engine:
         while True:
             try:
                 return self._classes(stack, report), tuple(notices)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            except MemoryError:
-                pass
             notices.append(self._step_down())
 
     def _step_down(self) -> Notice:
@@ -89,11 +87,7 @@ class Engine:
         if self.device.type != "cpu":
             self._prepare(torch.device("cpu"))
             return Notice("MOVED_TO_CPU", "The GPU's memory does not suffice; went on with the processor (slower).")
-        raise OutOfMemoryError(
-            "MEMORY",
-            "the main memory does not suffice for this volume",
-            "Close other programs, or crop the volume to the spine",
-        )
+        raise out_of_memory()
 
     @torch.inference_mode()
     def _classes(self, stack: SagittalStack, report: Report) -> np.ndarray:
@@ -104,7 +98,7 @@ class Engine:
         for number, scores in enumerate(self._scores(stack, intensity, shape, report)):
             # One slice at a time: a float map per class never exists for the whole volume.
             full = resample(scores.float(), (stack.slices.shape[1], stack.slices.shape[2]))
-            result[number] = full.argmax(1)[0].to(torch.uint8).cpu().numpy()
+            result[number] = best_class(full)[0].cpu().numpy()
         report("segment", 1.0)
         return result
 
@@ -151,6 +145,19 @@ def resample(slices: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(slices, shape, mode="bilinear", align_corners=False, antialias=coarser)
 
 
+def best_class(scores: Tensor) -> Tensor:
+    """Class of the highest score, the first of equals: scores (N, C, H, W) -> uint8 (N, H, W).
+
+    PyTorch's argmax over a short axis takes several times as long on a processor.
+    """
+    best, result = scores[:, 0], torch.zeros_like(scores[:, 0], dtype=torch.uint8)
+    for number in range(1, scores.shape[1]):
+        score = scores[:, number]
+        result = torch.maximum(result, (score > best).to(torch.uint8) * number)
+        best = torch.maximum(best, score)
+    return result
+
+
 def choose_device(device: str) -> torch.device:
     """The device that a name stands for.
 
@@ -178,20 +185,3 @@ def computes_bfloat16(device: torch.device) -> bool:
     # PyTorch has no public question for these two.
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
-
-
-def fold_batch_norm(network: SAUNet) -> SAUNet:
-    """The network with each batch norm folded into the convolution before it; changed in place, for evaluation only."""
-    for module in network.modules():
-        if isinstance(module, ConvBNReLU):
-            convolution, norm, _ = module
-            assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-            module[0] = fuse_conv_bn_eval(convolution, norm)
-            module[1] = nn.Identity()
-    return network
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch ran out of memory: CUDA has a class for it, the processor's allocator only a text."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "out of memory" in text

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import SAUNetLib.engine as engine_module
-from SAUNetLib.engine import Engine, choose_device, fold_batch_norm, resample
+from SAUNetLib.engine import Engine, best_class, choose_device, resample
 from SAUNetLib.errors import CancelledError, OutOfMemoryError, UsageError
 from SAUNetLib.model import load_model
-from SAUNetLib.network import SAUNet
+from SAUNetLib.network import SAUNet, fold_batch_norm, inference, pack_for_processor
 from SAUNetLib.volume import SagittalStack
 
 
@@ -72,6 +72,55 @@ def test_folding_batch_norm_changes_nothing_but_the_layers():
         folded = fold_batch_norm(network)
         torch.testing.assert_close(folded(stack), before, rtol=1e-4, atol=1e-4)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"reading": "concat"}, {"attention": "scores"}, {"attention": "none"}])
+def test_packing_changes_nothing_but_the_layers(dtype, options):
+    torch.manual_seed(4)
+    network = SAUNet(widths=(4, 4, 8, 8, 8), **options).train()
+    network(torch.randn(2, 2, 1, 32, 32) * 3 + 1)
+    network = fold_batch_norm(network.eval()).to(dtype)
+    stack = torch.randn(1, 3, 1, 64, 48).to(dtype)
+    with torch.inference_mode():
+        before = network(stack)
+        tolerance = 1e-5 if dtype == torch.float32 else 0.05  # bfloat16 keeps eight bits
+        torch.testing.assert_close(pack_for_processor(network)(stack), before, rtol=tolerance, atol=tolerance)
+    if torch.backends.mkldnn.is_available():
+        assert not any(isinstance(module, torch.nn.Conv2d | torch.nn.MaxPool2d) for module in network.modules())
+
+
+def test_without_onednn_the_engine_answers_the_same(tiny_model, tiny_engine, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    plain = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    assert any(isinstance(module, torch.nn.Conv2d) for module in plain.network.modules())
+    assert np.mean(plain.classes(stack_of(4))[0] != tiny_engine.classes(stack_of(4))[0]) < 1e-4
+
+
+def test_another_form_of_onednns_operation_leaves_the_network_as_it_is(monkeypatch):
+    def other_form(self, x):
+        raise RuntimeError("expected at most 7 arguments")
+
+    monkeypatch.setattr(inference.PackedConvolution, "forward", other_form)
+    inference._packing_works.cache_clear()
+    try:
+        network = pack_for_processor(fold_batch_norm(SAUNet(widths=(4, 4, 4, 4, 4)).eval()))
+        assert not any(isinstance(module, inference.PackedConvolution) for module in network.modules())
+    finally:
+        inference._packing_works.cache_clear()
+
+
+def test_the_model_itself_is_not_changed(tiny_model):
+    model = load_model(str(tiny_model))
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    Engine(model, "cpu").classes(stack_of(2))
+    after = model.network.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_best_class_is_the_first_of_the_highest_scores():
+    scores = torch.randint(0, 3, (2, 4, 30, 20)).float()  # many ties
+    assert torch.equal(best_class(scores), scores.argmax(1).to(torch.uint8))
 
 
 def test_bfloat16_agrees_with_float32_on_the_shipped_model(shared_data):

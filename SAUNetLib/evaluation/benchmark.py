@@ -1,0 +1,404 @@
+"""How fast the product is and what memory it takes, beside its peers on the same volume and machine, in one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import CancelledError, InputError, ModelError, OutOfMemoryError, SAUNetError, UsageError
+
+Say = Callable[[str], None]
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("read", "prepare", "segment", "levels", "write")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is measured.
+
+    Attributes:
+        slices: of the volumes; the one that the peers and the worker get is the second.
+        pixels: rows and columns of a slice.
+        field_mm: what a slice covers.
+        runs: of which medians are taken.
+        matrix: rows and columns of the matrices whose product tells the machine's rate.
+    """
+
+    slices: tuple[int, ...]
+    pixels: int
+    field_mm: float
+    runs: int
+    matrix: int
+
+
+BUDGETS = {
+    "full": Budget((10, 20, 40, 80), 512, 300.0, 5, 2048),
+    "smoke": Budget((2, 3), 64, 96.0, 1, 256),
+}
+
+
+def benchmark(
+    budget: Budget, device: str = "auto", model: str | None = None, say: Say = lambda text: None
+) -> dict[str, Any]:
+    """Measure everything, each row in a process of its own so that the peaks of memory are apart.
+
+    Args:
+        budget: see `BUDGETS`.
+        device, model: see `Engine` and `load_model`.
+        say: told what is measured next.
+
+    Returns:
+        JSON-ready: ``machine``, ``imports``, ``product`` by number of slices, ``worker``, ``peers`` and ``targets``.
+
+    Raises:
+        SAUNetError: those of `load_model` and `Engine`; INTERNAL, a process of the product failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="saunet-benchmark-") as folder:
+        images = {count: Path(folder, f"{count}.nrrd") for count in budget.slices}
+        for count, path in images.items():
+            say(f"phantom of {count} slices")
+            run_child("volume", path=str(path), slices=count, pixels=budget.pixels, field_mm=budget.field_mm)
+        product = {}
+        for count, path in images.items():
+            say(f"SAU-Net, {count} slices")
+            product[count] = run_child(
+                "product", image=str(path), output=str(path.with_suffix(".labels.nrrd")), model=model, device=device,
+                runs=budget.runs, matrix=budget.matrix,
+            )  # fmt: skip
+        reference = budget.slices[1]
+        image = images[reference]
+        say("start and worker")
+        imports = measure_imports(budget.runs)
+        worker = measure_worker(image, model, device, budget.runs)
+        peers = _peers(image, device, product[reference]["precision"], budget.runs, say)
+    measured = {
+        "software": f"SAUNet {__version__}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": _machine(product[reference]),
+        "volume": [reference, budget.pixels, budget.pixels],
+        "runs": budget.runs,
+        "product": product,
+        "worker": worker,
+        "imports": imports,
+        "peers": peers,
+    }
+    return measured | {"targets": targets(measured)}
+
+
+def _machine(product: dict[str, Any]) -> dict[str, Any]:
+    keys = ("threads", "device", "precision", "matrix_gflops", "memory_gbs")
+    return {"processor": _processor(), "system": platform.platform(terse=True)} | {key: product[key] for key in keys}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _peers(image: Path, device: str, precision: str, runs: int, say: Say) -> dict[str, dict[str, Any]]:
+    """By name; a peer that is not installed or fails here is told as such and stops nothing."""
+    rows: dict[str, dict[str, Any]] = {}
+    for network in ("BasicUNet", "UNet"):
+        say(f"MONAI's 3D {network}")
+        name = f"MONAI 3D {network}, {precision}"
+        rows[name] = _peer("monai_unet", image, device, network=network, precision=precision, runs=runs)
+    say("nnU-Net's 3d_fullres (takes minutes)")
+    plain = _peer("nnunet", image, device)
+    rows["nnU-Net 3d_fullres, float32"] = plain
+    # A window's difference times the number of windows, not a run of its own.
+    mirrored = {"seconds": plain["mirrored_seconds"], "runs": 0} if "seconds" in plain else {}
+    rows["nnU-Net 3d_fullres, float32, mirroring"] = plain | mirrored
+    return rows
+
+
+def _peer(task: str, image: Path, device: str, **rest: Any) -> dict[str, Any]:
+    try:
+        return run_child(task, image=str(image), device=device, **rest)
+    except SAUNetError as error:
+        return {"failed": error.cause}
+
+
+def run_child(task: str, **arguments: Any) -> dict[str, Any]:
+    """The result of one task of `benchmark_child`.
+
+    Raises:
+        SAUNetError: what the task raised; INTERNAL, its process ended without an answer.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "SAUNetLib.evaluation.benchmark_child"],
+        input=json.dumps({"task": task} | arguments),
+        capture_output=True,
+        text=True,
+        env=_environment(),
+    )
+    try:
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise SAUNetError("INTERNAL", f"the measurement {task} failed ({last})", "Please report it") from None
+    if "error" in result:
+        raise _raised(result["error"])
+    return result
+
+
+def _raised(error: dict[str, Any]) -> SAUNetError:
+    """The error that a child met, as it would have been raised here."""
+    for kind in (UsageError, InputError, ModelError, OutOfMemoryError):
+        if error["code"] in kind.codes:
+            return kind(error["code"], error["cause"], error["remedy"])
+    return CancelledError() if error["code"] == "CANCELLED" else SAUNetError("INTERNAL", error["cause"], "Report it")
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def measure_imports(runs: int) -> dict[str, float]:
+    """Median seconds until Python, ``saunet --help``, the worker's ``ready`` and the whole pipeline are there."""
+    commands = {
+        "python": ["-c", "pass"],
+        "saunet --help": ["-m", "SAUNetLib", "--help"],
+        "worker ready": ["-m", "SAUNetLib.worker"],
+        "pipeline with PyTorch": ["-c", "import SAUNetLib.pipeline"],
+    }
+    # Interleaved, so that a busy moment does not fall on one of them alone.
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(runs):
+        for name, arguments in commands.items():
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], input="", capture_output=True, text=True, env=_environment())
+            taken[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def measure_worker(image: Path, model: str | None, device: str, runs: int) -> dict[str, Any]:
+    """A worker's first request from its start on, and its second one: median seconds, and its peak memory in MB."""
+    cold: list[float] = []
+    warm: list[float] = []
+    peak = None
+    request = {"command": "segment", "image": str(image), "output": str(image.with_suffix(".worker.nrrd"))}
+    request |= {"device": device} | ({"model": model} if model else {})
+    for _ in range(runs):
+        begin = time.perf_counter()
+        with subprocess.Popen(
+            [sys.executable, "-m", "SAUNetLib.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=_environment(),
+        ) as process:
+            for times in (cold, warm):
+                _ask(process, request)
+                times.append(time.perf_counter() - begin)
+                begin = time.perf_counter()
+            peak = _peak(process.pid)
+    return {"cold": statistics.median(cold), "warm": statistics.median(warm), "peak_mb": peak}
+
+
+def _ask(process: subprocess.Popen[str], request: dict[str, str]) -> None:
+    """Send a request and wait for its end."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "error":
+            raise _raised(event)
+        if event["event"] == "result":
+            return
+    raise SAUNetError("INTERNAL", "the worker ended without an answer", "Please report it")
+
+
+def _peak(process: int) -> float | None:
+    from .benchmark_child import status_memory
+
+    status = Path(f"/proc/{process}/status")
+    return status_memory(status) if status.exists() else None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise: a figure, its limit and whether the figure must stay above (or below) it."""
+
+    title: str
+    limit: float
+    above: bool
+    figure: Callable[[dict[str, Any]], float | None]
+
+
+def _reference(measured: dict[str, Any]) -> dict[str, Any]:
+    return measured["product"][measured["volume"][0]]
+
+
+def _faster_than(peer: str) -> Callable[[dict[str, Any]], float | None]:
+    def figure(measured: dict[str, Any]) -> float | None:
+        seconds = measured["peers"].get(peer, {}).get("seconds")
+        return seconds and seconds / _reference(measured)["median"]["total"]
+
+    return figure
+
+
+def _ends(figure: Callable[[dict[str, Any]], float]) -> Callable[[dict[str, Any]], float]:
+    """A figure of the most slices relative to that of the fewest."""
+
+    def ratio(measured: dict[str, Any]) -> float:
+        rows = measured["product"]
+        return figure(rows[max(rows)]) / figure(rows[min(rows)])
+
+    return ratio
+
+
+def _peak_gb(measured: dict[str, Any]) -> float | None:
+    peaks = [row["peak_mb"] for row in measured["product"].values()]
+    return max(peaks) / 1000 if None not in peaks else None
+
+
+TARGETS = (
+    Target("times faster than nnU-Net 3d_fullres, float32", 60, True, _faster_than("nnU-Net 3d_fullres, float32")),
+    Target("times faster than MONAI 3D BasicUNet, bfloat16", 5, True, _faster_than("MONAI 3D BasicUNet, bfloat16")),
+    Target(
+        "everything but the network / network", 0.25, False,
+        lambda m: _reference(m)["median"]["total"] / _reference(m)["median"]["network"] - 1,
+    ),
+    Target("network's rate / measured matrix rate", 0.6, True, lambda m: network_rate(_reference(m))),
+    Target("peak memory, GB", 1.2, False, _peak_gb),
+    Target(
+        "peak memory, most slices / fewest", 1.5, False,
+        lambda m: _ends(lambda row: row["peak_mb"])(m) if _peak_gb(m) else None,
+    ),
+    Target(
+        "seconds per slice, most slices / fewest", 1.1, False, _ends(lambda row: row["median"]["total"] / row["slices"])
+    ),
+    Target(
+        "worker's warm request / network", 1.1, False,
+        lambda m: m["worker"]["warm"] / _reference(m)["median"]["network"],
+    ),
+    Target("worker's cold request - warm request, s", 4, False, lambda m: m["worker"]["cold"] - m["worker"]["warm"]),
+)  # fmt: skip
+
+
+def network_rate(row: dict[str, Any]) -> float:
+    """The rate of the network's convolutions relative to the machine's matrix rate, measured in the same minutes."""
+    return float(row["gflop"] / row["median"]["network"] / row["matrix_gflops"])
+
+
+def targets(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every target with its figure, None where it could not be measured, and whether it is met."""
+    rows = []
+    for target in TARGETS:
+        figure = target.figure(measured)
+        met = None if figure is None else figure >= target.limit if target.above else figure <= target.limit
+        rows.append(
+            {
+                "title": target.title,
+                "figure": figure,
+                "limit": target.limit,
+                "sense": "at least" if target.above else "at most",
+                "met": met,
+            }
+        )
+    return rows
+
+
+def write_benchmark(measured: dict[str, Any], path: Path) -> None:
+    """Write the figures as JSON.
+
+    Raises:
+        UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
+    """
+    from ..formats.atomic import check_writable, write_beside
+
+    with write_beside(path, check_writable(path, (".json",))) as temporary:
+        temporary.write_text(json.dumps(measured, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def markdown(measured: dict[str, Any]) -> str:
+    """The figures as Markdown: ratios first, then seconds and memory."""
+    machine = measured["machine"]
+    head = (
+        f"{measured['software']}, {_reference(measured)['model']}, {measured['date']}: {machine['processor']}, "
+        f"{machine['threads']} threads, {machine['device']} in {machine['precision']}; medians of {measured['runs']} "
+        f"runs. Measured in the same run: matrix products {machine['matrix_gflops']:.0f} GFLOP/s, copying memory "
+        f"{machine['memory_gbs']:.1f} GB/s."
+    )
+    parts = (head, _targets_table(measured), _peers_table(measured), _slices_table(measured), _start_table(measured))
+    return "\n\n".join(parts)
+
+
+def table(titles: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _targets_table(measured: dict[str, Any]) -> str:
+    rows = []
+    for row in measured["targets"]:
+        figure = "not measured" if row["figure"] is None else f"{row['figure']:.3g}"
+        met = {True: "yes", False: "no", None: "-"}[row["met"]]
+        rows.append([row["title"], figure, f"{row['sense']} {row['limit']:g}", met])
+    return table(["ratio or limit", "measured", "aim", "reached"], rows)
+
+
+def _peers_table(measured: dict[str, Any]) -> str:
+    """The product and its peers on the same volume."""
+    product = _reference(measured)
+    own = product["median"]["total"]
+    rows = [["SAU-Net, file to file", "1", f"{own:.2f}", _number(product["peak_mb"]), str(measured["runs"])]]
+    for name, peer in measured["peers"].items():
+        if "seconds" in peer:
+            runs = str(peer["runs"] or "from one window")
+            row = [f"{peer['seconds'] / own:.1f}", f"{peer['seconds']:.2f}", _number(peer["peak_mb"]), runs]
+            name = f"{name} ({peer['version']})"
+        else:
+            reason = f"not installed ({peer['absent']})" if "absent" in peer else f"failed: {peer['failed']}"
+            row = [reason, "-", "-", "-"]
+        rows.append([name, *row])
+    shape = " x ".join(map(str, measured["volume"]))
+    return table([shape, "times SAU-Net's seconds", "seconds", "peak memory, MB", "runs"], rows)
+
+
+def _slices_table(measured: dict[str, Any]) -> str:
+    """What the product does with more and fewer slices."""
+    titles = ["slices", "seconds per slice", "rest / network", "of matrix rate", "of memory rate", "seconds", "network"]
+    titles += [*STAGES, "peak memory, MB"]
+    rows = []
+    for count, row in measured["product"].items():
+        median = row["median"]
+        memory_rate = row["traffic_gb"] / median["network"] / row["memory_gbs"]
+        rows.append(
+            [str(count), f"{median['total'] / row['slices']:.3f}", f"{median['total'] / median['network'] - 1:.2f}"]
+            + [f"{network_rate(row):.2f}", f"{memory_rate:.2f}", f"{median['total']:.2f}", f"{median['network']:.2f}"]
+            + [f"{median[stage]:.2f}" for stage in STAGES]
+            + [_number(row["peak_mb"])]
+        )
+    return table(titles, rows)
+
+
+def _start_table(measured: dict[str, Any]) -> str:
+    """What starting takes."""
+    worker = measured["worker"]
+    rows = [[f"{name}", f"{value:.2f}"] for name, value in measured["imports"].items()]
+    rows += [["worker, first request from its start", f"{worker['cold']:.2f}"]]
+    rows += [["worker, second request", f"{worker['warm']:.2f}"]]
+    return table(["start", "seconds"], rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"

@@ -1,0 +1,248 @@
+"""What the benchmark measures, each in a process of its own: ``python -m SAUNetLib.evaluation.benchmark_child``.
+
+Stdin holds the task as a JSON object, the last line of stdout its result.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import SAUNetError
+
+THICKEST_MM = 5.0
+
+
+def volume(path: str, slices: int, pixels: int, field_mm: float) -> dict[str, Any]:
+    """Write a phantom of slices x pixels x pixels, its field of view square; the slices cover the spine's width."""
+    from ..formats.volumes import write_volume
+    from ..training.phantom import PhantomOptions, make_phantom
+    from ..training.phantom.options import SPINE_WIDTH_MM
+
+    made = make_phantom(
+        PhantomOptions(
+            slices=slices,
+            slice_thickness=min(SPINE_WIDTH_MM / slices, THICKEST_MM),
+            gap=0.0,
+            pixel=field_mm / pixels,
+            field_of_view=(field_mm, field_mm),
+        )
+    )
+    write_volume(made.volume, Path(path))
+    return {"shape": made.volume.voxels.shape}
+
+
+def product(image: str, output: str, model: str | None, device: str, runs: int, matrix: int) -> dict[str, Any]:
+    """`segment_file` some times over, after once to warm up: medians of its seconds, its stages' and the network's.
+
+    The machine's matrix rate is measured before every run, so that what else the machine does meanwhile weighs on both.
+    """
+    from ..engine import Engine
+    from ..formats.volumes import read_volume
+    from ..model import DEFAULT_MODEL, load_model
+    from ..pipeline import segment_file
+    from ..volume import SagittalStack
+
+    begin = time.perf_counter()
+    engine = Engine(load_model(model or DEFAULT_MODEL), device)
+    loaded = time.perf_counter() - begin
+    stopwatch = Stopwatch(engine)
+    timed, rates = [], []
+    for _ in range(runs + 1):
+        rates.append(matrix_rate(engine.dtype, engine.device, matrix))
+        events: list[tuple[float, str]] = []
+        stopwatch.seconds = 0.0
+
+        def report(stage: str, fraction: float, events: list[tuple[float, str]] = events) -> None:
+            if not events or events[-1][1] != stage:
+                events.append((time.perf_counter(), stage))
+
+        segment_file(image, output, engine, report=report)
+        events.append((time.perf_counter(), "end"))
+        timed.append(_stages(events) | {"network": stopwatch.seconds})
+    peak = peak_memory()  # before the measures below, which need memory of their own
+    stack = SagittalStack.of(read_volume(image))
+    stride = engine.network.encoder.stride
+    rows, columns = (-(-n // stride) * stride for n in stack.working_shape(engine.model.card.pixel_mm))
+    number = len(stack.slices)
+    return {
+        "model": f"{engine.model.card.name} {engine.model.card.version}",
+        "device": engine.device.type,
+        "precision": str(engine.dtype).removeprefix("torch."),
+        "slices": number,
+        "working_pixels": [rows, columns],
+        "load": loaded,
+        "median": {key: statistics.median(run[key] for run in timed[1:]) for key in timed[0]},
+        "runs": timed[1:],
+        "peak_mb": peak,
+        "gpu_peak_mb": gpu_peak_memory(engine.device),
+        "matrix_gflops": statistics.median(rates[1:]),
+        "memory_gbs": memory_bandwidth(engine.device),
+        "gflop": engine.model.network.cost(rows, columns)[1] * number / 1e9,
+        "traffic_gb": traffic(engine.model.network, rows, columns, engine.dtype.itemsize) * number / 1e9,
+        "threads": threads(),
+    }
+
+
+def _stages(events: list[tuple[float, str]]) -> dict[str, float]:
+    """Seconds by stage, and together as ``total``."""
+    stages = {stage: after - at for (at, stage), (after, _) in itertools.pairwise(events)}
+    return stages | {"total": events[-1][0] - events[0][0]}
+
+
+class Stopwatch:
+    """Adds up what an engine's network takes, its kernels' ends waited for.
+
+    Attributes:
+        seconds: the sum; set it to zero to begin anew.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.seconds = 0.0
+        self._device = engine.device
+        for owner, name in (
+            (engine.network, "rough"), (engine.network, "scores"),
+            (engine.network.isa, "attention"), (engine.network.isa, "combine"),
+        ):  # fmt: skip
+            if owner is not None:
+                setattr(owner, name, self._timed(getattr(owner, name)))
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*arguments: Any) -> Any:
+            synchronise(self._device)
+            begin = time.perf_counter()
+            result = function(*arguments)
+            synchronise(self._device)
+            self.seconds += time.perf_counter() - begin
+            return result
+
+        return timed
+
+
+def synchronise(device: Any) -> None:
+    """Wait for a GPU; a processor is always there."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(dtype: Any, device: Any, size: int) -> float:
+    """GFLOP/s of products of two square matrices: of matmul or of the 1 x 1 convolution, whichever is faster.
+
+    On processors PyTorch takes two libraries for them, and which one is faster depends on processor and precision.
+    """
+    import torch
+
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    image = a.reshape(1, 1, size, size).permute(0, 3, 1, 2)  # channels last: a pixel's channels are a row of a
+    kernel = b.reshape(size, size, 1, 1)
+    with torch.inference_mode():
+        best = min(
+            seconds(function, device, 3)
+            for function in (lambda: a @ b, lambda: torch.nn.functional.conv2d(image, kernel))
+        )
+    return 2 * size**3 / best / 1e9
+
+
+def memory_bandwidth(device: Any) -> float:
+    """GB/s read and written by copying 256 MB."""
+    import torch
+
+    source = torch.zeros(2**26, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * source.itemsize / seconds(lambda: target.copy_(source), device, 5) / 1e9
+
+
+def seconds(function: Callable[[], Any], device: Any, runs: int) -> float:
+    """Median seconds of a function, after one call to warm up."""
+    taken = []
+    for _ in range(runs + 1):
+        synchronise(device)
+        begin = time.perf_counter()
+        function()
+        synchronise(device)
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken[1:])
+
+
+def traffic(network: Any, rows: int, columns: int, itemsize: int) -> int:
+    """Bytes that the convolutions must at least read and write for a slice: inputs, weights and results once each."""
+    import torch
+    from torch import nn
+
+    with torch.device("meta"):
+        empty = type(network)(network.classes, network.widths, network.reading, network.attention).eval()
+        slices = torch.empty(1, 1, 1, rows, columns)
+    total = 0
+
+    def add(module: Any, inputs: Any, result: Any) -> None:
+        nonlocal total
+        total += (inputs[0].numel() + module.weight.numel() + result.numel()) * itemsize
+
+    for module in empty.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(add)
+    with torch.inference_mode():
+        empty(slices)
+    return total
+
+
+def peak_memory() -> float | None:
+    """Largest resident memory of this process so far in MB, None where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent held when it started us
+        return status_memory(status)
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def status_memory(status: Path) -> float:
+    """Largest resident memory in MB of the process that a /proc/PID/status tells of."""
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def gpu_peak_memory(device: Any) -> float | None:
+    """Largest memory in MB that PyTorch held on a GPU; None for other devices."""
+    import torch
+
+    return torch.cuda.max_memory_reserved(device) / 1e6 if device.type == "cuda" else None
+
+
+def threads() -> int:
+    """Threads that PyTorch computes with."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def main() -> int:
+    """Run one task; an error that a user can meet goes to the parent as its values."""
+    from .benchmark_peers import monai_unet, nnunet
+
+    task = json.load(sys.stdin)
+    functions: dict[str, Callable[..., dict[str, Any]]] = {
+        function.__name__: function for function in (volume, product, monai_unet, nnunet)
+    }
+    try:
+        result = functions[task.pop("task")](**task)
+    except SAUNetError as error:
+        result = {"error": error.as_dict()}
+    print("\n" + json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
