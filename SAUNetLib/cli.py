@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .errors import CancelledError, SAUNetError, UsageError
+from .errors import CancelledError, InputError, SAUNetError, UsageError, unforeseen
 
 # Everything heavy is imported by the subcommand that needs it: `saunet --help` answers at once.
 
@@ -42,12 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return 0
     except Exception as error:
-        bug = SAUNetError(
-            "INTERNAL",
-            f"{type(error).__name__}: {error}",
-            "This is a bug: please report it with what --debug prints",
-        )
-        return _fail(bug, debug, as_json)
+        failure = unforeseen(error, "This is a bug: please report it with what --debug prints")
+        return _fail(failure, debug, as_json)
 
 
 def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
@@ -88,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
         _add_evaluate,
         _add_phantom,
         _add_models,
+        _add_dataset,
         _add_train,
+        _add_compare,
+        _add_benchmark,
         _add_bundle,
     ):
         add(commands)
@@ -183,7 +182,7 @@ def _segment_many(options: argparse.Namespace) -> int:
             results.append({"image": str(image), "error": error.as_dict()})
             print(f"{image}: {error}", file=sys.stderr)
     if options.json:
-        print(json.dumps(results, ensure_ascii=False))
+        print(json.dumps(results))  # ASCII: a name may hold what has no UTF-8
     return status
 
 
@@ -377,18 +376,32 @@ def _phantom(options: argparse.Namespace) -> int:
 
 def _add_models(commands: Any) -> None:
     parser = _add(commands, "models", _models, "List the models that can be chosen by name, or add one.")
-    parser.add_argument(
-        "--add", metavar="FILE", help="verify FILE.safetensors with its card and keep it under its name"
-    )
     parser.add_argument("--json", action="store_true", help="print the cards as JSON")
+    actions = parser.add_subparsers(metavar="list | add", parser_class=_Parser)
+    listing = _add(actions, "list", _models, "List the models (what `saunet models` alone does).")
+    adding = _add(actions, "add", _models_add, "Verify a model file with its card and keep it under its name.")
+    adding.add_argument("file", metavar="FILE", help="NAME.safetensors; its card NAME.json lies beside it")
+    for action in (listing, adding):
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print the cards as JSON")
 
 
 def _models(options: argparse.Namespace) -> int:
+    from .model import available_models
+
+    return _print_cards(available_models(), options)
+
+
+def _models_add(options: argparse.Namespace) -> int:
+    from .model import add_model
+
+    return _print_cards([add_model(Path(options.file))], options)
+
+
+def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from .model import add_model, available_models, load_model
+    from .model import load_model
 
-    cards = [add_model(Path(options.add))] if options.add else available_models()
     if options.json:
         print(json.dumps([asdict(card) for card in cards], ensure_ascii=False))
         return 0
@@ -401,11 +414,35 @@ def _models(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_dataset(commands: Any) -> None:
+    parser = _add(commands, "dataset", _dataset_check, "Look after a folder of labelled images to train on.")
+    actions = parser.add_subparsers(required=True, metavar="check", parser_class=_Parser)
+    check = _add(actions, "check", _dataset_check, "Say everything that is wrong with a folder of labelled images.")
+    check.add_argument(
+        "folder", type=Path, metavar="DIR",
+        help="pairs NAME_image and NAME_labels, or images/NAME and masks/NAME, in .nii.gz, .nii, .nrrd or .mha",
+    )  # fmt: skip
+    check.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _dataset_check(options: argparse.Namespace) -> int:
+    with _training_packages():
+        from .training.checks import check_dataset
+    report = check_dataset(options.folder)
+    if options.json:
+        print(json.dumps(report.as_dict(), ensure_ascii=False))
+    else:
+        report.print()
+    return 0 if report.usable else InputError.exit_status
+
+
 def _add_train(commands: Any) -> None:
     parser = _add(commands, "train", _train, "Train a model, or go on with a run that was stopped.")
     parser.add_argument(
-        "data", nargs="+", type=Path, metavar="DIR", help="folders with pairs NAME_image.nii.gz and NAME_labels.nii.gz"
+        "data", nargs="*", type=Path, metavar="DIR", help="folders of labelled images, see `saunet dataset check`"
     )
+    parser.add_argument("--data", nargs="+", type=Path, dest="more", metavar="DIR", default=[], help="the same")
+    parser.add_argument("--from", dest="start", metavar="NAME|FILE", help="model to adapt to the data (fine-tuning)")
     parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run; an unfinished run goes on")
     parser.add_argument(
         "--config", metavar="FILE.json", help="training configuration; default: the run's own, else the standard"
@@ -414,13 +451,84 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    try:
+    folders = [*options.data, *options.more]
+    if not folders:
+        raise UsageError("USAGE", "there is no folder to train on", "Give at least one, such as: saunet train DIR")
+    with _training_packages():
         from .training.run import run_training
+    run_training(folders, Path(options.output), options.config, options.device, options.start)
+    return 0
+
+
+@contextlib.contextmanager
+def _training_packages() -> Iterator[None]:
+    """What is imported inside needs the extra ``train``."""
+    try:
+        yield
     except ImportError as error:
         raise UsageError(
             "NOT_INSTALLED", f"training needs the package {error.name}", "Install saunet with its extra: saunet[train]"
         ) from error
-    run_training(options.data, Path(options.output), options.config, options.device)
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _add(commands, "compare", _compare, "Train U-Nets and SAU-Nets alike and write the paper's table.")
+    parser.add_argument("data", type=Path, metavar="DIR", help="folder of labelled cases, as for `saunet train`")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="RUN", help="folder of the runs; an unfinished comparison goes on"
+    )
+    parser.add_argument("--budget", default="small", choices=("smoke", "small", "full"), help="default: %(default)s")
+    parser.add_argument(
+        "--task", nargs="+", default=("spine", "structures"), choices=("spine", "structures"),
+        help="all vertebrae against the rest, or vertebrae, discs and canal (default: both)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of every network (default 3)")
+    parser.add_argument("--keep-out", nargs="+", metavar="NAME", help="cases to measure on; default: SPIDER's five")
+    parser.add_argument("--report", type=Path, metavar="FILE.md", help="report to write; default: RUN/results.md")
+    parser.add_argument("--finished", action="store_true", help="train nothing, report what is finished")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .formats.atomic import check_writable
+
+    with _training_packages():
+        from .evaluation.comparison import KEPT_OUT, compare
+        from .evaluation.comparison_report import write_report
+    if options.seeds < 1:
+        raise UsageError("USAGE", f"{options.seeds} trainings of every network", "Give at least one with --seeds")
+    report = options.report or options.output / "results.md"
+    check_writable(report, (".md",))
+
+    if not options.finished:
+        compare(
+            options.data, options.output, options.budget, options.task, options.seeds, options.keep_out or KEPT_OUT,
+            options.device,
+        )  # fmt: skip
+    print(*write_report(options.data, options.output, report, options.device), sep="\n")
+    return 0
+
+
+def _add_benchmark(commands: Any) -> None:
+    parser = _add(commands, "benchmark", _benchmark, "Measure speed and memory here, beside other networks.")
+    parser.add_argument("--output", metavar="FILE.json", help="write all figures; the tables go to stdout (Markdown)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--model", metavar="NAME|FILE", help="model to measure; `saunet models` lists them")
+    parser.add_argument("--budget", default="full", choices=("full", "smoke"), help="smoke: tiny volumes, seconds")
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from .evaluation.benchmark import BUDGETS, benchmark, markdown, write_benchmark
+    from .formats.atomic import check_writable
+
+    if options.output:
+        check_writable(Path(options.output), (".json",))
+    measured = benchmark(
+        BUDGETS[options.budget], options.device, options.model, say=lambda text: print(text, file=sys.stderr)
+    )
+    if options.output:
+        write_benchmark(measured, Path(options.output))
+    print(markdown(measured))
     return 0
 
 

@@ -209,10 +209,13 @@ def test_interrupting_gives_status_6(run, image, tmp_path, monkeypatch):
 
 def test_models_lists_and_adds(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
-    assert main(["models", "--add", str(tiny_model)]) == 0
-    capsys.readouterr()
-    assert main(["models", "--json"]) == 0
-    assert "tiny" in [card["name"] for card in json.loads(capsys.readouterr().out)]
+    assert main(["models", "add", str(tiny_model)]) == 0
+    assert capsys.readouterr().out.startswith("tiny 1: ")
+    for command in (["models", "--json"], ["models", "list", "--json"]):
+        assert main(command) == 0
+        assert "tiny" in [card["name"] for card in json.loads(capsys.readouterr().out)]
+    assert main(["models", "list"]) == 0 and "tiny 1: " in capsys.readouterr().out
+    assert main(["models", "add", str(tmp_path / "none.safetensors")]) == 4
 
 
 def test_help_loads_nothing_heavy():
@@ -249,7 +252,7 @@ def test_the_installed_layers_keep_apart():
             assert words[0] not in ("import", "from") or words[1].split(".")[0] not in ("slicer", "qt", "ctk", "vtk")
             assert "pickle" not in words
             if path.parent.name == "network" and words[0] == "from" and words[1].startswith("."):
-                assert words[1].startswith(("." + "dense_unet", "." + "inter_slice", "." + "sau_net")), path
+                assert words[1].startswith((".dense_unet", ".inference", ".inter_slice", ".sau_net")), path
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from SAUNetLib.formats.volumes import read_volume
 from SAUNetLib.metrics import compare_labels, detect
 from SAUNetLib.model import find_model, load_model
 from SAUNetLib.pipeline import segment
-from SAUNetLib.training.datasets import read_pair, thick_volume
+from SAUNetLib.training.datasets import thick_volume
+from SAUNetLib.training.folders import read_pair
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import ROOT
+from conftest import CARD, ROOT
 from test_volume import SAGITTAL, rearranged
 
 from SAUNetLib.cli import main
 from SAUNetLib.errors import InputError
+from SAUNetLib.model import load_model, save_model
+from SAUNetLib.training import self_training
+from SAUNetLib.training import train as training
 from SAUNetLib.training.augmentation import Augmentation, tissue_contrast
-from SAUNetLib.training.datasets import (
-    SPECK_MM3,
-    StackDataset,
-    case_names,
-    load_case,
-    load_cases,
-    read_pair,
-    thick_slices,
-    thick_volume,
-)
+from SAUNetLib.training.datasets import StackDataset, load_case, load_cases, thick_slices, thick_volume
+from SAUNetLib.training.folders import SPECK_MM3, case_names, read_pair
+from SAUNetLib.training.train import NetworkConfig, TrainingConfig, TrainingRun
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
 
@@ -213,8 +209,6 @@ def test_a_killed_run_goes_on_and_ends_with_a_verified_model(data, tmp_path):
     assert done.returncode == 0, done.stderr
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 250
 
-    from SAUNetLib.model import load_model
-
     card = load_model(str(run / "small.safetensors")).card
     assert set(card.metrics) == {"native slices", "4 slices averaged"}
     assert card.metrics["native slices"]["dice mean"][0] > 0.1, "more than chance after 250 steps of a tiny network"
@@ -259,8 +253,6 @@ def test_labels_with_levels_are_read_as_classes_and_unknown_stays_unknown(data):
 
 
 def test_what_is_not_known_teaches_nothing(data):
-    from SAUNetLib.training.train import TrainingConfig, TrainingRun
-
     run = TrainingRun(TrainingConfig(**CONFIG), [load_cases(data, ["p0"], 1.5)], [])
     scores = torch.randn(2, 4, 16, 16, requires_grad=True)
     labels = torch.randint(0, 4, (2, 16, 16))
@@ -282,9 +274,6 @@ def test_sources_are_drawn_by_their_shares_and_single_slices_are_repeated(data):
 
 
 def test_a_teacher_says_what_it_is_sure_of(tiny_model, tmp_path):
-    from SAUNetLib.model import load_model
-    from SAUNetLib.training import self_training
-
     picture = tmp_path / "a.png"
     values = np.kron(np.random.default_rng(0).integers(0, 255, (8, 8)), np.ones((12, 12))).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(values), str(picture))
@@ -298,6 +287,92 @@ def test_a_teacher_says_what_it_is_sure_of(tiny_model, tmp_path):
     assert labels is None or set(np.unique(labels)) <= {0, 1, 2, 3, 255}
     kept, number = self_training.write_pseudo_labels(model, tmp_path, tmp_path / "out")
     assert number == 1 and kept == (labels is not None)
+
+
+def test_drawn_vertebrae_are_kept_and_lateral_discs_and_canal_stay_unknown(tiny_model):
+    model = load_model(str(tiny_model))
+    values = np.kron(np.random.default_rng(0).integers(0, 255, (8, 8)), np.ones((12, 12))).astype(np.uint8)
+    volume = Volume(values[None], Geometry((96, 96, 1), (1.5, 1.5, 4.0), (0.0, 0.0, 0.0), SAGITTAL), "a")
+    for rows, lateral in ((40, False), (4, True)):
+        drawn = np.zeros((96, 96), bool)
+        drawn[20 : 20 + rows, 30:60] = True
+        assert (drawn.mean() < self_training.LATERAL) == lateral
+        labels = self_training.complete_labels(model, volume, drawn)[0]
+        assert ((labels == 1) == drawn).all(), "what is drawn, also where nothing is"
+        found = set(np.unique(labels[~drawn])) - {255}
+        assert found <= ({0} if lateral else {0, 2, 3})
+
+
+def test_artefacts_are_the_same_for_the_same_seed():
+    augmentation = Augmentation((48, 40))
+    images = torch.rand(3, 48, 40)
+    changed = [augmentation._acquire(images, seed) for seed in range(40)]
+    state = torch.get_rng_state()
+    again = [augmentation._acquire(images, seed) for seed in range(40)]
+    assert all(torch.equal(one, other) for one, other in zip(changed, again, strict=True))
+    assert torch.equal(torch.get_rng_state(), state), "nobody else's randomness is touched"
+    touched = sum(not torch.equal(one, images) for one in changed)
+    assert 2 <= touched <= 20, "one in five"
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A small network with random weights as a model to start from."""
+    torch.manual_seed(9)
+    network = NetworkConfig(widths=(4, 4, 4, 4, 4))
+    card = CARD | {"name": "base", "network": network.model_dump(mode="json"), "limits": ["lumbar"]}
+    save_model(network.build(), tmp_path / "base.safetensors", card)
+    return tmp_path / "base.safetensors"
+
+
+def test_a_model_is_adapted_until_it_no_longer_improves(data, base, tmp_path, monkeypatch):
+    """`--from`: shape, pixel size and limits are the model's; patience ends the run and the best weights stay."""
+    monkeypatch.setattr(training, "STEPS_PER_EPOCH", 2)
+    config = {"crop": [48, 32], "slices": 2, "stacks": 1, "steps": 24, "learning_rate": 1e-9, "patience": 1}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    run = tmp_path / "run"
+    command = ["train", "--from", str(base), "--data", str(data), "--output", str(run), "--device", "cpu"]
+    assert main([*command, "--config", str(tmp_path / "c.json")]) == 0
+    reached = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
+    assert reached < 24, "weights that hardly move do not improve"
+    tuned = load_model(str(run / "base-tuned.safetensors"))
+    assert tuned.card.pixel_mm == 1.5 and tuned.card.limits == ["lumbar"] and "--from base" in tuned.card.command
+    before = load_model(str(base)).network.state_dict()
+    for name, value in tuned.network.state_dict().items():
+        if "running" not in name and value.is_floating_point():
+            assert torch.allclose(value, before[name], atol=1e-3), "it went on from the model"
+    # Called again, with the same configuration or without, it is still finished.
+    for more in ([], ["--config", str(tmp_path / "c.json")]):
+        assert main([*command, *more]) == 0
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == reached
+
+
+def test_adapting_refuses_another_network_and_another_start(data, base, tmp_path, capsys):
+    (tmp_path / "c.json").write_text(json.dumps({"network": {"widths": [4, 4, 4, 4, 8]}}))
+    command = ["train", str(data), "--output", str(tmp_path / "run"), "--from"]
+    assert main([*command, str(base), "--config", str(tmp_path / "c.json")]) == 2
+    assert "network is not that of base" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "none.safetensors")]) == 4
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(CONFIG | {"start": "other.safetensors"}))
+    assert main([*command, str(base)]) == 2
+    assert "another configuration" in capsys.readouterr().err
+    assert main(["train", "--output", str(tmp_path / "run")]) == 2
+
+
+def test_partly_drawn_data_are_trained_on_and_measured_by_what_is_drawn(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STEPS_PER_EPOCH", 2)
+    for path in data.glob("*_labels.nii.gz"):
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(sitk.Cast(image == 1, sitk.sitkUInt8), str(path))
+    (data / "dataset.json").write_text('{"encoding": "classes", "draws": ["vertebra"]}')
+    (tmp_path / "c.json").write_text(json.dumps(CONFIG | {"steps": 8}))
+    run = tmp_path / "run"
+    command = ["train", str(data), "--output", str(run), "--config", str(tmp_path / "c.json"), "--device", "cpu"]
+    assert main(command) == 0
+    figures = json.loads((run / "small.json").read_text())["metrics"]["native slices"]
+    assert set(figures) == {"dice vertebra", "hsd_mm vertebra", "hd95_mm vertebra", "dice mean"}
 
 
 def test_phantoms_are_a_data_folder(tmp_path):

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from scipy.stats import bootstrap
 
-from ..anatomy import VERTEBRA, to_classes
+from ..anatomy import VERTEBRA, classes, to_classes
 from ..engine import Engine
-from ..formats.volumes import read_volume
+from ..formats.atomic import write_beside
+from ..formats.previews import draw_preview, page, write_preview
+from ..formats.volumes import read_image, read_volume
 from ..metrics import detect
 from ..model import DEFAULT_MODEL, load_model
 from ..pipeline import segment
+from ..segmentation import Segmentation
 from ..training.self_training import single_slice
 from ..volume import SagittalStack, Volume
 
@@ -27,57 +33,126 @@ LATERAL = 0.03
 """Routine slices with a smaller share of vertebra than this lie beside the bodies."""
 AHEAD_MM = 10.0
 BESIDE_MM = 40.0
+SCANS = ("10010", "10019", "10025", "10031")
+"""Routine scans that no shipped model was trained on."""
+SCANNERS = {"VB2": "T2 TSE", "VB3": "water-fat"}
+RESAMPLES = 2000
+
+Figures = dict[str, Any]
 
 
-def routine_slices(engine: Engine, folder: Path) -> dict[str, float]:
-    """Vertebra Dice pooled over the routine T1 and T2 slices: all, near the midline, lateral."""
-    counts: list[tuple[int, int, int, bool]] = []
-    for path in sorted(folder.glob("*_image.png")):
-        truth = (
-            sitk.GetArrayFromImage(sitk.ReadImage(str(path.with_name(path.name.replace("_image", "_vertebra"))))) > 0
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its 95 % percentile interval from a bootstrap over patients; NaN where there is one patient only.
+
+    Attributes:
+        value: over all patients.
+        low, high: the interval.
+        deviation: standard deviation over patients; None for a pooled figure.
+    """
+
+    value: float
+    low: float
+    high: float
+    deviation: float | None = None
+
+
+def with_interval(figure: Callable[..., float], *columns: Sequence[float]) -> Figure:
+    """A figure of columns with one entry per patient, patients drawn with replacement; always from the same seed."""
+    data = tuple(np.asarray(column, float) for column in columns)
+    low = high = float("nan")
+    if len(data[0]) > 1:
+        drawn = bootstrap(
+            data, figure, paired=True, vectorized=False, method="percentile", n_resamples=RESAMPLES, random_state=0
         )
+        low, high = (float(bound) for bound in drawn.confidence_interval)
+    return Figure(float(figure(*data)), low, high)
+
+
+def mean_of(values: Sequence[float]) -> Figure:
+    """The mean over patients with its interval."""
+    whole = with_interval(lambda column: float(np.mean(column)), values)
+    return Figure(whole.value, whole.low, whole.high, float(np.std(values)))
+
+
+def read_bodies(path: Path) -> np.ndarray:
+    """The label map (k, j, i) of drawn bodies."""
+    return Volume.from_sitk(read_image(path), path.name).voxels
+
+
+def routine_slices(engine: Engine, folder: Path, scans: Sequence[str] = SCANS) -> Figures:
+    """Vertebra Dice pooled over the slices of routine T1 and T2 scans: all, near the midline, lateral."""
+    counts: dict[str, np.ndarray] = {scan: np.zeros((2, 3)) for scan in scans}  # lateral or not; both, found, true
+    number = 0
+    for path in _slices(folder, scans):
+        truth = sitk.GetArrayFromImage(sitk.ReadImage(_truth(path))) > 0
         # The network alone: a slice without its neighbours has no levels to name.
         found = engine.classes(SagittalStack.of(single_slice(path)))[0][0] == VERTEBRA
-        lateral = bool(truth.mean() < LATERAL)
-        counts.append((int(np.sum(found & truth)), int(np.sum(found)), int(np.sum(truth)), lateral))
+        lateral = int(truth.mean() < LATERAL)
+        counts[path.name.split("_")[0]][lateral] += (np.sum(found & truth), np.sum(found), np.sum(truth))
+        number += 1
+    table = np.array(list(counts.values()))  # scan, lateral or not, count
     return {
-        "slices": len(counts),
-        "dice vertebra": _pooled(counts, lambda lateral: True),
-        "dice vertebra midline": _pooled(counts, lambda lateral: not lateral),
-        "dice vertebra lateral": _pooled(counts, lambda lateral: lateral),
+        "scans": list(scans),
+        "slices": number,
+        "dice vertebra": _pooled(table.sum(1)),
+        "dice vertebra midline": _pooled(table[:, 0]),
+        "dice vertebra lateral": _pooled(table[:, 1]),
     }
 
 
-def _pooled(counts: Sequence[tuple[int, int, int, bool]], keep: Callable[[bool], bool]) -> float:
-    kept = np.array([row[:3] for row in counts if keep(row[3])], float).sum(0)
-    return float(2 * kept[0] / max(kept[1] + kept[2], 1))
+def _slices(folder: Path, scans: Sequence[str]) -> list[Path]:
+    return [path for path in sorted(folder.glob("*_image.png")) if path.name.split("_")[0] in scans]
 
 
-def other_scanners(engine: Engine, folder: Path, prefix: str) -> dict[str, float]:
+def _truth(path: Path) -> str:
+    return str(path.with_name(path.name.replace("_image", "_vertebra")))
+
+
+def _pooled(counts: np.ndarray) -> Figure:
+    """Dice of the sums of (patients, 3): voxels in both, found, true."""
+    return with_interval(
+        lambda both, found, true: 2 * float(both.sum()) / max(float(found.sum() + true.sum()), 1.0), *counts.T
+    )
+
+
+def other_scanners(engine: Engine, folder: Path, prefix: str, leave_out: Sequence[str] = ()) -> Figures:
     """Vertebral bodies drawn by others, of which only some are drawn.
 
+    Args:
+        engine: with the model.
+        folder: ``external_bodies``.
+        prefix: of the patients' names.
+        leave_out: patients that the model was tuned on.
+
     Returns:
-        mean and standard deviation over patients of the recall of body voxels; bodies and how many of them were matched
-        one to one (at least half of the body); ml labelled vertebra ahead of the drawn bodies or far beside them.
+        mean over patients of the recall of body voxels; bodies and how many of them were matched one to one (at least
+        half of the body); ml labelled vertebra ahead of the drawn bodies or far beside them, in all patients.
     """
-    recalls, matched, bodies, stray = [], 0, 0, 0.0
-    for path in sorted(folder.glob(f"{prefix}_*_image.nii.gz")):
+    recalls, matched, bodies, stray = [], [], [], 0.0
+    for path in _patients(folder, prefix, leave_out):
         volume = read_volume(path)
-        truth = read_volume(path.with_name(path.name.replace("_image", "_bodies"))).voxels
+        truth = read_bodies(path.with_name(path.name.replace("_image", "_bodies")))
         labels = segment(volume, engine).labels
         vertebrae = np.where(to_classes(labels) == VERTEBRA, labels, 0)
         recalls.append(float(np.mean(vertebrae[truth > 0] > 0)))
         found = detect(vertebrae, truth)
-        matched, bodies = matched + len(found.matches), bodies + len(found.matches) + len(found.missed)
+        matched.append(len(found.matches))
+        bodies.append(len(found.matches) + len(found.missed))
         stray += _stray(volume, vertebrae > 0, truth > 0) * volume.geometry.voxel_volume / 1000
     return {
         "patients": len(recalls),
-        "recall mean": float(np.mean(recalls)),
-        "recall deviation": float(np.std(recalls)),
-        "bodies": bodies,
-        "bodies matched": matched,
+        "recall": mean_of(recalls),
+        "bodies": sum(bodies),
+        "bodies matched": sum(matched),
+        "share matched": with_interval(lambda one, all_: float(one.sum() / all_.sum()), matched, bodies),
         "stray ml": stray,
     }
+
+
+def _patients(folder: Path, prefix: str, leave_out: Sequence[str]) -> list[Path]:
+    paths = sorted(folder.glob(f"{prefix}_*_image.nii.gz"))
+    return [path for path in paths if path.name.removesuffix("_image.nii.gz") not in leave_out]
 
 
 def _stray(volume: Volume, vertebrae: np.ndarray, bodies: np.ndarray) -> int:
@@ -96,18 +171,86 @@ def _stray(volume: Volume, vertebrae: np.ndarray, bodies: np.ndarray) -> int:
     return int(np.count_nonzero(found & (ahead[None] | (beside[:, None, None] & rows[None, :, None]))))
 
 
-def validate_all(engine: Engine, data: Path, patients: Sequence[str]) -> dict[str, dict[str, object]]:
-    """Every set that lies in the data folder, by name."""
-    from ..training.run import validate
+def validate_all(
+    engine: Engine,
+    data: Path,
+    patients: Sequence[str],
+    scans: Sequence[str] = SCANS,
+    leave_out: Sequence[str] = (),
+) -> dict[str, Figures]:
+    """Every set that lies in the data folder, by name; figures that were estimated are `Figure`.
 
-    result: dict[str, dict[str, object]] = {}
+    Args:
+        engine: with the model.
+        data: folder of the sets.
+        patients: of ``spider_t2space``, kept out of training; none: the set is left out.
+        scans: of ``spider_tse_slices``, likewise.
+        leave_out: patients of ``external_bodies`` to leave out.
+    """
+    from ..training.run import per_patient
+
+    result: dict[str, Figures] = {}
     if patients:
-        for title, figures in validate(engine, data / "spider_t2space", patients).items():
-            result[f"SPIDER T2 SPACE, {title}"] = dict(figures)
-    result["SPIDER routine T1/T2 slices"] = dict(routine_slices(engine, data / "spider_tse_slices"))
-    for prefix, title in (("VB2", "T2 TSE"), ("VB3", "water-fat")):
-        result[f"other scanners, {title}"] = dict(other_scanners(engine, data / "external_bodies", prefix))
+        for title, figures in per_patient(engine, data / "spider_t2space", patients).items():
+            means = {name: mean_of(values) for name, values in figures.items()}
+            result[f"SPIDER T2 SPACE, {title}"] = {"patients": list(patients), **means}
+    result["SPIDER routine T1/T2 slices"] = routine_slices(engine, data / "spider_tse_slices", scans)
+    for prefix, title in SCANNERS.items():
+        result[f"other scanners, {title}"] = other_scanners(engine, data / "external_bodies", prefix, leave_out)
     return result
+
+
+def write_pictures(
+    engine: Engine, data: Path, patients: Sequence[str], scans: Sequence[str], folder: Path
+) -> list[Path]:
+    """One picture for each set: its first patient; of the routine slices one near the midline and a lateral one.
+
+    Those of ``external_bodies`` are for looking only: nothing made from that set may be passed on.
+    """
+    from ..training.datasets import thick_volume
+    from ..training.folders import read_pair
+    from ..training.run import VALIDATIONS
+
+    volumes: dict[str, Volume] = {}
+    if patients:
+        pair = read_pair(data / "spider_t2space", patients[0])
+        for title, count in VALIDATIONS.items():
+            volumes[f"spider-{title.replace(' ', '-')}"] = thick_volume(*pair, count)[0]
+    for prefix, title in SCANNERS.items():
+        path = _patients(data / "external_bodies", prefix, ())[0]
+        volumes[f"look-only-{title.replace(' ', '-')}"] = read_volume(path)
+    paths = []
+    for name, volume in volumes.items():
+        paths.append(folder / f"{name}.png")
+        write_preview(volume, segment(volume, engine), paths[-1])
+    return [*paths, _routine_picture(engine, _slices(data / "spider_tse_slices", scans), folder / "spider-routine.png")]
+
+
+def _routine_picture(engine: Engine, slices: Sequence[Path], path: Path) -> Path:
+    shares = {one: float(np.mean(sitk.GetArrayFromImage(sitk.ReadImage(_truth(one))) > 0)) for one in slices}
+    lateral = max((one for one in slices if shares[one] < LATERAL), key=lambda one: shares[one])
+    parts = []
+    for one in (max(slices, key=lambda one: shares[one]), lateral):
+        volume = single_slice(one)
+        stack = SagittalStack.of(volume)
+        labels = stack.restore(engine.classes(stack)[0])
+        parts.append(draw_preview(volume, Segmentation(labels, volume.geometry, classes())))
+    with write_beside(path, ".png") as temporary:
+        page(parts).save(temporary)
+    return path
+
+
+def as_json(result: Mapping[str, Figures]) -> str:
+    """Figures rounded to four places; what is not a number becomes null."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, Figure):
+            return {name: plain(part) for name, part in asdict(value).items() if part is not None}
+        if isinstance(value, float):
+            return round(value, 4) if np.isfinite(value) else None
+        return value
+
+    return json.dumps({title: {k: plain(v) for k, v in one.items()} for title, one in result.items()}, indent=2)
 
 
 def main() -> None:
@@ -116,9 +259,14 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with the validation sets")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--patients", nargs="*", default=[], help="patients of spider_t2space that were kept out")
+    parser.add_argument("--scans", nargs="+", default=SCANS, help=f"of spider_tse_slices; default: {' '.join(SCANS)}")
+    parser.add_argument("--leave-out", nargs="*", default=[], help="patients of external_bodies, such as VB3_01")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write a picture of each set; not for passing on")
     options = parser.parse_args()
     engine = Engine(load_model(options.model))
-    print(json.dumps(validate_all(engine, options.data, options.patients), indent=2))
+    print(as_json(validate_all(engine, options.data, options.patients, options.scans, options.leave_out)))
+    if options.pictures:
+        write_pictures(engine, options.data, options.patients, options.scans, options.pictures)
 
 
 if __name__ == "__main__":

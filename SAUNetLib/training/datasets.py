@@ -7,26 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cc3d
 import numpy as np
-import SimpleITK as sitk
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..anatomy import classes, structures, to_classes
+from ..anatomy import BACKGROUND, CANAL, DISC, VERTEBRA
 from ..engine import resample
-from ..errors import InputError
-from ..volume import Geometry, Intensity, SagittalStack, Volume, check_volume
+from ..volume import Geometry, Intensity, SagittalStack, Volume
 from .augmentation import Augmentation
+from .folders import UNKNOWN, CaseFiles, DatasetInfo, Encoding, check_one_encoding, find_cases, read_info, read_labelled
 
-UNKNOWN = 255
-"""Label of what nobody has drawn: left out of the loss."""
 LABELS = torch.tensor([0, 1, 2, 3, UNKNOWN], dtype=torch.uint8)
 THICKEST_MM = 6.0
 """Simulated slices get no thicker than clinical ones are."""
-SPECK_MM3 = 40.0
-"""Labelled components smaller than this are drawing errors (SPIDER's saturated scans have hundreds)."""
 
 
 @dataclass(frozen=True)
@@ -38,67 +32,18 @@ class Case:
         images: (S, h, w) float16, 0..1.
         labels: (S, h, w) uint8 classes.
         slice_spacing: mm.
+        background: what a label of 0 means, see `folders.DatasetInfo.background`.
+        drawn: the classes that were drawn.
+        encoding: of the label map that was read.
     """
 
     name: str
     images: Tensor
     labels: Tensor
     slice_spacing: float
-
-
-def case_names(folder: Path) -> list[str]:
-    """Names of the cases of a folder: pairs ``NAME_image.nii.gz`` and ``NAME_labels.nii.gz``.
-
-    Raises:
-        InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
-    """
-    if not folder.is_dir():
-        raise InputError("INPUT_NOT_FOUND", f"{folder} is not a folder", "Give the folder of the training data")
-    names = sorted(path.name.removesuffix("_image.nii.gz") for path in folder.glob("*_image.nii.gz"))
-    names = [name for name in names if (folder / f"{name}_labels.nii.gz").is_file()]
-    if not names:
-        raise InputError(
-            "INPUT_EMPTY",
-            f"{folder} holds no pair NAME_image.nii.gz and NAME_labels.nii.gz",
-            "Export image and label map of every case under these names",
-        )
-    return names
-
-
-def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
-    """Image and class labels (k, j, i) uint8 of one case, specks removed from the labels.
-
-    The label map holds the three classes, or levels (`anatomy.structures`), and 255 for what is not known.
-
-    Raises:
-        InputError: the image cannot be used, INPUT_GEOMETRY or INPUT_LABELS.
-    """
-    volume = Volume.from_sitk(sitk.ReadImage(str(folder / f"{name}_image.nii.gz")), name)
-    truth = Volume.from_sitk(sitk.ReadImage(str(folder / f"{name}_labels.nii.gz")), f"{name} labels")
-    check_volume(volume)
-    if not volume.geometry.same_grid(truth.geometry):
-        raise InputError(
-            "INPUT_GEOMETRY", f"image and labels of {name} lie on different grids", "Export both on the image's grid"
-        )
-    labels = _classes(truth.voxels, name)
-    components = cc3d.connected_components(labels, connectivity=26)
-    sizes = np.bincount(components.ravel())
-    labels[(sizes < SPECK_MM3 / volume.geometry.voxel_volume)[components] & (labels != UNKNOWN)] = 0
-    return volume, labels
-
-
-def _classes(voxels: np.ndarray, name: str) -> np.ndarray:
-    """A label map in one of our encodings as classes, uint8."""
-    found = {int(value) for value in np.unique(voxels)} - {0, UNKNOWN}
-    if found <= classes().keys():
-        return voxels.astype(np.uint8)
-    if found <= structures().keys():
-        return np.where(voxels == UNKNOWN, np.uint8(UNKNOWN), to_classes(voxels.astype(np.uint8)))
-    raise InputError(
-        "INPUT_LABELS",
-        f"the labels of {name} hold values without a meaning: {sorted(found - structures().keys())}",
-        "Use 1 vertebra, 2 disc, 3 spinal canal, or SAUNet's values with levels; 255 for what is not known",
-    )
+    background: int = BACKGROUND
+    drawn: tuple[int, ...] = (VERTEBRA, DISC, CANAL)
+    encoding: Encoding | None = None
 
 
 def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume, np.ndarray]:
@@ -132,7 +77,12 @@ def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume
 
 def load_case(folder: Path, name: str, pixel_mm: float) -> Case:
     """One case at the working pixel size; labels by majority of the area under a pixel."""
-    volume, labels = read_pair(folder, name)
+    return _load(find_cases(folder)[name], read_info(folder), pixel_mm)
+
+
+def _load(files: CaseFiles, info: DatasetInfo, pixel_mm: float) -> Case:
+    read = read_labelled(files, info)
+    volume, labels = read.volume, read.labels
     stack = SagittalStack.of(volume)
     shape = stack.working_shape(pixel_mm)
     intensity = Intensity.of(stack.slices)
@@ -140,10 +90,13 @@ def load_case(folder: Path, name: str, pixel_mm: float) -> Case:
     image = ((image - intensity.low) / (intensity.high - intensity.low)).clamp_(0, 1)
     truth = torch.from_numpy(np.ascontiguousarray(SagittalStack.of(Volume(labels, volume.geometry)).slices))
     return Case(
-        name,
+        files.name,
         resample(image, shape)[:, 0].half(),
         torch.stack([_resample_labels(part, shape) for part in truth]),
         stack.slice_spacing,
+        info.background,
+        info.classes,
+        read.encoding,
     )
 
 
@@ -154,9 +107,16 @@ def _resample_labels(labels: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def load_cases(folder: Path, names: Sequence[str], pixel_mm: float) -> list[Case]:
-    """Several cases, read side by side."""
+    """Several cases of a folder, read side by side.
+
+    Raises:
+        InputError: as `read_labelled` and `check_one_encoding`.
+    """
+    files, info = find_cases(folder), read_info(folder)
     with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(lambda name: load_case(folder, name, pixel_mm), names))
+        cases = list(pool.map(lambda name: _load(files[name], info, pixel_mm), names))
+    check_one_encoding((case.encoding for case in cases), folder)
+    return cases
 
 
 def thick_slices(images: Tensor, labels: Tensor, count: int, gap: int = 0) -> tuple[Tensor, Tensor]:
@@ -174,6 +134,11 @@ def thick_slices(images: Tensor, labels: Tensor, count: int, gap: int = 0) -> tu
     return thick, torch.stack([LABELS[vote.argmax(0)] for vote in votes])
 
 
+def can_thicken(slices: int, slice_spacing: float, count: int) -> bool:
+    """Whether a stack has ``count`` slices to average, and they then get no thicker than clinical ones are."""
+    return count == 1 or (slices >= count and slice_spacing * count <= THICKEST_MM)
+
+
 class StackDataset(Dataset[dict[str, Tensor]]):
     """Random stacks of consecutive slices, augmented, normalised as the engine does it.
 
@@ -188,7 +153,8 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         seed: of all randomness.
 
     Items:
-        ``image`` float32 (slices, 1, rows, columns), ``label`` int64 (slices, rows, columns), 255 where not known.
+        ``image`` float32 (slices, 1, rows, columns), ``label`` int64 (slices, rows, columns): classes, 255 where not
+        known, other values from `folders.ANY_OF` on where a structure was not drawn.
     """
 
     def __init__(
@@ -210,16 +176,21 @@ class StackDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng((self.seed, self.epoch, index))
-        images, labels = self._stack(random)
+        case = self._draw(random)
+        images, labels = self._stack(case, random)
         images, labels = self.augmentation(images, labels, random)
+        if case.background != BACKGROUND:
+            labels[labels == BACKGROUND] = case.background
         intensity = Intensity.of(images.numpy())
         normal = torch.from_numpy(intensity.normalise(images.numpy()))
         return {"image": normal[:, None], "label": labels.long()}
 
-    def _stack(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Consecutive slices of a random patient, averaged and skipped at random, in either order."""
+    def _draw(self, random: np.random.Generator) -> Case:
         source = self.sources[int(random.choice(len(self.sources), p=self.shares))]
-        case = source[int(random.integers(len(source)))]
+        return source[int(random.integers(len(source)))]
+
+    def _stack(self, case: Case, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Consecutive slices of a patient, averaged and skipped at random, in either order."""
         available = case.images.shape[0]
         # Two of five stacks stay thin; thicker ones as far as the patient has slices enough for them.
         most = max(1, int(THICKEST_MM / case.slice_spacing))

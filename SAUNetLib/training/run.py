@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
+from lightning.pytorch.utilities import rank_zero_only
 
 from ..engine import Engine
 from ..errors import InputError, UsageError
-from ..metrics import Agreement, compare_labels
+from ..metrics import compare_labels
 from ..model import load_model, save_model
 from ..pipeline import segment
-from ..volume import Volume
-from .datasets import case_names, read_pair, thick_volume
-from .train import CLASS_NAMES, TrainingConfig, train
+from ..volume import SagittalStack, Volume
+from .datasets import can_thicken, thick_volume
+from .folders import UNKNOWN, patients, read_info, read_pair, read_settings
+from .train import CLASS_NAMES, NetworkConfig, TrainingConfig, train
 
 VALIDATIONS = {"native slices": 1, "4 slices averaged": 4}
+FINE_TUNING = {"steps": 400, "learning_rate": 5e-4, "averaging": 0.99}
+"""Of a run that starts from a model and does not say otherwise."""
 
 
-def run_training(data: Sequence[Path], output: Path, config_file: str | None = None, device: str = "auto") -> Path:
+def run_training(
+    data: Sequence[Path],
+    output: Path,
+    config_file: str | None = None,
+    device: str = "auto",
+    start: str | None = None,
+) -> Path:
     """Train or go on, then validate and write the model; called again on a finished run, it only does the latter.
 
     Args:
-        data: folders, see `datasets.case_names`; the cases to validate on are in the first one.
+        data: folders, see `folders.find_cases`; the cases to validate on are in the first one.
         output: folder of the run.
         config_file: JSON of a `TrainingConfig`; default: the run's own, else the standard configuration.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
+        start: name or file of a model to go on from with other data (fine-tuning).
 
     Returns:
         The model's weights file, RUN/NAME.safetensors; the card lies beside it.
@@ -38,13 +48,16 @@ def run_training(data: Sequence[Path], output: Path, config_file: str | None = N
     Raises:
         UsageError: USAGE, the configuration is wrong or is not the one that the run was started with.
         InputError: the data cannot be used.
+        ModelError: the model to start from cannot be used.
     """
-    names = [case_names(folder) for folder in data]
-    config = _config(output, config_file, names[0])
+    config = _config(output, config_file, start, patients(data[0]))
     if config.shares and len(config.shares) != len(data):
         raise UsageError("USAGE", f"{len(config.shares)} shares for {len(data)} data folders", "Give one for each")
     network = train(data, output, config, device)
     path = output / f"{config.name}.safetensors"
+    if getattr(rank_zero_only, "rank", 0):  # of several processes, one writes the result
+        return path
+    origin = f" --from {Path(config.start).stem}" if config.start else ""
     folders = " ".join(folder.name for folder in data)
     card: dict[str, Any] = {
         "name": config.name,
@@ -56,7 +69,7 @@ def run_training(data: Sequence[Path], output: Path, config_file: str | None = N
         "licence": config.licence,
         "attribution": config.attribution,
         "data": config.data,
-        "command": f"saunet train {folders} --output RUN --config {config.name}.train.json",
+        "command": f"saunet train {folders}{origin} --output RUN --config {config.name}.train.json",
         "date": datetime.now(UTC).date().isoformat(),
         "limits": list(config.limits),
     }
@@ -68,24 +81,59 @@ def run_training(data: Sequence[Path], output: Path, config_file: str | None = N
     return path
 
 
-def _config(output: Path, config_file: str | None, names: Sequence[str]) -> TrainingConfig:
+def _config(
+    output: Path, config_file: str | None, start: str | None, cases: Mapping[str, Sequence[str]]
+) -> TrainingConfig:
+    """The configuration of a run; ``cases`` are those of each patient of the first folder."""
     started = output / "config.json"
     source = Path(config_file) if config_file else started
-    try:
-        config = TrainingConfig.model_validate_json(source.read_bytes()) if source.exists() else TrainingConfig()
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError("USAGE", f"{source.name}: {where}: {first['msg']}", "Correct the configuration") from error
     if config_file and not source.exists():
         raise UsageError("USAGE", f"there is no configuration {config_file}", "Check the path")
-    if started.exists() and TrainingConfig.model_validate_json(started.read_bytes()) != config:
+    config = read_config(source) if source.exists() else TrainingConfig()
+    start = start or config.start
+    if start and not (source == started and started.exists()):
+        config = _starting_from(start, config)
+    config = _with_validation(config.model_copy(update={"start": start}), cases)
+    if started.exists() and read_config(started) != config:
         raise UsageError(
             "USAGE",
             f"{output} holds a run of another configuration",
-            "Give another folder, or leave out --config to go on with that run",
+            "Give another folder, or leave out --config and --from to go on with that run",
         )
-    missing = sorted(set(config.validation) - set(names))
+    return config
+
+
+def _starting_from(start: str, config: TrainingConfig) -> TrainingConfig:
+    """A configuration that goes on from a model: what it does not state itself is the model's, or gentle."""
+    card = load_model(start).card
+    network = NetworkConfig.model_validate(card.network)
+    stated = config.model_fields_set
+    if "network" in stated and config.network != network:
+        raise UsageError(
+            "USAGE", f"the configuration's network is not that of {card.name}", "Leave the network out of it"
+        )
+    inherited = {
+        "name": f"{card.name}-tuned",
+        "description": f"{card.description}; tuned with own data",
+        "data": f"{card.data}; then, from {card.name} {card.version} (SHA-256 {card.sha256[:12]}) on, own data",
+        "licence": card.licence,
+        "attribution": card.attribution,
+        "limits": tuple(card.limits),
+        "pixel_mm": card.pixel_mm,
+        **FINE_TUNING,
+    }
+    gentle = {name: value for name, value in inherited.items() if name not in stated}
+    return config.model_copy(update={"network": network, **gentle})
+
+
+def _with_validation(config: TrainingConfig, cases: Mapping[str, Sequence[str]]) -> TrainingConfig:
+    """The same with patients drawn to validate on where none are stated: one of six, all images of a patient together.
+
+    Raises:
+        InputError: INPUT_NOT_FOUND or INPUT_EMPTY, there are not the cases for it.
+    """
+    names = {name for some in cases.values() for name in some}
+    missing = sorted(set(config.validation) - names)
     if missing:
         raise InputError(
             "INPUT_NOT_FOUND",
@@ -93,11 +141,21 @@ def _config(output: Path, config_file: str | None, names: Sequence[str]) -> Trai
             "Correct the configuration or the data",
         )
     if not config.validation:
-        kept = np.random.default_rng(config.seed).permutation(list(names))[: max(1, len(names) // 6)]
-        config = config.model_copy(update={"validation": tuple(sorted(map(str, kept)))})
-    if len(set(names) - set(config.validation)) == 0:
+        drawn = np.random.default_rng(config.seed).permutation(list(cases))[: max(1, len(cases) // 6)]
+        kept = tuple(sorted(name for patient in drawn for name in cases[str(patient)]))
+        config = config.model_copy(update={"validation": kept})
+    if not names - set(config.validation):
         raise InputError("INPUT_EMPTY", "no case is left to train on", "Give at least two cases")
     return config
+
+
+def read_config(path: Path) -> TrainingConfig:
+    """The training configuration in a JSON file.
+
+    Raises:
+        UsageError: USAGE, it is none.
+    """
+    return read_settings(TrainingConfig, path)
 
 
 def validate(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
@@ -106,25 +164,39 @@ def validate(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict
     Returns:
         validation set -> figure (``dice vertebra`` ... ``hsd_mm canal``) -> [mean, standard deviation over patients].
     """
-    figures: dict[str, dict[str, list[float]]] = {}
-    cases = [read_pair(data, name) for name in names]
-    for title, count in VALIDATIONS.items():
-        found = [_agreements(engine, *thick_volume(volume, labels, count)) for volume, labels in cases]
-        figures[title] = _summary(found)
-    return figures
+    return {
+        title: {
+            figure: [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
+            for figure, values in figures.items()
+        }
+        for title, figures in per_patient(engine, data, names).items()
+    }
 
 
-def _agreements(engine: Engine, volume: Volume, labels: np.ndarray) -> dict[int, Agreement]:
-    predicted = segment(volume, engine, levels=False).labels
-    return compare_labels(predicted, labels, tuple(reversed(volume.geometry.spacing)), (1, 2, 3))
-
-
-def _summary(found: Sequence[dict[int, Agreement]]) -> dict[str, list[float]]:
-    result: dict[str, list[float]] = {}
-    for value, structure in enumerate(CLASS_NAMES, start=1):
-        for title, figure in (("dice", "dice"), ("hsd_mm", "hausdorff_mm"), ("hd95_mm", "hausdorff95_mm")):
-            values = [getattr(one[value], figure) for one in found]
-            result[f"{title} {structure}"] = [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
-    mean = [np.mean([one[value].dice for value in (1, 2, 3)]) for one in found]
-    result["dice mean"] = [round(float(np.mean(mean)), 4), round(float(np.std(mean)), 4)]
+def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """As `validate`: validation set -> figure -> one value for each patient. Structures not drawn are left out."""
+    info = read_info(data)
+    result: dict[str, dict[str, list[float]]] = {}
+    for name in names:
+        volume, labels = read_pair(data, name)
+        stack = SagittalStack.of(volume)
+        for title, count in VALIDATIONS.items():
+            if can_thicken(len(stack.slices), stack.slice_spacing, count):
+                figures = _figures(engine, *thick_volume(volume, labels, count), info.classes)
+                for figure, value in figures.items():
+                    result.setdefault(title, {}).setdefault(figure, []).append(value)
     return result
+
+
+def _figures(engine: Engine, volume: Volume, labels: np.ndarray, drawn: Sequence[int]) -> dict[str, float]:
+    known = labels != UNKNOWN
+    predicted = segment(volume, engine, levels=False).labels * known
+    found = compare_labels(predicted, labels * known, tuple(reversed(volume.geometry.spacing)), drawn)
+    figures: dict[str, float] = {}
+    for value, one in found.items():
+        structure = CLASS_NAMES[value - 1]
+        figures[f"dice {structure}"] = one.dice
+        figures[f"hsd_mm {structure}"] = one.hausdorff_mm
+        figures[f"hd95_mm {structure}"] = one.hausdorff95_mm
+    figures["dice mean"] = float(np.mean([one.dice for one in found.values()]))
+    return figures

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    Timer,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 from monai.losses import DiceLoss
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..model import load_model
 from ..network import SAUNet
-from .datasets import UNKNOWN, Case, StackDataset, case_names, load_cases, thick_slices
+from .datasets import Case, StackDataset, can_thicken, load_cases, thick_slices
+from .folders import ANY_OF, UNKNOWN, case_names
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
@@ -55,6 +63,10 @@ class TrainingConfig(BaseModel):
         steps: optimiser steps.
         learning_rate, weight_decay: of AdamW.
         averaging: decay of the moving average of the weights, which is what gets saved.
+        patience: stop after so many validations in a row without a better mean Dice, and save the best weights;
+            default: never. The average then covers the run from its warm-up on, not its second half alone.
+        devices, nodes: GPUs per computer, and computers; Lightning's ``devices`` and ``num_nodes``. A batch has
+            ``stacks`` stacks on each.
         seed: of weights and data.
         validation: names of the cases kept out of training.
     """
@@ -79,6 +91,9 @@ class TrainingConfig(BaseModel):
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     averaging: float = 0.998
+    patience: int | None = Field(None, ge=1)
+    devices: int | Literal["auto"] = "auto"
+    nodes: int = Field(1, ge=1)
     seed: int = 2020
     validation: tuple[str, ...] = ()
 
@@ -88,22 +103,36 @@ class TrainingRun(pl.LightningModule):
 
     Batches are those of `StackDataset`. The loss is Dice over the batch's foreground plus cross-entropy. The
     optimiser is AdamW with a warm-up of 5 % of the steps and a cosine to zero.
+
+    Args:
+        config: of the run.
+        sources: cases of every data set to train on.
+        validation: cases to watch while training; none where the network is not SAU-Net.
+        network: default: the one that the configuration describes; another has `SAUNet`'s shapes.
     """
 
-    def __init__(self, config: TrainingConfig, sources: Sequence[Sequence[Case]], validation: Sequence[Case]) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        sources: Sequence[Sequence[Case]],
+        validation: Sequence[Case],
+        network: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.network = config.network.build()
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if network is None:
+            network = config.network.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = network
         self.dice = DiceLoss(include_background=False, batch=True)
         self.sources, self.validation_cases = sources, validation
+        self.partial = any(case.background for cases in sources for case in cases)
 
     def train_dataloader(self) -> DataLoader[Any]:
         config = self.config
         dataset = StackDataset(
             self.sources,
             config.shares or [len(cases) for cases in self.sources],
-            STEPS_PER_EPOCH * config.stacks,
+            STEPS_PER_EPOCH * config.stacks * self.trainer.world_size,
             config.slices,
             config.crop,
             config.seed,
@@ -116,7 +145,8 @@ class TrainingRun(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         scores = self.network(batch["image"]).float().flatten(0, 1)
-        loss = self._loss(scores, batch["label"].flatten(0, 1))
+        labels = batch["label"].flatten(0, 1)
+        loss = marginal_loss(scores, labels, self.dice) if self.partial else self._loss(scores, labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -125,19 +155,23 @@ class TrainingRun(pl.LightningModule):
         known = (labels != UNKNOWN)[:, None]
         truth = F.one_hot(labels.masked_fill(~known[:, 0], 0), scores.shape[1]).movedim(-1, 1)
         dice = self.dice(scores.softmax(1) * known, truth * known)
-        return dice + F.cross_entropy(scores, labels, ignore_index=UNKNOWN)
+        entropy = F.cross_entropy(scores, labels, ignore_index=UNKNOWN, reduction="sum")
+        return dice + entropy / known.sum().clamp(min=1)
 
     def validation_step(self, number: Tensor | int, _: int) -> None:
         case = self.validation_cases[int(number)]
         for name, count in (("native", 1), ("thick", 4)):
+            if not can_thicken(case.images.shape[0], case.slice_spacing, count):
+                continue
             images, labels = thick_slices(case.images, case.labels, count)
-            found = predict(self.network, images.float())
-            for value, structure in enumerate(CLASS_NAMES, start=1):
+            found = predict(cast(SAUNet, self.network), images.float()).masked_fill(labels == UNKNOWN, 0)
+            for value in case.drawn:
+                structure = CLASS_NAMES[value - 1]
                 both = ((found == value) & (labels == value)).sum()
                 total = (found == value).sum() + (labels == value).sum()
                 dice = 2 * both / total.clamp(min=1)
-                self.log(f"{name}/{structure}", dice.float(), batch_size=1)
-                self.log(f"{name}/mean", dice.float(), batch_size=1)
+                self.log(f"{name}/{structure}", dice.float(), batch_size=1, sync_dist=True)
+                self.log(f"{name}/mean", dice.float(), batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         config = self.config
@@ -148,6 +182,26 @@ class TrainingRun(pl.LightningModule):
             optimiser, config.learning_rate, total_steps=config.steps + 1, pct_start=0.05, div_factor=25
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def marginal_loss(scores: Tensor, labels: Tensor, dice: DiceLoss) -> Tensor:
+    """Dice plus cross-entropy where a label may admit several classes, as background does in partly drawn data.
+
+    The probability of such a label is the sum of the probabilities of all classes it admits (marginal loss: Shi et al.,
+    Medical Image Analysis 2021, doi:10.1016/j.media.2021.101979); a class's Dice leaves out the pixels that may or may
+    not belong to it. Where every label is one class or `UNKNOWN`, this is the loss of fully drawn data.
+
+    Shape:
+        scores (N, classes, H, W), labels (N, H, W): a class, or `folders.ANY_OF` + bits.
+    """
+    number = torch.arange(scores.shape[1], device=labels.device)[:, None, None]
+    single = labels[:, None] == number
+    admitted = single | ((labels[:, None] - ANY_OF).clamp(min=0) >> number & 1).bool()
+    decided = single.any(1, keepdim=True) | ~admitted
+    entropy = scores.logsumexp(1) - scores.masked_fill(~admitted, -torch.inf).logsumexp(1)
+    known = labels != UNKNOWN
+    overlap: Tensor = dice(scores.softmax(1) * decided, single)
+    return overlap + entropy[known].sum() / known.sum().clamp(min=1)
 
 
 @torch.inference_mode()
@@ -169,7 +223,7 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
     """Train on folders of cases, or go on where a killed run of the same output stopped.
 
     Args:
-        folders: see `datasets.case_names`; the first one holds ``config.validation``.
+        folders: see `folders.find_cases`; the first one holds ``config.validation``.
         output: folder of the run: ``config.json``, ``last.ckpt``, TensorBoard's files.
         config: of the run.
         accelerator: as Lightning's Trainer takes it.
@@ -187,25 +241,56 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
     last = output / "last.ckpt"
     if config.start and not last.exists():
         run.network.load_state_dict(load_model(config.start).network.state_dict())
+    fit(run, output, accelerator)
+    return cast(SAUNet, run.network)
+
+
+def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
+    """Train, or go on from ``last.ckpt`` in the run's folder; the run then holds its averaged weights, on the CPU.
+
+    Returns:
+        Seconds of training, those before an interruption included.
+    """
+    config, last, best, timer = run.config, output / "last.ckpt", output / "best.ckpt", Timer()
+    # The first half only leads away from the start; an average over it would lag behind. Yet what is to be stopped
+    # early has to be the average from the beginning.
+    averaged_from = config.steps // (2 if config.patience is None else 20)
+    callbacks: list[Callback] = [
+        EMAWeightAveraging(decay=config.averaging, update_starting_at_step=averaged_from),
+        ModelCheckpoint(output, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False),
+        LearningRateMonitor("step"),
+        timer,
+    ]
+    if config.patience is not None:
+        watched: dict[str, Any] = {"monitor": "native/mean", "mode": "max"}
+        callbacks.append(EarlyStopping(patience=config.patience, **watched))
+        callbacks.append(ModelCheckpoint(output, best.stem, enable_version_counter=False, **watched))
     trainer = pl.Trainer(
         accelerator=accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
         precision="bf16-mixed",
         max_steps=config.steps,
-        check_val_every_n_epoch=VALIDATE_EVERY,
+        check_val_every_n_epoch=max(1, min(VALIDATE_EVERY, config.steps // (4 * STEPS_PER_EPOCH))),
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0,
         logger=TensorBoardLogger(output, name="", version="log"),
-        callbacks=[
-            # The first half only leads away from the start; an average over it would lag behind.
-            EMAWeightAveraging(decay=config.averaging, update_starting_at_step=config.steps // 2),
-            ModelCheckpoint(
-                output, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
-            ),
-            LearningRateMonitor("step"),
-        ],
+        callbacks=callbacks,
+        limit_val_batches=1.0 if run.validation_cases else 0,
         enable_model_summary=False,
         log_every_n_steps=20,
     )
-    trainer.fit(run, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None)
-    return run.network.cpu()
+    if not (last.exists() and _stopped_early(last)):
+        trainer.fit(run, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None)
+    # Lightning gives a run that was already finished its last weights, not the averaged ones.
+    chosen = best if config.patience is not None and best.exists() else last
+    run.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
+    run.cpu()
+    return timer.time_elapsed()
+
+
+def _stopped_early(checkpoint: Path) -> bool:
+    """Whether a run's last checkpoint was written after its patience had ended."""
+    states = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]
+    return any(state["stopped_epoch"] > 0 for name, state in states.items() if name.startswith("EarlyStopping"))

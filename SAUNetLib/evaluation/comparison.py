@@ -1,0 +1,482 @@
+"""`saunet compare`: the paper's table on own patients, every network trained by the same command with several seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import DynUNet
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.utils import benchmark
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..anatomy import VERTEBRA
+from ..engine import choose_device, computes_bfloat16, resample
+from ..errors import InputError, UsageError
+from ..formats.atomic import write_beside
+from ..metrics import compare_labels
+from ..network import SAUNet
+from ..training.datasets import Case, load_cases, thick_volume
+from ..training.folders import UNKNOWN, case_names, read_pair
+from ..training.run import VALIDATIONS
+from ..training.train import CLASS_NAMES, NetworkConfig, TrainingConfig, TrainingRun, fit
+from ..volume import Intensity, SagittalStack, Volume
+
+KEPT_OUT = ("045", "081", "127", "209", "239")
+"""SPIDER's patients that no network of the project is trained on."""
+TASKS = {"spine": 1, "structures": 1 + len(CLASS_NAMES)}
+"""What is segmented -> scores of the network: all vertebrae in the paper's binary form, or the three structures."""
+WEIGHTS = "weights.safetensors"
+STRIDE = 16
+REPEATS = 2
+
+BUDGETS = {
+    "smoke": TrainingConfig(
+        description="a budget that only shows that everything runs: the figures mean nothing",
+        network=NetworkConfig(widths=(2, 2, 2, 2, 2)),
+        pixel_mm=3.0,
+        crop=(32, 32),
+        slices=3,
+        stacks=1,
+        steps=2,
+    ),
+    "small": TrainingConfig(
+        description="a budget for one processor core: coarse pixels, narrow networks, a few hundred steps. Every "
+        "network is far from converged: the table ranks how much each has learnt by then, not how good it can get, "
+        "and all figures are well below those of the shipped model",
+        network=NetworkConfig(widths=(8, 16, 32, 64, 128)),
+        pixel_mm=1.5,
+        crop=(160, 128),
+        stacks=1,
+        steps=600,
+        learning_rate=4e-3,
+        averaging=0.98,
+    ),
+    "full": TrainingConfig(
+        description="the full budget, for a GPU",
+        network=NetworkConfig(widths=(32, 64, 128, 256, 512)),
+        pixel_mm=0.75,
+        slices=6,
+        stacks=4,
+        steps=20_000,
+    ),
+}
+"""What every network of a comparison gets; its name, classes, attention and validation cases are set per run."""
+
+
+class UNet(nn.Module):
+    """MONAI's U-Net (DynUNet: two convolutions a level, batch norm, strided convolutions, deconvolutions) on stacks.
+
+    The three-dimensional one takes a stack as a volume. It halves rows and columns but not the slices, which are few
+    and, where thick, farther apart than the coarsest level's pixels are wide.
+
+    Args:
+        dimensions: 2, every slice alone, or 3.
+        classes, widths: as `SAUNet`.
+
+    Shape:
+        That of `SAUNet`: (B, S, 1, H, W) -> (B, S, classes, H, W), H and W multiples of 16.
+    """
+
+    def __init__(self, dimensions: int, classes: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.dimensions = dimensions
+        steps: list[Any] = [1, 2, 2, 2, 2] if dimensions == 2 else [1, *[(1, 2, 2)] * 4]
+        relu = ("relu", {"inplace": True})
+        self.layers = DynUNet(
+            dimensions, 1, classes, [3] * 5, steps, steps[1:], widths, norm_name="batch", act_name=relu
+        )
+
+    def forward(self, stacks: Tensor) -> Tensor:
+        if self.dimensions == 3:
+            return self.layers(stacks.transpose(1, 2)).transpose(1, 2)
+        return self.layers(stacks.flatten(0, 1)).unflatten(0, stacks.shape[:2])
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that takes part: its title in the table, and how it is made of classes and widths."""
+
+    title: str
+    make: Callable[..., nn.Module]
+
+
+CANDIDATES = {
+    "unet-2d": Candidate("2D U-Net", partial(UNet, 2)),
+    "unet-3d": Candidate("3D U-Net", partial(UNet, 3)),
+    "dense": Candidate("SAU-Net without ISA (Dense U-Net)", partial(SAUNet, attention="none")),
+    "isa-scores": Candidate("SAU-Net, ISA on scores (as written)", partial(SAUNet, attention="scores")),
+    "isa-features": Candidate("SAU-Net, ISA on features", partial(SAUNet, attention="features")),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of one network."""
+
+    network: str
+    task: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.network}-{self.seed}"
+
+    def build(self, budget: TrainingConfig) -> nn.Module:
+        """The network with random weights."""
+        network = CANDIDATES[self.network].make(classes=TASKS[self.task], widths=budget.network.widths)
+        layout = torch.channels_last_3d if self.network == "unet-3d" else torch.channels_last
+        return network.to(memory_format=layout)  # type: ignore[call-overload]
+
+
+FIGURES = ("dice", "precision", "recall", "jaccard", "hausdorff_mm", "hausdorff95_mm")
+
+
+class Figures(BaseModel):
+    """Agreement of one structure of one kept-out patient, see `metrics.Agreement`; slices is a key of `VALIDATIONS`."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    slices: str
+    patient: str
+    structure: str
+    dice: float
+    precision: float
+    recall: float
+    jaccard: float
+    hausdorff_mm: float
+    hausdorff95_mm: float
+
+
+class Result(BaseModel):
+    """What a finished trial left: ``result.json`` in its folder.
+
+    Attributes:
+        date: of the end, ISO.
+        seconds: of training.
+        moved: voxels that ISA on scores gave another class, as a share of the predicted foreground; mean over patients
+            and `VALIDATIONS`; None for the other networks.
+        figures: per slices, patient and structure.
+    """
+
+    network: str
+    task: str
+    seed: int
+    date: str
+    seconds: float
+    moved: float | None
+    figures: list[Figures]
+
+
+class Cost(BaseModel):
+    """What a network costs, whatever it has learnt.
+
+    Attributes:
+        parameters: trained weights.
+        megabytes: of these in float32.
+        gigaflop: operations of the convolutions for a slice of the first kept-out patient.
+        seconds: of the network alone for the kept-out patients, by the names of `VALIDATIONS`.
+    """
+
+    parameters: int
+    megabytes: float
+    gigaflop: float
+    seconds: dict[str, float]
+
+
+class Comparison(BaseModel):
+    """``comparison.json`` of a comparison's folder: what makes its trials comparable, and what the networks cost.
+
+    Attributes:
+        data: name of the data folder.
+        budget: name of the budget.
+        config: what every network gets.
+        kept_out, trained_on: names of the cases.
+        device, precision: of the timing.
+        costs: task -> network -> cost.
+    """
+
+    data: str
+    budget: str
+    config: TrainingConfig
+    kept_out: tuple[str, ...]
+    trained_on: tuple[str, ...]
+    device: str
+    precision: str
+    costs: dict[str, dict[str, Cost]] = {}
+
+
+class _Run(TrainingRun):
+    """A training run whose network may have one score, the paper's binary form: vertebra against the rest."""
+
+    def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        if scores.shape[1] == 1:
+            # A softmax over (0, F) is the sigmoid of F.
+            scores = torch.cat((torch.zeros_like(scores), scores), 1)
+            labels = torch.where(labels == UNKNOWN, labels, (labels == VERTEBRA).long())
+        return super()._loss(scores, labels)
+
+
+@dataclass(frozen=True)
+class KeptOut:
+    """A kept-out patient in one of the ways of `VALIDATIONS`."""
+
+    slices: str
+    patient: str
+    volume: Volume
+    labels: np.ndarray
+
+
+def trials(tasks: Sequence[str], seeds: int, first: int) -> Iterator[Trial]:
+    """Seed by seed through all networks, so that a comparison that was stopped is still balanced."""
+    for seed in range(first, first + seeds):
+        for task in tasks:
+            for network in CANDIDATES:
+                yield Trial(network, task, seed)
+
+
+def compare(
+    data: Path,
+    output: Path,
+    budget: str = "small",
+    tasks: Sequence[str] = tuple(TASKS),
+    seeds: int = 3,
+    kept_out: Sequence[str] = KEPT_OUT,
+    device: str = "auto",
+) -> None:
+    """Train and measure every network, or go on where a killed comparison of the same output stopped.
+
+    Args:
+        data: folder of cases, see `folders.case_names`.
+        output: folder of the comparison: ``comparison.json``, and one folder a trial.
+        budget: name in `BUDGETS`.
+        tasks: names in `TASKS`.
+        seeds: trainings of every network.
+        kept_out: names of the cases to measure on.
+        device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
+
+    Raises:
+        UsageError: USAGE, the folder holds another comparison.
+        InputError: the data cannot be used.
+    """
+    chosen = choose_device(device)
+    comparison = _begin(data, output, budget, kept_out, chosen)
+    config = comparison.config
+    patients = kept_out_patients(data, kept_out)
+    for task in tasks:
+        if task not in comparison.costs:
+            comparison.costs[task] = _costs(config, task, patients, chosen)
+            _write(output / "comparison.json", comparison)
+    waiting = [trial for trial in trials(tasks, seeds, config.seed) if not _result_file(output, trial).exists()]
+    cases = _cases(data, comparison) if waiting else []
+    for trial in waiting:
+        network, seconds = _train(trial, config, cases, output / trial.name, chosen)
+        figures, moved = _measure(network, trial, config.pixel_mm, patients, chosen)
+        result = Result(
+            network=trial.network,
+            task=trial.task,
+            seed=trial.seed,
+            date=datetime.now(UTC).date().isoformat(),
+            seconds=seconds,
+            moved=moved,
+            figures=figures,
+        )
+        save_model(network.to(memory_format=torch.contiguous_format), str(output / trial.name / WEIGHTS))  # type: ignore[call-overload]
+        _write(_result_file(output, trial), result)
+        (output / trial.name / "last.ckpt").unlink()
+
+
+def read_comparison(output: Path) -> tuple[Comparison, list[Result]]:
+    """A comparison and its finished trials, in the order in which they are run.
+
+    Raises:
+        UsageError: USAGE, the folder holds no comparison.
+    """
+    try:
+        comparison = Comparison.model_validate_json((output / "comparison.json").read_bytes())
+        found = [Result.model_validate_json(path.read_bytes()) for path in output.glob("*/result.json")]
+    except (OSError, ValidationError) as error:
+        raise UsageError("USAGE", f"{output} holds no comparison", "Give the folder of `saunet compare`") from error
+    order = (list(TASKS), list(CANDIDATES))
+    return comparison, sorted(found, key=lambda one: (one.seed, order[0].index(one.task), order[1].index(one.network)))
+
+
+def trained(output: Path, trial: Trial, config: TrainingConfig) -> nn.Module:
+    """The network of a finished trial."""
+    network = trial.build(config)
+    load_model(network, output / trial.name / WEIGHTS)
+    return network.eval()
+
+
+def _begin(data: Path, output: Path, budget: str, kept_out: Sequence[str], device: torch.device) -> Comparison:
+    """The comparison that the folder holds, or a new one."""
+    names = case_names(data)
+    missing = sorted(set(kept_out) - set(names))
+    if missing:
+        raise InputError(
+            "INPUT_NOT_FOUND",
+            f"{data} has no case {', '.join(missing)}",
+            "Name the cases to measure on with --keep-out",
+        )
+    rest = tuple(name for name in names if name not in kept_out)
+    if not kept_out or not rest:
+        raise InputError("INPUT_EMPTY", "no case is left to train or to measure on", "Give at least two cases")
+    wanted = Comparison(
+        data=data.resolve().name,
+        budget=budget,
+        config=BUDGETS[budget],
+        kept_out=tuple(kept_out),
+        trained_on=rest,
+        device=device.type,
+        precision="bfloat16" if computes_bfloat16(device) else "float32",
+    )
+    file = output / "comparison.json"
+    if not file.exists():
+        _write(file, wanted)
+        return wanted
+    found, _ = read_comparison(output)
+    if any(getattr(found, key) != getattr(wanted, key) for key in ("config", "kept_out", "trained_on")):
+        raise UsageError("USAGE", f"{output} holds a comparison with another budget or data", "Give another folder")
+    return found
+
+
+def _cases(data: Path, comparison: Comparison) -> list[Case]:
+    """The cases to train on."""
+    cases = load_cases(data, comparison.trained_on, comparison.config.pixel_mm)
+    partial = [case.name for case in cases if case.background]
+    if partial:
+        raise InputError(
+            "INPUT_LABELS", f"{partial[0]} has not all structures drawn", "Compare on cases with all three drawn"
+        )
+    return cases
+
+
+def _write(path: Path, value: BaseModel) -> None:
+    with write_beside(path, ".json") as temporary:
+        temporary.write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _result_file(output: Path, trial: Trial) -> Path:
+    return output / trial.name / "result.json"
+
+
+def kept_out_patients(data: Path, names: Sequence[str]) -> list[KeptOut]:
+    """The patients to measure on, each with native and with averaged slices."""
+    pairs = {name: read_pair(data, name) for name in names}
+    return [
+        KeptOut(slices, name, *thick_volume(volume, labels, count))
+        for slices, count in VALIDATIONS.items()
+        for name, (volume, labels) in pairs.items()
+    ]
+
+
+def _train(
+    trial: Trial, config: TrainingConfig, cases: Sequence[Case], folder: Path, device: torch.device
+) -> tuple[nn.Module, float]:
+    """The trained network on the device, and the seconds of its training."""
+    config = config.model_copy(update={"seed": trial.seed})
+    pl.seed_everything(trial.seed, verbose=False)
+    run = _Run(config, [cases], [], trial.build(config))
+    seconds = fit(run, folder, device.type)
+    return run.network.eval().to(device), seconds
+
+
+def _measure(
+    network: nn.Module, trial: Trial, pixel_mm: float, patients: Sequence[KeptOut], device: torch.device
+) -> tuple[list[Figures], float | None]:
+    """Agreement with the truth on the source grid, and `Result.moved`."""
+    figures, moved = [], []
+    values = (VERTEBRA,) if TASKS[trial.task] == 1 else tuple(range(1, TASKS[trial.task]))
+    for one in patients:
+        found = predict(network, one.volume, pixel_mm, device)
+        spacing = tuple(reversed(one.volume.geometry.spacing))
+        truth = np.where(np.isin(one.labels, values), one.labels, 0)
+        for value, agreement in compare_labels(found, truth, spacing, values).items():
+            row = {key: getattr(agreement, key) for key in FIGURES}
+            figures.append(Figures(slices=one.slices, patient=one.patient, structure=CLASS_NAMES[value - 1], **row))
+        if isinstance(network, SAUNet) and network.attention == "scores":
+            without = predict(_Rough(network), one.volume, pixel_mm, device)
+            moved.append(int(np.sum(found != without)) / max(1, int(np.sum(found > 0))))
+    return figures, float(np.mean(moved)) if moved else None
+
+
+class _Rough(nn.Module):
+    """SAU-Net's class scores before ISA, from the same weights."""
+
+    def __init__(self, network: SAUNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, stacks: Tensor) -> Tensor:
+        return self.network.rough(stacks.flatten(0, 1)).unflatten(0, stacks.shape[:2])
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, volume: Volume, pixel_mm: float, device: torch.device) -> np.ndarray:
+    """Classes (k, j, i) uint8 of a volume, on its own grid; one score means vertebra where it is above zero."""
+    stack = SagittalStack.of(volume)
+    with _precision(device):
+        scores = network(_image(stack, pixel_mm, device))[0].float()
+    rows, columns = stack.working_shape(pixel_mm)
+    size = (stack.slices.shape[1], stack.slices.shape[2])
+    found = np.empty(stack.slices.shape, np.uint8)
+    for number, one in enumerate(scores[..., :rows, :columns].split(1)):
+        full = resample(one, size)
+        found[number] = (full[0].argmax(0) if full.shape[1] > 1 else full[0, 0] > 0).byte().cpu().numpy()
+    return stack.restore(found)
+
+
+def _image(stack: SagittalStack, pixel_mm: float, device: torch.device) -> Tensor:
+    """The networks' input (1, S, 1, h, w): slices normalised, at the working pixel size, padded."""
+    image = torch.from_numpy(Intensity.of(stack.slices).normalise(stack.slices))[:, None]
+    image = resample(image, stack.working_shape(pixel_mm))
+    padding = (0, -image.shape[-1] % STRIDE, 0, -image.shape[-2] % STRIDE)
+    return F.pad(image, padding, value=float(image.min()))[None].to(device)
+
+
+def _precision(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_bfloat16(device))
+
+
+@torch.inference_mode()
+def _costs(config: TrainingConfig, task: str, patients: Sequence[KeptOut], device: torch.device) -> dict[str, Cost]:
+    """What every network costs; their times are taken in turn, patient by patient, the fastest of a few.
+
+    On a processor it is the processor's time of one thread: other work on it does not count.
+    """
+    clock = time.process_time if device.type == "cpu" else benchmark.timer
+    networks = {name: Trial(name, task, config.seed).build(config).eval().to(device) for name in CANDIDATES}
+    images = [(one.slices, _image(SagittalStack.of(one.volume), config.pixel_mm, device)) for one in patients]
+    seconds = {name: dict.fromkeys(VALIDATIONS, 0.0) for name in networks}
+    with _precision(device):
+        for slices, image in images:
+            timers = {
+                name: benchmark.Timer("network(image)", globals={"network": network, "image": image}, timer=clock)
+                for name, network in networks.items()
+            }
+            taken = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(REPEATS)]
+            for name in networks:
+                seconds[name][slices] += min(one[name] for one in taken)
+        costs = {}
+        for name, network in networks.items():
+            with FlopCounterMode(display=False) as counter:
+                network(images[0][1])
+            parameters = sum(weights.numel() for weights in network.parameters())
+            costs[name] = Cost(
+                parameters=parameters,
+                megabytes=4 * parameters / 1e6,
+                gigaflop=counter.get_total_flops() / images[0][1].shape[1] / 1e9,
+                seconds=seconds[name],
+            )
+    return costs

@@ -1,0 +1,410 @@
+"""What `saunet compare` writes: tables beside the paper's in Markdown and CSV, and a picture of typical errors."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from scipy.stats import bootstrap
+
+from ..anatomy import VERTEBRA
+from ..engine import choose_device
+from ..formats.atomic import check_writable, write_beside
+from ..formats.previews import INK, PAPER, beside, footer, grey_window, page, text_font
+from ..training.run import VALIDATIONS
+from ..training.train import CLASS_NAMES
+from ..volume import SagittalStack, Volume
+from .comparison import (
+    CANDIDATES,
+    FIGURES,
+    TASKS,
+    Comparison,
+    KeptOut,
+    Result,
+    Trial,
+    kept_out_patients,
+    predict,
+    read_comparison,
+    trained,
+)
+
+PAPERS_TABLE = {
+    "unet-2d": {"dice": "88.06 ± 0.16", "precision": "86.43 ± 1.24", "recall": "89.85 ± 0.84",
+                "jaccard": "78.86 ± 0.62", "hausdorff_mm": "3.12 ± 0.035"},
+    "unet-3d": {"dice": "89.28 ± 0.33", "precision": "89.35 ± 0.35", "recall": "89.54 ± 0.48",
+                "jaccard": "80.72 ± 0.88", "hausdorff_mm": "1.94 ± 0.026"},
+    "dense": {"dice": "88.89 ± 0.20", "precision": "87.83 ± 0.94", "recall": "90.34 ± 0.86",
+              "jaccard": "80.11 ± 0.50", "hausdorff_mm": "2.87 ± 0.039"},
+    "isa-scores": {"dice": "89.86 ± 0.10", "precision": "89.75 ± 0.24", "recall": "90.41 ± 0.36",
+                   "jaccard": "81.56 ± 0.20", "hausdorff_mm": "1.76 ± 0.023"},
+}  # fmt: skip
+"""Zhang et al., MIDL 2020, on data that they do not name: mean and standard deviation."""
+PAPERS_SECONDS = {"unet-2d": 153, "unet-3d": 534, "isa-scores": 178}
+PAPERS_SIZE = {"unet-2d": 35, "unet-3d": 83, "isa-scores": 38}
+TITLES = {
+    "dice": "DSC %",
+    "precision": "Precision %",
+    "recall": "Recall %",
+    "jaccard": "Jaccard %",
+    "hausdorff_mm": "HSD mm",
+    "hausdorff95_mm": "HD95 mm",
+}
+PAIRS = (
+    ("isa-features", "dense"),
+    ("isa-scores", "dense"),
+    ("isa-features", "unet-2d"),
+    ("isa-features", "unet-3d"),
+)
+"""Networks whose difference is asked for: what ISA adds, and SAU-Net against the two U-Nets."""
+SHOWN = ("dense", "isa-scores", "isa-features")
+EXTRA, MISSED, RIGHT = (255, 126, 40), (60, 150, 255), (170, 200, 170)
+SCALE = 1.15
+"""Screen pixels per mm in the picture."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A figure of a network: mean and standard deviation over seeds, 95 % interval over patients."""
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Summary:
+        """Of values (seeds, patients).
+
+        The interval is the percentile bootstrap's for the mean over patients, each patient's value averaged over the
+        seeds (Efron and Tibshirani, An Introduction to the Bootstrap, 1993); nan for one patient or infinite values.
+        """
+        seeds, patients = values.mean(1), values.mean(0)
+        low = high = math.nan
+        if len(patients) > 1 and np.isfinite(patients).all():
+            found = bootstrap((patients,), np.mean, method="percentile", random_state=np.random.default_rng(0))
+            low, high = (float(limit) for limit in found.confidence_interval)
+        deviation = float(seeds.std(ddof=1)) if len(seeds) > 1 and np.isfinite(seeds).all() else math.nan
+        return cls(float(seeds.mean()), deviation, low, high)
+
+    def text(self, scale: float, interval: bool = True, sign: str = "") -> str:
+        """Such as ``89.86 ± 0.10 (88.1 to 91.0)``."""
+        if not math.isfinite(self.mean):
+            return "-" if math.isnan(self.mean) else "no result in some patient"
+        places = 2
+        text = f"{scale * self.mean:{sign}.{places}f}"
+        if math.isfinite(self.deviation):
+            text += f" ± {scale * self.deviation:.{places}f}"
+        if interval and math.isfinite(self.low):
+            text += f" ({scale * self.low:{sign}.1f} to {scale * self.high:{sign}.1f})"
+        return text
+
+
+class Table:
+    """The finished trials' figures as arrays."""
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        self.results = results
+
+    def seeds(self, task: str, *networks: str) -> list[int]:
+        """Seeds with which all of these networks are finished."""
+        found = [{one.seed for one in self.results if (one.task, one.network) == (task, name)} for name in networks]
+        return sorted(set.intersection(*found))
+
+    def values(
+        self, task: str, network: str, slices: str, structure: str, figure: str, seeds: Iterable[int]
+    ) -> np.ndarray:
+        """Values (seeds, patients) of a structure, or of the mean over structures (``mean``)."""
+        wanted = set(seeds)
+        rows = []
+        for one in self.results:
+            if (one.task, one.network) == (task, network) and one.seed in wanted:
+                found: dict[str, list[float]] = {}
+                for figures in one.figures:
+                    if figures.slices == slices and structure in (figures.structure, "mean"):
+                        found.setdefault(figures.patient, []).append(getattr(figures, figure))
+                rows.append([float(np.mean(values)) for values in found.values()])
+        return np.array(rows)
+
+    def summary(self, task: str, network: str, slices: str, structure: str, figure: str) -> Summary:
+        return Summary.of(self.values(task, network, slices, structure, figure, self.seeds(task, network)))
+
+    def gain(self, task: str, pair: tuple[str, str], slices: str, structure: str, figure: str) -> Summary:
+        """Of the differences of two networks, seed by seed and patient by patient."""
+        seeds = self.seeds(task, *pair)
+        first, second = (self.values(task, network, slices, structure, figure, seeds) for network in pair)
+        with np.errstate(invalid="ignore"):
+            return Summary.of(first - second)
+
+    def tasks(self) -> list[str]:
+        return [task for task in TASKS if any(one.task == task for one in self.results)]
+
+    def networks(self, task: str) -> list[str]:
+        return [name for name in CANDIDATES if self.seeds(task, name)]
+
+
+def write_report(data: Path, output: Path, report: Path, device: str = "auto") -> list[Path]:
+    """Write what the finished trials of a comparison show.
+
+    Args:
+        data: folder of cases that the comparison was made on, for the picture.
+        output: folder of the comparison.
+        report: Markdown file; a table of the same stem, ``.csv``, and a picture, ``-errors.png``, lie beside it.
+        device: that draws the picture.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: USAGE, OUTPUT_FORMAT or OUTPUT_WRITE.
+    """
+    check_writable(report, (".md",))
+    comparison, results = read_comparison(output)
+    table = Table(results)
+    sheet, picture = report.with_suffix(".csv"), report.with_name(f"{report.stem}-errors.png")
+    with write_beside(sheet, ".csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(_sheet(table))
+    drawn = _errors(data, output, comparison, table, choose_device(device))
+    if drawn is not None:
+        with write_beside(picture, ".png") as temporary:
+            drawn[0].save(temporary)
+    parts = [*_head(comparison, results), *_tables(table), *_costs(comparison, table), *_moved(table)]
+    if drawn is not None:
+        parts += ["## Typical errors with and without ISA", f"![Errors with and without ISA]({picture.name})", drawn[1]]
+    with write_beside(report, ".md") as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return [report, sheet, *([picture] if drawn is not None else [])]
+
+
+def _head(comparison: Comparison, results: Sequence[Result]) -> Iterator[str]:
+    config = comparison.config
+    date = max((one.date for one in results), default="nothing is finished yet")
+    yield "# The paper's comparison on SPIDER"
+    yield (
+        f"{date}. Written by `saunet compare {comparison.data} --output RUN --budget {comparison.budget}`: "
+        f"{len(results)} trainings are finished. This is {config.description}."
+    )
+    rows, columns = config.crop
+    yield "\n".join(
+        (
+            f"- Trained on {len(comparison.trained_on)} patients; measured on {', '.join(comparison.kept_out)}, which "
+            "no network has seen. Data, licence and augmentation are those of [training.md](training.md).",
+            f"- Every network: {config.steps} steps of {config.stacks} x {config.slices} consecutive slices, {rows} x "
+            f"{columns} pixels of {config.pixel_mm} mm, the same stacks in the same order for the same seed; Dice and "
+            f"cross-entropy, AdamW at {config.learning_rate:g}, averaged weights of the second half. Nothing was tuned "
+            "for one of them.",
+            f"- Widths {', '.join(map(str, config.network.widths))} for all. The two U-Nets are MONAI's DynUNet; the "
+            "three-dimensional one takes the stack as a volume and halves rows and columns, not slices.",
+            "- Figures are those of the source grid (SPIDER's pixels), once with native slices and once with four of "
+            "them averaged. Mean ± standard deviation over the seeds; in brackets the 95 % bootstrap interval over "
+            f"the {len(comparison.kept_out)} patients, which for so few is too narrow. Nothing is removed "
+            "after the network, so a false island counts fully in HSD.",
+        )
+    )
+
+
+def _tables(table: Table) -> Iterator[str]:
+    for task in table.tasks():
+        yield {
+            "spine": "## All vertebrae against the rest, as in the paper",
+            "structures": "## Vertebrae, discs and spinal canal",
+        }[task]
+        if task == "spine":
+            yield (
+                "Native slices, and the paper's own table beside it. On which data, with which split and after which "
+                "clean-up it was measured is not stated: only the order of the rows can be compared, not the columns."
+            )
+            yield _beside_paper(table)
+        for slices in VALIDATIONS:
+            yield f"{slices.capitalize()}:" if task == "spine" else f"{slices.capitalize()}, mean of the three:"
+            yield _figures(table, task, slices)
+        yield "Differences, seed by seed and patient by patient (DSC in points; a negative HSD is better):"
+        yield _gains(table, task)
+
+
+def _beside_paper(table: Table) -> str:
+    figures = [name for name in FIGURES if name != "hausdorff95_mm"]
+    titles = [title for name in figures for title in (TITLES[name], "paper")]
+    rows = []
+    for network in table.networks("spine"):
+        row = [CANDIDATES[network].title]
+        for figure in figures:
+            found = table.summary("spine", network, "native slices", "vertebra", figure)
+            row += [found.text(_scale(figure), interval=False), PAPERS_TABLE.get(network, {}).get(figure, "")]
+        rows.append(row)
+    return _markdown(["", *titles], rows)
+
+
+def _figures(table: Table, task: str, slices: str) -> str:
+    """All figures of the networks; with three structures their mean, and each one's DSC."""
+    apart = CLASS_NAMES if task == "structures" else ()
+    rows = []
+    for network in table.networks(task):
+        row = [CANDIDATES[network].title, str(len(table.seeds(task, network)))]
+        row += [table.summary(task, network, slices, "mean", name).text(_scale(name)) for name in FIGURES]
+        row += [table.summary(task, network, slices, name, "dice").text(100, interval=False) for name in apart]
+        rows.append(row)
+    return _markdown(["", "seeds", *TITLES.values(), *(f"DSC {name}" for name in apart)], rows)
+
+
+def _gains(table: Table, task: str) -> str:
+    rows = []
+    for pair in PAIRS:
+        if not table.seeds(task, *pair):
+            continue
+        row = [f"{CANDIDATES[pair[0]].title} - {CANDIDATES[pair[1]].title}"]
+        row += [
+            table.gain(task, pair, slices, "mean", figure).text(_scale(figure), sign="+")
+            for slices in VALIDATIONS
+            for figure in ("dice", "hausdorff_mm")
+        ]
+        rows.append(row)
+    return _markdown(["", *(f"{name}, {slices}" for slices in VALIDATIONS for name in ("DSC", "HSD"))], rows)
+
+
+def _scale(figure: str) -> float:
+    return 1.0 if figure.endswith("_mm") else 100.0
+
+
+def _costs(comparison: Comparison, table: Table) -> Iterator[str]:
+    yield "## What they cost"
+    yield (
+        f"Time of the network alone for the kept-out patients, all networks in turn in one run ({comparison.device}, "
+        f"{comparison.precision}; on a processor the processor's time of one thread), as a share of the 3D U-Net's; "
+        "size and the paper's columns likewise. Operations are those of the convolutions. The training time was taken "
+        "beside other work."
+    )
+    for task, costs in comparison.costs.items():
+        yield {"spine": "One score:", "structures": "Four scores:"}[task]
+        reference = costs["unet-3d"]
+        rows = []
+        for network, cost in costs.items():
+            minutes = [one.seconds / 60 for one in table.results if (one.task, one.network) == (task, network)]
+            rows.append(
+                [
+                    CANDIDATES[network].title,
+                    f"{cost.parameters / 1e6:.3f} M",
+                    f"{cost.megabytes:.2f}",
+                    f"{cost.parameters / reference.parameters:.2f}",
+                    _share(PAPERS_SIZE, network),
+                    f"{cost.gigaflop:.2f}",
+                    *(f"{cost.seconds[slices] / reference.seconds[slices]:.2f}" for slices in VALIDATIONS),
+                    _share(PAPERS_SECONDS, network),
+                    f"{np.mean(minutes):.1f}" if minutes else "-",
+                ]
+            )
+        titles = ["weights", "MB", "size", "paper", "GFLOP a slice", *(f"time, {name}" for name in VALIDATIONS)]
+        yield _markdown(["", *titles, "paper", "training, minutes"], rows)
+
+
+def _share(papers: dict[str, int], network: str) -> str:
+    return f"{papers[network] / papers['unet-3d']:.2f}" if network in papers else ""
+
+
+def _moved(table: Table) -> Iterator[str]:
+    """Whether ISA on the scores can do anything at all."""
+    shares = {
+        task: [one.moved for one in table.results if one.task == task and one.moved is not None]
+        for task in table.tasks()
+    }
+    told = [
+        f"{'one score' if task == 'spine' else 'four scores'}: {100 * np.mean(found):.2f} %"
+        for task, found in shares.items()
+        if found
+    ]
+    if told:
+        yield "## What the written form can do"
+        yield (
+            "Voxels that ISA on the scores gave another class than the same network's scores before it, as a share of "
+            f"the predicted foreground: {'; '.join(told)}. The written form multiplies a slice's score F by "
+            "1 + A(i-1) + A(i+1), which is never below 1 where the masks A come from a sigmoid. With one score it "
+            "changes how sure the network is, but never the sign of F, so at a threshold of one half the mask before "
+            "and after ISA is the same: whatever it brings, it brings through the training. With several scores it can "
+            "change which of them is largest, and on features, ahead of the scores, there is no such limit."
+        )
+
+
+def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _sheet(table: Table) -> Iterator[list[str]]:
+    parts = ("mean", "deviation", "low", "high")
+    yield ["task", "slices", "structure", "network", "seeds", *(f"{name} {part}" for name in FIGURES for part in parts)]
+    for task in table.tasks():
+        structures = ("vertebra",) if task == "spine" else (*CLASS_NAMES, "mean")
+        for slices in VALIDATIONS:
+            for structure in structures:
+                for network in table.networks(task):
+                    found = [table.summary(task, network, slices, structure, figure) for figure in FIGURES]
+                    numbers = [f"{getattr(one, part):.5f}" for one in found for part in parts]
+                    yield [task, slices, structure, network, str(len(table.seeds(task, network))), *numbers]
+
+
+def _errors(
+    data: Path, output: Path, comparison: Comparison, table: Table, device: torch.device
+) -> tuple[Image.Image, str] | None:
+    """The picture of errors and its caption; None until Dense U-Net and both SAU-Nets are finished with one seed."""
+    seeds = table.seeds("spine", *SHOWN)
+    if not seeds:
+        return None
+    scores = table.values("spine", "dense", "native slices", "vertebra", "dice", seeds[:1])[0]
+    patient = comparison.kept_out[int(np.argsort(scores)[(len(scores) - 1) // 2])]
+    networks = {name: trained(output, Trial(name, "spine", seeds[0]), comparison.config).to(device) for name in SHOWN}
+
+    def segment(name: str, volume: Volume) -> np.ndarray:
+        return predict(networks[name], volume, comparison.config.pixel_mm, device)
+
+    parts = [_row(one, segment) for one in kept_out_patients(data, [patient])]
+    width = max(part.width for part in parts)
+    caption = (
+        f"Patient {patient}, the median one by the DSC of the network without ISA, seed {seeds[0]}, all vertebrae. "
+        "Above native slices, below four averaged; each time its slice with the median number of errors. "
+        "Green: found. Orange: found, but no vertebra. Blue: missed."
+    )
+    return page([*parts, footer(caption, (), width)]), caption
+
+
+def _row(one: KeptOut, segment: Callable[[str, Volume], np.ndarray]) -> Image.Image:
+    """The image and the errors of three networks in one slice."""
+    geometry = one.volume.geometry
+    stack = SagittalStack.of(one.volume)
+    truth = SagittalStack.of(Volume(one.labels == VERTEBRA, geometry)).slices
+    found = {name: SagittalStack.of(Volume(segment(name, one.volume) > 0, geometry)).slices for name in SHOWN}
+    wrong = (found["dense"] != truth).sum((1, 2))
+    seen = np.flatnonzero(truth.any((1, 2)))
+    number = int(seen[np.argsort(wrong[seen])[len(seen) // 2]])
+    low, high = grey_window(stack.slices[number])
+    grey = np.clip((stack.slices[number].astype(np.float32) - low) / (high - low), 0, 1) * 255
+    image = np.repeat(grey[..., None], 3, axis=2)
+    size = (round(grey.shape[1] * stack.pixel[1] * SCALE), round(grey.shape[0] * stack.pixel[0] * SCALE))
+    panels = [_panel(image, f"Slice {number + 1} of {len(truth)}, {one.slices}", size)]
+    for name in SHOWN:
+        painted = _painted(image, found[name][number], truth[number])
+        panels.append(_panel(painted, CANDIDATES[name].title, size))
+    return beside(panels, 8)
+
+
+def _painted(image: np.ndarray, found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    painted = image.copy()
+    for mask, colour, opacity in (
+        (found & truth, RIGHT, 0.35),
+        (found & ~truth, EXTRA, 0.85),
+        (truth & ~found, MISSED, 0.85),
+    ):
+        painted[mask] = (1 - opacity) * painted[mask] + opacity * np.array(colour)
+    return painted
+
+
+def _panel(pixels: np.ndarray, title: str, size: tuple[int, int]) -> Image.Image:
+    """A slice (H, W, 3) at the screen's size with its title above."""
+    result = Image.new("RGB", (size[0], size[1] + 26), PAPER)
+    result.paste(Image.fromarray(pixels.astype(np.uint8)).resize(size, Image.Resampling.LANCZOS), (0, 26))
+    ImageDraw.Draw(result).text((0, 4), title, INK, text_font(14))
+    return result

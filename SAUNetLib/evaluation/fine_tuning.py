@@ -1,0 +1,72 @@
+"""An experiment on other scanners' bodies: ``python -m SAUNetLib.evaluation.fine_tuning DATA PATIENT... --output DIR``.
+
+Makes a folder for `saunet train --from` of patients whose vertebral bodies alone are drawn, and only some of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
+from ..anatomy import BACKGROUND, VERTEBRA
+from ..engine import Engine
+from ..formats.volumes import read_volume, write_volume
+from ..model import DEFAULT_MODEL, load_model
+from ..pipeline import segment
+from ..training.folders import UNKNOWN
+from ..volume import Volume
+from .validation import read_bodies
+
+BORDER_MM = 3.0
+"""What the model calls vertebra this close to a drawn body is that body, drawn with another taste."""
+DOUBT_MM = 10.0
+"""This close to a vertebra that is not drawn, what the model calls background is not believed."""
+
+
+def body_labels(volume: Volume, bodies: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Classes (k, j, i) uint8 to train on, 255 where not known.
+
+    A drawn body is vertebra. Discs, canal and background are what the model says, but near vertebrae (bodies or arches)
+    that it sees and nobody has drawn, vertebra and background are unknown: its own borders there would teach nothing
+    new, and what it misses there would be taught as background.
+
+    Args:
+        volume: the image.
+        bodies: (k, j, i), above 0 in the drawn bodies.
+        classes: (k, j, i), what the model finds.
+    """
+    spacing = tuple(reversed(volume.geometry.spacing))
+    drawn = bodies > 0
+    undrawn = (classes == VERTEBRA) & (distance_transform_edt(~drawn, spacing) > BORDER_MM)
+    doubtful = distance_transform_edt(~undrawn, spacing) <= DOUBT_MM
+    labels = np.where(doubtful & (classes == BACKGROUND) | (classes == VERTEBRA), UNKNOWN, classes)
+    return np.where(drawn, VERTEBRA, labels).astype(np.uint8)
+
+
+def write_folder(engine: Engine, data: Path, patients: Sequence[str], output: Path) -> None:
+    """Write the pairs of ``external_bodies`` patients (such as ``VB3_01``) as a folder to train on."""
+    for patient in patients:
+        volume = read_volume(data / f"{patient}_image.nii.gz")
+        bodies = read_bodies(data / f"{patient}_bodies.nii.gz")
+        labels = body_labels(volume, bodies, segment(volume, engine, levels=False).labels)
+        write_volume(volume, output / f"{patient}_image.nii.gz")
+        write_volume(Volume(labels, volume.geometry), output / f"{patient}_labels.nii.gz")
+
+
+def main() -> None:
+    """Command line, see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="folder external_bodies")
+    parser.add_argument("patients", nargs="+", metavar="PATIENT", help="such as VB3_01")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="whose word is taken on what is not drawn")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    options = parser.parse_args()
+    write_folder(Engine(load_model(options.model)), options.data, options.patients, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""`saunet dataset check`: everything that is wrong with a folder of labelled images, in one go."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import SAUNetError
+from ..formats.volumes import read_image
+from ..volume import Geometry, SagittalStack, Volume, check_geometry, check_volume
+from .folders import (
+    DRAWN,
+    INFO,
+    UNKNOWN,
+    CaseFiles,
+    DatasetInfo,
+    Encoding,
+    as_classes,
+    check_one_encoding,
+    check_same_grid,
+    find_cases,
+    list_files,
+    read_info,
+    without_specks,
+)
+
+USUAL_PIXEL_MM = (0.2, 1.6)
+USUAL_SLICES_MM = (0.5, 6.0)
+MOSTLY_UNKNOWN = 0.9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was found: the code of the error that it is, or an own one where it is only to be known."""
+
+    code: str
+    text: str
+
+
+@dataclass
+class CaseReport:
+    """What was found in one case.
+
+    Attributes:
+        name: of the case.
+        slices: sagittal slices; None where the image cannot be used.
+        spacing: mm between slices, of a row and of a column.
+        encoding: of the labels.
+        volumes_ml: of each class that is present.
+        unknown: share of voxels labelled 255.
+        problems: why training would refuse it or be misled.
+        notes: what is odd and may be meant.
+    """
+
+    name: str
+    slices: int | None = None
+    spacing: tuple[float, float, float] | None = None
+    encoding: Encoding | None = None
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    unknown: float = 0.0
+    problems: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+
+
+@dataclass
+class DatasetReport:
+    """What was found in a folder: in each case, and in the folder as a whole."""
+
+    folder: Path
+    draws: tuple[str, ...]
+    cases: list[CaseReport]
+    problems: list[Finding]
+    notes: list[Finding]
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems and not any(case.problems for case in self.cases)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"usable": self.usable, **asdict(self), "folder": str(self.folder)}
+
+    def print(self) -> None:
+        """Print table and findings on stdout."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, header_style="bold")
+        table.add_column("Case", no_wrap=True)
+        for title in ("Slices", "Voxel mm", "Labels", "Vert. ml", "Disc ml", "Canal ml", "255"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("")
+        for case in self.cases:
+            table.add_row(
+                case.name,
+                "-" if case.slices is None else str(case.slices),
+                "-" if case.spacing is None else "{:.3g} x {:.3g} x {:.3g}".format(*case.spacing),
+                case.encoding or "-",
+                *(f"{case.volumes_ml[name]:.1f}" if name in case.volumes_ml else "-" for name in DRAWN),
+                f"{case.unknown:.0%}",
+                "problem" if case.problems else "note" if case.notes else "",
+            )
+        console = Console(highlight=False, soft_wrap=True)
+        if self.cases:
+            console.print(table)
+        for title, colour in (("problem", "red"), ("note", "yellow")):
+            places = [(self.folder.name, getattr(self, f"{title}s"))]
+            places += [(case.name, getattr(case, f"{title}s")) for case in self.cases]
+            for name, findings in places:
+                for one in findings:
+                    console.print(f"[{colour}]{title} {one.code}:[/] ", end="")
+                    console.print(f"{name}: {one.text}", markup=False)
+        number = sum(bool(case.problems) for case in self.cases)
+        console.print(
+            f"{len(self.cases)} cases, {number} with problems; drawn are {', '.join(self.draws)}: "
+            + ("ready to train on." if self.usable else "not ready to train on.")
+        )
+
+
+def check_dataset(folder: Path) -> DatasetReport:
+    """Look at every file of a folder that `saunet train` would read; nothing is changed.
+
+    Raises:
+        InputError: INPUT_NOT_FOUND, there is no such folder.
+    """
+    images, labels = list_files(folder)
+    report = DatasetReport(folder, tuple(DRAWN), [], [], [])
+    info = DatasetInfo()
+    with _noted(report.problems):
+        info = read_info(folder)
+    report.draws = info.draws
+    report.problems += _lonely(images, labels)
+    seen: dict[str, str] = {}
+    with _noted(report.problems):
+        for files in find_cases(folder).values():
+            report.cases.append(_check_case(files, info, seen))
+    with _noted(report.problems):
+        check_one_encoding((case.encoding for case in report.cases), folder)
+    report.problems += _never_drawn(report, info)
+    return report
+
+
+@contextmanager
+def _noted(problems: list[Finding]) -> Iterator[None]:
+    """A failure inside becomes a problem among the others."""
+    try:
+        yield
+    except SAUNetError as error:
+        problems.append(Finding(error.code, f"{error.cause} {error.remedy}"))
+
+
+def _lonely(images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Iterator[Finding]:
+    for found, other, missing in ((images, labels, "label map"), (labels, images, "image")):
+        for name, paths in found.items():
+            if name not in other:
+                yield Finding("INPUT_NOT_FOUND", f"{paths[0].name} has no {missing} beside it.")
+            if len(paths) > 1:
+                names = ", ".join(path.name for path in paths)
+                yield Finding("INPUT_SERIES", f"{names} are the same case: remove all but one.")
+
+
+def _never_drawn(report: DatasetReport, info: DatasetInfo) -> Iterator[Finding]:
+    """Structures that no case has: were they drawn at all? As background they would be unlearned."""
+    read = [case for case in report.cases if case.volumes_ml]
+    for name in info.draws if read else ():
+        if not any(name in case.volumes_ml for case in read):
+            rest = [one for one in info.draws if one != name and any(one in case.volumes_ml for case in read)]
+            listed = ", ".join(f'"{one}"' for one in rest)
+            yield Finding(
+                "INPUT_LABELS", f'no case has a {name}. If it was not drawn, say so in {INFO}: {{"draws": [{listed}]}}.'
+            )
+
+
+def _check_case(files: CaseFiles, info: DatasetInfo, seen: dict[str, str]) -> CaseReport:
+    """One case; ``seen`` holds the fingerprints of the images before it."""
+    case = CaseReport(files.name)
+    volume = truth = None
+    with _noted(case.problems):
+        volume = Volume.from_sitk(read_image(files.image), files.name)
+        _check_image(volume, case, seen)
+    with _noted(case.problems):
+        truth = Volume.from_sitk(read_image(files.labels), f"the label map of {files.name}")
+    if volume is not None and truth is not None:
+        with _noted(case.problems):
+            check_same_grid(volume, truth, files.name)
+    if truth is not None:
+        with _noted(case.problems):
+            classes, case.encoding = as_classes(truth.voxels, info, files.name)
+            _check_labels(classes, truth.geometry.voxel_volume, info, case)
+    return case
+
+
+def _check_image(volume: Volume, case: CaseReport, seen: dict[str, str]) -> None:
+    fingerprint = hashlib.sha256(np.ascontiguousarray(volume.voxels).data).hexdigest()
+    twin = seen.setdefault(fingerprint, volume.name)
+    if twin != volume.name:
+        case.problems.append(
+            Finding(
+                "INPUT_SERIES", f"its image is the same as that of {twin}: it would count twice, or tell the answer."
+            )
+        )
+    before = len(case.problems)
+    with _noted(case.problems):
+        check_geometry(volume.geometry, volume.name)
+    # The voxels for themselves: what is wrong with the grid was said.
+    sound = Geometry(volume.geometry.size, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+    with _noted(case.problems):
+        check_volume(replace(volume, geometry=sound))
+    if len(case.problems) == before:
+        stack = SagittalStack.of(volume)
+        case.slices, case.spacing = len(stack.slices), (stack.slice_spacing, *stack.pixel)
+        case.notes += _odd_spacing(stack)
+
+
+def _odd_spacing(stack: SagittalStack) -> Iterator[Finding]:
+    rows, columns = stack.pixel
+    if min(stack.pixel) < USUAL_PIXEL_MM[0] or max(stack.pixel) > USUAL_PIXEL_MM[1]:
+        yield Finding("SPACING", f"pixels of {rows:.3g} x {columns:.3g} mm are unusual.")
+    if not USUAL_SLICES_MM[0] <= stack.slice_spacing <= USUAL_SLICES_MM[1]:
+        yield Finding("SPACING", f"slices {stack.slice_spacing:.3g} mm apart are unusual.")
+    if max(stack.pixel) > 1.2 * min(stack.pixel):
+        yield Finding("SPACING", f"pixels of {rows:.3g} x {columns:.3g} mm are not square.")
+    if stack.slice_spacing == rows == columns == 1:
+        yield Finding("SPACING", "voxels of exactly 1 x 1 x 1 mm: is that what the scanner said?")
+
+
+def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, case: CaseReport) -> None:
+    counts = np.bincount(classes.ravel(), minlength=256)
+    case.volumes_ml = {
+        name: round(float(counts[value]) * voxel_volume / 1000, 3) for name, value in DRAWN.items() if counts[value]
+    }
+    case.unknown = float(counts[UNKNOWN] / classes.size)
+    if not case.volumes_ml:
+        case.problems.append(Finding("INPUT_LABELS", "nothing is drawn in its label map."))
+        return
+    missing = [name for name in info.draws if name not in case.volumes_ml]
+    if missing:
+        case.notes.append(Finding("ABSENT", f"no {' and no '.join(missing)} in it, though said to be drawn."))
+    if case.unknown > MOSTLY_UNKNOWN:
+        case.notes.append(Finding("UNKNOWN", f"{case.unknown:.0%} of it is labelled 255, not known."))
+    specks = without_specks(classes, voxel_volume)[1]
+    if specks:
+        case.notes.append(Finding("SPECKS", f"{specks} labelled specks will be left out."))

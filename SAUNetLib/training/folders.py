@@ -1,0 +1,313 @@
+"""A folder of labelled cases: which files belong together, what their label values mean, what was drawn at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import cc3d
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..anatomy import BACKGROUND, CANAL, DISC, VERTEBRA, structures, to_classes
+from ..errors import InputError, UsageError
+from ..formats.atomic import ending_of
+from ..formats.headers import ENDINGS
+from ..formats.segmentations import as_labels
+from ..formats.volumes import read_image
+from ..volume import Volume, check_volume
+
+UNKNOWN = 255
+"""Label of what nobody has drawn: left out of the loss."""
+ANY_OF = 240
+"""A training label of 240 + bits says: one of the classes whose bits are set; all four of them are `UNKNOWN`."""
+SPECK_MM3 = 40.0
+"""Labelled components smaller than this are drawing errors (SPIDER's saturated scans have hundreds)."""
+INFO = "dataset.json"
+DRAWN = {"vertebra": VERTEBRA, "disc": DISC, "canal": CANAL}
+
+Encoding = Literal["classes", "levels", "totalspineseg", "spider"]
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class DatasetInfo(BaseModel):
+    """What a folder's ``dataset.json`` may say; without the file everything has its default.
+
+    Attributes:
+        encoding: of the label maps, see `encodings`; default: recognised by the values of each.
+        draws: the structures that were drawn. Where one was not, background only means "none of the drawn ones".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoding: Encoding | None = None
+    draws: tuple[Literal["vertebra", "disc", "canal"], ...] = Field(("vertebra", "disc", "canal"), min_length=1)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The classes that were drawn."""
+        return tuple(sorted({DRAWN[name] for name in self.draws}))
+
+    @property
+    def background(self) -> int:
+        """What a pixel without a label is: `BACKGROUND`, or `ANY_OF` background and the structures not drawn."""
+        missing = set(DRAWN.values()) - set(self.classes)
+        return ANY_OF + 1 + sum(2**value for value in missing) if missing else BACKGROUND
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The two files of a case; `patient` is shared by the images of one patient."""
+
+    name: str
+    image: Path
+    labels: Path
+    patient: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A labelled image.
+
+    Attributes:
+        volume: the image.
+        labels: (k, j, i) uint8 classes, `UNKNOWN` where not known; specks removed.
+        encoding: of the label map; None where it is empty.
+        specks: how many components were removed.
+    """
+
+    volume: Volume
+    labels: np.ndarray
+    encoding: Encoding | None
+    specks: int
+
+
+@cache
+def encodings() -> dict[Encoding, dict[int, int]]:
+    """What label values mean, value -> class, by the encoding's name.
+
+    ``classes``: 1 vertebra, 2 disc, 3 canal. ``levels``: `anatomy.structures`. ``totalspineseg``: the same, and 1 is
+    the cord, which lies in the canal. ``spider``: 1-25 vertebrae counted from the bottom, 101-125 those that the image
+    cuts off, 201-225 discs, 100 canal (van der Graaf et al., Scientific Data 2024, doi:10.1038/s41597-024-03090-w).
+    """
+    values = np.array(list(structures()), np.uint8)
+    levels = dict(zip(values.tolist(), to_classes(values).tolist(), strict=True))
+    spider = {100: CANAL}
+    for number in range(1, 26):
+        spider |= {number: VERTEBRA, 100 + number: VERTEBRA, 200 + number: DISC}
+    return {
+        "classes": {value: value for value in (VERTEBRA, DISC, CANAL)},
+        "levels": levels,
+        "totalspineseg": {1: CANAL, **levels},
+        "spider": spider,
+    }
+
+
+def recognise(values: Iterable[int], name: str) -> Encoding | None:
+    """The encoding that a label map's values show; 1, 2 and 3 alone are always the classes.
+
+    Raises:
+        InputError: INPUT_LABELS, no encoding has these values, or two have them and mean different things.
+    """
+    found = sorted(set(values) - {BACKGROUND, UNKNOWN})
+    if not found:
+        return None
+    fitting = [kind for kind, meaning in encodings().items() if meaning.keys() >= set(found)]
+    if not fitting:
+        nowhere = [value for value in found if not any(value in meaning for meaning in encodings().values())]
+        raise InputError(
+            "INPUT_LABELS",
+            f"the labels of {name} hold values without a meaning: {nowhere}"
+            if nowhere
+            else f"the labels of {name} hold values that no single encoding has together: {found}",
+            "Use 1 vertebra, 2 disc, 3 spinal canal, or the values of SAUNet, TotalSpineSeg or SPIDER; "
+            "255 for what is not known",
+        )
+    if fitting[0] != "classes" and len({tuple(encodings()[kind][value] for value in found) for kind in fitting}) > 1:
+        raise InputError(
+            "INPUT_LABELS",
+            f"the labels of {name} fit the encodings {' and '.join(fitting)}, which mean different things",
+            f'Say which in the folder\'s {INFO}: {{"encoding": "{fitting[-1]}"}}',
+        )
+    return fitting[0]
+
+
+def check_one_encoding(found: Iterable[Encoding | None], folder: Path) -> None:
+    """Refuse a folder whose label maps seem to be in several encodings: one of them was then misunderstood.
+
+    Raises:
+        InputError: INPUT_LABELS.
+    """
+    kinds = {"levels" if kind == "totalspineseg" else kind for kind in found if kind}
+    if len(kinds) > 1:
+        raise InputError(
+            "INPUT_LABELS",
+            f"the label maps in {folder.name} look as if in several encodings: {', '.join(sorted(kinds))}",
+            f"Say which one in {INFO}, or put the cases into a folder for each",
+        )
+
+
+def read_settings(kind: type[Settings], path: Path) -> Settings:
+    """A pydantic model from a JSON file.
+
+    Raises:
+        UsageError: USAGE, it cannot be read, or the first thing that is wrong in it.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError("USAGE", f"{path.name} cannot be read", "Check the path and its permissions") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError("USAGE", f"{path.name}: {where}: {first['msg']}", "Correct the configuration") from error
+
+
+def read_info(folder: Path) -> DatasetInfo:
+    """What ``dataset.json`` in a folder says, or the defaults.
+
+    Raises:
+        UsageError: USAGE.
+    """
+    path = folder / INFO
+    return read_settings(DatasetInfo, path) if path.is_file() else DatasetInfo()
+
+
+def list_files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """Images and label maps of a folder by the case's name, whether or not they have a partner.
+
+    Pairs are ``NAME_image`` and ``NAME_labels``; or, as SPIDER has it, ``images/NAME`` and ``masks/NAME``. NIfTI, NRRD
+    and MetaImage may be mixed.
+
+    Raises:
+        InputError: INPUT_NOT_FOUND.
+    """
+    if not folder.is_dir():
+        raise InputError("INPUT_NOT_FOUND", f"{folder} is not a folder", "Give the folder of the training data")
+    if _spider_layout(folder):
+        return _named(folder / "images", ""), _named(folder / "masks", "")
+    return _named(folder, "_image"), _named(folder, "_labels")
+
+
+def _spider_layout(folder: Path) -> bool:
+    return (folder / "images").is_dir() and (folder / "masks").is_dir()
+
+
+def _named(folder: Path, tail: str) -> dict[str, list[Path]]:
+    """Image files whose names end in a tail before their ending, by what stands before it."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        ending = ending_of(path, ENDINGS)
+        stem = path.name[: len(path.name) - len(ending)]
+        if ending and not stem.startswith(".") and stem.endswith(tail) and stem != tail:
+            found.setdefault(stem.removesuffix(tail), []).append(path)
+    return found
+
+
+def find_cases(folder: Path) -> dict[str, CaseFiles]:
+    """The pairs of a folder, see `list_files`, by name.
+
+    Raises:
+        InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
+    """
+    images, labels = list_files(folder)
+    several = _spider_layout(folder)  # N_t1 and N_t2 are patient N
+    cases = {
+        name: CaseFiles(name, images[name][0], labels[name][0], name.partition("_")[0] if several else name)
+        for name in sorted(images.keys() & labels.keys())
+    }
+    if not cases:
+        raise InputError(
+            "INPUT_EMPTY",
+            f"{folder} holds no pair NAME_image.nii.gz and NAME_labels.nii.gz",
+            "Export image and label map of every case under these names, or as images/NAME.mha and masks/NAME.mha",
+        )
+    return cases
+
+
+def case_names(folder: Path) -> list[str]:
+    """Names of the cases of a folder, see `find_cases`."""
+    return list(find_cases(folder))
+
+
+def read_labelled(files: CaseFiles, info: DatasetInfo) -> Labelled:
+    """Image and classes of one case.
+
+    Raises:
+        InputError: a file cannot be used, INPUT_GEOMETRY or INPUT_LABELS.
+    """
+    volume = Volume.from_sitk(read_image(files.image), files.name)
+    check_volume(volume)
+    truth = Volume.from_sitk(read_image(files.labels), f"{files.name} labels")
+    check_same_grid(volume, truth, files.name)
+    classes, encoding = as_classes(truth.voxels, info, files.name)
+    labels, specks = without_specks(classes, volume.geometry.voxel_volume)
+    return Labelled(volume, labels, encoding, specks)
+
+
+def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
+    """Image and class labels (k, j, i) uint8 of one case of a folder; as `read_labelled`."""
+    one = read_labelled(find_cases(folder)[name], read_info(folder))
+    return one.volume, one.labels
+
+
+def check_same_grid(volume: Volume, truth: Volume, name: str) -> None:
+    """Refuse a label map that does not lie on its image's grid.
+
+    Raises:
+        InputError: INPUT_GEOMETRY.
+    """
+    if not volume.geometry.same_grid(truth.geometry):
+        raise InputError(
+            "INPUT_GEOMETRY", f"image and labels of {name} lie on different grids", "Export both on the image's grid"
+        )
+
+
+def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.ndarray, Encoding | None]:
+    """A label map as classes, uint8, 255 where not known; and its encoding, told or recognised.
+
+    Raises:
+        InputError: INPUT_LABELS for values without a meaning, or a structure that the folder is said not to draw.
+    """
+    labels = as_labels(voxels, f"the label map of {name}")
+    found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+    encoding = info.encoding or recognise(found, name)
+    table = {BACKGROUND: BACKGROUND, UNKNOWN: UNKNOWN, **(encodings()[encoding] if encoding else {})}
+    unknown = [value for value in found if value not in table]
+    if unknown:
+        raise InputError(
+            "INPUT_LABELS",
+            f"the labels of {name} hold values that the encoding {encoding} does not have: {unknown}",
+            f"Correct the labels, or the encoding in {INFO}",
+        )
+    present = {table[value] for value in found} - {BACKGROUND, UNKNOWN}
+    if not present <= set(info.classes):
+        names = [title for title, value in DRAWN.items() if value in present - set(info.classes)]
+        raise InputError(
+            "INPUT_LABELS",
+            f"{name} has {' and '.join(names)} drawn, which {INFO} does not list",
+            "Add it under draws if every case has it drawn, or erase it",
+        )
+    lookup = np.zeros(256, np.uint8)
+    lookup[list(table)] = list(table.values())
+    return lookup[labels], encoding
+
+
+def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray, int]:
+    """Class labels without components below `SPECK_MM3`, and how many were removed; voxel volume in mm3."""
+    components = cc3d.connected_components(labels, connectivity=26)
+    small = np.bincount(components.ravel()) < SPECK_MM3 / voxel_volume
+    small[0] = False
+    specks = small[components] & (labels != UNKNOWN)
+    return np.where(specks, np.uint8(BACKGROUND), labels), len(np.unique(components[specks]))
+
+
+def patients(folder: Path) -> dict[str, Sequence[str]]:
+    """Names of the cases of each patient of a folder."""
+    result: dict[str, list[str]] = {}
+    for name, files in find_cases(folder).items():
+        result.setdefault(files.patient, []).append(name)
+    return dict(result)

@@ -1,0 +1,240 @@
+"""`saunet compare`: networks trained alike, a comparison that can be stopped, tables that say what was found."""
+
+import csv
+import shutil
+from itertools import islice
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.losses import DiceLoss
+from test_training import labelled
+
+from SAUNetLib.cli import main
+from SAUNetLib.evaluation import comparison as compared
+from SAUNetLib.evaluation.comparison import (
+    BUDGETS,
+    CANDIDATES,
+    TASKS,
+    Trial,
+    UNet,
+    kept_out_patients,
+    predict,
+    read_comparison,
+    trained,
+    trials,
+)
+from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, Summary, Table
+from SAUNetLib.network import SAUNet
+
+SMOKE = ["--budget", "smoke", "--seeds", "1", "--keep-out", "p1", "p2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for seed in range(4):
+        volume, labels = labelled(seed)
+        sitk.WriteImage(volume.to_sitk(), str(folder / f"p{seed}_image.nii.gz"))
+        sitk.WriteImage(volume.to_sitk(labels), str(folder / f"p{seed}_labels.nii.gz"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A comparison that was interrupted after three trainings and then went on."""
+    run = tmp_path_factory.mktemp("compare") / "run"
+    whole, count = compared.fit, iter(range(100))
+
+    def interrupted(*arguments):
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compared, "fit", interrupted)
+        assert main(["compare", str(data), "--output", str(run), *SMOKE]) == 6
+        kept = {path: path.stat().st_mtime_ns for path in run.glob("*/result.json")}
+        assert len(kept) == 3
+        assert main(["compare", str(data), "--output", str(run), *SMOKE]) == 0
+    assert next(count) == 11, "three, the interrupted one, and the seven that were missing"
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}, "what was finished is not done again"
+    return run
+
+
+def test_every_network_is_trained_and_measured_for_both_tasks(finished, data):
+    comparison, results = read_comparison(finished)
+    assert [(one.task, one.network) for one in results] == [(task, name) for task in TASKS for name in CANDIDATES]
+    assert comparison.kept_out == ("p1", "p2") and comparison.trained_on == ("p0", "p3")
+    for one in results:
+        structures = {"spine": 1, "structures": 3}[one.task]
+        assert len(one.figures) == 2 * 2 * structures and one.seconds > 0
+        assert {row.patient for row in one.figures} == {"p1", "p2"}
+        assert (one.moved is not None) == (one.network == "isa-scores")
+    assert not list(finished.glob("*/last.ckpt")), "weights are kept, the optimiser's state is not"
+    for task, costs in comparison.costs.items():
+        assert costs["unet-3d"].parameters > costs["isa-scores"].parameters > costs["dense"].parameters > 0, task
+        assert all(min(cost.seconds.values()) > 0 < cost.gigaflop for cost in costs.values())
+
+
+def test_the_kept_weights_are_those_that_were_measured(finished, data):
+    comparison, results = read_comparison(finished)
+    one = results[3]
+    network = trained(finished, Trial(one.network, one.task, one.seed), comparison.config)
+    patient = kept_out_patients(data, ["p1"])[0]
+    found = predict(network, patient.volume, comparison.config.pixel_mm, torch.device("cpu"))
+    both, truth = int(np.sum((found == 1) & (patient.labels == 1))), int(np.sum(patient.labels == 1))
+    assert one.figures[0].recall == pytest.approx(both / truth)
+
+
+def test_the_report_has_every_network_beside_the_paper_s_figures(finished):
+    report = (finished / "results.md").read_text(encoding="utf-8")
+    assert "10 trainings are finished" in report and BUDGETS["smoke"].description in report
+    for name, candidate in CANDIDATES.items():
+        rows = [line for line in report.splitlines() if line.startswith(f"| {candidate.title} |")]
+        # beside the paper, two thicknesses for two tasks, the costs of both
+        assert len(rows) == 7, name
+        assert len({row.count("|") for row in (rows[1], rows[2])}) == 1
+        if name in PAPERS_TABLE:
+            assert all(figure in rows[0] for figure in PAPERS_TABLE[name].values())
+    assert (finished / "results-errors.png").read_bytes().startswith(b"\x89PNG") and "results-errors.png" in report
+    with open(finished / "results.csv", newline="", encoding="utf-8") as file:
+        sheet = list(csv.DictReader(file))
+    assert len(sheet) == 2 * (1 + 4) * len(CANDIDATES)
+    assert all(0 <= float(row["dice mean"]) <= 1 for row in sheet)
+
+
+def test_what_is_finished_can_be_reported_without_training(finished, data, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for one in ("spine-isa-features-2020", "structures-unet-2d-2020"):
+        shutil.rmtree(run / one)
+    monkeypatch.setattr(compared, "fit", None)
+    target = tmp_path / "docs" / "table.md"
+    assert main(["compare", str(data), "--output", str(run), "--finished", "--report", str(target)]) == 0
+    assert capsys.readouterr().out.split() == [str(target), str(target.with_suffix(".csv"))]
+    assert "8 trainings are finished" in target.read_text(encoding="utf-8")
+    assert "errors.png" not in target.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "word"),
+    [
+        (["--budget", "small"], 2, "another budget"),
+        (["--keep-out", "p1"], 2, "another budget"),
+        (["--keep-out", "p9"], 3, "p9"),
+        (["--keep-out", "p0", "p1", "p2", "p3"], 3, "no case is left"),
+        (["--seeds", "0"], 2, "--seeds"),
+        (["--report", "table.txt"], 2, ".md"),
+        (["--task", "heart"], 2, "heart"),
+    ],
+)
+def test_what_cannot_be_compared_is_explained(finished, data, capsys, change, status, word):
+    before = sorted(finished.rglob("*"))
+    assert main(["compare", str(data), "--output", str(finished), *SMOKE, *change]) == status
+    err = capsys.readouterr().err
+    assert word in err and err.count("\n") == 1
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_a_folder_without_a_comparison_has_no_report(data, tmp_path, capsys):
+    assert main(["compare", str(data), "--output", str(tmp_path / "none"), "--finished"]) == 2
+    assert "holds no comparison" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+@given(done=st.integers(0, 30), seeds=st.integers(1, 3))
+def test_a_stopped_comparison_is_balanced(done, seeds):
+    counts = {(task, name): 0 for task in TASKS for name in CANDIDATES}
+    for trial in islice(trials(list(TASKS), seeds, 7), done):
+        counts[trial.task, trial.network] += 1
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_every_budget_makes_every_network():
+    """Also the one for GPUs, whose networks are only laid out here, not filled."""
+    for budget in BUDGETS.values():
+        with torch.device("meta"):
+            sizes = {
+                name: sum(part.numel() for part in Trial(name, "spine", 0).build(budget).parameters())
+                for name in CANDIDATES
+            }
+        assert sizes["unet-3d"] > 2 * sizes["unet-2d"] and sizes["isa-features"] > sizes["isa-scores"] > sizes["dense"]
+        assert all(side % 16 == 0 for side in budget.crop)
+
+
+@pytest.mark.parametrize("slices", [1, 2, 5])
+def test_u_nets_take_stacks_as_sau_net_does_and_only_the_3d_one_looks_across_slices(slices):
+    stacks = torch.randn(2, slices, 1, 32, 48)
+    changed = stacks.clone()
+    changed[:, 0] += 1
+    for dimensions in (2, 3):
+        network = UNet(dimensions, 4, (2, 2, 2, 2, 4)).eval()
+        with torch.inference_mode():
+            scores, others = network(stacks), network(changed)
+        assert scores.shape == (2, slices, 4, 32, 48)
+        assert not torch.equal(scores[:, 0], others[:, 0])
+        if slices > 1:
+            assert torch.equal(scores[:, 1], others[:, 1]) == (dimensions == 2)
+
+
+def test_one_score_is_trained_as_a_sigmoid():
+    run = compared._Run(BUDGETS["smoke"], [], [], torch.nn.Identity())
+    scores, labels = torch.randn(2, 1, 16, 16), torch.randint(0, 4, (2, 16, 16))
+    truth = (labels == 1).float()[:, None]
+    wanted = F.binary_cross_entropy_with_logits(scores, truth) + DiceLoss(sigmoid=True, batch=True)(scores, truth)
+    assert float(run._loss(scores, labels)) == pytest.approx(float(wanted), abs=1e-5)
+    labels[:, 8:] = 255
+    assert torch.equal(run._loss(scores, labels), run._loss(scores + 5 * (labels == 255)[:, None], labels))
+
+
+def before_and_after(classes, seed):
+    """Scores (1, 3, classes, 32, 32) of random stacks, before ISA on the scores and after it."""
+    torch.manual_seed(seed)
+    stacks = torch.randn(1, 3, 1, 32, 32)
+    network = SAUNet(classes, (2, 2, 2, 2, 2), attention="scores").eval()
+    with torch.inference_mode():
+        return compared._Rough(network)(stacks), network(stacks)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_the_written_form_moves_no_voxel_where_there_is_one_score(seed):
+    before, after = before_and_after(1, seed)
+    assert not torch.equal(before, after) and torch.equal(before > 0, after > 0)
+
+
+def test_the_written_form_moves_voxels_where_there_are_several_scores():
+    before, after = before_and_after(4, 3)
+    assert (before.argmax(2) != after.argmax(2)).any()
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.floats(-0.5, 0.5))
+@settings(max_examples=10, deadline=None)
+def test_a_summary_holds_its_mean_and_shifts_with_the_values(patients, shift):
+    values = np.array([patients, patients[::-1]])
+    one, other = Summary.of(values), Summary.of(values + shift)
+    assert one.low - 1e-9 <= one.mean <= one.high + 1e-9
+    assert (other.mean, other.low, other.high) == pytest.approx((one.mean + shift, one.low + shift, one.high + shift))
+    assert other.deviation == pytest.approx(one.deviation, abs=1e-9) and one.deviation < 1e-9
+
+
+def test_summaries_say_what_is_not_known():
+    assert Summary.of(np.array([[0.8, 0.9]])).text(100) == "85.00 (80.0 to 90.0)"
+    assert "±" in Summary.of(np.array([[0.8], [0.9]])).text(100)
+    assert Summary.of(np.array([[np.inf, 2.0]])).text(1) == "no result in some patient"
+    assert Summary.of(np.array([[np.nan, 2.0]])).text(1) == "-"
+
+
+def test_differences_are_paired(finished):
+    _, results = read_comparison(finished)
+    table = Table(results)
+    same = table.gain("spine", ("dense", "dense"), "native slices", "vertebra", "recall")
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    pair = ("isa-features", "dense")
+    gain = table.gain("structures", pair, "native slices", "mean", "recall")
+    means = [table.summary("structures", name, "native slices", "mean", "recall").mean for name in pair]
+    assert gain.mean == pytest.approx(means[0] - means[1])

@@ -1,0 +1,276 @@
+"""Folders to train on: layouts, encodings, what was not drawn, and what `saunet dataset check` says of them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_training import labelled
+from test_volume import SAGITTAL
+
+from SAUNetLib.anatomy import structures, to_classes
+from SAUNetLib.cli import main
+from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.training.checks import check_dataset
+from SAUNetLib.training.datasets import StackDataset, load_case, load_cases
+from SAUNetLib.training.folders import (
+    ANY_OF,
+    UNKNOWN,
+    DatasetInfo,
+    as_classes,
+    case_names,
+    encodings,
+    patients,
+    read_info,
+    read_pair,
+    recognise,
+)
+from SAUNetLib.volume import Geometry, Volume
+
+SPIDER = np.array([0, 3, 203, 100], np.uint8)
+LEVELS = np.array([0, 43, 93, 2], np.uint8)
+
+
+def write(folder, name, labels=None, voxels=None, ending=".nii.gz", seed=0, geometry=None):
+    """One pair of files of a folder; what is not given is made up."""
+    volume, made = labelled(seed)
+    labels = made if labels is None else labels
+    voxels = volume.voxels if voxels is None else voxels
+    folder.mkdir(exist_ok=True)
+    for tail, array in (("image", voxels), ("labels", labels)):
+        one = Volume(array, geometry or volume.geometry)
+        sitk.WriteImage(one.to_sitk(), str(folder / f"{name}_{tail}{ending}"))
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_every_readable_format_is_a_case(tmp_path, ending):
+    write(tmp_path / "d", "a", ending=ending)
+    assert case_names(tmp_path / "d") == ["a"]
+    volume, labels = read_pair(tmp_path / "d", "a")
+    assert np.array_equal(labels, labelled(0)[1]) and np.array_equal(volume.voxels, labelled(0)[0].voxels)
+
+
+def test_spider_s_own_layout_and_values(tmp_path):
+    """images/N_t2.mha and masks/N_t2.mha; the images of a patient are not split between training and validation."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for patient in (1, 2):
+        volume, labels = labelled(patient)
+        for series in ("t1", "t2"):
+            sitk.WriteImage(volume.to_sitk(), str(tmp_path / "images" / f"{patient}_{series}.mha"))
+            mask = SPIDER[labels]
+            mask[:, 14:20, 8:20] = 104  # a vertebra that the image cuts off
+            sitk.WriteImage(volume.to_sitk(mask.astype(np.int16)), str(tmp_path / "masks" / f"{patient}_{series}.mha"))
+    assert case_names(tmp_path) == ["1_t1", "1_t2", "2_t1", "2_t2"]
+    assert patients(tmp_path) == {"1": ["1_t1", "1_t2"], "2": ["2_t1", "2_t2"]}
+    found = read_pair(tmp_path, "2_t2")[1]
+    assert set(np.unique(found)) == {0, 1, 2, 3} and (found[1:-1, 14:20, 8:20] == 1).all()
+    assert load_case(tmp_path, "1_t1", 1.5).encoding == "spider"
+    from SAUNetLib.training.run import _with_validation
+    from SAUNetLib.training.train import TrainingConfig
+
+    kept = _with_validation(TrainingConfig(), patients(tmp_path)).validation
+    assert kept in (("1_t1", "1_t2"), ("2_t1", "2_t2"))
+
+
+@given(st.sets(st.sampled_from(sorted(structures())), min_size=1))
+def test_our_levels_are_recognised_or_refused_but_never_misread(values):
+    try:
+        kind = recognise(values, "a")
+    except InputError as error:
+        assert error.code == "INPUT_LABELS" and "encoding" in error.remedy
+        return
+    read = [encodings()[kind][value] for value in sorted(values)]
+    meant = to_classes(np.array(sorted(values), np.uint8)).tolist()
+    assert read == meant or values == {2}, "2 alone is a disc: 1, 2 and 3 alone are the classes"
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({1, 2, 3}, "classes"),
+        ({0, 255}, None),
+        ({1, 2, 41, 42, 91, 92, 50}, "totalspineseg"),
+        ({2, 41, 42, 91, 92, 50}, "levels"),
+        ({1, 2, 3, 4, 5, 6, 7, 100, 201, 202, 203}, "spider"),
+        ({1, 2, 3, 108, 100}, "spider"),
+    ],
+)
+def test_encodings_are_told_apart(values, kind):
+    assert recognise(values, "a") == kind
+
+
+@pytest.mark.parametrize(
+    ("values", "word"), [({1, 2, 100}, "fit the encodings"), ({60}, "[60]"), ({41, 201}, "single")]
+)
+def test_what_could_mean_two_things_is_refused_until_it_is_told(values, word):
+    with pytest.raises(InputError) as caught:
+        recognise(values, "a")
+    assert caught.value.code == "INPUT_LABELS" and word in str(caught.value)
+    if values == {1, 2, 100}:
+        voxels = np.array([[[1, 2, 100]]], np.uint8)
+        assert as_classes(voxels, DatasetInfo(encoding="spider"), "a")[0].tolist() == [[[1, 1, 3]]]
+        assert as_classes(voxels, DatasetInfo(encoding="totalspineseg"), "a")[0].tolist() == [[[3, 3, 2]]]
+
+
+def test_the_cord_of_totalspineseg_is_canal(tmp_path):
+    labels = LEVELS[labelled(0)[1]]
+    labels[:, 20:30, 24:26] = np.where(labels[:, 20:30, 24:26] == 2, 1, 0)
+    write(tmp_path / "d", "a", labels)
+    assert np.array_equal(read_pair(tmp_path / "d", "a")[1], labelled(0)[1])
+
+
+def test_a_folder_in_two_encodings_is_refused(tmp_path):
+    write(tmp_path / "d", "a", LEVELS[labelled(0)[1]])
+    write(tmp_path / "d", "b", (labelled(1)[1] == 3).astype(np.uint8) * 2, seed=1)  # a canal, read as disc
+    with pytest.raises(InputError) as caught:
+        load_cases(tmp_path / "d", ["a", "b"], 1.5)
+    assert "several encodings" in str(caught.value)
+    (tmp_path / "d" / "dataset.json").write_text('{"encoding": "levels"}')
+    assert set(load_cases(tmp_path / "d", ["a", "b"], 1.5)[1].labels.unique().tolist()) == {0, 3}
+
+
+@pytest.mark.parametrize("text", ["{", '{"draws": []}', '{"draws": ["bone"]}', '{"encoding": "mine"}', '{"colour": 1}'])
+def test_a_wrong_dataset_json_is_explained(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_info(tmp_path)
+    assert "dataset.json" in str(caught.value)
+
+
+def test_where_vertebrae_alone_are_drawn_the_rest_is_not_called_background(tmp_path):
+    labels = labelled(0)[1]
+    write(tmp_path / "d", "a", (labels == 1).astype(np.uint8))
+    (tmp_path / "d" / "dataset.json").write_text('{"encoding": "classes", "draws": ["vertebra"]}')
+    case = load_case(tmp_path / "d", "a", 1.5)
+    assert case.drawn == (1,) and case.background == ANY_OF + 0b1101
+    stacks = StackDataset([[case]], [1], 16, 3, (48, 32), seed=1)
+    seen = {value for number in range(16) for value in stacks[number]["label"].unique().tolist()}
+    assert seen == {1, ANY_OF + 0b1101}
+    write(tmp_path / "d", "b", labels)
+    with pytest.raises(InputError) as caught:
+        read_pair(tmp_path / "d", "b")
+    assert "disc and canal" in str(caught.value)
+
+
+def test_the_marginal_loss_is_the_one_computed_by_hand():
+    """Two pixels: a vertebra, and one of background, disc and canal; logits are logarithms of the probabilities."""
+    from monai.losses import DiceLoss
+
+    from SAUNetLib.training.train import marginal_loss
+
+    share = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.3, 0.2, 0.1, 0.4]])
+    scores = share.log().T.reshape(1, 4, 1, 2)
+    labels = torch.tensor([[[1, ANY_OF + 0b1101]]])
+    loss = marginal_loss(scores, labels, DiceLoss(include_background=False, batch=True))
+    entropy = -(math.log(0.6) + math.log(0.3 + 0.1 + 0.4)) / 2
+    # Vertebra is decided in both pixels; disc and canal in the first one only, where there is none of them.
+    dice = ((1 - 2 * 0.6 / (0.6 + 0.2 + 1)) + 1 + 1) / 3
+    assert float(loss) == pytest.approx(entropy + dice, abs=1e-3)
+
+
+def test_the_marginal_loss_of_fully_drawn_labels_is_the_ordinary_one():
+    from SAUNetLib.training.train import TrainingConfig, TrainingRun, marginal_loss
+
+    torch.manual_seed(0)
+    run = TrainingRun(TrainingConfig(network={"widths": (4, 4, 4, 4, 4)}), [], [])
+    scores, labels = torch.randn(2, 4, 16, 16), torch.randint(0, 4, (2, 16, 16))
+    labels[:, :5] = UNKNOWN
+    assert float(marginal_loss(scores, labels, run.dice)) == pytest.approx(float(run._loss(scores, labels)), abs=1e-6)
+    assert float(run._loss(scores, torch.full_like(labels, UNKNOWN))) < 10, "a batch of which nothing is known"
+
+
+def test_what_is_not_drawn_pulls_toward_no_class_in_particular():
+    from monai.losses import DiceLoss
+
+    from SAUNetLib.training.train import marginal_loss
+
+    scores = torch.zeros(1, 4, 8, 8, requires_grad=True)
+    labels = torch.full((1, 8, 8), ANY_OF + 0b1101)
+    labels[:, :4] = 1
+    marginal_loss(scores, labels, DiceLoss(include_background=False, batch=True)).backward()
+    rest = scores.grad[0, :, 4:].mean((1, 2))
+    assert rest[1] > 0, "not vertebra"
+    assert torch.allclose(rest[[0, 2, 3]], rest[[0]].expand(3), atol=1e-6) and rest[0] < 0
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """A folder with one good case and one of every fault."""
+    folder = tmp_path / "d"
+    write(folder, "good", seed=0)
+    write(folder, "twin", seed=0)
+    write(folder, "alone", seed=1)
+    (folder / "alone_labels.nii.gz").unlink()
+    write(folder, "orphan", seed=2)
+    (folder / "orphan_image.nii.gz").unlink()
+    write(folder, "torn", seed=3)
+    (folder / "torn_image.nii.gz").write_bytes((folder / "torn_image.nii.gz").read_bytes()[:500])
+    write(folder, "moved", seed=4)
+    volume, labels = labelled(4)
+    elsewhere = Geometry(volume.geometry.size, volume.geometry.spacing, (9.0, 0.0, 0.0), SAGITTAL)
+    sitk.WriteImage(Volume(labels, elsewhere).to_sitk(), str(folder / "moved_labels.nii.gz"))
+    write(folder, "values", labelled(5)[1] * 60, seed=5)
+    write(folder, "empty", np.zeros_like(labelled(6)[1]), seed=6)
+    axial = Geometry((40, 48, 10), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), np.eye(3))
+    nan = labelled(7)[0].voxels.astype(np.float32)
+    write(folder, "axial", voxels=np.full_like(nan, 7), seed=7, geometry=axial)
+    nan[0, 0, 0] = np.nan
+    write(folder, "nan", voxels=nan, seed=7)
+    specks = labelled(8)[1].copy()
+    specks[5, 45, 35], specks[:, :, 32:] = 1, np.where(specks[:, :, 32:] == 0, UNKNOWN, specks[:, :, 32:])
+    specks[5, 45, 5] = 1
+    write(folder, "specks", specks, seed=8)
+    return folder
+
+
+FAULTS = {
+    "good": set(),
+    "twin": {"INPUT_SERIES"},
+    "torn": {"INPUT_UNREADABLE"},
+    "moved": {"INPUT_GEOMETRY"},
+    "values": {"INPUT_LABELS"},
+    "empty": {"INPUT_LABELS"},
+    "axial": {"INPUT_NOT_SAGITTAL", "INPUT_CONSTANT"},
+    "nan": {"INPUT_VALUES"},
+    "specks": set(),
+}
+
+
+def test_everything_wrong_is_said_in_one_go(spoilt, capsys):
+    report = check_dataset(spoilt)
+    assert {case.name: {one.code for one in case.problems} for case in report.cases} == FAULTS
+    assert {one.text.split()[0] for one in report.problems} == {"alone_image.nii.gz", "orphan_labels.nii.gz"}
+    specks = next(case for case in report.cases if case.name == "specks")
+    assert "SPECKS" in {one.code for one in specks.notes} and 0.1 < specks.unknown < 0.3
+    good = next(case for case in report.cases if case.name == "good")
+    assert good.slices == 10 and good.encoding == "classes" and set(good.volumes_ml) == {"vertebra", "disc", "canal"}
+    assert main(["dataset", "check", str(spoilt)]) == 3
+    said = capsys.readouterr().out
+    assert "not ready" in said and all(name in said for name in FAULTS) and "orphan" in said
+    assert main(["dataset", "check", str(spoilt), "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert not told["usable"] and len(told["cases"]) == len(FAULTS)
+
+
+def test_a_good_folder_passes_and_a_missing_one_does_not(tmp_path, capsys):
+    write(tmp_path / "d", "a")
+    assert main(["dataset", "check", str(tmp_path / "d")]) == 0
+    assert "ready to train on" in capsys.readouterr().out
+    assert main(["dataset", "check", str(tmp_path / "none")]) == 3
+    assert capsys.readouterr().err.startswith("error INPUT_NOT_FOUND: ")
+    assert main(["dataset"]) == 2
+
+
+def test_a_structure_that_nobody_drew_has_to_be_declared(tmp_path):
+    write(tmp_path / "d", "a", np.minimum(labelled(0)[1], 2) % 2)
+    report = check_dataset(tmp_path / "d")
+    assert not report.usable and sum('"draws": ["vertebra"]' in one.text for one in report.problems) == 2
+    (tmp_path / "d" / "dataset.json").write_text('{"encoding": "classes", "draws": ["vertebra"]}')
+    assert check_dataset(tmp_path / "d").usable
+    (tmp_path / "d" / "dataset.json").write_text('{"draws": 3}')
+    assert "dataset.json" in check_dataset(tmp_path / "d").problems[0].text

@@ -1,0 +1,96 @@
+"""Validation sets of the project: figures with intervals over patients, on data made up for the test."""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from test_training import labelled
+
+from SAUNetLib.evaluation import validation
+from SAUNetLib.evaluation.fine_tuning import body_labels
+from SAUNetLib.volume import Geometry, Volume
+
+
+def test_an_interval_is_that_of_patients_drawn_with_replacement():
+    values = [0.7, 0.8, 0.9, 0.95, 0.6]
+    one, two = validation.mean_of(values), validation.mean_of(values)
+    assert one == two, "the same seed"
+    assert one.value == pytest.approx(np.mean(values)) and one.deviation == pytest.approx(np.std(values))
+    assert min(values) <= one.low < one.value < one.high <= max(values)
+    # The percentiles of the mean of five draws, by drawing them here.
+    drawn = np.random.default_rng(5).choice(values, (20000, 5)).mean(1)
+    assert (one.low, one.high) == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=0.01)
+
+
+def test_one_patient_has_no_interval():
+    figure = validation.mean_of([0.9])
+    assert figure.value == 0.9 and np.isnan(figure.low) and np.isnan(figure.high)
+    assert json.loads(validation.as_json({"a": {"b": figure}}))["a"]["b"]["low"] is None
+
+
+def test_a_pooled_figure_weighs_patients_by_their_voxels():
+    counts = np.array([[90, 100, 100], [0, 10, 10]])
+    assert validation._pooled(counts).value == pytest.approx(2 * 90 / 220)
+    assert validation._pooled(counts[:, ::1] * 0).value == 0
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """The folders of the data, with one or two small cases each."""
+    spider, routine, others = (tmp_path / name for name in ("spider_t2space", "spider_tse_slices", "external_bodies"))
+    for folder in (spider, routine, others):
+        folder.mkdir()
+    for number, name in enumerate(("001", "002")):
+        volume, labels = labelled(number)
+        sitk.WriteImage(volume.to_sitk(), str(spider / f"{name}_image.nii.gz"))
+        sitk.WriteImage(volume.to_sitk(labels), str(spider / f"{name}_labels.nii.gz"))
+        for prefix in ("VB2", "VB3"):
+            sitk.WriteImage(volume.to_sitk(), str(others / f"{prefix}_{name}_image.nii.gz"))
+            bodies = np.where(labels == 1, 7 + number, 0).astype(np.uint8)
+            sitk.WriteImage(volume.to_sitk(bodies), str(others / f"{prefix}_{name}_bodies.nii.gz"))
+        for slice_number, lateral in ((3, False), (5, True)):
+            scan = f"{('10010', '10008')[number]}_{slice_number}"
+            truth = (labels[5] == 1).astype(np.uint8)
+            truth[7 if lateral else 48 :] = 0
+            sitk.WriteImage(sitk.GetImageFromArray(volume.voxels[5]), str(routine / f"{scan}_image.png"))
+            sitk.WriteImage(sitk.GetImageFromArray(truth), str(routine / f"{scan}_vertebra.png"))
+    return tmp_path
+
+
+def test_every_set_is_reported_with_what_it_consists_of(sets, tiny_engine):
+    result = validation.validate_all(tiny_engine, sets, ["001", "002"], leave_out=["VB3_001"])
+    assert list(result) == [
+        "SPIDER T2 SPACE, native slices", "SPIDER T2 SPACE, 4 slices averaged", "SPIDER routine T1/T2 slices",
+        "other scanners, T2 TSE", "other scanners, water-fat",
+    ]  # fmt: skip
+    routine = result["SPIDER routine T1/T2 slices"]
+    assert routine["scans"] == ["10010", "10019", "10025", "10031"] and routine["slices"] == 2
+    assert validation.routine_slices(tiny_engine, sets / "spider_tse_slices", ["10010", "10008"])["slices"] == 4
+    assert result["other scanners, T2 TSE"]["patients"] == 2 and result["other scanners, T2 TSE"]["bodies"] == 2
+    assert result["other scanners, water-fat"]["patients"] == 1
+    native = result["SPIDER T2 SPACE, native slices"]
+    assert native["patients"] == ["001", "002"]
+    assert native["dice mean"].low <= native["dice mean"].value <= native["dice mean"].high
+    assert "NaN" not in validation.as_json(result) and json.loads(validation.as_json(result))
+
+
+def test_one_picture_is_written_for_each_set(sets, tiny_engine, tmp_path):
+    written = validation.write_pictures(tiny_engine, sets, ["001"], validation.SCANS, tmp_path / "pictures")
+    assert len(written) == 5 and all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    assert sum(path.name.startswith("look-only-") for path in written) == 2
+
+
+def test_what_nobody_drew_is_not_taught_as_background():
+    """One body drawn, one seen by the model only, a disc between them; 1 mm voxels, nothing else in the picture."""
+    classes = np.zeros((1, 80, 30), np.uint8)
+    classes[0, 10:20, 5:25], classes[0, 20:25, 5:25], classes[0, 25:35, 5:25] = 1, 2, 1
+    bodies = np.zeros_like(classes)
+    bodies[0, 26:36, 5:25] = 4
+    volume = Volume(classes, Geometry((30, 80, 1), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), np.eye(3)))
+    labels = body_labels(volume, bodies, classes)[0]
+    assert (labels[26:36, 5:25] == 1).all() and (labels[20:25, 5:25] == 2).all()
+    assert (labels[10:20, 5:25] == 255).all(), "the body that nobody drew"
+    assert (labels[25, 5:25] == 255).all(), "called vertebra by the model alone"
+    assert (labels[2:10, 5:25] == 255).all() and (labels[:5] == 255).any(), "background near it may be missed vertebra"
+    assert (labels[36:, 10] == 0).all(), "below the drawn body the model's background is believed"
