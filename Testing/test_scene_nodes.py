@@ -346,7 +346,9 @@ def test_label_map_file_is_the_engine_s(nodes, tmp_path, ending, oblique):
     assert np.array_equal(read.labels, result.labels)
     corners = np.array([[0, 0, 0], [n - 1 for n in grid.size]])
     assert np.allclose(read.geometry.points(corners), grid.points(corners), atol=1e-3)
-    if ending != ".nii.gz":
+    if ending == ".nii.gz":
+        assert PROVENANCE["model"] in sitk.ReadImage(str(tmp_path / f"l{ending}")).GetMetaData("descrip")
+    else:
         assert read.provenance["model"] == PROVENANCE["model"]
     assert [path.name for path in tmp_path.glob("*l*.*")] == [f"l{ending}"]
 

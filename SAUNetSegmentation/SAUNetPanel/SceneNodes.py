@@ -205,7 +205,10 @@ class SceneNodes:
         return labelMap
 
     def exportLabelMap(self, node: Any, path: Path) -> None:
-        """Write a label map (.nii.gz, .nii, .nrrd, .mha) on the input's grid; NRRD and MHA carry the provenance."""
+        """Write a label map (.nii.gz, .nii, .nrrd, .mha) on the input's grid, with its provenance.
+
+        A NIfTI header has room for 80 characters: encoding and model, as the engine's own files have it.
+        """
         import SimpleITK as sitk
 
         labels, matrix = mergedLabels(node)
@@ -215,8 +218,10 @@ class SceneNodes:
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(lps[:3, 3].tolist())
         image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-        for key, value in provenance(node).items():
-            image.SetMetaData(f"SAUNet_{key}", value.encode("ascii", "replace").decode())
+        said = {key: value.encode("ascii", "replace").decode() for key, value in provenance(node).items()}
+        for key, value in said.items():
+            image.SetMetaData(f"SAUNet_{key}", value)
+        image.SetMetaData("ITK_FileNotes", f"SAUNet {said.get('encoding', '')}; {said.get('model', '')}"[:79])
         _writeBeside(path, lambda part: sitk.WriteImage(image, str(part), True))
 
     def exportSegmentation(self, node: Any, path: Path) -> None:
