@@ -149,7 +149,7 @@ def test_peak_memory_is_this_process_s_own():
     ballast = bytearray(600_000_000)
     code = "from SAUNetLib.evaluation.benchmark_child import peak_memory; print(peak_memory())"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=module._environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=module._environment(), capture_output=True, encoding="utf-8", check=True
     )
     if done.stdout.strip() == "None":
         pytest.skip("this system does not tell a process's peak memory")

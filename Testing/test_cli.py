@@ -224,7 +224,7 @@ def test_help_loads_nothing_heavy():
         "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "print([name for name in ('torch', 'SimpleITK', 'numpy', 'rich') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
@@ -237,7 +237,7 @@ def test_segmenting_opens_no_connection(image, tmp_path, tiny_model):
     )
     arguments = ["segment", str(image), "--output", str(tmp_path / "b.nrrd"), "--model", str(tiny_model), "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "b.nrrd").exists()

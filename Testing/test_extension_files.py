@@ -167,7 +167,7 @@ def test_installed_tree_runs_the_worker(tmp_path):
     request = {"command": "segment", "image": str(tmp_path / "none.nrrd"), "output": str(tmp_path / "out.nrrd"),
                "device": "cpu", "model": "none", "id": "1"}  # fmt: skip
     done = subprocess.run(
-        command, input=json.dumps(request) + "\n", capture_output=True, text=True, timeout=120, check=False
+        command, input=json.dumps(request) + "\n", capture_output=True, encoding="utf-8", timeout=120, check=False
     )
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
     assert events[:2] == ["process", "ready"], done.stderr

@@ -256,7 +256,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16k,mode=0777", "none", str(place)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=16k,mode=0777", "none", str(place)], capture_output=True, encoding="utf-8"
     )
     if done.returncode:
         pytest.skip(f"a small disk may not be mounted here: {done.stderr.strip()}")

@@ -21,7 +21,13 @@ def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fuzz", *arguments]
     return subprocess.run(
-        command, cwd=ROOT / "Testing", env=environment, capture_output=True, text=True, errors="replace", check=False
+        command,
+        cwd=ROOT / "Testing",
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
 
 

@@ -258,7 +258,7 @@ def test_panel_imports_no_torch():
         "import SAUNetPanel.Widget, SAUNetPanel.SelfTest, SAUNetPanel.SampleVolumes"
     )
     paths = [str(ROOT / "Testing"), str(ROOT / "SAUNetSegmentation")]
-    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -76,7 +76,7 @@ def explained() -> set[str]:
 
 def test_bandit_finds_only_what_is_explained():
     command = [sys.executable, "-m", "bandit", "--quiet", "--format", "json", "--recursive", "SAUNetLib", MODULE.name]
-    done = subprocess.run([*command, "run.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "run.py"], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     report = json.loads(done.stdout)
     assert report["errors"] == []
     assert {one["issue_severity"] for one in report["results"]} <= {"LOW"}

@@ -144,7 +144,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
             write_segmentation(sample(kind), folder / f"{kind}{ending}")
     write_segmentation(class_sample(), folder / "classes.seg.nrrd")
     script = Path(__file__).with_name("slicer_reader.py")
-    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, folder], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
     return folder, json.loads((folder / "found.json").read_text(encoding="utf-8"))
 

@@ -205,7 +205,7 @@ def test_a_killed_run_goes_on_and_ends_with_a_verified_model(data, tmp_path):
     reached = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
     assert 100 <= reached < 250
     # Without --config: a run knows its own.
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=240)
     assert done.returncode == 0, done.stderr
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 250
 

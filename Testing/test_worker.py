@@ -32,7 +32,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             env={**os.environ, **environment},
         )
 
@@ -139,7 +139,9 @@ def test_what_libraries_print_is_no_event():
         "def serve(self):\n    print('noise'); os.write(1, b'more noise\\n'); old(self)\n"
         "worker.Worker.serve = serve; worker.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input="", capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, input="", capture_output=True, encoding="utf-8", timeout=60
+    )
     assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["ready"]
     assert "noise" in done.stderr and "more noise" in done.stderr
 
@@ -189,7 +191,7 @@ def test_a_line_without_end_does_not_fill_the_memory(child):
 def test_it_starts_without_loading_the_network():
     """The panel may start it on entering: the answer `ready` must not wait for torch."""
     code = "import sys; import SAUNetLib.worker; print('torch' in sys.modules, 'SimpleITK' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60)
     assert done.stdout.split() == ["False", "False"]
 
 
@@ -201,7 +203,7 @@ def test_the_worker_s_road_needs_only_the_worker_s_packages():
         "    sys.modules[name] = None\n"
         "import SAUNetLib.pipeline"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, done.stderr
 
 

@@ -142,7 +142,7 @@ def run_child(task: str, **arguments: Any) -> dict[str, Any]:
         [sys.executable, "-m", "SAUNetLib.evaluation.benchmark_child"],
         input=json.dumps({"task": task} | arguments),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env=_environment(),
     )
     try:
@@ -181,7 +181,9 @@ def measure_imports(runs: int) -> dict[str, float]:
     for _ in range(runs):
         for name, arguments in commands.items():
             begin = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], input="", capture_output=True, text=True, env=_environment())
+            subprocess.run(
+                [sys.executable, *arguments], input="", capture_output=True, encoding="utf-8", env=_environment()
+            )
             taken[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in taken.items()}
 
@@ -200,7 +202,7 @@ def measure_worker(image: Path, model: str | None, device: str, runs: int) -> di
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
             env=_environment(),
         ) as process:
             for times in (cold, warm):
