@@ -190,8 +190,8 @@ def test_gzip_bomb_in_bounded_memory(tmp_path: Path, image: Volume) -> None:
         "try: headers.check_file(Path(sys.argv[1]), '.nii.gz')\n"
         "except InputError as failure: print(failure.code, tracemalloc.get_traced_memory()[1] < 20e6)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, tmp_path / "bomb.nii.gz"], capture_output=True, encoding="utf-8",
-                          cwd=Path(__file__).parent.parent, check=True)  # fmt: skip
+    command, root = [sys.executable, "-c", script, tmp_path / "bomb.nii.gz"], Path(__file__).parent.parent
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=root, check=True)
     assert done.stdout.split() == ["INPUT_UNREADABLE", "True"]
 
 
