@@ -477,7 +477,9 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument(
         "--output", required=True, type=Path, metavar="RUN", help="folder of the runs; an unfinished comparison goes on"
     )
-    parser.add_argument("--budget", default="small", choices=("smoke", "small", "full"), help="default: %(default)s")
+    parser.add_argument(
+        "--budget", default="small", choices=("smoke", "small", "medium", "full"), help="default: %(default)s"
+    )
     parser.add_argument(
         "--task", nargs="+", default=("spine", "structures"), choices=("spine", "structures"),
         help="all vertebrae against the rest, or vertebrae, discs and canal (default: both)",

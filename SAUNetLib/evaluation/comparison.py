@@ -52,14 +52,14 @@ BUDGETS = {
         steps=2,
     ),
     "small": TrainingConfig(
-        description="a budget for one processor core: coarse pixels, narrow networks, two thousand steps. Every "
+        description="a budget for one processor core: coarse pixels, narrow networks, a few hundred steps. Every "
         "network is far from converged: the table ranks how much each has learnt by then, not how good it can get, "
         "and all figures are well below those of the shipped model",
         network=NetworkConfig(widths=(8, 16, 32, 64, 128)),
         pixel_mm=1.5,
         crop=(160, 128),
         stacks=1,
-        steps=2000,
+        steps=600,
         learning_rate=4e-3,
         averaging=0.98,
     ),
@@ -72,6 +72,9 @@ BUDGETS = {
         steps=20_000,
     ),
 }
+BUDGETS["medium"] = BUDGETS["small"].model_copy(
+    update={"description": "a budget for one processor core and a night: coarse pixels, narrow networks", "steps": 2000}
+)
 """What every network of a comparison gets; its name, classes, attention and validation cases are set per run."""
 
 
