@@ -434,21 +434,31 @@ def test_exports_from_the_menu(panel_of, tmp_path):  # noqa: F811
 # -- parameters, module ----------------------------------------------------------------------------------------------
 
 
-def test_choices_are_saved_with_the_scene(panel_of):  # noqa: F811
-    add_volume()
-    panel = panel_of()
-    panel.ui.deviceComboBox.currentIndex = 2
+def save_and_close_scene(panel):
+    """The scene as text."""
     slicer.mrmlScene.SetSaveToXMLString(1)
     slicer.mrmlScene.Commit()
     text = slicer.mrmlScene.GetSceneXMLString()
     panel.widget.sceneStartClose()
     slicer.mrmlScene.Clear()
     panel.widget.sceneEndClose()
-    assert panel.ui.deviceComboBox.currentIndex == 0
-    panel.widget.sceneStartClose()
+    return text
+
+
+def load_scene(text):
     slicer.mrmlScene.SetLoadFromXMLString(1)
     slicer.mrmlScene.SetSceneXMLString(text)
     slicer.mrmlScene.Import()
+
+
+def test_choices_are_saved_with_the_scene(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.ui.deviceComboBox.currentIndex = 2
+    text = save_and_close_scene(panel)
+    assert panel.ui.deviceComboBox.currentIndex == 0
+    panel.widget.sceneStartClose()
+    load_scene(text)
     panel.widget.enter()
     assert panel.ui.deviceComboBox.currentIndex == 2
 
@@ -458,16 +468,9 @@ def test_scene_that_is_loaded_while_the_panel_is_shown(panel_of):  # noqa: F811
     panel = panel_of()
     press_and_wait(panel)
     panel.ui.outputComboBox.currentIndex = 1
-    slicer.mrmlScene.SetSaveToXMLString(1)
-    slicer.mrmlScene.Commit()
-    text = slicer.mrmlScene.GetSceneXMLString()
-    panel.widget.sceneStartClose()
-    slicer.mrmlScene.Clear()
-    panel.widget.sceneEndClose()
+    text = save_and_close_scene(panel)
     assert panel.ui.resultSelector.currentNode() is None and panel.ui.outputComboBox.currentIndex == 0
-    slicer.mrmlScene.SetLoadFromXMLString(1)
-    slicer.mrmlScene.SetSceneXMLString(text)
-    slicer.mrmlScene.Import()
+    load_scene(text)
     panel.widget.sceneEndImport()
     assert panel.ui.outputComboBox.currentIndex == 1 and panel.ui.inputSelector.currentNode().GetName() == "T2 sag"
     assert panel.ui.segmentsTable.segmentationNode() is panel.results()[0] is panel.ui.editor.segmentationNode()

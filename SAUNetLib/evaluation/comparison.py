@@ -72,10 +72,10 @@ BUDGETS = {
         steps=20_000,
     ),
 }
+"""What every network of a comparison gets; its name, classes, attention and validation cases are set per run."""
 BUDGETS["medium"] = BUDGETS["small"].model_copy(
     update={"description": "a budget for one processor core and a night: coarse pixels, narrow networks", "steps": 2000}
 )
-"""What every network of a comparison gets; its name, classes, attention and validation cases are set per run."""
 
 
 class UNet(nn.Module):

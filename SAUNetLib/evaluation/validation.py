@@ -26,11 +26,9 @@ from ..metrics import detect
 from ..model import DEFAULT_MODEL, load_model
 from ..pipeline import segment
 from ..segmentation import Segmentation
-from ..training.self_training import single_slice
+from ..training.self_training import LATERAL, single_slice
 from ..volume import SagittalStack, Volume
 
-LATERAL = 0.03
-"""Routine slices with a smaller share of vertebra than this lie beside the bodies."""
 AHEAD_MM = 10.0
 BESIDE_MM = 40.0
 SCANS = ("10010", "10019", "10025", "10031")

@@ -11,8 +11,8 @@ import SimpleITK as sitk
 
 from ..volume import Geometry, SagittalStack, Volume
 
-LEFT, DOWN, BACK = np.eye(3)
-"""Unit vectors of the space: along slices, rows and columns."""
+LEFT, _, BACK = np.eye(3)
+"""Unit vectors of the space: along slices and columns."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ CHANGES = ((1.0, 1.0), (0.85, 1.0), (1.18, 1.0), (1.0, 0.7), (1.0, 1.4))
 """Test-time changes: zoom and gamma."""
 CONFIDENT = 0.9
 LATERAL = 0.03
-"""A drawn slice with a smaller share of vertebra than this lies beside the canal."""
+"""A drawn slice with a smaller share of vertebra than this lies beside bodies and canal."""
 LEAST_SHARE = 0.7
 """A picture is kept when at least this share of its foreground is confident: elsewhere the teacher is guessing."""
 SAGITTAL = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])

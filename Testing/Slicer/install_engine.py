@@ -24,7 +24,7 @@ def main() -> int:
         dependencies.installMissing(lambda text: True)
         print("missing:", dependencies.missing())
         return slicer.util.EXIT_FAILURE if dependencies.missing() else slicer.util.EXIT_SUCCESS
-    except Exception:
+    except Exception:  # told, and Slicer ends instead of waiting for a user
         traceback.print_exc()
         return slicer.util.EXIT_FAILURE
 

@@ -19,7 +19,7 @@ def main() -> int:
         test = SAUNetSegmentation.SAUNetSegmentationTest()
         test.messageDelay = 50
         test.runTest()
-    except Exception:
+    except Exception:  # told, and Slicer ends instead of waiting for a user
         traceback.print_exc()
         return slicer.util.EXIT_FAILURE
     return slicer.util.EXIT_SUCCESS
