@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -12,18 +13,29 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from .errors import UsageError
+from .resources import resource
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 PYTHONS = {"5.10": "3.12", "5.12": "3.12"}
 """Python of every supported Slicer."""
 PLATFORMS = {
-    "linux": ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
+    "linux": (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)), "manylinux2014_x86_64"),
     "windows": ("win_amd64",),
-    "macos-arm64": ("macosx_12_0_arm64", "macosx_11_0_arm64"),
-    "macos-x86_64": ("macosx_12_0_x86_64", "macosx_10_13_x86_64"),
+    "macos-arm64": ("macosx_14_0_arm64",),
 }
+"""Tags of the wheels a platform takes. PyTorch after 2.2 has none for Intel Macs; the pinned one needs macOS 14."""
+_MARKERS = {
+    "linux": {"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
+    "windows": {"os_name": "nt", "sys_platform": "win32", "platform_system": "Windows", "platform_machine": "AMD64"},
+    "macos-arm64": {
+        "os_name": "posix", "sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64",
+    },
+}  # fmt: skip
 PACKAGES = ("torch>=2.4", "safetensors>=0.4", "connected-components-3d>=3.20", "pynrrd>=1.0")
 """What the engine needs beside what Slicer brings."""
 
@@ -65,24 +77,80 @@ def write_bundle(
     weights = find_model(model)
     with tempfile.TemporaryDirectory(prefix="saunet-bundle-") as folder:
         wheels = Path(folder)
-        command = download_command(wheels, slicer, platform, index)
-        if (run or _run)(command) != 0:
-            raise UsageError(
-                "NOT_INSTALLED", "the packages could not be downloaded", "Check the connection to the package index"
-            )
+        _download(wheels, slicer, platform, index, run or _run)
         files = {f"wheels/{path.name}": path for path in sorted(wheels.glob("*.whl"))}
         files |= {f"models/{path.name}": path for path in (weights, weights.with_suffix(".json"))}
         _pack(output, {"format": FORMAT, "slicer": slicer, "platform": platform, "python": PYTHONS[slicer]}, files)
     return list(files)
 
 
-def download_command(folder: Path, slicer: str, platform: str, index: str | None = None) -> list[str]:
-    """The pip command that downloads the wheels, and nothing that would have to be built."""
+def download_command(
+    folder: Path, slicer: str, platform: str, requirements: Sequence[str], index: str | None = None
+) -> list[str]:
+    """The pip command that downloads a wheel for each of these requirements, and nothing that must be built."""
     tags = [part for tag in PLATFORMS[platform] for part in ("--platform", tag)]
     further = ["--extra-index-url", index] if index else []
     python = ["--python-version", PYTHONS[slicer], "--implementation", "cp"]
-    pip = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "--dest", str(folder)]
-    return [*pip, *python, *tags, *further, *PACKAGES]
+    constraints = resource().with_name("constraints.txt")
+    pins = ["--constraint", str(constraints)] if constraints.is_file() else []
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    return [*pip, *python, *tags, *further, *pins, *requirements]
+
+
+def _download(folder: Path, slicer: str, platform: str, index: str | None, run: Run) -> None:
+    """Fetch the wheels round by round: what those of one round need on that platform makes the next.
+
+    pip could do it alone only for the computer it runs on: it judges by that one whether a requirement's condition
+    (``platform_system == "Linux"``) holds, whatever platform it is asked for.
+    """
+    python = {"python_version": PYTHONS[slicer], "python_full_version": f"{PYTHONS[slicer]}.0"}
+    there = {
+        **_MARKERS[platform],
+        **python,
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
+    wanted = list(PACKAGES)
+    known: set[str] = set()
+    while wanted:
+        known.update(wanted)
+        found = _wheels(folder)
+        missing = [one for one in wanted if canonicalize_name(Requirement(one).name) not in found]
+        if missing and run(download_command(folder, slicer, platform, missing, index)) != 0:
+            raise UsageError(
+                "NOT_INSTALLED", "the packages could not be downloaded", "Check the connection to the package index"
+            )
+        found = _wheels(folder)
+        wanted = sorted({one for name in wanted for one in _needed(Requirement(name), found, there)} - known)
+
+
+def _wheels(folder: Path) -> dict[str, importlib.metadata.Distribution]:
+    """The wheels in a folder by their canonical names."""
+    wheels = importlib.metadata.distributions(path=[str(path) for path in folder.glob("*.whl")])
+    return {canonicalize_name(one.name): one for one in wheels}
+
+
+def _needed(
+    requirement: Requirement, found: dict[str, importlib.metadata.Distribution], there: dict[str, str]
+) -> set[str]:
+    """What the wheel that meets a requirement needs in an environment, without conditions.
+
+    Raises:
+        UsageError: NOT_INSTALLED, no wheel meets it.
+    """
+    wheel = found.get(canonicalize_name(requirement.name))
+    if wheel is None or not requirement.specifier.contains(wheel.version, prereleases=True):
+        raise UsageError(
+            "NOT_INSTALLED", f"no wheel that was found is {requirement}", "Please report it: the packages do not fit"
+        )
+    needed = set()
+    for one in map(Requirement, wheel.requires or ()):
+        if one.marker is None or any(
+            one.marker.evaluate(there | {"extra": extra}) for extra in ("", *requirement.extras)
+        ):
+            one.marker = None
+            needed.add(str(one))
+    return needed
 
 
 def _check(output: Path, slicer: str, platform: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 import tomllib
 import types
@@ -200,7 +201,8 @@ def made(tmp_path, monkeypatch):
 
     def download(command):
         commands.append(command)
-        Path(command[command.index("--dest") + 1], "pynrrd-1.1-py3-none-any.whl").write_bytes(b"wheel")
+        for one in bundle.PACKAGES:
+            make_wheel(Path(command[command.index("--dest") + 1]), one.partition(">=")[0], "99")
         return 0
 
     path = tmp_path / "bundle.zip"
@@ -208,14 +210,91 @@ def made(tmp_path, monkeypatch):
     return types.SimpleNamespace(path=path, names=names, command=commands[0], models=models)
 
 
+def make_wheel(folder, name, version, tag="py3-none-any", needs=()):
+    """An empty wheel with its requirements."""
+    stem = f"{name.replace('-', '_')}-{version}"
+    about = [
+        "Metadata-Version: 2.1",
+        f"Name: {name}",
+        f"Version: {version}",
+        *(f"Requires-Dist: {one}" for one in needs),
+    ]
+    with zipfile.ZipFile(folder / f"{stem}-{tag}.whl", "w") as archive:
+        archive.writestr(f"{stem}.dist-info/METADATA", "\n".join(about))
+        archive.writestr(f"{stem}.dist-info/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
+
+
 def test_bundle_holds_wheels_model_and_their_hashes(made):
-    assert made.names == ["wheels/pynrrd-1.1-py3-none-any.whl", "models/saunet-lumbar.safetensors",
-                          "models/saunet-lumbar.json"]  # fmt: skip
+    wheels = {f"wheels/{one.partition('>=')[0].replace('-', '_')}-99-py3-none-any.whl" for one in bundle.PACKAGES}
+    assert set(made.names) == wheels | {"models/saunet-lumbar.safetensors", "models/saunet-lumbar.json"}
     with zipfile.ZipFile(made.path) as archive:
         manifest = json.loads(archive.read(bundle.MANIFEST))
-    assert manifest["files"][0]["sha256"] == hashlib.sha256(b"wheel").hexdigest()
+        for entry in manifest["files"]:
+            assert entry["sha256"] == hashlib.sha256(archive.read(entry["name"])).hexdigest()
     command = made.command
     assert "--only-binary=:all:" in command and command[command.index("--python-version") + 1] == "3.12"
+
+
+TAGS = {
+    "linux": ("cp312-cp312-manylinux_2_28_x86_64", "py3-none-manylinux_2_27_x86_64"),
+    "windows": ("cp312-cp312-win_amd64", "py3-none-win_amd64"),
+    "macos-arm64": ("cp312-cp312-macosx_14_0_arm64", "py3-none-macosx_11_0_arm64"),
+}
+"""Tags of wheels as the packages' makers have them."""
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder of wheels from which the real pip takes all; what torch needs depends on where it will run."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    needs = [
+        'gpu-kit[blas]==13.*; platform_system == "Linux"', 'colour; sys_platform == "win32"', "common>=2",
+        'apple; sys_platform == "darwin" and platform_machine == "arm64"', 'unwanted; extra == "more"',
+        'new; python_version >= "3.12"', 'old; python_version < "3.12"', 'dos; os_name == "nt"',
+    ]  # fmt: skip
+    for compiled, packed in TAGS.values():
+        make_wheel(folder, "torch", pins["torch"], compiled, needs)
+        make_wheel(folder, "torch", "99", compiled)
+        make_wheel(folder, "safetensors", pins["safetensors"], packed)
+    make_wheel(folder, "gpu-kit", "13.1", needs=['gpu-blas; extra == "blas"', 'gpu-fft; extra == "fft"'])
+    make_wheel(folder, "gpu-blas", "1", TAGS["linux"][1], ["common<3"])
+    make_wheel(folder, "connected-components-3d", pins["connected-components-3d"])
+    make_wheel(folder, "pynrrd", pins["pynrrd"], needs=["Common"])
+    make_wheel(folder, "common", "2.5", needs=["torch"])  # in a circle
+    for name in ("colour", "apple", "unwanted", "new", "old", "dos", "gpu-fft"):
+        make_wheel(folder, name, "1")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", folder.as_uri())
+    return folder
+
+
+@pytest.mark.parametrize("platform, own", [
+    ("linux", {"gpu-kit", "gpu-blas"}), ("windows", {"colour", "dos"}), ("macos-arm64", {"apple"}),
+])  # fmt: skip
+def test_bundle_holds_what_its_platform_needs_and_nothing_else(made, index, tmp_path, platform, own):
+    """Whatever the platform on which it is made, and in the pinned versions."""
+    names = bundle.write_bundle(tmp_path / "b.zip", "5.12", platform)
+    wheels = {tuple(name.removeprefix("wheels/").split("-")[:2]) for name in names if name.startswith("wheels/")}
+    pinned = re.search(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    assert ("torch", pinned) in wheels
+    engine = {one.partition(">=")[0] for one in bundle.PACKAGES}
+    assert {name.replace("_", "-") for name, _ in wheels} == engine | {"common", "new"} | own
+
+
+def test_wheels_that_do_not_fit_together_make_no_bundle(made, index, tmp_path):
+    make_wheel(index, "common", "3", needs=["torch"])  # the newest, but not for gpu-blas, which is looked at later
+    with pytest.raises(UsageError) as raised:
+        bundle.write_bundle(tmp_path / "b.zip", "5.12", "linux")
+    assert raised.value.code == "NOT_INSTALLED" and "common<3" in raised.value.cause
+    assert not (tmp_path / "b.zip").exists()
+
+
+def test_intel_macs_are_refused_as_pytorch_has_no_wheels_for_them(made, tmp_path):
+    with pytest.raises(UsageError) as raised:
+        bundle.write_bundle(tmp_path / "b.zip", "5.12", "macos-x86_64")
+    assert raised.value.code == "USAGE" and "macos-arm64" in raised.value.remedy
 
 
 @pytest.mark.parametrize("change, error", [({"slicer": "4.11"}, UsageError), ({"platform": "amiga"}, UsageError),
