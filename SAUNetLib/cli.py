@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from . import __version__
 from .errors import CancelledError, InputError, SAUNetError, UsageError, unforeseen
 
 # Everything heavy is imported by the subcommand that needs it: `saunet --help` answers at once.
+
+BUG = "This is a bug: please report it with what --debug prints"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return 0
     except Exception as error:
-        failure = unforeseen(error, "This is a bug: please report it with what --debug prints")
-        return _fail(failure, debug, as_json)
+        return _fail(unforeseen(error, BUG), debug, as_json)
 
 
 def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
@@ -158,6 +160,20 @@ def _one(options: argparse.Namespace, engine: Any, image: Path, output: Path, re
     )  # fmt: skip
 
 
+def _one_apart(options: argparse.Namespace, engine: Any, image: Path, output: Path, report: Any) -> Any:
+    """`_one` in a thread of its own: lack of memory for one image does not harm the next. Interrupting cancels it."""
+    from .worker import in_own_thread
+
+    interrupted = threading.Event()
+
+    def heard(stage: str, fraction: float) -> None:
+        if interrupted.is_set():
+            raise CancelledError
+        report(stage, fraction)
+
+    return in_own_thread(lambda: _one(options, engine, image, output, heard), interrupted.set)
+
+
 def _segment_many(options: argparse.Namespace) -> int:
     """Every image for itself: a failure is told and the next one goes on; the first failure's status is returned."""
     if options.table or options.preview or options.measurements:
@@ -171,16 +187,20 @@ def _segment_many(options: argparse.Namespace) -> int:
     for image, output in outputs.items():
         try:
             with _progress(options, image.name) as report:
-                segmentation = _one(options, engine, image, output, report)
-            results.append({"image": str(image), "output": str(output), **segmentation.summary()})
-            if not (options.quiet or options.json):
-                print(output)
+                segmentation = _one_apart(options, engine, image, output, report)
         except CancelledError:
             raise
-        except SAUNetError as error:
-            status = status or error.exit_status
-            results.append({"image": str(image), "error": error.as_dict()})
-            print(f"{image}: {error}", file=sys.stderr)
+        except Exception as error:
+            failure = error if isinstance(error, SAUNetError) else unforeseen(error, BUG)
+            if options.debug:
+                traceback.print_exc()
+            status = status or failure.exit_status
+            results.append({"image": str(image), "error": failure.as_dict()})
+            print(f"{image}: {failure}", file=sys.stderr)
+            continue
+        results.append({"image": str(image), "output": str(output), **segmentation.summary()})
+        if not (options.quiet or options.json):
+            print(output)
     if options.json:
         print(json.dumps(results))  # ASCII: a name may hold what has no UTF-8
     return status

@@ -26,14 +26,16 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
-from typing import IO, Any
+from functools import partial
+from typing import IO, Any, TypeVar
 
 from . import __version__
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
 
 LONGEST_LINE = 2**20
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
@@ -98,9 +100,7 @@ class Worker:
         threading.Thread(target=self._listen, name="requests", daemon=True).start()
         self._send(event="ready", version=__version__)
         while (waiting := self._waiting.get()) is not None:
-            # In a thread of its own: oneDNN (PyTorch's convolutions) never again serves one in which memory ran out.
-            with ThreadPoolExecutor(1) as thread:
-                thread.submit(self._serve_one, *waiting).result()
+            in_own_thread(partial(self._serve_one, *waiting))
 
     def _listen(self) -> None:
         """Cancelling must be heard while a request runs; everything else waits its turn."""
@@ -174,6 +174,26 @@ class Worker:
     def _send(self, **event: Any) -> None:
         self._events.write(json.dumps(event) + "\n")  # ASCII: a path may hold what has no UTF-8
         self._events.flush()
+
+
+def in_own_thread(work: Callable[[], Result], stop: Callable[[], None] = lambda: None) -> Result:
+    """What a function returns or raises, called in a thread of its own.
+
+    oneDNN (PyTorch's convolutions) never again serves a thread in which memory ran out.
+
+    Args:
+        work: the function.
+        stop: called when the waiting thread is interrupted; to make the work end, which is waited for.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(work)
+        try:
+            while not wait([future], 0.2).done:
+                pass  # a wait without an end hears no Ctrl-C on Windows
+        except BaseException:
+            stop()
+            raise
+        return future.result()
 
 
 def _is_text(value: object) -> bool:

@@ -161,6 +161,24 @@ def test_several_images_one_failure_does_not_stop_the_rest(run, image, tmp_path)
     assert out.count("\n") == 2
 
 
+def test_a_bug_in_one_of_several_images_does_not_stop_the_rest(run, image, tmp_path, monkeypatch):
+    from SAUNetLib import pipeline
+
+    def broken(path, *arguments, **options):
+        if path.name == image.name:
+            raise ZeroDivisionError("a bug")
+        return whole(path, *arguments, **options)
+
+    whole = pipeline.segment_file
+    monkeypatch.setattr(pipeline, "segment_file", broken)
+    second = image.with_name("b.nii.gz")
+    second.write_bytes(image.read_bytes())
+    status, out, err = run(image, second, "--output", tmp_path / "many")
+    assert status == 1 and out.split() == [str(tmp_path / "many" / "b.nii.gz")]
+    assert err.count("\n") == 1 and "error INTERNAL" in err and "ZeroDivisionError" in err
+    assert "Traceback" in run(image, second, "--output", tmp_path / "many", "--debug")[2]
+
+
 def test_several_images_that_would_share_a_name_are_refused(run, image, tmp_path):
     status, _, err = run(image, image, "--output", tmp_path / "many")
     assert status == 2 and "a.nii.gz" in err and not (tmp_path / "many").exists()

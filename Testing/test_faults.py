@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from conftest import ROOT
 from PIL import Image
 from test_pipeline import picture
 
+from SAUNetLib.errors import CancelledError, OutOfMemoryError
 from SAUNetLib.formats.atomic import write_beside, write_together
 from SAUNetLib.formats.segmentations import read_segmentation
 from SAUNetLib.worker import Worker
@@ -342,6 +344,65 @@ def test_without_memory_at_any_stage_it_says_so_and_serves_on(context, large_req
     assert "MEMORY" in stages.values(), stages
 
 
+class LittleMemoryInTheFirst:
+    """Memory ends at step n of the first image that the command segments, and is there again for the second one."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.steps = number, 0
+
+    def __call__(self, segment_file: Callable[..., Any], *arguments: Any, report: Any, **options: Any) -> Any:
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+
+        def watched(stage: str, fraction: float) -> None:
+            self.steps += 1
+            if self.steps == self.number:
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE"), hard))
+            report(stage, fraction)
+
+        try:
+            return segment_file(*arguments, report=watched, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def command(connection: Any, folder: str, arguments: list[str], hook: Callable[..., Any]) -> None:
+    """The process: the command line, whose every run of the pipeline goes through a hook; its status is sent."""
+    from SAUNetLib import cli, pipeline
+
+    os.chdir(folder)
+    pipeline.segment_file = partial(hook, pipeline.segment_file)
+    connection.send(cli.main(arguments))
+
+
+def run_command(context: Any, folder: Path, quick: dict[str, Any], images: list[Path], hook: Callable[..., Any]) -> int:
+    """The status of a command that segments images into the folder `many`."""
+    arguments = ["segment", *map(str, images), "--output", "many", "--model", quick["model"], "--device", "cpu"]
+    reading, writing = context.Pipe(duplex=False)
+    process = context.Process(target=command, args=(writing, str(folder), [*arguments, "--quiet"], hook), daemon=True)
+    process.start()
+    writing.close()
+    status = reading.recv()
+    process.join(60)
+    return status
+
+
+def test_without_memory_for_one_image_the_command_segments_the_next(context, large_request, quick, tmp_path):
+    second, many = tmp_path / "b.nrrd", tmp_path / "many"
+    second.write_bytes(Path(quick["image"]).read_bytes())
+    statuses = set()
+    for n in range(2, 9):  # reading, checking, the network's steps, naming
+        images = [Path(large_request["image"]), second]
+        status = run_command(context, tmp_path, quick, images, LittleMemoryInTheFirst(n))
+        statuses.add(status)
+        assert sorted(left(many)) == (["a.nii.gz", "b.nii.gz"] if status == 0 else ["b.nii.gz"]), (n, status)
+        for path in many.iterdir():
+            path.unlink()
+    assert OutOfMemoryError.exit_status in statuses and statuses <= {0, 2, 3, OutOfMemoryError.exit_status}, statuses
+
+
 # -- cancelled -------------------------------------------------------------------------------------------------------
 
 
@@ -372,6 +433,35 @@ def test_cancelled_at_any_event_it_writes_nothing_and_serves_on(context, quick, 
     never = quick | {"output": "never.seg.nrrd"}
     said = Process(context, tmp_path, [never], CancelAtEvent(steps[3], after)).events()
     assert answers(said) == ["CANCELLED", "result"] and not (tmp_path / "never.seg.nrrd").exists()
+
+
+class InterruptedAt:
+    """A polite request to end arrives at step n, and is heard before the step ends."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.steps = number, 0
+
+    def __call__(self, segment_file: Callable[..., Any], *arguments: Any, report: Any, **options: Any) -> Any:
+        def watched(stage: str, fraction: float) -> None:
+            self.steps += 1
+            if self.steps == self.number:
+                os.kill(os.getpid(), signal.SIGTERM)
+                limit = time.monotonic() + 20
+                while time.monotonic() < limit:
+                    report(stage, fraction)
+                    time.sleep(0.001)
+            report(stage, fraction)
+
+        return segment_file(*arguments, report=watched, **options)
+
+
+def test_an_interrupt_ends_all_of_several_images(context, quick, undisturbed, tmp_path):
+    images = [tmp_path / "a.nrrd", tmp_path / "b.nrrd"]
+    for image in images:
+        image.write_bytes(Path(quick["image"]).read_bytes())
+    for n in range(1, len(steps_of(undisturbed[1])) - 1, 3):
+        assert run_command(context, tmp_path, quick, images, InterruptedAt(n)) == CancelledError.exit_status
+        assert not (tmp_path / "many").exists() or left(tmp_path / "many") == [], n
 
 
 # -- worn and doubled ------------------------------------------------------------------------------------------------
