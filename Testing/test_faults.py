@@ -7,6 +7,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import ROOT
+from memory_group import large_file, memory_group  # noqa: F401
 from PIL import Image
 from test_pipeline import picture
 
@@ -342,6 +344,23 @@ def test_without_memory_at_any_stage_it_says_so_and_serves_on(context, large_req
             assert not path.name.startswith(".")
             path.unlink()
     assert "MEMORY" in stages.values(), stages
+
+
+def test_killed_at_a_memory_limit_it_leaves_what_was_there(tiny_model, large_file, tmp_path, monkeypatch, capfd):  # noqa: F811
+    """run.py, which starts the command, says what happened."""
+    import run
+
+    output = tmp_path / "out" / "b.nrrd"
+    output.parent.mkdir()
+    output.write_text("old")
+    with memory_group() as limited:
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nexec {shlex.join([*limited, sys.executable])} "$@"\n')
+        python.chmod(0o700)
+        monkeypatch.setattr(run, "PYTHON", python)
+        status = run.saunet("segment", str(large_file), "--output", str(output), "--model", str(tiny_model))
+    assert status == OutOfMemoryError.exit_status and capfd.readouterr().err.startswith("error MEMORY: ")
+    assert left(output.parent) == ["b.nrrd"] and output.read_text() == "old"
 
 
 class LittleMemoryInTheFirst:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from harness.fixtures import ROOT, fake_engine, process_events, scene  # noqa: F401
+from memory_group import large_file, memory_group  # noqa: F401
 from SAUNetPanel import Console, PrivateFolder
 from SAUNetPanel import EngineProcess as module
 from SAUNetPanel.EngineProcess import FIRM_MS, POLITE_MS, EngineProcess, workerCommand
@@ -206,6 +207,22 @@ def test_behind_a_launcher_a_request_is_served(run, tmp_path):
 def test_killed_at_every_stage(run, stage):
     event = run("killed", stage).segment().end()
     assert event["code"] == "ENGINE_KILLED" and "memory" in event["cause"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
+def test_killed_by_the_kernel_at_the_limit_of_a_control_group(run, tiny_model, large_file, tmp_path):  # noqa: F811
+    """The real worker; the panel says what happened, and the output is what it was."""
+    output = tmp_path / "out" / "b.nrrd"
+    output.parent.mkdir()
+    output.write_text("old")
+    with memory_group() as limited:
+        one = run(engine=EngineProcess([*limited, *workerCommand(ROOT)]))
+        one.engine.run("segment", image=str(large_file), output=str(output), model=str(tiny_model), device="cpu")
+        event = one.end(200)
+        one.engine.close()
+    assert event["code"] == "ENGINE_KILLED" and "memory" in event["cause"], one.lines
+    assert any(event.get("stage") == "read" for event in one.events)
+    assert [path.name for path in output.parent.iterdir()] == ["b.nrrd"] and output.read_text() == "old"
 
 
 def test_last_words_are_kept(run):
