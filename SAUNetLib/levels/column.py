@@ -82,19 +82,21 @@ def _extended(rows: np.ndarray, seen: np.ndarray, values: np.ndarray) -> np.ndar
     return result
 
 
-def find_column(grid: Grid) -> Column:
-    """The posterior wall from the canal, where there is none from the discs, and without both from the vertebrae."""
-    canal, discs = _main(grid.classes == CANAL), grid.classes == DISC
-    points = [_edge(canal, first=True, spacing=grid.spacing), _disc_ends(discs, grid.spacing)]
-    if len(points[0]):
-        far = np.abs(points[1][:, :1] - points[0][None, :, 0]).min(axis=1, initial=np.inf) > 4
-        points[1] = points[1][far]
-    line = np.concatenate(points)
-    if len(points[0]) * grid.spacing[1] < 3 and len(points[1]) < 2:
+def find_column(grid: Grid) -> tuple[Column, Grid]:
+    """The column, and the grid without components of the canal that lie away from it.
+
+    The posterior wall is found from the canal, where there is none from the discs, and without both from the vertebrae.
+    """
+    pieces = cc3d.connected_components(grid.classes == CANAL, connectivity=26)
+    wall = _edge(_main(pieces), first=True, spacing=grid.spacing)
+    ends = _disc_ends(grid, beside=wall[:, 0])
+    line = np.concatenate([wall, ends])
+    if len(wall) * grid.spacing[1] < 3 and len(ends) < 2:
         cores = _cores(grid.classes == VERTEBRA, grid.spacing)
         line = _inliers(_edge(cores, first=False, spacing=grid.spacing)) if cores.any() else line
     line = line[np.argsort(line[:, 0], kind="stable")]
-    return Column(line[:, 0], line[:, 1], line[:, 2])
+    column = Column(line[:, 0], line[:, 1], line[:, 2])
+    return column, _without_stray_canal(grid, pieces, column)
 
 
 def _inliers(line: np.ndarray) -> np.ndarray:
@@ -111,22 +113,20 @@ def _inliers(line: np.ndarray) -> np.ndarray:
     return line[near]
 
 
-def _main(mask: np.ndarray) -> np.ndarray:
-    """The components (S, H, W) of at least a tenth of the largest one's size."""
-    found, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
-    if count < 2:
-        return mask
-    size = np.bincount(found.ravel())
+def _main(pieces: np.ndarray) -> np.ndarray:
+    """Mask (S, H, W) of the components, numbered from 1, of at least a tenth of the largest one's size."""
+    if pieces.max() < 2:
+        return pieces > 0
+    size = np.bincount(pieces.ravel())
     size[0] = 0
-    return (size >= 0.1 * size.max())[found]
+    return (size >= 0.1 * size.max())[pieces]
 
 
-def without_stray_canal(grid: Grid, column: Column) -> Grid:
-    """Without components of the canal that lie away from the column."""
-    found, count = cc3d.connected_components(grid.classes == CANAL, connectivity=26, return_N=True)
-    if count < 2:
+def _without_stray_canal(grid: Grid, pieces: np.ndarray, column: Column) -> Grid:
+    """Without those of the canal's components, numbered from 1, that lie away from the column."""
+    if pieces.max() < 2:
         return grid
-    statistics = cc3d.statistics(found)
+    statistics = cc3d.statistics(pieces)
     centres = statistics["centroids"][1:] * grid.spacing
     volume = statistics["voxel_counts"][1:]
     aside = np.abs(centres[:, 0] - np.interp(centres[:, 1], column.rows, column.side))
@@ -135,23 +135,33 @@ def without_stray_canal(grid: Grid, column: Column) -> Grid:
     if not stray.any():
         return grid
     classes = grid.classes.copy()
-    classes[np.concatenate([[False], stray])[found]] = 0
+    classes[np.concatenate([[False], stray])[pieces]] = 0
     return replace(grid, classes=classes)
 
 
-def _disc_ends(discs: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Per component of the discs (N, 3): row, column and slice in mm of its posterior end."""
-    found, count = cc3d.connected_components(discs, connectivity=6, return_N=True)
-    voxels = np.flatnonzero(found)
-    part = found.ravel()[voxels]
+def _disc_ends(grid: Grid, beside: np.ndarray) -> np.ndarray:
+    """Per component of the discs (N, 3): row, column and slice in mm of its posterior end.
+
+    Only of those that lie more than 4 mm away from all rows `beside` (M,), in mm, at which the canal shows the wall.
+    """
+
+    def far(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(np.abs(rows[:, None] - beside).min(axis=1, initial=np.inf) > 4)
+
+    discs, spacing = grid.classes == DISC, grid.spacing
+    if not far(np.flatnonzero(discs.any(axis=(0, 2))) * spacing[1]).any():
+        return np.zeros((0, 3))
+    voxels = np.flatnonzero(discs)
+    part = grid.parts.ravel()[voxels]
     points = np.stack(np.unravel_index(voxels, discs.shape), axis=1) * spacing
-    volume = np.bincount(part, minlength=count + 1) * np.prod(spacing)
+    volume = np.bincount(part) * np.prod(spacing)
     ends = []
     for n in np.flatnonzero(volume > 0.1 * volume.max(initial=0)):
         own = points[part == n]
         end = own[own[:, 2] >= np.percentile(own[:, 2], 96)]
         ends.append([end[:, 1].mean(), end[:, 2].mean(), own[:, 0].mean()])
-    return np.array(ends).reshape(-1, 3)
+    line = np.array(ends).reshape(-1, 3)
+    return np.asarray(line[far(line[:, 0])])
 
 
 def _edge(mask: np.ndarray, first: bool, spacing: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cc3d
 import numpy as np
@@ -27,16 +28,20 @@ def bounding_box(classes: np.ndarray) -> Box | None:
     return tuple(slice(int(first), int(last) + 1) for first, last in ends)  # type: ignore[return-value]
 
 
-def _without_specks(classes: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """A copy of classes (S, H, W) without components below `_ISLAND_MM3`, or less where there are only a few mm."""
+def _without_specks(classes: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Classes (S, H, W) without components below `_ISLAND_MM3`, or less where there are only a few mm; all components.
+
+    Components are numbered from 1 in the order of their first voxels.
+    """
     least = _ISLAND_MM3 * min(1.0, classes.shape[0] * spacing[0] / 10)
-    found = cc3d.connected_components(classes, connectivity=6)
-    small = np.bincount(found.ravel()) * np.prod(spacing) < least
-    small[0] = False
+    parts = cc3d.connected_components(classes, connectivity=6)
+    seen = np.flatnonzero(classes)  # most of the box is background
+    part = parts.ravel()[seen]
+    small = np.bincount(part) * np.prod(spacing) < least
     cleaned = classes.copy()
-    if small.any():
-        cleaned[small[found]] = 0
-    return cleaned
+    if small[1:].any():
+        cleaned.ravel()[seen[small[part]]] = 0
+    return cleaned, parts
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,14 @@ class Grid:
 
     Attributes:
         classes: (S, H, W) uint8.
+        parts: (S, H, W), number of the component of one class, by faces, that a voxel belongs to; background's is void.
         spacing: (3,) mm between slices, rows, columns.
         first: (3,) mm, where the first voxel lies.
         above_mm, below_mm: image left above and below.
     """
 
     classes: np.ndarray
+    parts: np.ndarray
     spacing: np.ndarray
     first: np.ndarray
     above_mm: float
@@ -60,9 +67,9 @@ class Grid:
     def of(cls, stack: SagittalStack, box: Box) -> Grid:
         """A stack's classes within a box, without specks."""
         spacing = np.array([stack.slice_spacing, *stack.pixel])
-        classes = _without_specks(np.ascontiguousarray(stack.slices[box], np.uint8), spacing)
+        classes, parts = _without_specks(np.ascontiguousarray(stack.slices[box], np.uint8), spacing)
         rows = stack.slices.shape[1]
-        return cls(classes, spacing, np.zeros(3), box[1].start * spacing[1], (rows - box[1].stop) * spacing[1])
+        return cls(classes, parts, spacing, np.zeros(3), box[1].start * spacing[1], (rows - box[1].stop) * spacing[1])
 
     @property
     def cut_above(self) -> bool:
@@ -89,22 +96,55 @@ class Grid:
         shape = np.array(self.classes.shape)
         step = np.clip(np.round(least_mm / self.spacing), 1, shape).astype(int)
         start = np.minimum(step // 2, shape - 1)
-        part = self.classes[tuple(slice(int(a), None, int(n)) for a, n in zip(start, step, strict=True))]
-        return replace(self, classes=part, spacing=self.spacing * step, first=self.first + self.spacing * start)
+        every = tuple(slice(int(a), None, int(n)) for a, n in zip(start, step, strict=True))
+        return replace(
+            self,
+            classes=np.ascontiguousarray(self.classes[every]),
+            parts=self.parts[every],
+            spacing=self.spacing * step,
+            first=self.first + self.spacing * start,
+        )
 
     def positions(self, mask: np.ndarray) -> np.ndarray:
         """Positions (N, 3) in mm, slice, row, column, of a mask's voxels on this grid."""
-        return (np.argwhere(mask) * self.spacing + self.first).astype(np.float32)
+        return Voxels(self, mask).points
 
-    def nearest(self, values: np.ndarray, coarse: Grid) -> np.ndarray:
-        """Values (S', H', W') on a coarse grid seen on this one: every voxel has the value of the nearest one."""
-        index = [
-            np.clip(np.round((np.arange(n) * size - start) / step), 0, m - 1).astype(int)
-            for n, size, start, step, m in zip(
-                self.classes.shape, self.spacing, coarse.first - self.first, coarse.spacing, values.shape, strict=True
-            )
-        ]
-        return values[np.ix_(*index)]
+
+class Voxels:
+    """Some voxels of a grid, one after the other in the array's order: most of a volume is background.
+
+    Attributes:
+        flat: (N,) where they are in the flattened array.
+    """
+
+    def __init__(self, grid: Grid, mask: np.ndarray) -> None:
+        self._grid = grid
+        self.flat = np.flatnonzero(mask)
+        self._index = np.unravel_index(self.flat, mask.shape)
+
+    @cached_property
+    def points(self) -> np.ndarray:
+        """Positions (N, 3) in mm, slice, row, column, float32."""
+        grid = self._grid
+        points = np.empty((len(self.flat), 3), np.float32)
+        for axis, (count, size, first) in enumerate(zip(grid.classes.shape, grid.spacing, grid.first, strict=True)):
+            points[:, axis] = (np.arange(count) * size + first).astype(np.float32)[self._index[axis]]
+        return points
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Their values (N,) in an array (S, H, W) on their grid."""
+        return np.asarray(values.ravel()[self.flat])
+
+    def nearest(self, coarse: Grid) -> np.ndarray:
+        """Where the nearest voxels of a coarse grid are in its flattened array, (N,)."""
+        grid, shape = self._grid, coarse.classes.shape
+        first = coarse.first - grid.first
+        at = np.zeros(len(self.flat), np.intp)
+        for axis, count in enumerate(grid.classes.shape):
+            place = (np.arange(count) * grid.spacing[axis] - first[axis]) / coarse.spacing[axis]
+            near = np.clip(np.round(place), 0, shape[axis] - 1).astype(np.intp)
+            at += (near * int(np.prod(shape[axis + 1 :])))[self._index[axis]]
+        return at
 
 
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:

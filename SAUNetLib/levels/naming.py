@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..segmentation import Notice
 from ..volume import SagittalStack
 from .anchor import SACRUM, Anchor, find_anchor
-from .grid import Grid, bounding_box
+from .grid import Box, Grid, bounding_box
 from .spine import Spine
 
 
@@ -64,10 +64,15 @@ def name_structures(stack: SagittalStack, lowest: str | None = None) -> Levels:
     spine = Spine(grid)
     anchor = find_anchor(spine, lowest)
     vertebrae, discs = _values(spine, anchor)
-    labels[box] = spine.labels(vertebrae, discs)
+    found = spine.labels(vertebrae, discs)
+    labels[box] = found
     confidence = _confidence(spine, anchor, vertebrae, discs)
     return Levels(
-        labels, _partial(labels), tuple(_notices(spine, anchor)), confidence, anchor.basis if confidence else ""
+        labels,
+        _partial(found, box, labels.shape),
+        tuple(_notices(spine, anchor)),
+        confidence,
+        anchor.basis if confidence else "",
     )
 
 
@@ -181,15 +186,27 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def _partial(labels: np.ndarray) -> frozenset[int]:
+def _partial(labels: np.ndarray, box: Box, shape: tuple[int, ...]) -> frozenset[int]:
     """Values that the field of view cuts: at rows and columns where they touch its border, at slices where much does.
 
     A structure ends by itself in the outermost slice if little of it is there; it is cut if that slice shows at least
     two fifths of what its fullest slice shows.
+
+    Args:
+        labels: (s, h, w) in a box around all that is not background.
+        box: where that lies in the field of view.
+        shape: (S, H, W) of the field of view.
     """
-    borders = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])
-    cut = set(np.flatnonzero(sum(np.bincount(border.ravel(), minlength=256) for border in borders)).tolist())
-    area = np.stack([np.bincount(one.ravel(), minlength=256) for one in labels])
-    outer = np.maximum(area[0], area[-1])
-    cut |= set(np.flatnonzero((outer > 0) & (outer >= 0.4 * area.max(axis=0))).tolist())
+    cut: set[int] = set()
+    for axis in (1, 2):
+        lines = np.moveaxis(labels, axis, 0)
+        if box[axis].start == 0:
+            cut |= set(np.unique(lines[0]).tolist())
+        if box[axis].stop == shape[axis]:
+            cut |= set(np.unique(lines[-1]).tolist())
+    outer = [n for n, at_border in ((0, box[0].start == 0), (-1, box[0].stop == shape[0])) if at_border]
+    if outer:
+        area = np.stack([np.bincount(one[one > 0], minlength=256) for one in labels])
+        most = area[outer].max(axis=0)
+        cut |= set(np.flatnonzero((most > 0) & (most >= 0.4 * area.max(axis=0))).tolist())
     return frozenset(cut - {0})

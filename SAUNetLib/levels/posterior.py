@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from ..anatomy import VERTEBRA
 from .bodies import Chain
 from .column import Column
-from .grid import Grid
+from .grid import Grid, Voxels
 
 _GEODESIC_MM = 1.6
 """Grid on which posterior elements are shared out: never finer."""
@@ -129,9 +129,10 @@ class Posterior:
             wall = np.clip(np.round(at) - low, 0, np.array(body.shape) - 1).astype(int)[None]
         return wall[:, ::-1].tolist()
 
-    def at(self, grid: Grid, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """At a mask's voxels on the full grid (N,): level, `NO_BODY` where no wave came; place; depth."""
-        return tuple(grid.nearest(coarse, self._grid)[mask] for coarse in (self.level, self._place, self._depth))
+    def at(self, voxels: Voxels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """At voxels of the full grid (N,): level, `NO_BODY` where no wave came; place; depth."""
+        near = voxels.nearest(self._grid)
+        return self.level.ravel()[near], self._place.ravel()[near], self._depth.ravel()[near]
 
 
 NO_BODY = -9
@@ -174,22 +175,20 @@ class Parts:
     one vertebra's, is not cut, and spinous processes one below the other belong to vertebrae one below the other.
     """
 
-    def __init__(self, mask: np.ndarray, points: np.ndarray, bodies: np.ndarray, numbers: range, voxel: float) -> None:
-        """Of a mask (S, H, W) with N voxels at points (N, 3) mm, some of them bodies (N,)."""
-        self._mask = mask
-        part = cc3d.connected_components(mask, connectivity=6)[mask]
+    def __init__(self, grid: Grid, voxels: Voxels, bodies: np.ndarray, numbers: range) -> None:
+        """Of the vertebrae's voxels (N,), some of them the bodies' (N,)."""
+        part = voxels.of(grid.parts)
         self._order = np.argsort(part, kind="stable")
-        self._starts = np.concatenate([[0], np.cumsum(np.bincount(part)[1:])])
-        self._points, self._bodies, self._numbers, self._voxel = points, bodies, numbers, voxel
+        ends = np.cumsum(np.bincount(part))
+        self._spans = [(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True) if a < b]
+        self._shape, self._flat, self._points = grid.classes.shape, voxels.flat, voxels.points
+        self._bodies, self._numbers, self._voxel = bodies, numbers, grid.voxel
 
     def settle(self, number: np.ndarray, place: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """Numbers (N,), given those of bodies and waves and the voxels' places and depths (N,)."""
         if not self._numbers:  # no vertebra's arch can lie in the slices
             return number
-        parts = [
-            self._part(self._order[start:end], number, place, depth)
-            for start, end in zip(self._starts[:-1], self._starts[1:], strict=True)
-        ]
+        parts = [self._part(self._order[start:end], number, place, depth) for start, end in self._spans]
         self._line_up([one for one in parts if one.number is not None and np.isfinite(one.place) and one.volume > 400])
         result = number.copy()
         for one in parts:
@@ -200,8 +199,8 @@ class Parts:
     def _settle_processes(self, number: np.ndarray, place: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """Spinous processes whole: what is one piece in a slice and no longer than one goes to whom most of it went."""
         behind = depth > _SPINOUS_DEPTH
-        pieces = np.zeros(self._mask.shape, bool)
-        pieces[self._mask] = behind
+        pieces = np.zeros(self._shape, bool)
+        pieces.ravel()[self._flat[behind]] = True
         piece = np.concatenate([cc3d.connected_components(one, connectivity=4)[one] for one in pieces]).astype(np.int64)
         slices = np.repeat(np.arange(len(pieces)), [int(one.sum()) for one in pieces])
         if len(piece) == 0:
