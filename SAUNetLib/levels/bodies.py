@@ -81,10 +81,11 @@ class Chain:
 
     def body(self, points: np.ndarray) -> np.ndarray:
         """Number (N,) of the body at points (N, 3) in front of the canal: how many interfaces lie above."""
-        count = np.zeros(len(points), np.int16)
-        for one in self.interfaces:
-            count += one.below(points) > 0
-        return count
+        if not self.interfaces:
+            return np.zeros(len(points), np.int16)
+        normals = np.array([one.normal for one in self.interfaces], np.float32)
+        offsets = np.array([one.normal @ one.point for one in self.interfaces], np.float32)
+        return np.asarray((normals @ points.T > offsets[:, None]).sum(axis=0, dtype=np.int16))
 
     def _join(self, discs: Discs) -> None:
         """Make one of two neighbours that are closer than discs are and have next to no bone between them."""

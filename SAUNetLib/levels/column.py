@@ -48,13 +48,18 @@ class Column:
         With a smaller `lean`, perpendicular to a line that leans forwards and backwards by that much less.
         """
         first, last = float(self.rows[0]), len(self.rows) - 1
-        row = points[:, 1].astype(np.float32)
-        line = np.stack([self.side, self.rows, self._straight], axis=1).astype(np.float32)
-        tangent = (self._tangent * (1, 1, lean)).astype(np.float32)
-        tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+        line = np.stack([self.side, self.rows, self._straight])
+        tangent = self._tangent.T * np.array([[1.0], [1.0], [lean]])
+        tangent /= np.linalg.norm(tangent, axis=0)
+        # A step down the line is (point - line) . tangent - (row - line's row); what the line alone tells of it:
+        known = ((line * tangent).sum(axis=0) - self.rows).astype(np.float32)
+        across, along, back = tangent.astype(np.float32)
+        # Coordinates apart: many times as fast as gathering vectors of three.
+        x, y, z = np.ascontiguousarray(points.T, np.float32)
+        row = y.copy()
         for _ in range(4):
-            at = np.clip(row - first + 0.5, 0, last).astype(np.int32)
-            row += 0.8 * np.einsum("ij,ij->i", points - line[at], tangent[at]) - 0.8 * (row - line[at, 1])
+            at = np.clip(row - np.float32(first - 0.5), 0, last).astype(np.int32)
+            row += np.float32(0.8) * (x * across[at] + y * along[at] + z * back[at] - known[at] - row)
             np.clip(row, first, first + last, out=row)
         return np.interp(row, self.rows, self._station)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cc3d
@@ -11,10 +12,14 @@ import SimpleITK as sitk
 from ..anatomy import VERTEBRA
 from .bodies import Chain
 from .column import Column
-from .grid import Grid, Voxels
+from .grid import Box, Grid, Voxels, bounding_box
 
 _GEODESIC_MM = 1.6
 """Grid on which posterior elements are shared out: never finer."""
+_WALL_DEPTH = -5.0
+"""Waves start from the bodies' voxels behind this many mm."""
+_THREADS = 2
+"""Waves at once: there are few, and more threads than cores would only hinder each other."""
 
 
 class Ladder:
@@ -75,15 +80,12 @@ class Posterior:
         near = (depth > -15) & (depth < 90)
         place[near] = self._ladder.place(points[near])
         self._place = place.reshape(shape)
-        vertebra = self._grid.classes == VERTEBRA
+        self._vertebra = vertebra = self._grid.classes == VERTEBRA
         self._pace = np.where(vertebra, 1.0, np.where(self._grid.classes == 0, 4.0, 12.0)).astype(np.float32)
         self._body = np.full(shape, NO_BODY, np.int16)
         body = vertebra & (self._depth < 0)
         self._body[body] = chain.body(points.reshape(*shape, 3)[body])
-        self._arrival = np.full(shape, 1e6, np.float32)
-        self.level = np.full(shape, NO_BODY, np.int16)
-        for k in self.candidates(grid):
-            self._wave(k)
+        self.level = self._first(self.candidates(grid))
         self._fill(self.candidates(grid))
 
     def candidates(self, grid: Grid) -> range:
@@ -100,29 +102,38 @@ class Posterior:
             nearest = np.round(self._place[missed] - usual)
             self.level[missed] = np.clip(nearest, numbers.start, numbers.stop - 1).astype(np.int16)
 
-    def _wave(self, k: int) -> None:
-        """Arrival times from body k; voxels that it reaches first become its own."""
+    def _first(self, numbers: range) -> np.ndarray:
+        """Number (S, H, W) of the body whose wave arrives first, the lower number of two; `NO_BODY` where none does."""
+        level, soonest = (np.full(self._place.shape, value, kind) for value, kind in ((NO_BODY, np.int16), (1e6, "f4")))
+        with ThreadPoolExecutor(_THREADS) as threads:
+            # A wave needs nothing of the others, and ITK lets other threads run meanwhile.
+            for k, (box, arrival) in zip(numbers, threads.map(self._wave, numbers), strict=True):
+                sooner = arrival < soonest[box]
+                soonest[box][sooner] = arrival[sooner]
+                level[box][sooner] = k
+        return level
+
+    def _wave(self, k: int) -> tuple[Box, np.ndarray]:
+        """Arrival times from body k in a box around all that may be its own."""
         beside = np.abs(self._place - (k + 0.25)) < 1.4
-        wanted = beside & (self._grid.classes == VERTEBRA) | (self._body == k) & (self._depth > -12)
-        spans = [np.flatnonzero(wanted.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-        if len(spans[0]) == 0:
-            return
-        box = tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
+        box = bounding_box(beside & self._vertebra | (self._body == k) & (self._depth > _WALL_DEPTH))
+        if box is None:
+            nowhere = slice(0, 0)
+            return (nowhere, nowhere, nowhere), np.zeros((0, 0, 0), np.float32)
         off = np.maximum(_off_place(self._place[box], self._depth[box], k) - _ARCH_HALF, 0)
         slowness = self._pace[box] * (1 + _ARCH_COST * off**2)
         body = self._body[box]
-        slowness = np.where(np.isnan(slowness) | (body >= 0) & (body != k), 100, slowness)
+        # Bodies have their numbers already: no wave needs to run forwards into its own or beside it.
+        closed = np.isnan(slowness) | (body >= 0) & (body != k) | (self._depth[box] < _WALL_DEPTH)
+        slowness = np.where(closed, 100, slowness)
         seeds = self._seeds(k, body, self._depth[box], box)
         image = sitk.GetImageFromArray((1 / slowness).astype(np.float32))
         image.SetSpacing([float(size) for size in self._grid.spacing[::-1]])
-        arrival = sitk.GetArrayFromImage(sitk.FastMarching(image, seeds, 1.0, 150.0))
-        sooner = arrival < self._arrival[box]
-        self._arrival[box][sooner] = arrival[sooner]
-        self.level[box][sooner] = k
+        return box, sitk.GetArrayFromImage(sitk.FastMarching(image, seeds, 1.0, 150.0))
 
     def _seeds(self, k: int, body: np.ndarray, depth: np.ndarray, box: tuple[slice, ...]) -> list[list[int]]:
         """Voxels (x, y, z) at which the wave of body k starts: its posterior wall, or where that must be."""
-        wall = np.argwhere((body == k) & (depth > -5))
+        wall = np.argwhere((body == k) & (depth > _WALL_DEPTH))
         if len(wall) == 0:
             at = (self._ladder.point(k) - self._grid.first) / self._grid.spacing
             low = np.array([part.start for part in box])
