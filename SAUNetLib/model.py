@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from .errors import ModelError
+from .errors import ModelError, UsageError
 from .network import SAUNet
 from .resources import resource
 
@@ -113,18 +115,17 @@ def model_folders() -> list[Path]:
 
 def available_models() -> list[ModelCard]:
     """Cards of all models that can be chosen by name, unreadable ones left out."""
-    cards: dict[str, ModelCard] = {}
-    for folder in model_folders():
-        for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-            try:
-                cards.setdefault(path.stem, ModelCard.read(path))
-            except ModelError:
-                continue  # said when it is asked for by name
-    return list(cards.values())
+    cards = []
+    for name in sorted({path.stem for folder in model_folders() for path in folder.glob("*.json")}):
+        weights = _newest(name)
+        if weights is not None:
+            with contextlib.suppress(ModelError):  # said when it is asked for by name
+                cards.append(ModelCard.read(weights.with_suffix(".json")))
+    return cards
 
 
 def find_model(model: str = DEFAULT_MODEL) -> Path:
-    """The weights file of a model given by name or by path.
+    """The weights file of a model given by name or by path; of several versions of one name the newest.
 
     Raises:
         ModelError: MODEL_NOT_FOUND.
@@ -134,12 +135,27 @@ def find_model(model: str = DEFAULT_MODEL) -> Path:
         if os.path.isfile(path):  # noqa: PTH113 - no failure for a name that no system takes
             return path
         raise ModelError("MODEL_NOT_FOUND", f"there is no file {model}", "Check the path given with --model")
-    for folder in model_folders():
-        candidate = folder / f"{model}.safetensors"
-        if path.name == model and os.path.isfile(candidate):  # noqa: PTH113 - as above
-            return candidate
+    newest = _newest(model) if path.name == model else None
+    if newest is not None:
+        return newest
     names = ", ".join(card.name for card in available_models()) or "none"
     raise ModelError("MODEL_NOT_FOUND", f"there is no model {model!r}", f"Choose one of these: {names}")
+
+
+def _newest(name: str) -> Path | None:
+    """The weights file of a name; an old copy among the user's own models does not hide the one shipped since."""
+    found = [folder / f"{name}.safetensors" for folder in model_folders()]
+    found = [path for path in found if os.path.isfile(path)]  # noqa: PTH113 - no failure for any name
+    return max(found, key=_version, default=None)  # of equals the first, the user's own
+
+
+def _version(weights: Path) -> tuple[int, ...]:
+    """The numbers in a model's version; none where its card cannot be read."""
+    try:
+        card = ModelCard.read(weights.with_suffix(".json"))
+    except ModelError:
+        return ()
+    return tuple(int(number) for number in re.findall(r"\d{1,9}", card.version))
 
 
 def load_model(model: str = DEFAULT_MODEL) -> Model:
@@ -205,13 +221,20 @@ def add_model(path: Path) -> ModelCard:
 
     Raises:
         ModelError: as `load_model`.
+        UsageError: USAGE, there is a newer model of its name; OUTPUT_WRITE.
     """
+    from .formats.atomic import write_beside, write_together
+
     card = load_model(str(path)).card
-    folder = model_folders()[0]
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in (path, path.with_suffix(".json")):
-        target = folder / f"{card.name}{source.suffix}"
-        part = target.with_name(target.name + ".part")
-        shutil.copyfile(source, part)
-        part.replace(target)
+    newest = _newest(card.name)
+    if newest is not None and _version(newest) > _version(path):
+        raise UsageError(
+            "USAGE",
+            f"there is a newer model {card.name} already",
+            "Change name or version in its card, or use the file",
+        )
+    with write_together():
+        for source in (path, path.with_suffix(".json")):
+            with write_beside(model_folders()[0] / f"{card.name}{source.suffix}", source.suffix) as temporary:
+                shutil.copyfile(source, temporary)
     return card

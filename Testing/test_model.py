@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from conftest import CARD
 
-from SAUNetLib.errors import ModelError
+from SAUNetLib.errors import ModelError, UsageError
 from SAUNetLib.model import add_model, available_models, find_model, load_model, save_model
 from SAUNetLib.network import SAUNet
 
@@ -149,3 +149,39 @@ def test_an_added_model_is_found_by_name_and_a_bad_one_is_not_added(model, tmp_p
     with pytest.raises(ModelError):
         add_model(model)
     assert not (own / "other.safetensors").exists()
+
+
+@pytest.mark.parametrize("own, shipped, chosen", [
+    ("1.9", "1.10", "shipped"), ("1.0", "1.0", "own"), ("1.1", "1.0", "own"), (1, "0.1", "shipped"),
+    ("1.1", None, "own"), ("9" * 10_000, "1", "own"),
+])  # fmt: skip
+def test_an_old_copy_does_not_hide_the_model_shipped_since(model, tmp_path, monkeypatch, own, shipped, chosen):
+    """A bundle leaves a copy among the user's models; it outlives the next installation of SAUNet."""
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
+    monkeypatch.setattr("SAUNetLib.model.resource", lambda _: tmp_path / "shipped")
+    versions = {"own": own, "shipped": shipped}
+    for folder, version in versions.items():
+        if version is not None:
+            (tmp_path / folder).mkdir()
+            edit_card(model, version=version)
+            for path in (model, model.with_suffix(".json")):
+                shutil.copy(path, tmp_path / folder)
+    assert find_model("tiny") == tmp_path / chosen / "tiny.safetensors"
+    assert [card.version for card in available_models()] == [versions[chosen]]
+    assert load_model("tiny").card.version == versions[chosen]
+
+
+def test_a_model_that_its_name_would_not_choose_is_not_added(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
+    edit_card(model, name="saunet-lumbar", version="0.1")
+    with pytest.raises(UsageError) as caught:
+        add_model(model)
+    assert "newer" in caught.value.cause and not (tmp_path / "own").exists()
+
+
+def test_a_folder_of_models_that_cannot_be_written_to_is_no_bug(model, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "file" / "own"))
+    with pytest.raises(UsageError) as caught:
+        add_model(model)
+    assert caught.value.code == "OUTPUT_WRITE"

@@ -194,8 +194,9 @@ def made(tmp_path, monkeypatch):
     """A bundle with one wheel and a model, for this platform."""
     models = tmp_path / "models"
     models.mkdir()
-    for name, content in (("saunet-lumbar.safetensors", b"weights"), ("saunet-lumbar.json", b"{}")):
-        (models / name).write_bytes(content)
+    card = json.loads((ROOT / "Resources" / "models" / "saunet-lumbar.json").read_text(encoding="utf-8"))
+    (models / "saunet-lumbar.safetensors").write_bytes(b"weights")
+    (models / "saunet-lumbar.json").write_text(json.dumps(card | {"version": "99"}))
     monkeypatch.setenv("SAUNET_MODELS", str(models))
     commands = []
 
