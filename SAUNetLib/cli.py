@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import signal
 import sys
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 2 usage, 3 input, 4 model, 5 memory, 6 cancelled, 1 a bug."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug, as_json = "--debug" in arguments, "--json" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A path may hold what a Windows console's encoding has no letters for: no reason to fail when all is done.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = _parser().parse_args(arguments)
         with _cancel_on_signals():
@@ -182,9 +186,12 @@ def _segment_many(options: argparse.Namespace) -> int:
         )
     outputs = _output_names([Path(image) for image in options.images], Path(options.output))
     engine = _engine(options)
+    device = engine.device
     results: list[dict[str, Any]] = []
     status = 0
     for image, output in outputs.items():
+        if engine.device != device:
+            engine = _engine(options)  # the image before did not fit into the GPU; this one may
         try:
             with _progress(options, image.name) as report:
                 segmentation = _one_apart(options, engine, image, output, report)

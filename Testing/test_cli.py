@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -223,6 +224,31 @@ def test_interrupting_gives_status_6(run, image, tmp_path, monkeypatch):
     monkeypatch.setattr("SAUNetLib.pipeline.segment_file", interrupted)
     status, _, err = run(image, "--output", tmp_path / "b.nrrd")
     assert status == 6 and err.startswith("error CANCELLED: ")
+
+
+def test_a_name_that_stdout_cannot_show_is_no_failure(image, tmp_path, tiny_model):
+    """As on Windows, where what is not a console takes the letters of one part of the world."""
+    foreign = image.with_name("\u810a\u690e.nii.gz")
+    image.rename(foreign)
+    arguments = ["segment", str(foreign), "--output", str(tmp_path / "many"), "--model", str(tiny_model)]
+    (tmp_path / "many").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "SAUNetLib", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\\u810a\\u690e.nii.gz" in done.stdout and (tmp_path / "many" / foreign.name).exists()
+
+
+def test_an_image_too_large_for_the_gpu_leaves_the_gpu_to_the_next(run, image, tmp_path, moving_engine):
+    second = image.with_name("b.nii.gz")
+    second.write_bytes(image.read_bytes())
+    assert run(image, second, "--output", tmp_path / "many", "--quiet") == (0, "", "")
+    assert moving_engine == ["meta", "meta"]
 
 
 def test_models_lists_and_adds(tiny_model, tmp_path, monkeypatch, capsys):
