@@ -231,7 +231,7 @@ def add_model(path: Path) -> ModelCard:
         raise UsageError(
             "USAGE",
             f"there is a newer model {card.name} already",
-            "Change name or version in its card, or use the file",
+            "Rename it in its card, or use the file",
         )
     with write_together():
         for source in (path, path.with_suffix(".json")):

@@ -25,7 +25,7 @@ from memory_group import large_file, memory_group  # noqa: F401
 from PIL import Image
 from test_pipeline import picture
 
-from SAUNetLib.errors import CancelledError, OutOfMemoryError
+from SAUNetLib.errors import CancelledError, OutOfMemoryError, UsageError
 from SAUNetLib.formats.atomic import write_beside, write_together
 from SAUNetLib.formats.segmentations import read_segmentation
 from SAUNetLib.worker import Worker
@@ -294,6 +294,19 @@ def test_files_written_together_appear_together(tmp_path):
             temporary.write_text("c")
         raise KeyError
     assert sorted(left(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("together", [write_together, contextlib.nullcontext])
+def test_a_folder_that_vanishes_while_writing_is_an_error_of_writing(tmp_path, together):
+    """As a share does whose connection breaks: removing what was begun fails like writing."""
+    folder = tmp_path / "share"
+    with pytest.raises(UsageError) as caught, together():
+        with write_beside(folder / "a.txt", ".txt") as temporary:
+            temporary.write_text("a")
+        with write_beside(folder / "b.txt", ".txt") as temporary:
+            folder.rename(tmp_path / "gone")
+            folder.write_text("no folder any more")
+    assert caught.value.code == "OUTPUT_WRITE"
 
 
 # -- no memory -------------------------------------------------------------------------------------------------------

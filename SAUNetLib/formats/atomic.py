@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
         raise _unwritten(path, failure) from failure
     finally:
         if temporary not in (_waiting.get() or ()):
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
 
 
 @contextmanager
@@ -114,7 +114,12 @@ def write_together() -> Iterator[None]:
     finally:
         _waiting.reset(token)
         for temporary in together:
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
+
+
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):  # with its folder or disk gone, the failure to write is what must be told
+        temporary.unlink()
 
 
 def _unwritten(path: Path, failure: OSError | RuntimeError) -> UsageError:
