@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..anatomy import CANAL, DISC, VERTEBRA, vertebra_levels
+from .grid import rows_with
 from .profile import LEVELS, log_likelihoods
 from .spine import Spine
 
@@ -154,10 +155,10 @@ def _sacrum(spine: Spine) -> _Sacrum:
     if chain.last_cut:
         return _Sacrum(-4.0, False, "the image ends in the vertebra below")
     disc = chain.last < len(chain.interfaces) and chain.interfaces[chain.last].number > 0
-    rows = np.flatnonzero(((grid.classes == VERTEBRA) | (grid.classes == DISC)).any(axis=(0, 2)))
+    rows = np.flatnonzero(rows_with((grid.classes == VERTEBRA) | (grid.classes == DISC)))
     end = float(chain.interfaces[-1].point[1]) if disc else float(rows[-1] * grid.spacing[1]) if len(rows) else 0.0
     room = float(np.interp(grid.last_row + grid.below_mm - end, _ROOM_MM, (-2.0, 4.0)))
-    canal = np.flatnonzero((grid.classes == CANAL).any(axis=(0, 2)))
+    canal = np.flatnonzero(rows_with(grid.classes == CANAL))
     beyond = len(canal) > 0 and canal[-1] * grid.spacing[1] - end > _CANAL_MM
     if not disc:
         return _Sacrum(room + 1.5 * beyond, False, "no disc was found below the lowest complete vertebra")

@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..anatomy import CANAL, DISC, VERTEBRA
-from .grid import Grid, smooth
+from .grid import Grid, rows_with, smooth
 
 
 class Column:
@@ -154,7 +154,7 @@ def _disc_ends(grid: Grid, beside: np.ndarray) -> np.ndarray:
         return np.asarray(np.abs(rows[:, None] - beside).min(axis=1, initial=np.inf) > 4)
 
     discs, spacing = grid.classes == DISC, grid.spacing
-    if not far(np.flatnonzero(discs.any(axis=(0, 2))) * spacing[1]).any():
+    if not far(np.flatnonzero(rows_with(discs)) * spacing[1]).any():
         return np.zeros((0, 3))
     voxels = np.flatnonzero(discs)
     part = grid.parts.ravel()[voxels]

@@ -65,9 +65,11 @@ class Discs:
             number[[one.number for one in group]] = count
         numbers = number[part]
         self.map[mask] = numbers
-        for count in range(1, len(groups) + 1):
+        for count, group in enumerate(groups, 1):
             own = numbers == count
-            self.interfaces.append(self._interface(points[own], depth[own], column, count))
+            whole = len(group) == 1  # most discs are one component
+            one = group[0] if whole else self._interface(points[own], depth[own], column, count)
+            self.interfaces.append(replace(one, number=count))
 
     def join(self, one: Interface, other: Interface) -> Interface:
         """Make two parts one disc, which keeps the larger part's plane."""

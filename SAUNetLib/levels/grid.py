@@ -28,20 +28,26 @@ def bounding_box(classes: np.ndarray) -> Box | None:
     return tuple(slice(int(first), int(last) + 1) for first, last in ends)  # type: ignore[return-value]
 
 
-def _without_specks(classes: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Classes (S, H, W) without components below `_ISLAND_MM3`, or less where there are only a few mm; all components.
+def rows_with(mask: np.ndarray) -> np.ndarray:
+    """Which rows (H,) of a mask (S, H, W) hold something."""
+    seen = np.asarray(mask.any(axis=0))  # slices first: many times as fast as both axes at once
+    return np.asarray(seen.any(axis=1))
 
-    Components are numbered from 1 in the order of their first voxels.
+
+def _remove_specks(classes: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Make components below `_ISLAND_MM3`, or less where there are only a few mm, background in classes (S, H, W).
+
+    Returns:
+        (S, H, W) the components, numbered from 1 in the order of their first voxels, those removed among them.
     """
     least = _ISLAND_MM3 * min(1.0, classes.shape[0] * spacing[0] / 10)
     parts = cc3d.connected_components(classes, connectivity=6)
-    seen = np.flatnonzero(classes)  # most of the box is background
+    seen = np.flatnonzero(classes > 0)  # most of the box is background
     part = parts.ravel()[seen]
     small = np.bincount(part) * np.prod(spacing) < least
-    cleaned = classes.copy()
     if small[1:].any():
-        cleaned.ravel()[seen[small[part]]] = 0
-    return cleaned, parts
+        classes.ravel()[seen[small[part]]] = 0
+    return parts
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ class Grid:
     def of(cls, stack: SagittalStack, box: Box) -> Grid:
         """A stack's classes within a box, without specks."""
         spacing = np.array([stack.slice_spacing, *stack.pixel])
-        classes, parts = _without_specks(np.ascontiguousarray(stack.slices[box], np.uint8), spacing)
+        classes = np.array(stack.slices[box], np.uint8, order="C")
+        parts = _remove_specks(classes, spacing)
         rows = stack.slices.shape[1]
         return cls(classes, parts, spacing, np.zeros(3), box[1].start * spacing[1], (rows - box[1].stop) * spacing[1])
 

@@ -210,13 +210,9 @@ class Parts:
     def _settle_processes(self, number: np.ndarray, place: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """Spinous processes whole: what is one piece in a slice and no longer than one goes to whom most of it went."""
         behind = depth > _SPINOUS_DEPTH
-        pieces = np.zeros(self._shape, bool)
-        pieces.ravel()[self._flat[behind]] = True
-        piece = np.concatenate([cc3d.connected_components(one, connectivity=4)[one] for one in pieces]).astype(np.int64)
-        slices = np.repeat(np.arange(len(pieces)), [int(one.sum()) for one in pieces])
-        if len(piece) == 0:
+        if not behind.any():
             return number
-        piece = np.unique(slices * (int(piece.max()) + 1) + piece, return_inverse=True)[1]
+        piece = self._pieces(behind)
         own, at = number[behind] - NO_BODY, place[behind]
         low, high = (np.full(int(piece.max()) + 1, sign * np.inf) for sign in (1, -1))
         np.minimum.at(low, piece, at)
@@ -228,6 +224,19 @@ class Parts:
         result = number.copy()
         result[behind] = np.where(whole[piece], most[piece] + NO_BODY, number[behind])
         return result
+
+    def _pieces(self, chosen: np.ndarray) -> np.ndarray:
+        """Number (M,), from 0, of the piece in its slice that each chosen one (N,) of the voxels belongs to."""
+        mask = np.zeros(self._shape, bool)
+        mask.ravel()[self._flat[chosen]] = True
+        columns = np.flatnonzero(mask.any(axis=0).any(axis=0))
+        mask = np.ascontiguousarray(mask[:, :, columns[0] : columns[-1] + 1])
+        result, count = [], 0
+        for one in mask:
+            piece, more = cc3d.connected_components(one, connectivity=4, return_N=True)
+            result.append(piece[one].astype(np.int64) + count - 1)
+            count += more
+        return np.concatenate(result)
 
     def _part(self, voxels: np.ndarray, number: np.ndarray, place: np.ndarray, depth: np.ndarray) -> _Part:
         """What is known of one component."""
