@@ -68,9 +68,9 @@ class Segmentation:
 
     def table(self) -> list[Row]:
         """The structures present, from the top of the spine to its bottom (canal first, sacrum last)."""
-        # Slice by slice: counting needs eight bytes a voxel.
-        counts = sum((np.bincount(part.ravel(), minlength=256) for part in self.labels), np.zeros(256, int))
-        found = [int(value) for value in np.flatnonzero(counts) if value]
+        # Slice by slice, and without the background: counting needs eight bytes a voxel.
+        counts = sum((np.bincount(part[part > 0], minlength=256) for part in self.labels), np.zeros(256, int))
+        found = [int(value) for value in np.flatnonzero(counts)]
         unknown = [value for value in found if value not in self.known]
         if unknown:
             raise ValueError(f"label values without a meaning: {unknown}")

@@ -202,16 +202,17 @@ def check_content(volume: Volume) -> None:
     voxels, name = volume.voxels, volume.name
     step = max(1, voxels.shape[0] // 32)
     some = voxels[::step]
-    along = int(np.argmax(some.shape))
-    flat = np.mean(np.diff(some, axis=along) == 0)
+    lines = np.moveaxis(some, int(np.argmax(some.shape)), 0)
+    flat = np.count_nonzero(lines[1:] == lines[:-1]) / lines[1:].size
     if flat > FLAT and len(np.unique(some)) <= LABELS:
         raise InputError(
             "INPUT_PIXEL_TYPE",
             f"{name} looks like a label map: few different values in large even areas",
             "Give the image on which it was drawn",
         )
-    air = np.mean((some >= AIR_HU[0]) & (some <= AIR_HU[1]))
-    if air > CT_AIR and some.min() >= -3100 and some.max() > 100:
+    if not (-3100 <= some.min() <= AIR_HU[1] and some.max() > 100):  # most MRI: none of it needs to be counted
+        return
+    if np.count_nonzero((some >= AIR_HU[0]) & (some <= AIR_HU[1])) > CT_AIR * some.size:
         raise InputError(
             "INPUT_MODALITY", f"{name} looks like a CT: it holds Hounsfield units of air", "Choose an MR image"
         )
@@ -283,6 +284,16 @@ def _flip(array: np.ndarray, flipped: tuple[Any, ...]) -> np.ndarray:
     return array[tuple(slice(None, None, -1 if reverse else 1) for reverse in flipped)]
 
 
+def _percentile(values: np.ndarray, percent: float) -> float:
+    """As `np.percentile` of values (N,), whose search for several places at once takes ten times as long."""
+    place = percent / 100 * (len(values) - 1)
+    k = int(place)
+    parted = np.partition(values, k)
+    lower = float(parted[k])
+    upper = float(parted[k + 1 :].min(initial=np.inf)) if place > k else lower
+    return lower + (upper - lower) * (place - k)
+
+
 @dataclass(frozen=True)
 class Intensity:
     """How a volume's intensities become the network's input: clipped at two percentiles, zero mean, unit deviation."""
@@ -300,7 +311,7 @@ class Intensity:
         """Measured on slices (S, H, W), evenly thinned where there are very many pixels."""
         step = max(1, int(np.ceil(np.sqrt(slices.size / cls.SAMPLE))))
         sample = slices[:, ::step, ::step].astype(np.float32)
-        low, high = (float(value) for value in np.percentile(sample, cls.PERCENTILES))
+        low, high = (_percentile(sample.ravel(order="K"), percent) for percent in cls.PERCENTILES)
         if high <= low:  # nearly constant: a few bright pixels in an empty field
             low, high = float(sample.min()), float(max(sample.max(), sample.min() + 1))
         np.clip(sample, low, high, out=sample)

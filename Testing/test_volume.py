@@ -194,3 +194,13 @@ def test_a_few_bright_pixels_in_an_empty_field_do_not_divide_by_zero():
     slices = np.zeros((3, 100, 100), np.int16)
     slices[1, 5, 5] = 1000
     assert np.isfinite(Intensity.of(slices).normalise(slices)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 40, 31), (2, 1100, 1000)])
+def test_intensities_are_clipped_at_numpy_s_percentiles(shape, dtype):
+    slices = np.random.default_rng(5).normal(300, 80, shape).astype(dtype)
+    step = 2 if slices.size > Intensity.SAMPLE else 1
+    found = Intensity.of(slices)
+    expected = np.percentile(slices[:, ::step, ::step].astype(np.float64), Intensity.PERCENTILES)
+    np.testing.assert_allclose((found.low, found.high), expected, rtol=1e-6)
