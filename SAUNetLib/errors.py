@@ -128,6 +128,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 _OUT_OF_MEMORY = re.compile(
-    "allocate memory|out of memory|bad.alloc|failed to map segment|could not (create|execute) a primitive$",
-    re.IGNORECASE,  # the last one is oneDNN's
+    # A thread needs memory for its stack; the last one is oneDNN's.
+    "allocate memory|out of memory|bad.alloc|failed to map segment|can't start new thread"
+    "|could not (create|execute) a primitive$",
+    re.IGNORECASE,
 )
