@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..anatomy import CANAL, DISC, VERTEBRA
-from .grid import Grid, rows_with, smooth
+from .grid import Box, Grid, bounding_box, rows_with, smooth
 
 
 class Column:
@@ -92,8 +92,10 @@ def find_column(grid: Grid) -> tuple[Column, Grid]:
 
     The posterior wall is found from the canal, where there is none from the discs, and without both from the vertebrae.
     """
-    pieces = cc3d.connected_components(grid.classes == CANAL, connectivity=26)
-    wall = _edge(_main(pieces), first=True, spacing=grid.spacing)
+    canal = grid.classes == CANAL
+    box = bounding_box(canal) or (slice(0, 0),) * 3
+    pieces = cc3d.connected_components(np.ascontiguousarray(canal[box]), connectivity=26)
+    wall = _edge(_main(pieces), first=True, spacing=grid.spacing, box=box)
     ends = _disc_ends(grid, beside=wall[:, 0])
     line = np.concatenate([wall, ends])
     if len(wall) * grid.spacing[1] < 3 and len(ends) < 2:
@@ -101,7 +103,7 @@ def find_column(grid: Grid) -> tuple[Column, Grid]:
         line = _inliers(_edge(cores, first=False, spacing=grid.spacing)) if cores.any() else line
     line = line[np.argsort(line[:, 0], kind="stable")]
     column = Column(line[:, 0], line[:, 1], line[:, 2])
-    return column, _without_stray_canal(grid, pieces, column)
+    return column, _without_stray_canal(grid, pieces, box, column)
 
 
 def _inliers(line: np.ndarray) -> np.ndarray:
@@ -120,19 +122,19 @@ def _inliers(line: np.ndarray) -> np.ndarray:
 
 def _main(pieces: np.ndarray) -> np.ndarray:
     """Mask (S, H, W) of the components, numbered from 1, of at least a tenth of the largest one's size."""
-    if pieces.max() < 2:
+    if pieces.max(initial=0) < 2:
         return pieces > 0
     size = np.bincount(pieces.ravel())
     size[0] = 0
     return (size >= 0.1 * size.max())[pieces]
 
 
-def _without_stray_canal(grid: Grid, pieces: np.ndarray, column: Column) -> Grid:
-    """Without those of the canal's components, numbered from 1, that lie away from the column."""
-    if pieces.max() < 2:
+def _without_stray_canal(grid: Grid, pieces: np.ndarray, box: Box, column: Column) -> Grid:
+    """Without those of the canal's components, numbered from 1 in a box around them, that lie away from the column."""
+    if pieces.max(initial=0) < 2:
         return grid
     statistics = cc3d.statistics(pieces)
-    centres = statistics["centroids"][1:] * grid.spacing
+    centres = (statistics["centroids"][1:] + [part.start for part in box]) * grid.spacing
     volume = statistics["voxel_counts"][1:]
     aside = np.abs(centres[:, 0] - np.interp(centres[:, 1], column.rows, column.side))
     depth = column.depth(centres)
@@ -140,7 +142,7 @@ def _without_stray_canal(grid: Grid, pieces: np.ndarray, column: Column) -> Grid
     if not stray.any():
         return grid
     classes = grid.classes.copy()
-    classes[np.concatenate([[False], stray])[pieces]] = 0
+    classes[box][np.concatenate([[False], stray])[pieces]] = 0
     return replace(grid, classes=classes)
 
 
@@ -169,8 +171,12 @@ def _disc_ends(grid: Grid, beside: np.ndarray) -> np.ndarray:
     return np.asarray(line[far(line[:, 0])])
 
 
-def _edge(mask: np.ndarray, first: bool, spacing: np.ndarray) -> np.ndarray:
-    """Per row with a mask (N, 3): mm of the row, of the first or last column (median), of the mean slice."""
+def _edge(mask: np.ndarray, first: bool, spacing: np.ndarray, box: Box | None = None) -> np.ndarray:
+    """Per row with a mask (N, 3): mm of the row, of the first or last column (median), of the mean slice.
+
+    The mask is the whole grid's, or that of a box in it.
+    """
+    start = [0, 0, 0] if box is None else [part.start for part in box]
     any_column = np.asarray(mask.any(axis=2))
     seen = np.flatnonzero(any_column.any(axis=0))
     if len(seen) == 0:
@@ -179,7 +185,8 @@ def _edge(mask: np.ndarray, first: bool, spacing: np.ndarray) -> np.ndarray:
     column = rows.argmax(axis=2) if first else mask.shape[2] - 1 - rows[:, :, ::-1].argmax(axis=2)
     edge = np.nanmedian(np.where(there, column, np.nan), axis=0)
     slices = (there * np.arange(len(mask))[:, None]).sum(axis=0) / there.sum(axis=0)
-    return np.stack([seen * spacing[1], edge * spacing[2], slices * spacing[0]], axis=1)
+    place = (slices + start[0], seen + start[1], edge + start[2])
+    return np.stack([place[axis] * spacing[axis] for axis in (1, 2, 0)], axis=1)
 
 
 def _cores(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
