@@ -95,46 +95,31 @@ class Engine:
         intensity = Intensity.of(stack.slices)
         shape = stack.working_shape(self.model.card.pixel_mm)
         report("segment", 0.0)
-        for number, scores in enumerate(self._scores(stack, intensity, shape, report)):
+        for number, scores in enumerate(self.network.stream(self._chunks(stack, intensity, shape, report))):
             # One slice at a time: a float map per class never exists for the whole volume.
-            full = resample(scores.float(), (stack.slices.shape[1], stack.slices.shape[2]))
+            scores = scores[..., : shape[0], : shape[1]].float()
+            full = resample(scores, (stack.slices.shape[1], stack.slices.shape[2]))
             result[number] = best_class(full)[0].cpu().numpy()
         report("segment", 1.0)
         return result
 
-    def _scores(
+    def _chunks(
         self, stack: SagittalStack, intensity: Intensity, shape: tuple[int, int], report: Report
     ) -> Iterator[Tensor]:
-        """Class scores (1, classes, h, w) slice by slice; every slice is encoded once, whatever the chunk."""
-        isa = self.network.isa
-        before: Tensor | None = None  # mask of slice i - 1
-        current: tuple[Tensor, Tensor] | None = None  # rough result and mask of slice i
+        """The network's input (n, 1, h, w) chunk by chunk; of a chunk is reported when the next one is asked for."""
         number = stack.slices.shape[0]
         for start in range(0, number, self.chunk):
-            rough = self._rough(stack.slices[start : start + self.chunk], intensity, shape)
-            masks = isa.attention(rough) if isa is not None else rough
-            for one, mask in zip(rough.split(1), masks.split(1), strict=True):
-                if current is not None:
-                    yield self._finish(current[0], before, mask, shape)
-                    before = current[1]
-                current = (one, mask)
+            yield self._input(stack.slices[start : start + self.chunk], intensity, shape)
             report("segment", min(start + self.chunk, number) / number)
-        assert current is not None
-        yield self._finish(current[0], before, None, shape)
 
-    def _rough(self, slices: np.ndarray, intensity: Intensity, shape: tuple[int, int]) -> Tensor:
-        """The Dense U-Net's rough result of some slices in the source's type and pixel size, padded."""
+    def _input(self, slices: np.ndarray, intensity: Intensity, shape: tuple[int, int]) -> Tensor:
+        """Some slices in the source's type and pixel size, normalised, at the working pixel size, padded."""
         image = torch.from_numpy(intensity.normalise(slices))[:, None].to(self.device)
         image = resample(image, shape)
         stride = self.network.encoder.stride
         darkest = (intensity.low - intensity.mean) / intensity.deviation
         image = F.pad(image, (0, -shape[1] % stride, 0, -shape[0] % stride), value=darkest)
-        return self.network.rough(image.to(self.dtype, memory_format=torch.channels_last))
-
-    def _finish(self, rough: Tensor, before: Tensor | None, after: Tensor | None, shape: tuple[int, int]) -> Tensor:
-        isa = self.network.isa
-        refined = rough if isa is None else isa.combine(rough, before, after)
-        return self.network.scores(refined)[..., : shape[0], : shape[1]]
+        return image.to(self.dtype, memory_format=torch.channels_last)
 
 
 def resample(slices: Tensor, shape: tuple[int, int]) -> Tensor:

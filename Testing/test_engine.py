@@ -75,7 +75,10 @@ def test_folding_batch_norm_changes_nothing_but_the_layers():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"reading": "concat"}, {"attention": "scores"}, {"attention": "none"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"reading": "concat"}, {"attention": "features"}, {"attention": "scores"}, {"attention": "none"}],
+)
 def test_packing_changes_nothing_but_the_layers(dtype, options):
     torch.manual_seed(4)
     network = SAUNet(widths=(4, 4, 8, 8, 8), **options).train()
@@ -158,15 +161,15 @@ def test_progress_rises_to_one(tiny_engine):
 def failing(engine: Engine, error: Exception, times: int) -> list[int]:
     """Let the network fail a number of times; the chunks that were tried are recorded."""
     tried: list[int] = []
-    original = engine._rough
+    original = engine._input
 
-    def rough(slices, *rest):
+    def prepare(slices, *rest):
         tried.append(len(slices))
         if len(tried) <= times:
             raise error
         return original(slices, *rest)
 
-    engine._rough = rough
+    engine._input = prepare
     return tried
 
 

@@ -85,7 +85,7 @@ def test_binary_scores_keep_their_sign_through_attention():
     assert torch.equal(isa(rough) > 0, rough > 0)
 
 
-@pytest.mark.parametrize("attention", ["features", "scores", "none"])
+@pytest.mark.parametrize("attention", ["skips", "features", "scores", "none"])
 @pytest.mark.parametrize("reading", ["add", "concat"])
 @pytest.mark.parametrize("classes", [1, 4])
 def test_scores_and_gradients_for_every_form(attention, reading, classes):
@@ -99,23 +99,60 @@ def test_scores_and_gradients_for_every_form(attention, reading, classes):
     assert without == []
 
 
-@pytest.mark.parametrize("attention", ["features", "scores"])
+@pytest.mark.parametrize("attention", ["skips", "features", "scores"])
 def test_every_slice_is_encoded_exactly_once(attention):
     network = small(attention=attention)
     encoded = []
-    network.encoder.register_forward_hook(lambda _module, inputs, _result: encoded.append(inputs[0].shape[0]))
+    network.encoder.bottom.register_forward_hook(lambda _module, inputs, _result: encoded.append(inputs[0].shape[0]))
     network(torch.randn(2, 5, 1, 32, 32))
     assert sum(encoded) == 10
 
 
-def test_a_neighbour_changes_a_slice_and_a_slice_further_away_does_not():
-    network = small()
+@pytest.mark.parametrize("attention", ["skips", "features", "scores", "none"])
+@pytest.mark.parametrize("cut", [(1, 1, 1, 1, 1), (5,), (2, 3), (4, 1)], ids=str)
+def test_a_stream_of_chunks_gives_what_the_whole_stack_gives(attention, cut):
+    network = small(attention=attention)
+    stack = torch.randn(5, 1, 32, 48)
+    with torch.inference_mode():
+        whole = network(stack[None])[0]
+        streamed = torch.cat(list(network.stream(stack.split(cut))))
+    torch.testing.assert_close(streamed, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_no_slice_streams_to_nothing():
+    assert list(small().stream([])) == []
+
+
+def test_attention_on_skips_leaves_the_finest_map_alone_and_follows_the_formula():
+    network = small(attention="skips")
+    slices = torch.randn(3, 1, 32, 32)
+    with torch.inference_mode():
+        rough = network.rough(slices)
+        maps = [rough[0], *(isa(one[None])[0] for isa, one in zip(network.isa, rough[1:], strict=True))]
+        expected = network.head(network.encoder.decode(maps))
+        torch.testing.assert_close(network(slices[None])[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["skips", "features", "scores"])
+def test_a_neighbour_changes_a_slice_and_a_slice_further_away_does_not(attention):
+    network = small(attention=attention)
     stack = torch.randn(1, 4, 1, 32, 32)
     before = network(stack)
     stack[:, 3] += 1
     changed = (network(stack) - before).abs().flatten(2).amax(2)[0]
     assert changed[2] > 0 and changed[3] > 0
     assert changed[0] == 0 and changed[1] == 0
+
+
+@pytest.mark.parametrize("attention", ["skips", "features", "scores", "none"])
+def test_slices_that_are_no_neighbours_go_alone_beside_stacks_whose_slices_are(attention):
+    network = small(attention=attention)
+    stacks = torch.randn(2, 3, 1, 32, 32)
+    with torch.inference_mode():
+        mixed = network(stacks, torch.tensor([False, True]))
+        alone = network(stacks[1][:, None])[:, 0]
+        torch.testing.assert_close(mixed[0], network(stacks[:1])[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mixed[1], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_without_attention_slices_are_independent():

@@ -107,12 +107,8 @@ class Stopwatch:
     def __init__(self, engine: Any) -> None:
         self.seconds = 0.0
         self._device = engine.device
-        for owner, name in (
-            (engine.network, "rough"), (engine.network, "scores"),
-            (engine.network.isa, "attention"), (engine.network.isa, "combine"),
-        ):  # fmt: skip
-            if owner is not None:
-                setattr(owner, name, self._timed(getattr(owner, name)))
+        for name in ("rough", "masks", "scores"):
+            setattr(engine.network, name, self._timed(getattr(engine.network, name)))
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

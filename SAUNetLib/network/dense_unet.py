@@ -100,6 +100,7 @@ class DenseUNet(nn.Module):
         self.pool = nn.MaxPool2d(2)
         self.bottom = DenseBlock(channels, widths[-1], reading)
         channels = self.bottom.out_channels
+        self.skip_channels = (*skips, channels)
         for width, skip in zip(reversed(widths[:-1]), reversed(skips), strict=True):
             self.deconvolution.append(nn.ConvTranspose2d(channels, width, 2, stride=2))
             block = DenseBlock(width + skip, width, reading)
@@ -107,17 +108,29 @@ class DenseUNet(nn.Module):
             channels = block.out_channels
         self.out_channels = channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """What the decoder works on: the four skip connections' maps, finest first, and the Bottom's.
+
+        Shape:
+            (N, in_channels, H, W) -> five of (N, ``skip_channels[level]``, H / 2^level, W / 2^level).
+        """
         if x.ndim != 4 or x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise ValueError(
                 f"slices must be (N, C, H, W) with H and W multiples of {self.stride}, not {tuple(x.shape)}"
             )
-        skips = []
+        maps = []
         for block in self.down:
             x = block(x)
-            skips.append(x)
+            maps.append(x)
             x = self.pool(x)
-        x = self.bottom(x)
+        return [*maps, self.bottom(x)]
+
+    def decode(self, maps: Sequence[Tensor]) -> Tensor:
+        """Features (N, ``out_channels``, H, W) of the maps that `encode` gave."""
+        *skips, x = maps
         for deconvolution, block in zip(self.deconvolution, self.up, strict=True):
             x = block(torch.cat((skips.pop(), deconvolution(x)), 1))
         return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))

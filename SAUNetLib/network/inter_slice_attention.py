@@ -20,7 +20,7 @@ class InterSliceAttention(nn.Module):
 
     With one sigmoid channel of logits such a mask rescales F_i by 1 to 3 and cannot change its sign: it sharpens or
     softens a slice's probability but never moves a voxel across 0.5. On several classes, or on features ahead of the
-    class scores, it can; `SAUNet` offers both places.
+    class scores, it can; `SAUNet` offers these places.
 
     Args:
         channels: channels of F.
@@ -50,10 +50,17 @@ class InterSliceAttention(nn.Module):
         return rough * gain
 
     def forward(self, rough: Tensor) -> Tensor:
-        stacks, slices = rough.shape[:2]
-        masks = self.attention(rough.flatten(0, 1)).unflatten(0, (stacks, slices))
-        # Zero is the pruned branch: F + 0 * F. Shifting the masks costs no loop over slices.
-        nothing = torch.zeros_like(masks[:, :1])
-        before = torch.cat((nothing, masks[:, :-1]), 1)
-        after = torch.cat((masks[:, 1:], nothing), 1)
-        return self.combine(rough, before, after)
+        masks = self.attention(rough.flatten(0, 1)).unflatten(0, rough.shape[:2])
+        return self.combine(rough, *neighbours(masks))
+
+
+def neighbours(masks: Tensor, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The masks A_{i-1} and A_{i+1} that slice i meets, each of the shape (B, S, C, H, W) of the masks.
+
+    Zero is the pruned branch: F + 0 * F. Shifting the masks costs no loop over slices. ``apart`` (B,) bool: stacks of
+    unrelated slices, all of whose branches are pruned.
+    """
+    if apart is not None:
+        masks = masks.masked_fill(apart[:, None, None, None, None], 0)
+    nothing = torch.zeros_like(masks[:, :1])
+    return torch.cat((nothing, masks[:, :-1]), 1), torch.cat((masks[:, 1:], nothing), 1)

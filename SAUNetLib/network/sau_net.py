@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .dense_unet import DenseUNet, Reading
-from .inter_slice_attention import InterSliceAttention
+from .inter_slice_attention import InterSliceAttention, neighbours
 
-Attention = Literal["features", "scores", "none"]
+Attention = Literal["skips", "features", "scores", "none"]
+Maps = tuple[Tensor, ...]
 
 
 class SAUNet(nn.Module):
@@ -24,11 +25,14 @@ class SAUNet(nn.Module):
         widths: see `DenseUNet`.
         reading: see `DenseBlock`.
         attention: where ISA works: ``scores``, the per-slice class scores as the paper's formula has it; ``features``,
-            the feature maps ahead of them (the word on another of its slides); ``none``, Dense U-Net alone.
+            the feature maps ahead of them (the word on another of its slides); ``skips``, the encoder's maps of all
+            levels but the finest, so that the decoder still can make something of what the neighbours say (ours);
+            ``none``, Dense U-Net alone.
 
     Shape:
         (B, S, 1, H, W): B stacks of S consecutive slices -> scores (B, S, classes, H, W). S >= 1; H and W multiples
-        of 16. Every slice goes through the Dense U-Net exactly once.
+        of 16. Every slice goes through the Dense U-Net exactly once. ``apart`` (B,) bool: stacks whose slices are no
+        neighbours; they meet no masks.
     """
 
     def __init__(
@@ -36,17 +40,20 @@ class SAUNet(nn.Module):
         classes: int = 4,
         widths: Sequence[int] = (16, 32, 64, 128, 256),
         reading: Reading = "add",
-        attention: Attention = "features",
+        attention: Attention = "skips",
     ) -> None:
         super().__init__()
-        if attention not in ("features", "scores", "none"):
-            raise ValueError(f"attention must be 'features', 'scores' or 'none', not {attention!r}")
+        if attention not in ("skips", "features", "scores", "none"):
+            raise ValueError(f"attention must be 'skips', 'features', 'scores' or 'none', not {attention!r}")
         self.classes, self.widths, self.reading = classes, tuple(widths), reading
         self.attention = attention
         self.encoder = DenseUNet(1, widths, reading)
         self.head = nn.Conv2d(self.encoder.out_channels, classes, 1)
-        channels = {"features": self.encoder.out_channels, "scores": classes, "none": 0}[attention]
-        self.isa = InterSliceAttention(channels) if channels else None
+        self.isa: nn.ModuleList | InterSliceAttention | None = None
+        if attention == "skips":
+            self.isa = nn.ModuleList(InterSliceAttention(channels) for channels in self.encoder.skip_channels[1:])
+        elif attention != "none":
+            self.isa = InterSliceAttention(self.encoder.out_channels if attention == "features" else classes)
 
     def cost(self, rows: int, columns: int) -> tuple[int, int]:
         """Number of weights, and floating-point operations of the convolutions for a slice of rows x columns pixels."""
@@ -59,20 +66,59 @@ class SAUNet(nn.Module):
         trained = {name for name, _ in self.named_parameters()}
         return sum(weights[name].numel() for name in trained), counter.get_total_flops()
 
-    def rough(self, slices: Tensor) -> Tensor:
-        """The per-slice rough result F (N, C, H, W) of slices (N, 1, H, W): what ISA takes in."""
+    def rough(self, slices: Tensor) -> Maps:
+        """The rough results F of slices (N, 1, H, W), each alone: one map (N, C, H, W), or those of all levels."""
+        if self.attention == "skips":
+            return tuple(self.encoder.encode(slices))
         features = self.encoder(slices)
-        return features if self.attention == "features" else self.head(features)
+        return (self.head(features) if self.attention == "scores" else features,)
 
-    def scores(self, refined: Tensor) -> Tensor:
-        """Class scores (N, classes, H, W) of what ISA gave (N, C, H, W)."""
-        return self.head(refined) if self.attention == "features" else refined
+    def masks(self, rough: Maps) -> Maps:
+        """The attention A of slices for their neighbours, one mask for each of the last maps of F; none without ISA."""
+        attentions = self._attentions()
+        attended = rough[len(rough) - len(attentions) :]
+        return tuple(isa.attention(one) for isa, one in zip(attentions, attended, strict=True))
 
-    def forward(self, stacks: Tensor) -> Tensor:
+    def scores(self, rough: Maps, before: Maps | None = None, after: Maps | None = None) -> Tensor:
+        """Class scores (N, classes, H, W) of slices by their F and their neighbours' masks; None: no neighbour."""
+        refined = list(rough)
+        first = len(rough) - len(self._attentions())
+        for place in range(first, len(rough)):
+            neighbours = [None if masks is None else masks[place - first] for masks in (before, after)]
+            refined[place] = InterSliceAttention.combine(rough[place], *neighbours)
+        if self.attention == "skips":
+            return self.head(self.encoder.decode(refined))
+        return refined[0] if self.attention == "scores" else self.head(refined[0])
+
+    def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Scores (1, classes, H, W) slice by slice of one stack that comes in chunks (n, 1, H, W).
+
+        Every slice is encoded once, however the stack is cut, and memory does not grow with it.
+        """
+        before: Maps | None = None  # masks of slice i - 1
+        current: tuple[Maps, Maps] | None = None  # rough results and masks of slice i
+        for slices in chunks:
+            rough = self.rough(slices)
+            masks = self.masks(rough)
+            for number in range(slices.shape[0]):
+                one, mask = (tuple(part[number : number + 1] for part in parts) for parts in (rough, masks))
+                if current is not None:
+                    yield self.scores(current[0], before, mask)
+                    before = current[1]
+                current = (one, mask)
+        if current is not None:
+            yield self.scores(current[0], before, None)
+
+    def forward(self, stacks: Tensor, apart: Tensor | None = None) -> Tensor:
         if stacks.ndim != 5:
             raise ValueError(f"stacks must be (B, S, 1, H, W), not {tuple(stacks.shape)}")
         number = stacks.shape[:2]
-        refined = self.rough(stacks.flatten(0, 1)).unflatten(0, number)
-        if self.isa is not None:
-            refined = self.isa(refined)
-        return self.scores(refined.flatten(0, 1)).unflatten(0, number)
+        rough = self.rough(stacks.flatten(0, 1))
+        shifted = [neighbours(masks.unflatten(0, number), apart) for masks in self.masks(rough)]
+        before, after = (tuple(pair[side].flatten(0, 1) for pair in shifted) for side in (0, 1))
+        return self.scores(rough, before, after).unflatten(0, number)
+
+    def _attentions(self) -> list[InterSliceAttention]:
+        if self.isa is None:
+            return []
+        return [self.isa] if isinstance(self.isa, InterSliceAttention) else list(self.isa)  # type: ignore[arg-type]
