@@ -263,14 +263,18 @@ def test_what_is_not_known_teaches_nothing(data):
     assert scores.grad[:, :, :8].abs().sum() == 0
 
 
-def test_sources_are_drawn_by_their_shares_and_single_slices_are_repeated(data):
+def test_sources_are_drawn_by_their_shares_and_single_slices_share_a_stack_apart(data):
     cases = load_cases(data, ["p0", "p1"], 1.5)
-    single = [type(cases[0])("single", cases[0].images[:1], cases[0].labels[:1], 4.0)]
-    dataset = StackDataset([cases, single], [0, 1], 4, 3, (48, 32), seed=1)
-    for index in range(4):
+    single = [type(cases[0])(str(k), cases[0].images[k : k + 1], cases[0].labels[k : k + 1], 4.0) for k in range(5)]
+    dataset = StackDataset([cases, single], [0, 1], 6, 3, (48, 32), seed=1)
+    different = 0
+    for index in range(6):
         stack = dataset[index]
-        assert stack["image"].shape == (3, 1, 48, 32)
-        assert torch.equal(stack["label"][0], stack["label"][1])
+        assert stack["image"].shape == (3, 1, 48, 32) and stack["label"].shape == (3, 48, 32)
+        assert bool(stack["apart"])
+        different += not torch.equal(stack["label"][0], stack["label"][1])
+    assert different >= 2, "each is drawn and moved on its own"
+    assert not bool(StackDataset([cases, single], [1, 0], 1, 3, (48, 32), seed=1)[0]["apart"])
 
 
 def test_a_teacher_says_what_it_is_sure_of(tiny_model, tmp_path):
@@ -328,13 +332,13 @@ def base(tmp_path):
 def test_a_model_is_adapted_until_it_no_longer_improves(data, base, tmp_path, monkeypatch):
     """`--from`: shape, pixel size and limits are the model's; patience ends the run and the best weights stay."""
     monkeypatch.setattr(training, "STEPS_PER_EPOCH", 2)
-    config = {"crop": [48, 32], "slices": 2, "stacks": 1, "steps": 24, "learning_rate": 1e-9, "patience": 1}
+    config = {"crop": [48, 32], "slices": 2, "stacks": 1, "steps": 80, "learning_rate": 1e-9, "patience": 1}
     (tmp_path / "c.json").write_text(json.dumps(config))
     run = tmp_path / "run"
     command = ["train", "--from", str(base), "--data", str(data), "--output", str(run), "--device", "cpu"]
     assert main([*command, "--config", str(tmp_path / "c.json")]) == 0
     reached = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
-    assert reached < 24, "weights that hardly move do not improve"
+    assert reached < 80, "weights that hardly move do not improve"
     tuned = load_model(str(run / "base-tuned.safetensors"))
     assert tuned.card.pixel_mm == 1.5 and tuned.card.limits == ["lumbar"] and "--from base" in tuned.card.command
     before = load_model(str(base)).network.state_dict()

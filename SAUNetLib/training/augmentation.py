@@ -27,46 +27,27 @@ class Augmentation:
 
     Args:
         crop: rows and columns of the result.
+        contrasts: whether to make up other pulse sequences, resolutions and artefacts; otherwise the changes are those
+            between patients of one sequence.
 
     Call:
         images (S, H, W) float 0..1, labels (S, H, W) uint8, a generator -> the same two, (S, *crop).
     """
 
-    def __init__(self, crop: tuple[int, int]) -> None:
+    def __init__(self, crop: tuple[int, int], contrasts: bool = True) -> None:
+        self.contrasts = contrasts
         self.geometry = RandAffined(
             ("image", "label"),
             prob=1.0,
             rotate_range=0.26,
             shear_range=(0.08, 0.08),
-            translate_range=(60, 50),
+            translate_range=(crop[0] * 3 / 16, crop[1] / 5),
             scale_range=(0.3, 0.3),
             spatial_size=crop,
             mode=("bilinear", "nearest"),
             padding_mode="zeros",
         )
-        self.intensity = Compose(
-            [
-                RandBiasFieldd("image", prob=0.5, degree=3, coeff_range=(0.0, 0.35)),
-                RandHistogramShiftd("image", prob=0.4, num_control_points=(4, 10)),
-                RandAdjustContrastd("image", prob=0.5, gamma=(0.5, 2.0)),
-                RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.3, 1.2), sigma_y=(0.3, 1.2)),
-                RandGaussianSharpend("image", prob=0.1),
-                RandSimulateLowResolutiond(
-                    "image", prob=0.3, zoom_range=(0.4, 1.0), downsample_mode="area", upsample_mode="bilinear"
-                ),
-                RandGibbsNoised("image", prob=0.15, alpha=(0.2, 0.6)),
-                RandRicianNoised("image", prob=0.4, std=0.08, sample_std=True),
-                RandCoarseDropoutd(
-                    "image",
-                    prob=0.1,
-                    holes=1,
-                    max_holes=3,
-                    spatial_size=(10, 10),
-                    max_spatial_size=(40, 40),
-                    fill_value=0,
-                ),
-            ]
-        )
+        self.intensity = _other_scanners() if contrasts else _one_sequence()
         self.artefacts = tio.OneOf(
             {
                 tio.RandomMotion(degrees=3, translation=4, num_transforms=2, image_interpolation="linear"): 1,
@@ -81,15 +62,56 @@ class Augmentation:
         sample = self.geometry.set_random_state(seed)({"image": images, "label": labels.float()})
         label = torch.as_tensor(sample["label"]).to(torch.uint8)
         image = torch.as_tensor(sample["image"]).clamp_(0, 1)
-        image = tissue_contrast(image, label, random)
-        image = torch.as_tensor(self.intensity.set_random_state(seed + 1)({"image": image})["image"])
-        return self._acquire(image.float(), seed + 2).contiguous(), label
+        if self.contrasts:
+            image = tissue_contrast(image, label, random)
+        image = torch.as_tensor(self.intensity.set_random_state(seed + 1)({"image": image})["image"]).float()
+        if self.contrasts:
+            image = self._acquire(image, seed + 2)
+        return image.contiguous(), label
 
     def _acquire(self, images: Tensor, seed: int) -> Tensor:
         """Motion, ghosts or spikes of the acquisition; TorchIO draws from torch's own generator."""
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             return self.artefacts(images.movedim(0, -1)[None])[0].movedim(-1, 0)
+
+
+def _other_scanners() -> Compose:
+    """Intensities and resolution as other scanners have them."""
+    return Compose(
+        [
+            RandBiasFieldd("image", prob=0.5, degree=3, coeff_range=(0.0, 0.35)),
+            RandHistogramShiftd("image", prob=0.4, num_control_points=(4, 10)),
+            RandAdjustContrastd("image", prob=0.5, gamma=(0.5, 2.0)),
+            RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.3, 1.2), sigma_y=(0.3, 1.2)),
+            RandGaussianSharpend("image", prob=0.1),
+            RandSimulateLowResolutiond(
+                "image", prob=0.3, zoom_range=(0.4, 1.0), downsample_mode="area", upsample_mode="bilinear"
+            ),
+            RandGibbsNoised("image", prob=0.15, alpha=(0.2, 0.6)),
+            RandRicianNoised("image", prob=0.4, std=0.08, sample_std=True),
+            RandCoarseDropoutd(
+                "image",
+                prob=0.1,
+                holes=1,
+                max_holes=3,
+                spatial_size=(10, 10),
+                max_spatial_size=(40, 40),
+                fill_value=0,
+            ),
+        ]
+    )
+
+
+def _one_sequence() -> Compose:
+    """Intensities as they differ between patients of one sequence."""
+    return Compose(
+        [
+            RandBiasFieldd("image", prob=0.3, degree=3, coeff_range=(0.0, 0.2)),
+            RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5)),
+            RandRicianNoised("image", prob=0.3, std=0.04, sample_std=True),
+        ]
+    )
 
 
 def tissue_contrast(images: Tensor, labels: Tensor, random: np.random.Generator) -> Tensor:

@@ -151,10 +151,15 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         slices: consecutive slices in a stack.
         crop: rows and columns of a stack.
         seed: of all randomness.
+        contrasts: see `Augmentation`.
+
+    A case of one slice has no neighbours to learn from: its stack holds slices of that many such cases of the same
+    data set, each augmented on its own, and says so.
 
     Items:
         ``image`` float32 (slices, 1, rows, columns), ``label`` int64 (slices, rows, columns): classes, 255 where not
-        known, other values from `folders.ANY_OF` on where a structure was not drawn.
+        known, other values from `folders.ANY_OF` on where a structure was not drawn; ``apart`` bool: the slices are
+        no neighbours.
     """
 
     def __init__(
@@ -165,10 +170,12 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         slices: int,
         crop: tuple[int, int],
         seed: int,
+        contrasts: bool = True,
     ) -> None:
         self.sources, self.shares = sources, np.asarray(shares, float) / np.sum(shares)
+        self.single = [[case for case in cases if len(case.images) == 1] for cases in sources]
         self.length, self.slices, self.seed = length, slices, seed
-        self.augmentation = Augmentation(crop)
+        self.augmentation = Augmentation(crop, contrasts)
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -176,22 +183,37 @@ class StackDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng((self.seed, self.epoch, index))
-        case = self._draw(random)
-        images, labels = self._stack(case, random)
-        images, labels = self.augmentation(images, labels, random)
+        cases = self._draw(random)
+        parts = [self._part(case, random) for case in cases]
+        return {
+            "image": torch.cat([image for image, _ in parts]),
+            "label": torch.cat([label for _, label in parts]),
+            "apart": torch.tensor(len(cases) > 1),
+        }
+
+    def _draw(self, random: np.random.Generator) -> list[Case]:
+        """The case of a stack; of single slices as many as a stack has."""
+        number = int(random.choice(len(self.sources), p=self.shares))
+        cases, single = self.sources[number], self.single[number]
+        case = cases[int(random.integers(len(cases)))]
+        if len(case.images) > 1:
+            return [case]
+        return [case, *(single[int(other)] for other in random.integers(len(single), size=self.slices - 1))]
+
+    def _part(self, case: Case, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Images (s, 1, rows, columns) and labels (s, rows, columns) of a case, s = 1 for a single slice."""
+        images, labels = self.augmentation(*self._stack(case, random), random)
         if case.background != BACKGROUND:
             labels[labels == BACKGROUND] = case.background
         intensity = Intensity.of(images.numpy())
         normal = torch.from_numpy(intensity.normalise(images.numpy()))
-        return {"image": normal[:, None], "label": labels.long()}
-
-    def _draw(self, random: np.random.Generator) -> Case:
-        source = self.sources[int(random.choice(len(self.sources), p=self.shares))]
-        return source[int(random.integers(len(source)))]
+        return normal[:, None], labels.long()
 
     def _stack(self, case: Case, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Consecutive slices of a patient, averaged and skipped at random, in either order."""
         available = case.images.shape[0]
+        if available == 1:
+            return case.images.float(), case.labels
         # Two of five stacks stay thin; thicker ones as far as the patient has slices enough for them.
         most = max(1, int(THICKEST_MM / case.slice_spacing))
         count = 1 if random.random() < 0.4 else int(random.integers(1, min(5, most) + 1))
@@ -204,6 +226,6 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         images, labels = thick_slices(case.images[part], case.labels[part], count, gap)
         if random.random() < 0.5:
             images, labels = images.flip(0), labels.flip(0)
-        # A patient with fewer slices than a stack has (a single one, say) repeats them.
+        # A patient with fewer slices than a stack has repeats them.
         order = torch.arange(self.slices) % images.shape[0]
         return images[order].float(), labels[order]

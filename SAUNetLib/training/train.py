@@ -59,6 +59,7 @@ class TrainingConfig(BaseModel):
         slices: consecutive slices in a stack.
         stacks: stacks in a batch.
         shares: how often each data folder is drawn from; default: by its number of cases.
+        contrasts: see `Augmentation`.
         start: name or file of the model to start from (fine-tuning); default: random weights.
         steps: optimiser steps.
         learning_rate, weight_decay: of AdamW.
@@ -86,6 +87,7 @@ class TrainingConfig(BaseModel):
     slices: int = Field(4, ge=1)
     stacks: int = Field(2, ge=1)
     shares: tuple[float, ...] = ()
+    contrasts: bool = True
     start: str | None = None
     steps: int = Field(4000, ge=1)
     learning_rate: float = 2e-3
@@ -136,6 +138,7 @@ class TrainingRun(pl.LightningModule):
             config.slices,
             config.crop,
             config.seed,
+            config.contrasts,
         )
         dataset.epoch = self.current_epoch
         return DataLoader(dataset, config.stacks, num_workers=1, prefetch_factor=4)
@@ -144,7 +147,8 @@ class TrainingRun(pl.LightningModule):
         return DataLoader(list(range(len(self.validation_cases))), batch_size=None)  # type: ignore[arg-type]
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        scores = self.network(batch["image"]).float().flatten(0, 1)
+        links = {"apart": batch["apart"]} if batch["apart"].any() else {}
+        scores = self.network(batch["image"], **links).float().flatten(0, 1)
         labels = batch["label"].flatten(0, 1)
         loss = marginal_loss(scores, labels, self.dice) if self.partial else self._loss(scores, labels)
         self.log("train/loss", loss, prog_bar=True)
@@ -214,9 +218,8 @@ def predict(network: SAUNet, images: Tensor) -> Tensor:
     stride = network.encoder.stride
     rows, columns = normal.shape[1:]
     padded = torch.nn.functional.pad(normal, (0, -columns % stride, 0, -rows % stride), value=float(normal.min()))
-    rough = torch.cat([network.rough(part[None, None].contiguous()) for part in padded])
-    refined = network.isa(rough[None])[0] if network.isa is not None else rough
-    return torch.cat([network.scores(part[None]).argmax(1) for part in refined])[:, :rows, :columns]
+    scores = network.stream(part[None, None].contiguous() for part in padded)
+    return torch.cat([one.argmax(1) for one in scores])[:, :rows, :columns]
 
 
 def train(folders: Sequence[Path], output: Path, config: TrainingConfig, accelerator: str = "auto") -> SAUNet:
