@@ -61,7 +61,7 @@ def finished(data, tmp_path_factory):
         kept = {path: path.stat().st_mtime_ns for path in run.glob("*/result.json")}
         assert len(kept) == 3
         assert main(["compare", str(data), "--output", str(run), *SMOKE]) == 0
-    assert next(count) == 11, "three, the interrupted one, and the seven that were missing"
+    assert next(count) == 13, "three, the interrupted one, and the nine that were missing"
     assert kept == {path: path.stat().st_mtime_ns for path in kept}, "what was finished is not done again"
     return run
 
@@ -93,7 +93,7 @@ def test_the_kept_weights_are_those_that_were_measured(finished, data):
 
 def test_the_report_has_every_network_beside_the_paper_s_figures(finished):
     report = (finished / "results.md").read_text(encoding="utf-8")
-    assert "10 trainings are finished" in report and BUDGETS["smoke"].description in report
+    assert "12 trainings are finished" in report and BUDGETS["smoke"].description in report
     for name, candidate in CANDIDATES.items():
         rows = [line for line in report.splitlines() if line.startswith(f"| {candidate.title} |")]
         # beside the paper, two thicknesses for two tasks, the costs of both
@@ -111,13 +111,13 @@ def test_the_report_has_every_network_beside_the_paper_s_figures(finished):
 def test_what_is_finished_can_be_reported_without_training(finished, data, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    for one in ("spine-isa-features-2020", "structures-unet-2d-2020"):
+    for one in ("spine-isa-skips-2020", "structures-unet-2d-2020"):
         shutil.rmtree(run / one)
     monkeypatch.setattr(compared, "fit", None)
     target = tmp_path / "docs" / "table.md"
     assert main(["compare", str(data), "--output", str(run), "--finished", "--report", str(target)]) == 0
     assert capsys.readouterr().out.split() == [str(target), str(target.with_suffix(".csv"))]
-    assert "8 trainings are finished" in target.read_text(encoding="utf-8")
+    assert "10 trainings are finished" in target.read_text(encoding="utf-8")
     assert "errors.png" not in target.read_text(encoding="utf-8")
 
 
@@ -172,7 +172,7 @@ def test_u_nets_take_stacks_as_sau_net_does_and_only_the_3d_one_looks_across_sli
     changed = stacks.clone()
     changed[:, 0] += 1
     for dimensions in (2, 3):
-        network = UNet(dimensions, 4, (2, 2, 2, 2, 4)).eval()
+        network = UNet(dimensions, 4, (2, 2, 2, 2, 4), 3).eval()
         with torch.inference_mode():
             scores, others = network(stacks), network(changed)
         assert scores.shape == (2, slices, 4, 32, 48)

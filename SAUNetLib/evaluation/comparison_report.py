@@ -56,13 +56,14 @@ TITLES = {
     "hausdorff95_mm": "HD95 mm",
 }
 PAIRS = (
+    ("isa-skips", "dense"),
     ("isa-features", "dense"),
     ("isa-scores", "dense"),
-    ("isa-features", "unet-2d"),
-    ("isa-features", "unet-3d"),
+    ("isa-skips", "unet-2d"),
+    ("isa-skips", "unet-3d"),
 )
 """Networks whose difference is asked for: what ISA adds, and SAU-Net against the two U-Nets."""
-SHOWN = ("dense", "isa-scores", "isa-features")
+SHOWN = ("dense", "isa-scores", "isa-skips")
 EXTRA, MISSED, RIGHT = (255, 126, 40), (60, 150, 255), (170, 200, 170)
 SCALE = 1.15
 """Screen pixels per mm in the picture."""
@@ -193,13 +194,15 @@ def _head(comparison: Comparison, results: Sequence[Result]) -> Iterator[str]:
     yield "\n".join(
         (
             f"- Trained on {len(comparison.trained_on)} patients; measured on {', '.join(comparison.kept_out)}, which "
-            "no network has seen. Data, licence and augmentation are those of [training.md](training.md).",
+            "no network has seen. Data and licence are those of [training.md](training.md); the augmentation is its "
+            "geometry, and of the intensities what differs between patients of one sequence.",
             f"- Every network: {config.steps} steps of {config.stacks} x {config.slices} consecutive slices, {rows} x "
             f"{columns} pixels of {config.pixel_mm} mm, the same stacks in the same order for the same seed; Dice and "
             f"cross-entropy, AdamW at {config.learning_rate:g}, averaged weights of the second half. Nothing was tuned "
             "for one of them.",
             f"- Widths {', '.join(map(str, config.network.widths))} for all. The two U-Nets are MONAI's DynUNet; the "
-            "three-dimensional one takes the stack as a volume and halves rows and columns, not slices.",
+            "three-dimensional one takes the stack as a volume and halves rows and columns, not slices; whole patients "
+            f"it sees in windows of {config.slices} slices, as MONAI lays them by default.",
             "- Figures are those of the source grid (SPIDER's pixels), once with native slices and once with four of "
             "them averaged. Mean ± standard deviation over the seeds; in brackets the 95 % bootstrap interval over "
             f"the {len(comparison.kept_out)} patients, which for so few is too narrow. Nothing is removed "
