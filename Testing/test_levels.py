@@ -330,6 +330,22 @@ def test_partial_in_the_outermost_slices(spine: np.ndarray, whole: Levels) -> No
     assert {value_of("L3"), value_of("L3/L4"), 2} <= half.partial
 
 
+def test_the_classes_given_are_not_changed(spine: np.ndarray) -> None:
+    classes = CLASS_OF[spine]
+    classes[0, 0, 0] = classes[-1, -1, -1] = VERTEBRA  # specks, so that the box around everything is the whole volume
+    before = classes.copy()
+    labels = name_structures(stack_of(classes)).labels
+    assert labels[0, 0, 0] == labels[-1, -1, -1] == 0
+    np.testing.assert_array_equal(classes, before)
+
+
+def test_waves_side_by_side_give_what_one_after_the_other_gives(
+    spine: np.ndarray, whole: Levels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("SAUNetLib.levels.posterior._THREADS", 1)
+    np.testing.assert_array_equal(named(spine).labels, whole.labels)
+
+
 @pytest.mark.parametrize(
     ("lowest", "expected"),
     [
