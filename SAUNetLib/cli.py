@@ -186,12 +186,9 @@ def _segment_many(options: argparse.Namespace) -> int:
         )
     outputs = _output_names([Path(image) for image in options.images], Path(options.output))
     engine = _engine(options)
-    device = engine.device
     results: list[dict[str, Any]] = []
     status = 0
     for image, output in outputs.items():
-        if engine.device != device:
-            engine = _engine(options)  # the image before did not fit into the GPU; this one may
         try:
             with _progress(options, image.name) as report:
                 segmentation = _one_apart(options, engine, image, output, report)

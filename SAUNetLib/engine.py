@@ -48,9 +48,11 @@ class Engine:
     ) -> None:
         self.model = model
         self._precision = precision
-        self._prepare(choose_device(device))
+        self._chosen = choose_device(device)
+        self._prepare(self._chosen)
 
     def _prepare(self, device: torch.device) -> None:
+        self._stepped_down = False
         bfloat16 = computes_bfloat16(device) if self._precision == "auto" else self._precision == "bfloat16"
         self.device = device
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
@@ -69,6 +71,8 @@ class Engine:
             OutOfMemoryError: the processor's memory does not suffice either.
         """
         notices: list[Notice] = []
+        if self._stepped_down:
+            self._prepare(self._chosen)  # the stack before did not fit; this one may
         while True:
             try:
                 return self._classes(stack, report), tuple(notices)
@@ -78,14 +82,16 @@ class Engine:
             notices.append(self._step_down())
 
     def _step_down(self) -> Notice:
-        """Ask for less memory: half the chunk, then the processor."""
+        """Ask for less memory: half the chunk, then the processor; `classes` undoes it for the next stack."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if self.chunk > 1:
             self.chunk //= 2
+            self._stepped_down = True
             return Notice("SMALLER_CHUNKS", f"Memory ran short; went on with {self.chunk} slices at a time.")
         if self.device.type != "cpu":
             self._prepare(torch.device("cpu"))
+            self._stepped_down = True
             return Notice("MOVED_TO_CPU", "The GPU's memory does not suffice; went on with the processor (slower).")
         raise out_of_memory()
 

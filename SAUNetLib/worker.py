@@ -145,22 +145,17 @@ class Worker:
         from .pipeline import segment_file
 
         assert request.image is not None and request.output is not None
-        device = engine.device
-        try:
-            segmentation = segment_file(
-                request.image,
-                request.output,
-                engine,
-                series=request.series,
-                levels=request.levels,
-                lowest=request.lowest,
-                table=request.table,
-                preview=request.preview,
-                report=report,
-            )
-        finally:
-            if engine.device != device:
-                self._engine = None  # this request did not fit into the GPU; the next one may
+        segmentation = segment_file(
+            request.image,
+            request.output,
+            engine,
+            series=request.series,
+            levels=request.levels,
+            lowest=request.lowest,
+            table=request.table,
+            preview=request.preview,
+            report=report,
+        )
         for notice in segmentation.warnings:
             send(event="warning", code=notice.code, text=notice.text)
         return {"command": "segment", "output": request.output, **about, **segmentation.summary()}

@@ -60,22 +60,3 @@ def tiny_engine(tiny_model: Path) -> Engine:
 def random() -> np.random.Generator:
     """Reproducible randomness."""
     return np.random.default_rng(11)
-
-
-@pytest.fixture
-def moving_engine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Engines on a GPU that suffices for no volume; the list of the devices on which volumes were begun."""
-    begun: list[str] = []
-
-    class MovingEngine(Engine):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments)  # type: ignore[arg-type]
-            self.device = torch.device("meta")  # stands for a device that is not the processor
-
-        def classes(self, *arguments: object) -> object:
-            begun.append(self.device.type)
-            self._prepare(torch.device("cpu"))
-            return super().classes(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("SAUNetLib.engine.Engine", MovingEngine)
-    return begun

@@ -244,13 +244,6 @@ def test_a_name_that_stdout_cannot_show_is_no_failure(image, tmp_path, tiny_mode
     assert "\\u810a\\u690e.nii.gz" in done.stdout and (tmp_path / "many" / foreign.name).exists()
 
 
-def test_an_image_too_large_for_the_gpu_leaves_the_gpu_to_the_next(run, image, tmp_path, moving_engine):
-    second = image.with_name("b.nii.gz")
-    second.write_bytes(image.read_bytes())
-    assert run(image, second, "--output", tmp_path / "many", "--quiet") == (0, "", "")
-    assert moving_engine == ["meta", "meta"]
-
-
 def test_models_lists_and_adds(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
     assert main(["models", "add", str(tiny_model)]) == 0

@@ -201,6 +201,17 @@ def test_out_of_memory_on_a_gpu_ends_on_the_processor(tiny_model, monkeypatch):
     assert engine.device.type == "cpu" and len(tried) == 3
 
 
+def test_the_stack_after_one_that_did_not_fit_is_given_the_gpu_again(tiny_model, monkeypatch):
+    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    engine.device = engine._chosen = torch.device("meta")  # stands for a device that is not the processor
+    failing(engine, torch.OutOfMemoryError("out of memory"), 1)
+    engine.classes(stack_of(2))
+    asked = []
+    monkeypatch.setattr(engine, "_prepare", asked.append)
+    engine.classes(stack_of(2))
+    assert asked == [torch.device("meta")]
+
+
 def test_out_of_memory_on_the_processor_is_an_error_of_its_own(tiny_model):
     engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
     failing(engine, MemoryError(), 99)

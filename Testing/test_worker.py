@@ -1,7 +1,6 @@
 """The child process: its protocol, cancelling, bad requests, and nothing left when it is killed."""
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ from SAUNetLib.engine import Engine
 from SAUNetLib.errors import UsageError
 from SAUNetLib.model import load_model
 from SAUNetLib.pipeline import segment
-from SAUNetLib.worker import LONGEST_LINE, Request, Worker
+from SAUNetLib.worker import LONGEST_LINE, Request
 
 
 class Child:
@@ -220,11 +219,3 @@ def test_many_requests_leave_no_descriptors_open(child, tiny_model):
         child.answer()
     time.sleep(0.1)
     assert len(list(folder.iterdir())) <= before
-
-
-def test_a_request_too_large_for_the_gpu_leaves_the_gpu_to_the_next(image, tiny_model, tmp_path, moving_engine):
-    worker = Worker(io.StringIO(), io.StringIO())
-    request = Request("segment", image=str(image), output=str(tmp_path / "b.nrrd"), model=str(tiny_model), device="cpu")
-    for number in (1, 2):
-        worker._answer(number, request, lambda **event: None)
-    assert moving_engine == ["meta", "meta"]
