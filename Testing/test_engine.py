@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import SAUNetLib.engine as engine_module
-from SAUNetLib.engine import Engine, best_class, choose_device, resample
+from SAUNetLib.engine import Engine, best_class, choose_device, fine_classes, resample
 from SAUNetLib.errors import CancelledError, OutOfMemoryError, UsageError
 from SAUNetLib.model import load_model
 from SAUNetLib.network import SAUNet, fold_batch_norm, inference, pack_for_processor
@@ -237,6 +239,26 @@ def test_devices(monkeypatch):
         assert caught.value.code == "DEVICE"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto").type == "cuda"
+
+
+@given(
+    coarse=st.tuples(st.integers(16, 24), st.integers(16, 24)),
+    fine=st.tuples(st.integers(8, 60), st.integers(8, 60)),
+    box=st.tuples(*[st.integers(0, 23)] * 4),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_classes_enlarged_in_their_box_are_those_of_all_scores_enlarged(coarse, fine, box, seed):
+    """Foreground anywhere, at the border or nowhere; enlarged, made smaller, and one of each."""
+    scores = torch.randn(1, 4, *coarse, generator=torch.Generator().manual_seed(seed))
+    scores[:, 0] += 8
+    top, bottom, left, right = box
+    scores[:, 0, top:bottom, left:right] -= 8
+    expected = best_class(resample(scores, fine))[0]
+    found = fine_classes(scores.to(memory_format=torch.channels_last), fine)
+    assert found.dtype == torch.uint8 and found.shape == fine
+    # Where two scores are as good as equal, rounding may decide.
+    assert (found != expected).sum() <= 1
 
 
 def test_resampling_keeps_the_field_of_view():
