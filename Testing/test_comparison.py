@@ -96,8 +96,8 @@ def test_the_report_has_every_network_beside_the_paper_s_figures(finished):
     assert "12 trainings are finished" in report and BUDGETS["smoke"].description in report
     for name, candidate in CANDIDATES.items():
         rows = [line for line in report.splitlines() if line.startswith(f"| {candidate.title} |")]
-        # beside the paper, two thicknesses for two tasks, the costs of both
-        assert len(rows) == 7, name
+        # beside the paper, two thicknesses for two tasks, the costs of both and of the shipped size
+        assert len(rows) == 8, name
         assert len({row.count("|") for row in (rows[1], rows[2])}) == 1
         if name in PAPERS_TABLE:
             assert all(figure in rows[0] for figure in PAPERS_TABLE[name].values())

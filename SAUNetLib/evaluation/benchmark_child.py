@@ -21,8 +21,12 @@ THICKEST_MM = 5.0
 
 
 def volume(path: str, slices: int, pixels: int, field_mm: float) -> dict[str, Any]:
-    """Write a phantom of slices x pixels x pixels, its field of view square; the slices cover the spine's width."""
-    from ..formats.volumes import write_volume
+    """Write a phantom of slices x pixels x pixels, its field of view square; the slices cover the spine's width.
+
+    It is not compressed: so the panel hands its volumes over.
+    """
+    import SimpleITK as sitk
+
     from ..training.phantom import PhantomOptions, make_phantom
     from ..training.phantom.options import SPINE_WIDTH_MM
 
@@ -35,7 +39,7 @@ def volume(path: str, slices: int, pixels: int, field_mm: float) -> dict[str, An
             field_of_view=(field_mm, field_mm),
         )
     )
-    write_volume(made.volume, Path(path))
+    sitk.WriteImage(made.volume.to_sitk(), path)
     return {"shape": made.volume.voxels.shape}
 
 

@@ -14,19 +14,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
+from monai.networks.blocks.dynunet_block import UnetBasicBlock
 from monai.networks.nets import DynUNet
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..anatomy import VERTEBRA
-from ..engine import choose_device, computes_bfloat16, resample
+from ..engine import GPU_CHUNK, choose_device, computes_bfloat16, resample
 from ..errors import InputError, UsageError
 from ..formats.atomic import write_beside
 from ..metrics import compare_labels
-from ..network import SAUNet
+from ..network import SAUNet, fold_batch_norm, pack_for_processor
 from ..network.sau_net import Attention
 from ..training.datasets import Case, load_cases, thick_volume
 from ..training.folders import UNKNOWN, case_names, read_pair
@@ -38,6 +40,7 @@ KEPT_OUT = ("045", "081", "127", "209", "239")
 """SPIDER's patients that no network of the project is trained on."""
 TASKS = {"spine": 1, "structures": 1 + len(CLASS_NAMES)}
 """What is segmented -> scores of the network: all vertebrae in the paper's binary form, or the three structures."""
+SHIPPED = "shipped"
 WEIGHTS = "weights.safetensors"
 STRIDE = 16
 REPEATS = 2
@@ -226,7 +229,8 @@ class Comparison(BaseModel):
         config: what every network gets.
         kept_out, trained_on: names of the cases.
         device, precision: of the timing.
-        costs: task -> network -> cost.
+        costs: task, or ``shipped`` for networks as wide and pixels as fine as those of the shipped model -> network ->
+            cost.
     """
 
     data: str
@@ -296,9 +300,10 @@ def compare(
     comparison = _begin(data, output, budget, kept_out, chosen)
     config = comparison.config
     patients = kept_out_patients(data, kept_out)
-    for task in tasks:
-        if task not in comparison.costs:
-            comparison.costs[task] = _costs(config, task, patients, chosen)
+    for title in (*tasks, SHIPPED):
+        if title not in comparison.costs:
+            task, measured = (title, config) if title != SHIPPED else ("structures", _as_shipped(config))
+            comparison.costs[title] = _costs(measured, task, patients, chosen)
             _write(output / "comparison.json", comparison)
     waiting = [trial for trial in trials(tasks, seeds, config.seed) if not _result_file(output, trial).exists()]
     cases = _cases(data, comparison) if waiting else []
@@ -317,6 +322,10 @@ def compare(
         save_model(network.to(memory_format=torch.contiguous_format), str(output / trial.name / WEIGHTS))  # type: ignore[call-overload]
         _write(_result_file(output, trial), result)
         (output / trial.name / "last.ckpt").unlink()
+
+
+def _as_shipped(config: TrainingConfig) -> TrainingConfig:
+    return config.model_copy(update={"network": NetworkConfig(), "pixel_mm": TrainingConfig().pixel_mm})
 
 
 def read_comparison(output: Path) -> tuple[Comparison, list[Result]]:
@@ -478,27 +487,54 @@ def _costs(config: TrainingConfig, task: str, patients: Sequence[KeptOut], devic
     On a processor it is the processor's time of one thread: other work on it does not count.
     """
     clock = time.process_time if device.type == "cpu" else benchmark.timer
-    networks = {name: Trial(name, task, config.seed).build(config).eval().to(device) for name in CANDIDATES}
-    images = [(one.slices, _image(SagittalStack.of(one.volume), config.pixel_mm, device)) for one in patients]
-    seconds = {name: dict.fromkeys(VALIDATIONS, 0.0) for name in networks}
-    with _precision(device):
-        for slices, image in images:
-            timers = {
-                name: benchmark.Timer("network(image)", globals={"network": network, "image": image}, timer=clock)
-                for name, network in networks.items()
-            }
-            taken = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(REPEATS)]
-            for name in networks:
-                seconds[name][slices] += min(one[name] for one in taken)
-        costs = {}
-        for name, network in networks.items():
-            with FlopCounterMode(display=False) as counter:
-                network(images[0][1])
-            parameters = sum(weights.numel() for weights in network.parameters())
-            costs[name] = Cost(
-                parameters=parameters,
-                megabytes=4 * parameters / 1e6,
-                gigaflop=counter.get_total_flops() / images[0][1].shape[1] / 1e9,
-                seconds=seconds[name],
-            )
+    dtype = torch.bfloat16 if computes_bfloat16(device) else torch.float32
+    seconds = {name: dict.fromkeys(VALIDATIONS, 0.0) for name in CANDIDATES}
+    networks = {name: _ready(Trial(name, task, config.seed).build(config), device, dtype) for name in CANDIDATES}
+    for one in patients:
+        image = _image(SagittalStack.of(one.volume), config.pixel_mm, device).to(dtype)
+        timers = {
+            name: benchmark.Timer("answer(network, image)", globals={**globals(), "network": network, "image": image},
+                                  setup="answer = _answer", timer=clock)
+            for name, network in networks.items()
+        }  # fmt: skip
+        taken = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(REPEATS)]
+        for name in CANDIDATES:
+            seconds[name][one.slices] += min(run[name] for run in taken)
+    costs = {}
+    for name in CANDIDATES:
+        network = Trial(name, task, config.seed).build(config).eval().to(device)
+        with FlopCounterMode(display=False) as counter:
+            network(image.float())
+        parameters = sum(weights.numel() for weights in network.parameters())
+        costs[name] = Cost(
+            parameters=parameters,
+            megabytes=4 * parameters / 1e6,
+            gigaflop=counter.get_total_flops() / image.shape[1] / 1e9,
+            seconds=seconds[name],
+        )
     return costs
+
+
+def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A network made ready to answer, as the engine makes SAU-Net; batch norm is folded into every one."""
+    network = fold_batch_norm(network.eval())
+    for block in network.modules():
+        if isinstance(block, UnetBasicBlock):
+            block.conv1.conv, block.norm1 = fuse_conv_bn_eval(block.conv1.conv, block.norm1), nn.Identity()
+            block.conv2.conv, block.norm2 = fuse_conv_bn_eval(block.conv2.conv, block.norm2), nn.Identity()
+    network = network.to(device, dtype)
+    return pack_for_processor(network) if device.type == "cpu" and isinstance(network, SAUNet) else network
+
+
+def _answer(network: nn.Module, image: Tensor) -> None:
+    """A patient's slices (1, S, 1, h, w) through a network, as many at once as is best for it."""
+    if isinstance(network, UNet) and network.dimensions == 3:
+        network(image)
+        return
+    at_once = 1 if image.device.type == "cpu" else GPU_CHUNK
+    if isinstance(network, SAUNet):
+        for _ in network.stream(image[0].split(at_once)):
+            pass
+    else:
+        for part in image.split(at_once, 1):
+            network(part)

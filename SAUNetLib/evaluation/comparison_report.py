@@ -23,6 +23,7 @@ from ..volume import SagittalStack, Volume
 from .comparison import (
     CANDIDATES,
     FIGURES,
+    SHIPPED,
     TASKS,
     Comparison,
     KeptOut,
@@ -279,11 +280,16 @@ def _costs(comparison: Comparison, table: Table) -> Iterator[str]:
     yield (
         f"Time of the network alone for the kept-out patients, all networks in turn in one run ({comparison.device}, "
         f"{comparison.precision}; on a processor the processor's time of one thread), as a share of the 3D U-Net's; "
-        "size and the paper's columns likewise. Operations are those of the convolutions. The training time was taken "
-        "beside other work."
+        "size and the paper's columns likewise. All are made ready to answer: batch norm folded, weights in that "
+        "precision, slices one after the other where a network takes them alone. Operations are those of the "
+        "convolutions. The training time was taken beside other work."
     )
     for task, costs in comparison.costs.items():
-        yield {"spine": "One score:", "structures": "Four scores:"}[task]
+        yield {
+            "spine": "One score:",
+            "structures": "Four scores:",
+            SHIPPED: "Four scores, networks and pixels of the shipped size (not trained here):",
+        }[task]
         reference = costs["unet-3d"]
         rows = []
         for network, cost in costs.items():
