@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -111,6 +112,9 @@ def segment_file(
         raise UsageError("OUTPUT_WRITE", f"{output} is the image itself", "Give the result another name")
     for path, endings in wanted.items():
         check_output(path, endings)
+    for one, other in itertools.combinations([path for path in (output, table, measurements, preview) if path], 2):
+        if same_place(Path(one), Path(other)):
+            raise UsageError("USAGE", f"two results would be written to {one}", "Give each a name of its own")
     report("read", 0.0)
     volume = read_volume(image, series)
     segmentation = segment(volume, engine, levels=levels, lowest=lowest, report=report)

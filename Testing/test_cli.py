@@ -65,6 +65,13 @@ def test_json_is_one_object_with_the_result(run, image, tmp_path):
     assert answer["structures"] and answer["provenance"]["model"] == "tiny 1" and "warnings" in answer
 
 
+def test_two_results_are_not_written_to_one_file(run, image, tmp_path):
+    one = tmp_path / "b.csv"
+    status, out, err = run(image, "--output", tmp_path / "b.nrrd", "--table", one, "--measurements", one)
+    assert status == 2 and out == "" and err.startswith("error USAGE: two results would be written to ")
+    assert not one.exists() and not (tmp_path / "b.nrrd").exists()
+
+
 def spoil(name: str, image, tmp_path):
     """A bad input of a kind, and the arguments to call with."""
     source = picture()
