@@ -100,7 +100,7 @@ class CancelledError(SAUNetError):
     codes: ClassVar[dict[str, str]] = {"CANCELLED": "Cancelled"}
 
     def __init__(self) -> None:
-        super().__init__("CANCELLED", "The run was cancelled", "What was not finished was not written; start again when ready")
+        super().__init__("CANCELLED", "The run was cancelled", "Nothing unfinished was written; start again when ready")
 
 
 def out_of_memory() -> OutOfMemoryError:
