@@ -111,7 +111,7 @@ def test_the_report_has_every_network_beside_the_paper_s_figures(finished):
 def test_what_is_finished_can_be_reported_without_training(finished, data, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    for one in ("spine-isa-skips-2020", "structures-unet-2d-2020"):
+    for one in ("spine-isa-features-2020", "structures-unet-2d-2020"):
         shutil.rmtree(run / one)
     monkeypatch.setattr(compared, "fit", None)
     target = tmp_path / "docs" / "table.md"

@@ -57,14 +57,14 @@ TITLES = {
     "hausdorff95_mm": "HD95 mm",
 }
 PAIRS = (
-    ("isa-skips", "dense"),
     ("isa-features", "dense"),
+    ("isa-skips", "dense"),
     ("isa-scores", "dense"),
-    ("isa-skips", "unet-2d"),
-    ("isa-skips", "unet-3d"),
+    ("isa-features", "unet-2d"),
+    ("isa-features", "unet-3d"),
 )
 """Networks whose difference is asked for: what ISA adds, and SAU-Net against the two U-Nets."""
-SHOWN = ("dense", "isa-scores", "isa-skips")
+SHOWN = ("dense", "isa-scores", "isa-features")
 EXTRA, MISSED, RIGHT = (255, 126, 40), (60, 150, 255), (170, 200, 170)
 SCALE = 1.15
 """Screen pixels per mm in the picture."""

@@ -25,8 +25,8 @@ class SAUNet(nn.Module):
         widths: see `DenseUNet`.
         reading: see `DenseBlock`.
         attention: where ISA works: ``scores``, the per-slice class scores as the paper's formula has it; ``features``,
-            the feature maps ahead of them (the word on another of its slides); ``skips``, the encoder's maps of all
-            levels but the finest, so that the decoder still can make something of what the neighbours say (ours);
+            the feature maps ahead of them (the word on another of its slides; what is best, docs/results.md);
+            ``skips``, the encoder's maps of all levels but the finest, ahead of the decoder (ours, several scales);
             ``none``, Dense U-Net alone.
 
     Shape:
@@ -40,7 +40,7 @@ class SAUNet(nn.Module):
         classes: int = 4,
         widths: Sequence[int] = (16, 32, 64, 128, 256),
         reading: Reading = "add",
-        attention: Attention = "skips",
+        attention: Attention = "features",
     ) -> None:
         super().__init__()
         if attention not in ("skips", "features", "scores", "none"):
