@@ -281,6 +281,17 @@ def test_stray_canal_and_disc_are_removed(spine: np.ndarray) -> None:
     assert agreement(spine, result.labels) > 0.97
 
 
+@pytest.mark.parametrize("columns", [slice(5, 17), slice(210, 222)], ids=["breastbone", "behind the back"])
+def test_bone_farther_away_than_a_spine_reaches_is_none(spine: np.ndarray, columns: slice) -> None:
+    wide = np.pad(spine, ((0, 0), (0, 0), (60, 60)))
+    damaged = CLASS_OF[wide]
+    for top in (60, 130):
+        damaged[4:9, top : top + 15, columns] = VERTEBRA
+    result = name_structures(stack_of(damaged))
+    assert not result.labels[(damaged > 0) & (wide == 0)].any()
+    assert np.array_equal(result.labels, name_structures(stack_of(CLASS_OF[wide])).labels)
+
+
 def test_lateral_processes_without_a_body_get_a_level(spine: np.ndarray) -> None:
     posterior_only = spine.copy()
     posterior_only[:3][CLASS_OF[spine[:3]] != VERTEBRA] = 0

@@ -254,6 +254,9 @@ class Parts:
             whole = body if alone and (near or share > 0.9) else None
             return _Part(voxels, volume, body if alone else None, whole, middle, span, {})
         sample = voxels[:: max(1, len(voxels) // 500)]
+        sample = sample[np.isfinite(place[sample])]
+        if len(sample) == 0:  # farther in front or behind than a spine reaches: bone of the chest, or none
+            return _Part(voxels, volume, None, None, middle, span, {})
         cost = {k: float(np.mean(_off_place(place[sample], depth[sample], k) ** 2)) for k in self._numbers}
         single = len(behind) == 0 or high - low < 1.1
         return _Part(voxels, volume, None, min(cost, key=cost.__getitem__) if single else None, middle, span, cost)
