@@ -281,7 +281,9 @@ def test_stray_canal_and_disc_are_removed(spine: np.ndarray) -> None:
     assert agreement(spine, result.labels) > 0.97
 
 
-@pytest.mark.parametrize("columns", [slice(5, 17), slice(210, 222)], ids=["breastbone", "behind the back"])
+@pytest.mark.parametrize(
+    "columns", [slice(5, 17), slice(42, 54), slice(210, 222)], ids=["breastbone", "belly", "behind the back"]
+)
 def test_bone_farther_away_than_a_spine_reaches_is_none(spine: np.ndarray, columns: slice) -> None:
     wide = np.pad(spine, ((0, 0), (0, 0), (60, 60)))
     damaged = CLASS_OF[wide]

@@ -18,6 +18,8 @@ _GEODESIC_MM = 1.6
 """Grid on which posterior elements are shared out: never finer."""
 _WALL_DEPTH = -5.0
 """Waves start from the bodies' voxels behind this many mm."""
+_DEEPEST_BODY, _FARTHEST_ARCH = 50.0, 90.0
+"""What lies wholly farther in front of the canal, or behind it, is bone of the chest or none (mm)."""
 _THREADS = 2
 """Waves at once: there are few, and more threads than cores would only hinder each other."""
 
@@ -77,7 +79,7 @@ class Posterior:
         depth = column.depth(points)
         self._depth = depth.reshape(shape)
         place = np.full(len(points), np.nan, np.float32)
-        near = (depth > -15) & (depth < 90)
+        near = (depth > -15) & (depth < _FARTHEST_ARCH)
         place[near] = self._ladder.place(points[near])
         self._place = place.reshape(shape)
         self._vertebra = vertebra = self._grid.classes == VERTEBRA
@@ -157,7 +159,7 @@ class _Part:
         voxels: where its voxels are in the list of the vertebrae's voxels.
         volume: mm3.
         body: the one body that it holds, if it holds one and no other.
-        number: the vertebra that all of it belongs to, or None where waves share it out.
+        number: the vertebra that all of it belongs to, `NO_BODY` for none, or None where waves share it out.
         place: mean place in levels of what lies well behind the bodies, NaN if nothing does.
         span: extent of that along the slices, mm.
         cost: by vertebra, how far it lies from where that one's arch is expected.
@@ -240,6 +242,8 @@ class Parts:
 
     def _part(self, voxels: np.ndarray, number: np.ndarray, place: np.ndarray, depth: np.ndarray) -> _Part:
         """What is known of one component."""
+        if depth[voxels].max() < -_DEEPEST_BODY or depth[voxels].min() > _FARTHEST_ARCH:
+            return _Part(voxels, len(voxels) * self._voxel, None, NO_BODY, np.nan, (0, 0), {})
         own, behind = self._bodies[voxels], voxels[depth[voxels] > _PROCESS_DEPTH]
         volume = len(voxels) * self._voxel
         low, high = np.percentile(place[behind], [3, 97]) if len(behind) else (np.nan, np.nan)
@@ -255,7 +259,7 @@ class Parts:
             return _Part(voxels, volume, body if alone else None, whole, middle, span, {})
         sample = voxels[:: max(1, len(voxels) // 500)]
         sample = sample[np.isfinite(place[sample])]
-        if len(sample) == 0:  # farther in front or behind than a spine reaches: bone of the chest, or none
+        if len(sample) == 0:  # in front of all arches, too little for a body: as it is
             return _Part(voxels, volume, None, None, middle, span, {})
         cost = {k: float(np.mean(_off_place(place[sample], depth[sample], k) ** 2)) for k in self._numbers}
         single = len(behind) == 0 or high - low < 1.1
