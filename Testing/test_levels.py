@@ -281,6 +281,18 @@ def test_stray_canal_and_disc_are_removed(spine: np.ndarray) -> None:
     assert agreement(spine, result.labels) > 0.97
 
 
+def test_a_long_strip_taken_for_canal_far_in_front_shifts_nothing(spine: np.ndarray) -> None:
+    """Bright fat of the belly, as it was once segmented on a scanner that no model was trained on."""
+    wide = np.pad(spine, ((0, 0), (0, 0), (60, 0)))
+    damaged = CLASS_OF[wide]
+    damaged[6:14, 60:200, 4:8] = CANAL
+    strip = (damaged == CANAL) & (wide == 0)
+    assert strip.sum() > 0.1 * (CLASS_OF[wide] == CANAL).sum()
+    result = name_structures(stack_of(damaged))
+    assert not result.labels[strip].any()
+    assert levels_in(result.labels) == levels_in(wide) and agreement(wide, result.labels) > 0.97
+
+
 @pytest.mark.parametrize(
     "columns", [slice(5, 17), slice(42, 54), slice(210, 222)], ids=["breastbone", "belly", "behind the back"]
 )

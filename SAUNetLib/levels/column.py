@@ -11,6 +11,9 @@ import SimpleITK as sitk
 from ..anatomy import CANAL, DISC, VERTEBRA
 from .grid import Box, Grid, bounding_box, rows_with, smooth
 
+_BESIDE_MM = 40.0
+"""Two parts of a canal that show in the same row lie nearer to each other."""
+
 
 class Column:
     """The line down the posterior wall of the bodies, which is the canal's anterior border.
@@ -95,7 +98,7 @@ def find_column(grid: Grid) -> tuple[Column, Grid]:
     canal = grid.classes == CANAL
     box = bounding_box(canal) or (slice(0, 0),) * 3
     pieces = cc3d.connected_components(np.ascontiguousarray(canal[box]), connectivity=26)
-    wall = _edge(_main(pieces), first=True, spacing=grid.spacing, box=box)
+    wall = _edge(_main(pieces, float(grid.spacing[2])), first=True, spacing=grid.spacing, box=box)
     ends = _disc_ends(grid, beside=wall[:, 0])
     line = np.concatenate([wall, ends])
     if len(wall) * grid.spacing[1] < 3 and len(ends) < 2:
@@ -120,13 +123,30 @@ def _inliers(line: np.ndarray) -> np.ndarray:
     return line[near]
 
 
-def _main(pieces: np.ndarray) -> np.ndarray:
-    """Mask (S, H, W) of the components, numbered from 1, of at least a tenth of the largest one's size."""
+def _main(pieces: np.ndarray, column_mm: float) -> np.ndarray:
+    """Mask (S, H, W) of the components, numbered from 1, that make up the canal.
+
+    From the largest on those of at least a tenth of its size, but for any that lies beside what was taken: in the same
+    rows and much farther in front or behind than a canal is wide, like bright fat of the belly.
+    """
     if pieces.max(initial=0) < 2:
         return pieces > 0
     size = np.bincount(pieces.ravel())
     size[0] = 0
-    return (size >= 0.1 * size.max())[pieces]
+    taken = np.zeros(len(size), bool)
+    line = np.full(pieces.shape[1], np.nan)  # column by row
+    for n in np.argsort(-size):
+        if size[n] < 0.1 * size.max():
+            break
+        shown = (pieces == n).sum(axis=0)
+        with np.errstate(invalid="ignore"):
+            own = (shown * np.arange(shown.shape[1])).sum(axis=1) / shown.sum(axis=1)
+        apart = np.abs(own - line)[np.isfinite(own) & np.isfinite(line)] * column_mm
+        if len(apart) and np.median(apart) > _BESIDE_MM:
+            continue
+        taken[n] = True
+        line = np.where(np.isfinite(line), line, own)
+    return taken[pieces]
 
 
 def _without_stray_canal(grid: Grid, pieces: np.ndarray, box: Box, column: Column) -> Grid:
