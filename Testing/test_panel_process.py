@@ -1,5 +1,6 @@
 """The engine's child process: what it says, how it ends, and that nothing of it is left."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -291,8 +292,9 @@ def windows(monkeypatch):
         commands.append(arguments)
         pid = int(arguments[-1])
         assert pid != os.getpid()
-        for one in (*_children(pid), pid):
-            os.kill(one, signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # as the real one, whose tree is gone already
+            for one in (*_children(pid), pid):
+                os.kill(one, signal.SIGKILL)
         return ""
 
     monkeypatch.setattr(module, "os", SimpleNamespace(name="nt", getpid=os.getpid))
