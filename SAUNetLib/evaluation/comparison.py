@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +42,7 @@ KEPT_OUT = ("045", "081", "127", "209", "239")
 TASKS = {"spine": 1, "structures": 1 + len(CLASS_NAMES)}
 """What is segmented -> scores of the network: all vertebrae in the paper's binary form, or the three structures."""
 SHIPPED = "shipped"
+"""What the costs of networks and pixels of the shipped model's size are called, beside those of the tasks."""
 WEIGHTS = "weights.safetensors"
 STRIDE = 16
 REPEATS = 2
@@ -90,7 +92,7 @@ class UNet(nn.Module):
     The three-dimensional one takes a stack as a volume. It halves rows and columns but not the slices, which are few
     and, where thick, farther apart than the coarsest level's pixels are wide. Outside of training it works, as usual
     for such networks, in windows of as many slices as it was trained on, laid and blended as MONAI's default has it
-    (a quarter of overlap): with stacks of any length its figures are worse.
+    (a quarter of overlap).
 
     Args:
         dimensions: 2, every slice alone, or 3.
@@ -493,10 +495,9 @@ def _costs(config: TrainingConfig, task: str, patients: Sequence[KeptOut], devic
     for one in patients:
         image = _image(SagittalStack.of(one.volume), config.pixel_mm, device).to(dtype)
         timers = {
-            name: benchmark.Timer("answer(network, image)", globals={**globals(), "network": network, "image": image},
-                                  setup="answer = _answer", timer=clock)
+            name: benchmark.Timer("answer()", globals={"answer": partial(_answer, network, image)}, timer=clock)
             for name, network in networks.items()
-        }  # fmt: skip
+        }
         taken = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(REPEATS)]
         for name in CANDIDATES:
             seconds[name][one.slices] += min(run[name] for run in taken)

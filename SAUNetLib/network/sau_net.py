@@ -84,8 +84,8 @@ class SAUNet(nn.Module):
         refined = list(rough)
         first = len(rough) - len(self._attentions())
         for place in range(first, len(rough)):
-            neighbours = [None if masks is None else masks[place - first] for masks in (before, after)]
-            refined[place] = InterSliceAttention.combine(rough[place], *neighbours)
+            beside = [None if masks is None else masks[place - first] for masks in (before, after)]
+            refined[place] = InterSliceAttention.combine(rough[place], *beside)
         if self.attention == "skips":
             return self.head(self.encoder.decode(refined))
         return refined[0] if self.attention == "scores" else self.head(refined[0])
