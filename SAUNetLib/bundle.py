@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from .errors import UsageError
+from .model_card import find_model
 from .resources import resource
 
 FORMAT = 1
@@ -70,8 +71,6 @@ def write_bundle(
             failed.
         ModelError: MODEL_NOT_FOUND.
     """
-    from .model import find_model  # loads torch; the panel, which reads bundles, has none
-
     output = Path(output)
     _check(output, slicer, platform)
     weights = find_model(model)

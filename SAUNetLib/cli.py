@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -149,7 +150,8 @@ def _segment(options: argparse.Namespace) -> int:
 
 def _engine(options: argparse.Namespace) -> Any:
     from .engine import Engine
-    from .model import DEFAULT_MODEL, load_model
+    from .model import load_model
+    from .model_card import DEFAULT_MODEL
 
     return Engine(load_model(options.model or DEFAULT_MODEL), options.device)
 
@@ -216,12 +218,16 @@ def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
     if folder.suffix and not folder.is_dir():
         raise UsageError("USAGE", "several images need a folder as --output", "Give a folder's name")
     outputs: dict[Path, Path] = {}
+    names = set()
     for image in images:
         name = image.resolve().name
         ending = max((ending for ending in ENDINGS if name.lower().endswith(ending)), key=len, default="")
         output = folder / f"{name[: len(name) - len(ending)]}.nii.gz"
-        if output in outputs.values():
+        # Windows and macOS take two spellings of one name for one file; a folder may be theirs on any computer.
+        spelling = unicodedata.normalize("NFC", output.name).casefold()
+        if spelling in names:
             raise UsageError("USAGE", f"two images would both be written to {output}", "Rename one, or run them apart")
+        names.add(spelling)
         outputs[image] = output
     return outputs
 
@@ -410,7 +416,7 @@ def _add_models(commands: Any) -> None:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from .model import available_models
+    from .model_card import available_models
 
     return _print_cards(available_models(), options)
 

@@ -165,7 +165,8 @@ class Worker:
         key = (request.model, request.device)
         if self._engine is None or self._engine[0] != key:
             from .engine import Engine
-            from .model import DEFAULT_MODEL, load_model
+            from .model import load_model
+            from .model_card import DEFAULT_MODEL
 
             self._engine = None  # never two at once in memory
             self._engine = (key, Engine(load_model(request.model or DEFAULT_MODEL), request.device))

@@ -192,6 +192,16 @@ def test_several_images_that_would_share_a_name_are_refused(run, image, tmp_path
     assert status == 2 and "a.nii.gz" in err and not (tmp_path / "many").exists()
 
 
+@pytest.mark.parametrize("one, other", [("scan.nii.gz", "Scan.nii.gz"), ("M\u00fcller.nrrd", "Mu\u0308ller.mha")])
+def test_two_spellings_of_a_name_are_one_file_on_some_systems(run, tmp_path, one, other):
+    images = [tmp_path / folder / name for folder, name in (("first", one), ("second", other))]
+    for path in images:
+        path.parent.mkdir()
+        path.touch()
+    status, _, err = run(*images, "--output", tmp_path / "many")
+    assert status == 2 and "two images" in err and not (tmp_path / "many").exists()
+
+
 def test_evaluate_compares_structure_by_structure(run, image, tmp_path, capsys):
     run(image, "--output", tmp_path / "b.seg.nrrd", "--quiet")
     run(image, "--output", tmp_path / "c.nii.gz", "--quiet")

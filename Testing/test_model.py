@@ -9,7 +9,8 @@ import torch
 from conftest import CARD
 
 from SAUNetLib.errors import ModelError, UsageError
-from SAUNetLib.model import add_model, available_models, find_model, load_model, save_model
+from SAUNetLib.model import add_model, load_model, save_model
+from SAUNetLib.model_card import available_models, find_model
 from SAUNetLib.network import SAUNet
 
 
@@ -158,7 +159,7 @@ def test_an_added_model_is_found_by_name_and_a_bad_one_is_not_added(model, tmp_p
 def test_an_old_copy_does_not_hide_the_model_shipped_since(model, tmp_path, monkeypatch, own, shipped, chosen):
     """A bundle leaves a copy among the user's models; it outlives the next installation of SAUNet."""
     monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
-    monkeypatch.setattr("SAUNetLib.model.resource", lambda _: tmp_path / "shipped")
+    monkeypatch.setattr("SAUNetLib.model_card.resource", lambda _: tmp_path / "shipped")
     versions = {"own": own, "shipped": shipped}
     for folder, version in versions.items():
         if version is not None:

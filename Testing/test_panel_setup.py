@@ -15,7 +15,7 @@ from urllib.request import url2pathname
 import pytest
 import slicer
 from harness.fixtures import ROOT, add_volume, panel_of, scene  # noqa: F401
-from SAUNetPanel import Bundle, Dependencies
+from SAUNetPanel import Bundle, Dependencies, Report
 from SAUNetPanel.Cards import PanelError
 
 from SAUNetLib import bundle
@@ -101,16 +101,34 @@ def test_memory_and_graphics_card_are_told_on_windows_too(needs, monkeypatch):
 
 
 def test_damaged_model_is_seen(needs, monkeypatch, tmp_path):
-    monkeypatch.setattr(Dependencies, "resource", lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
+    monkeypatch.setattr("SAUNetLib.model_card.resource", lambda *parts: tmp_path.joinpath(*parts))
     assert needs._modelRow().fine is False
-    (tmp_path / "models").mkdir()
-    weights = tmp_path / "models" / "saunet-lumbar.safetensors"
-    weights.write_bytes(b"weights")
-    card = {"name": "saunet-lumbar", "version": "1", "sha256": hashlib.sha256(b"weights").hexdigest()}
-    weights.with_suffix(".json").write_text(json.dumps(card))
+    write_model(tmp_path / "models", "1.2")
     assert needs._modelRow().fine is True
-    weights.write_bytes(b"changed")
+    (tmp_path / "models" / "saunet-lumbar.safetensors").write_bytes(b"changed")
     assert needs._modelRow().fine is False and "damaged" in needs._modelRow().detail
+
+
+def test_the_check_is_of_the_model_that_the_engine_would_take(needs, monkeypatch, tmp_path):
+    """A newer one of the user's own is chosen; an older one is not."""
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
+    monkeypatch.setattr("SAUNetLib.model_card.resource", lambda *parts: tmp_path.joinpath(*parts))
+    write_model(tmp_path / "models", "1.2")
+    for own, chosen in (("1.1", "1.2"), ("1.10", "1.10")):
+        write_model(tmp_path / "own", own)
+        assert f"saunet-lumbar {chosen} " in needs._modelRow().detail
+        assert f"saunet-lumbar {chosen}." in Report.aboutText()
+
+
+def write_model(folder, version):
+    """A file of the standard model's name, with a card that fits it."""
+    folder.mkdir(exist_ok=True)
+    weights = folder / "saunet-lumbar.safetensors"
+    weights.write_bytes(version.encode())
+    card = json.loads((ROOT / "Resources" / "models" / "saunet-lumbar.json").read_text(encoding="utf-8"))
+    card |= {"version": version, "sha256": hashlib.sha256(version.encode()).hexdigest()}
+    weights.with_suffix(".json").write_text(json.dumps(card))
 
 
 def test_nothing_is_installed_without_consent(needs, pip):

@@ -8,7 +8,8 @@ from SAUNetLib.engine import Engine
 from SAUNetLib.evaluation.validation import other_scanners, routine_slices
 from SAUNetLib.formats.volumes import read_volume
 from SAUNetLib.metrics import compare_labels, detect
-from SAUNetLib.model import find_model, load_model
+from SAUNetLib.model import load_model
+from SAUNetLib.model_card import find_model
 from SAUNetLib.pipeline import segment
 from SAUNetLib.training.datasets import thick_volume
 from SAUNetLib.training.folders import read_pair

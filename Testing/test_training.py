@@ -148,7 +148,6 @@ def test_augmentation_moves_image_and_labels_together():
     labels = labelled(0)[1]
     images = torch.from_numpy(np.array([0.1, 1.0, 0.6, 0.3], np.float32)[labels])
     augmentation = Augmentation((48, 40))
-    augmentation.intensity.transforms = ()
     random = np.random.default_rng(0)
     agreed = []
     for _ in range(30):
@@ -305,6 +304,18 @@ def test_drawn_vertebrae_are_kept_and_lateral_discs_and_canal_stay_unknown(tiny_
         assert ((labels == 1) == drawn).all(), "what is drawn, also where nothing is"
         found = set(np.unique(labels[~drawn])) - {255}
         assert found <= ({0} if lateral else {0, 2, 3})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_contrasts_are_made_up_for_their_share_of_the_stacks(share, monkeypatch):
+    """What is not made up keeps the order of the tissues."""
+    made_up = []
+    monkeypatch.setattr("SAUNetLib.training.augmentation.tissue_contrast", lambda image, *_: made_up.append(1) or image)
+    augmentation, random = Augmentation((48, 40), share), np.random.default_rng(4)
+    images, labels = torch.rand(2, 48, 40), torch.zeros(2, 48, 40, dtype=torch.uint8)
+    for _ in range(40):
+        augmentation(images, labels, random)
+    assert abs(len(made_up) / 40 - share) < 0.2 and (0 < share < 1 or len(made_up) == 40 * share)
 
 
 def test_artefacts_are_the_same_for_the_same_seed():

@@ -50,7 +50,8 @@ def product(image: str, output: str, model: str | None, device: str, runs: int, 
     """
     from ..engine import Engine
     from ..formats.volumes import read_volume
-    from ..model import DEFAULT_MODEL, load_model
+    from ..model import load_model
+    from ..model_card import DEFAULT_MODEL
     from ..pipeline import segment_file
     from ..volume import SagittalStack
 

@@ -65,7 +65,7 @@ BUDGETS = {
         crop=(160, 128),
         slices=6,
         stacks=1,
-        contrasts=False,
+        contrasts=0.0,
         steps=800,
         learning_rate=4e-3,
         averaging=0.98,
@@ -76,7 +76,7 @@ BUDGETS = {
         pixel_mm=0.75,
         slices=6,
         stacks=4,
-        contrasts=False,
+        contrasts=0.0,
         steps=20_000,
     ),
 }

@@ -15,7 +15,8 @@ from scipy.ndimage import distance_transform_edt
 from ..anatomy import BACKGROUND, VERTEBRA
 from ..engine import Engine
 from ..formats.volumes import read_volume, write_volume
-from ..model import DEFAULT_MODEL, load_model
+from ..model import load_model
+from ..model_card import DEFAULT_MODEL
 from ..pipeline import segment
 from ..training.folders import UNKNOWN
 from ..volume import Volume

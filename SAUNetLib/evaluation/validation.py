@@ -23,7 +23,8 @@ from ..formats.atomic import write_beside
 from ..formats.previews import draw_preview, page, write_preview
 from ..formats.volumes import read_image, read_volume
 from ..metrics import detect
-from ..model import DEFAULT_MODEL, load_model
+from ..model import load_model
+from ..model_card import DEFAULT_MODEL
 from ..pipeline import segment
 from ..segmentation import Segmentation
 from ..training.self_training import LATERAL, single_slice

@@ -27,14 +27,14 @@ class Augmentation:
 
     Args:
         crop: rows and columns of the result.
-        contrasts: whether to make up other pulse sequences, resolutions and artefacts; otherwise the changes are those
-            between patients of one sequence.
+        contrasts: share of the stacks, 0..1, whose pulse sequence, resolution and artefacts are made up; the others
+            change as patients of one sequence differ.
 
     Call:
         images (S, H, W) float 0..1, labels (S, H, W) uint8, a generator -> the same two, (S, *crop).
     """
 
-    def __init__(self, crop: tuple[int, int], contrasts: bool = True) -> None:
+    def __init__(self, crop: tuple[int, int], contrasts: float = 1.0) -> None:
         self.contrasts = contrasts
         self.geometry = RandAffined(
             ("image", "label"),
@@ -47,7 +47,7 @@ class Augmentation:
             mode=("bilinear", "nearest"),
             padding_mode="zeros",
         )
-        self.intensity = _other_scanners() if contrasts else _one_sequence()
+        self.one_sequence, self.other_scanners = _one_sequence(), _other_scanners()
         self.artefacts = tio.OneOf(
             {
                 tio.RandomMotion(degrees=3, translation=4, num_transforms=2, image_interpolation="linear"): 1,
@@ -62,10 +62,12 @@ class Augmentation:
         sample = self.geometry.set_random_state(seed)({"image": images, "label": labels.float()})
         label = torch.as_tensor(sample["label"]).to(torch.uint8)
         image = torch.as_tensor(sample["image"]).clamp_(0, 1)
-        if self.contrasts:
+        made_up = random.random() < self.contrasts
+        if made_up:
             image = tissue_contrast(image, label, random)
-        image = torch.as_tensor(self.intensity.set_random_state(seed + 1)({"image": image})["image"]).float()
-        if self.contrasts:
+        intensity = self.other_scanners if made_up else self.one_sequence
+        image = torch.as_tensor(intensity.set_random_state(seed + 1)({"image": image})["image"]).float()
+        if made_up:
             image = self._acquire(image, seed + 2)
         return image.contiguous(), label
 

@@ -170,7 +170,7 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         slices: int,
         crop: tuple[int, int],
         seed: int,
-        contrasts: bool = True,
+        contrasts: float = 1.0,
     ) -> None:
         self.sources, self.shares = sources, np.asarray(shares, float) / np.sum(shares)
         self.single = [[case for case in cases if len(case.images) == 1] for cases in sources]

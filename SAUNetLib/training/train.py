@@ -87,7 +87,7 @@ class TrainingConfig(BaseModel):
     slices: int = Field(4, ge=1)
     stacks: int = Field(2, ge=1)
     shares: tuple[float, ...] = ()
-    contrasts: bool = True
+    contrasts: float = Field(1.0, ge=0, le=1)
     start: str | None = None
     steps: int = Field(4000, ge=1)
     learning_rate: float = 2e-3

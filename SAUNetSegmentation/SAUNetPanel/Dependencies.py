@@ -4,7 +4,6 @@ import ctypes
 import hashlib
 import html
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -21,14 +20,14 @@ import slicer
 from slicer.i18n import tr as _
 
 from SAUNetLib import __version__
-from SAUNetLib.resources import resource
+from SAUNetLib.errors import SAUNetError
+from SAUNetLib.model_card import ModelCard, available_models, find_model, model_folders
 
 from . import Console, PrivateFolder
 from .Bundle import openBundle
 from .Cards import PanelError
 from .Signal import Signal
 
-STANDARD_MODEL = "saunet-lumbar"
 TORCH = "torch>=2.4"
 SLICERS_OWN = ("numpy", "scipy", "SimpleITK", "pillow", "pydicom", "requests", "packaging", "setuptools", "pip")
 """Packages that Slicer brings and itself relies on: an installation must not change them."""
@@ -75,10 +74,7 @@ class Dependencies:
 
     def models(self) -> list[str]:
         """Names of the models that are installed: the user's own and the shipped ones."""
-        own = os.environ.get("SAUNET_MODELS")
-        folders = [Path(own) if own else Path.home() / ".saunet" / "models", resource("models")]
-        cards = {path for folder in folders if folder.is_dir() for path in folder.glob("*.json")}
-        return sorted({path.stem for path in cards if path.with_suffix(".safetensors").is_file()})
+        return [card.name for card in available_models()]
 
     # -- check -------------------------------------------------------------------------------------------------------
 
@@ -115,15 +111,15 @@ class Dependencies:
         return f"<table cellspacing='3'>{''.join(cells)}</table>"
 
     def _modelRow(self) -> Row:
-        path = resource("models", f"{STANDARD_MODEL}.safetensors")
         try:
-            card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            path = find_model()
+            card = ModelCard.read(path.with_suffix(".json"))
             found = hashlib.sha256(path.read_bytes()).hexdigest()
-        except (OSError, ValueError):
+        except (SAUNetError, OSError):
             return Row(_("Model"), False, _("not installed"))
-        if found != card.get("sha256"):
+        if found != card.sha256:
             return Row(_("Model"), False, _("damaged: its SHA-256 is wrong"))
-        return Row(_("Model"), True, f"{card.get('name')} {card.get('version')} ({found[:12]})")
+        return Row(_("Model"), True, f"{card.name} {card.version} ({found[:12]})")
 
     def remember(self, volumeNode: Any, device: str, seconds: float) -> None:
         """Keep how long a run took, for `estimate`."""
@@ -220,8 +216,7 @@ class Dependencies:
 
 def installModel(weights: Path) -> None:
     """Put a model file and its card into the user's own models, each whole or not at all."""
-    own = os.environ.get("SAUNET_MODELS")
-    folder = Path(own) if own else Path.home() / ".saunet" / "models"
+    folder = model_folders()[0]
     folder.mkdir(parents=True, exist_ok=True)
     for source in (weights, weights.with_suffix(".json")):
         part = folder / (source.name + ".part")

@@ -1,7 +1,6 @@
 """Texts about the extension: the report for the maintainers, and About."""
 
 import html
-import json
 import platform
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from SAUNetLib import __version__
-from SAUNetLib.resources import resource
+from SAUNetLib.errors import SAUNetError
+from SAUNetLib.model_card import ModelCard, find_model
 
 from .Cards import Card
 
@@ -55,23 +55,23 @@ def aboutText() -> str:
     ]
     if card:
         parts.append(_("Model: {name} {version}. {text}").format(
-            name=html.escape(card["name"]), version=html.escape(card["version"]), text=html.escape(card["description"])
+            name=html.escape(card.name), version=html.escape(card.version), text=html.escape(card.description)
         ))  # fmt: skip
         parts.append(_("Licence of the model: {licence}. {attribution}").format(
-            licence=html.escape(card["licence"]), attribution=html.escape(card["attribution"])
+            licence=html.escape(card.licence), attribution=html.escape(card.attribution)
         ))  # fmt: skip
     parts.append(_("Licence of the software: Apache 2.0."))
     parts.append(_("To cite: {paper}.").format(paper=html.escape(PAPER)))
     parts.append(f'<a href="{HOMEPAGE}">{HOMEPAGE}</a>')
-    limits = "".join(f"<li>{html.escape(limit)}</li>" for limit in card.get("limits", []))
+    limits = "".join(f"<li>{html.escape(limit)}</li>" for limit in (card.limits if card else ()))
     if limits:
         parts.append("<b>" + _("Known limits of the model") + f"</b><ul style='margin-left:-22px'>{limits}</ul>")
     return "".join(f"<p>{part}</p>" for part in parts)
 
 
-def modelCard() -> dict:
-    """The shipped standard model's card, or an empty one."""
+def modelCard() -> ModelCard | None:
+    """The standard model's card; None where it is not installed."""
     try:
-        return json.loads(resource("models", "saunet-lumbar.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        return ModelCard.read(find_model().with_suffix(".json"))
+    except SAUNetError:
+        return None

@@ -9,6 +9,8 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
+from SAUNetLib.model_card import DEFAULT_MODEL
+
 from .Cards import Card, PanelError, actions, cardOf, inPanelWords
 from .Dependencies import Dependencies
 from .Dialogs import Dialogs
@@ -16,7 +18,6 @@ from .Logic import Lowest, Output, Previous, SAUNetSegmentationLogic
 from .Report import aboutText, reportText
 from .SceneNodes import INPUT_ROLE, fileName, isEdited, isResult, provenance, warningsOf
 
-STANDARD_MODEL = "saunet-lumbar"
 WARM_MS = 1500
 """How long the panel is shown with a volume before the engine loads the network in advance."""
 
@@ -471,16 +472,16 @@ class Widget:
 
     def _fillModels(self) -> None:
         combo = self.ui.modelComboBox
-        names = [STANDARD_MODEL, *(name for name in self.dependencies.models() if name != STANDARD_MODEL)]
+        names = [DEFAULT_MODEL, *(name for name in self.dependencies.models() if name != DEFAULT_MODEL)]
         combo.blockSignals(True)
         combo.clear()
         for name in names:
-            combo.addItem(_("Standard ({name})").format(name=name) if name == STANDARD_MODEL else name, name)
+            combo.addItem(_("Standard ({name})").format(name=name) if name == DEFAULT_MODEL else name, name)
         combo.blockSignals(False)
 
     def _showModel(self) -> None:
         combo = self.ui.modelComboBox
-        wanted = self._parameters.model or STANDARD_MODEL
+        wanted = self._parameters.model or DEFAULT_MODEL
         if combo.findData(wanted) < 0:
             combo.addItem(wanted, wanted)
         combo.setCurrentIndex(combo.findData(wanted))
@@ -489,7 +490,7 @@ class Widget:
         """The user chose a model."""
         if self._parameters is not None:
             name = self.ui.modelComboBox.currentData
-            self._parameters.model = "" if name in (None, STANDARD_MODEL) else name
+            self._parameters.model = "" if name in (None, DEFAULT_MODEL) else name
 
     # -- setup -------------------------------------------------------------------------------------------------------
 

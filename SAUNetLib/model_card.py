@@ -1,0 +1,141 @@
+"""What models there are: a model's card, where models lie, which of them a name means. Loads no weights, no PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelError
+from .resources import resource
+
+DEFAULT_MODEL = "saunet-lumbar"
+SHIPPED = "install SAUNet again, or choose another model with --model"
+LARGEST_CARD = 2**20
+"""Bytes; more is not read."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model file is: beside NAME.safetensors lies NAME.json with these entries.
+
+    Attributes:
+        name: what ``--model`` calls it.
+        version: of the weights.
+        description: one sentence.
+        classes: names of the network's classes, background first.
+        pixel_mm: working pixel size.
+        network: arguments of `SAUNet`.
+        sha256: of the weights file.
+        licence: of the weights.
+        attribution: whom the licence wants named.
+        data: what it was trained and validated on.
+        command: prints the metrics below.
+        date: of training, ISO.
+        metrics: validation set -> figure -> [mean, standard deviation over patients].
+        limits: what it has not seen, in plain words.
+    """
+
+    name: str
+    version: str
+    description: str
+    classes: list[str]
+    pixel_mm: float
+    network: dict[str, Any]
+    sha256: str
+    licence: str
+    attribution: str
+    data: str
+    command: str
+    date: str
+    metrics: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    limits: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> ModelCard:
+        """The card in a file.
+
+        Raises:
+            ModelError: MODEL_CARD.
+        """
+        try:
+            if not path.is_file() or path.stat().st_size > LARGEST_CARD:
+                raise OSError("it is no file of a card's size")
+            card = cls(**json.loads(path.read_text(encoding="utf-8")))
+            usable = card._usable()
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise ModelError("MODEL_CARD", f"the card {path.name} cannot be read ({error})", SHIPPED) from error
+        if not usable:
+            raise ModelError("MODEL_CARD", f"the card {path.name} holds values that no model has", SHIPPED)
+        return card
+
+    def _usable(self) -> bool:
+        """Whether the entries on which the engine relies are such as a model has."""
+        return (
+            isinstance(self.classes, list)
+            and all(isinstance(text, str) for text in (self.name, self.version, self.sha256, *self.classes))
+            and Path(self.name).name == self.name  # a model is kept under its name: it leads nowhere else
+            and isinstance(self.network, dict)
+            and len(self.classes) == self.network.get("classes", 4) == 4
+            and isinstance(self.pixel_mm, int | float)
+            and 0.1 <= self.pixel_mm <= 5
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the card as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def model_folders() -> list[Path]:
+    """Where models are found by name: the user's own (``SAUNET_MODELS`` or ~/.saunet/models), then the shipped ones."""
+    own = os.environ.get("SAUNET_MODELS")
+    return [Path(own) if own else Path.home() / ".saunet" / "models", resource("models")]
+
+
+def available_models() -> list[ModelCard]:
+    """Cards of all models that can be chosen by name, unreadable ones left out."""
+    cards = []
+    for name in sorted({path.stem for folder in model_folders() for path in folder.glob("*.json")}):
+        weights = newest_model(name)
+        if weights is not None:
+            with contextlib.suppress(ModelError):  # said when it is asked for by name
+                cards.append(ModelCard.read(weights.with_suffix(".json")))
+    return cards
+
+
+def find_model(model: str = DEFAULT_MODEL) -> Path:
+    """The weights file of a model given by name or by path; of several versions of one name the newest.
+
+    Raises:
+        ModelError: MODEL_NOT_FOUND.
+    """
+    path = Path(model)
+    if path.suffix == ".safetensors":
+        if os.path.isfile(path):  # noqa: PTH113 - no failure for a name that no system takes
+            return path
+        raise ModelError("MODEL_NOT_FOUND", f"there is no file {model}", "Check the path given with --model")
+    newest = newest_model(model) if path.name == model else None
+    if newest is not None:
+        return newest
+    names = ", ".join(card.name for card in available_models()) or "none"
+    raise ModelError("MODEL_NOT_FOUND", f"there is no model {model!r}", f"Choose one of these: {names}")
+
+
+def newest_model(name: str) -> Path | None:
+    """The weights file of a name; an old copy among the user's own models does not hide the one shipped since."""
+    found = [folder / f"{name}.safetensors" for folder in model_folders()]
+    found = [path for path in found if os.path.isfile(path)]  # noqa: PTH113 - no failure for any name
+    return max(found, key=model_version, default=None)  # of equals the first, the user's own
+
+
+def model_version(weights: Path) -> tuple[int, ...]:
+    """The numbers in a model's version; none where its card cannot be read."""
+    try:
+        card = ModelCard.read(weights.with_suffix(".json"))
+    except ModelError:
+        return ()
+    return tuple(int(number) for number in re.findall(r"\d{1,9}", card.version))
