@@ -15,6 +15,7 @@ from monai.losses import DiceLoss
 from test_training import labelled
 
 from SAUNetLib.cli import main
+from SAUNetLib.errors import UsageError
 from SAUNetLib.evaluation import comparison as compared
 from SAUNetLib.evaluation.comparison import (
     BUDGETS,
@@ -27,6 +28,7 @@ from SAUNetLib.evaluation.comparison import (
     read_comparison,
     trained,
     trials,
+    without_islands,
 )
 from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, Summary, Table
 from SAUNetLib.network import SAUNet
@@ -75,20 +77,29 @@ def test_every_network_is_trained_and_measured_for_both_tasks(finished, data):
         assert len(one.figures) == 2 * 2 * structures and one.seconds > 0
         assert {row.patient for row in one.figures} == {"p1", "p2"}
         assert (one.moved is not None) == (one.network == "isa-scores")
+        assert all(row.cleaned_hausdorff_mm >= 0 for row in one.figures)
     assert not list(finished.glob("*/last.ckpt")), "weights are kept, the optimiser's state is not"
     for task, costs in comparison.costs.items():
         assert costs["unet-3d"].parameters > costs["isa-scores"].parameters > costs["dense"].parameters > 0, task
         assert all(min(cost.seconds.values()) > 0 < cost.gigaflop for cost in costs.values())
 
 
-def test_the_kept_weights_are_those_that_were_measured(finished, data):
+@pytest.mark.parametrize("number", range(len(CANDIDATES)))
+def test_the_kept_weights_are_those_that_were_measured(finished, data, number):
     comparison, results = read_comparison(finished)
-    one = results[3]
+    one = results[number]
     network = trained(finished, Trial(one.network, one.task, one.seed), comparison.config)
     patient = kept_out_patients(data, ["p1"])[0]
     found = predict(network, patient.volume, comparison.config.pixel_mm, torch.device("cpu"))
     both, truth = int(np.sum((found == 1) & (patient.labels == 1))), int(np.sum(patient.labels == 1))
     assert one.figures[0].recall == pytest.approx(both / truth)
+
+
+def test_weights_of_another_network_are_refused(finished, tmp_path):
+    comparison, _ = read_comparison(finished)
+    shutil.copytree(finished / "spine-dense-2020", tmp_path / "spine-isa-features-2020")
+    with pytest.raises(UsageError):
+        trained(tmp_path, Trial("isa-features", "spine", 2020), comparison.config)
 
 
 def test_the_report_has_every_network_beside_the_paper_s_figures(finished):
@@ -220,6 +231,18 @@ def test_a_summary_holds_its_mean_and_shifts_with_the_values(patients, shift):
     assert one.low - 1e-9 <= one.mean <= one.high + 1e-9
     assert (other.mean, other.low, other.high) == pytest.approx((one.mean + shift, one.low + shift, one.high + shift))
     assert other.deviation == pytest.approx(one.deviation, abs=1e-9) and one.deviation < 1e-9
+
+
+@pytest.mark.parametrize("side, kept", [(1, False), (2, True)])
+def test_an_island_is_a_small_share_of_what_was_found(side, kept):
+    """The large part has 400 voxels, of which one or eight more are less and more than a hundredth."""
+    mask = np.zeros((12, 12, 24), bool)
+    mask[:4, :10, :10] = True
+    mask[4, 10, 10] = True  # a corner is enough to belong to it
+    mask[8 : 8 + side, 4 : 4 + side, 20 : 20 + side] = True
+    cleaned = without_islands(mask)
+    assert cleaned[8, 4, 20] == kept and cleaned[4, 10, 10] and cleaned[:4, :10, :10].all()
+    assert not (cleaned & ~mask).any() and not without_islands(np.zeros_like(mask)).any()
 
 
 def test_summaries_say_what_is_not_known():

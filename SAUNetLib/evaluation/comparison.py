@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import cc3d
 import lightning.pytorch as pl
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from monai.inferers import sliding_window_inference
 from monai.networks.blocks.dynunet_block import UnetBasicBlock
 from monai.networks.nets import DynUNet
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils import benchmark
@@ -28,7 +29,7 @@ from ..anatomy import VERTEBRA
 from ..engine import GPU_CHUNK, choose_device, computes_bfloat16, resample
 from ..errors import InputError, UsageError
 from ..formats.atomic import write_beside
-from ..metrics import compare_labels
+from ..metrics import agreement, compare_labels
 from ..network import SAUNet, fold_batch_norm, pack_for_processor
 from ..network.sau_net import Attention
 from ..training.datasets import Case, load_cases, thick_volume
@@ -44,6 +45,8 @@ TASKS = {"spine": 1, "structures": 1 + len(CLASS_NAMES)}
 SHIPPED = "shipped"
 """What the costs of networks and pixels of the shipped model's size are called, beside those of the tasks."""
 WEIGHTS = "weights.safetensors"
+ISLAND = 0.01
+"""A smaller share of what was found of a structure is an island; fixed before any result was seen."""
 STRIDE = 16
 REPEATS = 2
 
@@ -167,11 +170,16 @@ class Trial:
         return network.to(memory_format=layout)  # type: ignore[call-overload]
 
 
-FIGURES = ("dice", "precision", "recall", "jaccard", "hausdorff_mm", "hausdorff95_mm")
+FIGURES = ("dice", "precision", "recall", "jaccard", "hausdorff_mm", "cleaned_hausdorff_mm", "hausdorff95_mm")
 
 
 class Figures(BaseModel):
-    """Agreement of one structure of one kept-out patient, see `metrics.Agreement`; slices is a key of `VALIDATIONS`."""
+    """Agreement of one structure of one kept-out patient, see `metrics.Agreement`.
+
+    Attributes:
+        slices: a key of `VALIDATIONS`.
+        cleaned_hausdorff_mm: Hausdorff distance `without_islands`.
+    """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
 
@@ -183,6 +191,7 @@ class Figures(BaseModel):
     recall: float
     jaccard: float
     hausdorff_mm: float
+    cleaned_hausdorff_mm: float
     hausdorff95_mm: float
 
 
@@ -346,9 +355,20 @@ def read_comparison(output: Path) -> tuple[Comparison, list[Result]]:
 
 
 def trained(output: Path, trial: Trial, config: TrainingConfig) -> nn.Module:
-    """The network of a finished trial."""
+    """The network of a finished trial.
+
+    Raises:
+        UsageError: USAGE, the trial's weights are of another network.
+    """
     network = trial.build(config)
-    load_model(network, output / trial.name / WEIGHTS)
+    weights = load_file(output / trial.name / WEIGHTS)
+    # MONAI's networks know one weight by several names, of which the file has one.
+    names = network.state_dict(keep_vars=True)
+    _, foreign = network.load_state_dict(weights, strict=False)
+    if foreign or {id(weight) for weight in names.values()} - {id(names[name]) for name in weights}:
+        raise UsageError(
+            "USAGE", f"{output / trial.name} holds another network", "Remove this folder and compare again"
+        )
     return network.eval()
 
 
@@ -435,13 +455,31 @@ def _measure(
         found = predict(network, one.volume, pixel_mm, device)
         spacing = tuple(reversed(one.volume.geometry.spacing))
         truth = np.where(np.isin(one.labels, values), one.labels, 0)
-        for value, agreement in compare_labels(found, truth, spacing, values).items():
-            row = {key: getattr(agreement, key) for key in FIGURES}
-            figures.append(Figures(slices=one.slices, patient=one.patient, structure=CLASS_NAMES[value - 1], **row))
+        for value, agreed in compare_labels(found, truth, spacing, values).items():
+            figures.append(
+                Figures(
+                    slices=one.slices,
+                    patient=one.patient,
+                    structure=CLASS_NAMES[value - 1],
+                    cleaned_hausdorff_mm=agreement(
+                        without_islands(found == value), truth == value, spacing
+                    ).hausdorff_mm,
+                    **{name: figure for name, figure in asdict(agreed).items() if name in FIGURES},
+                )
+            )
         if isinstance(network, SAUNet) and network.attention == "scores":
             without = predict(_Rough(network), one.volume, pixel_mm, device)
             moved.append(int(np.sum(found != without)) / max(1, int(np.sum(found > 0))))
     return figures, float(np.mean(moved)) if moved else None
+
+
+def without_islands(mask: np.ndarray) -> np.ndarray:
+    """A mask (k, j, i) without components smaller than `ISLAND` of it; voxels that share a corner are together."""
+    parts = cc3d.connected_components(mask, connectivity=26)
+    size = np.bincount(parts.ravel())
+    size[0] = 0
+    kept: np.ndarray = size >= max(1.0, ISLAND * size.sum())
+    return kept[parts]
 
 
 class _Rough(nn.Module):

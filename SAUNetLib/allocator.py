@@ -1,0 +1,33 @@
+"""The C library's allocator told to keep freed memory: large arrays come and go with every slice."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""mallopt(3)."""
+LARGEST_KEPT = 32 * 2**20
+"""Bytes of an array that is carved out of kept memory; the most that glibc allows."""
+KEPT = 512 * 2**20
+"""Bytes of freed memory at the heap's end that are kept."""
+
+
+def keep_freed_memory() -> bool:
+    """Spare the system from clearing the same pages over and over; for processes of our own, not for a library's user.
+
+    By itself glibc gives the memory of large arrays back when they are freed, and the system hands it out again page by
+    page, zeroed: some 30,000 page faults for a volume of 20 slices (docs/speed.md). Every thread of its own heap would
+    keep what another could use, so all share one.
+
+    Returns:
+        Whether anything was set: not on macOS and Windows, nor with another C library.
+    """
+    if sys.platform != "linux":
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    # The threshold for maps of their own stops glibc from adjusting both by itself.
+    wanted = ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, LARGEST_KEPT), (M_TRIM_THRESHOLD, KEPT))
+    return all(library.mallopt(name, value) for name, value in wanted)

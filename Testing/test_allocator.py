@@ -1,0 +1,51 @@
+"""Freed memory is kept where the C library lets us, and nothing happens elsewhere."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+from SAUNetLib import allocator
+
+FAULTS = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from SAUNetLib.allocator import keep_freed_memory
+assert sys.argv[1] == "left" or keep_freed_memory()
+def work():
+    for _ in range(20):
+        bytearray(b"x") * (20 * 2**20)
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+with ThreadPoolExecutor(1) as thread:  # as the worker serves a request
+    thread.submit(work).result()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(keep):
+    done = subprocess.run([sys.executable, "-c", FAULTS, keep], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has the setting")
+def test_memory_that_was_freed_is_not_fetched_page_by_page_again():
+    if not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+        pytest.skip("another C library than glibc")
+    half = 20 * 2**20 // 4096 // 2
+    assert faults("kept") < half, "of twenty arrays not even one anew"
+    assert faults("left") > half, "what it is for: a thread has memory of its own"
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_other_systems_are_left_alone(monkeypatch, system):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("no library is asked"))
+    assert allocator.keep_freed_memory() is False
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    assert allocator.keep_freed_memory() is False
