@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .allocator import keep_freed_memory
 from .errors import CancelledError, InputError, SAUNetError, UsageError, unforeseen
+from .process import prepare_process
 
 # Everything heavy is imported by the subcommand that needs it: `saunet --help` answers at once.
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # A path may hold what a Windows console's encoding has no letters for: no reason to fail when all is done.
         sys.stdout.reconfigure(errors="backslashreplace")
-    keep_freed_memory()
+    prepare_process()
     try:
         options = _parser().parse_args(arguments)
         with _cancel_on_signals():

@@ -32,8 +32,8 @@ from functools import partial
 from typing import IO, Any, TypeVar
 
 from . import __version__
-from .allocator import keep_freed_memory
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
+from .process import prepare_process
 
 LONGEST_LINE = 2**20
 Result = TypeVar("Result")
@@ -218,7 +218,7 @@ def _is_cancel(line: str) -> bool:
 def main() -> int:
     """Serve stdin and stdout of this process."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
-    keep_freed_memory()
+    prepare_process()
     # Events have the real stdout for themselves: what a library prints joins the log.
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..allocator import keep_freed_memory
 from ..errors import SAUNetError
+from ..process import prepare_process
 
 THICKEST_MM = 5.0
 
@@ -232,9 +232,9 @@ def threads() -> int:
 
 def main() -> int:
     """Run one task; an error that a user can meet goes to the parent as its values."""
+    prepare_process()  # as the command and the worker do; the peers have it too
     from .benchmark_peers import monai_unet, nnunet
 
-    keep_freed_memory()  # as the command and the worker do; the peers have it too
     task = json.load(sys.stdin)
     functions: dict[str, Callable[..., dict[str, Any]]] = {
         function.__name__: function for function in (volume, product, monai_unet, nnunet)

@@ -1,8 +1,9 @@
-"""The C library's allocator told to keep freed memory: large arrays come and go with every slice."""
+"""What our own processes set before their work begins, so that libraries neither waste memory's time nor a core's."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -13,8 +14,15 @@ KEPT = 512 * 2**20
 """Bytes of freed memory at the heap's end that are kept."""
 
 
+def prepare_process() -> None:
+    """Call before NumPy is imported; for a process that is ours, not for a library's user."""
+    # NumPy's products are small here, and OpenBLAS's threads wait for the next one in a loop that takes a core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    keep_freed_memory()
+
+
 def keep_freed_memory() -> bool:
-    """Spare the system from clearing the same pages over and over; for processes of our own, not for a library's user.
+    """Spare the system from clearing the same pages over and over: large arrays come and go with every slice.
 
     By itself glibc gives the memory of large arrays back when they are freed, and the system hands it out again page by
     page, zeroed: some 30,000 page faults for a volume of 20 slices (docs/speed.md). Every thread of its own heap would

@@ -1,17 +1,18 @@
-"""Freed memory is kept where the C library lets us, and nothing happens elsewhere."""
+"""What our own processes set: freed memory is kept where the C library lets us, NumPy's products take one thread."""
 
 import ctypes
+import os
 import subprocess
 import sys
 
 import pytest
 
-from SAUNetLib import allocator
+from SAUNetLib import process
 
 FAULTS = """
 import resource, sys
 from concurrent.futures import ThreadPoolExecutor
-from SAUNetLib.allocator import keep_freed_memory
+from SAUNetLib.process import keep_freed_memory
 assert sys.argv[1] == "left" or keep_freed_memory()
 def work():
     for _ in range(20):
@@ -42,10 +43,27 @@ def test_memory_that_was_freed_is_not_fetched_page_by_page_again():
 def test_other_systems_are_left_alone(monkeypatch, system):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("no library is asked"))
-    assert allocator.keep_freed_memory() is False
+    assert process.keep_freed_memory() is False
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    assert allocator.keep_freed_memory() is False
+    assert process.keep_freed_memory() is False
+
+
+@pytest.mark.parametrize("user, threads", [(None, "1"), ("3", "3")])
+def test_products_take_one_thread_unless_the_user_says_otherwise(monkeypatch, user, threads):
+    if user is None:
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", user)
+    process.prepare_process()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == threads
+
+
+@pytest.mark.parametrize("module", ["SAUNetLib.cli", "SAUNetLib.worker", "SAUNetLib.evaluation.benchmark_child"])
+def test_it_is_set_before_numpy_reads_it(module):
+    """OpenBLAS looks at the variable once, when NumPy is imported."""
+    code = f"import sys, {module}; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
