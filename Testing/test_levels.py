@@ -315,6 +315,24 @@ def test_lateral_processes_without_a_body_get_a_level(spine: np.ndarray) -> None
     assert lost.sum() * 4.0 < 60
 
 
+def test_a_process_that_hangs_on_the_body_below_goes_to_the_one_above(spine: np.ndarray) -> None:
+    """As on water-fat images: arches are missed, and what is seen of a process touches the next vertebra's joint."""
+    middle = np.array([np.flatnonzero(row).mean() if row.any() else np.nan for row in spine[7] == 2])
+    back = np.arange(spine.shape[2]) - middle[:, None] + 8
+    upper, lower = (spine == value_of(level) for level in ("L1", "L2"))
+    joint = int(np.flatnonzero((lower & (back >= 8)).any(axis=(0, 2)))[0])
+    rows = np.arange(spine.shape[1])[:, None]
+    damaged = CLASS_OF[spine]
+    damaged[upper & (back >= 0) & (rows < joint - 6) | lower & (back >= 15)] = 0
+    bridge = (rows >= joint - 6) & (rows < joint + 3) & (back > 10) & (back < 24)
+    damaged[4:10][:, bridge] = VERTEBRA
+    result = name_structures(stack_of(damaged))
+    process = upper & (back >= 22) & (damaged > 0)
+    assert process.sum() > 100 and np.mean(result.labels[process] == value_of("L1")) > 0.95
+    body = lower & (back < 0)
+    assert np.mean(result.labels[body] == value_of("L2")) > 0.98
+
+
 def test_a_piece_of_the_sacrum_is_left_out(spine: np.ndarray) -> None:
     damaged = CLASS_OF[spine]
     last = int(np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))[-1])

@@ -68,6 +68,11 @@ def _off_place(place: np.ndarray, depth: np.ndarray, number: int) -> np.ndarray:
     return np.abs(place - (usual + number))
 
 
+def _misfit(place: np.ndarray, depth: np.ndarray, number: int) -> float:
+    """Mean square of `_off_place` over points (N,), N > 0."""
+    return float(np.mean(_off_place(place, depth, number) ** 2))
+
+
 class Posterior:
     """Which body the posterior elements belong to: the one whose wave arrives first, on a coarse grid."""
 
@@ -255,13 +260,16 @@ class Parts:
             alone = held.max() > 0.97 * held.sum() and body > NO_BODY
             near = len(behind) == 0 or (low > body - 0.7 and high < body + 1.25)
             share = float((number[voxels] == body).mean())
-            whole = body if alone and (near or share > 0.9) else None
+            # Where the arch of the one above is not seen whole, its processes may hang on this body's.
+            arch = place[behind], depth[behind]
+            others = len(behind) > 0 and _misfit(*arch, body - 1) < _misfit(*arch, body)
+            whole = body if alone and (near or share > 0.9) and not others else None
             return _Part(voxels, volume, body if alone else None, whole, middle, span, {})
         sample = voxels[:: max(1, len(voxels) // 500)]
         sample = sample[np.isfinite(place[sample])]
         if len(sample) == 0:  # in front of all arches, too little for a body: as it is
             return _Part(voxels, volume, None, None, middle, span, {})
-        cost = {k: float(np.mean(_off_place(place[sample], depth[sample], k) ** 2)) for k in self._numbers}
+        cost = {k: _misfit(place[sample], depth[sample], k) for k in self._numbers}
         single = len(behind) == 0 or high - low < 1.1
         return _Part(voxels, volume, None, min(cost, key=cost.__getitem__) if single else None, middle, span, cost)
 
