@@ -168,10 +168,8 @@ def _one(options: argparse.Namespace, engine: Any, image: Path, output: Path, re
     )  # fmt: skip
 
 
-def _one_apart(options: argparse.Namespace, engine: Any, image: Path, output: Path, report: Any) -> Any:
-    """`_one` in a thread of its own: lack of memory for one image does not harm the next. Interrupting cancels it."""
-    from .worker import in_own_thread
-
+def _one_apart(thread: Any, options: argparse.Namespace, engine: Any, image: Path, output: Path, report: Any) -> Any:
+    """`_one` in a `WorkThread`: lack of memory for one image does not harm the next. Interrupting cancels it."""
     interrupted = threading.Event()
 
     def heard(stage: str, fraction: float) -> None:
@@ -179,7 +177,7 @@ def _one_apart(options: argparse.Namespace, engine: Any, image: Path, output: Pa
             raise CancelledError
         report(stage, fraction)
 
-    return in_own_thread(lambda: _one(options, engine, image, output, heard), interrupted.set)
+    return thread.run(lambda: _one(options, engine, image, output, heard), interrupted.set)
 
 
 def _segment_many(options: argparse.Namespace) -> int:
@@ -189,13 +187,15 @@ def _segment_many(options: argparse.Namespace) -> int:
             "USAGE", "--table, --measurements and --preview take one image", "Leave them out, or give one image"
         )
     outputs = _output_names([Path(image) for image in options.images], Path(options.output))
-    engine = _engine(options)
+    from .worker import WorkThread
+
+    engine, thread = _engine(options), WorkThread()
     results: list[dict[str, Any]] = []
     status = 0
     for image, output in outputs.items():
         try:
             with _progress(options, image.name) as report:
-                segmentation = _one_apart(options, engine, image, output, report)
+                segmentation = _one_apart(thread, options, engine, image, output, report)
         except CancelledError:
             raise
         except Exception as error:

@@ -26,7 +26,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import IO, Any, TypeVar
@@ -95,13 +95,14 @@ class Worker:
         self._received = 0
         self._cancelled_to: float = 0  # number of the last request that is not wanted any more
         self._engine: tuple[tuple[str | None, str], Any] | None = None
+        self._thread = WorkThread()
 
     def serve(self) -> None:
         """Serve until the stream of requests ends."""
         threading.Thread(target=self._listen, name="requests", daemon=True).start()
         self._send(event="ready", version=__version__)
         while (waiting := self._waiting.get()) is not None:
-            in_own_thread(partial(self._serve_one, *waiting))
+            self._serve_one(*waiting)
 
     def _listen(self) -> None:
         """Cancelling must be heard while a request runs; everything else waits its turn."""
@@ -122,7 +123,8 @@ class Worker:
             request = Request.parse(line)
             if request.id is not None:
                 identity = {"id": request.id}
-            result = self._answer(number, request, lambda **event: self._send(**identity, **event))
+            send = partial(self._send, **identity)
+            result = self._thread.run(partial(self._answer, number, request, send))
             self._send(**identity, event="result", **result)
         except SAUNetError as error:
             self._send(**identity, event="error", **error.as_dict())
@@ -178,24 +180,35 @@ class Worker:
         self._events.flush()
 
 
-def in_own_thread(work: Callable[[], Result], stop: Callable[[], None] = lambda: None) -> Result:
-    """What a function returns or raises, called in a thread of its own.
+class WorkThread:
+    """Does one thing after the other in a thread of its own, until one fails: then another thread follows.
 
-    oneDNN (PyTorch's convolutions) never again serves a thread in which memory ran out.
-
-    Args:
-        work: the function.
-        stop: called when the waiting thread is interrupted; to make the work end, which is waited for.
+    oneDNN (PyTorch's convolutions) never again serves a thread in which memory ran out. A thread that lasts keeps the
+    threads that PyTorch's library starts for each one that computes.
     """
-    with ThreadPoolExecutor(1) as thread:
-        future = thread.submit(work)
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+
+    def run(self, work: Callable[[], Result], stop: Callable[[], None] = lambda: None) -> Result:
+        """What a function returns or raises.
+
+        Args:
+            work: the function.
+            stop: called when the waiting thread is interrupted; to make the work end, which is waited for.
+        """
+        future: Future[Result] | None = None
         try:
+            future = self._thread.submit(work)
             while not wait([future], 0.2).done:
                 pass  # a wait without an end hears no Ctrl-C on Windows
+            return future.result()
         except BaseException:
-            stop()
+            if future is not None and not future.done():
+                stop()
+            self._thread.shutdown()
+            self._thread = ThreadPoolExecutor(1)
             raise
-        return future.result()
 
 
 def _is_text(value: object) -> bool:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from SAUNetLib.engine import Engine
 from SAUNetLib.errors import UsageError
 from SAUNetLib.model import load_model
 from SAUNetLib.pipeline import segment
-from SAUNetLib.worker import LONGEST_LINE, Request
+from SAUNetLib.worker import LONGEST_LINE, Request, WorkThread
 
 
 class Child:
@@ -219,3 +220,46 @@ def test_many_requests_leave_no_descriptors_open(child, tiny_model):
         child.answer()
     time.sleep(0.1)
     assert len(list(folder.iterdir())) <= before
+
+
+def test_work_shares_a_thread_until_some_of_it_fails():
+    """oneDNN never again serves a thread in which memory ran out."""
+    thread = WorkThread()
+    first = thread.run(threading.get_ident)
+    assert first == thread.run(threading.get_ident) != threading.get_ident()
+    alive = [one for one in threading.enumerate() if one.ident == first]
+
+    def fail():
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        thread.run(fail)
+    assert not alive[0].is_alive()
+    assert thread.run(lambda: 7) == 7
+
+
+def test_work_is_told_to_stop_and_waited_for_when_the_wait_is_interrupted(monkeypatch):
+    told, ended, thread = threading.Event(), [], WorkThread()
+
+    def work():
+        ended.append(told.wait(10))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("SAUNetLib.worker.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        thread.run(work, told.set)
+    assert ended == [True]
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_of_its_request(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    thread = WorkThread()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            thread.run(lambda: 1)
+    assert thread.run(lambda: 2) == 2, "what could not be done is not done later"
