@@ -1,4 +1,4 @@
-"""What our own processes set before their work begins, so that libraries neither waste memory's time nor a core's."""
+"""What our own processes set before their work begins: libraries shall waste neither time on memory nor a core."""
 
 from __future__ import annotations
 
