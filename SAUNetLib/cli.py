@@ -182,13 +182,13 @@ def _one_apart(thread: Any, options: argparse.Namespace, engine: Any, image: Pat
 
 def _segment_many(options: argparse.Namespace) -> int:
     """Every image for itself: a failure is told and the next one goes on; the first failure's status is returned."""
+    from .worker import WorkThread
+
     if options.table or options.preview or options.measurements:
         raise UsageError(
             "USAGE", "--table, --measurements and --preview take one image", "Leave them out, or give one image"
         )
     outputs = _output_names([Path(image) for image in options.images], Path(options.output))
-    from .worker import WorkThread
-
     engine, thread = _engine(options), WorkThread()
     results: list[dict[str, Any]] = []
     status = 0

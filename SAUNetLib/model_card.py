@@ -96,14 +96,18 @@ def model_folders() -> list[Path]:
     return [Path(own) if own else Path.home() / ".saunet" / "models", resource("models")]
 
 
+def model_names() -> list[str]:
+    """Names that `find_model` knows and that have a card."""
+    names = {path.stem for folder in model_folders() for path in folder.glob("*.json")}
+    return sorted(name for name in names if newest_model(name) is not None)
+
+
 def available_models() -> list[ModelCard]:
     """Cards of all models that can be chosen by name, unreadable ones left out."""
     cards = []
-    for name in sorted({path.stem for folder in model_folders() for path in folder.glob("*.json")}):
-        weights = newest_model(name)
-        if weights is not None:
-            with contextlib.suppress(ModelError):  # said when it is asked for by name
-                cards.append(ModelCard.read(weights.with_suffix(".json")))
+    for name in model_names():
+        with contextlib.suppress(ModelError):  # said when it is asked for by name
+            cards.append(ModelCard.read(find_model(name).with_suffix(".json")))
     return cards
 
 

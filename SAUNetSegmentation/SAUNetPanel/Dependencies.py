@@ -21,7 +21,7 @@ from slicer.i18n import tr as _
 
 from SAUNetLib import __version__
 from SAUNetLib.errors import SAUNetError
-from SAUNetLib.model_card import ModelCard, available_models, find_model, model_folders
+from SAUNetLib.model_card import ModelCard, find_model, model_folders, model_names
 
 from . import Console, PrivateFolder
 from .Bundle import openBundle
@@ -74,7 +74,7 @@ class Dependencies:
 
     def models(self) -> list[str]:
         """Names of the models that are installed: the user's own and the shipped ones."""
-        return [card.name for card in available_models()]
+        return model_names()
 
     # -- check -------------------------------------------------------------------------------------------------------
 
