@@ -79,7 +79,7 @@ def test_folding_batch_norm_changes_nothing_but_the_layers():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"reading": "concat"}, {"attention": "skips"}, {"attention": "scores"}, {"attention": "none"}],
+    [{}, {"reach": 2}, {"reading": "concat"}, {"attention": "skips"}, {"attention": "scores"}, {"attention": "none"}],
 )
 def test_packing_changes_nothing_but_the_layers(dtype, options):
     torch.manual_seed(4)

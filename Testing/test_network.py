@@ -45,36 +45,39 @@ def test_reading_concat_carries_the_input_to_both_concatenations():
     torch.testing.assert_close(result[:, 3:], block.second(torch.cat((x, block.first(x)), 1)))
 
 
-@pytest.mark.parametrize("options", [{"reading": "sum"}, {"attention": "always"}, {"widths": (4, 8)}])
+@pytest.mark.parametrize("options", [{"reading": "sum"}, {"attention": "always"}, {"widths": (4, 8)}, {"reach": 0}])
 def test_unknown_options_are_refused(options):
     with pytest.raises(ValueError):
         small(**options)
 
 
+@pytest.mark.parametrize("reach", [1, 2, 3])
 @pytest.mark.parametrize("slices", [1, 2, 3, 7])
-def test_attention_equals_the_formula_slice_by_slice(slices):
+def test_attention_equals_the_formula_slice_by_slice(slices, reach):
     torch.manual_seed(2)
-    isa = InterSliceAttention(3).eval()
+    isa = InterSliceAttention(3, reach).eval()
     rough = torch.randn(2, slices, 3, 16, 16)
     fast = isa(rough)
     for stack in range(2):
         for i in range(slices):
             expected = rough[stack, i].clone()
-            for j in (i - 1, i + 1):
-                if 0 <= j < slices:
-                    expected += isa.attention(rough[stack, j][None])[0] * rough[stack, i]
+            for j in range(max(0, i - reach), min(slices, i + reach + 1)):
+                if j != i:
+                    expected += isa.attention(rough[stack, j][None])[abs(i - j) - 1][0] * rough[stack, i]
             torch.testing.assert_close(fast[stack, i], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_is_pruned_at_the_first_and_last_slice():
-    isa = InterSliceAttention(2).eval()
+    isa = InterSliceAttention(2, reach=2).eval()
     rough = torch.randn(1, 1, 2, 8, 8)
     torch.testing.assert_close(isa(rough), rough)
 
 
 def test_masks_are_between_zero_and_one():
-    masks = InterSliceAttention(3).eval().attention(torch.randn(4, 3, 16, 16) * 10)
-    assert masks.min() >= 0 and masks.max() <= 1 and masks.std() > 0
+    near, far = InterSliceAttention(3, reach=2).eval().attention(torch.randn(4, 3, 16, 16) * 10)
+    assert near.shape == far.shape == (4, 3, 16, 16) and not torch.equal(near, far)
+    for masks in (near, far):
+        assert masks.min() >= 0 and masks.max() <= 1 and masks.std() > 0
 
 
 def test_binary_scores_keep_their_sign_through_attention():
@@ -86,10 +89,11 @@ def test_binary_scores_keep_their_sign_through_attention():
 
 
 @pytest.mark.parametrize("attention", ["skips", "features", "scores", "none"])
+@pytest.mark.parametrize("reach", [1, 2])
 @pytest.mark.parametrize("reading", ["add", "concat"])
 @pytest.mark.parametrize("classes", [1, 4])
-def test_scores_and_gradients_for_every_form(attention, reading, classes):
-    network = small(attention=attention, reading=reading, classes=classes).train()
+def test_scores_and_gradients_for_every_form(attention, reach, reading, classes):
+    network = small(attention=attention, reach=reach, reading=reading, classes=classes).train()
     scores = network(torch.randn(1, 3, 1, 32, 32))
     assert scores.shape == (1, 3, classes, 32, 32)
     activated = torch.sigmoid(scores) if classes == 1 else torch.softmax(scores, 2)[:, :, 1:]
@@ -109,9 +113,10 @@ def test_every_slice_is_encoded_exactly_once(attention):
 
 
 @pytest.mark.parametrize("attention", ["skips", "features", "scores", "none"])
+@pytest.mark.parametrize("reach", [1, 2, 7])
 @pytest.mark.parametrize("cut", [(1, 1, 1, 1, 1), (5,), (2, 3), (4, 1)], ids=str)
-def test_a_stream_of_chunks_gives_what_the_whole_stack_gives(attention, cut):
-    network = small(attention=attention)
+def test_a_stream_of_chunks_gives_what_the_whole_stack_gives(attention, reach, cut):
+    network = small(attention=attention, reach=reach)
     stack = torch.randn(5, 1, 32, 48)
     with torch.inference_mode():
         whole = network(stack[None])[0]
@@ -134,19 +139,43 @@ def test_attention_on_skips_leaves_the_finest_map_alone_and_follows_the_formula(
 
 
 @pytest.mark.parametrize("attention", ["skips", "features", "scores"])
-def test_a_neighbour_changes_a_slice_and_a_slice_further_away_does_not(attention):
-    network = small(attention=attention)
-    stack = torch.randn(1, 4, 1, 32, 32)
+@pytest.mark.parametrize("reach", [1, 2])
+def test_slices_within_reach_change_a_slice_and_those_further_away_do_not(attention, reach):
+    network = small(attention=attention, reach=reach)
+    stack = torch.randn(1, 5, 1, 32, 32)
     before = network(stack)
-    stack[:, 3] += 1
-    changed = (network(stack) - before).abs().flatten(2).amax(2)[0]
-    assert changed[2] > 0 and changed[3] > 0
-    assert changed[0] == 0 and changed[1] == 0
+    stack[:, 4] += 1
+    changed = (network(stack) - before).abs().flatten(2).amax(2)[0] > 0
+    assert changed.tolist() == [False] * (4 - reach) + [True] * (reach + 1)
+
+
+@pytest.mark.parametrize("reach", [1, 2])
+def test_a_stream_holds_back_as_few_slices_as_it_can(reach):
+    given = []
+
+    def slices():
+        for number in range(5):
+            given.append(number)
+            yield torch.randn(1, 1, 16, 16)
+
+    with torch.inference_mode():
+        waiting = [len(given) for _ in small(reach=reach).stream(slices())]
+    assert waiting == [min(5, number + reach + 1) for number in range(5)]
+
+
+def test_an_outline_has_the_form_and_no_weights():
+    network = small(attention="scores", reach=2, reading="concat", classes=1)
+    outline = network.outline()
+    assert {name: value.shape for name, value in outline.state_dict().items()} == {
+        name: value.shape for name, value in network.state_dict().items()
+    }
+    assert all(weight.is_meta for weight in outline.parameters())
 
 
 @pytest.mark.parametrize("attention", ["skips", "features", "scores", "none"])
-def test_slices_that_are_no_neighbours_go_alone_beside_stacks_whose_slices_are(attention):
-    network = small(attention=attention)
+@pytest.mark.parametrize("reach", [1, 2])
+def test_slices_that_are_no_neighbours_go_alone_beside_stacks_whose_slices_are(attention, reach):
+    network = small(attention=attention, reach=reach)
     stacks = torch.randn(2, 3, 1, 32, 32)
     with torch.inference_mode():
         mixed = network(stacks, torch.tensor([False, True]))

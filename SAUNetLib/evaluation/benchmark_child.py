@@ -181,20 +181,18 @@ def traffic(network: Any, rows: int, columns: int, itemsize: int) -> int:
     import torch
     from torch import nn
 
-    with torch.device("meta"):
-        empty = type(network)(network.classes, network.widths, network.reading, network.attention).eval()
-        slices = torch.empty(1, 1, 1, rows, columns)
+    outline, slices = network.outline(), torch.empty(1, 1, 1, rows, columns, device="meta")
     total = 0
 
     def add(module: Any, inputs: Any, result: Any) -> None:
         nonlocal total
         total += (inputs[0].numel() + module.weight.numel() + result.numel()) * itemsize
 
-    for module in empty.modules():
+    for module in outline.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.register_forward_hook(add)
     with torch.inference_mode():
-        empty(slices)
+        outline(slices)
     return total
 
 

@@ -137,8 +137,8 @@ def _unet(dimensions: int) -> Callable[[int, TrainingConfig], nn.Module]:
     return lambda classes, budget: UNet(dimensions, classes, budget.network.widths, budget.slices)
 
 
-def _saunet(attention: Attention) -> Callable[[int, TrainingConfig], nn.Module]:
-    return lambda classes, budget: SAUNet(classes, budget.network.widths, attention=attention)
+def _saunet(attention: Attention, reach: int = 1) -> Callable[[int, TrainingConfig], nn.Module]:
+    return lambda classes, budget: SAUNet(classes, budget.network.widths, attention=attention, reach=reach)
 
 
 CANDIDATES = {
@@ -147,6 +147,7 @@ CANDIDATES = {
     "dense": Candidate("SAU-Net without ISA (Dense U-Net)", _saunet("none")),
     "isa-scores": Candidate("SAU-Net, ISA on scores (as written)", _saunet("scores")),
     "isa-features": Candidate("SAU-Net, ISA on features", _saunet("features")),
+    "isa-farther": Candidate("SAU-Net, ISA on features, two slices on each side", _saunet("features", 2)),
     "isa-skips": Candidate("SAU-Net, ISA on skip connections", _saunet("skips")),
 }
 

@@ -61,11 +61,13 @@ TITLES = {
 GAINS = {"dice": "DSC", "hausdorff_mm": "HSD", "cleaned_hausdorff_mm": "HSD, islands removed"}
 """Figures whose differences are shown."""
 PAIRS = (
+    ("isa-farther", "isa-features"),
+    ("isa-farther", "dense"),
     ("isa-features", "dense"),
     ("isa-skips", "dense"),
     ("isa-scores", "dense"),
-    ("isa-features", "unet-2d"),
-    ("isa-features", "unet-3d"),
+    ("isa-farther", "unet-2d"),
+    ("isa-farther", "unet-3d"),
 )
 """Networks whose difference is asked for: what ISA adds, and SAU-Net against the two U-Nets."""
 SHOWN = ("dense", "isa-scores", "isa-features")

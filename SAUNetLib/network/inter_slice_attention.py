@@ -1,6 +1,8 @@
-"""Inter-slice attention (ISA): a slice's rough result refined by what its two neighbours attend to."""
+"""Inter-slice attention (ISA): a slice's rough result refined by what its neighbours attend to."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -24,43 +26,44 @@ class InterSliceAttention(nn.Module):
 
     Args:
         channels: channels of F.
+        reach: how many slices away the farthest neighbour is. The authors have 1; each further distance d (ours) has
+            masks A^d of its own, and adds A^d_{i-d} * F_i + A^d_{i+d} * F_i.
 
     Shape:
         F (B, S, C, H, W): B stacks of S consecutive slices, S >= 1; the result has the same shape.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, reach: int = 1) -> None:
         super().__init__()
+        if reach < 1:
+            raise ValueError(f"reach must be at least 1, not {reach}")
+        self.reach = reach
         self.generation = nn.Sequential(
-            ConvBNReLU(channels, channels), nn.Conv2d(channels, channels, 3, padding=1), nn.Sigmoid()
+            ConvBNReLU(channels, channels), nn.Conv2d(channels, reach * channels, 3, padding=1), nn.Sigmoid()
         )
 
-    def attention(self, rough: Tensor) -> Tensor:
-        """Masks A (N, C, H, W) of slices F (N, C, H, W)."""
-        return self.generation(rough)
+    def attention(self, rough: Tensor) -> tuple[Tensor, ...]:
+        """Masks A^1, A^2, ... (N, C, H, W each) of slices F (N, C, H, W), for neighbours 1, 2, ... slices away."""
+        return self.generation(rough).chunk(self.reach, 1)
 
     @staticmethod
-    def combine(rough: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
-        """F_i + A_{i-1} * F_i + A_{i+1} * F_i, a missing neighbour (None) left out; all of one shape."""
-        gain: Tensor | float = 1.0
-        if before is not None:
-            gain = gain + before
-        if after is not None:
-            gain = gain + after
-        return rough * gain
+    def combine(rough: Tensor, masks: Iterable[Tensor]) -> Tensor:
+        """F_i + A_j * F_i + ... for the masks of the neighbours j that exist; all of one shape."""
+        return rough * sum(masks, start=1.0)
 
     def forward(self, rough: Tensor) -> Tensor:
-        masks = self.attention(rough.flatten(0, 1)).unflatten(0, rough.shape[:2])
-        return self.combine(rough, *neighbours(masks))
+        masks = [mask.unflatten(0, rough.shape[:2]) for mask in self.attention(rough.flatten(0, 1))]
+        steps = enumerate(masks, 1)
+        return self.combine(rough, [from_neighbour(mask, step) for d, mask in steps for step in (-d, d)])
 
 
-def neighbours(masks: Tensor, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The masks A_{i-1} and A_{i+1} that slice i meets, each of the shape (B, S, C, H, W) of the masks.
+def from_neighbour(masks: Tensor, step: int, apart: Tensor | None = None) -> Tensor:
+    """The mask of slice i + step at slice i, for stacks of masks (B, S, C, H, W); the shape stays.
 
     Zero is the pruned branch: F + 0 * F. Shifting the masks costs no loop over slices. ``apart`` (B,) bool: stacks of
     unrelated slices, all of whose branches are pruned.
     """
     if apart is not None:
         masks = masks.masked_fill(apart[:, None, None, None, None], 0)
-    nothing = torch.zeros_like(masks[:, :1])
-    return torch.cat((nothing, masks[:, :-1]), 1), torch.cat((masks[:, 1:], nothing), 1)
+    nothing = torch.zeros_like(masks[:, : abs(step)])
+    return torch.cat((nothing, masks[:, :step]) if step < 0 else (masks[:, step:], nothing), 1)

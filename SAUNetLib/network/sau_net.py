@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .dense_unet import DenseUNet, Reading
-from .inter_slice_attention import InterSliceAttention, neighbours
+from .inter_slice_attention import InterSliceAttention, from_neighbour
 
 Attention = Literal["skips", "features", "scores", "none"]
 Maps = tuple[Tensor, ...]
@@ -28,6 +29,7 @@ class SAUNet(nn.Module):
             the feature maps ahead of them (the word on another of its slides; what is best, docs/results.md);
             ``skips``, the encoder's maps of all levels but the finest, ahead of the decoder (ours, several scales);
             ``none``, Dense U-Net alone.
+        reach: how many slices on each side attend to a slice, see `InterSliceAttention`.
 
     Shape:
         (B, S, 1, H, W): B stacks of S consecutive slices -> scores (B, S, classes, H, W). S >= 1; H and W multiples
@@ -41,26 +43,30 @@ class SAUNet(nn.Module):
         widths: Sequence[int] = (16, 32, 64, 128, 256),
         reading: Reading = "add",
         attention: Attention = "features",
+        reach: int = 1,
     ) -> None:
         super().__init__()
         if attention not in ("skips", "features", "scores", "none"):
             raise ValueError(f"attention must be 'skips', 'features', 'scores' or 'none', not {attention!r}")
         self.classes, self.widths, self.reading = classes, tuple(widths), reading
-        self.attention = attention
+        self.attention, self.reach = attention, reach
         self.encoder = DenseUNet(1, widths, reading)
         self.head = nn.Conv2d(self.encoder.out_channels, classes, 1)
         self.isa: nn.ModuleList | InterSliceAttention | None = None
         if attention == "skips":
-            self.isa = nn.ModuleList(InterSliceAttention(channels) for channels in self.encoder.skip_channels[1:])
+            self.isa = nn.ModuleList(InterSliceAttention(size, reach) for size in self.encoder.skip_channels[1:])
         elif attention != "none":
-            self.isa = InterSliceAttention(self.encoder.out_channels if attention == "features" else classes)
+            self.isa = InterSliceAttention(self.encoder.out_channels if attention == "features" else classes, reach)
+
+    def outline(self) -> SAUNet:
+        """A network of the same form without weights (PyTorch's meta device), to count with."""
+        with torch.device("meta"):
+            return type(self)(self.classes, self.widths, self.reading, self.attention, self.reach).eval()
 
     def cost(self, rows: int, columns: int) -> tuple[int, int]:
         """Number of weights, and floating-point operations of the convolutions for a slice of rows x columns pixels."""
         weights = self.state_dict()
-        with torch.device("meta"):
-            network = type(self)(self.classes, self.widths, self.reading, self.attention).eval()
-            slices = torch.empty(1, 1, 1, rows, columns)
+        network, slices = self.outline(), torch.empty(1, 1, 1, rows, columns, device="meta")
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             network(slices)
         trained = {name for name, _ in self.named_parameters()}
@@ -73,19 +79,21 @@ class SAUNet(nn.Module):
         features = self.encoder(slices)
         return (self.head(features) if self.attention == "scores" else features,)
 
-    def masks(self, rough: Maps) -> Maps:
-        """The attention A of slices for their neighbours, one mask for each of the last maps of F; none without ISA."""
+    def masks(self, rough: Maps) -> tuple[Maps, ...]:
+        """The attention A of slices for their neighbours 1, 2, ... slices away: masks for the last maps of F each time.
+
+        Without ISA there are none.
+        """
         attentions = self._attentions()
         attended = rough[len(rough) - len(attentions) :]
-        return tuple(isa.attention(one) for isa, one in zip(attentions, attended, strict=True))
+        return tuple(zip(*(isa.attention(one) for isa, one in zip(attentions, attended, strict=True)), strict=True))
 
-    def scores(self, rough: Maps, before: Maps | None = None, after: Maps | None = None) -> Tensor:
-        """Class scores (N, classes, H, W) of slices by their F and their neighbours' masks; None: no neighbour."""
+    def scores(self, rough: Maps, beside: Sequence[Maps] = ()) -> Tensor:
+        """Class scores (N, classes, H, W) of slices by their F and the masks of each neighbour that they have."""
         refined = list(rough)
         first = len(rough) - len(self._attentions())
         for place in range(first, len(rough)):
-            beside = [None if masks is None else masks[place - first] for masks in (before, after)]
-            refined[place] = InterSliceAttention.combine(rough[place], *beside)
+            refined[place] = InterSliceAttention.combine(rough[place], [masks[place - first] for masks in beside])
         if self.attention == "skips":
             return self.head(self.encoder.decode(refined))
         return refined[0] if self.attention == "scores" else self.head(refined[0])
@@ -95,30 +103,47 @@ class SAUNet(nn.Module):
 
         Every slice is encoded once, however the stack is cut, and memory does not grow with it.
         """
-        before: Maps | None = None  # masks of slice i - 1
-        current: tuple[Maps, Maps] | None = None  # rough results and masks of slice i
+        waiting: deque[Maps] = deque()  # rough results of slices i, i + 1, ...
+        masks: deque[tuple[Maps, ...]] = deque()  # masks of slices i - reach to i + reach, where they exist
         for slices in chunks:
             rough = self.rough(slices)
-            masks = self.masks(rough)
+            farther = self.masks(rough)
             for number in range(slices.shape[0]):
-                one, mask = (tuple(part[number : number + 1] for part in parts) for parts in (rough, masks))
-                if current is not None:
-                    yield self.scores(current[0], before, mask)
-                    before = current[1]
-                current = (one, mask)
-        if current is not None:
-            yield self.scores(current[0], before, None)
+                waiting.append(_one(rough, number))
+                masks.append(tuple(_one(maps, number) for maps in farther))
+                if len(waiting) > len(farther):
+                    yield self._next(waiting, masks)
+        while waiting:
+            yield self._next(waiting, masks)
+
+    def _next(self, waiting: deque[Maps], masks: deque[tuple[Maps, ...]]) -> Tensor:
+        """Scores of the slice that waits longest, which then waits no more."""
+        due = len(masks) - len(waiting)
+        steps = [step for d in range(1, len(masks[due]) + 1) for step in (-d, d)]
+        beside = [masks[due + step][abs(step) - 1] for step in steps if 0 <= due + step < len(masks)]
+        scores = self.scores(waiting.popleft(), beside)
+        if due == len(masks[due]):
+            masks.popleft()
+        return scores
 
     def forward(self, stacks: Tensor, apart: Tensor | None = None) -> Tensor:
         if stacks.ndim != 5:
             raise ValueError(f"stacks must be (B, S, 1, H, W), not {tuple(stacks.shape)}")
         number = stacks.shape[:2]
         rough = self.rough(stacks.flatten(0, 1))
-        shifted = [neighbours(masks.unflatten(0, number), apart) for masks in self.masks(rough)]
-        before, after = (tuple(pair[side].flatten(0, 1) for pair in shifted) for side in (0, 1))
-        return self.scores(rough, before, after).unflatten(0, number)
+        beside = [
+            tuple(from_neighbour(mask.unflatten(0, number), step, apart).flatten(0, 1) for mask in masks)
+            for d, masks in enumerate(self.masks(rough), 1)
+            for step in (-d, d)
+        ]
+        return self.scores(rough, beside).unflatten(0, number)
 
     def _attentions(self) -> list[InterSliceAttention]:
         if self.isa is None:
             return []
         return [self.isa] if isinstance(self.isa, InterSliceAttention) else list(self.isa)  # type: ignore[arg-type]
+
+
+def _one(maps: Maps, number: int) -> Maps:
+    """The maps of one of the slices."""
+    return tuple(part[number : number + 1] for part in maps)
