@@ -226,7 +226,7 @@ def test_module_widget_lives_from_setup_to_cleanup(module):
     parent = wrap(holder)
     widget = module.SAUNetSegmentationWidget(parent)
     widget.setup()
-    assert widget.panel.ui.editor._native._shortcuts is True  # it is shown: the module was reloaded
+    assert widget.panel._warmUp.active  # it is shown: the module was reloaded
     volume = add_volume()
     widget.panel.ui.inputSelector.setCurrentNode(volume)
     widget.exit()
@@ -246,13 +246,14 @@ def test_panel_that_is_made_but_not_shown_takes_no_keys_and_starts_no_engine(mod
     add_volume()
     widget = module.SAUNetSegmentationWidget(wrap(holder))
     widget.setup()
-    assert not hasattr(widget.panel.ui.editor._native, "_shortcuts") and not widget.panel._warmUp.active
+    assert not widget.panel.ui.editor._native._shortcuts and not widget.panel._warmUp.active
     assert widget.panel.ui.segmentButton.enabled  # yet it is ready for scripts
     slicer.mrmlScene.Clear()
     assert widget.panel._parameters is None
     widget.enter()
-    assert widget.panel.ui.editor._native._shortcuts is True
+    assert widget.panel._warmUp.active
     widget.cleanup()
+    assert not widget.panel._warmUp.active
 
 
 def test_reload_forgets_the_rooms(module):

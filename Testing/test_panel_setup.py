@@ -398,6 +398,31 @@ def test_buttons_of_the_setup_section(needs, pip, panel_of):  # noqa: F811
     assert panel.widget._card.code == "BUNDLE"
 
 
+def test_nothing_else_starts_while_packages_are_installed(needs, panel_of, monkeypatch):  # noqa: F811
+    """Slicer handles events after every line of pip's output."""
+    del needs.installed["pynrrd"]
+    panel = panel_of(dependencies=needs)
+    add_volume()
+    panel.widget.showParameters()
+    panel.dialogs.consent = True
+    seen = []
+
+    def install(arguments):
+        seen.append(panel.ui.statusLabel.text)
+        for button in (panel.ui.installButton, panel.ui.bundleButton, panel.ui.segmentButton):
+            assert not button.enabled and "installed" in button.toolTip
+        panel.widget.onInstall()
+        panel.widget._warm()
+        assert not panel.logic.engine.alive
+        needs.installed["pynrrd"] = "1.1"
+
+    monkeypatch.setattr(slicer.util, "pip_install", install)
+    panel.ui.installButton.click()
+    assert len(seen) == 1 and seen[0].startswith("Installing")
+    assert panel.ui.statusLabel.text == "Installed." and panel.ui.segmentButton.enabled
+    assert panel.ui.installButton.enabled and "being installed" not in panel.ui.installButton.toolTip
+
+
 def test_first_click_without_packages_offers_to_install_them(needs, pip, panel_of):  # noqa: F811
     add_volume()
     del needs.installed["pynrrd"], needs.installed["torch"]

@@ -7,7 +7,7 @@ import pytest
 import slicer
 from harness import process_events
 from harness.fixtures import ROOT, add_node, add_transform, add_volume, close_panel, make_panel, panel_of, scene, truth  # noqa: F401
-from SAUNetPanel import Cards, SceneNodes
+from SAUNetPanel import Cards, Result, SceneNodes
 from SAUNetPanel.EngineProcess import EngineProcess, workerCommand
 from SAUNetPanel.Logic import SHARES, deviceName, share, withMissingPackage
 from SAUNetPanel.Widget import WARM_MS, remaining
@@ -35,7 +35,7 @@ def test_one_click_gives_a_named_segmentation(panel_of):  # noqa: F811
     press_and_wait(panel)
     (node,) = panel.results()
     assert panel.ui.resultSelector.currentNode() is node and node.GetName() == "T2 sag spine"
-    assert np.array_equal(SceneNodes.mergedLabels(node)[0], truth().labels)
+    assert np.array_equal(Result.mergedLabels(node)[0], truth().labels)
     assert panel.ui.statusLabel.text.startswith("Done: 10 structures")
     assert panel.ui.editor.segmentationNode() is node and panel.ui.editor.sourceVolumeNode() is volume
     assert panel.ui.segmentsTable.segmentationNode() is node and panel.ui.segmentsTable.segmentCount == 10
@@ -291,7 +291,7 @@ def test_second_run_replaces_what_nobody_edited_and_undo_brings_it_back(panel_of
     press_and_wait(panel)
     (node,) = panel.results()
     node.GetSegmentation().RemoveSegment("SAUNet_41")
-    node.SetAttribute("SAUNet.fingerprint", SceneNodes.fingerprint(node.GetSegmentation()))
+    node.SetAttribute("SAUNet.fingerprint", Result.fingerprint(node.GetSegmentation()))
     press_and_wait(panel)
     assert panel.results() == [node] and len(segments(node)) == 10 and panel.dialogs.asked == []
     panel.ui.editor.undo()
@@ -307,9 +307,9 @@ def test_undo_works_after_another_module_was_open(panel_of):  # noqa: F811
     paint(node)
     panel.widget.exit()
     panel.widget.enter()
-    assert SceneNodes.isEdited(node)
+    assert Result.isEdited(node)
     panel.ui.editor.undo()
-    assert not SceneNodes.isEdited(node)
+    assert not Result.isEdited(node)
 
 
 def test_undo_brings_back_what_was_replaced_while_another_result_or_module_was_open(panel_of):  # noqa: F811
@@ -320,7 +320,7 @@ def test_undo_brings_back_what_was_replaced_while_another_result_or_module_was_o
         press_and_wait(panel)
     mine, other = panel.results()
     mine.GetSegmentation().RemoveSegment("SAUNet_41")
-    mine.SetAttribute("SAUNet.fingerprint", SceneNodes.fingerprint(mine.GetSegmentation()))
+    mine.SetAttribute("SAUNet.fingerprint", Result.fingerprint(mine.GetSegmentation()))
     panel.ui.inputSelector.setCurrentNode(first)
     panel.ui.resultSelector.setCurrentNode(other)
     panel.ui.segmentButton.click()
@@ -361,7 +361,27 @@ def test_edited_result_is_replaced_only_if_the_user_says_so(panel_of, answer, no
     panel.dialogs.answer = answer
     panel.ui.segmentButton.click()
     assert panel.wait() and panel.dialogs.asked == [node.GetName()]
-    assert len(panel.results()) == nodes and SceneNodes.isEdited(node) is not replaced
+    assert len(panel.results()) == nodes and Result.isEdited(node) is not replaced
+
+
+def test_result_belongs_to_the_frame_that_was_segmented_not_to_the_one_shown_later(panel_of):  # noqa: F811
+    volume = add_volume(name="cine")
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "cine sequence")
+    for frame in range(3):
+        sequence.SetDataNodeAtValue(volume, str(frame))
+    slicer.mrmlScene.RemoveNode(volume)
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    proxy = browser.GetProxyNode(sequence)
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(proxy)
+    panel.logic.progressed.connect(lambda stage, share: browser.SetSelectedItemNumber(2))
+    press_and_wait(panel)
+    (node,) = panel.results()
+    assert node.GetName() == f"{proxy.GetName()} (frame 1) spine"
+    assert not panel.logic.nodes.isResultOf(node, proxy)
+    browser.SetSelectedItemNumber(0)
+    assert panel.logic.nodes.isResultOf(node, proxy)
 
 
 def test_edited_while_the_engine_works_is_kept(panel_of):  # noqa: F811
@@ -371,7 +391,7 @@ def test_edited_while_the_engine_works_is_kept(panel_of):  # noqa: F811
     (node,) = panel.results()
     panel.ui.segmentButton.click()
     paint(node)
-    assert panel.wait() and len(panel.results()) == 2 and SceneNodes.isEdited(node)
+    assert panel.wait() and len(panel.results()) == 2 and Result.isEdited(node)
 
 
 def test_keep_adds_a_new_one(panel_of):  # noqa: F811
@@ -479,6 +499,7 @@ def test_scene_that_is_loaded_while_the_panel_is_shown(panel_of):  # noqa: F811
 def test_leaving_and_entering_the_module(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of()
+    panel.ui.editSection.collapsed = False
     press_and_wait(panel)
     panel.widget.exit()
     assert panel.ui.editor._native._shortcuts is False
@@ -486,6 +507,31 @@ def test_leaving_and_entering_the_module(panel_of):  # noqa: F811
     panel.widget.enter()
     assert panel.ui.editor._native._shortcuts is True and panel.ui.deviceComboBox.currentIndex == 0
     assert panel.ui.editor.segmentationNode() is panel.results()[0]
+
+
+def test_keys_are_the_editor_s_only_while_it_is_open_and_has_a_result(panel_of):  # noqa: F811
+    """In Slicer 5.10 a key that starts an effect without a segmentation ends Slicer."""
+    add_volume()
+    panel = panel_of()
+    panel.widget.enter()
+    editor, section = panel.ui.editor, panel.ui.editSection
+    assert not editor._native._shortcuts, "there is no result"
+    section.collapsed = False
+    assert not editor._native._shortcuts
+    press_and_wait(panel)
+    assert editor._native._shortcuts
+    editor.setActiveEffectByName("Paint")
+    assert editor.activeEffect() is not None
+    section.collapsed = True
+    assert not editor._native._shortcuts and editor.activeEffect() is None, "nothing is painted unseen"
+    section.collapsed = False
+    assert editor._native._shortcuts
+    panel.ui.resultSelector.setCurrentNode(None)
+    assert not editor._native._shortcuts
+    panel.ui.resultSelector.setCurrentNode(panel.results()[0])
+    assert editor._native._shortcuts
+    panel.widget.cleanup()
+    assert not editor._native._shortcuts, "nor after the module was reloaded"
 
 
 # -- loading the network in advance ----------------------------------------------------------------------------------
@@ -562,7 +608,7 @@ def test_python_api_blocks_and_returns_the_node(panel_of):  # noqa: F811
     panel = panel_of()
     seen = []
     node = panel.logic.segment(volume, device="cpu", progress=lambda stage, done: seen.append(done))
-    assert np.array_equal(SceneNodes.mergedLabels(node)[0], truth().labels)
+    assert np.array_equal(Result.mergedLabels(node)[0], truth().labels)
     assert seen == sorted(seen) and seen[-1] == pytest.approx(1)
     assert panel.logic.segment(volume, replace=node) is node
     with pytest.raises(Cards.PanelError) as raised:
@@ -573,17 +619,24 @@ def test_python_api_blocks_and_returns_the_node(panel_of):  # noqa: F811
     assert not panel.logic.running
 
 
+def test_progress_that_fails_does_not_lose_the_result(panel_of, capsys):  # noqa: F811
+    panel = panel_of()
+    node = panel.logic.segment(add_volume(), progress=lambda stage: None)
+    assert node.GetSegmentation().GetNumberOfSegments() > 0 and not panel.logic.running
+    assert "TypeError" in capsys.readouterr().err
+
+
 def test_result_that_the_panel_does_not_understand_leaves_the_scene_alone(panel_of):  # noqa: F811
     volume = add_volume()
     panel = panel_of()
     press_and_wait(panel)
     (node,) = panel.results()
-    before = SceneNodes.fingerprint(node.GetSegmentation())
+    before = Result.fingerprint(node.GetSegmentation())
     odd = truth().summary() | {"structures": [{"value": 41}, {"value": 250}]}
     for replace in (None, node):
         with pytest.raises(KeyError):
             panel.logic.nodes.importResult(volume, truth().labels, odd, True, replace)
-    assert panel.results() == [node] and SceneNodes.fingerprint(node.GetSegmentation()) == before
+    assert panel.results() == [node] and Result.fingerprint(node.GetSegmentation()) == before
 
 
 def test_folder_that_could_not_be_removed_is_removed_at_the_next_run(panel_of, monkeypatch):  # noqa: F811
@@ -621,7 +674,7 @@ def test_result_equals_the_pipeline_with_the_real_worker(scene, tiny_model):  # 
     assert panel.wait(90)
     assert panel.widget._card is None, panel.widget._card
     (node,) = panel.results()
-    labels, matrix = SceneNodes.mergedLabels(node)
+    labels, matrix, _ = Result.mergedLabels(node)
     assert np.array_equal(labels, expected.labels)
     assert np.allclose(matrix, SceneNodes.ijkToRas(volume))
     names = [row["name"] for row in expected.summary()["structures"]]
@@ -651,7 +704,7 @@ def test_click_on_a_phantom_equals_the_command_with_the_shipped_model(scene, tmp
     assert panel.wait(120) and panel.widget._card is None, panel.widget._card
     (node,) = panel.results()
     expected = read_segmentation(tmp_path / "l.nrrd")
-    assert np.array_equal(SceneNodes.mergedLabels(node)[0], expected.labels) and expected.labels.any()
+    assert np.array_equal(Result.mergedLabels(node)[0], expected.labels) and expected.labels.any()
     for segment in segments(node):
         structure = structures()[segment.GetLabelValue()]
         assert segment.GetName() == structure.name and f"SCT^{structure.code}^" in segment.GetTerminology()

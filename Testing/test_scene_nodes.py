@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import slicer
 import vtk
 from harness.fixtures import PROVENANCE, add_transform, add_volume, scene, truth  # noqa: F401
-from SAUNetPanel import PrivateFolder, SceneNodes
+from SAUNetPanel import PrivateFolder, Result, SceneNodes
 from SAUNetPanel.Cards import PanelError
 
 from SAUNetLib.anatomy import classes, structures
@@ -45,7 +45,7 @@ def paint(node, index=0):
     identity = segmentation.GetNthSegmentID(index)
     image = slicer.vtkOrientedImageData()
     image.DeepCopy(segmentation.GetSegment(identity).GetRepresentation("Binary labelmap"))
-    voxels = SceneNodes._voxels(image)
+    voxels = Result.voxelsOf(image)
     value = segmentation.GetSegment(identity).GetLabelValue()
     mask = (voxels == value).astype(np.uint8)
     mask[0, 0, 0] = 1
@@ -155,8 +155,9 @@ def test_frame_of_a_sequence_says_so(nodes):
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
     proxy = browser.GetProxyNode(sequence)
     browser.SetSelectedItemNumber(2)
-    assert nodes.frameName(proxy).endswith("(frame 3)")
-    assert nodes.frameName(add_volume(name="plain")) == "plain"
+    assert nodes.frame(proxy) == 3 and SceneNodes.frameName(proxy, 3).endswith("(frame 3)")
+    plain = add_volume(name="plain")
+    assert nodes.frame(plain) == 0 and SceneNodes.frameName(plain, 0) == "plain"
 
 
 # -- back ------------------------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ def test_segments_have_name_colour_code_and_order(nodes):
 def test_voxels_and_reference_geometry_are_the_engine_s(nodes):
     volume = add_volume()
     node = imported(nodes, volume)
-    labels, matrix = SceneNodes.mergedLabels(node)
+    labels, matrix, _ = Result.mergedLabels(node)
     assert np.array_equal(labels, truth().labels)
     assert np.allclose(matrix, SceneNodes.ijkToRas(volume))
     one = slicer.util.arrayFromSegmentBinaryLabelmap(node, "SAUNet_41", volume)
@@ -197,7 +198,7 @@ def test_three_classes_have_their_own_names(nodes):
     rows = [{"value": value, "partial": False} for value in (3, 1, 2)]
     node = nodes.importResult(add_volume(), labels, {"structures": rows, "provenance": PROVENANCE}, False)
     assert [segment.GetName() for segment in segments(node)] == [classes()[value].name for value in (3, 1, 2)]
-    assert np.array_equal(SceneNodes.mergedLabels(node)[0], labels)
+    assert np.array_equal(Result.mergedLabels(node)[0], labels)
 
 
 def test_result_lies_under_the_input_s_transform_and_in_its_folder(nodes):
@@ -209,7 +210,7 @@ def test_result_lies_under_the_input_s_transform_and_in_its_folder(nodes):
     node = imported(nodes, volume)
     assert node.GetParentTransformNode() is transform
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
-    labels, matrix = SceneNodes.mergedLabels(node)
+    labels, matrix, _ = Result.mergedLabels(node)
     assert np.array_equal(labels, truth().labels) and np.allclose(matrix, SceneNodes.ijkToRas(volume))
     exported = nodes.exportLabelMapNode(node)
     assert exported.GetParentTransformNode() is transform
@@ -219,15 +220,15 @@ def test_result_lies_under_the_input_s_transform_and_in_its_folder(nodes):
 
 def test_provenance_and_warnings_stay_with_the_node(nodes):
     node = imported(nodes)
-    about = SceneNodes.provenance(node)
+    about = Result.provenance(node)
     assert {key: about[key] for key in PROVENANCE} == PROVENANCE
-    assert SceneNodes.warningsOf(node)[0]["code"] == "LEVELS_ASSUMED"
-    assert SceneNodes.isResult(node) and not SceneNodes.isResult(None)
+    assert Result.warningsOf(node)[0]["code"] == "LEVELS_ASSUMED"
+    assert Result.isResult(node) and not Result.isResult(None)
 
 
 def test_attributes_survive_the_scene_s_file(nodes):
     node = imported(nodes)
-    about, warnings = SceneNodes.provenance(node), SceneNodes.warningsOf(node)
+    about, warnings = Result.provenance(node), Result.warningsOf(node)
     scene = slicer.mrmlScene  # noqa: F811
     scene.SetSaveToXMLString(1)
     scene.Commit()
@@ -237,7 +238,7 @@ def test_attributes_survive_the_scene_s_file(nodes):
     scene.SetSceneXMLString(text)
     scene.Import()
     (loaded,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-    assert SceneNodes.provenance(loaded) == about and SceneNodes.warningsOf(loaded) == warnings != []
+    assert Result.provenance(loaded) == about and Result.warningsOf(loaded) == warnings != []
 
 
 def test_result_on_another_grid_is_refused(nodes, tmp_path):
@@ -262,7 +263,7 @@ def test_replacing_keeps_the_node_and_leaves_no_old_segment(nodes):
     summary = {"structures": [{"value": 41, "partial": False}], "provenance": PROVENANCE, "warnings": []}
     again = nodes.importResult(volume, labels, summary, True, node)
     assert again is node and [segment.GetName() for segment in segments(node)] == ["L1 vertebra"]
-    assert SceneNodes.warningsOf(node) == [] and nodes.previousResult(volume) is node
+    assert Result.warningsOf(node) == [] and nodes.previousResult(volume) is node
     assert nodes.previousResult(add_volume(name="other")) is None
 
 
@@ -274,6 +275,16 @@ def test_replaced_result_stays_where_the_user_put_it(nodes):
     hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), folder)
     imported(nodes, volume, node)
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == folder
+
+
+def test_replacing_keeps_surfaces_that_are_shown(nodes):
+    volume = add_volume()
+    node = imported(nodes, volume)
+    imported(nodes, volume, node)
+    assert not node.GetSegmentation().ContainsRepresentation("Closed surface"), "none were asked for"
+    node.CreateClosedSurfaceRepresentation()
+    imported(nodes, volume, node)
+    assert node.GetSegmentation().ContainsRepresentation("Closed surface")
 
 
 # -- edited by hand --------------------------------------------------------------------------------------------------
@@ -290,9 +301,26 @@ def test_painting_renaming_removing_and_reordering_count_as_edited(nodes):
     volume = add_volume()
     for change in changes:
         node = imported(nodes, volume)
-        assert not SceneNodes.isEdited(node)
+        assert not Result.isEdited(node)
         change(node)
-        assert SceneNodes.isEdited(node)
+        assert Result.isEdited(node)
+
+
+def test_moving_a_result_counts_as_edited(nodes):
+    volume = add_volume()
+    node = imported(nodes, volume)
+    transform = add_transform(node)
+    assert Result.isEdited(node), "a transform of its own"
+    volume.SetAndObserveTransformNodeID(transform.GetID())
+    assert not Result.isEdited(node), "moved together with its input"
+    assert node.HardenTransform()
+    assert Result.isEdited(node)
+
+
+def test_another_meaning_counts_as_edited(nodes):
+    node = imported(nodes)
+    segments(node)[1].SetTerminology(segments(node)[3].GetTerminology())
+    assert Result.isEdited(node)
 
 
 def test_looking_at_a_result_is_not_editing_it(nodes):
@@ -301,7 +329,7 @@ def test_looking_at_a_result_is_not_editing_it(nodes):
     node.GetDisplayNode().SetSegmentVisibility("SAUNet_41", False)
     node.GetDisplayNode().SetOpacity(0.3)
     segments(node)[0].SetColor(1, 0, 1)
-    assert not SceneNodes.isEdited(node)
+    assert not Result.isEdited(node)
 
 
 def test_saving_and_loading_the_scene_is_not_editing(nodes, tmp_path):
@@ -312,23 +340,43 @@ def test_saving_and_loading_the_scene_is_not_editing(nodes, tmp_path):
     storage = slicer.vtkMRMLSegmentationStorageNode()
     storage.SetFileName(str(tmp_path / "result.seg.nrrd"))
     assert storage.ReadData(loaded)
-    assert SceneNodes.fingerprint(loaded.GetSegmentation()) == SceneNodes.fingerprint(node.GetSegmentation())
+    assert Result.fingerprint(loaded.GetSegmentation()) == Result.fingerprint(node.GetSegmentation())
     paint(loaded)
-    assert SceneNodes.fingerprint(loaded.GetSegmentation()) != SceneNodes.fingerprint(node.GetSegmentation())
+    assert Result.fingerprint(loaded.GetSegmentation()) != Result.fingerprint(node.GetSegmentation())
 
 
 def test_history_brings_a_replaced_result_back(nodes):
     volume = add_volume()
     node = imported(nodes, volume)
-    before = SceneNodes.fingerprint(node.GetSegmentation())
+    before = Result.fingerprint(node.GetSegmentation())
     history = slicer.vtkSegmentationHistory()
     history.SetSegmentation(node.GetSegmentation())
     history.SaveState()
     summary = {"structures": [{"value": 41, "partial": False}], "provenance": PROVENANCE}
     nodes.importResult(volume, np.where(truth().labels == 41, 41, 0).astype(np.uint8), summary, True, node)
-    assert SceneNodes.fingerprint(node.GetSegmentation()) != before
+    assert Result.fingerprint(node.GetSegmentation()) != before
     history.RestorePreviousState()
-    assert SceneNodes.fingerprint(node.GetSegmentation()) == before
+    assert Result.fingerprint(node.GetSegmentation()) == before
+
+
+def test_undoing_a_run_of_another_kind_brings_its_encoding_back(nodes, tmp_path):
+    from SAUNetLib.anatomy import to_classes
+
+    volume = add_volume()
+    node = imported(nodes, volume)
+    about, warnings = Result.provenance(node), Result.warningsOf(node)
+    history = slicer.vtkSegmentationHistory()
+    history.SetSegmentation(node.GetSegmentation())
+    history.SaveState()
+    rows = [{"value": value, "partial": False} for value in (3, 1, 2)]
+    summary = {"structures": rows, "provenance": {**PROVENANCE, "model": "another 2.0"}, "warnings": []}
+    nodes.importResult(volume, to_classes(truth().labels), summary, False, node)
+    assert Result.provenance(node)["encoding"] == "classes" and Result.warningsOf(node) == []
+    history.RestorePreviousState()
+    assert Result.provenance(node) == about and Result.warningsOf(node) == warnings != []
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    read = read_segmentation(tmp_path / "l.nrrd")
+    assert np.array_equal(read.labels, truth().labels) and read.provenance["model"] == PROVENANCE["model"]
 
 
 # -- export ----------------------------------------------------------------------------------------------------------
@@ -362,7 +410,92 @@ def test_painted_segments_go_into_the_label_map(nodes, tmp_path):
     expected = truth().labels.copy()
     expected[0, 0, 0] = 2
     assert np.array_equal(labels, expected)
-    assert SceneNodes.labelValues(node)[empty] == 101
+    assert Result.labelValues(node)[empty] == 101
+
+
+def values_in(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def test_a_segment_from_another_grid_goes_to_its_place_in_the_label_map(nodes, tmp_path):
+    """As *Copy segment* brings it from another segmentation: coarser voxels, another origin and order of axes."""
+    node = imported(nodes)
+    grid = builders.geometry()
+    center = np.asarray(grid.points(np.array(grid.size) / 2.0)) * (-1, -1, 1)
+    cube = slicer.vtkOrientedImageData()
+    cube.SetExtent(0, 3, 0, 3, 0, 3)
+    matrix = np.eye(4)
+    matrix[:3, :3] = 3.0 * np.eye(3)[::-1]
+    matrix[:3, 3] = center - 4.5
+    cube.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(matrix))
+    cube.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    cube.GetPointData().GetScalars().Fill(1)
+    segment = slicer.vtkSegment()
+    segment.SetName("cyst")
+    segment.AddRepresentation("Binary labelmap", cube)
+    assert node.GetSegmentation().AddSegment(segment, "cyst")
+    volume = node.GetNodeReference(Result.INPUT_ROLE)
+    expected = slicer.util.arrayFromSegmentBinaryLabelmap(node, "cyst", volume) != 0
+    assert expected.sum() > 20
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    found = values_in(tmp_path / "l.nrrd")
+    assert np.array_equal(found == 101, expected)
+    assert np.array_equal(found[~expected], truth().labels[~expected])
+    assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node)), found)
+
+
+@pytest.mark.parametrize("which", ["input", "result", "both"])
+def test_label_map_fits_an_input_whose_transform_was_hardened(nodes, tmp_path, which):
+    volume = add_volume()
+    transform = add_transform(volume)
+    node = imported(nodes, volume)
+    moved = {"input": [volume], "result": [node], "both": [volume, node]}[which]
+    for one in moved:
+        assert one.GetParentTransformNode() is transform and one.HardenTransform()
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    assert np.array_equal(values_in(tmp_path / "l.nrrd"), truth().labels)
+    image = sitk.ReadImage(str(tmp_path / "l.nrrd"))
+    assert np.allclose(np.array(image.GetOrigin()) * (-1, -1, 1), SceneNodes.ijkToRas(volume)[:3, 3], atol=1e-4)
+    exported = nodes.exportLabelMapNode(node)
+    assert exported.GetTransformNodeID() == volume.GetTransformNodeID()
+    assert np.allclose(SceneNodes.ijkToRas(exported), SceneNodes.ijkToRas(volume))
+
+
+def test_label_map_has_the_input_s_voxels_where_the_segmentation_has_finer_ones(nodes, tmp_path):
+    volume = add_volume()
+    node = imported(nodes, volume)
+    segmentation = node.GetSegmentation()
+    fine = slicer.vtkOrientedImageData()
+    name = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
+    slicer.vtkSegmentationConverter.DeserializeImageGeometry(segmentation.GetConversionParameter(name), fine, False)
+    slicer.vtkCalculateOversamplingFactor.ApplyOversamplingOnImageGeometry(fine, 2)
+    segmentation.SetConversionParameter(name, slicer.vtkSegmentationConverter.SerializeImageGeometry(fine))
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    assert np.array_equal(values_in(tmp_path / "l.nrrd"), truth().labels)
+
+
+def test_label_map_of_a_result_whose_input_was_removed(nodes, tmp_path):
+    volume = add_volume()
+    node = imported(nodes, volume)
+    slicer.mrmlScene.RemoveNode(volume)
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    assert np.array_equal(values_in(tmp_path / "l.nrrd"), truth().labels)
+    assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node)), truth().labels)
+
+
+def test_segments_keep_their_values_under_other_names_and_no_two_get_the_same(nodes):
+    node = imported(nodes)
+    first, second = segments(node)[1], segments(node)[3]
+    identity = node.GetSegmentation().GetSegmentIdBySegment
+    old = Result.labelValues(node)
+    first.SetName("T12 (checked)")
+    assert Result.labelValues(node) == old
+    first.SetName(second.GetName())
+    values = Result.labelValues(node)
+    assert len(set(values.values())) == len(values) and values[identity(first)] == old[identity(second)]
+    labels = slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node))
+    both = np.isin(truth().labels, [old[identity(first)], old[identity(second)]])
+    assert len(np.unique(labels[both])) == 2
 
 
 def test_segmentation_file_is_read_by_the_engine(nodes, tmp_path):
@@ -391,6 +524,10 @@ def test_label_map_node_has_values_and_colours(nodes):
     node = imported(nodes)
     labels = nodes.exportLabelMapNode(node)
     assert np.array_equal(slicer.util.arrayFromVolume(labels), truth().labels)
+    tables = slicer.util.getNodesByClass("vtkMRMLColorTableNode")
+    assert [table for table in tables if table.GetName() == f"{node.GetName()} colors"] == [
+        labels.GetDisplayNode().GetColorNode()
+    ]
     color = [0.0] * 4
     labels.GetDisplayNode().GetColorNode().GetColor(41, color)
     assert np.allclose(color[:3], np.array(structures()[41].colour) / 255, atol=0.01)
@@ -426,6 +563,16 @@ def test_slicer_finds_every_term(nodes):
     assert logic.GetNumberOfTypesInTerminologyCategory(TERMINOLOGY, entry.GetCategoryObject()) == len(
         {structure.code for structure in [*structures().values(), *classes().values()]}
     )
+
+
+def test_a_term_that_several_structures_share_names_none_of_them():
+    """Slicer names a segment after the term that is chosen for it."""
+    from SAUNetPanel.Terminology import terminology
+
+    (category,) = terminology()["SegmentationCodes"]["Category"]
+    labels = {one["CodeMeaning"]: one["3dSlicerLabel"] for one in category["Type"]}
+    assert labels["Vertebra"] == "Vertebra" and labels["Intervertebral disc"] == "Intervertebral disc"
+    assert labels["Fifth lumbar vertebra"] == "L5 vertebra"
 
 
 def test_terminology_file_is_made_from_the_anatomy():

@@ -17,7 +17,8 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 from . import PrivateFolder
 from .Cards import Card, PanelError, cardOf
 from .EngineProcess import EngineProcess
-from .SceneNodes import SceneNodes, isEdited
+from .Result import isEdited
+from .SceneNodes import SceneNodes
 from .Signal import Signal
 
 SHARES = {"load": 0.10, "read": 0.02, "prepare": 0.03, "segment": 0.70, "levels": 0.10, "write": 0.05}
@@ -155,7 +156,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self.engine.log.connect(self.log.emit)
         self._folder: Path | None = None
         self._undeleted: list[Path] = []
-        self._job: tuple[Any, Options] | None = None
+        self._job: tuple[Any, Options, int] | None = None  # volume, options, the frame that it shows
         self._warnings: list[dict[str, str]] = []
         PrivateFolder.removeLeftovers()
 
@@ -220,7 +221,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         except OSError:
             self._fail(PanelError("FOLDER").card)
             return
-        self._job = volumeNode, wanted
+        self._job = volumeNode, wanted, self.nodes.frame(volumeNode)
         files = {"image": str(self._folder / "volume.nrrd"), "output": str(self._folder / "labels.nrrd")}
         self.engine.run("segment", **files, levels=wanted.levels, lowest=wanted.lowest, **wanted.network())
 
@@ -275,7 +276,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._removeFolder()
         self.finished.emit(node)
 
-    def _import(self, volumeNode: Any, options: Options, event: dict[str, Any]) -> Any:
+    def _import(self, volumeNode: Any, options: Options, frame: int, event: dict[str, Any]) -> Any:
         if volumeNode.GetScene() is None:
             raise PanelError("VOLUME_GONE")
         self.nodes.check(volumeNode)
@@ -288,7 +289,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             replace = None
         if replace is not None:
             self.aboutToReplace.emit(replace)
-        return self.nodes.importResult(volumeNode, labels, event, options.levels, replace)
+        return self.nodes.importResult(volumeNode, labels, event, options.levels, replace, frame)
 
     def _fail(self, card: Card) -> None:
         self._job = None

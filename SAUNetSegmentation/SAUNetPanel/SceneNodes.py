@@ -1,9 +1,7 @@
 """What goes from the scene to the engine, and what comes back into the scene: volumes, segmentations, exports."""
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +9,25 @@ import numpy as np
 import slicer
 import vtk
 from slicer.i18n import tr as _
-from vtk.util.numpy_support import vtk_to_numpy
 
 from SAUNetLib.anatomy import Structure, classes, structures
 
 from .Cards import PanelError
+from .Result import (
+    ATTRIBUTE,
+    INPUT_ROLE,
+    LABELMAP,
+    fingerprint,
+    isResult,
+    labelValues,
+    mergedLabels,
+    provenance,
+    segmentIdOf,
+    segmentsOf,
+    voxelsOf,
+)
 
-ATTRIBUTE = "SAUNet."
-INPUT_ROLE = "SAUNet.Input"
-LABELMAP = "Binary labelmap"
+SURFACE = "Closed surface"
 TERMINOLOGY = "Segmentation category and type - SAUNet"
 _NRRD_TYPES = {"int8": "signed char", "uint8": "unsigned char", "int16": "short", "uint16": "unsigned short",
                "int32": "int", "uint32": "unsigned int", "int64": "long long", "uint64": "unsigned long long",
@@ -64,11 +72,6 @@ class SceneNodes:
         selection = self.scene.GetFirstNodeByClass("vtkMRMLSelectionNode")
         active = selection.GetActiveVolumeID() if selection is not None else None
         return next((node for node in plain if node.GetID() == active), plain[0] if plain else None)
-
-    def frameName(self, volumeNode: Any) -> str:
-        """The volume's name, with the number of its frame where it shows one of a sequence."""
-        name, frame = volumeNode.GetName() or _("Volume"), self.frame(volumeNode)
-        return _("{name} (frame {frame})").format(name=name, frame=frame) if frame else name
 
     def frame(self, volumeNode: Any) -> int:
         """Number of the frame that a volume shows, from 1; 0 where it shows none of a sequence."""
@@ -128,7 +131,13 @@ class SceneNodes:
         return labels.astype(np.uint8)
 
     def importResult(
-        self, volumeNode: Any, labels: np.ndarray, summary: dict[str, Any], levels: bool, replace: Any = None
+        self,
+        volumeNode: Any,
+        labels: np.ndarray,
+        summary: dict[str, Any],
+        levels: bool,
+        replace: Any = None,
+        frame: int = 0,
     ) -> Any:
         """Lay a result into the scene.
 
@@ -138,26 +147,30 @@ class SceneNodes:
             summary: the engine's result event: structures from top to bottom, provenance, warnings.
             levels: whether the values are `anatomy.structures`; otherwise `anatomy.classes`.
             replace: segmentation node whose content it takes over; otherwise a new node is made.
+            frame: `frame` of the volume when it went to the engine; the user may show another one by now.
 
         Returns:
             The segmentation node.
         """
-        segments = _makeSegments(volumeNode, labels, summary, structures() if levels else classes())
+        segments = _makeSegments(volumeNode, labels, summary, levels)
         node = replace
         if node is None:
-            name = _("{volume} spine").format(volume=self.frameName(volumeNode))
+            name = _("{volume} spine").format(volume=frameName(volumeNode, frame))
             node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.scene.GenerateUniqueName(name))
             self._placeBeside(node, volumeNode)
         with slicer.util.NodeModify(node):
             # The transform first: the reference geometry is stated in the segmentation's own coordinates.
             node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
             node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+            surfaces = node.GetSegmentation().ContainsRepresentation(SURFACE)
             node.GetSegmentation().RemoveAllSegments()
             node.GetSegmentation().SetSourceRepresentationName(LABELMAP)
             for segmentId, segment in segments:
                 node.GetSegmentation().AddSegment(segment, segmentId)
+            if surfaces:  # they are shown in 3D, or were
+                node.CreateClosedSurfaceRepresentation()
             node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
-            _describe(node, summary, levels, self.frame(volumeNode))
+            _describe(node, _about(summary, levels), frame)
             node.CreateDefaultDisplayNodes()
         return node
 
@@ -182,8 +195,11 @@ class SceneNodes:
         return int(node.GetAttribute(ATTRIBUTE + "frame") or 0) == self.frame(volumeNode)
 
     def exportLabelMapNode(self, node: Any) -> Any:
-        """A new label map node in the scene, in the encoding of `labelValues` and with the segments' colours."""
-        logic = slicer.vtkSlicerSegmentationsModuleLogic
+        """A new label map node on the input's grid: `mergedLabels` and the segments' names and colours.
+
+        Slicer's own export takes segments of one name for one, and leaves the colours beside the node unused.
+        """
+        labels, matrix, transform = mergedLabels(node)
         values = labelValues(node)
         colors = self.scene.AddNewNodeByClass("vtkMRMLColorTableNode", f"{node.GetName()} colors")
         colors.SetTypeToUser()
@@ -193,15 +209,12 @@ class SceneNodes:
             segment = node.GetSegmentation().GetSegment(segmentId)
             colors.SetColor(value, segment.GetName(), *segment.GetColor(), 1)
         labelMap = self.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{node.GetName()} label map")
-        ids = vtk.vtkStringArray()
-        for segmentId in values:
-            ids.InsertNextValue(segmentId)
-        extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
-        reference = node.GetNodeReference(INPUT_ROLE)
-        if not logic.ExportSegmentsToLabelmapNode(node, ids, labelMap, reference, extent, colors):
-            self.scene.RemoveNode(labelMap)
-            self.scene.RemoveNode(colors)
-            raise PanelError("EXPORT_FAILED")
+        slicer.util.updateVolumeFromArray(labelMap, labels)
+        labelMap.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(matrix))
+        labelMap.SetAndObserveTransformNodeID(transform)
+        labelMap.CreateDefaultDisplayNodes()
+        labelMap.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
+        self._placeBeside(labelMap, node)
         return labelMap
 
     def exportLabelMap(self, node: Any, path: Path) -> None:
@@ -211,7 +224,7 @@ class SceneNodes:
         """
         import SimpleITK as sitk
 
-        labels, matrix = mergedLabels(node)
+        labels, matrix, _transform = mergedLabels(node)
         lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
         spacing = np.linalg.norm(lps[:3, :3], axis=0)
         image = sitk.GetImageFromArray(labels)
@@ -243,7 +256,7 @@ class SceneNodes:
             The files.
         """
         files = []
-        for segmentId, segment in _segments(node.GetSegmentation()):
+        for segmentId, segment in segmentsOf(node.GetSegmentation()):
             surface = vtk.vtkPolyData()
             logic = slicer.vtkSlicerSegmentationsModuleLogic
             if (
@@ -264,6 +277,12 @@ def loadTerminology(logic: Any, path: Path) -> None:
         logic.LoadTerminologyFromFile(str(path))
 
 
+def frameName(volumeNode: Any, frame: int) -> str:
+    """The volume's name, with the number of the frame where it is one of a sequence."""
+    name = volumeNode.GetName() or _("Volume")
+    return _("{name} (frame {frame})").format(name=name, frame=frame) if frame else name
+
+
 def ijkToRas(volumeNode: Any) -> np.ndarray:
     """Matrix (4, 4) of a volume node, without its parent transforms."""
     matrix = vtk.vtkMatrix4x4()
@@ -271,126 +290,7 @@ def ijkToRas(volumeNode: Any) -> np.ndarray:
     return slicer.util.arrayFromVTKMatrix(matrix)
 
 
-def isResult(node: Any) -> bool:
-    """Whether the panel made this segmentation."""
-    return node is not None and bool(node.GetAttribute(ATTRIBUTE + "fingerprint"))
-
-
-def isEdited(node: Any) -> bool:
-    """Whether a result was changed since the engine made it: its voxels, its segments or their names."""
-    return isResult(node) and node.GetAttribute(ATTRIBUTE + "fingerprint") != fingerprint(node.GetSegmentation())
-
-
-def provenance(node: Any) -> dict[str, str]:
-    """What the result's attributes say: model, model_sha256, device, options, software, time, warnings."""
-    names = node.GetAttributeNames()
-    own = [name for name in names if name.startswith(ATTRIBUTE) and name != ATTRIBUTE + "fingerprint"]
-    return {name.removeprefix(ATTRIBUTE): node.GetAttribute(name) for name in own}
-
-
-def warningsOf(node: Any) -> list[dict[str, str]]:
-    """The engine's warnings as they are stored with a result."""
-    return json.loads(node.GetAttribute(ATTRIBUTE + "warnings") or "[]")
-
-
-def labelValues(node: Any) -> dict[str, int]:
-    """Label value of every segment for export: the encoding's where its name is known, else a free one above 100."""
-    known = classes() if node.GetAttribute(ATTRIBUTE + "encoding") == "classes" else structures()
-    named = {structure.name: structure.value for structure in known.values()}
-    values: dict[str, int] = {}
-    for segmentId, segment in _segments(node.GetSegmentation()):
-        value = named.get(segment.GetName())
-        values[segmentId] = value if value and value not in values.values() else max([100, *values.values()]) + 1
-    return values
-
-
-def mergedLabels(node: Any) -> tuple[np.ndarray, np.ndarray]:
-    """All segments in one label map on the reference geometry: uint8 or uint16 (k, j, i), and its matrix to RAS."""
-    geometry = slicer.vtkOrientedImageData()
-    text = node.GetSegmentation().GetConversionParameter(
-        slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
-    )
-    slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, geometry, False)
-    whole = geometry.GetExtent()
-    values = labelValues(node)
-    shape = [whole[2 * axis + 1] - whole[2 * axis] + 1 for axis in (2, 1, 0)]
-    labels = np.zeros(shape, np.uint8 if max(values.values(), default=0) < 256 else np.uint16)
-    for segmentId, segment in _segments(node.GetSegmentation()):
-        image = segment.GetRepresentation(LABELMAP)
-        if image is None or 0 in image.GetDimensions():
-            continue
-        voxels, extent = _voxels(image), image.GetExtent()
-        low = [max(extent[2 * axis], whole[2 * axis]) for axis in (2, 1, 0)]
-        high = [min(extent[2 * axis + 1], whole[2 * axis + 1]) for axis in (2, 1, 0)]
-        if any(a > b for a, b in zip(low, high, strict=True)):
-            continue
-        target, source = (
-            tuple(slice(a - o, b - o + 1) for a, b, o in zip(low, high, origin, strict=True))
-            for origin in ((whole[4], whole[2], whole[0]), (extent[4], extent[2], extent[0]))
-        )
-        labels[target][voxels[source] == segment.GetLabelValue()] = values[segmentId]
-    matrix = vtk.vtkMatrix4x4()
-    geometry.GetImageToWorldMatrix(matrix)
-    result = slicer.util.arrayFromVTKMatrix(matrix)
-    result[:3, 3] += result[:3, :3] @ np.array(whole[::2])
-    return labels, result
-
-
-def fingerprint(segmentation: Any) -> str:
-    """SHA-256 of what a hand can change: segments in their order, their names, their voxels.
-
-    It does not depend on how the voxels are stored: label values, and how far the array reaches beyond the structures,
-    differ after a scene was saved and loaded.
-    """
-    digest = hashlib.sha256()
-    layers: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
-    for number, (segmentId, segment) in enumerate(_segments(segmentation), start=1):
-        digest.update(f"{segmentId}\0{segment.GetName()}\0".encode())
-        image = segment.GetRepresentation(LABELMAP)
-        if image is not None and 0 not in image.GetDimensions():
-            layers.setdefault(id(image), (image, []))[1].append((segment.GetLabelValue(), number))
-    for image, members in layers.values():
-        digest.update(_contents(image, members))
-    return digest.hexdigest()
-
-
-def _contents(image: Any, members: list[tuple[int, int]]) -> bytes:
-    """The box around a layer's structures, its place, and which segment's number each voxel in it has."""
-    voxels, extent = _voxels(image), image.GetExtent()
-    numbers = np.zeros(voxels.shape, np.uint16)
-    if voxels.dtype == np.uint8:
-        table = np.zeros(256, np.uint16)
-        for value, number in members:
-            table[value] = number
-        numbers = table[voxels]
-    else:
-        for value, number in members:
-            numbers[voxels == value] = number
-    place = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        used = np.flatnonzero(numbers.any(axis=others))
-        if not len(used):
-            return b"empty"
-        place += [int(used[0]) + extent[2 * (2 - axis)], int(used[-1]) + extent[2 * (2 - axis)]]
-        numbers = numbers.take(np.arange(used[0], used[-1] + 1), axis=axis)
-    return repr(place).encode() + np.ascontiguousarray(numbers).tobytes()
-
-
-def _voxels(image: Any) -> np.ndarray:
-    """Voxels (k, j, i) of an image, not copied."""
-    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(tuple(reversed(image.GetDimensions())))
-
-
-def _segments(segmentation: Any) -> Iterable[tuple[str, Any]]:
-    for index in range(segmentation.GetNumberOfSegments()):
-        segmentId = segmentation.GetNthSegmentID(index)
-        yield segmentId, segmentation.GetSegment(segmentId)
-
-
-def _makeSegments(
-    volumeNode: Any, labels: np.ndarray, summary: dict[str, Any], known: dict[int, Structure]
-) -> list[tuple[str, Any]]:
+def _makeSegments(volumeNode: Any, labels: np.ndarray, summary: dict[str, Any], levels: bool) -> list[tuple[str, Any]]:
     """One segment per structure; all share one image, which keeps the engine's voxels and values as they are."""
     image = slicer.vtkOrientedImageData()
     image.SetDimensions(*reversed(labels.shape))
@@ -398,9 +298,17 @@ def _makeSegments(
     matrix = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(matrix)
     image.SetImageToWorldMatrix(matrix)
-    _voxels(image)[:] = labels
-    about = {f"SAUNet.{key}": str(value) for key, value in summary.get("provenance", {}).items()}
+    voxelsOf(image)[:] = labels
+    known, about = structures() if levels else classes(), _about(summary, levels)
     return [_makeSegment(known[row["value"]], image, row, about) for row in summary["structures"]]
+
+
+def _about(summary: dict[str, Any], levels: bool) -> dict[str, str]:
+    """Tags of every segment and attributes of the node: provenance, encoding and warnings."""
+    about = {ATTRIBUTE + key: str(value) for key, value in summary.get("provenance", {}).items()}
+    about[ATTRIBUTE + "encoding"] = "levels" if levels else "classes"
+    about[ATTRIBUTE + "warnings"] = json.dumps(summary.get("warnings", []), ensure_ascii=True)
+    return about
 
 
 def _makeSegment(structure: Structure, image: Any, row: dict[str, Any], about: dict[str, str]) -> tuple[str, Any]:
@@ -418,7 +326,7 @@ def _makeSegment(structure: Structure, image: Any, row: dict[str, Any], about: d
     for key, value in (about | own).items():
         if value:
             segment.SetTag(key, _tagText(value))
-    return f"SAUNet_{structure.value}", segment
+    return segmentIdOf(structure.value), segment
 
 
 def _tagText(text: str) -> str:
@@ -439,17 +347,15 @@ def _setTerminology(segment: Any, entry: str) -> None:
         segment.SetTag(segment.GetTerminologyEntryTagName(), entry)
 
 
-def _describe(node: Any, summary: dict[str, Any], levels: bool, frame: int) -> None:
+def _describe(node: Any, about: dict[str, str], frame: int) -> None:
     """Provenance and warnings as attributes, which the scene keeps."""
     for name in node.GetAttributeNames():
         if name.startswith(ATTRIBUTE):
             node.RemoveAttribute(name)
-    for key, value in summary.get("provenance", {}).items():
-        node.SetAttribute(ATTRIBUTE + key, str(value))
+    for name, value in about.items():
+        node.SetAttribute(name, value)
     if frame:
         node.SetAttribute(ATTRIBUTE + "frame", str(frame))
-    node.SetAttribute(ATTRIBUTE + "encoding", "levels" if levels else "classes")
-    node.SetAttribute(ATTRIBUTE + "warnings", json.dumps(summary.get("warnings", []), ensure_ascii=True))
     node.SetAttribute(ATTRIBUTE + "fingerprint", fingerprint(node.GetSegmentation()))
 
 

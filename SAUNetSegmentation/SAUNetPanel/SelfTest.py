@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import slicer
 
-from .SceneNodes import isEdited, labelValues, mergedLabels, provenance
+from .Result import isEdited, labelValues, mergedLabels, provenance
 
 MOST_SECONDS, MOST_SECONDS_TO_CANCEL = 600, 10
 
@@ -106,7 +106,7 @@ def checkSegments(test: Any, node: Any, volume: Any) -> None:
     test.assertGreater(segmentation.GetNumberOfSegments(), 3)
     segment = segmentation.GetNthSegment(1)
     test.assertIn("SCT^", segment.GetTerminology())
-    labels, _matrix = mergedLabels(node)
+    labels, _matrix, _transform = mergedLabels(node)
     test.assertEqual(labels.shape, slicer.util.arrayFromVolume(volume).shape)
     test.assertIn("model", provenance(node))
     test.assertFalse(isEdited(node))

@@ -1,5 +1,6 @@
 """A signal for objects that are no Qt objects."""
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,12 @@ class Signal:
             self._receivers.remove(receiver)
 
     def emit(self, *values: Any) -> None:
-        """Call the receivers with these values."""
+        """Call the receivers with these values.
+
+        One that fails is shown in the Python console, as Qt's are; the others, and who emits, go on.
+        """
         for receiver in tuple(self._receivers):
-            receiver(*values)
+            try:
+                receiver(*values)
+            except Exception:
+                traceback.print_exc()

@@ -4,6 +4,7 @@ Run as a program, it writes the file.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ NAME = "SegmentationCategoryTypeModifier-SAUNet.term.json"
 
 def terminology() -> dict[str, Any]:
     """A terminology context in dcmqi's format: one category, one type per code, no modifiers."""
+    known = [*classes().values(), *structures().values()]
+    bearers = Counter(structure.code for structure in known)
     types: dict[str, dict[str, Any]] = {}
-    for structure in [*structures().values(), *classes().values()]:
+    for structure in known:
+        # A code without a level of its own, such as T13's, must not name what it is chosen for T13: the classes, which
+        # have such codes too, come first and give the colour.
         types.setdefault(structure.code, {
             "CodingSchemeDesignator": "SCT",
             "CodeValue": structure.code,
             "CodeMeaning": structure.meaning,
             "recommendedDisplayRGBValue": list(structure.colour),
-            "3dSlicerLabel": structure.name,
+            "3dSlicerLabel": structure.name if bearers[structure.code] == 1 else structure.meaning,
         })  # fmt: skip
     return {
         "SegmentationCategoryTypeContextName": "Segmentation category and type - SAUNet",

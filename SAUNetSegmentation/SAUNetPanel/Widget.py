@@ -16,7 +16,8 @@ from .Dependencies import Dependencies
 from .Dialogs import Dialogs
 from .Logic import Lowest, Output, Previous, SAUNetSegmentationLogic
 from .Report import aboutText, reportText
-from .SceneNodes import INPUT_ROLE, fileName, isEdited, isResult, provenance, warningsOf
+from .Result import INPUT_ROLE, isEdited, isResult, provenance, warningsOf
+from .SceneNodes import fileName
 
 WARM_MS = 1500
 """How long the panel is shown with a volume before the engine loads the network in advance."""
@@ -53,7 +54,7 @@ class Widget:
         self._stage, self._share, self._started = "", 0.0, 0.0
         self._clock = qt.QTimer()
         self._clock.setInterval(1000)
-        self._entered = False
+        self._entered = self._installing = False
         self._warmUp = qt.QTimer()
         self._warmUp.setInterval(WARM_MS)
         self._warmUp.setSingleShot(True)
@@ -75,6 +76,7 @@ class Widget:
         ui.cardCopyButton.connect("clicked(bool)", self.onCopyReport)
         ui.copyLogButton.connect("clicked(bool)", self.onCopyReport)
         ui.cardCloseButton.connect("clicked(bool)", self.onCardClosed)
+        ui.editSection.connect("contentsCollapsed(bool)", self._useEditor)
         ui.opacitySlider.connect("valueChanged(double)", self.onOpacityChanged)
         ui.modelComboBox.connect("currentIndexChanged(int)", self.onModelChanged)
         ui.checkButton.connect("clicked(bool)", self.onCheck)
@@ -115,8 +117,8 @@ class Widget:
         """The user opens the module."""
         self._entered = True
         self.showParameters()
-        self.ui.editor.installKeyboardShortcuts()
         self.ui.editor.updateWidgetFromMRML()
+        self._useEditor()
         self._warmUp.start()
 
     def exit(self) -> None:
@@ -124,10 +126,18 @@ class Widget:
         self._entered = False
         self._warmUp.stop()
         self.logic.cool()
-        self.ui.editor.setActiveEffect(None)
-        self.ui.editor.uninstallKeyboardShortcuts()
+        self._useEditor()
         self.ui.editor.removeViewObservations()
         self.setParameterNode(None)
+
+    def _useEditor(self) -> None:
+        """The editor's keys and effects work while the section Correct is open and holds a result, and not unseen."""
+        editor = self.ui.editor
+        if self._entered and not self.ui.editSection.collapsed and editor.segmentationNode() is not None:
+            editor.installKeyboardShortcuts()
+        else:
+            editor.setActiveEffect(None)
+            editor.uninstallKeyboardShortcuts()
 
     def sceneStartClose(self) -> None:
         """The scene is going to be closed: a run has lost its volume."""
@@ -150,7 +160,7 @@ class Widget:
     def cleanup(self) -> None:
         """The module is unloaded or reloaded."""
         self._clock.stop()
-        self._warmUp.stop()
+        self.exit()
         self._forget()
         self.logic.close()
 
@@ -200,7 +210,8 @@ class Widget:
 
     def _warm(self) -> None:
         """Load the network while the user still looks at the volume."""
-        if self._entered and self._parameters.inputVolume is not None and not self.dependencies.missing():
+        volume = self._parameters.inputVolume if self._entered and not self._installing else None
+        if volume is not None and not self.dependencies.missing():
             self.logic.warm(**self._options())
 
     def _options(self) -> dict[str, Any]:
@@ -309,14 +320,19 @@ class Widget:
         running, volume = self.logic.running, self._parameters.inputVolume
         button = self.ui.segmentButton
         button.text = _("Cancel") if running else _("Segment spine")
-        button.enabled = running or volume is not None
+        button.enabled = running or (volume is not None and not self._installing)
         button.toolTip = self._segmentToolTip(running, volume)
         self.ui.progressBar.visible = running
+        busy = _("Not while the engine works or is being installed.")
+        if self._installing:
+            button.toolTip = busy
         for widget, toolTip in self._whileIdle:
-            widget.enabled = not running
-            widget.toolTip = _("Not while the engine works.") if running else toolTip
+            widget.enabled = not (running or self._installing)
+            widget.toolTip = toolTip if widget.enabled else busy
         if running:
             self._showProgress()
+        elif self._installing:
+            self._say(_("Installing. This can take some minutes; the log says what is being done."))
         elif volume is None:
             self._say(_("Load a sagittal spine MRI, then choose it above."))
         elif self.dependencies.missing():
@@ -341,6 +357,7 @@ class Widget:
             ui.show3DButton.setSegmentationNode(node)
         if editor.segmentationNode() is not node:
             editor.setSegmentationNode(node)
+            self._useEditor()
         if node is not None and volume is not None and editor.sourceVolumeNode() is not volume:
             editor.setSourceVolumeNode(volume)
         display = node.GetDisplayNode() if node is not None else None
@@ -511,13 +528,24 @@ class Widget:
             self._install(lambda ask: self.dependencies.installBundle(Path(path), ask))
 
     def _install(self, install: Any) -> None:
+        """Slicer handles events while pip works, so that everything can be clicked meanwhile."""
+        if self._installing:
+            return
         self._warmUp.stop()
         self.logic.close()
         self._showCard(None)
+        card, done = None, False
+        self._installing = True
         try:
+            self._update()
             done = install(self.dialogs.confirmInstall)
         except PanelError as error:
-            self._showCard(error.card)
+            card = error.card
+        finally:
+            self._installing = False
+            self._update()
+        if card is not None:
+            self._showCard(card)
         else:
             self._say(_("Installed.") if done else _("Nothing was installed."))
             self._warmUp.start()

@@ -412,6 +412,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         super().__init__(parent)
         self._editor: Any = None
         self._history = slicer.vtkSegmentationHistory()
+        self._shortcuts, self._effect = False, None
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(QLabel("Effects"))
@@ -459,12 +460,18 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
     def redo(self) -> None:
         self._history.RestoreNextState()
 
+    def activeEffect(self) -> Any:
+        return self._effect
+
     def setActiveEffect(self, effect: Any) -> None:
         if effect is not None:
-            raise NotImplementedError("the stand-in has no effects")
+            raise NotImplementedError("the stand-in has no effects, but for their names")
+        self._effect = None
 
     def setActiveEffectByName(self, name: str) -> None:
-        raise NotImplementedError("the stand-in has no effects")
+        if self.segmentationNode() is None:
+            raise RuntimeError("Slicer 5.10 would crash here")
+        self._effect = name
 
     def installKeyboardShortcuts(self, parent: Any = None) -> None:
         self._shortcuts = True
