@@ -332,7 +332,8 @@ def test_undo_brings_back_what_was_replaced_while_another_result_or_module_was_o
     assert len(segments(mine)) == 9
 
 
-def test_another_frame_of_a_sequence_has_a_result_of_its_own(panel_of):  # noqa: F811
+def add_cine():
+    """The browser of a sequence of three frames, and the volume that shows one of them."""
     volume = add_volume(name="cine")
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "cine sequence")
     for frame in range(3):
@@ -341,6 +342,11 @@ def test_another_frame_of_a_sequence_has_a_result_of_its_own(panel_of):  # noqa:
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
     proxy = browser.GetProxyNode(sequence)
+    return browser, proxy
+
+
+def test_another_frame_of_a_sequence_has_a_result_of_its_own(panel_of):  # noqa: F811
+    browser, proxy = add_cine()
     panel = panel_of()
     panel.ui.inputSelector.setCurrentNode(proxy)
     for frame in (0, 2, 2):
@@ -365,14 +371,7 @@ def test_edited_result_is_replaced_only_if_the_user_says_so(panel_of, answer, no
 
 
 def test_result_belongs_to_the_frame_that_was_segmented_not_to_the_one_shown_later(panel_of):  # noqa: F811
-    volume = add_volume(name="cine")
-    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "cine sequence")
-    for frame in range(3):
-        sequence.SetDataNodeAtValue(volume, str(frame))
-    slicer.mrmlScene.RemoveNode(volume)
-    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
-    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
-    proxy = browser.GetProxyNode(sequence)
+    browser, proxy = add_cine()
     panel = panel_of()
     panel.ui.inputSelector.setCurrentNode(proxy)
     panel.logic.progressed.connect(lambda stage, share: browser.SetSelectedItemNumber(2))
