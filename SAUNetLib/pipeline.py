@@ -48,8 +48,11 @@ def segment(
     stack = SagittalStack.of(volume)
     found, notices = engine.classes(stack, report)
     report("levels", 0.0)
-    named = name_structures(stack.with_slices(found), lowest)
-    labels = stack.restore(named.labels)
+    field = stack.field()  # what padding hides, the image cuts
+    named = name_structures(stack.with_slices(found[field]), lowest)
+    found[:] = 0
+    found[field] = named.labels
+    labels = stack.restore(found)
     report("levels", 1.0)
     return Segmentation(
         labels if levels else to_classes(labels),

@@ -271,6 +271,19 @@ class SagittalStack:
         """The same stack with other values, such as labels."""
         return replace(self, slices=slices)
 
+    def field(self) -> tuple[slice, slice, slice]:
+        """What the scanner measured of the slices: without the lines of one value at the borders that padding makes."""
+        box = []
+        for axis in range(3):
+            lines = np.moveaxis(self.slices, axis, 0)
+            first, end = 0, len(lines)
+            while first < end - 1 and lines[first].min() == lines[first].max():
+                first += 1
+            while end > first + 1 and lines[end - 1].min() == lines[end - 1].max():
+                end -= 1
+            box.append(slice(first, end))
+        return box[0], box[1], box[2]
+
     def working_shape(self, pixel_mm: float) -> tuple[int, int]:
         """Rows and columns of a slice at a working pixel size: the same field of view, at least 16 pixels."""
         rows, columns = (

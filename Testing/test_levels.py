@@ -367,6 +367,30 @@ def test_vertebrae_cut_by_the_border() -> None:
     assert "LEVELS_DOUBTFUL" in codes(named(cropped))
 
 
+@pytest.mark.parametrize("below", [0, 1])
+def test_a_piece_of_the_sacrum_at_the_border_is_no_vertebra_too_many(spine: np.ndarray, below: int) -> None:
+    """Also where a corner of a disc shows `below` it: a body that the image cuts is not the lowest complete one."""
+    damaged = CLASS_OF[spine]
+    last = int(np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))[-1])
+    damaged[4:10, last + 3 : last + 15, 22:52][damaged[4:10, last + 3 : last + 15, 22:52] == 0] = VERTEBRA
+    damaged[4:10, last + 15 - below : last + 15, 42:52] = DISC
+    result = name_structures(stack_of(damaged[:, : last + 15]), "L5")
+    assert levels_in(result.labels) == set(LUMBAR + DISCS)
+    assert agreement(spine[:, : last + 15], result.labels) > 0.97
+    assert "TOO_MANY_VERTEBRAE" not in codes(result)
+
+
+def test_slices_beside_the_canal_have_no_level_too_many() -> None:
+    """They show the sides of the bodies, whose depth there is no measure of their height."""
+    truth = block_spine((2.0, 1.0, 1.0), lordosis=0.0)[17 // 2 + 14 :]
+    truth[:, :, :36] = 0
+    truth = np.ascontiguousarray(truth[truth.any(axis=(1, 2))])
+    assert not (truth == 2).any() and truth.any()
+    result = named(truth, (2.0, 1.0, 1.0), "L5")
+    assert levels_in(result.labels) == levels_in(truth)
+    assert agreement(truth, result.labels) > 0.97 and "DISC_MISSING" not in codes(result)
+
+
 def test_partial_in_the_outermost_slices(spine: np.ndarray, whole: Levels) -> None:
     half = named(np.ascontiguousarray(spine[7:]))
     assert value_of("L3") not in whole.partial

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_levels import CLASS_OF, block_spine
 from test_volume import ANGLES, FLIPS, ORDERS, SAGITTAL, rearranged, rotation
 
 from SAUNetLib.anatomy import classes, structures, to_classes
@@ -45,6 +46,24 @@ def test_the_grid_is_the_input_s_whatever_its_size(tiny_engine, slices, rows, co
 def test_an_isotropic_axial_volume_is_segmented(tiny_engine):
     source = rearranged(picture((20, 40, 40), (1.5, 1.5, 1.5)), (2, 0, 1), (True, False, False))
     assert segment(source, tiny_engine, levels=False).labels.any()
+
+
+def test_padding_is_not_taken_for_image(tiny_engine, monkeypatch):
+    """A vertebra that ended at the border before rows of zeros were added is cut all the same."""
+    truth = block_spine()[:, :232]
+    image = np.random.default_rng(0).uniform(1, 100, truth.shape).astype(np.float32)
+    results = []
+    for after in ((0, 0), (40, 3)):
+        add = ((0, after[1]), (0, after[0]), (0, 0))
+        found = np.pad(CLASS_OF[truth], add)
+        geometry = Geometry(tuple(reversed(found.shape)), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), SAGITTAL)
+        volume = Volume(np.pad(image, add), geometry, "picture")
+        monkeypatch.setattr(tiny_engine, "classes", lambda stack, report, found=found: (found, ()))
+        results.append(segment(volume, tiny_engine))
+    whole, padded = results
+    assert np.array_equal(padded.labels[: len(truth), : truth.shape[1]], whole.labels)
+    assert padded.partial == whole.partial != frozenset() and padded.warnings == whole.warnings
+    assert not padded.labels[len(truth) :].any() and not padded.labels[:, truth.shape[1] :].any()
 
 
 def test_classes_or_levels(tiny_engine):

@@ -17,6 +17,8 @@ _HIGHEST = 0.92
 """The highest level's height by that of those below."""
 _NEAR_MM = 200.0
 """What bodies near by are."""
+_SOLID = 0.6
+"""Bone with a larger share of its thickness in its waist has no gap there."""
 _CERVICAL_MM = 26.0
 """Discs of the neck lie closer together."""
 
@@ -33,7 +35,8 @@ class Chain:
         guessed: how many interfaces have no disc of their own.
         odontoid: whether the highest vertebra looks like C2.
         last: number of the lowest vertebra.
-        last_cut: whether the image's lower border cuts it.
+        lowest: number of the lowest one that the image's lower border does not cut; 0 where it cuts all.
+        last_cut: whether that border cuts the last one.
     """
 
     def __init__(self, grid: Grid, column: Column, discs: Discs) -> None:
@@ -54,25 +57,27 @@ class Chain:
         self.guessed = sum(one.number == 0 for one in self.interfaces)
         body = self.body(self._points)
         self.volume = np.bincount(body, minlength=len(self.interfaces) + 1) * self._voxel
-        self.last, self.last_cut = self._last(grid, body)
+        at_border = grid.cut_below & (self._points[:, 1] > grid.last_row - 0.5 * grid.spacing[1])
+        cut = np.bincount(body[at_border], minlength=len(self.interfaces) + 1) > 0
+        self.last = self._last(cut)
+        self.last_cut = bool(cut[self.last]) and self.last > 0
+        # Of a lordotic spine the border may cut the corners of two.
+        self.lowest = next((k for k in range(self.last, 0, -1) if not cut[k]), 0)
 
-    def _last(self, grid: Grid, body: np.ndarray) -> tuple[int, bool]:
-        """Number of the lowest vertebra, and whether the image's lower border cuts it.
+    def _last(self, cut: np.ndarray) -> int:
+        """Number of the lowest vertebra, given which bodies the image's lower border cuts.
 
         What lies below the lowest disc is a vertebra if the image ends in it or if it is as large as one; otherwise it
         is a rim of the one above or a piece of the sacrum.
         """
         n = len(self.interfaces)
         if n == 0:
-            return 0, False
-        own = self._points[body == n]
-        cut = grid.cut_below and len(own) > 0 and bool(own[:, 1].max() > grid.last_row - 0.5 * grid.spacing[1])
+            return 0
         usual = float(min(np.median(self.volume[max(0, n - 3) : n]), 2 * self.volume[n - 1]))  # scoliosis leaves slices
         if n == 1 and self.volume[0] < self.volume[1]:
-            return n, cut
-        if cut and self.volume[n] > max(200.0, 0.04 * usual):
-            return n, True
-        return (n, False) if self.volume[n] > 0.5 * usual and self.volume[n] > 0 else (n - 1, False)
+            return n
+        large = max(200.0, 0.04 * usual) if cut[n] else max(0.0, 0.5 * usual)
+        return n if self.volume[n] > large else n - 1
 
     def in_body(self, points: np.ndarray) -> np.ndarray:
         """Which points (N, 3) lie where bodies are: in front of the canal."""
@@ -151,11 +156,23 @@ class Chain:
         if len(gaps) == 0:
             return np.array([expected])
         if len(gaps) < _LONG:
-            return np.full(len(gaps), np.median(gaps / np.maximum(1, np.round(gaps / expected))))
+            levels = np.maximum(1, np.round(gaps / expected))
+            if np.median(levels) > 1 and self._whole_between():
+                levels = np.maximum(1, np.round(gaps / np.median(gaps)))
+            return np.full(len(gaps), np.median(gaps / levels))
         near = [slice(max(0, n - 3), n + 4) for n in range(len(gaps))]
         depth = np.array([one.depth for one in self.interfaces])
         usual = gaps / np.maximum(1, np.round(gaps / [_SPACING_PER_DEPTH * np.median(depth[part]) for part in near]))
         return np.array([np.median(usual[part]) for part in near])
+
+    def _whole_between(self) -> bool:
+        """Whether most neighbouring interfaces have one bone between them, which nothing narrows in its middle.
+
+        Where the slices show only the sides of the bodies, their depth is no measure of their height.
+        """
+        pairs = zip(self.interfaces, self.interfaces[1:], strict=False)
+        waists = [self._waist((a.station + b.station) / 2, 0.2 * (b.station - a.station))[1] for a, b in pairs]
+        return float(np.median(waists)) > _SOLID
 
     def _gaps(self) -> np.ndarray:
         points = np.array([one.point for one in self.interfaces]).reshape(-1, 3)

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..segmentation import Notice
 from ..volume import SagittalStack
 from .anchor import SACRUM, Anchor, find_anchor
-from .grid import Box, Grid, bounding_box
+from .grid import Grid, bounding_box
 from .spine import Spine
 
 
@@ -64,12 +64,11 @@ def name_structures(stack: SagittalStack, lowest: str | None = None) -> Levels:
     spine = Spine(grid)
     anchor = find_anchor(spine, lowest)
     vertebrae, discs = _values(spine, anchor)
-    found = spine.labels(vertebrae, discs)
-    labels[box] = found
+    labels[box] = spine.labels(vertebrae, discs)
     confidence = _confidence(spine, anchor, vertebrae, discs)
     return Levels(
         labels,
-        _partial(found, box, labels.shape),
+        cut_structures(labels),
         tuple(_notices(spine, anchor)),
         confidence,
         anchor.basis if confidence else "",
@@ -142,7 +141,8 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
                 "by their height. Check the levels.",
             )
         )
-    extra = [k for k in present if k not in anchor.level or anchor.level[k] == SACRUM]
+    cut_sacrum = chain.last if chain.last_cut else None  # a piece of it that was taken for bone of a vertebra
+    extra = [k for k in present if anchor.level.get(k, SACRUM) == SACRUM and (k not in anchor.level or k != cut_sacrum)]
     if extra:
         notices.append(
             Notice(
@@ -186,17 +186,19 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def _partial(labels: np.ndarray, box: Box, shape: tuple[int, ...]) -> frozenset[int]:
+def cut_structures(labels: np.ndarray) -> frozenset[int]:
     """Values that the field of view cuts: at rows and columns where they touch its border, at slices where much does.
 
     A structure ends by itself in the outermost slice if little of it is there; it is cut if that slice shows at least
     two fifths of what its fullest slice shows.
 
     Args:
-        labels: (s, h, w) in a box around all that is not background.
-        box: where that lies in the field of view.
-        shape: (S, H, W) of the field of view.
+        labels: (S, H, W), canonical slices of the whole field of view.
     """
+    box, shape = bounding_box(labels), labels.shape
+    if box is None:
+        return frozenset()
+    labels = labels[box]
     cut: set[int] = set()
     for axis in (1, 2):
         lines = np.moveaxis(labels, axis, 0)

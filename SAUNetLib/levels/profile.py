@@ -37,7 +37,7 @@ def log_likelihoods(chain: Chain) -> np.ndarray:
     """
     result = np.full(len(LEVELS), -np.inf)
     for start in range(len(LEVELS)):
-        if start + chain.last < len(LEVELS) + int(chain.last_cut):
+        if start + chain.lowest < len(LEVELS):
             result[start] = _fit(chain, start)
     return result
 

@@ -98,7 +98,7 @@ class Spine:
     @property
     def lowest(self) -> int:
         """Number of the lowest vertebra that the image does not cut."""
-        return self.chain.last - int(self.chain.last_cut and self.chain.last > 0)
+        return self.chain.lowest
 
     def widths(self) -> dict[int, float]:
         """By number of the vertebra: mm from the first to the last slice that shows more than a trace of it."""
