@@ -186,7 +186,9 @@ def _segment_many(options: argparse.Namespace) -> int:
 
     if options.table or options.preview or options.measurements:
         raise UsageError(
-            "USAGE", "--table, --measurements and --preview take one image", "Leave them out, or give one image"
+            "USAGE",
+            "--table, --measurements and --preview go with one image and a file as --output",
+            "Leave them out, or give one image and the name of a file",
         )
     outputs = _output_names([Path(image) for image in options.images], Path(options.output))
     engine, thread = _engine(options), WorkThread()
@@ -217,7 +219,7 @@ def _segment_many(options: argparse.Namespace) -> int:
 def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
     from .formats.headers import ENDINGS
 
-    if folder.suffix and not folder.is_dir():
+    if folder.name.lower().endswith(ENDINGS) and not folder.is_dir():
         raise UsageError("USAGE", "several images need a folder as --output", "Give a folder's name")
     outputs: dict[Path, Path] = {}
     names = set()
@@ -316,6 +318,7 @@ def _add_measure(commands: Any) -> None:
 
 
 def _measure(options: argparse.Namespace) -> int:
+    from .formats.atomic import write_together
     from .formats.segmentations import check_output, read_segmentation
     from .formats.volumes import read_volume
     from .measurements import measure, write_measurements, write_picture
@@ -323,12 +326,15 @@ def _measure(options: argparse.Namespace) -> int:
     if options.picture and not options.image:
         raise UsageError("USAGE", "--picture needs the image to draw on", "Give it with --image")
     check_output(options.output, (".csv", ".json"))
+    if options.picture:
+        check_output(options.picture, (".png",))
     segmentation = read_segmentation(options.segmentation)
     volume = read_volume(options.image, options.series) if options.image else None
     measured = measure(segmentation, volume)
-    write_measurements(measured, options.output)
-    if options.picture and volume is not None:
-        write_picture(volume, segmentation, measured, options.picture)
+    with write_together():
+        write_measurements(measured, options.output)
+        if options.picture and volume is not None:
+            write_picture(volume, segmentation, measured, options.picture)
     print(*filter(None, (options.output, options.picture)), sep="\n")
     return 0
 
@@ -379,8 +385,8 @@ def _add_phantom(commands: Any) -> None:
         "output", metavar="OUT", help="image to write, such as phantom.nii.gz; labels go to OUT's stem + _labels"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--contrast", choices=("t1", "t2", "stir", "random"), default="t2")
-    parser.add_argument("--slice-thickness", type=float, default=4.0, metavar="MM")
+    parser.add_argument("--contrast", choices=("t1", "t2", "stir", "random"), help="default: t2")
+    parser.add_argument("--slice-thickness", type=float, metavar="MM", help="default: 4")
     parser.add_argument(
         "--count", type=int, metavar="N", help="write N different pairs into the folder OUT, to train on"
     )
@@ -393,14 +399,20 @@ def _phantom(options: argparse.Namespace) -> int:
     from .training.phantom.dataset import write_phantom, write_phantoms
 
     output = Path(options.output)
+    chosen = {"contrast": options.contrast, "slice_thickness": options.slice_thickness}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
     if options.count is not None:
+        if options.count < 1 or chosen:
+            raise UsageError(
+                "USAGE",
+                "--count takes a number from 1 on, and draws contrast and slice thickness by itself",
+                "Leave out --contrast and --slice-thickness, or --count",
+            )
         write_phantoms(output, options.count, options.seed)
         print(output)
         return 0
     labels = output.with_name(f"{output.name.removesuffix(ending_of(output, ENDINGS))}_labels.nii.gz")
-    made = make_phantom(
-        PhantomOptions(seed=options.seed, contrast=options.contrast, slice_thickness=options.slice_thickness)
-    )
+    made = make_phantom(PhantomOptions(seed=options.seed, **chosen))
     write_phantom(made, output, labels)
     print(output, labels, sep="\n")
     return 0

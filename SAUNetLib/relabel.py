@@ -12,7 +12,7 @@ import numpy as np
 from .anatomy import Structure, classes, structures, vertebra_levels
 from .errors import UsageError
 from .formats.segmentations import check_output, read_segmentation, write_segmentation
-from .parts import PARTS_OFFSET, has_parts
+from .parts import PARTS_OFFSET, has_parts, part_structures
 from .segmentation import Segmentation
 
 _SUPERSEDED = ("LEVELS_", "TRANSITIONAL", "TOO_MANY_VERTEBRAE")
@@ -118,9 +118,9 @@ def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int
 def _value(text: str) -> int:
     """The label value of a structure with a level, from its value, level or name."""
     plain = " ".join(text.split()).casefold()
-    for value, one in _known().items():
+    for value, one in [*_known().items(), *part_structures().items()]:
         if one.level and plain in (str(value), one.level.casefold(), one.name.casefold()):
-            return value
+            return value if value in _known() else value - PARTS_OFFSET
     raise _refusal(
         f"{text.strip() or 'nothing'} is not a level", "Give a level such as L4 or L3/L4, or a label value such as 44"
     )

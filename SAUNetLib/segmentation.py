@@ -106,9 +106,12 @@ class Segmentation:
 
 
 def _height(structure: Structure) -> float:
-    """Place along the spine: a vertebra's number from C1 down, a disc half a step below its upper vertebra."""
-    upper = structure.level.split("/")[0]
-    if not upper:
+    """Place along the spine: a vertebra's number from C1 down, a disc half a step above its lower vertebra.
+
+    So L5/S1, which the lumbosacral disc is called below L6 too, comes after L6.
+    """
+    lower = structure.level.split("/")[-1]
+    if not lower:
         return structure.value
-    number = {"C": 0, "T": 100, "L": 200, "S": 300}[upper[0]] + int(upper[1:])
-    return number + (0.5 if structure.kind == "disc" else 0)
+    number = {"C": 0, "T": 100, "L": 200, "S": 300}[lower[0]] + int(lower[1:])
+    return number - (0.5 if structure.kind == "disc" else 0)

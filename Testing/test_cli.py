@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from test_pipeline import picture
 from test_volume import SAGITTAL
 
 from SAUNetLib.cli import main
-from SAUNetLib.formats.segmentations import read_segmentation
-from SAUNetLib.volume import Geometry, Volume
+from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
+from SAUNetLib.levels import cut_structures
+from SAUNetLib.measurements import split_parts
+from SAUNetLib.segmentation import Segmentation
+from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
 
 @pytest.fixture
@@ -214,6 +219,16 @@ def test_evaluate_compares_structure_by_structure(run, image, tmp_path, capsys):
     assert "1.000" in capsys.readouterr().out
 
 
+def test_evaluate_takes_parts_for_their_vertebrae(phantom, tmp_path, capsys):
+    labels = read_segmentation(phantom[1])
+    write_segmentation(split_parts(labels), tmp_path / "parts.nrrd")
+    for pair in ((tmp_path / "parts.nrrd", phantom[1]), (phantom[1], tmp_path / "parts.nrrd")):
+        assert main(["evaluate", *map(str, pair), "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert len(report["structures"]) > 8 and all(one["dice"] == 1 for one in report["structures"])
+        assert report["instances"]["vertebra"] and not report["instances"]["vertebra"]["missed"]
+
+
 def test_evaluate_refuses_two_grids(tmp_path, capsys):
     labels = np.ones((3, 20, 20), np.uint8)
     for name, origin in (("a", 0.0), ("b", 5.0)):
@@ -328,6 +343,51 @@ def test_measure_writes_figures_with_units_and_a_picture(phantom, tmp_path, caps
     assert "not for diagnosis" in rows["L3/L4"]["note"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["measure", str(labels), "--output", str(table), "--picture", str(picture)]) == 2
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".seg.nrrd"])
+def test_what_the_image_cuts_is_flagged_from_every_kind_of_file(phantom, tmp_path, ending):
+    labels = read_segmentation(phantom[1])
+    middle = labels.labels.shape[1] // 2  # the phantom's rows: a vertebra or two are cut there
+    geometry = Geometry(
+        (labels.geometry.size[0], middle, labels.geometry.size[2]),
+        labels.geometry.spacing,
+        labels.geometry.origin,
+        labels.geometry.direction,
+    )
+    half = Segmentation(np.ascontiguousarray(labels.labels[:, :middle]), geometry)
+    half = replace(half, partial=cut_structures(SagittalStack.of(Volume(half.labels, geometry)).slices))
+    write_segmentation(half, tmp_path / f"half{ending}")
+    assert main(["measure", str(tmp_path / f"half{ending}"), "--output", str(tmp_path / "m.csv")]) == 0
+    with open(tmp_path / "m.csv", newline="", encoding="utf-8") as file:
+        flagged = {row["level"] for row in csv.DictReader(file) if "volume_mm3: partial" in row["quality"]}
+    assert flagged == {row.structure.level for row in half.table() if row.partial} != set()
+
+
+def test_measure_writes_all_or_nothing(phantom, tmp_path, capsys):
+    image, labels = phantom
+    table = tmp_path / "m.json"
+    command = ["measure", str(labels), "--output", str(table), "--image", str(image), "--picture"]
+    assert main([*command, str(tmp_path / "m.jpg")]) == 2
+    assert "OUTPUT_FORMAT" in capsys.readouterr().err and not table.exists()
+
+
+def test_a_series_is_chosen_from_a_folder_only(run, image, tmp_path):
+    status, _, err = run(image, "--output", tmp_path / "b.nrrd", "--series", "4")
+    assert status == 2 and "a series is chosen from a folder" in err and not (tmp_path / "b.nrrd").exists()
+
+
+@pytest.mark.parametrize("options", [["--contrast", "t1"], ["--slice-thickness", "1"], ["--count", "0"]])
+def test_many_phantoms_draw_their_own_options(tmp_path, capsys, options):
+    assert main(["phantom", str(tmp_path / "many"), "--count", "2", *options]) == 2
+    assert "draws contrast and slice thickness" in capsys.readouterr().err and not (tmp_path / "many").exists()
+
+
+def test_the_folder_for_many_results_may_have_a_dot(run, image, tmp_path):
+    shutil.copyfile(image, image.with_name("c.nii.gz"))
+    status, _, err = run(image, image.with_name("c.nii.gz"), "--output", tmp_path / "res.2026-11", "--quiet")
+    assert (status, err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "res.2026-11").iterdir()) == ["a.nii.gz", "c.nii.gz"]
 
 
 def test_relabel_moves_every_name(phantom, tmp_path, capsys):

@@ -66,6 +66,11 @@ def test_any_structure_gives_the_same_result(first, count, shift, data):
     assert levels_of(relabel(line(*new), {new[0]: old[0]})) == old
 
 
+def test_the_table_runs_from_top_to_bottom_with_a_sixth_lumbar_vertebra():
+    given = ["L4", "L4/L5", "L5", "L5/L6", "L6", "L5/S1"]
+    assert [row.structure.level for row in line(*reversed(given)).table()] == ["", *given]
+
+
 def test_six_lumbar_vertebrae():
     before = line("L4", "L4/L5", "L5", "L5/S1")
     after = relabel(before, {"L5": "L6", "L4": "L5"})
@@ -139,6 +144,13 @@ def test_what_cannot_be_is_refused_with_its_reason(assignments, told):
         relabel(before, assignments)
     assert told in failure.value.cause
     assert failure.value.remedy
+
+
+@pytest.mark.parametrize("key", ["142", "L2 vertebral body", "L2 posterior elements"])
+def test_a_part_may_be_named_as_its_own_table_names_it(key):
+    parts = split_parts(segmentation(geometry(size=(56, 76, 25), spacing=(0.9, 1.25, 1.0))))
+    assert key == "142" or key in {row.structure.name for row in parts.table()}
+    np.testing.assert_array_equal(relabel(parts, {key: "L3"}).labels, relabel(parts, {"L2": "L3"}).labels)
 
 
 def test_classes_are_refused():

@@ -14,6 +14,7 @@ from ..anatomy import Structure, classes, to_classes
 from ..errors import InputError
 from ..formats.segmentations import read_segmentation
 from ..metrics import Agreement, Detection, compare_labels, detect
+from ..parts import merge_parts
 from ..segmentation import Segmentation
 
 
@@ -96,6 +97,8 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
 def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
     """Compare two segmentations of one grid; see `evaluate_files`."""
     spacing = tuple(reversed(truth.geometry.spacing))
+    if predicted.known != truth.known:
+        predicted, truth = merge_parts(predicted), merge_parts(truth)
     if predicted.known == truth.known:
         known, pair = truth.known, (predicted.labels, truth.labels)
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..volume import Volume, check_volume
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
@@ -31,7 +31,7 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
     Args:
         path: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file; folder with a DICOM study, also
             in folders below it; or a DICOM file, which stands for its series.
-        series: number, instance UID or description of the series where a folder holds several.
+        series: number, instance UID or description of the series where a folder holds several; not with a file.
 
     Returns:
         The volume; voxels (k, j, i). Its name is the file's, or "series N (description)" for DICOM: nothing of the
@@ -39,9 +39,16 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
 
     Raises:
         InputError: what is wrong with the input, by code.
+        UsageError: USAGE, a series of a file.
     """
     path = Path(path)
     mode = _mode(path)
+    if series is not None and not stat.S_ISDIR(mode):
+        raise UsageError(
+            "USAGE",
+            f"{path.name} is a file, and a series is chosen from a folder",
+            "Give the folder with the DICOM study, or leave out the series",
+        )
     if stat.S_ISDIR(mode):
         volume = read_series(path, series)
     elif stat.S_ISREG(mode) and not ending_of(path, headers.ENDINGS) and is_dicom(path):

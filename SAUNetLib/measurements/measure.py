@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from ..anatomy import classes
 from ..errors import InputError, UsageError
+from ..levels import cut_structures
 from ..parts import merge_parts
 from ..segmentation import Notice, Row, Segmentation
-from ..volume import Volume, check_geometry
+from ..volume import SagittalStack, Volume, check_geometry
 from .alignment import coronal_angle, lordosis
 from .canal import canal_diameter
 from .discs import disc_frame, disc_measures, neighbouring_plates
@@ -47,7 +49,11 @@ def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measure
             "INPUT_GEOMETRY", f"{volume.name} and its segmentation do not lie on one grid", "Give the segmented image"
         )
     check_geometry(segmentation.geometry, "the segmentation")
-    return _Measuring(merge_parts(segmentation), volume).result()
+    segmentation = merge_parts(segmentation)
+    if not segmentation.partial:  # NIfTI has no room for it
+        stack = SagittalStack.of(Volume(segmentation.labels, segmentation.geometry))
+        segmentation = replace(segmentation, partial=cut_structures(stack.slices))
+    return _Measuring(segmentation, volume).result()
 
 
 class _Measuring:
