@@ -364,6 +364,13 @@ def test_what_the_image_cuts_is_flagged_from_every_kind_of_file(phantom, tmp_pat
     assert flagged == {row.structure.level for row in half.table() if row.partial} != set()
 
 
+def test_an_image_given_for_a_segmentation_is_told_in_one_line(phantom, tmp_path, capsys):
+    assert main(["measure", str(phantom[0]), "--output", str(tmp_path / "m.csv")]) == 3
+    told = capsys.readouterr().err
+    assert told.startswith("error INPUT_LABELS: ") and len(told) < 400
+    assert "is it the image?" in told or "not label values" in told
+
+
 def test_measure_writes_all_or_nothing(phantom, tmp_path, capsys):
     image, labels = phantom
     table = tmp_path / "m.json"

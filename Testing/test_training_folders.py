@@ -257,10 +257,15 @@ def test_everything_wrong_is_said_in_one_go(spoilt, capsys):
     assert not told["usable"] and len(told["cases"]) == len(FAULTS)
 
 
-def test_a_good_folder_passes_and_a_missing_one_does_not(tmp_path, capsys):
+def test_a_good_folder_passes_and_a_missing_one_does_not(tmp_path, capsys, monkeypatch):
     write(tmp_path / "d", "a")
     assert main(["dataset", "check", str(tmp_path / "d")]) == 0
     assert "ready to train on" in capsys.readouterr().out
+    write(tmp_path / "d", "twin")
+    (tmp_path / "d" / "twin_labels.nii.gz").unlink()
+    monkeypatch.chdir(tmp_path / "d")
+    assert main(["dataset", "check", "."]) == 3
+    assert "twin" in (said := capsys.readouterr().out) and "d: " in said
     assert main(["dataset", "check", str(tmp_path / "none")]) == 3
     assert capsys.readouterr().err.startswith("error INPUT_NOT_FOUND: ")
     assert main(["dataset"]) == 2

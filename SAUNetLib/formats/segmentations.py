@@ -217,10 +217,11 @@ def _known(labels: np.ndarray, stated: str, name: str) -> Mapping[int, Structure
     for known in order:
         if found <= known.keys():
             return known
-    unknown = ", ".join(str(value) for value in sorted(found - structures().keys()))
+    unknown = [str(value) for value in sorted(found - structures().keys())]
+    more = f" and {len(unknown) - 8} more; is it the image?" if len(unknown) > 10 else ""
     raise InputError(
         "INPUT_LABELS",
-        f"{name} holds label values without a meaning here: {unknown}",
+        f"{name} holds label values without a meaning here: {', '.join(unknown[: 8 if more else None])}{more}",
         "Give a label map in SAUNet's encoding (TotalSpineSeg's values, or 1 vertebra, 2 disc, 3 canal)",
     )
 

@@ -111,7 +111,7 @@ class DatasetReport:
         if self.cases:
             console.print(table)
         for title, colour in (("problem", "red"), ("note", "yellow")):
-            places = [(self.folder.name, getattr(self, f"{title}s"))]
+            places = [(self.folder.resolve().name, getattr(self, f"{title}s"))]
             places += [(case.name, getattr(case, f"{title}s")) for case in self.cases]
             for name, findings in places:
                 for one in findings:
