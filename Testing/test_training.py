@@ -22,7 +22,7 @@ from SAUNetLib.training import train as training
 from SAUNetLib.training.augmentation import Augmentation, tissue_contrast
 from SAUNetLib.training.datasets import StackDataset, load_case, load_cases, thick_slices, thick_volume
 from SAUNetLib.training.folders import SPECK_MM3, case_names, read_pair
-from SAUNetLib.training.train import SMOOTHING, NetworkConfig, TrainingConfig, TrainingRun
+from SAUNetLib.training.train import NetworkConfig, TrainingConfig, TrainingRun
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
 
@@ -260,22 +260,6 @@ def test_what_is_not_known_teaches_nothing(data):
     loss.backward()
     assert loss.isfinite() and scores.grad[:, :, 8:].abs().sum() > 0
     assert scores.grad[:, :, :8].abs().sum() == 0
-
-
-def test_every_slice_counts_alike_in_the_dice_of_slices():
-    """By hand: a lateral slice with two pixels of vertebra, a middle one with forty; half is found in each."""
-    plain, with_slices = (
-        TrainingRun(TrainingConfig(network={"widths": (4, 4, 4, 4, 4)}, slice_dice=weight), [], [])
-        for weight in (0.0, 0.5)
-    )
-    labels = torch.zeros(2, 10, 10, dtype=torch.long)
-    labels[0, 0, :2] = labels[1, :4] = 1
-    found = labels.clone()
-    found[0, 0, 0] = found[1, :2] = 0
-    scores = 50.0 * torch.nn.functional.one_hot(found, 4).movedim(-1, 1)
-    shares = [(2 * both + SMOOTHING) / (half + both + SMOOTHING) for both, half in ((1, 2), (20, 40))]
-    expected = 0.5 * sum(1 - share for share in shares) / 6
-    assert float(with_slices._loss(scores, labels) - plain._loss(scores, labels)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_sources_are_drawn_by_their_shares_and_single_slices_share_a_stack_apart(data):

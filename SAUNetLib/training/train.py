@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -30,8 +30,6 @@ from .folders import ANY_OF, UNKNOWN, case_names
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
-SMOOTHING = 20.0
-"""Pixels added to both sides of a single slice's Dice."""
 CLASS_NAMES = ("vertebra", "disc", "canal")
 
 
@@ -44,7 +42,6 @@ class NetworkConfig(BaseModel):
     widths: tuple[int, int, int, int, int] = (16, 32, 64, 128, 256)
     reading: str = "add"
     attention: str = "features"
-    reach: int = 1
 
     def build(self) -> SAUNet:
         """A network of this shape with random weights."""
@@ -63,8 +60,6 @@ class TrainingConfig(BaseModel):
         stacks: stacks in a batch.
         shares: how often each data folder is drawn from; default: by its number of cases.
         contrasts: see `Augmentation`.
-        slice_dice: weight in the loss of the Dice of every slice alone, in which the few pixels of a lateral slice
-            count as much as the many of a middle one.
         start: name or file of the model to start from (fine-tuning); default: random weights.
         steps: optimiser steps.
         learning_rate, weight_decay: of AdamW.
@@ -93,7 +88,6 @@ class TrainingConfig(BaseModel):
     stacks: int = Field(2, ge=1)
     shares: tuple[float, ...] = ()
     contrasts: float = Field(1.0, ge=0, le=1)
-    slice_dice: float = Field(0.0, ge=0)
     start: str | None = None
     steps: int = Field(4000, ge=1)
     learning_rate: float = 2e-3
@@ -109,9 +103,8 @@ class TrainingConfig(BaseModel):
 class TrainingRun(pl.LightningModule):
     """Loss, optimiser and validation of one run.
 
-    Batches are those of `StackDataset`. The loss is Dice over the batch's foreground plus cross-entropy, plus, where
-    the configuration says so, the mean Dice of single slices. The optimiser is AdamW with a warm-up of 5 % of the
-    steps and a cosine to zero.
+    Batches are those of `StackDataset`. The loss is Dice over the batch's foreground plus cross-entropy. The
+    optimiser is AdamW with a warm-up of 5 % of the steps and a cosine to zero.
 
     Args:
         config: of the run.
@@ -132,9 +125,7 @@ class TrainingRun(pl.LightningModule):
         if network is None:
             network = config.network.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: nn.Module = network
-        self.batch_dice = DiceLoss(include_background=False, batch=True)
-        # Smoothed by so many pixels, a slice that has nothing of a structure does not shout at a trace of it.
-        self.slice_dice = DiceLoss(include_background=False, smooth_nr=SMOOTHING, smooth_dr=SMOOTHING)
+        self.dice = DiceLoss(include_background=False, batch=True)
         self.sources, self.validation_cases = sources, validation
         self.partial = any(case.background for cases in sources for case in cases)
 
@@ -161,13 +152,6 @@ class TrainingRun(pl.LightningModule):
         labels = batch["label"].flatten(0, 1)
         loss = marginal_loss(scores, labels, self.dice) if self.partial else self._loss(scores, labels)
         self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def dice(self, probabilities: Tensor, truth: Tensor) -> Tensor:
-        """Dice loss of probabilities and truth, both (N, classes, H, W)."""
-        loss: Tensor = self.batch_dice(probabilities, truth)
-        if self.config.slice_dice:
-            loss = loss + self.config.slice_dice * self.slice_dice(probabilities, truth)
         return loss
 
     def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
@@ -204,7 +188,7 @@ class TrainingRun(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def marginal_loss(scores: Tensor, labels: Tensor, dice: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def marginal_loss(scores: Tensor, labels: Tensor, dice: DiceLoss) -> Tensor:
     """Dice plus cross-entropy where a label may admit several classes, as background does in partly drawn data.
 
     The probability of such a label is the sum of the probabilities of all classes it admits (marginal loss: Shi et al.,
@@ -220,7 +204,8 @@ def marginal_loss(scores: Tensor, labels: Tensor, dice: Callable[[Tensor, Tensor
     decided = single.any(1, keepdim=True) | ~admitted
     entropy = scores.logsumexp(1) - scores.masked_fill(~admitted, -torch.inf).logsumexp(1)
     known = labels != UNKNOWN
-    return dice(scores.softmax(1) * decided, single) + entropy[known].sum() / known.sum().clamp(min=1)
+    overlap: Tensor = dice(scores.softmax(1) * decided, single)
+    return overlap + entropy[known].sum() / known.sum().clamp(min=1)
 
 
 @torch.inference_mode()
