@@ -66,6 +66,8 @@ PAIRS = (
     ("isa-features", "dense"),
     ("isa-skips", "dense"),
     ("isa-scores", "dense"),
+    ("isa-features", "unet-2d"),
+    ("isa-features", "unet-3d"),
     ("isa-farther", "unet-2d"),
     ("isa-farther", "unet-3d"),
 )
