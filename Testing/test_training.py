@@ -251,6 +251,16 @@ def test_labels_with_levels_are_read_as_classes_and_unknown_stays_unknown(data):
     assert set(load_case(data, "p0", 3.0).labels.unique().tolist()) == {0, 1, 2, 3, 255}
 
 
+def test_a_configuration_says_how_far_attention_reaches(tmp_path):
+    config = TrainingConfig.model_validate({"network": {"widths": (4, 4, 4, 4, 4), "reach": 2}})
+    network = config.network.build()
+    assert network.reach == 2 and network.isa.generation[1].out_channels == 8
+    save_model(network, tmp_path / "far.safetensors", CARD | {"network": config.network.model_dump()})
+    assert load_model(str(tmp_path / "far.safetensors")).network.reach == 2
+    with pytest.raises(ValueError):
+        NetworkConfig(reach=0)
+
+
 def test_what_is_not_known_teaches_nothing(data):
     run = TrainingRun(TrainingConfig(**CONFIG), [load_cases(data, ["p0"], 1.5)], [])
     scores = torch.randn(2, 4, 16, 16, requires_grad=True)

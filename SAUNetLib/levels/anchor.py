@@ -56,7 +56,7 @@ class Anchor:
         """By number of the vertebra: less with every interface without a disc between it and the anchor."""
         chain = spine.chain
         missing = np.cumsum([0, *(one.number == 0 for one in chain.interfaces)])
-        lowest, result = spine.lowest, {}
+        lowest, result = spine.chain.lowest, {}
         for k in self.level:
             at, bottom = (int(missing[min(max(n, 0), len(missing) - 1)]) for n in (k, lowest))
             steps = {"C2": at, "both": min(at, abs(bottom - at))}.get(self.source, abs(bottom - at))
@@ -66,7 +66,7 @@ class Anchor:
 
 def find_anchor(spine: Spine, lowest: str | None) -> Anchor:
     """Names by what the user says of the lowest complete vertebra, else by the sacrum and C2, else by sizes."""
-    bottom, sacrum, odontoid = spine.lowest, _sacrum(spine), spine.chain.odontoid
+    bottom, sacrum, odontoid = spine.chain.lowest, _sacrum(spine), spine.chain.odontoid
     if lowest is not None:
         last = lowest == "L4" and sacrum.seen and sacrum.steep
         words = f"the lowest complete vertebra is {lowest}, as stated"
@@ -95,9 +95,9 @@ def _chances(spine: Spine, fit: np.ndarray, sacrum: _Sacrum) -> np.ndarray:
     """By level of vertebra 0, (24,): probability, given how well the sizes fit there."""
     share = np.full(len(LEVELS), (1 - _LOWEST_L5) / (len(LEVELS) - 1))
     weight = np.zeros(len(LEVELS))
-    if spine.lowest <= _L5:
-        share[_L5 - spine.lowest] = _LOWEST_L5
-        weight[_L5 - spine.lowest] = sacrum.weight
+    if spine.chain.lowest <= _L5:
+        share[_L5 - spine.chain.lowest] = _LOWEST_L5
+        weight[_L5 - spine.chain.lowest] = sacrum.weight
     weight[_C2] += _ODONTOID * spine.chain.odontoid
     score = fit + np.log(share) + weight
     chance = np.exp(score - score.max())
@@ -120,7 +120,7 @@ def _counted(spine: Spine, count: int) -> Anchor:
     lowest = "L6" if count == 25 else "L4"
     text = f"{count} vertebrae lie between the skull and the sacrum instead of 24"
     basis = f"counted from C2, whose odontoid process shows, down to the sacrum: {text}"
-    return Anchor(_levels(spine.lowest, lowest, last=True), "C2", basis, 0.85, (text,))
+    return Anchor(_levels(spine.chain.lowest, lowest, last=True), "C2", basis, 0.85, (text,))
 
 
 @dataclass(frozen=True)
@@ -198,14 +198,14 @@ def _long_processes(spine: Spine) -> int | None:
     None where the slices do not reach so far or there is no clear step.
     """
     width = spine.widths()
-    row = [width.get(k, 0.0) for k in range(spine.lowest, -1, -1)]
+    row = [width.get(k, 0.0) for k in range(spine.chain.lowest, -1, -1)]
     usual = float(np.median(row[:3])) if len(row) >= 3 else 0.0
     if usual < _PROCESSES_MM:
         return None
     steps = [n for n in range(1, len(row)) if row[n] < 0.8 * row[n - 1]]
     if not steps:
         return None
-    volume = spine.chain.volume[spine.lowest :: -1]
+    volume = spine.chain.volume[spine.chain.lowest :: -1]
     short = [row[n] < 0.75 * usual for n in range(steps[0], len(row)) if volume[n] > 0.6 * volume[n - 1]]
     return steps[0] if short and all(short[:2]) else None
 

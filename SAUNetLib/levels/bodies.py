@@ -36,7 +36,6 @@ class Chain:
         odontoid: whether the highest vertebra looks like C2.
         last: number of the lowest vertebra.
         lowest: number of the lowest one that the image's lower border does not cut; 0 where it cuts all.
-        last_cut: whether that border cuts the last one.
     """
 
     def __init__(self, grid: Grid, column: Column, discs: Discs) -> None:
@@ -60,9 +59,13 @@ class Chain:
         at_border = grid.cut_below & (self._points[:, 1] > grid.last_row - 0.5 * grid.spacing[1])
         cut = np.bincount(body[at_border], minlength=len(self.interfaces) + 1) > 0
         self.last = self._last(cut)
-        self.last_cut = bool(cut[self.last]) and self.last > 0
         # Of a lordotic spine the border may cut the corners of two.
         self.lowest = next((k for k in range(self.last, 0, -1) if not cut[k]), 0)
+
+    @property
+    def last_cut(self) -> bool:
+        """Whether the image's lower border cuts the lowest vertebra, and not the only one."""
+        return self.lowest < self.last
 
     def _last(self, cut: np.ndarray) -> int:
         """Number of the lowest vertebra, given which bodies the image's lower border cuts.

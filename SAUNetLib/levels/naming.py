@@ -141,8 +141,9 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
                 "by their height. Check the levels.",
             )
         )
-    cut_sacrum = chain.last if chain.last_cut else None  # a piece of it that was taken for bone of a vertebra
-    extra = [k for k in present if anchor.level.get(k, SACRUM) == SACRUM and (k not in anchor.level or k != cut_sacrum)]
+    cut_sacrum = chain.last_cut and anchor.level.get(chain.last) == SACRUM  # a piece of it, taken for a vertebra's bone
+    pieces = {chain.last} if cut_sacrum else set()
+    extra = [k for k in present - pieces if anchor.level.get(k, SACRUM) == SACRUM]
     if extra:
         notices.append(
             Notice(
@@ -158,7 +159,7 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
     """What was assumed where the user stated nothing."""
     if anchor.source == "user":
         return []
-    level = anchor.level[spine.lowest]
+    level = anchor.level[spine.chain.lowest]
     text = f"The lowest complete vertebra was named {level}: {anchor.basis}."
     if spine.chain.last_cut:
         text += " A vertebra cut by the lower border lies below it."

@@ -95,11 +95,6 @@ class Spine:
             number[joined] = np.where(coarse[joined] > 0, coarse[joined], nearest)
         return np.asarray(number)
 
-    @property
-    def lowest(self) -> int:
-        """Number of the lowest vertebra that the image does not cut."""
-        return self.chain.lowest
-
     def widths(self) -> dict[int, float]:
         """By number of the vertebra: mm from the first to the last slice that shows more than a trace of it."""
         area = np.prod(self.grid.spacing[1:])

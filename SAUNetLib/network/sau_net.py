@@ -107,11 +107,11 @@ class SAUNet(nn.Module):
         masks: deque[tuple[Maps, ...]] = deque()  # masks of slices i - reach to i + reach, where they exist
         for slices in chunks:
             rough = self.rough(slices)
-            farther = self.masks(rough)
+            by_distance = self.masks(rough)
             for number in range(slices.shape[0]):
                 waiting.append(_one(rough, number))
-                masks.append(tuple(_one(maps, number) for maps in farther))
-                if len(waiting) > len(farther):
+                masks.append(tuple(_one(maps, number) for maps in by_distance))
+                if len(waiting) > len(by_distance):
                     yield self._next(waiting, masks)
         while waiting:
             yield self._next(waiting, masks)

@@ -42,6 +42,7 @@ class NetworkConfig(BaseModel):
     widths: tuple[int, int, int, int, int] = (16, 32, 64, 128, 256)
     reading: str = "add"
     attention: str = "features"
+    reach: int = Field(1, ge=1)
 
     def build(self) -> SAUNet:
         """A network of this shape with random weights."""
