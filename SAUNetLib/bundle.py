@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from .errors import UsageError
+from .formats.atomic import check_writable, write_beside
 from .model_card import find_model
 from .resources import resource
 
@@ -157,27 +157,16 @@ def _check(output: Path, slicer: str, platform: str) -> None:
         raise UsageError("USAGE", f"Slicer {slicer} is not supported", f"Choose one of {', '.join(PYTHONS)}")
     if platform not in PLATFORMS:
         raise UsageError("USAGE", f"{platform} is no known platform", f"Choose one of {', '.join(PLATFORMS)}")
-    if output.suffix != ".zip":
-        raise UsageError(
-            "OUTPUT_FORMAT", f"{output.name} does not end in .zip", "Give the bundle a name that ends in .zip"
-        )
-    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise UsageError("OUTPUT_WRITE", f"{output.parent} cannot be written to", "Choose another folder")
+    check_writable(output, (".zip",))
 
 
 def _pack(output: Path, about: dict[str, object], files: dict[str, Path]) -> None:
-    part = output.with_name(f".{output.name}.part")
     entries = [{"name": name, "size": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()]
-    try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:  # wheels and weights are compressed already
-            archive.writestr(MANIFEST, json.dumps(about | {"files": entries}, indent=1))
-            for name, path in files.items():
-                archive.write(path, name)
-        part.replace(output)
-    except OSError as error:
-        raise UsageError("OUTPUT_WRITE", f"{output.name} could not be written ({error})", "Free some space") from error
-    finally:
-        part.unlink(missing_ok=True)
+    # Wheels and weights are compressed already.
+    with write_beside(output, ".zip") as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(MANIFEST, json.dumps(about | {"files": entries}, indent=1))
+        for name, path in files.items():
+            archive.write(path, name)
 
 
 def _sha256(path: Path) -> str:

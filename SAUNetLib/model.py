@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from .errors import ModelError, UsageError
+from .formats.atomic import write_beside, write_together
 from .model_card import DEFAULT_MODEL, SHIPPED, ModelCard, find_model, model_folders, model_version, newest_model
 from .network import SAUNet
 
@@ -76,15 +77,22 @@ def _verified_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
 
 
 def save_model(network: SAUNet, path: Path, card: Mapping[str, Any]) -> ModelCard:
-    """Write NAME.safetensors (float16) and NAME.json; ``card`` holds the card's entries but for ``sha256``."""
+    """Write NAME.safetensors (float16) and NAME.json; ``card`` holds the card's entries but for ``sha256``.
+
+    Raises:
+        UsageError: OUTPUT_WRITE; a model that was there stays as it was.
+    """
     half = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in network.state_dict().items()
     }
     content = safetensors.torch.save(half)
-    path.write_bytes(content)
     result = ModelCard(**card, sha256=hashlib.sha256(content).hexdigest())
-    result.write(path.with_suffix(".json"))
+    with write_together():
+        with write_beside(path, path.suffix) as temporary:
+            temporary.write_bytes(content)
+        with write_beside(path.with_suffix(".json"), ".json") as temporary:
+            result.write(temporary)
     return result
 
 
@@ -95,8 +103,6 @@ def add_model(path: Path) -> ModelCard:
         ModelError: as `load_model`.
         UsageError: USAGE, there is a newer model of its name; OUTPUT_WRITE.
     """
-    from .formats.atomic import write_beside, write_together
-
     card = load_model(str(path)).card
     newest = newest_model(card.name)
     if newest is not None and model_version(newest) > model_version(path):
@@ -104,6 +110,10 @@ def add_model(path: Path) -> ModelCard:
             "USAGE",
             f"there is a newer model {card.name} already",
             "Rename it in its card, or use the file",
+        )
+    if len(model_folders()) < 2:
+        raise UsageError(
+            "USAGE", "this user has no home folder to keep models in", "Name a folder in the variable SAUNET_MODELS"
         )
     with write_together():
         for source in (path, path.with_suffix(".json")):

@@ -92,8 +92,10 @@ class ModelCard:
 
 def model_folders() -> list[Path]:
     """Where models are found by name: the user's own (``SAUNET_MODELS`` or ~/.saunet/models), then the shipped ones."""
-    own = os.environ.get("SAUNET_MODELS")
-    return [Path(own) if own else Path.home() / ".saunet" / "models", resource("models")]
+    own = os.environ.get("SAUNET_MODELS", "")
+    with contextlib.suppress(RuntimeError):  # a user without a home, as in a container
+        own = own or str(Path.home() / ".saunet" / "models")
+    return [*([Path(own)] if own else []), resource("models")]
 
 
 def model_names() -> list[str]:

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from . import __version__
@@ -94,7 +95,7 @@ class Worker:
         self._waiting: queue.Queue[tuple[int, str] | None] = queue.Queue()
         self._received = 0
         self._cancelled_to: float = 0  # number of the last request that is not wanted any more
-        self._engine: tuple[tuple[str | None, str], Any] | None = None
+        self._engine: tuple[tuple[Path, int, str], Any] | None = None
         self._thread = WorkThread()
 
     def serve(self) -> None:
@@ -165,14 +166,16 @@ class Worker:
 
     def _engine_for(self, request: Request) -> Any:
         """The engine of the last request where it is the same, else a new one."""
-        key = (request.model, request.device)
+        from .model_card import DEFAULT_MODEL, find_model
+
+        weights = find_model(request.model or DEFAULT_MODEL)  # a newer version may have been added since
+        key = (weights, weights.stat().st_mtime_ns, request.device)
         if self._engine is None or self._engine[0] != key:
             from .engine import Engine
             from .model import load_model
-            from .model_card import DEFAULT_MODEL
 
             self._engine = None  # never two at once in memory
-            self._engine = (key, Engine(load_model(request.model or DEFAULT_MODEL), request.device))
+            self._engine = (key, Engine(load_model(str(weights)), request.device))
         return self._engine[1]
 
     def _send(self, **event: Any) -> None:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -28,6 +29,7 @@ from test_pipeline import picture
 from SAUNetLib.errors import CancelledError, OutOfMemoryError, UsageError
 from SAUNetLib.formats.atomic import write_beside, write_together
 from SAUNetLib.formats.segmentations import read_segmentation
+from SAUNetLib.formats.volumes import write_volume
 from SAUNetLib.worker import Worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits, /proc and a fork server")
@@ -294,6 +296,38 @@ def test_files_written_together_appear_together(tmp_path):
             temporary.write_text("c")
         raise KeyError
     assert sorted(left(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_a_volume_that_did_not_get_onto_the_disk_is_not_left_there(tmp_path, ending, share):
+    """ITK does not report every failed write."""
+    import resource
+
+    volume = builders.volume(builders.geometry(size=(96, 96, 7)))
+    path = tmp_path / f"volume{ending}"
+    write_volume(volume, path)
+    size, limits = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.write_text("old")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * share), limits[1]))
+    try:
+        with pytest.raises(UsageError) as caught:
+            write_volume(volume, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    assert caught.value.code == "OUTPUT_WRITE"
+    assert left(tmp_path) == [path.name] and path.read_text() == "old"
+
+
+def test_a_result_that_replaces_a_private_one_stays_private(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("old")
+    path.chmod(0o600)
+    with write_beside(path, ".csv") as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("together", [write_together, contextlib.nullcontext])

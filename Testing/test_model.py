@@ -10,7 +10,7 @@ from conftest import CARD
 
 from SAUNetLib.errors import ModelError, UsageError
 from SAUNetLib.model import add_model, load_model, save_model
-from SAUNetLib.model_card import available_models, find_model
+from SAUNetLib.model_card import ModelCard, available_models, find_model
 from SAUNetLib.network import SAUNet
 
 
@@ -186,3 +186,29 @@ def test_a_folder_of_models_that_cannot_be_written_to_is_no_bug(model, tmp_path,
     with pytest.raises(UsageError) as caught:
         add_model(model)
     assert caught.value.code == "OUTPUT_WRITE"
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_old_one(model, monkeypatch):
+    """After hours of training a full disk must not cost what was there."""
+    before = {path: path.read_bytes() for path in (model, model.with_suffix(".json"))}
+
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ModelCard, "write", full)
+    with pytest.raises(UsageError) as caught:
+        save_model(SAUNet(**CARD["network"]), model, CARD)
+    assert caught.value.code == "OUTPUT_WRITE"
+    assert before == {path: path.read_bytes() for path in model.parent.iterdir()}
+
+
+def test_a_user_without_a_home_has_the_shipped_models(model, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SAUNET_MODELS", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    assert find_model().is_file()
+    with pytest.raises(UsageError) as caught:
+        add_model(model)
+    assert "SAUNET_MODELS" in caught.value.remedy

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import builders
 import numpy as np
@@ -218,6 +221,9 @@ def test_values(tmp_path: Path, image: Volume) -> None:
     for ending, bad in itertools.product(FORMATS, (np.nan, -np.inf)):  # ITK reads a NIfTI file's NaN as zero
         voxels[3, 4, 5] = bad
         assert refusal(save(Volume(voxels, GRID), tmp_path / f"v{ending}")).code == "INPUT_VALUES"
+    odd = np.ones((3, 5, 7), np.float32)
+    odd[-1, -1, -1] = np.nan
+    assert refusal(save(Volume(odd, builders.geometry(size=(7, 5, 3))), tmp_path / "odd.nii")).code == "INPUT_VALUES"
     double = save(Volume(voxels.astype(np.float64), GRID), tmp_path / "double.nii.gz")
     assert refusal(double).code == "INPUT_VALUES"
     assert refusal(save(Volume(np.full_like(voxels, 7), GRID), tmp_path / "v.nii.gz")).code == "INPUT_CONSTANT"
@@ -256,6 +262,42 @@ def test_sheared_and_unplaced_nifti(tmp_path: Path, image: Volume) -> None:
     assert refusal(unplaced).code == "INPUT_DIRECTION"
 
 
+def test_a_nifti_file_s_two_forms_must_agree(tmp_path: Path, image: Volume) -> None:
+    """Which of them ITK takes depends on their codes and on a shear of a thousandth."""
+
+    def forms(codes: tuple[int, int], moved: float = 0.0, sheared: float = 0.0, quaternion: float | None = None):  # type: ignore[no-untyped-def]
+        def change(raw: bytearray) -> None:
+            rows = np.array(struct.unpack_from("<12f", raw, 280)).reshape(3, 4)
+            rows[0, 3] += moved
+            rows[:, 0] += sheared * rows[:, 1]
+            struct.pack_into("<2h", raw, 252, *codes)
+            struct.pack_into("<12f", raw, 280, *rows.ravel())
+            if quaternion is not None:
+                struct.pack_into("<f", raw, 256, quaternion)
+
+        return patched(tmp_path, image, change)
+
+    for sform in (1, 2, 3, 4):
+        failure = refusal(forms((1, sform), moved=40))
+        assert failure.code == "INPUT_DIRECTION" and "40 mm apart" in failure.cause
+        for quaternion in (9.0, np.nan):
+            assert refusal(forms((1, sform), quaternion=quaternion)).code == "INPUT_DIRECTION"
+        assert read_volume(forms((1, sform), moved=0.2)).geometry.size == GRID.size
+    assert "sheared" in refusal(forms((0, 1), sheared=5e-4)).cause
+    assert read_volume(forms((1, 1), sheared=5e-4)).geometry.same_grid(GRID)
+    for order, flips in builders.axis_orders():
+        grid = builders.geometry(order, flips, 23, size=(9, 11, 4))
+        assert read_volume(save(builders.volume(grid, 23), tmp_path / "turned.nii")).geometry.same_grid(grid)
+
+
+def test_reading_in_threads_keeps_stderr(tmp_path: Path, image: Volume, capfd: pytest.CaptureFixture) -> None:
+    path = save(image, tmp_path / "v.nrrd")
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(read_volume, [path] * 64))) == 64
+    os.write(2, b"still heard")
+    assert capfd.readouterr().err == "still heard"
+
+
 NRRD_CASES = {
     "space directions: (0,1.2,0) (0,0.4,-1.5) (-3.5,0,0)": "INPUT_DIRECTION",
     "space directions: (0,0,0) (0,0,-1.5) (-3.5,0,0)": "INPUT_SPACING",
@@ -270,11 +312,14 @@ META_CASES = {
         "TransformMatrix = 0 1 0 0 0.3 -1 -1 0 0": "INPUT_DIRECTION",
         "TransformMatrix = 0 2 0 0 0 -1 -1 0 0": "INPUT_DIRECTION",
         "TransformMatrix = 0 1 0 0": "INPUT_UNREADABLE",
+        "transformmatrix = 0 1 0 0 0 -1 -1 0 0": "INPUT_DIRECTION",
+        "": "INPUT_DIRECTION",
     },
     "ElementSpacing": {
         "ElementSpacing = 0 1.5 3.5": "INPUT_SPACING",
         "ElementSpacing = -1.2 1.5 3.5": "INPUT_SPACING",
         "ElementSpacing = x y z": "INPUT_UNREADABLE",
+        "elementspacing = 1.2 1.5 3.5": "INPUT_SPACING",
         "": "INPUT_SPACING",
     },
     "NDims": {"NDims = 2": "INPUT_UNREADABLE", "": "INPUT_UNREADABLE"},
@@ -429,6 +474,45 @@ def test_dicom_damaged_file_is_not_a_missing_end(tmp_path: Path, image: Volume) 
     assert refusal(paths[-1]).code == "INPUT_UNREADABLE"
 
 
+@pytest.mark.parametrize("content", [b"", bytes(100)])
+def test_dicom_file_that_did_not_arrive_is_not_a_missing_end(tmp_path: Path, image: Volume, content: bytes) -> None:
+    paths = builders.write_dicom_series(tmp_path, image)
+    for name in ("DICOMDIR", "VERSION", "notes.txt", ".hidden"):  # what else lies on a CD
+        (tmp_path / name).write_bytes(content)
+    assert read_volume(tmp_path).geometry.size == GRID.size
+    whole = paths[-1].read_bytes()
+    for name in (paths[-1].name, "slice.dcm", "1.2.840.1"):
+        paths[-1].unlink(missing_ok=True)
+        (tmp_path / name).write_bytes(content)
+        assert refusal(tmp_path).code == "INPUT_UNREADABLE"
+        (tmp_path / name).unlink()
+    paths[-1].write_bytes(whole)
+    assert read_volume(tmp_path).geometry.size == GRID.size
+
+
+def test_dicom_padded_with_zeros(tmp_path: Path, image: Volume) -> None:
+    for path in builders.write_dicom_series(tmp_path, image):
+        path.write_bytes(path.read_bytes() + bytes(512))
+    assert np.array_equal(read_volume(tmp_path).voxels, image.voxels)
+
+
+def test_dicom_without_pixels_beside_images(tmp_path: Path, image: Volume) -> None:
+    builders.write_dicom_series(tmp_path, image)
+    spectra = builders.dicom_dataset(SOPClassUID="1.2.840.10008.5.1.4.1.1.4.2", SeriesInstanceUID="1.9")
+    spectra.save_as(tmp_path / "spectra.dcm", enforce_file_format=True)
+    assert read_volume(tmp_path).geometry.size == GRID.size
+    assert "without an image" in refusal(tmp_path / "spectra.dcm").cause
+
+
+def test_dicom_number_that_is_no_number(tmp_path: Path, image: Volume) -> None:
+    builders.write_dicom_series(tmp_path, image)
+    for path in tmp_path.iterdir():
+        path.write_bytes(
+            path.read_bytes().replace(b"\x20\x00\x11\x00IS\x02\x004 ", b"\x20\x00\x11\x00IS\x02\x00\xc2\xb2")
+        )
+    assert [one.number for one in list_series(tmp_path)] == ["²"]
+
+
 def test_dicom_reports_beside_images_are_ignored(tmp_path: Path, image: Volume) -> None:
     builders.write_dicom_series(tmp_path, image)
     report = builders.dicom_dataset(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR", SamplesPerPixel=None,
@@ -467,6 +551,8 @@ def test_dicom_one_slice(tmp_path: Path) -> None:
     assert read.geometry.same_grid(volume.geometry)
     change_dicom(path, SliceThickness=None)
     assert refusal(tmp_path).code == "INPUT_SPACING"
+    change_dicom(path, SliceThickness=3.5, SpacingBetweenSlices=0)
+    assert "0 mm apart" in refusal(tmp_path).cause  # ITK makes no image of it
 
 
 @pytest.mark.parametrize("order", [list(range(7)), list(range(6, -1, -1)), [0, 2, 4, 6, 1, 3, 5]])
@@ -482,6 +568,65 @@ def test_dicom_enhanced(tmp_path: Path, image: Volume, order: list[int]) -> None
 def test_dicom_enhanced_with_a_gap(tmp_path: Path, image: Volume) -> None:
     builders.write_enhanced(tmp_path / "e.dcm", image, list(range(7)), [0, 1, 2, 4, 5, 6, 7])
     assert refusal(tmp_path / "e.dcm").code == "INPUT_SLICES"
+
+
+def change_frames(path: Path, change: Callable[[int, Any], None]) -> None:
+    """Change the item of each frame of an enhanced file."""
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.dcmread(path)
+    for number, item in enumerate(data.PerFrameFunctionalGroupsSequence):
+        change(number, item)
+    data.save_as(path)
+
+
+def test_dicom_enhanced_with_a_maker_s_own_positions(tmp_path: Path, image: Volume) -> None:
+    """Philips repeats place and direction of each frame in a private sequence, the place half a voxel off."""
+    from pydicom.dataset import Dataset
+
+    def repeat(number: int, item: Any) -> None:
+        own = Dataset()
+        own.ImagePositionPatient = [7.0, 7.0, 7.0 + number]
+        own.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        own.PixelSpacing = [9, 9]
+        item.private_block(0x2005, "Philips MR Imaging DD 005", create=True).add_new(0x0F, "SQ", [own])
+
+    builders.write_enhanced(tmp_path / "e.dcm", image, list(range(7)))
+    wanted = read_volume(tmp_path)
+    change_frames(tmp_path / "e.dcm", repeat)
+    assert read_volume(tmp_path).geometry.same_grid(wanted.geometry)
+
+
+def test_dicom_enhanced_rescaled_frame_by_frame(tmp_path: Path, image: Volume) -> None:
+    from pydicom.dataset import Dataset
+
+    slopes, intercepts = 2 - np.arange(7) / 8, np.arange(7) * 3.0
+
+    def rescale(number: int, item: Any) -> None:
+        own = Dataset()
+        own.RescaleSlope, own.RescaleIntercept, own.RescaleType = slopes[number], intercepts[number], "US"
+        item.PixelValueTransformationSequence = [own]
+
+    builders.write_enhanced(tmp_path / "e.dcm", image, list(range(7)))
+    plain = read_volume(tmp_path).voxels
+    change_frames(tmp_path / "e.dcm", rescale)
+    order = slice(None) if np.array_equal(plain, image.voxels) else slice(None, None, -1)
+    wanted = image.voxels * slopes[:, None, None] + intercepts[:, None, None]
+    assert np.allclose(read_volume(tmp_path).voxels, wanted[order])
+
+
+def test_dicom_enhanced_file_by_file(tmp_path: Path, image: Volume) -> None:
+    """A series in files of one frame each, and one in two files of interleaved slices."""
+    for number, order in enumerate([[0, 2, 4, 6], [1, 3, 5]]):
+        builders.write_enhanced(tmp_path / f"{number}.dcm", image, order)
+    for path in (tmp_path, tmp_path / "0.dcm", tmp_path / "1.dcm"):
+        assert read_volume(path).geometry.size == GRID.size
+    builders.write_enhanced(tmp_path / "2.dcm", image, list(range(7)))  # the same slices once more
+    assert refusal(tmp_path).code == "INPUT_SLICES"
+    assert read_volume(tmp_path / "2.dcm").geometry.size == GRID.size
+    for k in range(7):
+        builders.write_enhanced(tmp_path / f"{k}.dcm", image, [k])
+    assert read_volume(tmp_path).geometry.size == GRID.size
+    assert np.array_equal(np.sort(read_volume(tmp_path).voxels, 0), np.sort(image.voxels, 0))
 
 
 def test_dicom_links_do_not_loop(tmp_path: Path, image: Volume) -> None:

@@ -116,6 +116,20 @@ def test_a_session_of_good_and_bad_requests(child, image, tiny_model, tmp_path):
     assert {row["name"] for row in result["structures"]} <= {"Vertebrae", "Intervertebral discs", "Spinal canal"}
 
 
+def test_a_model_that_was_replaced_is_loaded_again(child, image, tiny_model, tmp_path):
+    from conftest import CARD
+
+    from SAUNetLib.formats.segmentations import read_segmentation
+    from SAUNetLib.model import save_model
+
+    model, output = tmp_path / "own.safetensors", tmp_path / "b.nrrd"
+    for version in ("1", "2"):
+        save_model(load_model(str(tiny_model)).network, model, CARD | {"name": "own", "version": version})
+        child.send(command="segment", image=str(image), output=str(output), model=str(model), device="cpu")
+        assert child.answer()["event"] == "result"
+        assert read_segmentation(output).provenance["model"] == f"own {version}"
+
+
 def test_cancel_stops_the_request_and_not_the_next_one(child, image, tiny_model, tmp_path):
     request = {"command": "segment", "image": str(image), "model": str(tiny_model), "device": "cpu"}
     child.send(**request, output=str(tmp_path / "b.nrrd"), id=1)

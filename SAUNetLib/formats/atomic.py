@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -81,6 +82,9 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if target.exists():
+            with suppress(OSError):  # not every file system knows of rights
+                shutil.copymode(target, temporary)  # who may read it is not ours to change
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # some systems report a full disk only here
         together = _waiting.get()

@@ -28,15 +28,25 @@ COMPRESSION = 10_000
 _POSITION, _ORIENTATION, _PIXEL_SPACING = 0x00200032, 0x00200037, 0x00280030
 _THICKNESS, _SLICE_SPACING = 0x00180050, 0x00180088
 _FRAMES, _ROWS, _COLUMNS, _BITS = 0x00280008, 0x00280010, 0x00280011, 0x00280100
+_INTERCEPT, _SLOPE = 0x00281052, 0x00281053
 _WANTED = (
-    _POSITION, _ORIENTATION, _PIXEL_SPACING, _THICKNESS, _SLICE_SPACING, _FRAMES, _ROWS, _COLUMNS, _BITS
+    _POSITION, _ORIENTATION, _PIXEL_SPACING, _THICKNESS, _SLICE_SPACING, _FRAMES, _ROWS, _COLUMNS, _BITS, _INTERCEPT,
+    _SLOPE,
 )  # fmt: skip
+_PLANE_POSITION, _PLANE_ORIENTATION, _MEASURES, _TRANSFORMATION = 0x00209113, 0x00209116, 0x00289110, 0x00289145
+"""Sequences of an enhanced image. Vendors repeat their elements in private ones, by other conventions."""
 _IMAGE_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7")
+_SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"
+_NO_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION", "README", "AUTORUN")
+"""Files without an ending that lie beside images on a CD."""
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """One slice: its file, its number in it, its position and direction cosines (LPS), pixel size (row, column), mm."""
+    """One slice: its file, its number in it, its position and direction cosines (LPS), pixel size (row, column), mm.
+
+    Of a slice whose file states a rescaling for each frame: slope and intercept.
+    """
 
     path: Path
     index: int
@@ -45,6 +55,7 @@ class _Frame:
     orientation: tuple[float, ...]
     pixel: tuple[float, ...]
     thickness: float
+    rescale: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ def list_series(folder: str | Path) -> list[Series]:
     if not found:
         raise _damaged(sum(broken.values()))
     listed = [_examined(series, broken) for series in found.values()]
-    return sorted(listed, key=lambda one: (int(one.number) if one.number.isdigit() else 1 << 31, one.description))
+    return sorted(listed, key=lambda one: (int(one.number) if one.number.isdecimal() else 1 << 31, one.description))
 
 
 def read_series(folder: Path, series: str | None) -> Volume:
@@ -127,30 +138,51 @@ def read_series(folder: Path, series: str | None) -> Volume:
 
 
 def read_beside(path: Path) -> Volume:
-    """The volume of the series that one DICOM file belongs to: its own frames, or those of the files beside it.
+    """The volume of the series that one DICOM file belongs to, in its folder.
+
+    Where that is no volume, as when a series holds several time points, an enhanced file's own frames may be one.
 
     Raises:
-        InputError: as `read_series`.
+        InputError: as `read_series`; INPUT_UNREADABLE for a file without an image.
     """
     own = _read_header(path)
+    if own is None and not _is_image(path):
+        raise InputError(
+            "INPUT_UNREADABLE",
+            f"{path.name} is a DICOM file without an image, such as a directory or a report",
+            "Give the folder with the study's images",
+        )
     if own is None:
         raise _damaged(1)
-    if len(own.frames) > 1:
+    chosen = next(one for one in list_series(path.parent) if one.uid == own.uid)
+    if chosen.problem is not None and len(own.frames) > 1:
         chosen = _examined(own, {})
-    else:
-        chosen = next(one for one in list_series(path.parent) if one.uid == own.uid)
     if chosen.problem is not None:
         raise chosen.problem
     return _load(chosen)
 
 
 def _files(folder: Path) -> Iterator[Path]:
+    """DICOM files, and files that are none because nothing of them arrived."""
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            if os.path.isfile(path) and is_dicom(path):  # noqa: PTH113 - as above
+            if os.path.isfile(path) and (is_dicom(path) or _is_lost(path)):  # noqa: PTH113 - as above
                 yield path
+
+
+def _is_lost(path: Path) -> bool:
+    """Whether a file named as images are cannot be opened, or ends before the mark of a DICOM file."""
+    suffix = path.suffix.lower()
+    named = suffix in ("", ".dcm", ".ima") or suffix[1:].isdecimal()  # also by their UID
+    if not named or path.name.startswith(".") or path.name.upper() in _NO_IMAGES:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return len(file.read(132)) < 132
+    except OSError:
+        return True
 
 
 def _damaged(count: int) -> InputError:
@@ -222,10 +254,10 @@ def _read_header(path: Path) -> Series | None:
         return " ".join(decoded.replace("\0", "").split())
 
     columns, rows, *deeper = reader.GetSize()
-    if text("0028|0008") not in ("", "0", "1"):
+    if text("0028|0008") not in ("", "0", "1") or not text("0020|0032"):
         frames = _multi_frames(path, header, (rows, columns), deeper[0] if deeper else 1)
     else:
-        spread = _numbers(text("0018|0088")) or _numbers(text("0018|0050")) or (0.0,)
+        spread = [value for key in ("0018|0088", "0018|0050") for value in _numbers(text(key)) if value > 0] or [0.0]
         frames = (
             _Frame(
                 path, 0, (rows, columns), _numbers(text("0020|0032")), _numbers(text("0020|0037")),
@@ -252,42 +284,52 @@ def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int)
     match the frames in number stay unknown, and the series is refused.
     """
 
-    def elements(tag: int) -> list[tuple[float, ...]]:
-        return [numbers for numbers in map(_numbers, header.texts(tag)) if numbers]
+    def elements(tag: int, within: int) -> list[tuple[float, ...]]:
+        return [numbers for numbers in map(_numbers, header.texts(tag, within)) if numbers]
 
     def per_frame(values: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
         if len(values) == count:
             return values
         return [values[0]] * count if len(set(values)) == 1 else [()] * count
 
-    places = elements(_POSITION)
+    places = elements(_POSITION, _PLANE_POSITION)
     if len(places) != count:
         return (_Frame(path, 0, size, (), (), (), 0.0),)
-    turns, pixels = per_frame(elements(_ORIENTATION)), per_frame(elements(_PIXEL_SPACING))
-    thickness = (elements(_SLICE_SPACING) or elements(_THICKNESS) or [(0.0,)])[0][0]
+    turns = per_frame(elements(_ORIENTATION, _PLANE_ORIENTATION))
+    pixels = per_frame(elements(_PIXEL_SPACING, _MEASURES))
+    spread = [value for tag in (_SLICE_SPACING, _THICKNESS) for (value, *_) in elements(tag, _MEASURES) if value > 0]
+    scales = [scale + shift for scale, shift in zip(
+        elements(_SLOPE, _TRANSFORMATION), elements(_INTERCEPT, _TRANSFORMATION), strict=False
+    )]  # fmt: skip
+    stated = len(scales) == count and len(set(scales)) > 1
     return tuple(
-        _Frame(path, index, size, place, turn, pixel, thickness)
-        for index, (place, turn, pixel) in enumerate(zip(places, turns, pixels, strict=True))
-    )
+        _Frame(
+            path, index, size, place, turns[index], pixels[index], (spread or [0.0])[0],
+            (scales[index][0], scales[index][-1]) if stated else None,
+        )
+        for index, place in enumerate(places)
+    )  # fmt: skip
 
 
 def _whole(header: Header) -> bool:
     """Whether a file holds as many pixels as its header declares; GDCM allocates these before it looks for them."""
     rows, columns, bits = (header.short(tag, 0) for tag in (_ROWS, _COLUMNS, _BITS))
-    frames = int((header.texts(_FRAMES) or ["1"])[0] or 1)
+    frames = int((header.texts(_FRAMES, 0) or ["1"])[0] or 1)
     wanted = rows * columns * max(1, frames) * bits // 8
     return 0 < wanted <= header.length(PIXEL_DATA) * (COMPRESSION if header.compressed else 1)
 
 
 def _is_image(path: Path) -> bool:
     """Whether an unreadable file should have been an image: the SOP class in its preamble says so."""
+    if _is_lost(path):
+        return True
     with open(path, "rb") as file:
         head = file.read(4096)
     match = re.search(rb"\x02\x00\x02\x00UI(..)", head, re.DOTALL)
     if match is None:
         return False
     text = head[match.end() : match.end() + struct.unpack("<H", match[1])[0]].decode("latin-1").rstrip("\0 ")
-    return any(text == one or text.startswith(one + ".") for one in _IMAGE_CLASSES)
+    return text != _SPECTROSCOPY and any(text == one or text.startswith(one + ".") for one in _IMAGE_CLASSES)
 
 
 def _examined(series: Series, broken: dict[Path, int]) -> Series:
@@ -395,8 +437,18 @@ def _load(series: Series) -> Volume:
         if frame.path not in cache:
             cache.clear()  # single-frame files come once each
             cache[frame.path] = _pixels(frame.path, series)
-        slices.append(cache[frame.path][frame.index])
+        slices.append(_rescaled(cache[frame.path][frame.index], frame, series))
     return Volume(np.stack(slices), geometry, series.name)
+
+
+def _rescaled(pixels: np.ndarray, frame: _Frame, series: Series) -> np.ndarray:
+    """A slice by its own slope and intercept; GDCM rescales all frames of a file as its first one."""
+    if frame.rescale is None:
+        return pixels
+    first = next(one.rescale for one in series.frames if one.path == frame.path and one.index == 0)
+    slope, intercept = first or (1.0, 0.0)
+    stored = (pixels.astype(np.float64) - intercept) / (slope or 1.0)
+    return (stored * frame.rescale[0] + frame.rescale[1]).astype(np.float32)
 
 
 def _pixels(path: Path, series: Series) -> np.ndarray:
@@ -407,6 +459,10 @@ def _pixels(path: Path, series: Series) -> np.ndarray:
             reader.SetFileName(str(place))
             image = reader.Execute()
     except (RuntimeError, MemoryError) as failure:
+        if min(reader.GetSpacing(), default=1) <= 0:  # ITK makes no image of it, whatever the slices' positions say
+            raise InputError(
+                "INPUT_SPACING", f"{series.name} states that its slices lie 0 mm apart", "Export it again from the PACS"
+            ) from failure
         raise _damaged(1) from failure
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError("INPUT_PIXEL_TYPE", f"{series.name} is in colour", "Choose a greyscale MR series")

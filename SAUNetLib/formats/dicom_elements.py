@@ -30,12 +30,14 @@ class Element:
     Attributes:
         tag: group and number, as 0xGGGGEEEE.
         depth: items that it lies in; 0 for the data set itself.
+        within: tag of the sequence that it lies in; 0 for the data set itself.
         length: bytes of its value; of compressed pixel data those of all fragments.
         value: empty unless it was wanted.
     """
 
     tag: int
     depth: int
+    within: int
     length: int
     value: bytes = b""
 
@@ -52,9 +54,10 @@ class Header:
         """Whether the pixel data are."""
         return self.syntax.startswith(_COMPRESSED)
 
-    def texts(self, tag: int) -> list[str]:
-        """The values of a text element wherever it lies, sequences included."""
-        return [one.value.decode("latin-1").strip("\0 ") for one in self.elements if one.tag == tag]
+    def texts(self, tag: int, within: int) -> list[str]:
+        """The values of a text element in a sequence (0: in the data set itself), one for each item that has it."""
+        found = [one for one in self.elements if one.tag == tag and one.within == within]
+        return [one.value.decode("latin-1").strip("\0 ") for one in found]
 
     def short(self, tag: int, default: int) -> int:
         """The value of an unsigned short element of the data set itself."""
@@ -106,6 +109,8 @@ class _Walk:
             element = self._next()
             if element is not None and (element.value or element.tag == PIXEL_DATA):
                 yield element
+                if element.tag == PIXEL_DATA and not element.depth and self._padded():
+                    return
             while len(self._inside) > 1 and not self._inside[-1].open and self._place == self._inside[-1].end:
                 self._inside.pop()
         if len(self._inside) > 1:
@@ -127,6 +132,12 @@ class _Walk:
         head = self._file.read(4)
         self._file.seek(self._place)
         return head
+
+    def _padded(self) -> bool:
+        """Whether nothing but a block's filling with zeros follows, as some archives leave it."""
+        rest = self._file.read(LONGEST_VALUE)
+        self._file.seek(self._place)
+        return len(rest) == self._size - self._place and not any(rest)
 
     def _take(self, count: int) -> bytes:
         """Bytes that must lie in what is open here."""
@@ -173,12 +184,17 @@ class _Walk:
         return self._value(tag, length)
 
     def _value(self, tag: int, length: int) -> Element:
-        depth = sum(one.kind == _ITEM for one in self._inside) - 1
+        depth, within = self._depth()
         if length <= LONGEST_VALUE and (tag in self._wanted or tag == _SYNTAX):
-            return Element(tag, depth, length, self._take(length))
+            return Element(tag, depth, within, length, self._take(length))
         self._place += length
         self._file.seek(self._place)
-        return Element(tag, depth, length)
+        return Element(tag, depth, within, length)
+
+    def _depth(self) -> tuple[int, int]:
+        """Items that are open, and the tag of the innermost sequence."""
+        sequences = [one.kind for one in self._inside if one.kind != _ITEM]
+        return sum(one.kind == _ITEM for one in self._inside) - 1, sequences[-1] if sequences else 0
 
     def _mark(self, tag: int, length: int) -> Element | None:
         """An item, or the end of an item or a sequence without length."""
@@ -192,7 +208,7 @@ class _Walk:
         elif within.open and not length and tag == (_ITEM_END if within.kind == _ITEM else _SEQUENCE_END):
             self._inside.pop()
             if within.kind == PIXEL_DATA:
-                return Element(PIXEL_DATA, sum(one.kind == _ITEM for one in self._inside) - 1, self._fragments)
+                return Element(PIXEL_DATA, *self._depth(), self._fragments)
         else:
             raise ValueError("items and sequences do not fit into each other")
         return None

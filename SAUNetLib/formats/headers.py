@@ -25,6 +25,8 @@ from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 MOST_BYTES = 2 * MOST_VOXELS
 CHUNK = 1 << 20
+ITK_SHEAR = 1e-4
+"""ITK refuses an sform from about three times this shear on where there is no quaternion to fall back to."""
 
 _NIFTI_BYTES = {
     2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1536: 16, 1792: 16,
@@ -71,7 +73,21 @@ def _why(failure: Exception) -> str:
     return "its compressed data are damaged" if isinstance(failure, zlib.error | gzip.BadGzipFile) else "it is damaged"
 
 
-def check_steps(steps: np.ndarray, name: str) -> np.ndarray:
+def check_written(path: Path, ending: str) -> None:
+    """What `check_file` checks, of a file of our own: neither ITK nor gzip reports every failed write.
+
+    Raises:
+        OSError: it is not whole.
+    """
+    try:
+        check_file(path, ending)
+        if ending == ".nrrd":
+            _check_nrrd_end(path)
+    except InputError as failure:
+        raise OSError(0, "the file did not become whole") from failure
+
+
+def check_steps(steps: np.ndarray, name: str, tolerance: float = ORTHONORMAL_TOLERANCE) -> np.ndarray:
     """The lengths in mm of the steps from voxel to voxel, one per column of a (3, n) matrix.
 
     Raises:
@@ -80,7 +96,7 @@ def check_steps(steps: np.ndarray, name: str) -> np.ndarray:
     lengths = np.linalg.norm(steps, axis=0)
     _check_spacing(lengths, name)
     cosines = steps / lengths
-    if np.abs(cosines.T @ cosines - np.eye(len(lengths))).max() > ORTHONORMAL_TOLERANCE:
+    if np.abs(cosines.T @ cosines - np.eye(len(lengths))).max() > tolerance:
         raise InputError(
             "INPUT_DIRECTION",
             f"the axes of {name} are sheared",
@@ -153,7 +169,7 @@ def _check_nifti(path: Path) -> None:
         for part in _parts(file, total):
             found += len(part)
             # ITK's reader replaces what is not a number by zero.
-            whole = part[: len(part) // 8 * 8]
+            whole = part[: len(part) // int(kind[1]) * int(kind[1])] if kind else b""
             if kind and not np.isfinite(np.frombuffer(whole, header["order"] + kind)).all():
                 raise InputError(
                     "INPUT_VALUES",
@@ -184,19 +200,50 @@ def _check_nifti_grid(header: dict[str, Any], path: Path) -> None:
     _check_spacing(spacing, path.name)
     if header["qform"] <= 0 and header["sform"] <= 0:
         raise _unplaced(path)
-    if not np.isfinite(header["quatern" if header["sform"] <= 0 else "srow"]).all():
+    # Which of the two forms ITK takes depends on their codes and on how exact they are: both must hold, and agree.
+    quaternion = _quaternion_form(header) if header["qform"] > 0 else None
+    if quaternion is not None and not np.isfinite(quaternion).all():
         raise _unplaced(path)
-    if header["sform"] <= 0 and sum(value**2 for value in header["quatern"][:3]) > 1.01:
-        raise _unplaced(path)  # no unit quaternion
-    if header["sform"] > 0:
-        lengths = check_steps(np.array(header["srow"], float).reshape(3, 4)[:, :3], path.name)
-        if not np.allclose(lengths, spacing, rtol=0.01):
-            stated, derived = (" x ".join(f"{value:.4g}" for value in values) for values in (spacing, lengths))
+    if header["sform"] <= 0:
+        return
+    form = np.array(header["srow"], float).reshape(3, 4)
+    if not np.isfinite(form).all():
+        raise _unplaced(path)
+    lengths = check_steps(form[:, :3], path.name, ITK_SHEAR if quaternion is None else ORTHONORMAL_TOLERANCE)
+    if not np.allclose(lengths, spacing, rtol=0.01):
+        stated, derived = (" x ".join(f"{value:.4g}" for value in values) for values in (spacing, lengths))
+        raise InputError(
+            "INPUT_SPACING",
+            f"{path.name} states two voxel sizes: {stated} (pixdim) and {derived} mm (sform)",
+            "Correct the voxel size in its header, or export it again from the DICOM series",
+        )
+    if quaternion is not None:
+        corners = np.array([(*np.multiply(header["dim"][1:4], corner), 1) for corner in np.ndindex(2, 2, 2)])
+        apart = np.linalg.norm((form - quaternion) @ corners.T, axis=0).max()
+        if apart > spacing.min() / 2:
             raise InputError(
-                "INPUT_SPACING",
-                f"{path.name} states two voxel sizes: {stated} (pixdim) and {derived} mm (sform)",
-                "Correct the voxel size in its header, or export it again from the DICOM series",
+                "INPUT_DIRECTION",
+                f"{path.name} states two places in the patient, {apart:.3g} mm apart (qform and sform)",
+                "Set the wrong one of them to the other, or its code to 0, or export it again from the DICOM series",
             )
+
+
+def _quaternion_form(header: dict[str, Any]) -> np.ndarray:
+    """Voxel to RAS mm (3, 4) of a header's quaternion; NaN where that is none (nifti1.h, method 2)."""
+    b, c, d = header["quatern"][:3]
+    rest = 1 - (b * b + c * c + d * d)
+    if not rest >= -0.01:
+        return np.full((3, 4), np.nan)
+    a = math.sqrt(max(rest, 0.0))
+    turn = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    steps = np.array(header["pixdim"][1:4]) * (1, 1, -1 if header["pixdim"][0] < 0 else 1)
+    return np.column_stack([turn * steps, header["quatern"][3:]])
 
 
 def _check_nrrd(path: Path) -> None:
@@ -224,6 +271,22 @@ def _check_nrrd(path: Path) -> None:
     if directions.shape != (3, 3) or not np.isfinite(np.asarray(origin, float)).all():
         raise _unplaced(path)
     check_steps(directions.T, path.name)
+
+
+def _check_nrrd_end(path: Path) -> None:
+    """Refuse a file of our own, raw or compressed by gzip, whose end did not get onto the disk."""
+    _, size, voxel_bytes = _nrrd_header(path)
+    total = math.prod(size) * voxel_bytes
+    with open(path, "rb") as file:
+        while file.readline().strip():
+            pass
+        found = path.stat().st_size - file.tell()
+        if file.read(2) == b"\x1f\x8b":  # ends in the number of bytes that were compressed (RFC 1952)
+            file.seek(-4, os.SEEK_END)
+            found = int.from_bytes(file.read(), "little")
+            total %= 1 << 32
+    if found != total:
+        raise damaged(path, "it ends too early")
 
 
 def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
@@ -264,15 +327,15 @@ def _check_beside(path: Path, stored: str) -> Path:
 def _check_meta(path: Path) -> None:
     fields, begin = _meta_header(path)
     try:
-        size = [int(count) for count in fields["dimsize"].split()]
-        if int(fields["ndims"]) != len(size):
+        size = [int(count) for count in fields["DimSize"].split()]
+        if int(fields["NDims"]) != len(size):
             raise ValueError("NDims and DimSize differ")
-        voxel_bytes = _META_BYTES[fields["elementtype"].removeprefix("MET_").removesuffix("_ARRAY")]
-        voxel_bytes *= int(fields.get("elementnumberofchannels", "1"))
-        spacing = [float(value) for value in fields.get("elementspacing", fields.get("elementsize", "")).split()]
-        place = [float(value) for key in ("offset", "position", "origin") for value in fields.get(key, "").split()]
-        matrix = fields.get("transformmatrix", fields.get("rotation", fields.get("orientation", ""))).split()
-        steps = np.array(matrix, float).reshape(len(size), -1).T if matrix else np.eye(len(size))
+        voxel_bytes = _META_BYTES[fields["ElementType"].removeprefix("MET_").removesuffix("_ARRAY")]
+        voxel_bytes *= int(fields.get("ElementNumberOfChannels", "1"))
+        spacing = [float(value) for value in fields.get("ElementSpacing", fields.get("ElementSize", "")).split()]
+        place = [float(value) for key in ("Offset", "Position", "Origin") for value in fields.get(key, "").split()]
+        matrix = fields.get("TransformMatrix", fields.get("Rotation", fields.get("Orientation", ""))).split()
+        steps = np.array(matrix, float).reshape(len(size), -1).T  # none: no axes
     except (KeyError, ValueError) as failure:
         raise damaged(path, "its MetaImage header is damaged") from failure
     total = _check_size(size, voxel_bytes, path)
@@ -286,7 +349,7 @@ def _check_meta(path: Path) -> None:
 
 
 def _meta_header(path: Path) -> tuple[dict[str, str], int]:
-    """The fields of a MetaImage header, keys in lower case, and where the data after it begin."""
+    """The fields of a MetaImage header, spelt as ITK knows them, and where the data after it begin."""
     fields: dict[str, str] = {}
     with open(path, "rb") as file:
         for _ in range(1000):
@@ -294,26 +357,26 @@ def _meta_header(path: Path) -> tuple[dict[str, str], int]:
             key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
             if not equals or not key.strip().isidentifier():
                 break
-            fields[key.strip().lower()] = value.strip()
-            if key.strip().lower() == "elementdatafile":
+            fields[key.strip()] = value.strip()
+            if key.strip() == "ElementDataFile":
                 return fields, file.tell()
-    raise damaged(path, "it is not a MetaImage file" if "ndims" not in fields else "its MetaImage header is damaged")
+    raise damaged(path, "it is not a MetaImage file" if "NDims" not in fields else "its MetaImage header is damaged")
 
 
 def _check_meta_data(path: Path, fields: dict[str, str], begin: int, total: int) -> None:
-    stored = fields["elementdatafile"]
+    stored = fields["ElementDataFile"]
     if stored.upper() != "LOCAL":
         path, begin = _check_beside(path, stored), 0
-    if fields.get("binarydata", "True").lower() == "false":
+    if fields.get("BinaryData", "True").lower() == "false":
         return  # text: ITK reads number by number
-    skip = int(fields.get("headersize", "0") or 0)
-    compressed = fields.get("compresseddata", "False").lower() == "true"
+    skip = int(fields.get("HeaderSize", "0") or 0)
+    compressed = fields.get("CompressedData", "False").lower() == "true"
     if skip < -1 or (compressed and skip):
         raise damaged(path, "its MetaImage header is damaged")
     with open(path, "rb") as file:
         file.seek(max(begin, skip))
         if compressed:
-            _check_meta_stream(path, file, int(fields.get("compresseddatasize", "0") or 0), total)
+            _check_meta_stream(path, file, int(fields.get("CompressedDataSize", "0") or 0), total)
         else:
             _check_length(path, path.stat().st_size - file.tell(), total)
 

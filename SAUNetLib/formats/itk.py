@@ -45,12 +45,13 @@ def readable(path: Path, ending: str = "") -> Iterator[Path]:
 @contextmanager
 def unheard() -> Iterator[None]:
     """Keep what the libraries inside ITK print of a damaged file from the user, who is told by an error of ours."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # a process without stderr
-        yield
-        return
+    # One at a time: a second thread would keep the silence of the first.
     with _lock, open(os.devnull, "wb") as nowhere:
+        try:
+            kept = os.dup(2)
+        except OSError:  # a process without stderr
+            yield
+            return
         sys.stderr.flush()
         os.dup2(nowhere.fileno(), 2)
         try:

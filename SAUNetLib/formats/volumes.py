@@ -108,3 +108,4 @@ def write_volume(volume: Volume, path: str | Path) -> None:
     ending = check_writable(path, (".nii.gz", ".nii", ".nrrd", ".mha"))
     with write_beside(path, ending) as temporary:
         sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)
+        headers.check_written(temporary, ending)
