@@ -43,7 +43,7 @@ class Structure:
 def structures() -> dict[int, Structure]:
     """All structures of the label map with levels, by label value, in the order of the encoding.
 
-    The encoding is TotalSpineSeg's, with T13 (33), L6 (46) and L5/L6 (96) added.
+    The encoding is TotalSpineSeg's, with T13 (33), L6 (46), T12/T13 (83) and L5/L6 (96) added.
     """
     with open(resource("anatomy.csv"), newline="", encoding="utf-8") as file:
         rows = [

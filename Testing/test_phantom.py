@@ -324,6 +324,21 @@ def test_impossible_values_are_refused(wrong: dict) -> None:
     assert caught.value.code == "USAGE"
 
 
+@pytest.mark.parametrize("slip", [-8.0, 6.0, 12.0])
+def test_a_slipped_body_keeps_its_corner(slip):
+    """The dural sac goes round it."""
+    made = make_phantom(PhantomOptions(seed=21, slices=5, slice_thickness=1.0, gap=0.0, scoliosis=0.0,
+                                       slip={"L3/L4": slip}))  # fmt: skip
+    level, corner = ("L4", 1) if slip > 0 else ("L3", 3)
+    body = made.truth.bodies[level]
+    inward = body.centre - body.corners[corner]
+    for mm in (1.0, 2.0, 4.0):
+        place = body.corners[corner] + inward / np.linalg.norm(inward) * mm
+        grid = made.volume.geometry
+        index = np.linalg.solve(np.asarray(grid.direction) * grid.spacing, place - grid.origin).round().astype(int)
+        assert made.labels[tuple(index[::-1])] == value_of(level)
+
+
 @pytest.mark.parametrize("knob", ["wedge", "slip", "disc_height_loss", "canal_diameter"])
 def test_unknown_levels_are_refused(knob: str) -> None:
     with pytest.raises(UsageError, match="L9"):

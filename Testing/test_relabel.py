@@ -71,6 +71,14 @@ def test_the_table_runs_from_top_to_bottom_with_a_sixth_lumbar_vertebra():
     assert [row.structure.level for row in line(*reversed(given)).table()] == ["", *given]
 
 
+def test_thirteen_thoracic_vertebrae():
+    before = line("T11", "T11/T12", "T12", "T12/L1", "L1", "L1/L2", "L2")
+    after = relabel(before, {"T12": "T13"})
+    assert levels_of(after) == ["T12", "T12/T13", "T13", "T12/L1", "L1", "L1/L2", "L2"]
+    assert [row.structure.level for row in after.table()] == ["", *levels_of(after)]
+    assert levels_of(relabel(after, {"T13": "T12"})) == levels_of(before)
+
+
 def test_six_lumbar_vertebrae():
     before = line("L4", "L4/L5", "L5", "L5/S1")
     after = relabel(before, {"L5": "L6", "L4": "L5"})

@@ -23,12 +23,13 @@ def lordosis(upper: Plate, lower: Plate) -> Measure:
     return Measure.of(angle, {*upper.flags, *lower.flags, *([ESTIMATED] if lower.estimated else [])})
 
 
-def coronal_angle(plates: Sequence[Plate]) -> Measure:
+def coronal_angle(plates: Sequence[Plate], turn_seen: bool) -> Measure:
     """Angle between the most tilted of the endplates (from the top down) in the coronal plane (Cobb's method).
 
     The plane is spanned by the mean left and the mean upward axis of the endplates' frames. Each tilt is the mean with
     its neighbours, weights 1, 2, 1, since a single endplate's is uncertain in thick slices. Slices that show only a
-    part of the bodies' width give none.
+    part of the bodies' width give none. Without a known direction to the back (`turn_seen`) lordosis leaks into the
+    figure, and it is flagged.
     """
     plates = [plate for plate in plates if not (plate.cut or plate.flags)]
     seen = [plate for plate in plates if plate.across is not None]
@@ -42,4 +43,4 @@ def coronal_angle(plates: Sequence[Plate]) -> Measure:
     tilts = np.degrees([np.arctan2(across @ up, across @ left) for across in (plate.across for plate in seen)])
     padded = np.pad(tilts, 1, mode="edge")
     smoothed = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    return Measure.of(float(np.ptp(smoothed)))
+    return Measure.of(float(np.ptp(smoothed)), set() if turn_seen else {FEW_SLICES})

@@ -9,7 +9,7 @@ import numpy as np
 from .centreline import STEP
 from .landmarks import Landmarks
 from .outline import edges
-from .results import LOW_CONFIDENCE, MISSING, PARTIAL, Measure
+from .results import FEW_SLICES, LOW_CONFIDENCE, MISSING, PARTIAL, Measure
 from .space import Frame, Grid, Space
 
 _BAND_MM = 2.0
@@ -48,10 +48,14 @@ def canal_diameter(space: Space, canal: int | None, landmarks: Landmarks, place:
     front, back = float(edges(share, grid.y, last=False)), float(edges(share, grid.y, last=True))
     if not back - front > 0:
         return Diameter(Measure.none(MISSING))
+    ends = np.stack([frame.point(0, front, 0), frame.point(0, back, 0)])
     flags = set()
-    if min(station - line.first, line.last - station) * STEP < _END_MM:
+    at_border = (ends[:, 2] < space.spacing[2]) | (ends[:, 2] > space.last[2] - space.spacing[2])
+    if min(station - line.first, line.last - station) * STEP < _END_MM or at_border.any():
         flags.add(PARTIAL)
-    return Diameter(Measure.of(back - front, flags), np.stack([frame.point(0, front, 0), frame.point(0, back, 0)]))
+    if line.sided[round(station)]:
+        flags.add(FEW_SLICES)
+    return Diameter(Measure.of(back - front, flags), ends)
 
 
 def _why_not_seen(space: Space, canal: int) -> str:

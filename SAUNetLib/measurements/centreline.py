@@ -12,6 +12,9 @@ _SMOOTH = 3.0
 _SMOOTH_TANGENT = 4.0
 _BEYOND = 60.0
 """The line goes on straight for so many mm beyond its ends."""
+_ASIDE_MM = 5.0
+_DEEPEST, _FLAT = 0.85, 0.5
+"""Parts of the deepest slice's depth from which, and up to which, an outermost slice counts as deep and as flat."""
 _APART = 6.0
 """Points beyond the canal count from this distance, mm."""
 
@@ -24,12 +27,14 @@ class Centreline:
         tangents: (N, 3) unit vectors down the canal.
         half: (N,) mm from the line to the canal's anterior border.
         first, last: index of the first and last point at which the canal is seen.
+        sided: (N,) whether the slices show one side of the canal rather than its middle.
     """
 
     def __init__(self, points: np.ndarray, half: np.ndarray, seen: tuple[int, int]) -> None:
         self.points = points
         self.half = half
         self.first, self.last = seen
+        self.sided = np.zeros(len(points), bool)
         tangents = np.gradient(smooth(points, _SMOOTH_TANGENT), axis=0)
         self.tangents = tangents / np.linalg.norm(tangents, axis=1, keepdims=True)
 
@@ -49,6 +54,7 @@ class Centreline:
             line = cls._means(cloud, np.round(one.station(cloud)).astype(int))
         result = cls._through(line, beyond)
         result.half = result._anterior(cloud)
+        result.sided = result._cut_aside(space, value)
         return result
 
     @classmethod
@@ -113,6 +119,19 @@ class Centreline:
     def seen(self, station: float) -> bool:
         """Whether the canal itself, not only the line's straight continuation, is there."""
         return self.first <= station <= self.last
+
+    def _cut_aside(self, space: Space, value: int) -> np.ndarray:
+        """Where (N,) the canal is cut beside its middle: it is deepest in an outermost slice and flat in the other.
+
+        A canal is deepest in its middle, and where it is cut evenly on both sides that is the middle of what is seen.
+        """
+        area = (space.labels == value).sum(axis=2).astype(float)  # slices, rows
+        near = np.ones(2 * round(_ASIDE_MM / space.spacing[1]) + 1)
+        area = np.stack([np.convolve(one, near, mode="same")[: area.shape[1]] for one in area])
+        low, high = np.sort(area[[0, -1]], axis=0)
+        aside = (high > _DEEPEST * area.max(axis=0)) & ((low < _FLAT * area.max(axis=0)) | (len(area) < 3))
+        rows = np.clip(np.round(self.points[:, 1] / space.spacing[1]).astype(int), 0, len(aside) - 1)
+        return np.asarray(aside[rows])
 
     def _anterior(self, cloud: np.ndarray) -> np.ndarray:
         """mm (N,) from the line to the canal's anterior border near its middle."""

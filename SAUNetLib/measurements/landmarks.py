@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import cc3d
 import numpy as np
 
 from .centreline import Centreline
@@ -27,6 +28,8 @@ _EVEN = 0.7
 _HALF_CANAL_MM = 8.0
 _SACRUM_MM = 16.0
 """So far down the sacrum's front and back are looked at."""
+_STRAY, _DOUBTFUL = 0.5, 0.01
+"""A piece apart is left out below this part of the largest one; from this part on the structure is doubtful."""
 _NEIGHBOUR_MM = 34.0
 """A disc's neighbours have their centres within this distance of its own."""
 
@@ -123,6 +126,7 @@ class Landmarks:
         lumbosacral: value of the disc above the sacrum; 0 where it is not seen.
         line: the canal's centreline, or where it must be; None where nothing tells.
         canal_seen: whether `line` rests on a canal.
+        turn_seen: whether any body's direction to the back is known; without it the slices' is taken.
     """
 
     bodies: Mapping[int, Section]
@@ -132,6 +136,7 @@ class Landmarks:
     lumbosacral: int
     line: Centreline | None
     canal_seen: bool
+    turn_seen: bool = False
 
     def canal_at(self, frame: Frame, z: np.ndarray) -> np.ndarray:
         """y (N,) of the canal's middle in a frame, at heights z (N,)."""
@@ -157,6 +162,7 @@ def find_landmarks(
         line = Centreline.behind(behind, _HALF_CANAL_MM)
     if line is None:
         return Landmarks({}, {}, {}, {}, 0, None, False)
+    space, doubtful = _without_strays(space, line, vertebrae, discs)
     clouds = {value: space.points(value) for value in vertebrae}
     clouds = {value: cloud[in_front_of_canal(cloud, line)] for value, cloud in clouds.items()}
     clouds = {value: cloud for value, cloud in clouds.items() if len(cloud) >= 20}
@@ -164,9 +170,9 @@ def find_landmarks(
     discs_at = {value: space.points(value).mean(axis=0) for value in discs}
     order = sorted(centres, key=lambda value: float(line.station(centres[value][None])[0]))
     above, below = _neighbours(line, centres, discs_at)
-    finder = _Finder(space, line)
+    finder = _Finder(space, line, doubtful)
     ups = {value: _up(value, line, centres, discs_at, above, below) for value in order}
-    turns = _turns(space, line, order, centres, clouds, ups)
+    turns, known = _turns(space, line, order, centres, clouds, ups)
     bodies = {value: finder.body(value, centres[value], ups[value], turns[value], clouds[value]) for value in order}
     found = {value: body for value, body in bodies.items() if body is not None}
     shapes = {}
@@ -182,7 +188,32 @@ def find_landmarks(
         section = finder.sacrum(sacrum, shapes[last])
         if section is not None:
             found[sacrum], below[last] = section, sacrum
-    return Landmarks(found, shapes, above, below, last, line, seen)
+    return Landmarks(found, shapes, above, below, last, line, seen, known)
+
+
+def _without_strays(
+    space: Space, line: Centreline, vertebrae: list[int], discs: list[int]
+) -> tuple[Space, frozenset[int]]:
+    """The space without the small pieces of bodies and discs that lie apart, and the values of which too much did.
+
+    Behind the canal a vertebra may be in pieces: slices beside the midline show its arch alone.
+    """
+    strays, doubtful = np.zeros(space.labels.shape, bool), set()
+    for value in (*vertebrae, *discs):
+        box = space.box(value)
+        pieces = cc3d.connected_components(space.labels[box] == value, connectivity=26)
+        sizes = np.bincount(pieces.ravel())[1:]
+        for piece in np.flatnonzero(sizes < sizes.max()) + 1:
+            mask = pieces == piece
+            if value in vertebrae:
+                points = np.argwhere(mask)[:: max(1, sizes[piece - 1] // 200)] + [part.start for part in box]
+                if in_front_of_canal(points * space.spacing, line).mean() < 0.5:
+                    continue
+            if sizes[piece - 1] >= _DOUBTFUL * sizes.max():
+                doubtful.add(value)
+            if sizes[piece - 1] < _STRAY * sizes.max():
+                strays[box] |= mask
+    return (space.without(strays) if strays.any() else space), frozenset(doubtful)
 
 
 def _behind_discs(space: Space, discs: list[int]) -> np.ndarray:
@@ -209,7 +240,10 @@ def in_front_of_canal(cloud: np.ndarray, line: Centreline) -> np.ndarray:
 def _neighbours(
     line: Centreline, bodies: Mapping[int, np.ndarray], discs: Mapping[int, np.ndarray]
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """By disc, the nearest body above and the nearest below, by place along the canal and not by name."""
+    """By disc, the nearest body above and the nearest below, by place along the canal and not by name.
+
+    A body beyond the next disc is no neighbour: the one between them is not segmented.
+    """
     place = {value: float(line.station(centre[None])[0]) for value, centre in (*bodies.items(), *discs.items())}
     above: dict[int, int] = {}
     below: dict[int, int] = {}
@@ -217,10 +251,15 @@ def _neighbours(
         near = [value for value, other in bodies.items() if np.linalg.norm(other - centre) < _NEIGHBOUR_MM]
         upper = [value for value in near if place[value] < place[disc]]
         lower = [value for value in near if place[value] > place[disc]]
+        between = [place[other] for other in discs if place[other] != place[disc]]
         if upper:
-            above[disc] = max(upper, key=lambda value: place[value])
+            nearest = max(upper, key=lambda value: place[value])
+            if not any(place[nearest] < at < place[disc] for at in between):
+                above[disc] = nearest
         if lower:
-            below[disc] = min(lower, key=lambda value: place[value])
+            nearest = min(lower, key=lambda value: place[value])
+            if not any(place[disc] < at < place[nearest] for at in between):
+                below[disc] = nearest
     return above, below
 
 
@@ -244,10 +283,11 @@ def _up(
 def _turns(
     space: Space, line: Centreline, order: list[int], centres: Mapping[int, np.ndarray],
     clouds: Mapping[int, np.ndarray], ups: Mapping[int, np.ndarray],
-) -> dict[int, float]:  # fmt: skip
+) -> tuple[dict[int, float], bool]:  # fmt: skip
     """By body, radians by which its back is turned from the columns' direction toward the left, smooth along the spine.
 
-    It faces the canal's middle. A body of which slices show only a part tells nothing, its middle is unknown.
+    It faces the canal's middle. A body of which slices show only a part tells nothing, its middle is unknown: it is
+    turned like the nearest that does, or where none does, not at all; the second value says whether any does.
     """
     angles, weights = np.zeros(len(order)), np.zeros(len(order))
     for n, value in enumerate(order):
@@ -263,8 +303,11 @@ def _turns(
     apart = np.arange(len(order))[:, None] - np.arange(len(order))[None]
     kernel = np.exp(-0.5 * (apart / 0.8) ** 2) * weights
     total = kernel.sum(axis=1)
-    smoothed = np.where(total > 0.05, kernel @ angles / np.maximum(total, 1e-9), 0.0)
-    return dict(zip(order, smoothed.tolist(), strict=True))
+    known = np.flatnonzero(total > 0.05)
+    if not len(known):
+        return dict.fromkeys(order, 0.0), False
+    smoothed = np.interp(np.arange(len(order)), known, (kernel @ angles)[known] / total[known])
+    return dict(zip(order, smoothed.tolist(), strict=True)), True
 
 
 def _canal_at(line: Centreline, frame: Frame, z: np.ndarray) -> np.ndarray:
@@ -279,8 +322,8 @@ def _canal_at(line: Centreline, frame: Frame, z: np.ndarray) -> np.ndarray:
 class _Finder:
     """Sections through bodies and discs."""
 
-    def __init__(self, space: Space, line: Centreline) -> None:
-        self._space, self._line = space, line
+    def __init__(self, space: Space, line: Centreline, doubtful: frozenset[int]) -> None:
+        self._space, self._line, self._doubtful = space, line, doubtful
 
     def _frame(self, origin: np.ndarray, up: np.ndarray, turn: float) -> Frame:
         """A frame that looks back by `turn` and whose mid-sagittal plane holds the canal's middle."""
@@ -360,10 +403,12 @@ class _Finder:
         tilts = [self._tilt(share, grid, there, shape, last) for last in (True, False)]
         slices = np.unique(np.round((frame.origin[0] + grid.x[slab] * frame.axes[0, 0]) / space.spacing[0]))
         few = len(slices) < 2 or slab.sum() < 0.5 * (np.abs(grid.x) <= SLAB_MM).sum()
-        flags = {FEW_SLICES} if few else set()
+        station = self._line.crossing(frame.origin, frame.axes[2])
+        aside = station is not None and bool(self._line.sided[round(station)])
+        flags = {FEW_SLICES} if few or aside else set()
         depths = np.diff(shape.corners.reshape(2, 2, 2)[:, :, 0])
-        uneven = bool(depths.min() < _EVEN * depths.max()) or not np.isfinite(shape.corners).all()
-        if shape.residual > _ROUGH_MM or (behind and uneven):
+        uneven = bool(depths.min() < _EVEN * depths.max())
+        if shape.residual > _ROUGH_MM or (behind and uneven) or value in self._doubtful:
             flags.add(LOW_CONFIDENCE)
         return self._made(value, frame, shape, tilts, frozenset(flags))
 

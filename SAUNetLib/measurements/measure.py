@@ -16,7 +16,7 @@ from ..volume import SagittalStack, Volume, check_geometry
 from .alignment import coronal_angle, lordosis
 from .canal import canal_diameter
 from .discs import disc_frame, disc_measures, neighbouring_plates
-from .landmarks import Landmarks, Plate, find_landmarks
+from .landmarks import Landmarks, find_landmarks
 from .results import MISSING, NOT_T2, PARTIAL, Mark, Measure, Measurements, StructureMeasures
 from .signal import Signal
 from .space import Frame, Space
@@ -49,11 +49,64 @@ def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measure
             "INPUT_GEOMETRY", f"{volume.name} and its segmentation do not lie on one grid", "Give the segmented image"
         )
     check_geometry(segmentation.geometry, "the segmentation")
-    segmentation = merge_parts(segmentation)
+    segmentation, volume = _in_field(merge_parts(segmentation), volume)
     if not segmentation.partial:  # NIfTI has no room for it
         stack = SagittalStack.of(Volume(segmentation.labels, segmentation.geometry))
         segmentation = replace(segmentation, partial=cut_structures(stack.slices))
     return _Measuring(segmentation, volume).result()
+
+
+def _in_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmentation, Volume | None]:
+    """Both without the padding at the image's borders, so that what it hides counts as cut; no label is lost.
+
+    Without the image, structures that are known to be cut although they do not touch the border say where it ended.
+    """
+    stack = SagittalStack.of(Volume(segmentation.labels, segmentation.geometry))
+    labelled = [np.flatnonzero(lines) for lines in _lines_with_labels(stack.slices)]
+    if not len(labelled[0]):
+        return segmentation, volume
+    if volume is not None:
+        field = SagittalStack.of(volume).field()
+    else:
+        field = (slice(0, stack.slices.shape[0]), *_borders_told(stack.slices, labelled, segmentation.partial))
+    box = [
+        slice(min(part.start, int(lines[0])), max(part.stop, int(lines[-1]) + 1))
+        for part, lines in zip(field, labelled, strict=True)
+    ]
+    if all(part == slice(0, count) for part, count in zip(box, stack.slices.shape, strict=True)):
+        return segmentation, volume
+    for axis, flipped in enumerate(stack.flipped):
+        if flipped:
+            count = stack.slices.shape[axis]
+            box[axis] = slice(count - box[axis].stop, count - box[axis].start)
+    part = tuple(box[stack.axes.index(axis)] for axis in range(3))  # of k, j, i
+    geometry = segmentation.geometry
+    origin = geometry.points(np.array([one.start for one in reversed(part)]))
+    size = tuple(one.stop - one.start for one in reversed(part))
+    geometry = replace(geometry, size=size, origin=tuple(origin.tolist()))
+    return (
+        replace(segmentation, labels=segmentation.labels[part], geometry=geometry),
+        volume and Volume(volume.voxels[part], geometry, volume.name),
+    )
+
+
+def _lines_with_labels(slices: np.ndarray) -> list[np.ndarray]:
+    """Which slices, rows and columns of labels (S, H, W) hold any."""
+    return [np.asarray(slices.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+
+
+def _borders_told(slices: np.ndarray, labelled: list[np.ndarray], partial: frozenset[int]) -> tuple[slice, slice]:
+    """Rows and columns at which the field of view must end, by the structures known to be cut."""
+    hidden = partial - cut_structures(slices[labelled[0][0] : labelled[0][-1] + 1])
+    field = []
+    for axis in (1, 2):
+        lines, first, end = np.moveaxis(slices, axis, 0), 0, slices.shape[axis]
+        if hidden & set(np.unique(lines[labelled[axis][0]]).tolist()):
+            first = int(labelled[axis][0])
+        if hidden & set(np.unique(lines[labelled[axis][-1]]).tolist()):
+            end = int(labelled[axis][-1]) + 1
+        field.append(slice(first, end))
+    return field[0], field[1]
 
 
 class _Measuring:
@@ -152,33 +205,30 @@ class _Measuring:
 
     def _stretches(self) -> Iterator[StructureMeasures]:
         """The curves of each region and of the whole spine in view."""
-        chain = self._chain()
-        for letter, name in _REGIONS.items():
-            own = [(level, plate) for level, plate in chain if level[0] == letter]
-            if letter == "L" and own and chain[-1][0] == "S1":
-                own.append(chain[-1])
-            if len({level for level, _ in own}) >= 2:
-                level = f"{own[0][0]}-{own[-1][0]}"
-                angle = lordosis(own[0][1], own[-1][1])
-                yield StructureMeasures(0, level, f"{name} {level}", "spine", {"lordosis_deg": angle})
-        if len(chain) >= 3:
-            level = f"{chain[0][0]}-{chain[-1][0]}"
-            measures = {"coronal_angle_deg": coronal_angle([plate for _, plate in chain])}
-            yield StructureMeasures(0, level, f"Spine {level}, coronal", "spine", measures)
-
-    def _chain(self) -> list[tuple[str, Plate]]:
-        """Whole endplates from the top down, each with its vertebra's level."""
         known = self._segmentation.known
-        chain: list[tuple[str, Plate]] = []
-        for value in self._values("vertebra"):
-            body = self._landmarks.bodies.get(value)
-            if body is not None and known[value].level not in _WITHOUT_BODY:
-                chain += [(known[value].level, plate) for plate in (body.upper, body.lower) if not plate.cut]
+        bodies = [(known[value].level, self._landmarks.bodies.get(value)) for value in self._values("vertebra")]
+        chain = [(level, body) for level, body in bodies if body is not None and level not in _WITHOUT_BODY]
         last = self._landmarks.lumbosacral
-        below = neighbouring_plates(last, self._landmarks)[1] if last else None
-        if below is not None and not below.cut:
-            chain.append(("S1", below))
-        return chain
+        sacrum = neighbouring_plates(last, self._landmarks)[1] if last else None
+        if sacrum is not None and sacrum.cut:
+            sacrum = None
+        for letter, name in _REGIONS.items():
+            own = [(level, body) for level, body in chain if level[0] == letter]
+            starts = [(n, level, body.upper) for n, (level, body) in enumerate(own) if not body.upper.cut]
+            ends = [(n, level, body.lower) for n, (level, body) in enumerate(own) if not body.lower.cut]
+            if letter == "L" and sacrum is not None:
+                ends.append((len(own), "S1", sacrum))
+            if starts and ends and starts[0][0] < ends[-1][0]:
+                level = f"{starts[0][1]}-{ends[-1][1]}"
+                angle = lordosis(starts[0][2], ends[-1][2])
+                yield StructureMeasures(0, level, f"{name} {level}", "spine", {"lordosis_deg": angle})
+        plates = [(level, plate) for level, body in chain for plate in (body.upper, body.lower) if not plate.cut]
+        if sacrum is not None:
+            plates.append(("S1", sacrum))
+        if len(plates) >= 3:
+            level = f"{plates[0][0]}-{plates[-1][0]}"
+            angle = coronal_angle([plate for _, plate in plates], self._landmarks.turn_seen)
+            yield StructureMeasures(0, level, f"Spine {level}, coronal", "spine", {"coronal_angle_deg": angle})
 
     def _notices(self) -> Iterator[Notice]:
         if self._canal is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,6 +56,13 @@ class Space:
         self._stack = SagittalStack.of(Volume(labels, geometry))
         self.labels = self._stack.slices
         self.spacing = np.array([self._stack.slice_spacing, *self._stack.pixel])
+
+    def without(self, strays: np.ndarray) -> Space:
+        """The same without some of its voxels (S, H, W) bool."""
+        other = copy.copy(self)
+        other.__dict__.pop("_boxes", None)
+        other.labels = np.where(strays, 0, self.labels)
+        return other
 
     def slices_of(self, voxels: np.ndarray) -> np.ndarray:
         """Another array of the same grid (k, j, i) as slices (S, H, W)."""

@@ -12,8 +12,12 @@ from .results import LOW_CONFIDENCE, MISSING, PARTIAL, Measure
 HEIGHTS = ("height_anterior_mm", "height_middle_mm", "height_posterior_mm")
 GENANT_PERCENT = (20.0, 25.0, 40.0)
 """Lower limits of grades 1 to 3 (Genant et al. 1993, doi:10.1002/jbmr.5650080915)."""
-_REACH = 2
-"""Bodies on either side that a body is compared with."""
+TALLEST_MM = 45.0
+"""No lumbar body is so tall: two are labelled as one."""
+_COMPARED = 4
+"""So many bodies a body is compared with, where there are so many."""
+_LEAST_COMPARED = 3
+"""Among fewer, one that is itself collapsed counts."""
 _DERIVED = ("depth_mm", "wedge_ratio", "biconcavity_ratio", "wedge_angle_deg")
 
 
@@ -43,6 +47,8 @@ def body_measures(section: Section | None) -> dict[str, Measure]:
         "biconcavity_ratio": middle / posterior if posterior > 0 else None,
         "wedge_angle_deg": sagittal_angle(lower.along, upper.along, section.frame.axes[0]),
     }
+    if max(anterior, middle, posterior) > TALLEST_MM:
+        flags = flags | {LOW_CONFIDENCE}
     return {name: Measure.of(value, flags) for name, value in values.items()}
 
 
@@ -57,15 +63,21 @@ def sagittal_angle(first: np.ndarray, second: np.ndarray, left: np.ndarray) -> f
 def height_losses(heights: Sequence[Mapping[str, Measure]]) -> list[dict[str, Measure]]:
     """Height loss and Genant's band of bodies given from the top down, consecutive ones beside each other.
 
-    Each of the three heights is compared with the median of the same height of up to two bodies on either side (an
-    odd one out among them, itself collapsed, does not count); the loss is the largest of the three, at least 0.
-    The bands follow Genant et al. 1993: from 20 % grade 1, from 25 % grade 2, from 40 % grade 3.
+    Each of the three heights is compared with the median of the same height of the four nearest bodies whose figures
+    are good, so that one among them which is itself collapsed does not count; the loss is the largest of the three, at
+    least 0. Where there are not three such bodies, others are taken too and the figure is flagged. The bands follow
+    Genant et al. 1993: from 20 % grade 1, from 25 % grade 2, from 40 % grade 3.
     """
     table = np.array([[np.nan if h[name].value is None else h[name].value for name in HEIGHTS] for h in heights], float)
     results = []
+    flagged = [bool(one[HEIGHTS[0]].flags) for one in heights]
     for n, own in enumerate(table):
-        near = [m for m in range(max(0, n - _REACH), min(len(table), n + _REACH + 1)) if m != n]
-        near = [m for m in near if np.isfinite(table[m]).all()]
+        others = [m for m in range(len(table)) if m != n and np.isfinite(table[m]).all()]
+        others.sort(key=lambda m: abs(m - n))
+        near = [m for m in others if not flagged[m]][:_COMPARED]
+        good = len(near) >= _LEAST_COMPARED
+        if not good:
+            near = others[:_COMPARED]
         if not np.isfinite(own).all():
             results.append(_no_loss(*heights[n][HEIGHTS[0]].flags))
             continue
@@ -74,7 +86,7 @@ def height_losses(heights: Sequence[Mapping[str, Measure]]) -> list[dict[str, Me
             continue
         loss = float(np.max(1 - own / np.median(table[near], axis=0)))
         loss = 100 * max(0.0, loss)
-        flags = set(heights[n][HEIGHTS[0]].flags) | ({LOW_CONFIDENCE} if len(near) < 2 else set())
+        flags = set(heights[n][HEIGHTS[0]].flags) | (set() if good else {LOW_CONFIDENCE})
         grade = int(np.searchsorted(GENANT_PERCENT, loss, side="right"))
         results.append({"height_loss_percent": Measure.of(loss, flags), "genant_grade": Measure.of(grade, flags)})
     return results

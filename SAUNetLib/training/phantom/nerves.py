@@ -13,6 +13,7 @@ from .spine import Spine
 from .tissues import Tissue
 
 CANAL = next(value for value, row in structures().items() if row.kind == "canal")
+BONES = [value for value, row in structures().items() if row.kind in ("vertebra", "sacrum")]
 
 
 _Slab = tuple[Region, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -71,7 +72,8 @@ def paint_sac(canvas: Canvas, spine: Spine, rng: np.random.Generator) -> None:
         if n == 0:  # a round end
             b, a = b * np.sqrt(np.clip(part, 0.02, 1)), a * np.sqrt(np.clip(part, 0.02, 1))
         r2 = (u / a) ** 2 + (v / b) ** 2
-        sac = inside & (r2 < 1)
+        # In front the bone has the right of way: where a body has slipped, its corner stands out into the canal.
+        sac = inside & (r2 < 1) & ((v > 0) | ~np.isin(region.label, BONES))
         region.paint(inside & (r2 < (1 + 0.7 / b) ** 2) & ~sac & (region.label == 0), Tissue.LIGAMENT)
         region.paint(sac, Tissue.CSF, CANAL)
         z = region.canvas.z[region.where[0], region.where[1]][:, :, None]

@@ -415,7 +415,9 @@ def _dural_sac(
         width = vertebra.canal[1] * (0.72 if n else 0.66)
         depth = usual * (1.0 if lumbar else 0.93)
         narrowed = max(5.0, depth - 0.9 * disc.bulge - 0.35 * disc.grade)
-        add(disc.level, disc.frame, disc.depth / 2, 1.2 + low + disc.bulge, narrowed, width * narrowed / depth)
+        step = abs(float((disc.upper.centre - disc.lower.centre) @ disc.frame.axes[1]))  # the sac gives way to a slip
+        wall = disc.depth / 2 + step / 2
+        add(disc.level, disc.frame, wall, 1.2 + low + disc.bulge, narrowed, width * narrowed / depth)
         add(vertebra.level, vertebra.frame, vertebra.depth / 2, 1.0 + low / 2, depth, width)
     return *_sac_frames(np.array(centres), np.array(depths), np.array(widths)), _named(names, centres, depths)
 
