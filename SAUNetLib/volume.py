@@ -118,6 +118,11 @@ def to_sitk(voxels: np.ndarray, geometry: Geometry) -> sitk.Image:
     return image
 
 
+def orthonormal(axes: np.ndarray, tolerance: float = ORTHONORMAL_TOLERANCE) -> bool:
+    """Whether the columns of a (3, n) matrix are perpendicular unit vectors; not where they are no numbers."""
+    return bool(np.abs(axes.T @ axes - np.eye(axes.shape[1])).max() <= tolerance)
+
+
 def check_geometry(geometry: Geometry, name: str = "volume") -> None:
     """Refuse a grid on which sagittal slices cannot be trusted.
 
@@ -132,8 +137,7 @@ def check_geometry(geometry: Geometry, name: str = "volume") -> None:
         raise InputError(
             "INPUT_DIRECTION", f"{name} has the origin {geometry.origin}", "Correct the position in its header"
         )
-    gram = direction.T @ direction
-    if not np.isfinite(direction).all() or np.abs(gram - np.eye(3)).max() > ORTHONORMAL_TOLERANCE:
+    if not orthonormal(direction):
         raise InputError(
             "INPUT_DIRECTION",
             f"the axes of {name} are sheared or not of unit length",

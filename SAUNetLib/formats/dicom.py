@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..errors import InputError
-from ..volume import ORTHONORMAL_TOLERANCE, Geometry, Volume, check_geometry
+from ..volume import Geometry, Volume, check_geometry, orthonormal
 from . import itk
 from .dicom_elements import PIXEL_DATA, Header, read_header
 
@@ -383,8 +383,7 @@ def _check_frames(frames: tuple[_Frame, ...], name: str) -> None:
         raise InputError(
             "INPUT_DIRECTION", f"{name} does not say where its slices lie", "Export it again from the scanner or PACS"
         )
-    turn = np.reshape(first.orientation, (2, 3))
-    if not np.abs(turn @ turn.T - np.eye(2)).max() <= ORTHONORMAL_TOLERANCE:
+    if not orthonormal(np.reshape(first.orientation, (2, 3)).T):
         raise InputError(
             "INPUT_DIRECTION",
             f"the axes of {name} are not perpendicular or not of unit length",

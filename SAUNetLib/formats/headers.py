@@ -20,7 +20,7 @@ import nrrd
 import numpy as np
 
 from ..errors import InputError
-from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE
+from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE, orthonormal
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 MOST_BYTES = 2 * MOST_VOXELS
@@ -95,8 +95,7 @@ def check_steps(steps: np.ndarray, name: str, tolerance: float = ORTHONORMAL_TOL
     """
     lengths = np.linalg.norm(steps, axis=0)
     _check_spacing(lengths, name)
-    cosines = steps / lengths
-    if np.abs(cosines.T @ cosines - np.eye(len(lengths))).max() > tolerance:
+    if not orthonormal(steps / lengths, tolerance):
         raise InputError(
             "INPUT_DIRECTION",
             f"the axes of {name} are sheared",
