@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .errors import CancelledError, InputError, SAUNetError, UsageError, unforeseen
+from .console import table_console
+from .errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .process import prepare_process
 
 # Everything heavy is imported by the subcommand that needs it: `saunet --help` answers at once.
@@ -275,7 +276,6 @@ def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Any]:
 
 
 def _print_result(segmentation: Any, options: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
@@ -290,7 +290,7 @@ def _print_result(segmentation: Any, options: argparse.Namespace) -> None:
             f"{row.volume_mm3 / 1000:.1f}",
             "cut off" if row.partial else "",
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = table_console()
     console.print(table)
     for notice in segmentation.warnings:
         console.print(f"[yellow]note {notice.code}:[/] {notice.text}")
@@ -355,7 +355,11 @@ def _relabel(options: argparse.Namespace) -> int:
     pairs = [entry.partition("=") for entry in options.set]
     if not all(separator for _, separator, _ in pairs):
         raise UsageError("USAGE", f"{' '.join(options.set)} is not IS=SHOULD", "Give a pair such as 95=L3/L4")
-    changed = relabel_file(options.file, {key: text for key, _, text in pairs}, options.output)
+    told: dict[str, str] = {}
+    for key, _, text in pairs:
+        if told.setdefault(key, text) != text:
+            raise UsageError("USAGE", f"{key} was given two levels, {told[key]} and {text}", "Give one level for each")
+    changed = relabel_file(options.file, told, options.output)
     for row in changed.table():
         print(row.structure.value, row.structure.name, sep="\t")
     return 0
@@ -408,6 +412,7 @@ def _phantom(options: argparse.Namespace) -> int:
                 "--count takes a number from 1 on, and draws contrast and slice thickness by itself",
                 "Leave out --contrast and --slice-thickness, or --count",
             )
+        PhantomOptions(seed=options.seed)  # refuses a seed that is none
         write_phantoms(output, options.count, options.seed)
         print(output)
         return 0
@@ -445,16 +450,20 @@ def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from .model import load_model
+    from .model_card import find_model
 
     if options.json:
         print(json.dumps([asdict(card) for card in cards], ensure_ascii=False))
         return 0
     for card in cards:
-        weights, operations = load_model(card.name).network.cost(512, 512)
         print(f"{card.name} {card.version}: {card.description} ({card.licence})")
-        print(
-            f"    {weights / 1e6:.2f} M weights, {operations / 1e9:.1f} GFLOP for a slice of 512 x 512 working pixels"
-        )
+        try:
+            weights, operations = load_model(card.name).network.cost(512, 512)
+        except ModelError as error:  # one damaged file hides none of the others
+            print(f"    cannot be used: {error.cause} {error.remedy}")
+        else:
+            print(f"    {weights / 1e6:.2f} M weights, {operations / 1e9:.1f} GFLOP for a slice of 512 x 512 pixels")
+        print(f"    {find_model(card.name)}")
     return 0
 
 

@@ -99,8 +99,8 @@ class CancelledError(SAUNetError):
     exit_status = 6
     codes: ClassVar[dict[str, str]] = {"CANCELLED": "Cancelled"}
 
-    def __init__(self) -> None:
-        super().__init__("CANCELLED", "The run was cancelled", "Nothing unfinished was written; start again when ready")
+    def __init__(self, remedy: str = "Nothing unfinished was written; start again when ready") -> None:
+        super().__init__("CANCELLED", "The run was cancelled", remedy)
 
 
 def out_of_memory() -> OutOfMemoryError:

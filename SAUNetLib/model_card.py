@@ -14,7 +14,7 @@ from .errors import ModelError
 from .resources import resource
 
 DEFAULT_MODEL = "saunet-lumbar"
-SHIPPED = "install SAUNet again, or choose another model with --model"
+SHIPPED = "Remove it where it is one of your own, or install SAUNet again"
 LARGEST_CARD = 2**20
 """Bytes; more is not read."""
 
@@ -36,7 +36,7 @@ class ModelCard:
         data: what it was trained and validated on.
         command: prints the metrics below.
         date: of training, ISO.
-        metrics: validation set -> figure -> [mean, standard deviation over patients].
+        metrics: validation set -> figure -> [mean, standard deviation over patients], None where there is none.
         limits: what it has not seen, in plain words.
     """
 
@@ -52,7 +52,7 @@ class ModelCard:
     data: str
     command: str
     date: str
-    metrics: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
 
     @classmethod
@@ -87,7 +87,9 @@ class ModelCard:
 
     def write(self, path: Path) -> None:
         """Write the card as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def model_folders() -> list[Path]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .anatomy import Structure, structures
-from .volume import Geometry
+from .errors import InputError
+from .volume import Geometry, Volume, on_grid
 
 _ORDER = {"canal": 0, "vertebra": 1, "disc": 1, "sacrum": 2}
 
@@ -115,3 +116,17 @@ def _height(structure: Structure) -> float:
         return structure.value
     number = {"C": 0, "T": 100, "L": 200, "S": 300}[lower[0]] + int(lower[1:])
     return number - (0.5 if structure.kind == "disc" else 0)
+
+
+def segmented_image(volume: Volume, segmentation: Segmentation) -> Volume:
+    """The image that was segmented, on the segmentation's grid.
+
+    Raises:
+        InputError: INPUT_GEOMETRY, it is another one.
+    """
+    image = on_grid(volume, segmentation.geometry)
+    if image is None:
+        raise InputError(
+            "INPUT_GEOMETRY", f"{volume.name} and its segmentation do not lie on one grid", "Give the segmented image"
+        )
+    return image

@@ -118,6 +118,33 @@ def to_sitk(voxels: np.ndarray, geometry: Geometry) -> sitk.Image:
     return image
 
 
+def on_grid(volume: Volume, grid: Geometry) -> Volume | None:
+    """The volume with its axes in a grid's order and senses; None where its voxels are not those of the grid.
+
+    Programs turn axes round: 3D Slicer does so with left-handed images when it loads them.
+    """
+    own = volume.geometry
+    if own.same_grid(grid):
+        return volume
+    cosines = np.asarray(own.direction).T @ np.asarray(grid.direction)
+    order = np.abs(cosines).argmax(axis=0)  # the volume's axis along each of the grid's
+    if sorted(order) != [0, 1, 2]:
+        return None
+    flipped = cosines[order, range(3)] < 0
+    first = np.zeros(3)
+    first[order] = np.where(flipped, np.array(own.size)[order] - 1, 0)
+    turned = Geometry(
+        tuple(own.size[axis] for axis in order),  # type: ignore[arg-type]
+        tuple(own.spacing[axis] for axis in order),  # type: ignore[arg-type]
+        tuple(own.points(first).tolist()),
+        np.asarray(own.direction)[:, order] * np.where(flipped, -1.0, 1.0),
+    )
+    if not turned.same_grid(grid):
+        return None
+    voxels = _flip(volume.voxels.transpose([2 - axis for axis in reversed(order)]), tuple(reversed(flipped)))
+    return Volume(np.ascontiguousarray(voxels), grid, volume.name)
+
+
 def orthonormal(axes: np.ndarray, tolerance: float = ORTHONORMAL_TOLERANCE) -> bool:
     """Whether the columns of a (3, n) matrix are perpendicular unit vectors; not where they are no numbers."""
     return bool(np.abs(axes.T @ axes - np.eye(axes.shape[1])).max() <= tolerance)

@@ -279,11 +279,17 @@ def test_a_name_that_stdout_cannot_show_is_no_failure(image, tmp_path, tiny_mode
 def test_models_lists_and_adds(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
     assert main(["models", "add", str(tiny_model)]) == 0
-    assert capsys.readouterr().out.startswith("tiny 1: ")
+    out = capsys.readouterr().out
+    assert out.startswith("tiny 1: ") and str(tmp_path / "own" / "tiny.safetensors") in out
     for command in (["models", "--json"], ["models", "list", "--json"]):
         assert main(command) == 0
         assert "tiny" in [card["name"] for card in json.loads(capsys.readouterr().out)]
     assert main(["models", "list"]) == 0 and "tiny 1: " in capsys.readouterr().out
+    with open(tmp_path / "own" / "tiny.safetensors", "ab") as file:
+        file.write(b"x")
+    assert main(["models"]) == 0  # one damaged file hides none of the others
+    out = capsys.readouterr().out
+    assert "saunet-lumbar" in out and "M weights" in out and "cannot be used" in out and "Remove it" in out
     assert main(["models", "add", str(tmp_path / "none.safetensors")]) == 4
 
 
@@ -393,6 +399,33 @@ def test_many_phantoms_draw_their_own_options(tmp_path, capsys, options):
     assert "draws contrast and slice thickness" in capsys.readouterr().err and not (tmp_path / "many").exists()
 
 
+def test_a_seed_that_is_none_is_refused(tmp_path, capsys):
+    assert main(["phantom", str(tmp_path / "many"), "--count", "1", "--seed", "-5"]) == 2
+    assert "USAGE" in capsys.readouterr().err and not (tmp_path / "many").exists()
+
+
+def test_label_maps_whose_axes_slicer_turned_are_measured_and_compared(phantom, tmp_path, capsys):
+    image, labels = phantom
+    turned = tmp_path / "slicer.nii.gz"
+    sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(labels)), (False, False, True)), str(turned))
+    tables = []
+    for one in (labels, turned):
+        tables.append(tmp_path / f"{one.name}.csv")
+        picture = tmp_path / "m.png"
+        command = ["measure", str(one), "--output", str(tables[-1]), "--image", str(image), "--picture", str(picture)]
+        assert main(command) == 0
+    assert tables[0].read_text() == tables[1].read_text()
+    capsys.readouterr()
+    assert main(["evaluate", str(turned), str(labels), "--json"]) == 0
+    assert {one["dice"] for one in json.loads(capsys.readouterr().out)["structures"]} == {1.0}
+
+
+def test_tables_are_whole_in_a_pipe(phantom, capsys):
+    assert main(["evaluate", str(phantom[1]), str(phantom[1])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["L3/L4", "disc", *["1.000"] * 4, *["0.000"] * 3] in [line.split() for line in lines]
+
+
 def test_the_folder_for_many_results_may_have_a_dot(run, image, tmp_path):
     shutil.copyfile(image, image.with_name("c.nii.gz"))
     status, _, err = run(image, image.with_name("c.nii.gz"), "--output", tmp_path / "res.2026-11", "--quiet")
@@ -407,4 +440,7 @@ def test_relabel_moves_every_name(phantom, tmp_path, capsys):
     capsys.readouterr()
     assert main(["relabel", str(labels), "--set", "nonsense"]) == 2
     assert main(["relabel", str(labels), "--set", "77=L3/L4"]) == 2
+    capsys.readouterr()
+    assert main(["relabel", str(labels), "--set", "L4=L5", "--set", "L4=L3"]) == 2
+    assert "L4 was given two levels, L5 and L3" in capsys.readouterr().err
     assert np.array_equal(read_segmentation(labels).labels, before)

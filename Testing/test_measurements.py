@@ -401,6 +401,17 @@ def test_a_canal_that_is_cut_says_so(thick):
     assert not measure(whole).row("L3").measures["canal_ap_mm"].flags
 
 
+def test_where_the_canal_is_not_seen_the_figures_say_so(thick):
+    """As in a scoliotic spine that leaves the slices."""
+    whole = Segmentation(thick.labels, thick.volume.geometry)
+    labels = whole.labels.copy()
+    below = labels[:, row_of(whole, "L3", 0.5) :]
+    below[below == 2] = 0
+    found = measure(replace(whole, labels=labels))
+    assert "few_slices" in found.row("L5").measures["height_middle_mm"].flags
+    assert not found.row("L2").measures["height_middle_mm"].flags
+
+
 def test_lordosis_ends_at_whole_vertebrae(thick):
     whole = Segmentation(thick.labels, thick.volume.geometry)
     cut = measure(part(whole, j=slice(row_of(whole, "L1", 0.5), row_of(whole, "L5", 0.8))))

@@ -277,6 +277,29 @@ def test_a_segment_without_a_meaning(tmp_path: Path, whole: Segmentation) -> Non
     assert failure.code == "INPUT_LABELS" and "Tumour" in failure.cause
 
 
+def test_two_segments_of_one_meaning(tmp_path: Path, whole: Segmentation) -> None:
+    """A copy kept beside a correction must not swallow it."""
+    matrix = np.diag([-1, -1, 1, 1]) @ matrix_ras(whole.geometry)
+    content = slicerio.create_segmentation(whole.geometry.size, matrix)
+    terminology = {"contextName": "c", "category": ["SCT", "123037004", "Anatomical Structure"],
+                   "type": ["SCT", "36470004", "Third lumbar vertebra"]}  # fmt: skip
+    for name in ("L3 vertebra", "L3 backup"):
+        mask = whole.labels.transpose(2, 1, 0) == 43
+        slicerio.add_segment(content, mask, {"name": name, "terminology": terminology})
+    slicerio.write_segmentation(str(tmp_path / "s.seg.nrrd"), content)
+    failure = refusal(tmp_path / "s.seg.nrrd")
+    assert failure.code == "INPUT_LABELS" and "L3 vertebra, L3 backup" in failure.cause
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_totalspineseg_s_cord_lies_in_the_canal(tmp_path: Path, whole: Segmentation, ending: str) -> None:
+    labels = whole.labels.copy()
+    labels[:, ::2][labels[:, ::2] == 2] = 1
+    sitk.WriteImage(to_sitk(labels, whole.geometry), str(tmp_path / f"s{ending}"))
+    got = read_segmentation(tmp_path / f"s{ending}")
+    assert np.array_equal(got.labels, whole.labels) and got.known == whole.known
+
+
 # --- where nothing can be written -----------------------------------------------------------------
 
 

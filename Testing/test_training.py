@@ -22,6 +22,7 @@ from SAUNetLib.training import train as training
 from SAUNetLib.training.augmentation import Augmentation, tissue_contrast
 from SAUNetLib.training.datasets import StackDataset, load_case, load_cases, thick_slices, thick_volume
 from SAUNetLib.training.folders import SPECK_MM3, case_names, read_pair
+from SAUNetLib.training.run import validate
 from SAUNetLib.training.train import NetworkConfig, TrainingConfig, TrainingRun
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
@@ -216,7 +217,26 @@ def test_a_killed_run_goes_on_and_ends_with_a_verified_model(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"steps": 0}, "steps"), ({"speed": 3}, "speed"), ({"validation": ["p9"]}, "p9"), ({"name": "a/b"}, "name")],
+    [
+        ({"steps": 0}, "steps"),
+        ({"speed": 3}, "speed"),
+        ({"validation": ["p9"]}, "p9"),
+        ({"name": "a/b"}, "name"),
+        ({"crop": [60, 64]}, "crop"),
+        ({"crop": [64, 0]}, "crop"),
+        ({"learning_rate": -1}, "learning_rate"),
+        ({"averaging": 1}, "averaging"),
+        ({"shares": [0]}, "shares"),
+        ({"shares": [-1]}, "shares"),
+        ({"devices": 0}, "devices"),
+        ({"seed": -3}, "seed"),
+        ({"pixel_mm": 50}, "pixel_mm"),
+        ({"steps": 50, "patience": 2}, "patience"),
+        ({"network": {"reading": "foo"}}, "reading"),
+        ({"network": {"attention": "foo"}}, "attention"),
+        ({"network": {"widths": [4, 4, 0, 4, 4]}}, "widths"),
+        ({"network": {"classes": 2}}, "classes"),
+    ],
 )
 def test_a_wrong_configuration_is_explained(data, tmp_path, capsys, change, word):
     config = tmp_path / "wrong.json"
@@ -225,6 +245,40 @@ def test_a_wrong_configuration_is_explained(data, tmp_path, capsys, change, word
     err = capsys.readouterr().err
     assert status in (2, 3) and word in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_cannot_be_done_is_refused_before_the_run_has_a_folder(data, tmp_path, capsys):
+    command = ["train", str(data), "--output", str(tmp_path / "run")]
+    assert main([*command, "--device", "cuda"]) == 2 and "DEVICE" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").write_text("a file")
+    assert main(command) == 2 and "OUTPUT_WRITE" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_is_cancelled_and_goes_on(data, tmp_path):
+    """A scheduler must not take it for a crash."""
+    (tmp_path / "small.json").write_text(json.dumps(CONFIG | {"steps": 100000}))
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "SAUNetLib", "train", str(data), "--output", str(run), "--device", "cpu"]
+    command += ["--config", str(tmp_path / "small.json")]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
+    ) as one:
+        deadline = time.monotonic() + 200
+        while not (run / "log").exists() and time.monotonic() < deadline and one.poll() is None:
+            time.sleep(0.2)
+        one.send_signal(signal.SIGINT)
+        err = one.communicate(timeout=90)[1]
+    assert one.returncode == 6, err
+    assert "error CANCELLED" in err and "goes on from the last checkpoint" in err
+
+
+def test_figures_that_are_none_are_null(data, monkeypatch):
+    found = {"native slices": {"dice disc": [0.5, 1.0], "hsd_mm disc": [float("inf"), 2.0]}}
+    monkeypatch.setattr("SAUNetLib.training.run.per_patient", lambda *rest: found)
+    figures = validate(None, data, [])
+    assert figures == {"native slices": {"dice disc": [0.75, 0.25], "hsd_mm disc": [None, None]}}
 
 
 def test_another_configuration_does_not_overwrite_a_run(data, tmp_path, capsys):

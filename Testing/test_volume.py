@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SAUNetLib.errors import InputError
-from SAUNetLib.volume import Geometry, Intensity, SagittalStack, Volume, check_geometry, check_volume, to_sitk
+from SAUNetLib.volume import (
+    Geometry,
+    Intensity,
+    SagittalStack,
+    Volume,
+    check_geometry,
+    check_volume,
+    on_grid,
+    to_sitk,
+)
 
 SAGITTAL = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
 """i runs to posterior, j to inferior, k to left."""
@@ -204,3 +213,27 @@ def test_intensities_are_clipped_at_numpy_s_percentiles(shape, dtype):
     found = Intensity.of(slices)
     expected = np.percentile(slices[:, ::step, ::step].astype(np.float64), Intensity.PERCENTILES)
     np.testing.assert_allclose((found.low, found.high), expected, rtol=1e-6)
+
+
+@given(ORDERS, FLIPS, ANGLES)
+@settings(max_examples=60, deadline=None)
+def test_a_volume_whose_axes_were_turned_is_laid_back_onto_its_grid(order, reverse, angles):
+    """As 3D Slicer turns left-handed images when it loads them."""
+    source = volume((5, 9, 7), direction=rotation(angles) @ SAGITTAL)
+    laid = on_grid(rearranged(source, order, reverse), source.geometry)
+    assert laid is not None and laid.geometry.same_grid(source.geometry)
+    assert np.array_equal(laid.voxels, source.voxels)
+
+
+def test_other_voxels_are_not_laid_onto_a_grid():
+    source = volume((5, 9, 7))
+    grid = source.geometry
+    others = (
+        Geometry((7, 9, 6), grid.spacing, grid.origin, grid.direction),
+        Geometry(grid.size, (0.8, 0.9, 4.0), grid.origin, grid.direction),
+        Geometry(grid.size, grid.spacing, (3.5, -20.0, 70.0), grid.direction),
+        Geometry(grid.size, grid.spacing, grid.origin, rotation((3, 0, 0)) @ SAGITTAL),
+        Geometry(grid.size, grid.spacing, grid.origin, rotation((45, 45, 0)) @ SAGITTAL),
+    )
+    for other in others:
+        assert on_grid(source, other) is None

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..anatomy import Structure, classes, to_classes
+from ..console import table_console
 from ..errors import InputError
 from ..formats.segmentations import read_segmentation
 from ..metrics import Agreement, Detection, compare_labels, detect
 from ..parts import merge_parts
 from ..segmentation import Segmentation
+from ..volume import Volume, on_grid
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,6 @@ class Evaluation:
 
     def print(self) -> None:
         """Print the table on stdout."""
-        from rich.console import Console
         from rich.table import Table
 
         table = Table(box=None, header_style="bold")
@@ -64,7 +65,7 @@ class Evaluation:
             table.add_column(title, justify="right")
         for value, one in self.agreements.items():
             table.add_row(self.structures[value].name, *(_shown(figure) for figure in asdict(one).values()))
-        console = Console(highlight=False, soft_wrap=True)
+        console = table_console()
         console.print(table)
         for kind, found in self.detections.items():
             number = len(found.matches) + len(found.missed)
@@ -85,13 +86,14 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
         InputError: as `read_segmentation`; INPUT_GEOMETRY, the two lie on different grids.
     """
     first, second = read_segmentation(predicted), read_segmentation(truth)
-    if not first.geometry.same_grid(second.geometry):
+    laid = on_grid(Volume(first.labels, first.geometry), second.geometry)
+    if laid is None:
         raise InputError(
             "INPUT_GEOMETRY",
             f"{Path(predicted).name} and {Path(truth).name} lie on different grids",
             "Resample one onto the grid of the other",
         )
-    return evaluate(first, second)
+    return evaluate(replace(first, labels=laid.voxels, geometry=laid.geometry), second)
 
 
 def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..anatomy import Structure
-from ..errors import InputError
-from ..segmentation import Notice, Segmentation
+from ..segmentation import Notice, Segmentation, segmented_image
 from ..volume import SagittalStack, Volume
 from .atomic import check_writable, write_beside
 
@@ -48,10 +47,7 @@ def write_preview(volume: Volume, segmentation: Segmentation, path: str | Path) 
     """
     path = Path(path)
     ending = check_writable(path, ENDINGS)
-    if not volume.geometry.same_grid(segmentation.geometry):
-        raise InputError(
-            "INPUT_GEOMETRY", f"{volume.name} and its segmentation do not lie on one grid", "Give the segmented image"
-        )
+    volume = segmented_image(volume, segmentation)
     picture = draw_preview(volume, segmentation)
     with write_beside(path, ending) as temporary:
         picture.save(temporary)

@@ -27,6 +27,7 @@ TERMINOLOGY = "Segmentation category and type - SAUNet"
 """Name of the terminology context in Resources, which Slicer must have loaded to edit (not to show) the terms."""
 REGIONS = "Anatomic codes - DICOM master list"
 CATEGORY = ("SCT", "123037004", "Anatomical Structure")
+CANAL_VALUE = next(value for value, one in structures().items() if one.kind == "canal")
 _KEY = "SAUNet_"
 _ENCODING = _KEY + "encoding"
 
@@ -176,7 +177,7 @@ def read_segmentation(path: str | Path) -> Segmentation:
     keys = image.GetMetaDataKeys()
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
-    labels = as_labels(volume.voxels, path.name)
+    labels = _without_cord(as_labels(volume.voxels, path.name))
     stated = fields.get(_ENCODING) or fields.get("descrip", "").removeprefix("SAUNet ").partition(";")[0].strip()
     return _segmentation(labels, volume.geometry, _known(labels, stated, path.name), fields)
 
@@ -195,6 +196,14 @@ def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
             "Give a label map, not an image",
         )
     return voxels.astype(np.uint8)
+
+
+def _without_cord(labels: np.ndarray) -> np.ndarray:
+    """TotalSpineSeg's label maps with its spinal cord (1) as canal, in which it lies; the three classes as they are."""
+    found = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+    if 1 in found and found - {0, 1} <= structures().keys() and not found <= {0, *classes()}:
+        return np.where(labels == 1, np.uint8(CANAL_VALUE), labels)
+    return labels
 
 
 def _encodings() -> dict[str, Mapping[int, Structure]]:
@@ -267,6 +276,7 @@ def _meanings(segments: list[Mapping[str, Any]], stated: str, name: str) -> tupl
     for known in order:
         values = [_value(segment, known) for segment in segments]
         if all(values):
+            _check_once(segments, values, known, name)
             return known, values
     unknown = [
         one.get("name") or "without a name" for one in segments if not any(_value(one, known) for known in order)
@@ -276,6 +286,20 @@ def _meanings(segments: list[Mapping[str, Any]], stated: str, name: str) -> tupl
         f"{name} holds segments without a meaning here: {', '.join(unknown) or 'classes among levels'}",
         "Rename them as the structures in the table are named, or remove them",
     )
+
+
+def _check_once(
+    segments: list[Mapping[str, Any]], values: list[int], known: Mapping[int, Structure], name: str
+) -> None:
+    """Refuse two segments of one meaning: united, a correction would be lost in what it was to replace."""
+    for value in set(values):
+        same = [str(one.get("name", "")) for one, own in zip(segments, values, strict=True) if own == value]
+        if len(same) > 1:
+            raise InputError(
+                "INPUT_LABELS",
+                f"{name} holds several segments that mean {known[value].name}: {', '.join(same)}",
+                "Rename or remove all but one, their terminology too",
+            )
 
 
 def _value(segment: Mapping[str, Any], known: Mapping[int, Structure]) -> int:

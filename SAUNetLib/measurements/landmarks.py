@@ -403,14 +403,20 @@ class _Finder:
         tilts = [self._tilt(share, grid, there, shape, last) for last in (True, False)]
         slices = np.unique(np.round((frame.origin[0] + grid.x[slab] * frame.axes[0, 0]) / space.spacing[0]))
         few = len(slices) < 2 or slab.sum() < 0.5 * (np.abs(grid.x) <= SLAB_MM).sum()
-        station = self._line.crossing(frame.origin, frame.axes[2])
-        aside = station is not None and bool(self._line.sided[round(station)])
-        flags = {FEW_SLICES} if few or aside else set()
+        flags = {FEW_SLICES} if few or self._aside(frame) else set()
         depths = np.diff(shape.corners.reshape(2, 2, 2)[:, :, 0])
         uneven = bool(depths.min() < _EVEN * depths.max())
         if shape.residual > _ROUGH_MM or (behind and uneven) or value in self._doubtful:
             flags.add(LOW_CONFIDENCE)
         return self._made(value, frame, shape, tilts, frozenset(flags))
+
+    def _aside(self, frame: Frame) -> bool:
+        """Whether there is a canal, but its middle is not to be seen at a body's or disc's height."""
+        line = self._line
+        station = line.crossing(frame.origin, frame.axes[2])
+        if station is None or line.first > line.last:
+            return False
+        return bool(line.sided[round(station)]) or not line.seen(station)
 
     def _made(
         self, value: int, frame: Frame, shape: Outline, tilts: list[float | None], flags: frozenset[str]

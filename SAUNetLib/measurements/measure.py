@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..anatomy import classes
-from ..errors import InputError, UsageError
+from ..errors import UsageError
 from ..levels import cut_structures
 from ..parts import merge_parts
-from ..segmentation import Notice, Row, Segmentation
+from ..segmentation import Notice, Row, Segmentation, segmented_image
 from ..volume import SagittalStack, Volume, check_geometry
 from .alignment import coronal_angle, lordosis
 from .canal import canal_diameter
@@ -44,10 +44,7 @@ def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measure
     """
     if segmentation.known == classes():
         raise UsageError("USAGE", "a segmentation without levels cannot be measured", "Segment without --classes")
-    if volume is not None and not volume.geometry.same_grid(segmentation.geometry):
-        raise InputError(
-            "INPUT_GEOMETRY", f"{volume.name} and its segmentation do not lie on one grid", "Give the segmented image"
-        )
+    volume = volume and segmented_image(volume, segmentation)
     check_geometry(segmentation.geometry, "the segmentation")
     segmentation, volume = _in_field(merge_parts(segmentation), volume)
     if not segmentation.partial:  # NIfTI has no room for it

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..errors import InputError
 from ..formats.atomic import check_writable, write_beside
 from ..formats.previews import (
     FAINT,
@@ -21,7 +20,7 @@ from ..formats.previews import (
     text_font,
     write_directions,
 )
-from ..segmentation import Segmentation
+from ..segmentation import Segmentation, segmented_image
 from ..volume import Volume
 from .results import DISCLAIMER, Mark, Measurements, StructureMeasures
 from .space import Space
@@ -56,10 +55,7 @@ def draw_picture(volume: Volume, segmentation: Segmentation, measurements: Measu
     Raises:
         InputError: as `write_picture`.
     """
-    if not volume.geometry.same_grid(segmentation.geometry):
-        raise InputError(
-            "INPUT_GEOMETRY", f"{volume.name} and its segmentation do not lie on one grid", "Give the segmented image"
-        )
+    volume = segmented_image(volume, segmentation)
     space = Space(segmentation.labels, segmentation.geometry)
     panel = _panel(space, space.slices_of(volume.voxels), measurements)
     figures = _figures(measurements, panel.height)

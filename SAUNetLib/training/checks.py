@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..console import table_console
 from ..errors import SAUNetError
 from ..formats.volumes import read_image
 from ..volume import Geometry, SagittalStack, Volume, check_geometry, check_volume
@@ -23,9 +24,9 @@ from .folders import (
     Encoding,
     as_classes,
     check_one_encoding,
-    check_same_grid,
     find_cases,
     list_files,
+    on_image,
     read_info,
     without_specks,
 )
@@ -89,25 +90,24 @@ class DatasetReport:
 
     def print(self) -> None:
         """Print table and findings on stdout."""
-        from rich.console import Console
         from rich.table import Table
 
         table = Table(box=None, header_style="bold")
         table.add_column("Case", no_wrap=True)
+        table.add_column("", no_wrap=True)
         for title in ("Slices", "Voxel mm", "Labels", "Vert. ml", "Disc ml", "Canal ml", "255"):
             table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("")
         for case in self.cases:
             table.add_row(
                 case.name,
+                "problem" if case.problems else "note" if case.notes else "",
                 "-" if case.slices is None else str(case.slices),
                 "-" if case.spacing is None else "{:.3g} x {:.3g} x {:.3g}".format(*case.spacing),
                 case.encoding or "-",
                 *(f"{case.volumes_ml[name]:.1f}" if name in case.volumes_ml else "-" for name in DRAWN),
                 f"{case.unknown:.0%}",
-                "problem" if case.problems else "note" if case.notes else "",
             )
-        console = Console(highlight=False, soft_wrap=True)
+        console = table_console()
         if self.cases:
             console.print(table)
         for title, colour in (("problem", "red"), ("note", "yellow")):
@@ -189,7 +189,7 @@ def _check_case(files: CaseFiles, info: DatasetInfo, seen: dict[str, str]) -> Ca
         truth = Volume.from_sitk(read_image(files.labels), f"the label map of {files.name}")
     if volume is not None and truth is not None:
         with _noted(case.problems):
-            check_same_grid(volume, truth, files.name)
+            truth = on_image(truth, volume, files.name)
     if truth is not None:
         with _noted(case.problems):
             classes, case.encoding = as_classes(truth.voxels, info, files.name)

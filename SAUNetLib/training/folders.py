@@ -18,7 +18,7 @@ from ..formats.atomic import ending_of
 from ..formats.headers import ENDINGS
 from ..formats.segmentations import as_labels
 from ..formats.volumes import read_image
-from ..volume import Volume, check_volume
+from ..volume import Volume, check_volume, on_grid
 
 UNKNOWN = 255
 """Label of what nobody has drawn: left out of the loss."""
@@ -242,7 +242,7 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> Labelled:
     volume = Volume.from_sitk(read_image(files.image), files.name)
     check_volume(volume)
     truth = Volume.from_sitk(read_image(files.labels), f"{files.name} labels")
-    check_same_grid(volume, truth, files.name)
+    truth = on_image(truth, volume, files.name)
     classes, encoding = as_classes(truth.voxels, info, files.name)
     labels, specks = without_specks(classes, volume.geometry.voxel_volume)
     return Labelled(volume, labels, encoding, specks)
@@ -254,16 +254,18 @@ def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
     return one.volume, one.labels
 
 
-def check_same_grid(volume: Volume, truth: Volume, name: str) -> None:
-    """Refuse a label map that does not lie on its image's grid.
+def on_image(truth: Volume, volume: Volume, name: str) -> Volume:
+    """A label map on its image's grid, its axes in the image's order.
 
     Raises:
-        InputError: INPUT_GEOMETRY.
+        InputError: INPUT_GEOMETRY, it lies elsewhere.
     """
-    if not volume.geometry.same_grid(truth.geometry):
+    laid = on_grid(truth, volume.geometry)
+    if laid is None:
         raise InputError(
             "INPUT_GEOMETRY", f"image and labels of {name} lie on different grids", "Export both on the image's grid"
         )
+    return laid
 
 
 def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.ndarray, Encoding | None]:

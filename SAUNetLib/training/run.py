@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
-from ..engine import Engine
+from ..engine import Engine, choose_device
 from ..errors import InputError, UsageError
+from ..formats.atomic import check_writable
 from ..metrics import compare_labels
 from ..model import load_model, save_model
 from ..pipeline import segment
@@ -53,6 +54,9 @@ def run_training(
     config = _config(output, config_file, start, patients(data[0]))
     if config.shares and len(config.shares) != len(data):
         raise UsageError("USAGE", f"{len(config.shares)} shares for {len(data)} data folders", "Give one for each")
+    if device != "auto":
+        choose_device(device)
+    check_writable(output / "config.json", (".json",))
     network = train(data, output, config, device)
     path = output / f"{config.name}.safetensors"
     if getattr(rank_zero_only, "rank", 0):  # of several processes, one writes the result
@@ -77,7 +81,7 @@ def run_training(
     (output / f"{config.name}.train.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     figures = validate(Engine(load_model(str(path)), device), data[0], config.validation)
     save_model(network, path, {**card, "metrics": figures})
-    print(json.dumps(figures, indent=2))
+    print(json.dumps(figures, indent=2, allow_nan=False))
     return path
 
 
@@ -158,19 +162,21 @@ def read_config(path: Path) -> TrainingConfig:
     return read_settings(TrainingConfig, path)
 
 
-def validate(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+def validate(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float | None]]]:
     """Figures of the whole pipeline on labelled cases, on the source grid.
 
     Returns:
-        validation set -> figure (``dice vertebra`` ... ``hsd_mm canal``) -> [mean, standard deviation over patients].
+        validation set -> figure (``dice vertebra`` ... ``hsd_mm canal``) -> [mean, standard deviation over patients];
+        None where a patient has none, as the distance to what was not found.
     """
-    return {
-        title: {
-            figure: [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
-            for figure, values in figures.items()
-        }
-        for title, figures in per_patient(engine, data, names).items()
-    }
+
+    def summary(values: Sequence[float]) -> list[float | None]:
+        if not np.isfinite(values).all():
+            return [None, None]
+        return [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
+
+    found = per_patient(engine, data, names)
+    return {title: {figure: summary(values) for figure, values in figures.items()} for title, figures in found.items()}
 
 
 def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:

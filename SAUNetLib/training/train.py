@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -19,17 +19,21 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from monai.losses import DiceLoss
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..errors import CancelledError
 from ..model import load_model
-from ..network import SAUNet
+from ..network import DenseUNet, SAUNet
+from ..network.dense_unet import Reading
+from ..network.sau_net import Attention
 from .datasets import Case, StackDataset, can_thicken, load_cases, thick_slices
 from .folders import ANY_OF, UNKNOWN, case_names
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
+Sixteens = Annotated[int, Field(ge=16, multiple_of=DenseUNet.stride)]
 CLASS_NAMES = ("vertebra", "disc", "canal")
 
 
@@ -38,10 +42,10 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    classes: int = 4
-    widths: tuple[int, int, int, int, int] = (16, 32, 64, 128, 256)
-    reading: str = "add"
-    attention: str = "features"
+    classes: Literal[4] = 4
+    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 32, 64, 128, 256)
+    reading: Reading = "add"
+    attention: Attention = "features"
     reach: int = Field(1, ge=1)
 
     def build(self) -> SAUNet:
@@ -83,22 +87,28 @@ class TrainingConfig(BaseModel):
     attribution: str = "not stated"
     limits: tuple[str, ...] = ()
     network: NetworkConfig = NetworkConfig()
-    pixel_mm: float = Field(0.75, gt=0)
-    crop: tuple[int, int] = (320, 256)
+    pixel_mm: float = Field(0.75, ge=0.1, le=5)
+    crop: tuple[Sixteens, Sixteens] = (320, 256)
     slices: int = Field(4, ge=1)
     stacks: int = Field(2, ge=1)
-    shares: tuple[float, ...] = ()
+    shares: tuple[PositiveFloat, ...] = ()
     contrasts: float = Field(1.0, ge=0, le=1)
     start: str | None = None
     steps: int = Field(4000, ge=1)
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    averaging: float = 0.998
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    averaging: float = Field(0.998, ge=0, lt=1)
     patience: int | None = Field(None, ge=1)
-    devices: int | Literal["auto"] = "auto"
+    devices: PositiveInt | Literal["auto"] = "auto"
     nodes: int = Field(1, ge=1)
-    seed: int = 2020
+    seed: int = Field(2020, ge=0, lt=2**32)
     validation: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _watched(self) -> TrainingConfig:
+        if self.patience is not None and self.steps < STEPS_PER_EPOCH:
+            raise ValueError(f"patience needs at least {STEPS_PER_EPOCH} steps, the first validation comes after them")
+        return self
 
 
 class TrainingRun(pl.LightningModule):
@@ -286,7 +296,12 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
         log_every_n_steps=20,
     )
     if not (last.exists() and _stopped_early(last)):
-        trainer.fit(run, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None)
+        try:
+            trainer.fit(run, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None)
+        except SystemExit as error:  # Lightning's own end of a process that was interrupted
+            if trainer.interrupted:
+                raise CancelledError("The same command goes on from the last checkpoint") from error
+            raise
     # Lightning gives a run that was already finished its last weights, not the averaged ones.
     chosen = best if config.patience is not None and best.exists() else last
     run.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])

@@ -1,0 +1,19 @@
+"""Tables on stdout."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNLIMITED = 1000
+"""Columns of a file or a pipe, where rich would cut tables at 80."""
+
+
+def table_console() -> Console:
+    """A console of the terminal's width, or of any width where stdout is no terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else UNLIMITED)
