@@ -162,6 +162,8 @@ def _engine(options: argparse.Namespace) -> Any:
 def _one(options: argparse.Namespace, engine: Any, image: Path, output: Path, report: Any) -> Any:
     from .pipeline import segment_file
 
+    if options.classes and options.lowest:
+        raise UsageError("USAGE", "three classes have no levels to name", "Leave out --classes or --lowest")
     return segment_file(
         image, output, engine, series=options.series, levels=not options.classes, lowest=options.lowest,
         parts=options.parts, table=options.table, measurements=options.measurements, preview=options.preview,

@@ -24,6 +24,9 @@ GPU_CHUNK = 16
 """Slices a GPU works on at once; a processor gains nothing from more than one."""
 
 
+MOVED_TO_CPU = Notice("MOVED_TO_CPU", "The GPU's memory does not suffice; went on with the processor (slower).")
+
+
 def silent(stage: str, fraction: float) -> None:
     """The report of those who do not watch."""
 
@@ -49,7 +52,19 @@ class Engine:
         self.model = model
         self._precision = precision
         self._chosen = choose_device(device)
-        self._prepare(self._chosen)
+        self._ready()
+
+    def _ready(self) -> list[Notice]:
+        """Prepare the chosen device, or the processor where its memory is full; what is to be said of that."""
+        try:
+            self._prepare(self._chosen)
+            return []
+        except (RuntimeError, MemoryError) as error:
+            if self._chosen.type == "cpu" or not is_out_of_memory(error):
+                raise
+        self._prepare(torch.device("cpu"))
+        self._stepped_down = True
+        return [MOVED_TO_CPU]
 
     def _prepare(self, device: torch.device) -> None:
         self._stepped_down = False
@@ -70,9 +85,8 @@ class Engine:
         Raises:
             OutOfMemoryError: the processor's memory does not suffice either.
         """
-        notices: list[Notice] = []
-        if self._stepped_down:
-            self._prepare(self._chosen)  # the stack before did not fit; this one may
+        # The stack before did not fit; this one may.
+        notices = self._ready() if self._stepped_down else []
         while True:
             try:
                 return self._classes(stack, report), tuple(notices)
@@ -92,7 +106,7 @@ class Engine:
         if self.device.type != "cpu":
             self._prepare(torch.device("cpu"))
             self._stepped_down = True
-            return Notice("MOVED_TO_CPU", "The GPU's memory does not suffice; went on with the processor (slower).")
+            return MOVED_TO_CPU
         raise out_of_memory()
 
     @torch.inference_mode()

@@ -128,8 +128,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 _OUT_OF_MEMORY = re.compile(
-    # A thread needs memory for its stack; the last one is oneDNN's.
+    # A thread needs memory for its stack; then oneDNN's, and what cuDNN and cuBLAS say where a GPU is full.
     "allocate memory|out of memory|bad.alloc|failed to map segment|can't start new thread"
-    "|could not (create|execute) a primitive$",
+    "|could not (create|execute) a primitive$"
+    "|unable to find (a valid cuDNN algorithm|an engine to execute)|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )

@@ -13,7 +13,7 @@ from .errors import UsageError
 from .formats.atomic import same_place, write_together
 from .formats.segmentations import check_output, write_segmentation, write_table
 from .formats.volumes import read_volume
-from .levels import name_structures
+from .levels import check_lowest, name_structures
 from .segmentation import Segmentation
 from .volume import SagittalStack, Volume, check_content, check_volume
 
@@ -43,6 +43,7 @@ def segment(
     """
     started = datetime.now(UTC)
     report("prepare", 0.0)
+    lowest = check_lowest(lowest)
     check_volume(volume)
     check_content(volume)
     stack = SagittalStack.of(volume)

@@ -23,6 +23,8 @@ from SAUNetLib.evaluation.comparison import (
     TASKS,
     Trial,
     UNet,
+    _begin,
+    _measure,
     kept_out_patients,
     predict,
     read_comparison,
@@ -261,3 +263,37 @@ def test_differences_are_paired(finished):
     gain = table.gain("structures", pair, "native slices", "mean", "recall")
     means = [table.summary("structures", name, "native slices", "mean", "recall").mean for name in pair]
     assert gain.mean == pytest.approx(means[0] - means[1])
+
+
+def test_other_images_of_a_patient_who_is_measured_on_teach_nothing(tmp_path, data):
+    """As SPIDER has them: several images of one patient."""
+    folder = tmp_path / "spider"
+    for number, name in enumerate(("p0", "p1", "p2")):
+        for kind, place in (("image", "images"), ("labels", "masks")):
+            image = sitk.ReadImage(str(data / f"{name}_{kind}.nii.gz"))
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            for series in ("t1", "t2"):
+                sitk.WriteImage(image, str(folder / place / f"{number + 1}_{series}.mha"))
+    (folder / "dataset.json").write_text('{"encoding": "classes"}')
+    found = _begin(folder, tmp_path / "run", "smoke", ("1_t2",), torch.device("cpu"))
+    assert found.trained_on == ("2_t1", "2_t2", "3_t1", "3_t2")
+
+
+def test_what_is_not_known_is_no_error_and_what_is_too_short_is_not_averaged(tmp_path, data, monkeypatch):
+    for kind, change in (("image", lambda v: v[:3]), ("labels", lambda v: v[:3])):
+        image = sitk.ReadImage(str(data / f"p1_{kind}.nii.gz"))
+        voxels = change(sitk.GetArrayFromImage(image)).copy()
+        if kind == "labels":
+            voxels[voxels == 1] = 255
+            voxels[:, :2] = 1
+        short = sitk.GetImageFromArray(voxels)
+        short.SetSpacing(image.GetSpacing())
+        short.SetDirection(image.GetDirection())
+        sitk.WriteImage(short, str(tmp_path / f"p1_{kind}.nii.gz"))
+    patients = kept_out_patients(tmp_path, ["p1"])
+    assert [one.slices for one in patients] == ["native slices"]
+    perfect = np.where(patients[0].labels == 255, 1, patients[0].labels)
+    monkeypatch.setattr("SAUNetLib.evaluation.comparison.predict", lambda *rest: perfect)
+    trial = Trial("unet-2d", "structures", 2020)
+    figures, _ = _measure(torch.nn.Identity(), trial, 1.5, patients, torch.device("cpu"))
+    assert {one.dice for one in figures if one.structure == "vertebra"} == {1.0}

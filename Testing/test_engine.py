@@ -177,12 +177,14 @@ def failing(engine: Engine, error: Exception, times: int) -> list[int]:
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
     MemoryError(),
 ]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "allocator", "python"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cudnn", "cudnn status", "allocator", "python"])
 def test_out_of_memory_takes_smaller_chunks_and_says_so(tiny_model, error):
     engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
     engine.chunk = 4
@@ -201,6 +203,24 @@ def test_out_of_memory_on_a_gpu_ends_on_the_processor(tiny_model, monkeypatch):
     _, notices = engine.classes(stack_of(2))
     assert [notice.code for notice in notices] == ["MOVED_TO_CPU"]
     assert engine.device.type == "cpu" and len(tried) == 3
+
+
+def test_a_gpu_that_is_full_before_the_work_is_left_for_the_processor(tiny_model, monkeypatch):
+    prepare, full = Engine._prepare, [True]
+
+    def preparing(self, device):
+        if device.type != "cpu" and full[0]:
+            raise torch.OutOfMemoryError("out of memory")
+        prepare(self, torch.device("cpu"))
+
+    monkeypatch.setattr(Engine, "_prepare", preparing)
+    monkeypatch.setattr("SAUNetLib.engine.choose_device", lambda device: torch.device("meta"))
+    engine = Engine(load_model(str(tiny_model)), "cuda", "float32")
+    for _ in range(2):
+        assert [notice.code for notice in engine.classes(stack_of(2))[1]] == ["MOVED_TO_CPU"]
+    full[0] = False
+    for _ in range(2):
+        assert engine.classes(stack_of(2))[1] == ()
 
 
 def test_the_stack_after_one_that_did_not_fit_is_given_the_gpu_again(tiny_model, monkeypatch):

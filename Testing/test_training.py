@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from test_volume import SAGITTAL, rearranged
 from SAUNetLib.cli import main
 from SAUNetLib.errors import InputError
 from SAUNetLib.model import load_model, save_model
+from SAUNetLib.network import SAUNet
 from SAUNetLib.training import self_training
 from SAUNetLib.training import train as training
-from SAUNetLib.training.augmentation import Augmentation, tissue_contrast
-from SAUNetLib.training.datasets import StackDataset, load_case, load_cases, thick_slices, thick_volume
+from SAUNetLib.training.augmentation import Augmentation, _moved, tissue_contrast
+from SAUNetLib.training.datasets import Case, StackDataset, load_case, load_cases, thick_slices, thick_volume
 from SAUNetLib.training.folders import SPECK_MM3, case_names, read_pair
 from SAUNetLib.training.run import validate
 from SAUNetLib.training.train import NetworkConfig, TrainingConfig, TrainingRun
@@ -274,6 +276,86 @@ def test_an_interrupted_run_is_cancelled_and_goes_on(data, tmp_path):
     assert "error CANCELLED" in err and "goes on from the last checkpoint" in err
 
 
+@pytest.mark.parametrize("broken_at", [[3], [4, 9]])
+def test_a_run_that_went_on_is_the_unbroken_one(data, tmp_path, monkeypatch, broken_at):
+    """The same stacks, learning rates and averages, to the last bit; the last epoch is a short one."""
+    monkeypatch.setattr(training, "STEPS_PER_EPOCH", 4)
+    config = TrainingConfig(**CONFIG | {"steps": 11})
+    step = TrainingRun.training_step
+
+    def weights(folder, breaks):
+        def stopping(self, batch, number):
+            if breaks and self.trainer.global_step == breaks[0]:
+                raise KeyError(breaks.pop(0))
+            return step(self, batch, number)
+
+        monkeypatch.setattr(TrainingRun, "training_step", stopping)
+        while True:
+            try:
+                return training.train([data], tmp_path / folder, config, "cpu").state_dict()
+            except KeyError:
+                continue
+
+    whole, parts = weights("whole", []), weights("parts", list(broken_at))
+    assert torch.load(tmp_path / "parts" / "last.ckpt", weights_only=True)["global_step"] == 11
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_the_average_follows_the_weights_until_it_begins():
+    average, weights = torch.tensor(1.0), torch.tensor(2.0)
+    for updates in (0, 5):
+        assert training._averaged(average, weights, torch.tensor(updates), decay=0.9, start=5) == 2
+    assert training._averaged(average, weights, torch.tensor(6), decay=0.9, start=5) == pytest.approx(1.1)
+
+
+def test_validation_while_training_feeds_the_network_s_device():
+    class Elsewhere:
+        """A network on a device that is not the processor; answers from the processor."""
+
+        def __init__(self):
+            self.encoder = SAUNet(**CARD["network"]).encoder
+
+        def parameters(self):
+            yield torch.zeros(1, device="meta")
+
+        def stream(self, parts):
+            for part in parts:
+                assert part.device.type == "meta"
+                yield torch.zeros(1, 4, *part.shape[-2:])
+
+    assert training.predict(Elsewhere(), torch.rand(3, 20, 24)).shape == (3, 20, 24)
+
+
+def test_every_process_watches_the_same_sets(data):
+    cases = load_cases(data, ["p0", "p1"], 1.5)
+    assert set(TrainingRun(TrainingConfig(**CONFIG), [cases], cases).watched) == {"native", "thick"}
+    cases[1] = replace(cases[1], images=cases[1].images[:3], labels=cases[1].labels[:3])
+    assert set(TrainingRun(TrainingConfig(**CONFIG), [cases], cases).watched) == {"native"}
+
+
+@pytest.mark.parametrize("slices", [4, 6])
+def test_a_stack_repeats_slices_only_where_the_patient_has_too_few(slices):
+    for available in range(2, 17):
+        images = torch.arange(available, dtype=torch.float16)[:, None, None].expand(available, 16, 16)
+        case = Case("p", images, torch.zeros(available, 16, 16, dtype=torch.uint8), 0.9)
+        dataset = StackDataset([[case]], [1.0], 1, slices, (16, 16), 0)
+        for seed in range(60):
+            place = dataset._stack(case, np.random.default_rng(seed))[0][:, 0, 0]
+            if available >= slices:
+                steps = place.diff()
+                assert (steps.sign() == steps[0].sign()).all() and steps.min() == steps.max()
+
+
+def test_a_lone_slice_keeps_its_small_pieces(tmp_path):
+    volume, labels = labelled(0)
+    single = Volume(volume.voxels[5:6], replace(volume.geometry, size=(40, 48, 1)), "p")
+    drawn = np.zeros_like(labels[5:6])
+    drawn[0, 10, 10], drawn[0, 20:40, 20:40] = 1, 1
+    sitk.WriteImage(single.to_sitk(), str(tmp_path / "p_image.nii.gz"))
+    sitk.WriteImage(single.to_sitk(drawn), str(tmp_path / "p_labels.nii.gz"))
+    assert read_pair(tmp_path, "p")[1][0, 10, 10] == 1
+
+
 def test_figures_that_are_none_are_null(data, monkeypatch):
     found = {"native slices": {"dice disc": [0.5, 1.0], "hsd_mm disc": [float("inf"), 2.0]}}
     monkeypatch.setattr("SAUNetLib.training.run.per_patient", lambda *rest: found)
@@ -380,6 +462,25 @@ def test_contrasts_are_made_up_for_their_share_of_the_stacks(share, monkeypatch)
     for _ in range(40):
         augmentation(images, labels, random)
     assert abs(len(made_up) / 40 - share) < 0.2 and (0 < share < 1 or len(made_up) == 40 * share)
+
+
+@pytest.mark.parametrize("slices", [1, 4])
+def test_motion_leaves_every_slice_where_its_labels_are(slices):
+    """It blurs and ghosts; it neither moves a slice nor takes anything from another one."""
+    images = torch.zeros(slices, 64, 48)
+    for number in range(slices):
+        images[number, 12 + 3 * number : 30 + 5 * number, 10 + number : 34 - 2 * number] = 1
+    moved = torch.zeros(0)
+    for seed in range(30):
+        torch.manual_seed(seed)
+        moved = _moved(images.movedim(0, -1)[None])[0].movedim(-1, 0)
+        for one, other in zip(images, moved, strict=True):
+            one, other = one - one.mean(), other - other.mean()
+            match = torch.fft.ifft2(torch.fft.fft2(other) * torch.fft.fft2(one).conj()).real
+            row, column = np.unravel_index(int(match.argmax()), match.shape)
+            assert min(row, 64 - row) <= 1 and min(column, 48 - column) <= 1
+            assert (one * other).sum() / (one.norm() * other.norm()) > 0.8
+    assert moved.shape == images.shape and not torch.allclose(moved, images, atol=0.01)
 
 
 def test_artefacts_are_the_same_for_the_same_seed():

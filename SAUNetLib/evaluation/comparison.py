@@ -32,8 +32,9 @@ from ..formats.atomic import write_beside
 from ..metrics import agreement, compare_labels
 from ..network import SAUNet, fold_batch_norm, pack_for_processor
 from ..network.sau_net import Attention
-from ..training.datasets import Case, load_cases, thick_volume
+from ..training.datasets import Case, can_thicken, load_cases, thick_volume
 from ..training.folders import UNKNOWN, case_names, read_pair
+from ..training.folders import patients as cases_by_patient
 from ..training.run import VALIDATIONS
 from ..training.train import CLASS_NAMES, NetworkConfig, TrainingConfig, TrainingRun, fit
 from ..volume import Intensity, SagittalStack, Volume
@@ -383,7 +384,9 @@ def _begin(data: Path, output: Path, budget: str, kept_out: Sequence[str], devic
             f"{data} has no case {', '.join(missing)}",
             "Name the cases to measure on with --keep-out",
         )
-    rest = tuple(name for name in names if name not in kept_out)
+    # Not only the images measured on: other images of the same patients show the same anatomy.
+    known = {name for own in cases_by_patient(data).values() if set(own) & set(kept_out) for name in own}
+    rest = tuple(name for name in names if name not in known)
     if not kept_out or not rest:
         raise InputError("INPUT_EMPTY", "no case is left to train or to measure on", "Give at least two cases")
     wanted = Comparison(
@@ -413,6 +416,9 @@ def _cases(data: Path, comparison: Comparison) -> list[Case]:
         raise InputError(
             "INPUT_LABELS", f"{partial[0]} has not all structures drawn", "Compare on cases with all three drawn"
         )
+    single = [case.name for case in cases if len(case.images) == 1]
+    if single:
+        raise InputError("INPUT_DIMENSION", f"{single[0]} is a single slice", "Compare on volumes")
     return cases
 
 
@@ -428,10 +434,12 @@ def _result_file(output: Path, trial: Trial) -> Path:
 def kept_out_patients(data: Path, names: Sequence[str]) -> list[KeptOut]:
     """The patients to measure on, each with native and with averaged slices."""
     pairs = {name: read_pair(data, name) for name in names}
+    stacks = {name: SagittalStack.of(volume) for name, (volume, _) in pairs.items()}
     return [
         KeptOut(slices, name, *thick_volume(volume, labels, count))
         for slices, count in VALIDATIONS.items()
         for name, (volume, labels) in pairs.items()
+        if can_thicken(len(stacks[name].slices), stacks[name].slice_spacing, count)
     ]
 
 
@@ -453,7 +461,7 @@ def _measure(
     figures, moved = [], []
     values = (VERTEBRA,) if TASKS[trial.task] == 1 else tuple(range(1, TASKS[trial.task]))
     for one in patients:
-        found = predict(network, one.volume, pixel_mm, device)
+        found = np.where(one.labels == UNKNOWN, 0, predict(network, one.volume, pixel_mm, device))
         spacing = tuple(reversed(one.volume.geometry.spacing))
         truth = np.where(np.isin(one.labels, values), one.labels, 0)
         for value, agreed in compare_labels(found, truth, spacing, values).items():
@@ -531,6 +539,7 @@ def _costs(config: TrainingConfig, task: str, patients: Sequence[KeptOut], devic
     dtype = torch.bfloat16 if computes_bfloat16(device) else torch.float32
     seconds = {name: dict.fromkeys(VALIDATIONS, 0.0) for name in CANDIDATES}
     networks = {name: _ready(Trial(name, task, config.seed).build(config), device, dtype) for name in CANDIDATES}
+    first = _image(SagittalStack.of(patients[0].volume), config.pixel_mm, device)
     for one in patients:
         image = _image(SagittalStack.of(one.volume), config.pixel_mm, device).to(dtype)
         timers = {
@@ -544,12 +553,12 @@ def _costs(config: TrainingConfig, task: str, patients: Sequence[KeptOut], devic
     for name in CANDIDATES:
         network = Trial(name, task, config.seed).build(config).eval().to(device)
         with FlopCounterMode(display=False) as counter:
-            network(image.float())
+            network(first.float())
         parameters = sum(weights.numel() for weights in network.parameters())
         costs[name] = Cost(
             parameters=parameters,
             megabytes=4 * parameters / 1e6,
-            gigaflop=counter.get_total_flops() / image.shape[1] / 1e9,
+            gigaflop=counter.get_total_flops() / first.shape[1] / 1e9,
             seconds=seconds[name],
         )
     return costs

@@ -1,5 +1,5 @@
 """Classes to vertebrae and discs one by one, each with its level."""
 
-from .naming import Levels, cut_structures, name_structures
+from .naming import Levels, check_lowest, cut_structures, name_structures
 
-__all__ = ["Levels", "cut_structures", "name_structures"]
+__all__ = ["Levels", "check_lowest", "cut_structures", "name_structures"]

@@ -53,7 +53,7 @@ def name_structures(stack: SagittalStack, lowest: str | None = None) -> Levels:
     Raises:
         UsageError: USAGE, `lowest` is no vertebra.
     """
-    lowest = _checked(lowest)
+    lowest = check_lowest(lowest)
     labels = np.zeros(stack.slices.shape, np.uint8)
     box = bounding_box(stack.slices)
     if box is None:
@@ -75,7 +75,12 @@ def name_structures(stack: SagittalStack, lowest: str | None = None) -> Levels:
     )
 
 
-def _checked(lowest: str | None) -> str | None:
+def check_lowest(lowest: str | None) -> str | None:
+    """The level as it is spelt here.
+
+    Raises:
+        UsageError: USAGE, it is no vertebra.
+    """
     if lowest is None:
         return None
     level = lowest.strip().upper()

@@ -50,7 +50,7 @@ class Augmentation:
         self.one_sequence, self.other_scanners = _one_sequence(), _other_scanners()
         self.artefacts = tio.OneOf(
             {
-                tio.RandomMotion(degrees=3, translation=4, num_transforms=2, image_interpolation="linear"): 1,
+                tio.Lambda(_moved): 1,
                 tio.RandomGhosting(num_ghosts=(2, 6), axes=(0, 1), intensity=(0.2, 0.7)): 2,
                 tio.RandomSpike(num_spikes=(1, 2), intensity=(0.1, 0.4)): 1,
             },
@@ -76,6 +76,23 @@ class Augmentation:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             return self.artefacts(images.movedim(0, -1)[None])[0].movedim(-1, 0)
+
+
+def _moved(images: Tensor) -> Tensor:
+    """A patient who moves twice while the slices (1, H, W, S) are acquired, within their plane.
+
+    TorchIO's own random form (Shaw et al., MIDL 2019) also moves through the slices and divides time along the last
+    axis, which here are the slices: it would mix slices, and move a single one as a whole, away from its labels.
+    """
+    degrees, translation = torch.zeros(2, 3), torch.zeros(2, 3)
+    degrees[:, 0].uniform_(-3, 3)
+    translation[:, 1:].uniform_(-4, 4)
+    times = torch.tensor((1 / 3, 2 / 3)) + torch.empty(2).uniform_(-0.1, 0.1)
+    motion = tio.Motion(
+        degrees=degrees.numpy(), translation=translation.numpy(), times=times.numpy(), image_interpolation="linear"
+    )
+    moved = motion(images[0].movedim(-1, 0)[:, None])  # slices as channels, a spatial axis of one
+    return torch.as_tensor(moved)[:, 0].movedim(0, -1)[None]
 
 
 def _other_scanners() -> Compose:

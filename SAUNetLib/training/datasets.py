@@ -220,6 +220,8 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         gap = int(random.integers(0, 2 if count > 1 else 3)) if most > 1 else 0
         while count > 1 and self.slices * (count + gap) - gap > available:
             count, gap = count - 1, 0
+        while gap and self.slices * (count + gap) - gap > available:
+            gap -= 1
         needed = min(available, self.slices * (count + gap) - gap)
         start = int(random.integers(available - needed + 1))
         part = slice(start, start + needed)

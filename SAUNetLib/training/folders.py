@@ -245,6 +245,8 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> Labelled:
     truth = on_image(truth, volume, files.name)
     classes, encoding = as_classes(truth.voxels, info, files.name)
     labels, specks = without_specks(classes, volume.geometry.voxel_volume)
+    if min(classes.shape) == 1:  # of a lone slice a small piece may be all that it shows of a structure
+        labels, specks = classes, 0
     return Labelled(volume, labels, encoding, specks)
 
 

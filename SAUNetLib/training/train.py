@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
-    EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
     Timer,
+    WeightAveraging,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from monai.losses import DiceLoss
@@ -139,13 +140,21 @@ class TrainingRun(pl.LightningModule):
         self.dice = DiceLoss(include_background=False, batch=True)
         self.sources, self.validation_cases = sources, validation
         self.partial = any(case.background for cases in sources for case in cases)
+        # Only what every case has: of several processes each must log the same figures, or they wait for each other.
+        self.watched = {
+            name: count
+            for name, count in (("native", 1), ("thick", 4))
+            if all(can_thicken(len(case.images), case.slice_spacing, count) for case in validation)
+        }
 
     def train_dataloader(self) -> DataLoader[Any]:
         config = self.config
+        # The last epoch has the rest: with Lightning's limit of steps a resumed run would repeat one of the last epoch.
+        steps = min(STEPS_PER_EPOCH, config.steps - self.current_epoch * STEPS_PER_EPOCH)
         dataset = StackDataset(
             self.sources,
             config.shares or [len(cases) for cases in self.sources],
-            STEPS_PER_EPOCH * config.stacks * self.trainer.world_size,
+            steps * config.stacks * self.trainer.world_size,
             config.slices,
             config.crop,
             config.seed,
@@ -175,9 +184,7 @@ class TrainingRun(pl.LightningModule):
 
     def validation_step(self, number: Tensor | int, _: int) -> None:
         case = self.validation_cases[int(number)]
-        for name, count in (("native", 1), ("thick", 4)):
-            if not can_thicken(case.images.shape[0], case.slice_spacing, count):
-                continue
+        for name, count in self.watched.items():
             images, labels = thick_slices(case.images, case.labels, count)
             found = predict(cast(SAUNet, self.network), images.float()).masked_fill(labels == UNKNOWN, 0)
             for value in case.drawn:
@@ -229,8 +236,9 @@ def predict(network: SAUNet, images: Tensor) -> Tensor:
     stride = network.encoder.stride
     rows, columns = normal.shape[1:]
     padded = torch.nn.functional.pad(normal, (0, -columns % stride, 0, -rows % stride), value=float(normal.min()))
+    padded = padded.to(next(network.parameters()).device)
     scores = network.stream(part[None, None].contiguous() for part in padded)
-    return torch.cat([one.argmax(1) for one in scores])[:, :rows, :columns]
+    return torch.cat([one.argmax(1) for one in scores])[:, :rows, :columns].cpu()
 
 
 def train(folders: Sequence[Path], output: Path, config: TrainingConfig, accelerator: str = "auto") -> SAUNet:
@@ -270,7 +278,7 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
     # early has to be the average from the beginning.
     averaged_from = config.steps // (2 if config.patience is None else 20)
     callbacks: list[Callback] = [
-        EMAWeightAveraging(decay=config.averaging, update_starting_at_step=averaged_from),
+        WeightAveraging(avg_fn=partial(_averaged, decay=config.averaging, start=averaged_from)),
         ModelCheckpoint(output, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False),
         LearningRateMonitor("step"),
         timer,
@@ -284,7 +292,7 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
         devices=config.devices,
         num_nodes=config.nodes,
         precision="bf16-mixed",
-        max_steps=config.steps,
+        max_epochs=-(-config.steps // STEPS_PER_EPOCH),
         check_val_every_n_epoch=max(1, min(VALIDATE_EVERY, config.steps // (4 * STEPS_PER_EPOCH))),
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
@@ -307,6 +315,11 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
     run.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
     run.cpu()
     return timer.time_elapsed()
+
+
+def _averaged(average: Tensor, weights: Tensor, updates: Tensor, *, decay: float, start: int) -> Tensor:
+    """Moving average that follows the weights themselves until `start`: what is validated is then what is trained."""
+    return weights if updates <= start else average * decay + weights * (1 - decay)
 
 
 def _stopped_early(checkpoint: Path) -> bool:
