@@ -309,14 +309,12 @@ def test_a_volume_that_did_not_get_onto_the_disk_is_not_left_there(tmp_path, end
     write_volume(volume, path)
     size, limits = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
     path.write_text("old")
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * share), limits[1]))
     try:
         with pytest.raises(UsageError) as caught:
             write_volume(volume, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     assert caught.value.code == "OUTPUT_WRITE"
     assert left(tmp_path) == [path.name] and path.read_text() == "old"
 
