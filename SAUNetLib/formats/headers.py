@@ -26,7 +26,7 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 MOST_BYTES = 2 * MOST_VOXELS
 CHUNK = 1 << 20
 ITK_SHEAR = 1e-4
-"""ITK refuses an sform from about three times this shear on where there is no quaternion to fall back to."""
+"""ITK refuses an sform of more shear where there is no quaternion to fall back to."""
 
 _NIFTI_BYTES = {
     2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1536: 16, 1792: 16,
