@@ -63,7 +63,7 @@ class InputError(SAUNetError):
         "INPUT_VALUES": "Values that are not numbers",
         "INPUT_CONSTANT": "An image without content",
         "INPUT_SPACING": "Impossible voxel size",
-        "INPUT_DIRECTION": "Axes that are not perpendicular",
+        "INPUT_DIRECTION": "A position or axes that cannot be trusted",
         "INPUT_NOT_SAGITTAL": "Not a sagittal series",
         "INPUT_MODALITY": "Not an MRI",
         "INPUT_SERIES": "Several series",
