@@ -140,6 +140,8 @@ def _add_segment(commands: Any) -> None:
 
 
 def _segment(options: argparse.Namespace) -> int:
+    if options.classes and options.lowest:
+        raise UsageError("USAGE", "three classes have no levels to name", "Leave out --classes or --lowest")
     if len(options.images) > 1 or Path(options.output).is_dir():
         return _segment_many(options)
     with _progress(options) as report:
@@ -162,8 +164,6 @@ def _engine(options: argparse.Namespace) -> Any:
 def _one(options: argparse.Namespace, engine: Any, image: Path, output: Path, report: Any) -> Any:
     from .pipeline import segment_file
 
-    if options.classes and options.lowest:
-        raise UsageError("USAGE", "three classes have no levels to name", "Leave out --classes or --lowest")
     return segment_file(
         image, output, engine, series=options.series, levels=not options.classes, lowest=options.lowest,
         parts=options.parts, table=options.table, measurements=options.measurements, preview=options.preview,
@@ -414,7 +414,6 @@ def _phantom(options: argparse.Namespace) -> int:
                 "--count takes a number from 1 on, and draws contrast and slice thickness by itself",
                 "Leave out --contrast and --slice-thickness, or --count",
             )
-        PhantomOptions(seed=options.seed)  # refuses a seed that is none
         write_phantoms(output, options.count, options.seed)
         print(output)
         return 0

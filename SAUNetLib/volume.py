@@ -54,6 +54,13 @@ class Geometry:
         steps = np.asarray(self.direction) * np.asarray(self.spacing)
         return np.asarray(indices) @ steps.T + np.asarray(self.origin)
 
+    def part(self, box: tuple[slice, slice, slice]) -> Geometry:
+        """The grid of a box of voxels, given in the array's order k, j, i."""
+        i, j, k = reversed(box)
+        size = (i.stop - i.start, j.stop - j.start, k.stop - k.start)
+        origin = self.points(np.array([i.start, j.start, k.start]))
+        return replace(self, size=size, origin=tuple(origin.tolist()))
+
     def same_grid(self, other: Geometry) -> bool:
         """Whether two grids agree: size exactly, positions to a thousandth of a voxel."""
         if self.size != other.size:
@@ -297,6 +304,13 @@ class SagittalStack:
         if slices.shape != self.slices.shape:
             raise ValueError(f"shape {slices.shape} is not the stack's {self.slices.shape}")
         return np.ascontiguousarray(_flip(slices, self.flipped).transpose(np.argsort(self.axes)))
+
+    def source_box(self, box: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
+        """A box of slices, rows and columns as a box of the source array (k, j, i)."""
+        source = [slice(0)] * 3
+        for part, axis, flipped, count in zip(box, self.axes, self.flipped, self.slices.shape, strict=True):
+            source[axis] = slice(count - part.stop, count - part.start) if flipped else part
+        return source[0], source[1], source[2]
 
     def with_slices(self, slices: np.ndarray) -> SagittalStack:
         """The same stack with other values, such as labels."""

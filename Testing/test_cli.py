@@ -399,6 +399,12 @@ def test_many_phantoms_draw_their_own_options(tmp_path, capsys, options):
     assert "draws contrast and slice thickness" in capsys.readouterr().err and not (tmp_path / "many").exists()
 
 
+def test_a_lowest_level_is_refused_where_none_is_named(image, tmp_path, capsys):
+    command = ["segment", str(image), "--output", str(tmp_path / "b.nrrd"), "--classes", "--lowest", "L5"]
+    assert main(command) == 2
+    assert "three classes have no levels" in capsys.readouterr().err and not (tmp_path / "b.nrrd").exists()
+
+
 def test_a_seed_that_is_none_is_refused(tmp_path, capsys):
     assert main(["phantom", str(tmp_path / "many"), "--count", "1", "--seed", "-5"]) == 2
     assert "USAGE" in capsys.readouterr().err and not (tmp_path / "many").exists()

@@ -298,14 +298,13 @@ def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int)
     turns = per_frame(elements(_ORIENTATION, _PLANE_ORIENTATION))
     pixels = per_frame(elements(_PIXEL_SPACING, _MEASURES))
     spread = [value for tag in (_SLICE_SPACING, _THICKNESS) for (value, *_) in elements(tag, _MEASURES) if value > 0]
-    scales = [scale + shift for scale, shift in zip(
-        elements(_SLOPE, _TRANSFORMATION), elements(_INTERCEPT, _TRANSFORMATION), strict=False
-    )]  # fmt: skip
+    slopes, intercepts = ([value for (value, *_) in elements(tag, _TRANSFORMATION)] for tag in (_SLOPE, _INTERCEPT))
+    scales = list(zip(slopes, intercepts, strict=False))
     stated = len(scales) == count and len(set(scales)) > 1
     return tuple(
         _Frame(
             path, index, size, place, turns[index], pixels[index], (spread or [0.0])[0],
-            (scales[index][0], scales[index][-1]) if stated else None,
+            scales[index] if stated else None,
         )
         for index, place in enumerate(places)
     )  # fmt: skip

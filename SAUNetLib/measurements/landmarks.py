@@ -249,17 +249,14 @@ def _neighbours(
     below: dict[int, int] = {}
     for disc, centre in discs.items():
         near = [value for value, other in bodies.items() if np.linalg.norm(other - centre) < _NEIGHBOUR_MM]
-        upper = [value for value in near if place[value] < place[disc]]
-        lower = [value for value in near if place[value] > place[disc]]
-        between = [place[other] for other in discs if place[other] != place[disc]]
-        if upper:
-            nearest = max(upper, key=lambda value: place[value])
-            if not any(place[nearest] < at < place[disc] for at in between):
-                above[disc] = nearest
-        if lower:
-            nearest = min(lower, key=lambda value: place[value])
-            if not any(place[disc] < at < place[nearest] for at in between):
-                below[disc] = nearest
+        higher = max((place[other] for other in discs if place[other] < place[disc]), default=-np.inf)
+        lower = min((place[other] for other in discs if place[other] > place[disc]), default=np.inf)
+        over = [value for value in near if higher < place[value] < place[disc]]
+        under = [value for value in near if place[disc] < place[value] < lower]
+        if over:
+            above[disc] = max(over, key=lambda value: place[value])
+        if under:
+            below[disc] = min(under, key=lambda value: place[value])
     return above, below
 
 

@@ -72,19 +72,10 @@ def _in_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmen
     ]
     if all(part == slice(0, count) for part, count in zip(box, stack.slices.shape, strict=True)):
         return segmentation, volume
-    for axis, flipped in enumerate(stack.flipped):
-        if flipped:
-            count = stack.slices.shape[axis]
-            box[axis] = slice(count - box[axis].stop, count - box[axis].start)
-    part = tuple(box[stack.axes.index(axis)] for axis in range(3))  # of k, j, i
-    geometry = segmentation.geometry
-    origin = geometry.points(np.array([one.start for one in reversed(part)]))
-    size = tuple(one.stop - one.start for one in reversed(part))
-    geometry = replace(geometry, size=size, origin=tuple(origin.tolist()))
-    return (
-        replace(segmentation, labels=segmentation.labels[part], geometry=geometry),
-        volume and Volume(volume.voxels[part], geometry, volume.name),
-    )
+    part = stack.source_box((box[0], box[1], box[2]))
+    geometry = segmentation.geometry.part(part)
+    segmentation = replace(segmentation, labels=segmentation.labels[part], geometry=geometry)
+    return segmentation, volume and Volume(volume.voxels[part], geometry, volume.name)
 
 
 def _lines_with_labels(slices: np.ndarray) -> list[np.ndarray]:

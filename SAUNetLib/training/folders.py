@@ -245,8 +245,6 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> Labelled:
     truth = on_image(truth, volume, files.name)
     classes, encoding = as_classes(truth.voxels, info, files.name)
     labels, specks = without_specks(classes, volume.geometry.voxel_volume)
-    if min(classes.shape) == 1:  # of a lone slice a small piece may be all that it shows of a structure
-        labels, specks = classes, 0
     return Labelled(volume, labels, encoding, specks)
 
 
@@ -301,7 +299,12 @@ def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.nda
 
 
 def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray, int]:
-    """Class labels without components below `SPECK_MM3`, and how many were removed; voxel volume in mm3."""
+    """Class labels without components below `SPECK_MM3`, and how many were removed; voxel volume in mm3.
+
+    A lone slice is left as it is: a small piece may be all that it shows of a structure.
+    """
+    if min(labels.shape) == 1:
+        return labels, 0
     components = cc3d.connected_components(labels, connectivity=26)
     small = np.bincount(components.ravel()) < SPECK_MM3 / voxel_volume
     small[0] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ CONTRASTS: tuple[Contrast, ...] = ("t2", "random", "t1", "random", "t2", "random
 
 def draw_options(seed: int) -> PhantomOptions:
     """A routine scan of another patient for every seed: contrast, slice thickness, pixel and field of view vary."""
+    options = PhantomOptions(seed=seed)  # refuses a seed that is none
     random = np.random.default_rng((2020, seed))
-    return PhantomOptions(
-        seed=seed,
+    return replace(
+        options,
         contrast=CONTRASTS[seed % len(CONTRASTS)],
         slice_thickness=float(random.uniform(2.5, 4.5)),
         gap=float(random.uniform(0.0, 0.8)),
