@@ -65,9 +65,16 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = SAUNetSegmentationLogic()
         self.panel = Widget(uiWidget, self.logic)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
+        scene = slicer.mrmlScene
+        for event, method in (
+            (scene.StartCloseEvent, self.panel.sceneStartClose),
+            (scene.EndCloseEvent, self.panel.sceneEndClose),
+            (scene.StartImportEvent, self.panel.sceneStartImport),
+            (scene.EndImportEvent, self.panel.sceneEndImport),
+            (scene.EndBatchProcessEvent, self.panel.sceneEndBatch),
+            (scene.NodeAddedEvent, self.panel.sceneNodeAdded),
+        ):
+            self.addObserver(scene, event, method)
         if getattr(self.parent, "isEntered", False):  # reloaded while it is shown
             self.panel.enter()
         else:
@@ -86,18 +93,6 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
         self.removeObservers()
         if self.panel is not None:
             self.panel.cleanup()
-
-    def onSceneStartClose(self, caller, event):
-        """The scene is going to be closed."""
-        self.panel.sceneStartClose()
-
-    def onSceneEndClose(self, caller, event):
-        """The scene has been closed."""
-        self.panel.sceneEndClose()
-
-    def onSceneEndImport(self, caller, event):
-        """A scene has been loaded, or added to the one that is open."""
-        self.panel.sceneEndImport()
 
     def onReload(self):
         """Reload the rooms, too: Slicer reloads this file only."""

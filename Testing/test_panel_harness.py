@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import slicer
 from harness import errors, process_events
-from harness.fixtures import MODULE, ROOT, add_volume, scene  # noqa: F401
+from harness.fixtures import MODULE, ROOT, add_volume, scene, segments, truth  # noqa: F401
 
 qt = sys.modules["qt"]
 README = (ROOT / "Testing" / "harness" / "README.md").read_text(encoding="utf-8")
@@ -67,13 +67,61 @@ def test_exceptions_in_slots_do_not_reach_the_caller():
 def test_stand_in_widgets_offer_what_is_declared_and_no_more(scene):  # noqa: F811
     combo = slicer.qMRMLNodeComboBox()
     combo.nodeTypes = ["vtkMRMLScalarVolumeNode"]
-    combo.setMRMLScene(scene)
-    volume = add_volume()
-    assert combo.currentNode() is volume  # without None, the first node is chosen
-    for name in ("_fill", "currentText", "addItem", "nodes"):
+    for name in ("_offer", "currentText", "addItem", "nodes"):
         with pytest.raises(AttributeError):
             getattr(combo, name)
-    combo.setMRMLScene(None)
+
+
+def selector_of_volumes(scene, none=False):  # noqa: F811
+    combo = slicer.qMRMLNodeComboBox()
+    combo.nodeTypes, combo.noneEnabled = ["vtkMRMLScalarVolumeNode"], none
+    combo.setMRMLScene(scene)
+    return combo
+
+
+def test_selector_without_none_chooses_a_node_that_is_there_and_none_that_comes_later(scene):  # noqa: F811
+    empty = selector_of_volumes(scene)
+    volume = add_volume()
+    assert empty.currentNode() is None and empty.nodeCount() == 1
+    assert selector_of_volumes(scene).currentNode() is volume
+    assert selector_of_volumes(scene, none=True).currentNode() is None
+
+
+@pytest.mark.parametrize("none", [False, True])
+def test_selector_loses_its_choice_when_a_scene_was_imported(scene, none):  # noqa: F811
+    """qMRMLSceneModel::updateScene, at the end of an import and of closing: all rows go, and come again."""
+    first, second = add_volume(name="first"), add_volume(name="second")
+    combo, heard = selector_of_volumes(scene, none), []
+    combo.setCurrentNode(second)
+    combo.currentNodeChanged.connect(heard.append)
+    scene.StartState(scene.BatchProcessState)
+    scene.StartState(scene.ImportState)
+    third = add_volume(name="third")
+    assert combo.nodeCount() == 2 and combo.currentNode() is second
+    scene.EndState(scene.ImportState)
+    assert combo.currentNode() is None and heard == [None]
+    scene.EndState(scene.BatchProcessState)
+    assert [combo.nodeFromIndex(index) for index in range(combo.nodeCount())] == [first, second, third]
+    combo.setCurrentNode(first)
+    scene.RemoveNode(first)
+    assert combo.currentNode() is second
+
+
+def test_list_of_segments_writes_what_it_still_shows(scene):  # noqa: F811
+    """As qMRMLSegmentsModel does, whose onItemChanged is called for every part of a row that is brought up to date."""
+    from SAUNetPanel.SceneNodes import SceneNodes
+
+    node = SceneNodes(scene).importResult(add_volume(), truth().labels, truth().summary(), True)
+    table, canal = slicer.qMRMLSegmentsTableView(), segments(node)[0]
+    table.setSegmentationNode(node)
+    with slicer.util.NodeModify(node):
+        canal.SetName("cord")
+        canal.SetTerminology(segments(node)[1].GetTerminology())
+    name = next(table._native._model.rows())[0]
+    assert name == "cord" and canal.GetTerminology() != segments(node)[1].GetTerminology()
+    canal.SetColor(1, 0, 0)  # one change after the other is safe
+    assert next(table._native._model.rows())[1] == (255, 0, 0)
+    table.setSegmentationNode(None)
 
 
 @pytest.mark.parametrize("change", [
@@ -81,6 +129,7 @@ def test_stand_in_widgets_offer_what_is_declared_and_no_more(scene):  # noqa: F8
     ("name=\"exportButton\"", "name=\"show3DButton\""),
     ("mrmlSceneChanged(vtkMRMLScene*)", "sceneChanged(vtkMRMLScene*)"),
     ("<slot>setMRMLScene(vtkMRMLScene*)</slot>", "<slot>setScene(vtkMRMLScene*)</slot>"),
+    ("<cstring>inputSelector</cstring>", "<cstring>selectInput</cstring>"),
 ])  # fmt: skip
 def test_mistakes_in_a_ui_file_fail(tmp_path, change):
     text = (MODULE / "Resources" / "UI" / "SAUNetSegmentation.ui").read_text()

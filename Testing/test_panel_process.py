@@ -179,13 +179,26 @@ def _running(pid):
         return processLives(pid) and sys.platform != "linux"
 
 
-LAUNCHER = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
-"""Slicer's Python is started by a launcher: the process that Qt knows is the worker's parent."""
+LAUNCHER = """
+import subprocess, sys
+code = subprocess.call(sys.argv[1:])
+if code < 0:
+    print(f"error: [{sys.argv[1]}] exit abnormally - Report the problem.", file=sys.stderr)
+sys.exit(max(code, 0) or int(code < 0))
+"""
+"""Slicer's Python is started by a launcher: the process that Qt knows is the worker's parent.
+
+It is CTK's (AppLauncher, ctkAppLauncher.cpp, applicationFinished), which makes the exit code 1 of every signal.
+"""
+
+
+def behind_launcher(engine):
+    engine._command = [sys.executable, "-c", LAUNCHER, *engine._command]
+    return engine
 
 
 def test_behind_a_launcher_the_worker_itself_ends(run, tmp_path):
-    engine = fake_engine(tmp_path, "hang", "segment")
-    engine._command = [sys.executable, "-c", LAUNCHER, *engine._command]
+    engine = behind_launcher(fake_engine(tmp_path, "hang", "segment"))
     one = run(engine=engine).segment().reaches("segment")
     group = engine._group
     assert group != engine._process.processId() and processLives(group)
@@ -195,13 +208,26 @@ def test_behind_a_launcher_the_worker_itself_ends(run, tmp_path):
 
 
 def test_behind_a_launcher_a_request_is_served(run, tmp_path):
-    engine = fake_engine(tmp_path)
-    engine._command = [sys.executable, "-c", LAUNCHER, *engine._command]
+    engine = behind_launcher(fake_engine(tmp_path))
     one = run(engine=engine).segment()
     assert one.end()["event"] == "result"
     group = engine._group
     engine.close()
     assert process_events(lambda: not _running(group), 5)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("behaviour, code, said", [
+    ("killed", "ENGINE_KILLED", "memory"), ("crashes", "ENGINE_DIED", "code 1"), ("dies", "ENGINE_DIED", "code 3"),
+    ("raises", "ENGINE_DIED", "code 1")])  # fmt: skip
+def test_behind_a_launcher_a_kill_is_told_from_a_crash_and_from_an_end(run, tmp_path, behaviour, code, said):
+    one = run(engine=behind_launcher(fake_engine(tmp_path, behaviour, "segment"))).segment()
+    event = one.end()
+    assert event["code"] == code and said in event["cause"], one.lines
+    assert any("Segmentation fault" in line for line in one.lines) == (behaviour == "crashes")
+    assert not one.engine.alive
+    one.events.clear()
+    assert one.segment().end()["code"] == code  # and so it is with the next one
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -308,8 +334,7 @@ def _children(pid):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="simulated with Linux's list of child processes")
 def test_on_windows_the_trees_below_launcher_and_worker_are_ended(run, tmp_path, windows):
-    engine = fake_engine(tmp_path, "hang", "segment")
-    engine._command = [sys.executable, "-c", LAUNCHER, *engine._command]
+    engine = behind_launcher(fake_engine(tmp_path, "hang", "segment"))
     one = run(engine=engine).segment().reaches("segment")
     launcher, worker = engine._process.processId(), engine._group
     engine.cancel()

@@ -204,6 +204,71 @@ def test_failed_installation_is_a_card(needs, monkeypatch):
     assert "pynrrd" in raised.value.card.cause
 
 
+def pip_says(*lines):
+    """`pip_install` that prints lines and fails, through Slicer's own function."""
+    import subprocess
+
+    def install(arguments):
+        code = "import sys; print(*sys.argv[1:], sep='\\n'); sys.exit(1)"
+        command = [sys.executable, "-c", code, *lines]
+        slicer.util.logProcessOutput(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+
+    return install
+
+
+@pytest.mark.parametrize("lines, code, cause", [
+    (("WARNING: Retrying after connection broken by 'ProxyError('Cannot connect to proxy.')'",
+      "ERROR: Could not find a version that satisfies the requirement pynrrd>=1.0 (from versions: none)",
+      "ERROR: No matching distribution found for pynrrd>=1.0"),
+     "INSTALL_FAILED", "No matching distribution found for pynrrd>=1.0"),
+    (("ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/opt/Slicer 5/lib/x.py'",
+      "Check the permissions."),
+     "INSTALL_WRITE", "Could not install packages due to an OSError: [Errno 13] Permission denied: '[path]'"),
+    (("ERROR: Could not install packages: [WinError 5] Zugriff verweigert: 'C:\\\\Users\\\\jane\\\\x.py'",),
+     "INSTALL_WRITE", "Could not install packages: [WinError 5] Zugriff verweigert: '[path]'"),
+    (("Collecting pynrrd>=1.0",), "INSTALL_FAILED", "A package could not be installed."),
+])  # fmt: skip
+def test_failed_installation_says_what_pip_said(needs, panel_of, monkeypatch, capsys, lines, code, cause):  # noqa: F811
+    del needs.installed["pynrrd"]
+    monkeypatch.setattr(slicer.util, "pip_install", pip_says(*lines))
+    panel = panel_of(dependencies=needs)
+    console = sys.stdout
+    panel.ui.installButton.click()
+    card = panel.widget._card
+    assert (card.code, card.cause) == (code, cause)
+    assert ("connection" in card.remedy) == (code == "INSTALL_FAILED")
+    panel.ui.cardActionButton.click()
+    shown, printed = panel.ui.logEdit.plainText, capsys.readouterr().out
+    assert all(line in shown and line in printed for line in lines) and "CalledProcessError" in shown
+    assert sys.stdout is console
+    panel.ui.cardCopyButton.click()
+    report = slicer.app.clipboard().text()
+    assert card.code in report and "/opt" not in report and "jane" not in report
+
+
+def test_report_has_no_login_of_a_package_index(scene):  # noqa: F811
+    line = "Looking in indexes: https://jane:****@pypi.example.org/simple, https://pypi.org/simple"
+    text = Report.reportText(None, [line], [], {})
+    assert "jane" not in text and "https://pypi.org/simple" in text
+
+
+def test_only_what_the_installing_thread_prints_is_heard(capsys):
+    import threading
+
+    from SAUNetPanel import Console
+
+    lines = []
+    with Console.heard(lines.append):
+        print("one\ntwo", 3, end="")
+        print(" and the rest", flush=True)
+        other = threading.Thread(target=print, args=("another module's",))
+        other.start()
+        other.join()
+    print("later")
+    assert lines == ["one", "two 3 and the rest"]
+    assert capsys.readouterr().out == "one\ntwo 3 and the rest\nanother module's\nlater\n"
+
+
 # -- bundle ----------------------------------------------------------------------------------------------------------
 
 
@@ -447,7 +512,7 @@ def test_missing_pytorch_extension_opens_the_extensions_manager(needs, pip, pane
     del needs.installed["torch"]
     panel = panel_of(dependencies=needs)
     panel.ui.installButton.click()
-    assert panel.widget._card.code == "PYTORCH" and "Extensions Manager" in panel.ui.cardActionButton.text
+    assert panel.widget._card.code == "PYTORCH" and panel.ui.cardActionButton.text == "Open Extensions"
     panel.ui.cardActionButton.click()
     assert slicer.app.extensionsManagerOpened
 

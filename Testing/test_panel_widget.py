@@ -1,17 +1,29 @@
 """The panel, driven by pressing its buttons: real .ui file, real widget, real scene."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import slicer
 from harness import process_events
-from harness.fixtures import ROOT, add_node, add_transform, add_volume, close_panel, make_panel, panel_of, scene, truth  # noqa: F401
+from harness.fixtures import (  # noqa: F401
+    ROOT,
+    add_node,
+    add_transform,
+    add_volume,
+    close_panel,
+    make_panel,
+    paint,
+    panel_of,
+    scene,
+    segments,
+    truth,
+)
 from SAUNetPanel import Cards, Result, SceneNodes
 from SAUNetPanel.EngineProcess import EngineProcess, workerCommand
 from SAUNetPanel.Logic import SHARES, deviceName, share, withMissingPackage
 from SAUNetPanel.Widget import WARM_MS, remaining
-from test_scene_nodes import paint, segments
 
 STAGES = tuple(SHARES)
 
@@ -39,7 +51,7 @@ def test_one_click_gives_a_named_segmentation(panel_of):  # noqa: F811
     assert panel.ui.statusLabel.text.startswith("Done: 10 structures")
     assert panel.ui.editor.segmentationNode() is node and panel.ui.editor.sourceVolumeNode() is volume
     assert panel.ui.segmentsTable.segmentationNode() is node and panel.ui.segmentsTable.segmentCount == 10
-    assert "counted upwards" in panel.ui.warningsLabel.text and panel.ui.warningsLabel.isVisibleTo(panel.top)
+    assert "was named L4" in panel.ui.warningsLabel.text and panel.ui.warningsLabel.isVisibleTo(panel.top)
 
 
 def test_engine_gets_the_choices_and_nothing_of_the_scene(panel_of, tmp_path):  # noqa: F811
@@ -204,6 +216,19 @@ def test_missing_package_in_the_engine_is_no_bug():
 def test_graphics_card_has_the_platform_s_name(monkeypatch, platform, name):
     monkeypatch.setattr("sys.platform", platform)
     assert deviceName("gpu") == name and deviceName("cpu") == "cpu"
+
+
+def test_nothing_is_said_beside_a_card(panel_of):  # noqa: F811
+    volume = add_volume()
+    panel = panel_of()
+    assert panel.ui.statusLabel.text == "Ready."
+    add_transform(volume, linear=False)
+    panel.ui.segmentButton.click()  # refused before the engine is asked
+    assert panel.widget._card.code == "TRANSFORM_NONLINEAR" and not panel.ui.statusLabel.isVisibleTo(panel.top)
+    panel.ui.lowestComboBox.currentIndex = 1
+    assert panel.ui.statusLabel.text == "" and panel.ui.cardFrame.isVisibleTo(panel.top)
+    panel.ui.cardCloseButton.click()
+    assert panel.ui.statusLabel.text == "Ready." and panel.ui.statusLabel.isVisibleTo(panel.top)
 
 
 def test_unknown_code_still_makes_a_card():
@@ -402,6 +427,73 @@ def test_keep_adds_a_new_one(panel_of):  # noqa: F811
     assert len(panel.results()) == 2 and panel.dialogs.asked == []
 
 
+@pytest.mark.parametrize("first, second", [(0, 1), (1, 0)])
+def test_list_of_segments_follows_a_run_of_the_other_kind_and_its_undoing(panel_of, tmp_path, first, second):  # noqa: F811
+    from SAUNetLib.anatomy import classes, to_classes
+
+    add_volume()
+    whole = truth()
+    coarse = dataclasses.replace(whole, labels=to_classes(whole.labels), known=classes(), partial=frozenset())
+    panel = panel_of()
+    table = panel.ui.segmentsTable._native._model
+    kinds = {0: whole, 1: coarse}
+
+    def rows():
+        return [(name, color) for name, color, _shown in table.rows()]
+
+    def wanted(kind):
+        known = [kinds[kind].known[row["value"]] for row in kinds[kind].summary()["structures"]]
+        return [(structure.name, tuple(structure.colour)) for structure in known]
+
+    for kind in (first, second):
+        panel.engine._environment["SAUNET_FAKE"] = plan_of(kinds[kind], tmp_path)
+        panel.engine.close()
+        panel.ui.outputComboBox.currentIndex = kind
+        press_and_wait(panel)
+        assert panel.widget._card is None and rows() == wanted(kind)
+    (node,) = panel.results()
+    panel.ui.editor.undo()
+    assert rows() == wanted(first)
+    codes = {structure.name: structure.code for structure in kinds[first].known.values()}
+    assert all(f"SCT^{codes[segment.GetName()]}^" in segment.GetTerminology() for segment in segments(node))
+
+
+def plan_of(result, folder):
+    """What the fake worker is told of a result."""
+    from SAUNetLib.formats.segmentations import write_segmentation
+
+    write_segmentation(result, folder / "kind.nrrd")
+    return json.dumps({"labels": str(folder / "kind.nrrd"), "summary": result.summary(), "behaviour": "", "stage": ""})
+
+
+def test_loaded_segmentation_can_be_chosen_looked_at_and_corrected(panel_of, tmp_path):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    panel.logic.nodes.exportSegmentation(node, tmp_path / "r.seg.nrrd")
+    assert panel.ui.editor.sourceVolumeNodeSelectorVisible is False
+    again = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "loaded")
+    panel.widget.sceneNodeAdded()  # as Slicer tells of it, before the file is read
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    storage.SetFileName(str(tmp_path / "r.seg.nrrd"))
+    assert storage.ReadData(again) and panel.ui.resultSelector.nodeCount() == 1
+    assert process_events(lambda: panel.ui.resultSelector.nodeCount() == 2)
+    panel.ui.resultSelector.setCurrentNode(again)
+    assert panel.ui.segmentsTable.segmentationNode() is again is panel.ui.editor.segmentationNode()
+    assert "was named L4" in panel.ui.warningsLabel.text and panel.ui.editSection.enabled
+    assert panel.ui.editor.sourceVolumeNodeSelectorVisible is True, "the file does not say which image it was"
+    press_and_wait(panel)
+    assert panel.dialogs.asked == [] and panel.results() == [node, again], "the volume's own result was replaced"
+    assert panel.ui.resultSelector.currentNode() is node and panel.ui.editor.sourceVolumeNodeSelectorVisible is False
+    slicer.mrmlScene.RemoveNode(node)
+    panel.ui.resultSelector.setCurrentNode(again)
+    panel.ui.inputSelector.setCurrentNode(None)
+    panel.widget.onCardAction()
+    panel.widget._start()
+    assert panel.widget._card.code == "NO_VOLUME" and panel.dialogs.asked == []
+
+
 def test_choosing_a_volume_shows_the_result_it_has(panel_of):  # noqa: F811
     first, second = add_volume(name="first"), add_volume(name="second")
     panel = panel_of()
@@ -493,6 +585,28 @@ def test_scene_that_is_loaded_while_the_panel_is_shown(panel_of):  # noqa: F811
     panel.widget.sceneEndImport()
     assert panel.ui.outputComboBox.currentIndex == 1 and panel.ui.inputSelector.currentNode().GetName() == "T2 sag"
     assert panel.ui.segmentsTable.segmentationNode() is panel.results()[0] is panel.ui.editor.segmentationNode()
+
+
+def test_checking_the_computer_leaves_the_model_that_is_chosen(panel_of, tmp_path):  # noqa: F811
+    from SAUNetPanel.Dependencies import Dependencies
+
+    class Several(Dependencies):
+        def models(self):
+            return ["saunet-lumbar", "clinic-cervical"]
+
+        def missing(self):
+            return []
+
+    add_volume()
+    panel = panel_of(dependencies=Several(), record=str(tmp_path / "record"))
+    panel.ui.modelComboBox.currentIndex = 1
+    panel.ui.checkButton.click()
+    assert panel.ui.modelComboBox.currentText == "clinic-cervical" and panel.ui.modelComboBox.count == 2
+    press_and_wait(panel)
+    assert json.loads((tmp_path / "record").read_text())["request"]["model"] == "clinic-cervical"
+    panel.ui.modelComboBox.currentIndex = 0
+    panel.ui.checkButton.click()
+    assert panel.ui.modelComboBox.currentIndex == 0 and panel.widget._parameters.model == ""
 
 
 def test_leaving_and_entering_the_module(panel_of):  # noqa: F811
@@ -825,6 +939,36 @@ def test_nothing_needs_more_than_350_pixels(panel_of):  # noqa: F811
     for name in sections:
         getattr(panel.ui, name).collapsed = False
     panel.ui.checkButton.click()
-    for code in sorted(Cards.codes()):
-        panel.widget._showCard(cardOf({"code": code}))
-        assert len(sections) == 6 and top.minimumSizeHint().width() <= 350, code
+    top.show()  # before, a layout does not ask again what its widgets need
+    cards = [cardOf({"code": code}) for code in sorted(Cards.codes())]
+    cards.append(cardOf({"code": "INSTALL_FAILED", "cause": f"https://download.pytorch.org/{'x' * 99}.whl"}))
+    for card in cards:
+        panel.widget._showCard(card)
+        slicer.app.processEvents()
+        assert len(sections) == 6 and top.minimumSizeHint().width() <= 350, card
+
+
+def test_every_control_has_a_name_for_a_screen_reader():
+    """A label that is its buddy, a text of its own, or an accessible name."""
+    from xml.etree import ElementTree
+
+    tree = ElementTree.parse(ROOT / "SAUNetSegmentation" / "Resources" / "UI" / "SAUNetSegmentation.ui")
+
+    def of(widget, name):
+        found = next((one for one in widget.findall("property") if one.get("name") == name), None)
+        return "" if found is None else "".join(found.itertext()).strip()
+
+    labelled = {}
+    for form in (one for one in tree.iter("layout") if one.get("class") == "QFormLayout"):
+        rows = {}
+        for item in form.findall("item"):
+            rows.setdefault(item.get("row"), []).append(item.find("widget"))
+        for label, field in rows.values():
+            assert label.get("class") == "QLabel" and of(label, "buddy") == field.get("name"), field.get("name")
+            labelled[field.get("name")] = of(label, "text")
+    assert len(labelled) == 8 and all(text.endswith(":") for text in labelled.values())
+    plain = {"QLabel", "QFrame", "qMRMLWidget"}
+    for widget in (one for one in tree.iter("widget") if one.get("class") not in plain):
+        name = widget.get("name")
+        given = of(widget, "text") or of(widget, "accessibleName")
+        assert name in labelled or given or name == "cardActionButton", name  # that one's text comes with the card

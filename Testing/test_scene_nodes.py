@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-from pathlib import Path
 
 import builders
 import nrrd
@@ -12,15 +11,13 @@ import pytest
 import SimpleITK as sitk
 import slicer
 import vtk
-from harness.fixtures import PROVENANCE, add_transform, add_volume, scene, truth  # noqa: F401
+from harness.fixtures import PROVENANCE, ROOT, add_transform, add_volume, paint, scene, segments, truth  # noqa: F401
 from SAUNetPanel import PrivateFolder, Result, SceneNodes
 from SAUNetPanel.Cards import PanelError
 
 from SAUNetLib.anatomy import classes, structures
 from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation
 from SAUNetLib.formats.volumes import read_volume
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -32,26 +29,6 @@ def imported(nodes, volume=None, replace=None, **rest):
     volume = volume or add_volume()
     result = truth(**rest)
     return nodes.importResult(volume, result.labels, result.summary(), True, replace)
-
-
-def segments(node):
-    segmentation = node.GetSegmentation()
-    return [segmentation.GetNthSegment(index) for index in range(segmentation.GetNumberOfSegments())]
-
-
-def paint(node, index=0):
-    """Edit a segment as the Segment Editor does: its voxels are copied, changed and set."""
-    segmentation = node.GetSegmentation()
-    identity = segmentation.GetNthSegmentID(index)
-    image = slicer.vtkOrientedImageData()
-    image.DeepCopy(segmentation.GetSegment(identity).GetRepresentation("Binary labelmap"))
-    voxels = Result.voxelsOf(image)
-    value = segmentation.GetSegment(identity).GetLabelValue()
-    mask = (voxels == value).astype(np.uint8)
-    mask[0, 0, 0] = 1
-    voxels[:] = mask
-    logic = slicer.vtkSlicerSegmentationsModuleLogic
-    assert logic.SetBinaryLabelmapToSegment(image, node, identity, logic.MODE_REPLACE, image.GetExtent())
 
 
 # -- out -------------------------------------------------------------------------------------------------------------
@@ -285,6 +262,87 @@ def test_replacing_keeps_surfaces_that_are_shown(nodes):
     node.CreateClosedSurfaceRepresentation()
     imported(nodes, volume, node)
     assert node.GetSegmentation().ContainsRepresentation("Closed surface")
+
+
+@pytest.mark.parametrize("levels", [True, False])
+def test_lists_of_segments_show_what_replaced_a_result(nodes, levels):
+    from SAUNetLib.anatomy import to_classes
+
+    volume = add_volume()
+    node = imported(nodes, volume)
+    table = slicer.qMRMLSegmentsTableView()
+    table.setSegmentationNode(node)
+    segments(node)[1].SetColor(1, 0, 1)
+    node.GetDisplayNode().SetSegmentVisibility(node.GetSegmentation().GetNthSegmentID(1), False)
+    labels, known = (truth().labels, structures()) if levels else (to_classes(truth().labels), classes())
+    values = [int(value) for value in np.unique(labels)[:0:-1]]  # in another order, too
+    nodes.importResult(volume, labels, {"structures": [{"value": value} for value in values]}, levels, node)
+    rows = list(table._native._model.rows())
+    wanted = [known[value] for value in values]
+    assert [name for name, _color, _shown in rows] == [structure.name for structure in wanted]
+    assert [color for _name, color, _shown in rows] == [tuple(structure.colour) for structure in wanted]
+    assert all(node.GetDisplayNode().GetSegmentVisibility(one) is shown is True
+               for one, (_name, _color, shown) in zip(table._native._model.ids(), rows, strict=True))  # fmt: skip
+    for segment, structure in zip(segments(node), wanted, strict=True):
+        assert segment.GetName() == structure.name and f"SCT^{structure.code}^" in segment.GetTerminology()
+        assert np.allclose(segment.GetColor(), np.array(structure.colour) / 255)
+    assert not Result.isEdited(node)
+    table.setSegmentationNode(None)
+
+
+# -- loaded from a file ----------------------------------------------------------------------------------------------
+
+
+def loaded(path):
+    """A segmentation as File > Add Data brings it."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", path.name)
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    storage.SetFileName(str(path))
+    assert storage.ReadData(node)
+    return node
+
+
+@pytest.mark.parametrize("levels", [True, False])
+def test_saved_segmentation_that_is_loaded_is_a_result_again(nodes, tmp_path, levels):
+    from SAUNetLib.anatomy import to_classes
+
+    volume, labels, summary = add_volume(), truth().labels, truth().summary()
+    if not levels:
+        labels = to_classes(labels)
+        summary = summary | {"structures": [{"value": value} for value in (3, 1, 2)]}
+    node = nodes.importResult(volume, labels, summary, levels)
+    nodes.exportSegmentation(node, tmp_path / "r.seg.nrrd")
+    again = loaded(tmp_path / "r.seg.nrrd")
+    assert not Result.isResult(again)
+    nodes.recognise()
+    assert Result.provenance(again) == Result.provenance(node) and Result.warningsOf(again) == Result.warningsOf(node)
+    assert Result.isEdited(again) and not Result.isEdited(node), "nobody knows what happened before it was saved"
+    assert not nodes.isResultOf(again, volume) and not nodes.isResultOf(again, None)
+    assert nodes.previousResult(volume) is node
+    nodes.exportLabelMap(again, tmp_path / "l.nrrd")
+    assert np.array_equal(values_in(tmp_path / "l.nrrd"), labels)
+    assert nodes.exportSurfaces(again, tmp_path)
+    assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(again)), labels)
+
+
+def test_segmentation_that_the_engine_wrote_is_a_result_and_a_foreign_one_is_none(nodes, tmp_path):
+    from SAUNetLib.formats.segmentations import write_segmentation
+
+    write_segmentation(truth(), tmp_path / "r.seg.nrrd")
+    node = loaded(tmp_path / "r.seg.nrrd")
+    foreign = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    foreign.GetSegmentation().AddEmptySegment("SAUNet_41", "L1 vertebra")
+    nodes.recognise()
+    assert Result.isResult(node) and Result.provenance(node) == {"encoding": "levels"}
+    assert not Result.isResult(foreign) and list(foreign.GetAttributeNames()) == []
+
+
+@pytest.mark.parametrize("text", ["no JSON", "{}", '["text"]', "7"])
+def test_warnings_that_no_panel_wrote_are_left_out(nodes, text):
+    node = imported(nodes)
+    for segment in segments(node):
+        segment.SetTag("SAUNet.warnings", text)
+    assert Result.warningsOf(node) == []
 
 
 # -- edited by hand --------------------------------------------------------------------------------------------------

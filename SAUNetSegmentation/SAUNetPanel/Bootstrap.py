@@ -5,6 +5,7 @@ wants to end the computation with everything it started needs the number of the 
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import runpy
@@ -14,6 +15,7 @@ import sys
 def main() -> None:
     """Arguments: the folder to import from, the module to run."""
     folder, module = sys.argv[1:3]
+    faulthandler.enable()  # a crash says where it was; the launcher would tell it from no other end by a signal
     if hasattr(os, "setsid"):
         with contextlib.suppress(PermissionError):  # it leads a group already
             os.setsid()

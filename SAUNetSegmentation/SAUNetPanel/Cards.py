@@ -46,11 +46,11 @@ def actions() -> Mapping[str, str]:
         "pick": _("Choose a volume"),
         "harden": _("Harden transform"),
         "install": _("Install"),
-        "model": _("Use the standard model"),
+        "model": _("Standard model"),
         "retry": _("Try again"),
         "log": _("Show the log"),
         "crop": _("Open Crop Volume"),
-        "extensions": _("Open the Extensions Manager"),
+        "extensions": _("Open Extensions"),
     }
 
 
@@ -181,8 +181,11 @@ def _panelCards() -> dict[str, tuple[str, ...]]:
         "EXPORT_FAILED": (_("The export failed"), _("The file could not be written."),
                           _("Choose another folder, or free some space on the disk.")),
         "INSTALL_FAILED": (_("The installation failed"), _("A package could not be installed."),
-                           _("Check the connection to the internet, or use Install from file... in the section Setup."),
-                           "log"),
+                           _("The log says more. Where there is no connection to the internet, use"
+                             " Install from file... in the section Setup."), "log"),
+        "INSTALL_WRITE": (_("Slicer's folder cannot be written to"), _("It is write-protected."),
+                          _("Install Slicer into a folder of your own, or ask who manages this computer to press"
+                            " Install."), "log"),
         "BUNDLE": (_("Not a bundle for this computer"), _("The file is no complete bundle for this Slicer."),
                    _("Make one with the command saunet bundle for this version of Slicer and this platform.")),
         "PYTORCH": (_("The PyTorch extension is missing"),

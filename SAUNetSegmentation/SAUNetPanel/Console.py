@@ -1,6 +1,11 @@
-"""Runs a console program to its end, without a window of its own on Windows."""
+"""Runs a console program without a window of its own on Windows; hears what is printed to Slicer's Python console."""
 
+import contextlib
 import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
 def output(arguments: list[str], seconds: float = 5.0) -> str:
@@ -19,3 +24,28 @@ def output(arguments: list[str], seconds: float = 5.0) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout
+
+
+@contextlib.contextmanager
+def heard(take: Callable[[str], Any]) -> Iterator[None]:
+    """Hand on every line that this thread prints, which the Python console shows all the same."""
+    with contextlib.redirect_stdout(_Echo(sys.stdout, take)):
+        yield
+
+
+class _Echo:
+    """The Python console, and someone who hears it, too."""
+
+    def __init__(self, console: Any, take: Callable[[str], Any]) -> None:
+        self._console, self._take, self._rest = console, take, ""
+        self._thread = threading.get_ident()  # another one must not touch what the panel shows
+
+    def write(self, text: str) -> Any:
+        if threading.get_ident() == self._thread:
+            *lines, self._rest = (self._rest + text).split("\n")
+            for line in lines:
+                self._take(line)
+        return self._console.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._console, name)

@@ -26,11 +26,14 @@ from SAUNetLib.model_card import ModelCard, find_model, model_folders, model_nam
 from . import Console, PrivateFolder
 from .Bundle import openBundle
 from .Cards import PanelError
+from .Report import withoutPaths
 from .Signal import Signal
 
 TORCH = "torch>=2.4"
 SLICERS_OWN = ("numpy", "scipy", "SimpleITK", "pillow", "pydicom", "requests", "packaging", "setuptools", "pip")
 """Packages that Slicer brings and itself relies on: an installation must not change them."""
+NOT_WRITABLE = ("[Errno 13]", "[Errno 30]", "[WinError 5]")
+"""What pip's errors name where Slicer's folder is write-protected; the words behind it are in the system's language."""
 LEAST_DISK = 6 * 10**9
 FIRST_GUESS = (5.0, 1.5)
 """Seconds to start, and per million voxels, on one processor core: before the first run nothing better is known.
@@ -143,7 +146,7 @@ class Dependencies:
         """Install what is missing; False where nothing is, or the user does not consent.
 
         Raises:
-            PanelError: PYTORCH or INSTALL_FAILED.
+            PanelError: PYTORCH, INSTALL_FAILED or INSTALL_WRITE.
         """
         missing = self.missing()
         if not missing:
@@ -164,7 +167,7 @@ class Dependencies:
         """Install packages and model from a bundle, without a connection; False without consent.
 
         Raises:
-            PanelError: BUNDLE or INSTALL_FAILED.
+            PanelError: BUNDLE, INSTALL_FAILED or INSTALL_WRITE.
         """
         folder = PrivateFolder.makePrivateFolder()
         try:
@@ -189,17 +192,26 @@ class Dependencies:
     @contextmanager
     def _watched(self) -> Any:
         """Gives a constraints file that pins Slicer's own packages; what goes wrong becomes a card."""
-        pins = {name: versionOf(name) for name in SLICERS_OWN}
+        pins, errors = {name: versionOf(name) for name in SLICERS_OWN}, [""]
+
+        def take(line: str) -> None:
+            if line.strip():
+                self.log.emit(line.rstrip()[:2000])
+            if line.startswith("ERROR: "):
+                errors.append(withoutPaths(line.removeprefix("ERROR: ").strip())[:500])
+
         folder = PrivateFolder.makePrivateFolder()
         constraints = folder / "constraints.txt"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items() if version))
         try:
-            yield constraints
+            with Console.heard(take):  # Slicer has pip's words nowhere but there
+                yield constraints
         except PanelError:
             raise
         except Exception as error:  # pip, the PyTorch extension and Slicer's dialogs fail in many ways
             self.log.emit(f"{type(error).__name__}: {error}")
-            raise PanelError("INSTALL_FAILED") from error
+            code = "INSTALL_WRITE" if any(number in errors[-1] for number in NOT_WRITABLE) else "INSTALL_FAILED"
+            raise PanelError(code, errors[-1]) from error
         finally:
             PrivateFolder.removeFolder(folder)
             changed = [name for name, version in pins.items() if versionOf(name) != version]

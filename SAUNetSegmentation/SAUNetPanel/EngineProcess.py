@@ -21,6 +21,10 @@ POLITE_MS = 1000
 FIRM_MS = 400
 """How long a worker that was asked to terminate has before it is killed; with POLITE_MS within two seconds."""
 LONGEST_LINE = 2**20
+ABNORMAL = "exit abnormally"
+"""What Slicer's launcher says, and exits with 1, when a signal ended the process that it had started."""
+FATAL = ("Fatal Python error", "Windows fatal exception")
+"""What Python says at the signals of a crash, see Bootstrap.py; at the one that is sent for want of memory, nothing."""
 EVENTS = ("process", "ready", "progress", "warning", "result", "error")
 
 
@@ -55,6 +59,7 @@ class EngineProcess:
         self._ended_process: Any = None
         self._group = 0  # number of the process group that the worker leads
         self._pending = {"out": b"", "err": b""}
+        self._said: set[str] = set()  # of ABNORMAL and FATAL
         self._request: str | None = None
         self._count = 0
         self._cancelled = self._warming = False
@@ -151,7 +156,7 @@ class EngineProcess:
         process.connect("finished(int,QProcess::ExitStatus)", self._finished)
         process.connect("errorOccurred(QProcess::ProcessError)", self._failed)
         self._process, self._group = process, 0
-        self._pending = {"out": b"", "err": b""}
+        self._pending, self._said = {"out": b"", "err": b""}, set()
         self.log.emit(_("Starting the engine"))
         process.start(program, arguments)
 
@@ -179,6 +184,8 @@ class EngineProcess:
     def _line(self, channel: str, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip("\r")
         event = _event(text) if channel == "out" else None
+        if channel == "err":
+            self._said |= {words for words in (ABNORMAL, *FATAL) if words in text}
         if event is None:
             if text.strip():
                 self.log.emit(text[:2000])
@@ -244,7 +251,7 @@ class EngineProcess:
         self.log.emit(
             (_("The engine crashed ({code})") if crashed else _("The engine ended ({code})")).format(code=code)
         )
-        killed = (crashed and code == 9) or code in (137, -9)
+        killed = (crashed and code == 9) or code in (137, -9) or (code == 1 and self._said == {ABNORMAL})
         if killed:
             cause = _("It was stopped from outside. Most often the computer had run out of memory.")
         else:

@@ -22,6 +22,7 @@ PAPER = (
 HOMEPAGE = "https://github.com/SAUNet/SlicerSAUNet"
 _START = r"file:/+|(?<![\w.])[A-Za-z]:[\\/]|\\\\|(?<!http:)(?<!https:)(?<![\w./])~?/"
 _PATH = re.compile(rf"(?:{_START})(?:[^\s'\":;,<>|]|(?<=\w) (?=[\w.-]+[\\/]))+")
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def reportText(card: Card | None, log: Iterable[str], names: Iterable[str], about: Mapping[str, str]) -> str:
@@ -39,8 +40,13 @@ def reportText(card: Card | None, log: Iterable[str], names: Iterable[str], abou
     return "\n".join(_withoutPrivate(line, private) for line in lines) + "\n"
 
 
+def withoutPaths(line: str) -> str:
+    """A line without paths, and without who is logged in to an address."""
+    return _PATH.sub("[path]", _LOGIN.sub("", line))
+
+
 def _withoutPrivate(line: str, private: list[str]) -> str:
-    line = _PATH.sub("[path]", line)
+    line = withoutPaths(line)
     for name in private:
         line = line.replace(name, "[name]")
     return line

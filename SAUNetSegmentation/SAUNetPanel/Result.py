@@ -17,6 +17,8 @@ from .Cards import PanelError
 ATTRIBUTE = "SAUNet."
 INPUT_ROLE = "SAUNet.Input"
 LABELMAP = "Binary labelmap"
+ABOUT = ("software", "model", "model_sha256", "device", "options", "time", "anchor", "encoding", "warnings")
+"""What the tags of a segment say of the result; a segment cannot be asked for the names of its tags."""
 PLACE_MM = 1e-3
 """A result that moved by less is where it was."""
 
@@ -36,6 +38,23 @@ def isEdited(node: Any) -> bool:
     return bool(transform) and volume is not None and transform != volume.GetTransformNodeID()
 
 
+def recognise(node: Any) -> None:
+    """Make a result of what was loaded from a segmentation file, which keeps of one the segments and their tags only.
+
+    Its input is not known, nor whether a hand changed it before it was saved: it counts as edited.
+    """
+    segments = [] if isResult(node) else segmentsOf(node.GetSegmentation())
+    for _segmentId, segment in segments:
+        about = {name: _tag(segment, ATTRIBUTE + name) for name in ABOUT}
+        if _tag(segment, "SAUNet.Level"):  # in a file of the engine's own it is the only one
+            about["encoding"] = about["encoding"] or "levels"
+        if about["encoding"]:
+            with slicer.util.NodeModify(node):
+                for name, value in (about | {"fingerprint": "not known"}).items():
+                    node.SetAttribute(ATTRIBUTE + name, value or None)
+            return
+
+
 def provenance(node: Any) -> dict[str, str]:
     """What the result says of itself: model, model_sha256, device, options, software, time, encoding, warnings.
 
@@ -52,8 +71,12 @@ def provenance(node: Any) -> dict[str, str]:
 
 
 def warningsOf(node: Any) -> list[dict[str, str]]:
-    """The engine's warnings as they are stored with a result."""
-    return json.loads(provenance(node).get("warnings", "[]"))
+    """The engine's warnings as they are stored with a result; none where a file holds something else there."""
+    try:
+        warnings = json.loads(provenance(node).get("warnings", "[]"))
+    except ValueError:
+        return []
+    return [one for one in warnings if isinstance(one, dict) and "text" in one] if isinstance(warnings, list) else []
 
 
 def labelValues(node: Any) -> dict[str, int]:
@@ -62,9 +85,10 @@ def labelValues(node: Any) -> dict[str, int]:
     The encoding's by the segment's name; for another name the one that the engine gave it, and failing that a free one
     above 100. No value is given twice.
     """
-    known = classes() if provenance(node).get("encoding") == "classes" else structures()
+    encoding = provenance(node).get("encoding", "")
+    known = classes() if encoding == "classes" else structures()
     by_name = {structure.name: structure.value for structure in known.values()}
-    by_id = {segmentIdOf(value): value for value in known}
+    by_id = {segmentIdOf(value, encoding): value for value in known}
     segments = [(segmentId, segment.GetName()) for segmentId, segment in segmentsOf(node.GetSegmentation())]
     values: dict[str, int] = {}
     for wanted in ({one: by_name.get(name) for one, name in segments}, by_id):
@@ -214,5 +238,6 @@ def _tag(segment: Any, name: str) -> str:
     return str(value) if segment.GetTag(name, value) else ""
 
 
-def segmentIdOf(value: int) -> str:
-    return f"SAUNet_{value}"
+def segmentIdOf(value: int, encoding: str) -> str:
+    """No ID means two structures: to lists of segments and to the editor's Undo, what has one ID is one segment."""
+    return f"SAUNet_class_{value}" if encoding == "classes" else f"SAUNet_{value}"

@@ -22,6 +22,7 @@ from .Result import (
     labelValues,
     mergedLabels,
     provenance,
+    recognise,
     segmentIdOf,
     segmentsOf,
     voxelsOf,
@@ -172,6 +173,9 @@ class SceneNodes:
             node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
             _describe(node, _about(summary, levels), frame)
             node.CreateDefaultDisplayNodes()
+            # Lists of segments begin anew. Merged events name no segment: what a list shows of one whose ID is still
+            # there, it would keep, and at the next change write into the new one (qMRMLSegmentsModel::onItemChanged).
+            node.InvokeCustomModifiedEvent(slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent)
         return node
 
     def _placeBeside(self, node: Any, volumeNode: Any) -> None:
@@ -182,6 +186,11 @@ class SceneNodes:
         if source and item:
             hierarchy.SetItemParent(item, hierarchy.GetItemParent(source))
 
+    def recognise(self) -> None:
+        """Make results of the segmentations that were loaded from a file of one."""
+        for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene):
+            recognise(node)
+
     def previousResult(self, volumeNode: Any) -> Any:
         """The latest segmentation that was made from a volume as it is shown, or None."""
         nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene)
@@ -190,7 +199,7 @@ class SceneNodes:
 
     def isResultOf(self, node: Any, volumeNode: Any) -> bool:
         """Whether the panel made this segmentation from a volume; of a sequence, from the frame that is shown."""
-        if not isResult(node) or node.GetNodeReference(INPUT_ROLE) is not volumeNode:
+        if volumeNode is None or not isResult(node) or node.GetNodeReference(INPUT_ROLE) is not volumeNode:
             return False
         return int(node.GetAttribute(ATTRIBUTE + "frame") or 0) == self.frame(volumeNode)
 
@@ -326,7 +335,7 @@ def _makeSegment(structure: Structure, image: Any, row: dict[str, Any], about: d
     for key, value in (about | own).items():
         if value:
             segment.SetTag(key, _tagText(value))
-    return segmentIdOf(structure.value), segment
+    return segmentIdOf(structure.value, about[ATTRIBUTE + "encoding"]), segment
 
 
 def _tagText(text: str) -> str:

@@ -58,6 +58,9 @@ class Widget:
         self._warmUp = qt.QTimer()
         self._warmUp.setInterval(WARM_MS)
         self._warmUp.setSingleShot(True)
+        self._recognise = qt.QTimer()
+        self._recognise.setInterval(0)
+        self._recognise.setSingleShot(True)
         idle = ("inputSelector", "modelComboBox", "deviceComboBox", "outputComboBox", "lowestComboBox",
                 "previousComboBox", "installButton", "bundleButton")  # fmt: skip
         self._whileIdle = [(getattr(self.ui, name), getattr(self.ui, name).toolTip) for name in idle]
@@ -84,6 +87,7 @@ class Widget:
         ui.bundleButton.connect("clicked(bool)", self.onInstallBundle)
         self._clock.connect("timeout()", self._showProgress)
         self._warmUp.connect("timeout()", self._warm)
+        self._recognise.connect("timeout()", self.logic.nodes.recognise)
         logic.progressed.connect(self._onProgressed)
         logic.finished.connect(self._onFinished)
         logic.failed.connect(self._onFailed)
@@ -116,6 +120,7 @@ class Widget:
     def enter(self) -> None:
         """The user opens the module."""
         self._entered = True
+        self.logic.nodes.recognise()
         self.showParameters()
         self.ui.editor.updateWidgetFromMRML()
         self._useEditor()
@@ -125,6 +130,7 @@ class Widget:
         """The user opens another module: its clicks in the views are not the editor's."""
         self._entered = False
         self._warmUp.stop()
+        self._recognise.stop()
         self.logic.cool()
         self._useEditor()
         self.ui.editor.removeViewObservations()
@@ -139,23 +145,37 @@ class Widget:
             editor.setActiveEffect(None)
             editor.uninstallKeyboardShortcuts()
 
-    def sceneStartClose(self) -> None:
+    def sceneStartClose(self, caller: Any = None, event: Any = None) -> None:
         """The scene is going to be closed: a run has lost its volume."""
         self.logic.cancel()
         self._forget()
         self.ui.editor.removeViewObservations()
 
-    def sceneEndClose(self) -> None:
+    def sceneEndClose(self, caller: Any = None, event: Any = None) -> None:
         """The scene is empty; a shown module goes on with new parameters."""
         self._showCard(None)
         if self._entered:
             self.enter()
 
-    def sceneEndImport(self) -> None:
+    def sceneStartImport(self, caller: Any = None, event: Any = None) -> None:
+        """A scene is going to be loaded: the selectors lose what is chosen in them, and must not write that."""
+        self.setParameterNode(None)
+
+    def sceneEndImport(self, caller: Any = None, event: Any = None) -> None:
         """A scene was loaded: its choices and results are shown."""
         if self._entered:
             self.setParameterNode(None)
             self.enter()
+
+    def sceneEndBatch(self, caller: Any = None, event: Any = None) -> None:
+        """Many changes are done: the editor, which takes and shows nothing meanwhile, has lost its segmentation."""
+        if self._entered and self._parameters is not None:
+            self._showResult(self._parameters.result)
+
+    def sceneNodeAdded(self, caller: Any = None, event: Any = None) -> None:
+        """A node has come; what it holds is read after this event."""
+        if self._entered:
+            self._recognise.start()
 
     def cleanup(self) -> None:
         """The module is unloaded or reloaded."""
@@ -283,6 +303,7 @@ class Widget:
         seconds = time.monotonic() - self._started
         (self._parameters or self.logic.getParameterNode()).result = node
         self._update()
+        self.ui.editor.updateWidgetFromMRML()  # its list of segments began anew, without the chosen one
         self._remember(node, seconds)
         count = node.GetSegmentation().GetNumberOfSegments()
         done = _("Done: {count} structures in {seconds} s. Check the result before using it.")
@@ -333,6 +354,8 @@ class Widget:
             self._showProgress()
         elif self._installing:
             self._say(_("Installing. This can take some minutes; the log says what is being done."))
+        elif self._card is not None:
+            self._say("")
         elif volume is None:
             self._say(_("Load a sagittal spine MRI, then choose it above."))
         elif self.dependencies.missing():
@@ -360,6 +383,7 @@ class Widget:
             self._useEditor()
         if node is not None and volume is not None and editor.sourceVolumeNode() is not volume:
             editor.setSourceVolumeNode(volume)
+        editor.sourceVolumeNodeSelectorVisible = node is not None and volume is None  # the user may know the image
         display = node.GetDisplayNode() if node is not None else None
         ui.opacitySlider.enabled = display is not None
         if display is not None:
@@ -516,6 +540,8 @@ class Widget:
         volume = self._parameters.inputVolume if self._parameters else None
         self.ui.setupBrowser.setHtml(self.dependencies.checkHtml(volume))
         self._fillModels()
+        if self._parameters is not None:
+            self._showModel()
 
     def onInstall(self) -> None:
         """Install what is missing, with the user's consent."""

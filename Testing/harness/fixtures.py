@@ -22,6 +22,7 @@ sys.path[:0] = [str(path) for path in (ROOT, ROOT / "Testing", MODULE) if str(pa
 import builders  # noqa: E402
 
 from harness import errors, install, process_events  # noqa: E402
+from harness.models import Observers  # noqa: E402
 from SAUNetLib.formats.segmentations import write_segmentation  # noqa: E402
 from SAUNetLib.segmentation import Notice  # noqa: E402
 
@@ -29,7 +30,11 @@ install()
 
 PROVENANCE = {"software": "SAUNet 0", "model": "tiny 1", "model_sha256": "0" * 64, "device": "cpu float32",
               "options": "levels=True lowest=L5", "time": "2026-01-01T00:00:00+00:00"}  # fmt: skip
-WARNING = Notice("LEVELS_ASSUMED", "The levels were counted upwards from L5; check them.")
+WARNING = Notice(
+    "LEVELS_ASSUMED",
+    "The lowest complete vertebra was named L4: no sacrum is in view, so the sizes and the curvature of the vertebrae "
+    "decided.",
+)
 
 
 @pytest.fixture
@@ -42,6 +47,8 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     errors.clear()
     yield slicer.mrmlScene
     raised = list(errors)
+    for left in list(Observers.everyone):  # what was not closed must not be deleted while the scene speaks to it
+        left.clear()
     slicer.mrmlScene.Clear()
     left = list(folder.iterdir())
     assert not raised, raised[0]
@@ -85,6 +92,29 @@ def add_transform(node: Any, linear: bool = True) -> Any:
         transform.SetAndObserveTransformToParent(bend)
     node.SetAndObserveTransformNodeID(transform.GetID())
     return transform
+
+
+def segments(node: Any) -> list[Any]:
+    """The segments of a segmentation node, in their order."""
+    segmentation = node.GetSegmentation()
+    return [segmentation.GetNthSegment(index) for index in range(segmentation.GetNumberOfSegments())]
+
+
+def paint(node: Any, index: int = 0) -> None:
+    """Edit a segment as the Segment Editor does: its voxels are copied, changed and set."""
+    from SAUNetPanel import Result
+
+    segmentation = node.GetSegmentation()
+    identity = segmentation.GetNthSegmentID(index)
+    image = slicer.vtkOrientedImageData()
+    image.DeepCopy(segmentation.GetSegment(identity).GetRepresentation("Binary labelmap"))
+    voxels = Result.voxelsOf(image)
+    value = segmentation.GetSegment(identity).GetLabelValue()
+    mask = (voxels == value).astype(np.uint8)
+    mask[0, 0, 0] = 1
+    voxels[:] = mask
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    assert logic.SetBinaryLabelmapToSegment(image, node, identity, logic.MODE_REPLACE, image.GetExtent())
 
 
 def truth(grid: Any = None, **rest: Any) -> Any:

@@ -60,6 +60,10 @@ def _check_widgets(tree: Any, known: dict[str, Any]) -> None:
         for described in element.findall("property"):
             if described.get("stdset") == "0":
                 continue
+            if (cls, described.get("name")) == ("QLabel", "buddy"):  # no property: the loader itself knows it
+                if described.findtext("cstring") not in known:
+                    raise ValueError(f"{name} names a widget that does not exist")
+                continue
             if found.metaObject().indexOfProperty(described.get("name")) < 0:
                 raise ValueError(f"{cls} {name} has no property {described.get('name')}")
 

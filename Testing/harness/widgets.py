@@ -10,6 +10,8 @@ from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtCore import Property, Qt, Signal
 from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
+from .models import NODE_ID, NodeFilter, Observers, SceneModel, SegmentsModel
+
 
 def _stored(kind: Any, name: str, default: Any, changed: str = "") -> Property:
     """A property that is only kept."""
@@ -146,24 +148,8 @@ class qMRMLWidget(QWidget):
             self.mrmlSceneChanged.emit(scene)
 
 
-class _Observer:
-    """VTK observers that are removed together."""
-
-    def __init__(self) -> None:
-        self._tags: list[tuple[Any, int]] = []
-
-    def observe(self, node: Any, events: tuple[Any, ...], action: Any) -> None:
-        for event in events if node is not None else ():
-            self._tags.append((node, node.AddObserver(event, lambda *_: action())))
-
-    def clear(self) -> None:
-        for node, tag in self._tags:
-            node.RemoveObserver(tag)
-        self._tags = []
-
-
 class qMRMLNodeComboBox(QWidget):
-    """A selector of nodes."""
+    """A selector of nodes: Qt's own selector on the models that follow the scene."""
 
     currentNodeChanged = Signal(object)
     currentNodeIDChanged = Signal(str)
@@ -185,111 +171,119 @@ class qMRMLNodeComboBox(QWidget):
         self._box.setSizeAdjustPolicy(QtWidgets.QComboBox.AdjustToMinimumContentsLengthWithIcon)
         layout.addWidget(self._box)
         self.setSizePolicy(QtWidgets.QSizePolicy.Expanding, QtWidgets.QSizePolicy.Fixed)
-        self._box.currentIndexChanged.connect(self._index_changed)
-        self._scene: Any = None
-        self._observer = _Observer()
-        self._attributes: list[tuple[str, str, Any]] = []
-        self._ids: list[str] = []
-        self._current = ""
-        self._filling = False
+        self._model = SceneModel(self)
+        self._filter = NodeFilter(self._model, self)
+        self._switching = False
+        self._box.setModel(self._filter)
+        self._box.setRootModelIndex(self._filter.index(0, 0))
+        self._box.currentTextChanged.connect(lambda _: self._changed())
+        for signal in (self._filter.rowsRemoved, self._filter.modelReset, self._filter.layoutChanged):
+            signal.connect(lambda *_: self._refresh())
+        self.setEnabled(False)
 
-    def _fill(self) -> None:
-        scene = self._scene
-        if scene is None or scene.IsBatchProcessing():
+    def _offer(self) -> None:
+        """The item "None", and the actions, which a selector without a scene has not."""
+        self._model.set_before([self.noneDisplay or "None"] if self.noneEnabled else [])
+        actions = ["Rename"] * self.renameEnabled + ["Edit"] * self.editEnabled
+        if self.addEnabled:
+            actions += ["Create new", "Create new as..."][: 1 + self.renameEnabled] * len(self.nodeTypes)
+        actions += ["Delete"] * self.removeEnabled
+        index = self._box.currentIndex()
+        self._model.set_after(["separator", *actions] if actions and self.mrmlScene() is not None else [])
+        self._box.setCurrentIndex(index)
+
+    def _refresh(self) -> None:
+        if self.currentNode() is None:
+            self.setCurrentNode(None)
+
+    def _changed(self) -> None:
+        if self._switching:
             return
-        nodes = [node for node in slicer.util.getNodesByClass("vtkMRMLNode", scene) if self._shown(node)]
-        self._filling = True
-        self._box.clear()
-        self._ids = [""] if self.noneEnabled else []
-        if self.noneEnabled:
-            self._box.addItem(self.noneDisplay or "None")
-        for node in nodes:
-            self._ids.append(node.GetID())
-            self._box.addItem(node.GetName())
-        self._filling = False
-        if self._current not in self._ids:
-            self._select(self._ids[0] if self._ids else "")
-        else:
-            self._show()
+        node, index = self.currentNode(), self._box.currentIndex()
+        if node is None and index != (0 if self.noneEnabled else -1):  # an action: the last node is taken instead
+            last = self.nodeFromIndex(self.nodeCount() - 1)
+            if last is not None:
+                self.setCurrentNode(last)
+            return
+        self.currentNodeChanged.emit(node)
+        self.currentNodeIDChanged.emit(node.GetID() if node is not None else "")
 
-    def _shown(self, node: Any) -> bool:
-        if node.GetHideFromEditors() and not self.showHidden:
-            return False
-        kinds = self.nodeTypes or []
-        if not any(node.IsA(kind) if self.showChildNodeTypes else node.GetClassName() == kind for kind in kinds):
-            return False
-        wanted = [(key, value) for kind, key, value in self._attributes if node.IsA(kind)]
-        return all(
-            node.GetAttribute(key) is not None if value is None else node.GetAttribute(key) == value
-            for key, value in wanted
-        )
+    def _set_filter(self, name: str, value: Any) -> None:
+        if getattr(self._filter, name) != value:
+            setattr(self._filter, name, value)
+            self._filter.invalidate()
+            self._offer()
 
-    def _show(self) -> None:
-        self._filling = True
-        self._box.setCurrentIndex(self._ids.index(self._current) if self._current in self._ids else -1)
-        self._filling = False
-
-    def _index_changed(self, index: int) -> None:
-        if not self._filling and 0 <= index < len(self._ids):
-            self._select(self._ids[index])
-
-    def _select(self, identity: str) -> None:
-        changed = identity != self._current
-        self._current = identity
-        self._show()
-        if changed:
-            self.currentNodeChanged.emit(self.currentNode())
-            self.currentNodeIDChanged.emit(identity)
-
-    nodeTypes = _stored("QStringList", "types", [], "_fill")
-    noneEnabled = _stored(bool, "none", False, "_fill")
-    noneDisplay = _stored(str, "none_text", "", "_fill")
-    showHidden = _stored(bool, "hidden_nodes", False, "_fill")
-    showChildNodeTypes = _stored(bool, "children", True, "_fill")
-    addEnabled = _stored(bool, "add", True)
-    removeEnabled = _stored(bool, "remove", True)
-    editEnabled = _stored(bool, "edit", False)
-    renameEnabled = _stored(bool, "rename", False)
+    nodeTypes = Property(
+        "QStringList",
+        lambda self: self._filter.types,
+        lambda self, kinds: self._set_filter("types", [kind for kind in kinds if kind]),
+    )
+    showHidden = Property(
+        bool, lambda self: self._filter.with_hidden, lambda self, value: self._set_filter("with_hidden", value)
+    )
+    showChildNodeTypes = Property(
+        bool, lambda self: self._filter.with_children, lambda self, value: self._set_filter("with_children", value)
+    )
+    noneEnabled = _stored(bool, "none", False, "_offer")
+    noneDisplay = _stored(str, "none_text", "", "_offer")
+    addEnabled = _stored(bool, "add", True, "_offer")
+    removeEnabled = _stored(bool, "remove", True, "_offer")
+    editEnabled = _stored(bool, "edit", False, "_offer")
+    renameEnabled = _stored(bool, "rename", False, "_offer")
     baseName = _stored(str, "base", "")
     selectNodeUponCreation = _stored(bool, "upon", True)
-    currentNodeID = Property(str, lambda self: self._current, lambda self, identity: self._select(identity))
+
+    def _current_id(self) -> str:
+        node = self.currentNode()
+        return node.GetID() if node is not None else ""
+
+    def setCurrentNodeID(self, identity: str) -> None:
+        row = self._model.row(identity)
+        index = self._filter.mapFromSource(self._model.index(row, 0, self._model.index(0, 0))) if row >= 0 else None
+        if index is not None and index.isValid():
+            self._box.setCurrentIndex(index.row())
+        else:
+            self._box.setCurrentIndex(0 if self.noneEnabled else -1)
+
+    currentNodeID = Property(str, _current_id, setCurrentNodeID)
 
     def mrmlScene(self) -> Any:
-        return self._scene
+        return self._model.scene
 
     def setMRMLScene(self, scene: Any) -> None:
-        self._scene = scene
-        self._observer.clear()
-        kinds = slicer.vtkMRMLScene
-        events = (
-            kinds.NodeAddedEvent,
-            kinds.NodeRemovedEvent,
-            kinds.EndBatchProcessEvent,
-            vtk.vtkCommand.ModifiedEvent,
-        )
-        self._observer.observe(scene, events, self._fill)
-        self._fill()
+        if scene is self._model.scene:
+            return
+        before = self._box.currentData(NODE_ID) if self.nodeCount() else None
+        self._switching = True
+        self._model.set_scene(scene)
+        self._switching = False
+        self._offer()
+        self._box.setRootModelIndex(self._filter.index(0, 0))
+        self.setCurrentNodeID(self._current_id() if before is None else before)
+        self.setEnabled(scene is not None)
 
     def currentNode(self) -> Any:
-        return self._scene.GetNodeByID(self._current) if self._scene and self._current else None
+        return self._node(self._box.currentIndex())
+
+    def _node(self, row: int) -> Any:
+        index = self._filter.index(row, 0, self._filter.index(0, 0))
+        return self._model.node(index) if index.isValid() else None
 
     def setCurrentNode(self, node: Any) -> None:
-        self._fill()
-        identity = node if isinstance(node, str) else node.GetID() if node is not None else ""
-        if identity in self._ids or not identity:
-            self._select(identity)
-
-    setCurrentNodeID = setCurrentNode
+        self.setCurrentNodeID(node.GetID() if node is not None else "")
 
     def nodeCount(self) -> int:
-        return len([identity for identity in self._ids if identity])
+        others = len(self._model.before) + len(self._model.after)
+        return self._box.count() - others if self.mrmlScene() is not None else 0
 
     def nodeFromIndex(self, index: int) -> Any:
-        return self._scene.GetNodeByID([identity for identity in self._ids if identity][index])
+        return self._node(index + self.noneEnabled)
 
     def addAttribute(self, kind: str, name: str, value: Any = None) -> None:
-        self._attributes.append((kind, name, value))
-        self._fill()
+        if kind in self._filter.types and self._filter.attributes.get(kind) != (name, value):
+            self._filter.attributes[kind] = name, value
+            self._filter.invalidate()
 
 
 class qMRMLSegmentsTableView(qMRMLWidget):
@@ -306,13 +300,15 @@ class qMRMLSegmentsTableView(qMRMLWidget):
     layerColumnVisible = _stored(bool, "layer", False)
     readOnly = _stored(bool, "read_only", False)
     filterBarVisible = _stored(bool, "filter", False)
-    segmentCount = Property(int, lambda self: self._table.rowCount())
+    segmentCount = Property(int, lambda self: self._model.rowCount())
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        self._table = QtWidgets.QTableWidget(0, 3)
+        self._model = SegmentsModel(self)
+        self._table = QtWidgets.QTableView()
+        self._table.setModel(self._model)
         self._table.horizontalHeader().hide()
         self._table.verticalHeader().hide()
         self._table.verticalHeader().setDefaultSectionSize(22)
@@ -320,39 +316,17 @@ class qMRMLSegmentsTableView(qMRMLWidget):
         self._table.setColumnWidth(0, 28)
         self._table.setColumnWidth(1, 28)
         self._table.horizontalHeader().setStretchLastSection(True)
-        self._table.setSelectionBehavior(QtWidgets.QTableWidget.SelectRows)
+        self._table.setSelectionBehavior(QtWidgets.QTableView.SelectRows)
         layout.addWidget(self._table)
-        self._node: Any = None
-        self._observer = _Observer()
 
     def segmentationNode(self) -> Any:
-        return self._node
+        return self._model.node
 
     def setSegmentationNode(self, node: Any) -> None:
-        self._node = node
-        self._observer.clear()
-        if node is not None:
-            segmentation = node.GetSegmentation()
-            kinds = (segmentation.SegmentAdded, segmentation.SegmentRemoved, segmentation.SegmentModified)
-            self._observer.observe(segmentation, kinds, self._fill)
-        self._fill()
-
-    def _fill(self) -> None:
-        ids = [] if self._node is None else list(self._node.GetSegmentation().GetSegmentIDs())
-        self._table.setRowCount(len(ids))
-        for row, identity in enumerate(ids):
-            segment = self._node.GetSegmentation().GetSegment(identity)
-            display = self._node.GetDisplayNode()
-            shown = display is None or display.GetSegmentVisibility(identity)
-            self._table.setItem(row, 0, QtWidgets.QTableWidgetItem("\u25c9" if shown else "\u25cb"))
-            swatch = QtGui.QPixmap(14, 14)
-            swatch.fill(QtGui.QColor.fromRgbF(*segment.GetColor()))
-            self._table.setItem(row, 1, QtWidgets.QTableWidgetItem(QtGui.QIcon(swatch), ""))
-            self._table.setItem(row, 2, QtWidgets.QTableWidgetItem(segment.GetName()))
+        self._model.set_node(node)
 
     def selectedSegmentIDs(self) -> list[str]:
-        ids = list(self._node.GetSegmentation().GetSegmentIDs()) if self._node else []
-        return [ids[index.row()] for index in self._table.selectionModel().selectedRows()]
+        return [self._model.ids()[index.row()] for index in self._table.selectionModel().selectedRows()]
 
 
 class qMRMLSegmentationShow3DButton(QPushButton):
@@ -411,10 +385,21 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._editor: Any = None
-        self._history = slicer.vtkSegmentationHistory()
+        self._segmentation: Any = None
+        self._volume: Any = None
+        self._logic = slicer.vtkSlicerSegmentEditorLogic()
+        self._observers, self._node_observers = Observers(self), Observers(self)
         self._shortcuts, self._effect = False, None
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
+        self._segmentations, self._volumes = qMRMLNodeComboBox(), qMRMLNodeComboBox()
+        for box, kind in ((self._segmentations, "vtkMRMLSegmentationNode"), (self._volumes, "vtkMRMLScalarVolumeNode")):
+            box.nodeTypes, box.renameEnabled = [kind], True
+            box.hide()
+            layout.addWidget(box)
+        self._volumes.noneEnabled, self._volumes.addEnabled = True, False
+        self._segmentations.currentNodeChanged.connect(self._segmentation_chosen)
+        self._volumes.currentNodeChanged.connect(self._volume_chosen)
         layout.addWidget(QLabel("Effects"))
         grid = QGridLayout()
         grid.setSpacing(2)
@@ -429,36 +414,102 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
             row.addWidget(button)
         layout.addLayout(row)
 
+    def setMRMLScene(self, scene: Any) -> None:
+        if scene is self._scene:
+            return
+        blockers = [QtCore.QSignalBlocker(box) for box in (self._segmentations, self._volumes)]
+        super().setMRMLScene(scene)
+        for box in (self._segmentations, self._volumes):
+            box.setMRMLScene(scene)
+        for blocker in blockers:
+            blocker.unblock()
+        self._logic.SetMRMLScene(scene)
+        self.updateWidgetFromMRML()
+        self._observers.clear()
+        if scene is not None:
+            self._observers.add(scene, slicer.vtkMRMLScene.EndCloseEvent, lambda _: self.updateWidgetFromMRML())
+            self._observers.add(scene, slicer.vtkMRMLScene.EndBatchProcessEvent, lambda _: self._batch_ended())
+
+    def _batch_ended(self) -> None:
+        """The selectors have the word, not the editor's node."""
+        if self._editor is not None:
+            self.setSegmentationNode(self._segmentations.currentNode())
+            self._logic.SetSourceVolumeNode(self._volumes.currentNode())
+        self.updateWidgetFromMRML()
+
     def mrmlSegmentEditorNode(self) -> Any:
         return self._editor
 
     def setMRMLSegmentEditorNode(self, node: Any) -> None:
+        if node is self._editor:
+            return
+        self._node_observers.clear()
         self._editor = node
+        self._logic.SetSegmentEditorNode(node)
+        if node is not None:
+            self._node_observers.add(node, vtk.vtkCommand.ModifiedEvent, lambda _: self.updateWidgetFromMRML())
+            self.updateWidgetFromMRML()
 
     def segmentationNode(self) -> Any:
-        return self._editor.GetSegmentationNode() if self._editor else None
+        """The selector's, which has no item "None"."""
+        return self._segmentations.currentNode()
 
     def setSegmentationNode(self, node: Any) -> None:
-        if self._editor is None:
+        if self._editor is None and node is not None:
             raise RuntimeError("setSegmentationNode needs a segment editor node first")
-        self._editor.SetAndObserveSegmentationNode(node)
-        self._history.RemoveAllStates()
-        self._history.SetSegmentation(node.GetSegmentation() if node is not None else None)
+        if self._logic.GetSegmentationNode() is not node:
+            self._logic.SetSegmentationNode(node)
+            self.setActiveEffect(None)
+
+    def _segmentation_chosen(self, node: Any) -> None:
+        if self._scene is not None and not self._scene.IsBatchProcessing():
+            self.setSegmentationNode(node)
 
     def sourceVolumeNode(self) -> Any:
-        return self._editor.GetSourceVolumeNode() if self._editor else None
+        return self._logic.GetSourceVolumeNode()
 
     def setSourceVolumeNode(self, node: Any) -> None:
-        self._editor.SetAndObserveSourceVolumeNode(node)
+        if node is not None and self._logic.GetSegmentationNode() is None:
+            raise RuntimeError("setSourceVolumeNode needs a segmentation first")
+        self._logic.SetSourceVolumeNode(node)
+
+    def _volume_chosen(self, node: Any) -> None:
+        if self._scene is not None and not self._scene.IsBatchProcessing():
+            self._logic.SetSourceVolumeNode(node)
+
+    def updateWidgetFromMRML(self) -> None:
+        scene = self._scene
+        if scene is None or scene.IsClosing() or scene.IsBatchProcessing() or self._editor is None:
+            return
+        was = self._editor.StartModify()
+        node = self._logic.GetSegmentationNode()
+        self._show(self._segmentations, node)
+        if node is not self._segmentation:
+            self._segmentation = node
+            if node is not None:
+                self._volumes.setCurrentNode(node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()))
+                node.CreateDefaultDisplayNodes()
+        volume = self._logic.GetSourceVolumeNode()
+        if node is not None and volume is not self._volume:
+            self._volume = volume
+            self._show(self._volumes, volume)
+        self._editor.EndModify(was)
+
+    @staticmethod
+    def _show(box: qMRMLNodeComboBox, node: Any) -> None:
+        if box.currentNode() is not node:
+            blocker = QtCore.QSignalBlocker(box)
+            box.setCurrentNode(node)
+            blocker.unblock()
 
     def saveStateForUndo(self) -> None:
-        self._history.SaveState()
+        self._logic.SaveStateForUndo()
 
     def undo(self) -> None:
-        self._history.RestorePreviousState()
+        self._logic.Undo()
 
     def redo(self) -> None:
-        self._history.RestoreNextState()
+        self._logic.Redo()
 
     def activeEffect(self) -> Any:
         return self._effect
@@ -469,7 +520,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._effect = None
 
     def setActiveEffectByName(self, name: str) -> None:
-        if self.segmentationNode() is None:
+        if self._logic.GetSegmentationNode() is None:
             raise RuntimeError("Slicer 5.10 would crash here")
         self._effect = name
 
@@ -478,9 +529,6 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
 
     def uninstallKeyboardShortcuts(self) -> None:
         self._shortcuts = False
-
-    def updateWidgetFromMRML(self) -> None:
-        pass
 
     def removeViewObservations(self) -> None:
         pass

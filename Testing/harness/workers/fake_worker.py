@@ -37,6 +37,11 @@ def misbehave(identity):
         if os.name == "nt":
             os._exit(137)
         os.kill(os.getpid(), signal.SIGKILL)
+    elif behaviour == "crashes":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif behaviour == "raises":
+        threading.excepthook = lambda args: os._exit(1)
+        raise ValueError("exit code 1, as of any Python program that fails")
     elif behaviour == "dies":
         sys.stderr.write("Traceback\nValueError: the last words")
         sys.stderr.flush()
