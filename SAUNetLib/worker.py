@@ -19,6 +19,7 @@ Exactly one ``result`` or ``error`` ends a request. Closing stdin cancels what r
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -30,11 +31,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from . import __version__
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
 from .process import prepare_process
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 LONGEST_LINE = 2**20
 Result = TypeVar("Result")
@@ -95,7 +99,7 @@ class Worker:
         self._waiting: queue.Queue[tuple[int, str] | None] = queue.Queue()
         self._received = 0
         self._cancelled_to: float = 0  # number of the last request that is not wanted any more
-        self._engine: tuple[tuple[Path, int, str], Any] | None = None
+        self._engine: tuple[tuple[Path, int, str], Engine] | None = None
         self._thread = WorkThread()
 
     def serve(self) -> None:
@@ -164,7 +168,7 @@ class Worker:
             send(event="warning", code=notice.code, text=notice.text)
         return {"command": "segment", "output": request.output, **about, **segmentation.summary()}
 
-    def _engine_for(self, request: Request) -> Any:
+    def _engine_for(self, request: Request) -> Engine:
         """The engine of the last request where it is the same, else a new one."""
         from .model_card import DEFAULT_MODEL, find_model
 
@@ -239,11 +243,25 @@ def main() -> int:
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     requests = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8", errors="replace")
+    leave_stdin_alone()
     try:
         Worker(requests, events).serve()
     except BrokenPipeError:
         log.info("nobody reads the events any more")
     return 0
+
+
+def leave_stdin_alone() -> None:
+    """Let no library touch the pipe from which a thread reads the requests.
+
+    On Windows NumPy's libraries look at stdin when they are loaded, and would wait until the next request came
+    (numpy/numpy#24290). So stdin is nothing from here on, and there they are loaded before the first read.
+    """
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, sys.stdin.fileno())
+    os.close(nothing)
+    if sys.platform == "win32":
+        importlib.import_module("numpy")
 
 
 if __name__ == "__main__":

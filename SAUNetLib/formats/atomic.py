@@ -78,9 +78,11 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
         UsageError: OUTPUT_WRITE for whatever the system or a writing library refuses inside the block.
     """
     target = path.resolve()  # a link keeps pointing to its file
-    temporary = target.with_name(f".{secrets.token_hex(6)}{ending}")
+    name = f".{secrets.token_hex(6)}{ending}"
+    temporary = target.with_name(name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = itk.short_name(target.parent) / name
         yield temporary
         if target.exists():
             with suppress(OSError):  # not every file system knows of rights

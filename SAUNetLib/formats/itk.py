@@ -1,7 +1,8 @@
-"""What ITK needs to read a file without harm: a name that it can take, and nobody listening to its asides."""
+"""What ITK needs to read and write without harm: a name that it can take, and nobody listening to its asides."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import sys
@@ -23,17 +24,33 @@ def is_name(path: Path) -> bool:
     return True
 
 
+def short_name(path: Path) -> Path:
+    """A name of a file or folder that exists in letters that ITK can open it by.
+
+    On Windows ITK takes names in the process's code page, which for Python is not UTF-8: it finds no folder of a user
+    with an umlaut (SimpleITK/SimpleITK#795). The short name that Windows keeps beside the long one is ASCII; where a
+    drive keeps none, the path stays as it is.
+    """
+    if sys.platform != "win32" or str(path).isascii():
+        return path
+    buffer = ctypes.create_unicode_buffer(32768)  # the longest path of all
+    ctypes.windll.kernel32.GetShortPathNameW(str(path), buffer, len(buffer))
+    return Path(buffer.value or path)
+
+
 @contextmanager
 def readable(path: Path, ending: str = "") -> Iterator[Path]:
     """A name under which ITK reads this very file.
 
-    For NAME.nii.gz the NIfTI library takes the voxels of NAME.nii where that lies beside it, and names from elsewhere,
-    as on old CDs, may be no UTF-8.
+    For NAME.nii.gz the NIfTI library takes the voxels of NAME.nii where that lies beside it; names from elsewhere, as
+    on old CDs, may be no UTF-8; and on Windows see `short_name`.
     """
     if is_name(path) and not (ending == ".nii.gz" and path.with_suffix("").exists()):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="saunet-") as folder:
+        place = short_name(path)
+        if sys.platform != "win32" or str(place).isascii():
+            yield place
+            return
+    with tempfile.TemporaryDirectory(prefix="saunet-", dir=short_name(Path(tempfile.gettempdir()))) as folder:
         place = Path(folder, f"image{ending}")
         try:
             place.symlink_to(path.resolve())

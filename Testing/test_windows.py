@@ -1,0 +1,109 @@
+"""What is done for Windows alone, as far as another system can show it."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from SAUNetLib.formats import itk
+from SAUNetLib.formats.volumes import read_volume, write_volume
+from SAUNetLib.training.phantom.build import DIRECTION
+from SAUNetLib.volume import Geometry, Volume
+
+UMLAUT = "Müller 李"
+
+
+@pytest.fixture
+def image(tmp_path):
+    """A file in a folder whose name is not ASCII."""
+    folder = tmp_path / UMLAUT
+    folder.mkdir()
+    voxels = np.random.default_rng(1).integers(0, 900, (5, 40, 30)).astype(np.int16)
+    path = folder / f"{UMLAUT}.nrrd"
+    write_volume(Volume(voxels, Geometry((30, 40, 5), (0.9, 0.9, 4.0), (1.0, 2.0, 3.0), DIRECTION)), path)
+    return path
+
+
+@pytest.fixture
+def windows(tmp_path, monkeypatch):
+    """The module as on Windows, whose short names are links here; returns the names that ITK was given."""
+    links = tmp_path / "short"
+    links.mkdir()
+
+    def short(path: str, buffer: ctypes.Array, _size: int) -> int:
+        if not links.is_dir():  # a drive without short names
+            return 0
+        link = links / f"NAME~{len(list(links.iterdir()))}{Path(path).suffix}"
+        link.symlink_to(path)
+        buffer.value = str(link)
+        return len(buffer.value)
+
+    kernel = SimpleNamespace(GetShortPathNameW=short)
+    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
+    monkeypatch.setattr(itk, "sys", SimpleNamespace(platform="win32", stderr=sys.stderr))
+    given = []
+    for name, place in (("ReadImage", 0), ("WriteImage", 1)):
+        plain = getattr(sitk, name)
+
+        def spy(*args, plain=plain, place=place, **kwargs):
+            given.append(args[place])
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(sitk, name, spy)
+    return given
+
+
+def test_itk_gets_the_short_name_of_a_file(image, windows):
+    volume = read_volume(image)
+    assert volume.voxels.shape == (5, 40, 30) and volume.name == image.name
+    assert len(windows) == 1 and windows[0].isascii()
+
+
+def test_itk_writes_into_the_folder_s_short_name(image, windows):
+    source = read_volume(image)
+    path = image.with_name("Ergebnis für ihn.mha")
+    write_volume(source, path)
+    assert all(name.isascii() for name in windows)
+    assert sorted(one.name for one in image.parent.iterdir()) == sorted((path.name, image.name))
+    np.testing.assert_array_equal(read_volume(path).voxels, source.voxels)
+
+
+def test_where_a_drive_keeps_no_short_names_a_copy_is_read(image, windows, tmp_path):
+    (tmp_path / "short").rmdir()
+    assert read_volume(image).voxels.shape == (5, 40, 30)
+    assert windows[0].isascii() and Path(windows[0]).name == "image.nrrd"
+    assert not Path(windows[0]).exists()
+
+
+def test_plain_names_stay_as_they_are(windows, tmp_path):
+    assert itk.short_name(tmp_path) == tmp_path
+
+
+WORKER = """
+import os, sys
+from SAUNetLib import worker
+sys.platform = {platform!r}
+worker.leave_stdin_alone()
+print(os.read(0, 1), "numpy" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("platform", "loaded"), [("win32", True), (sys.platform, False)])
+def test_no_library_waits_for_the_worker_s_requests(platform, loaded):
+    """Windows' libraries look at stdin when NumPy is loaded; the pipe is open, and nothing comes."""
+    if sys.platform == "win32" and not loaded:
+        pytest.skip("the first case is this system's")
+    command = [sys.executable, "-c", WORKER.format(platform=platform)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            said = child.stdout.readline()
+        finally:
+            child.kill()
+    assert said == f"b'' {loaded}\n"
