@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import nrrd
 import numpy as np
@@ -24,6 +24,8 @@ from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE, orthonormal
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 MOST_BYTES = 2 * MOST_VOXELS
+MOST_AFTER = 64 << 20
+"""Bytes after the voxels that are read to reach the end of a stream."""
 CHUNK = 1 << 20
 ITK_SHEAR = 1e-4
 """ITK refuses an sform of more shear where there is no quaternion to fall back to."""
@@ -144,7 +146,10 @@ def _parts(file: IO[bytes], wanted: int) -> Iterator[bytes]:
     while wanted and (part := file.read(min(CHUNK, wanted))):
         wanted -= len(part)
         yield part
-    file.read(1)  # a gzip stream checks its sum at its end
+    # A gzip stream checks its sum at its end, which damage may have moved away from that of the voxels.
+    more = MOST_AFTER
+    while more > 0 and (part := file.read(CHUNK)):
+        more -= len(part)
 
 
 def _check_nifti(path: Path) -> None:
@@ -249,18 +254,20 @@ def _quaternion_form(header: dict[str, Any]) -> np.ndarray:
 
 
 def _check_nrrd(path: Path) -> None:
-    """The voxels' number is left to ITK: its NRRD reader refuses data that are too short."""
+    """The number of voxels that are not compressed is left to ITK: its NRRD reader refuses data that are too short."""
     header, size, voxel_bytes = _nrrd_header(path)
     _check_size(size, voxel_bytes, path)
     told = _nrrd_data(path)
     if "datafile" in told:
         _check_beside(path, told["datafile"])
     try:
-        skipped = min(int(told.get(key, "0")) for key in ("lineskip", "byteskip"))
+        skipped = [int(told.get(key, "0")) for key in ("lineskip", "byteskip")]
     except ValueError as failure:
         raise damaged(path, "its NRRD header is damaged") from failure
-    if skipped < -1:
+    if min(skipped) < -1:
         raise damaged(path, "its NRRD header is damaged")
+    if str(header.get("encoding")).lower() in ("gz", "gzip") and not any(skipped):
+        _check_nrrd_stream(path, told.get("datafile"), math.prod(size) * voxel_bytes)
     if len(size) < 3 or (len(size) > 3 and "space" not in header):
         return  # no volume in space: `Volume.from_sitk` says what it is instead
     if "spacings" in header:
@@ -273,6 +280,20 @@ def _check_nrrd(path: Path) -> None:
     if directions.shape != (3, 3) or not np.isfinite(np.asarray(origin, float)).all():
         raise _unplaced(path)
     check_steps(directions.T, path.name)
+
+
+def _check_nrrd_stream(path: Path, beside: str | None, total: int) -> None:
+    """ITK compares no sum of the voxels that gzip compressed: damage would go into the image unsaid."""
+    with open(path if beside is None else path.parent / beside, "rb") as file:
+        while beside is None and file.readline().strip():
+            pass
+        begin = file.tell()
+        if file.read(2) != b"\x1f\x8b":
+            return  # ITK takes what is not compressed as it is
+        file.seek(begin)
+        with gzip.open(file) as stream:
+            found = sum(len(part) for part in _parts(cast(IO[bytes], stream), total))
+        _check_length(path, found, total)
 
 
 def _check_nrrd_end(path: Path) -> None:
@@ -357,7 +378,7 @@ def _meta_header(path: Path) -> tuple[dict[str, str], int]:
         for _ in range(1000):
             line = file.readline(1 << 16)
             key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
-            if not equals or not key.strip().isidentifier():
+            if not equals or not key.strip():
                 break
             fields[key.strip()] = value.strip()
             if key.strip() == "ElementDataFile":

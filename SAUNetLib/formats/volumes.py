@@ -105,7 +105,11 @@ def write_volume(volume: Volume, path: str | Path) -> None:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
     """
     path = Path(path)
-    ending = check_writable(path, (".nii.gz", ".nii", ".nrrd", ".mha"))
+    endings = (".nii.gz", ".nii", ".nrrd", ".mha")
+    ending = check_writable(path, (*endings, ".seg.nrrd"))
+    if ending == ".seg.nrrd":
+        remedy = f"Choose one of {', '.join(endings)}"
+        raise UsageError("OUTPUT_FORMAT", f"{path.name} is a segmentation's name", remedy)
     with write_beside(path, ending) as temporary:
         sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)
         headers.check_written(temporary, ending)
