@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from builders import SLICES_TO_LEFT, labelled, rearranged, write_pair, write_pairs
 from conftest import CARD, ROOT
-from test_volume import SAGITTAL, rearranged
 
 from SAUNetLib.cli import main
 from SAUNetLib.errors import InputError
@@ -29,30 +29,13 @@ from SAUNetLib.training.train import NetworkConfig, TrainingConfig, TrainingRun
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
 
-def labelled(seed: int, slices: int = 10) -> tuple[Volume, np.ndarray]:
-    """A picture of three bright blocks, and its labels."""
-    random = np.random.default_rng(seed)
-    labels = np.zeros((slices, 48, 40), np.uint8)
-    labels[1:-1, 5:20, 8:20], labels[1:-1, 20:26, 8:20], labels[1:-1, 5:40, 22:28] = 1, 2, 3
-    voxels = (np.array([10, 120, 60, 220])[labels] + random.normal(0, 8, labels.shape)).clip(0, 255).astype(np.uint8)
-    return Volume(voxels, Geometry((40, 48, slices), (1.5, 1.5, 0.9), (0.0, 0.0, 0.0), SAGITTAL), f"p{seed}"), labels
-
-
 @pytest.fixture
 def data(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for seed in range(3):
-        volume, labels = labelled(seed)
-        sitk.WriteImage(volume.to_sitk(), str(folder / f"p{seed}_image.nii.gz"))
-        sitk.WriteImage(volume.to_sitk(labels), str(folder / f"p{seed}_labels.nii.gz"))
-    return folder
+    return write_pairs(tmp_path / "data", "p0", "p1", "p2")
 
 
 def test_cases_are_pairs(data, tmp_path):
     assert case_names(data) == ["p0", "p1", "p2"]
-    (data / "p1_labels.nii.gz").unlink()
-    assert case_names(data) == ["p0", "p2"]
     for folder, code in ((tmp_path / "none", "INPUT_NOT_FOUND"), (tmp_path, "INPUT_EMPTY")):
         with pytest.raises(InputError) as caught:
             case_names(folder)
@@ -258,7 +241,9 @@ def test_what_cannot_be_done_is_refused_before_the_run_has_a_folder(data, tmp_pa
     assert main(command) == 2 and "OUTPUT_WRITE" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_is_cancelled_and_goes_on(data, tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_cancelled_and_goes_on(data, tmp_path, number):
     """A scheduler must not take it for a crash."""
     (tmp_path / "small.json").write_text(json.dumps(CONFIG | {"steps": 100000}))
     run = tmp_path / "run"
@@ -270,7 +255,7 @@ def test_an_interrupted_run_is_cancelled_and_goes_on(data, tmp_path):
         deadline = time.monotonic() + 200
         while not (run / "log").exists() and time.monotonic() < deadline and one.poll() is None:
             time.sleep(0.2)
-        one.send_signal(signal.SIGINT)
+        one.send_signal(number)
         err = one.communicate(timeout=90)[1]
     assert one.returncode == 6, err
     assert "error CANCELLED" in err and "goes on from the last checkpoint" in err
@@ -351,8 +336,7 @@ def test_a_lone_slice_keeps_its_small_pieces(tmp_path):
     single = Volume(volume.voxels[5:6], replace(volume.geometry, size=(40, 48, 1)), "p")
     drawn = np.zeros_like(labels[5:6])
     drawn[0, 10, 10], drawn[0, 20:40, 20:40] = 1, 1
-    sitk.WriteImage(single.to_sitk(), str(tmp_path / "p_image.nii.gz"))
-    sitk.WriteImage(single.to_sitk(drawn), str(tmp_path / "p_labels.nii.gz"))
+    write_pair(tmp_path, "p", single, drawn)
     assert read_pair(tmp_path, "p")[1][0, 10, 10] == 1
 
 
@@ -402,7 +386,7 @@ def test_what_is_not_known_teaches_nothing(data):
     scores = torch.randn(2, 4, 16, 16, requires_grad=True)
     labels = torch.randint(0, 4, (2, 16, 16))
     labels[:, :8] = 255
-    loss = run._loss(scores, labels)
+    loss = run.loss(scores, labels)
     loss.backward()
     assert loss.isfinite() and scores.grad[:, :, 8:].abs().sum() > 0
     assert scores.grad[:, :, :8].abs().sum() == 0
@@ -422,26 +406,80 @@ def test_sources_are_drawn_by_their_shares_and_single_slices_share_a_stack_apart
     assert not bool(StackDataset([cases, single], [1, 0], 1, 3, (48, 32), seed=1)[0]["apart"])
 
 
-def test_a_teacher_says_what_it_is_sure_of(tiny_model, tmp_path):
-    picture = tmp_path / "a.png"
-    values = np.kron(np.random.default_rng(0).integers(0, 255, (8, 8)), np.ones((12, 12))).astype(np.uint8)
-    sitk.WriteImage(sitk.GetImageFromArray(values), str(picture))
-    model, volume = load_model(str(tiny_model)), self_training.single_slice(picture)
-    assert max(
-        count * size for count, size in zip(volume.geometry.size[:2], volume.geometry.spacing[:2], strict=True)
-    ) == (pytest.approx(280))
-    mean = self_training.probabilities(model, volume.voxels[0], volume.geometry.spacing[0])
+def grey(path, seed=0):
+    """A greyscale picture (96, 96) without a pixel size."""
+    values = np.kron(np.random.default_rng(seed).integers(0, 255, (8, 8)), np.ones((12, 12))).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(path))
+    return path
+
+
+def test_a_teacher_s_probabilities_of_a_picture(tiny_model, tmp_path):
+    volume = self_training.single_slice(grey(tmp_path / "a.png"))
+    assert volume.geometry.size == (96, 96, 1) and volume.geometry.spacing[:2] == pytest.approx((280 / 96, 280 / 96))
+    mean = self_training.probabilities(load_model(str(tiny_model)), volume.voxels[0], volume.geometry.spacing[0])
     assert mean.shape == (4, 96, 96) and torch.allclose(mean.sum(0), torch.ones(96, 96), atol=1e-4)
-    labels = self_training.pseudo_labels(model, volume)
-    assert labels is None or set(np.unique(labels)) <= {0, 1, 2, 3, 255}
-    kept, number = self_training.write_pseudo_labels(model, tmp_path, tmp_path / "out")
-    assert number == 1 and kept == (labels is not None)
+
+
+SEEN = np.zeros((96, 96), np.uint8)
+SEEN[10:40, 20:50], SEEN[40:50, 20:50], SEEN[10:80, 60:64] = 1, 2, 3
+
+
+def teacher(monkeypatch, unsure):
+    """Make every teacher see SEEN, not sure of some pixels; returns the labels to be learnt from."""
+    doubt = np.zeros(SEEN.shape, bool)
+    doubt[unsure] = True
+    best = torch.from_numpy(np.where(doubt, 0.89, 0.91)).float()
+    mean = ((1 - best) / 3).expand(4, -1, -1).clone()
+    mean.scatter_(0, torch.from_numpy(SEEN)[None].long(), best[None])
+    monkeypatch.setattr(self_training, "probabilities", lambda *_: mean)
+    return np.where(doubt, 255, SEEN)
+
+
+@pytest.mark.parametrize(
+    ("unsure", "kept"),
+    [
+        (np.s_[:, :30], True),  # a quarter of what is no background
+        (np.s_[:, :32], False),  # a third
+        (np.s_[:, 55:], False),  # the whole canal, less than a fifth
+        (np.s_[70:, :], True),
+        (np.s_[:0], True),
+    ],
+)
+def test_a_teacher_says_what_it_is_sure_of(tmp_path, monkeypatch, unsure, kept):
+    """A picture is kept where it knows most of the foreground and something of each class."""
+    labels = teacher(monkeypatch, unsure)
+    (tmp_path / "in").mkdir()
+    volume, out = self_training.single_slice(grey(tmp_path / "in" / "a.png")), tmp_path / "out"
+    found = self_training.pseudo_labels(None, volume)
+    assert np.array_equal(found, labels[None]) if kept else found is None
+    assert self_training.write_pseudo_labels(None, tmp_path / "in", out) == (int(kept), 1)
+    if not kept:
+        assert not out.exists()
+        return
+    assert sorted(path.name for path in out.iterdir()) == ["a_image.nii.gz", "a_labels.nii.gz"]
+    image, written = read_pair(out, "a")
+    assert np.array_equal(written, labels[None]) and np.array_equal(image.voxels, volume.voxels)
+
+
+def test_drawn_and_undrawn_pictures_become_one_data_folder(tmp_path, monkeypatch):
+    labels = teacher(monkeypatch, np.s_[:, :30])
+    pictures, out = tmp_path / "in", tmp_path / "out"
+    pictures.mkdir()
+    for seed, name in enumerate(("1.png", "2_image.png", "3_left.png")):
+        grey(pictures / name, seed)
+    drawn = np.zeros(SEEN.shape, np.uint8)
+    drawn[12:42, 30:50] = 255
+    sitk.WriteImage(sitk.GetImageFromArray(drawn), str(pictures / "2_vertebra.png"))
+    assert self_training.write_pseudo_labels(None, pictures, out, leave_out=["3"]) == (2, 2)
+    assert case_names(out) == ["1", "2"] and np.array_equal(read_pair(out, "1")[1][0], labels)
+    found = read_pair(out, "2")[1][0]
+    assert np.array_equal(found == 1, drawn > 0) and (found[42:50, 30:50] == 2).all()
 
 
 def test_drawn_vertebrae_are_kept_and_lateral_discs_and_canal_stay_unknown(tiny_model):
     model = load_model(str(tiny_model))
     values = np.kron(np.random.default_rng(0).integers(0, 255, (8, 8)), np.ones((12, 12))).astype(np.uint8)
-    volume = Volume(values[None], Geometry((96, 96, 1), (1.5, 1.5, 4.0), (0.0, 0.0, 0.0), SAGITTAL), "a")
+    volume = Volume(values[None], Geometry((96, 96, 1), (1.5, 1.5, 4.0), (0.0, 0.0, 0.0), SLICES_TO_LEFT), "a")
     for rows, lateral in ((40, False), (4, True)):
         drawn = np.zeros((96, 96), bool)
         drawn[20 : 20 + rows, 30:60] = True

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -19,23 +20,27 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from monai.losses import DiceLoss
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..anatomy import CLASS_NAMES
+from ..engine import best_class, network_input
 from ..errors import CancelledError
 from ..model import load_model
 from ..network import DenseUNet, SAUNet
 from ..network.dense_unet import Reading
 from ..network.sau_net import Attention
+from ..volume import Intensity
 from .datasets import Case, StackDataset, can_thicken, load_cases, thick_slices
-from .folders import ANY_OF, UNKNOWN, case_names
+from .folders import ANY_OF, UNKNOWN, case_names, write_settings
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
+GOES_ON = "The same command goes on from the last checkpoint"
 Sixteens = Annotated[int, Field(ge=16, multiple_of=DenseUNet.stride)]
-CLASS_NAMES = ("vertebra", "disc", "canal")
 
 
 class NetworkConfig(BaseModel):
@@ -139,7 +144,6 @@ class TrainingRun(pl.LightningModule):
         self.network: nn.Module = network
         self.dice = DiceLoss(include_background=False, batch=True)
         self.sources, self.validation_cases = sources, validation
-        self.partial = any(case.background for cases in sources for case in cases)
         # Only what every case has: of several processes each must log the same figures, or they wait for each other.
         self.watched = {
             name: count
@@ -170,17 +174,13 @@ class TrainingRun(pl.LightningModule):
         links = {"apart": batch["apart"]} if batch["apart"].any() else {}
         scores = self.network(batch["image"], **links).float().flatten(0, 1)
         labels = batch["label"].flatten(0, 1)
-        loss = marginal_loss(scores, labels, self.dice) if self.partial else self._loss(scores, labels)
+        loss = self.loss(scores, labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Dice plus cross-entropy of scores (N, 4, H, W) and labels (N, H, W) where the labels are known."""
-        known = (labels != UNKNOWN)[:, None]
-        truth = F.one_hot(labels.masked_fill(~known[:, 0], 0), scores.shape[1]).movedim(-1, 1)
-        dice = self.dice(scores.softmax(1) * known, truth * known)
-        entropy = F.cross_entropy(scores, labels, ignore_index=UNKNOWN, reduction="sum")
-        return dice + entropy / known.sum().clamp(min=1)
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """`marginal_loss` of the run's scores (N, classes, H, W) and labels (N, H, W)."""
+        return marginal_loss(scores, labels, self.dice)
 
     def validation_step(self, number: Tensor | int, _: int) -> None:
         case = self.validation_cases[int(number)]
@@ -188,7 +188,7 @@ class TrainingRun(pl.LightningModule):
             images, labels = thick_slices(case.images, case.labels, count)
             found = predict(cast(SAUNet, self.network), images.float()).masked_fill(labels == UNKNOWN, 0)
             for value in case.drawn:
-                structure = CLASS_NAMES[value - 1]
+                structure = CLASS_NAMES[value]
                 both = ((found == value) & (labels == value)).sum()
                 total = (found == value).sum() + (labels == value).sum()
                 dice = 2 * both / total.clamp(min=1)
@@ -207,7 +207,7 @@ class TrainingRun(pl.LightningModule):
 
 
 def marginal_loss(scores: Tensor, labels: Tensor, dice: DiceLoss) -> Tensor:
-    """Dice plus cross-entropy where a label may admit several classes, as background does in partly drawn data.
+    """Dice plus cross-entropy; a label may admit several classes, as background does in partly drawn data.
 
     The probability of such a label is the sum of the probabilities of all classes it admits (marginal loss: Shi et al.,
     Medical Image Analysis 2021, doi:10.1016/j.media.2021.101979); a class's Dice leaves out the pixels that may or may
@@ -229,16 +229,12 @@ def marginal_loss(scores: Tensor, labels: Tensor, dice: DiceLoss) -> Tensor:
 @torch.inference_mode()
 def predict(network: SAUNet, images: Tensor) -> Tensor:
     """Classes (S, H, W) of slices 0..1 (S, H, W) at the working pixel size, for validation while training."""
-    from ..volume import Intensity
-
-    array = images.numpy()
-    normal = torch.from_numpy(Intensity.of(array).normalise(array))
-    stride = network.encoder.stride
-    rows, columns = normal.shape[1:]
-    padded = torch.nn.functional.pad(normal, (0, -columns % stride, 0, -rows % stride), value=float(normal.min()))
-    padded = padded.to(next(network.parameters()).device)
-    scores = network.stream(part[None, None].contiguous() for part in padded)
-    return torch.cat([one.argmax(1) for one in scores])[:, :rows, :columns].cpu()
+    slices = images.numpy()
+    rows, columns = slices.shape[1:]
+    device = next(network.parameters()).device
+    padded = network_input(slices, Intensity.of(slices), (rows, columns), network.encoder.stride, device)
+    scores = network.stream(part[None] for part in padded)
+    return torch.cat([best_class(one) for one in scores])[:, :rows, :columns].cpu()
 
 
 def train(folders: Sequence[Path], output: Path, config: TrainingConfig, accelerator: str = "auto") -> SAUNet:
@@ -259,7 +255,8 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
     sources = [load_cases(folder, some, config.pixel_mm) for folder, some in zip(folders, names, strict=True)]
     run = TrainingRun(config, sources, load_cases(folders[0], kept, config.pixel_mm))
     output.mkdir(parents=True, exist_ok=True)
-    (output / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+    if not (output / "config.json").exists():
+        write_settings(config, output / "config.json")
     last = output / "last.ckpt"
     if config.start and not last.exists():
         run.network.load_state_dict(load_model(config.start).network.state_dict())
@@ -282,6 +279,7 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
         ModelCheckpoint(output, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False),
         LearningRateMonitor("step"),
         timer,
+        interruptible := _Interruptible(),
     ]
     if config.patience is not None:
         watched: dict[str, Any] = {"monitor": "native/mean", "mode": "max"}
@@ -304,17 +302,58 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
         log_every_n_steps=20,
     )
     if not (last.exists() and _stopped_early(last)):
-        try:
-            trainer.fit(run, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None)
-        except SystemExit as error:  # Lightning's own end of a process that was interrupted
-            if trainer.interrupted:
-                raise CancelledError("The same command goes on from the last checkpoint") from error
-            raise
+        with contextlib.nullcontext() if trainer.world_size > 1 else interruptible.heeding_signals():
+            try:
+                trainer.fit(
+                    run, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None
+                )
+            except (SystemExit, SIGTERMException) as error:  # Lightning's own ends of a process that was interrupted
+                if trainer.interrupted:
+                    raise CancelledError(GOES_ON) from error
+                raise
     # Lightning gives a run that was already finished its last weights, not the averaged ones.
     chosen = best if config.patience is not None and best.exists() else last
     run.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
     run.cpu()
     return timer.time_elapsed()
+
+
+class _Interruptible(Callback):
+    """Ends a run at its next batch after Ctrl-C or a scheduler's SIGTERM.
+
+    An exception out of the signal itself is lost where it meets a fork, or meets Lightning between two states. Several
+    processes wait for each other, though, and are left to Lightning.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    @contextlib.contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """While inside, the first signal is kept for the next batch; a second one interrupts at once."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        try:
+            before = [signal.signal(number, self._ask) for number in numbers]
+        except ValueError:  # not in the main thread: the caller's signals are his own
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self._asked:
+            raise CancelledError(GOES_ON)
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.on_train_batch_start()
 
 
 def _averaged(average: Tensor, weights: Tensor, updates: Tensor, *, decay: float, start: int) -> Tensor:
