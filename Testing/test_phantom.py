@@ -303,10 +303,22 @@ def test_ribs_change_the_picture_and_not_the_labels() -> None:
     assert not np.array_equal(with_ribs.volume.voxels, without.volume.voxels)
 
 
+def test_vertebrae_may_be_drawn_as_readers_do_in_all_slices_that_show_them() -> None:
+    """Nothing else changes: not the picture, nor what is labelled otherwise."""
+    exact, wide = (make_phantom(PhantomOptions(seed=1, vertebra_from=share, pixel=1.5)) for share in (0.5, 0.25))
+    assert np.array_equal(exact.volume.voxels, wide.volume.voxels)
+    more = exact.labels != wide.labels
+    assert not exact.labels[more].any()
+    assert {structures()[value].kind for value in np.unique(wide.labels[more]).tolist()} == {"vertebra"}
+    slices = [[np.any(one.labels == value_of(level), (1, 2)).sum() for level in LUMBAR] for one in (exact, wide)]
+    assert 0 < np.mean(slices[1]) - np.mean(slices[0]) < 2
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"contrast": "pd"},
+        {"vertebra_from": 0.6},
         {"pixel": 0.0},
         {"slices": 0},
         {"slice_thickness": float("nan")},

@@ -33,7 +33,7 @@ def paint_bones(canvas: Canvas, spine: Spine, ribs: bool, rng: np.random.Generat
             _paint_ribs(canvas, vertebra, draws[0])
         _paint_parts(parts, value_of(vertebra.level))
         _paint_body(canvas, vertebra, spine.discs[n : n + 2], draws)
-        _paint_inside(canvas, parts)
+        _paint_inside(parts)
         _paint_joint(canvas, spine, n)
 
 
@@ -80,17 +80,17 @@ def _paint_body(canvas: Canvas, body: Vertebra, discs: list[Disc], draws: np.nda
     region.paint(around & (region.label == 0), Tissue.LIGAMENT)
     region.paint(inside, Tissue.CORTEX, value_of(body.level))
     region.paint((side > CORTEX_MM) & (ends > 0.8), Tissue.MARROW)
-    _paint_segmental_vessel(canvas, body, region, side, z)
-    _paint_marrow_findings(canvas, body, region, (x, y, z, ends, side), discs, draws)
+    _paint_segmental_vessel(region, side, z)
+    _paint_marrow_findings(body, region, (x, y, z, ends, side), discs, draws)
 
 
-def _paint_segmental_vessel(canvas: Canvas, body: Vertebra, region: Region, side: np.ndarray, z: np.ndarray) -> None:
+def _paint_segmental_vessel(region: Region, side: np.ndarray, z: np.ndarray) -> None:
     ring = (side < -0.5) & (side > -2.4) & (np.abs(z + 1) < 0.9)
     region.paint(ring & (region.tissue == Tissue.FAT), Tissue.VESSEL)
 
 
 def _paint_marrow_findings(
-    canvas: Canvas, body: Vertebra, region: Region, at: tuple[np.ndarray, ...], discs: list[Disc], draws: np.ndarray
+    body: Vertebra, region: Region, at: tuple[np.ndarray, ...], discs: list[Disc], draws: np.ndarray
 ) -> None:
     """Basivertebral vein, haemangioma-like spots, endplate changes beside worn discs, spongy fat."""
     x, y, z, ends, side = at
@@ -275,7 +275,7 @@ def _paint_parts(parts: list[Part], value: int) -> None:
         region.paint((distance < 0) & free, Tissue.CORTEX, value)
 
 
-def _paint_inside(canvas: Canvas, parts: list[Part]) -> None:
+def _paint_inside(parts: list[Part]) -> None:
     for region, distance in parts:
         region.paint((distance < -CORTEX_MM) & (region.tissue == Tissue.CORTEX), Tissue.MARROW)
 

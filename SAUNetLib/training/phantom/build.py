@@ -57,7 +57,7 @@ def make_phantom(options: PhantomOptions | None = None) -> Phantom:
     paint_bones(canvas, spine, options.ribs, rng[4])
     paint_root_exits(canvas, spine)
     paint_sac(canvas, spine, rng[5])
-    labels = slice_labels(canvas)
+    labels = slice_labels(canvas, options.vertebra_from)
     drop_specks(labels, options.pixel**2 * options.pitch)
     voxels = render(canvas, options, rng[6], rng[7], float(profile.skin(np.array(100.0))))
     size = (labels.shape[2], labels.shape[1], labels.shape[0])

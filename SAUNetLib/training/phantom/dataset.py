@@ -16,6 +16,10 @@ from .options import Contrast, PhantomOptions
 CONTRASTS: tuple[Contrast, ...] = ("t2", "random", "t1", "random", "t2", "random", "stir", "random", "t1", "random")
 
 
+READERS_DRAW_FROM = 0.25
+"""`PhantomOptions.vertebra_from` of phantoms to train on: readers carry a body into the slices that it ends in."""
+
+
 def draw_options(seed: int) -> PhantomOptions:
     """A routine scan of another patient for every seed: contrast, slice thickness, pixel and field of view vary."""
     options = PhantomOptions(seed=seed)  # refuses a seed that is none
@@ -27,6 +31,7 @@ def draw_options(seed: int) -> PhantomOptions:
         gap=float(random.uniform(0.0, 0.8)),
         pixel=float(random.uniform(0.55, 0.85)),
         field_of_view=(float(random.uniform(240, 340)), float(random.uniform(200, 300))),
+        vertebra_from=READERS_DRAW_FROM,
         lumbar=int(random.choice((4, 5, 6), p=(0.06, 0.88, 0.06))),
     )
 

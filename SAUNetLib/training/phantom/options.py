@@ -39,6 +39,8 @@ class PhantomOptions:
         wedge: by vertebra (``L1``), degrees by which its front has collapsed, 0 to 25.
         slip: by disc, mm by which its upper vertebra lies in front of the lower one (negative: behind), -8 to 12.
         canal_diameter: by vertebra (its mid-height) or disc, mm from front to back of the dural sac, 3 to 22.
+        vertebra_from: a vertebra is labelled in every voxel that it fills to this share, 0 to 0.5. Half of it is exact;
+            readers draw what they see, which is less.
     """
 
     seed: int = 0
@@ -58,6 +60,7 @@ class PhantomOptions:
     wedge: Mapping[str, float] = field(default_factory=dict)
     slip: Mapping[str, float] = field(default_factory=dict)
     canal_diameter: Mapping[str, float] = field(default_factory=dict)
+    vertebra_from: float = 0.5
 
     def __post_init__(self) -> None:
         if self.contrast not in get_args(Contrast):
@@ -67,6 +70,7 @@ class PhantomOptions:
         _check("slice_thickness", self.slice_thickness, 0.3, 10)
         _check("gap", self.gap, 0, 10)
         _check("pixel", self.pixel, 0.2, 3)
+        _check("vertebra_from", self.vertebra_from, 0, 0.5)
         _check("field_of_view", self.field_of_view[0], 60, 420)
         _check("field_of_view", self.field_of_view[1], 60, 400)
         limits = {"slices": (1, 400), "lordosis": (5, 80), "scoliosis": (-45, 45), "noise": (0, 0.5), "bias": (0, 1)}

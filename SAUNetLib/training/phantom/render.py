@@ -5,18 +5,23 @@ from __future__ import annotations
 import numpy as np
 import SimpleITK as sitk
 
+from ...anatomy import structures
 from .canvas import Canvas, Texture
 from .options import PhantomOptions
 from .tissues import signals
 
 SCALE = 1000.0
 """Signal of CSF on T2 in the written image."""
+VERTEBRAE = [value for value, one in structures().items() if one.kind == "vertebra"]
 SPECK_MM3 = 80.0
 """Smaller pieces of a structure, apart from the rest, are crumbs."""
 
 
-def slice_labels(canvas: Canvas) -> np.ndarray:
-    """(k, j, i) uint8: the label of most samples of each voxel; on a tie the one nearest the slice's middle."""
+def slice_labels(canvas: Canvas, vertebra_from: float = 0.5) -> np.ndarray:
+    """(k, j, i) uint8: the label of most samples of each voxel; on a tie the one nearest the slice's middle.
+
+    Where that is background, but at least the share ``vertebra_from`` of the samples is vertebra, the vertebra.
+    """
     samples = canvas.samples
     stack = canvas.label.reshape(-1, samples, *canvas.label.shape[1:])
     order = sorted(range(samples), key=lambda n: abs(n - samples // 2))
@@ -31,8 +36,22 @@ def slice_labels(canvas: Canvas) -> np.ndarray:
             votes = (values == values[n]).sum(0).astype(np.int8)
             better = votes > most
             most[better], best[better] = votes[better], values[n][better]
+        if vertebra_from < 0.5:
+            bone = np.isin(values, VERTEBRAE)
+            seen = (best == 0) & (bone.mean(0) >= vertebra_from)
+            best[seen] = _commonest(np.where(bone, values, 0)[:, seen])
         result[k][mixed] = best
     return result
+
+
+def _commonest(values: np.ndarray) -> np.ndarray:
+    """Of values (n, N) uint8 the most frequent one but 0 in each column, (N,); 0 where there is no other."""
+    best, most = np.zeros(values.shape[1], np.uint8), np.zeros(values.shape[1], int)
+    for value in np.unique(values[values > 0]):
+        votes = (values == value).sum(0)
+        best[votes > most] = value
+        most = np.maximum(most, votes)
+    return best
 
 
 def drop_specks(labels: np.ndarray, voxel_mm3: float) -> None:

@@ -168,7 +168,7 @@ def paint_soft_tissues(canvas: Canvas, spine: Spine, habitus: Habitus, rng: np.r
                 tissue[found[0], found[1]][found[2]] = value
         _paint_muscles(fields, s, tissue, np.take_along_axis(streaks.plane(x, *weights[0]), gather, 1))
         _paint_skin(fields, s, tissue)
-    _great_vessels(canvas, spine, profile, rng)
+    _great_vessels(canvas, profile, rng)
 
 
 def _paint_muscles(fields: Fields, s: int, tissue: np.ndarray, streaks: np.ndarray) -> None:
@@ -283,7 +283,7 @@ def _muscles(fields: Fields, profile: Profile, habitus: Habitus, rng: np.random.
     fields["quadratus_lean"] = 2.4 - 1.4 * habitus.infiltration + patches
 
 
-def _great_vessels(canvas: Canvas, spine: Spine, profile: Profile, rng: np.random.Generator) -> None:
+def _great_vessels(canvas: Canvas, profile: Profile, rng: np.random.Generator) -> None:
     """Aorta and inferior vena cava before the spine, their branches to the pelvis, and a rectum before the sacrum."""
     high, top = profile.heights, profile.top
     z = np.arange(high["L4"] - 8, max(high.values()), 9.0)
