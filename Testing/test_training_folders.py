@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from builders import SLICES_TO_LEFT, labelled, write_pair
 from hypothesis import given
 from hypothesis import strategies as st
-from test_training import labelled
-from test_volume import SAGITTAL
 
 from SAUNetLib.anatomy import structures, to_classes
 from SAUNetLib.cli import main
@@ -38,12 +37,8 @@ LEVELS = np.array([0, 43, 93, 2], np.uint8)
 def write(folder, name, labels=None, voxels=None, ending=".nii.gz", seed=0, geometry=None):
     """One pair of files of a folder; what is not given is made up."""
     volume, made = labelled(seed)
-    labels = made if labels is None else labels
-    voxels = volume.voxels if voxels is None else voxels
-    folder.mkdir(exist_ok=True)
-    for tail, array in (("image", voxels), ("labels", labels)):
-        one = Volume(array, geometry or volume.geometry)
-        sitk.WriteImage(one.to_sitk(), str(folder / f"{name}_{tail}{ending}"))
+    image = Volume(volume.voxels if voxels is None else voxels, geometry or volume.geometry)
+    write_pair(folder, name, image, made if labels is None else labels, ending)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
@@ -174,14 +169,23 @@ def test_the_marginal_loss_is_the_one_computed_by_hand():
 
 
 def test_the_marginal_loss_of_fully_drawn_labels_is_the_ordinary_one():
-    from SAUNetLib.training.train import TrainingConfig, TrainingRun, marginal_loss
+    """MONAI's Dice and PyTorch's cross-entropy, unknown pixels left out."""
+    import torch.nn.functional as F
+    from monai.losses import DiceLoss
+
+    from SAUNetLib.training.train import marginal_loss
 
     torch.manual_seed(0)
-    run = TrainingRun(TrainingConfig(network={"widths": (4, 4, 4, 4, 4)}), [], [])
     scores, labels = torch.randn(2, 4, 16, 16), torch.randint(0, 4, (2, 16, 16))
     labels[:, :5] = UNKNOWN
-    assert float(marginal_loss(scores, labels, run.dice)) == pytest.approx(float(run._loss(scores, labels)), abs=1e-6)
-    assert float(run._loss(scores, torch.full_like(labels, UNKNOWN))) < 10, "a batch of which nothing is known"
+    dice = DiceLoss(include_background=False, batch=True)
+    known = (labels != UNKNOWN)[:, None]
+    truth = F.one_hot(labels.masked_fill(~known[:, 0], 0), 4).movedim(-1, 1)
+    expected = dice(scores.softmax(1) * known, truth * known) + F.cross_entropy(scores, labels, ignore_index=UNKNOWN)
+    assert float(marginal_loss(scores, labels, dice)) == pytest.approx(float(expected), abs=1e-6)
+    assert float(marginal_loss(scores, torch.full_like(labels, UNKNOWN), dice)) < 10, (
+        "a batch of which nothing is known"
+    )
 
 
 def test_what_is_not_drawn_pulls_toward_no_class_in_particular():
@@ -212,7 +216,7 @@ def spoilt(tmp_path):
     (folder / "torn_image.nii.gz").write_bytes((folder / "torn_image.nii.gz").read_bytes()[:500])
     write(folder, "moved", seed=4)
     volume, labels = labelled(4)
-    elsewhere = Geometry(volume.geometry.size, volume.geometry.spacing, (9.0, 0.0, 0.0), SAGITTAL)
+    elsewhere = Geometry(volume.geometry.size, volume.geometry.spacing, (9.0, 0.0, 0.0), SLICES_TO_LEFT)
     sitk.WriteImage(Volume(labels, elsewhere).to_sitk(), str(folder / "moved_labels.nii.gz"))
     write(folder, "values", labelled(5)[1] * 60, seed=5)
     write(folder, "empty", np.zeros_like(labelled(6)[1]), seed=6)
@@ -279,3 +283,14 @@ def test_a_structure_that_nobody_drew_has_to_be_declared(tmp_path):
     assert check_dataset(tmp_path / "d").usable
     (tmp_path / "d" / "dataset.json").write_text('{"draws": 3}')
     assert "dataset.json" in check_dataset(tmp_path / "d").problems[0].text
+
+
+@pytest.mark.parametrize("lost", ["image", "labels"])
+def test_a_case_without_its_partner_is_not_left_out_unsaid(tmp_path, lost):
+    for name in ("a", "b", "c"):
+        write(tmp_path, name)
+    (tmp_path / f"b_{lost}.nii.gz").unlink()
+    with pytest.raises(InputError) as caught:
+        load_cases(tmp_path, ["a", "c"], 1.5)
+    assert caught.value.code == "INPUT_NOT_FOUND" and "b" in caught.value.cause
+    assert "dataset check" in caught.value.remedy

@@ -14,7 +14,8 @@ import numpy as np
 from ..console import table_console
 from ..errors import SAUNetError
 from ..formats.volumes import read_image
-from ..volume import Geometry, SagittalStack, Volume, check_geometry, check_volume
+from ..segmentation import count_labels
+from ..volume import Geometry, SagittalStack, Volume, check_geometry, check_volume, on_grid
 from .folders import (
     DRAWN,
     INFO,
@@ -24,10 +25,10 @@ from .folders import (
     Encoding,
     as_classes,
     check_one_encoding,
-    find_cases,
+    find_pairs,
     list_files,
-    on_image,
     read_info,
+    read_label_map,
     without_specks,
 )
 
@@ -118,8 +119,9 @@ class DatasetReport:
                     console.print(f"[{colour}]{title} {one.code}:[/] ", end="")
                     console.print(f"{name}: {one.text}", markup=False)
         number = sum(bool(case.problems) for case in self.cases)
+        count = f"{len(self.cases)} case" + "s" * (len(self.cases) != 1)
         console.print(
-            f"{len(self.cases)} cases, {number} with problems; drawn are {', '.join(self.draws)}: "
+            f"{count}, {number} with problems; drawn are {', '.join(self.draws)}: "
             + ("ready to train on." if self.usable else "not ready to train on.")
         )
 
@@ -139,7 +141,7 @@ def check_dataset(folder: Path) -> DatasetReport:
     report.problems += _lonely(images, labels)
     seen: dict[str, str] = {}
     with _noted(report.problems):
-        for files in find_cases(folder).values():
+        for files in find_pairs(folder).values():
             report.cases.append(_check_case(files, info, seen))
     with _noted(report.problems):
         check_one_encoding((case.encoding for case in report.cases), folder)
@@ -186,10 +188,10 @@ def _check_case(files: CaseFiles, info: DatasetInfo, seen: dict[str, str]) -> Ca
         volume = Volume.from_sitk(read_image(files.image), files.name)
         _check_image(volume, case, seen)
     with _noted(case.problems):
-        truth = Volume.from_sitk(read_image(files.labels), f"the label map of {files.name}")
+        truth = read_label_map(files)
     if volume is not None and truth is not None:
         with _noted(case.problems):
-            truth = on_image(truth, volume, files.name)
+            truth = on_grid(truth, volume.geometry, "its image")
     if truth is not None:
         with _noted(case.problems):
             classes, case.encoding = as_classes(truth.voxels, info, files.name)
@@ -232,11 +234,11 @@ def _odd_spacing(stack: SagittalStack) -> Iterator[Finding]:
 
 
 def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, case: CaseReport) -> None:
-    counts = np.bincount(classes.ravel(), minlength=256)
+    counts = count_labels(classes)
     case.volumes_ml = {
-        name: round(float(counts[value]) * voxel_volume / 1000, 3) for name, value in DRAWN.items() if counts[value]
+        name: round(counts[value] * voxel_volume / 1000, 3) for name, value in DRAWN.items() if value in counts
     }
-    case.unknown = float(counts[UNKNOWN] / classes.size)
+    case.unknown = counts.get(UNKNOWN, 0) / classes.size
     if not case.volumes_ml:
         case.problems.append(Finding("INPUT_LABELS", "nothing is drawn in its label map."))
         return

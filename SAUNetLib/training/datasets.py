@@ -51,10 +51,8 @@ def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume
     if count == 1:
         return volume, labels
     stack = SagittalStack.of(volume)
-    truth = SagittalStack.of(Volume(labels, volume.geometry))
-    images, thick = thick_slices(
-        torch.from_numpy(stack.slices.astype(np.float32)), torch.from_numpy(np.ascontiguousarray(truth.slices)), count
-    )
+    drawn = np.ascontiguousarray(stack.slices_of(labels))
+    images, thick = thick_slices(torch.from_numpy(stack.slices.astype(np.float32)), torch.from_numpy(drawn), count)
     number = images.shape[0]
     # Canonical slices run toward the patient's left, rows downward, columns backward.
     grid = [2 - axis for axis in stack.axes]
@@ -85,10 +83,8 @@ def _load(files: CaseFiles, info: DatasetInfo, pixel_mm: float) -> Case:
     volume, labels = read.volume, read.labels
     stack = SagittalStack.of(volume)
     shape = stack.working_shape(pixel_mm)
-    intensity = Intensity.of(stack.slices)
-    image = torch.from_numpy(np.ascontiguousarray(stack.slices)).float()[:, None]
-    image = ((image - intensity.low) / (intensity.high - intensity.low)).clamp_(0, 1)
-    truth = torch.from_numpy(np.ascontiguousarray(SagittalStack.of(Volume(labels, volume.geometry)).slices))
+    image = torch.from_numpy(Intensity.of(stack.slices).unit(stack.slices))[:, None]
+    truth = torch.from_numpy(np.ascontiguousarray(stack.slices_of(labels)))
     return Case(
         files.name,
         resample(image, shape)[:, 0].half(),

@@ -12,12 +12,13 @@ import cc3d
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..anatomy import BACKGROUND, CANAL, DISC, VERTEBRA, structures, to_classes
+from ..anatomy import BACKGROUND, CANAL, CLASS_NAMES, DISC, VERTEBRA, structures, to_classes
 from ..errors import InputError, UsageError
-from ..formats.atomic import ending_of
+from ..formats.atomic import ending_of, write_beside
 from ..formats.headers import ENDINGS
 from ..formats.segmentations import as_labels
 from ..formats.volumes import read_image
+from ..segmentation import count_labels
 from ..volume import Volume, check_volume, on_grid
 
 UNKNOWN = 255
@@ -27,7 +28,7 @@ ANY_OF = 240
 SPECK_MM3 = 40.0
 """Labelled components smaller than this are drawing errors (SPIDER's saturated scans have hundreds)."""
 INFO = "dataset.json"
-DRAWN = {"vertebra": VERTEBRA, "disc": DISC, "canal": CANAL}
+DRAWN = {name: value for value, name in enumerate(CLASS_NAMES) if value != BACKGROUND}
 
 Encoding = Literal["classes", "levels", "totalspineseg", "spider"]
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -166,6 +167,16 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
         raise UsageError("USAGE", f"{path.name}: {where}: {first['msg']}", "Correct the configuration") from error
 
 
+def write_settings(settings: BaseModel, path: Path) -> None:
+    """A pydantic model as a JSON file, whole or not at all.
+
+    Raises:
+        UsageError: OUTPUT_WRITE.
+    """
+    with write_beside(path, ".json") as temporary:
+        temporary.write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
 def read_info(folder: Path) -> DatasetInfo:
     """What ``dataset.json`` in a folder says, or the defaults.
 
@@ -207,8 +218,8 @@ def _named(folder: Path, tail: str) -> dict[str, list[Path]]:
     return found
 
 
-def find_cases(folder: Path) -> dict[str, CaseFiles]:
-    """The pairs of a folder, see `list_files`, by name.
+def find_pairs(folder: Path) -> dict[str, CaseFiles]:
+    """The pairs of a folder by name, whatever lies beside them; see `list_files`.
 
     Raises:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
@@ -228,6 +239,24 @@ def find_cases(folder: Path) -> dict[str, CaseFiles]:
     return cases
 
 
+def find_cases(folder: Path) -> dict[str, CaseFiles]:
+    """`find_pairs` of a folder that holds nothing but pairs: a case that lost its partner is not left out unsaid.
+
+    Raises:
+        InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
+    """
+    cases = find_pairs(folder)
+    images, labels = list_files(folder)
+    lonely = sorted(images.keys() ^ labels.keys())
+    if lonely:
+        raise InputError(
+            "INPUT_NOT_FOUND",
+            f"of {lonely[0]} in {folder} there is only the {'image' if lonely[0] in images else 'label map'}",
+            f"Complete it or take it out of the folder; `saunet dataset check {folder}` lists all such cases",
+        )
+    return cases
+
+
 def case_names(folder: Path) -> list[str]:
     """Names of the cases of a folder, see `find_cases`."""
     return list(find_cases(folder))
@@ -241,8 +270,7 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> Labelled:
     """
     volume = Volume.from_sitk(read_image(files.image), files.name)
     check_volume(volume)
-    truth = Volume.from_sitk(read_image(files.labels), f"{files.name} labels")
-    truth = on_image(truth, volume, files.name)
+    truth = on_grid(read_label_map(files), volume.geometry, "its image")
     classes, encoding = as_classes(truth.voxels, info, files.name)
     labels, specks = without_specks(classes, volume.geometry.voxel_volume)
     return Labelled(volume, labels, encoding, specks)
@@ -254,18 +282,13 @@ def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
     return one.volume, one.labels
 
 
-def on_image(truth: Volume, volume: Volume, name: str) -> Volume:
-    """A label map on its image's grid, its axes in the image's order.
+def read_label_map(files: CaseFiles) -> Volume:
+    """The label map of a case as it is.
 
     Raises:
-        InputError: INPUT_GEOMETRY, it lies elsewhere.
+        InputError: as `read_image`.
     """
-    laid = on_grid(truth, volume.geometry)
-    if laid is None:
-        raise InputError(
-            "INPUT_GEOMETRY", f"image and labels of {name} lie on different grids", "Export both on the image's grid"
-        )
-    return laid
+    return Volume.from_sitk(read_image(files.labels), f"the label map of {files.name}")
 
 
 def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.ndarray, Encoding | None]:
@@ -275,7 +298,7 @@ def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.nda
         InputError: INPUT_LABELS for values without a meaning, or a structure that the folder is said not to draw.
     """
     labels = as_labels(voxels, f"the label map of {name}")
-    found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+    found = list(count_labels(labels))
     encoding = info.encoding or recognise(found, name)
     table = {BACKGROUND: BACKGROUND, UNKNOWN: UNKNOWN, **(encodings()[encoding] if encoding else {})}
     unknown = [value for value in found if value not in table]

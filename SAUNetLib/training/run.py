@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
+from ..anatomy import CLASS_NAMES
 from ..engine import Engine, choose_device
 from ..errors import InputError, UsageError
 from ..formats.atomic import check_writable
@@ -19,8 +20,8 @@ from ..model import load_model, save_model
 from ..pipeline import segment
 from ..volume import SagittalStack, Volume
 from .datasets import can_thicken, thick_volume
-from .folders import UNKNOWN, patients, read_info, read_pair, read_settings
-from .train import CLASS_NAMES, NetworkConfig, TrainingConfig, train
+from .folders import UNKNOWN, patients, read_info, read_pair, read_settings, write_settings
+from .train import NetworkConfig, TrainingConfig, train
 
 VALIDATIONS = {"native slices": 1, "4 slices averaged": 4}
 FINE_TUNING = {"steps": 400, "learning_rate": 5e-4, "averaging": 0.99}
@@ -67,7 +68,7 @@ def run_training(
         "name": config.name,
         "version": config.version,
         "description": config.description,
-        "classes": ["background", *CLASS_NAMES],
+        "classes": list(CLASS_NAMES),
         "pixel_mm": config.pixel_mm,
         "network": config.network.model_dump(mode="json"),
         "licence": config.licence,
@@ -78,7 +79,7 @@ def run_training(
         "limits": list(config.limits),
     }
     save_model(network, path, card)
-    (output / f"{config.name}.train.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_settings(config, output / f"{config.name}.train.json")
     figures = validate(Engine(load_model(str(path)), device), data[0], config.validation)
     save_model(network, path, {**card, "metrics": figures})
     print(json.dumps(figures, indent=2, allow_nan=False))
@@ -200,7 +201,7 @@ def _figures(engine: Engine, volume: Volume, labels: np.ndarray, drawn: Sequence
     found = compare_labels(predicted, labels * known, tuple(reversed(volume.geometry.spacing)), drawn)
     figures: dict[str, float] = {}
     for value, one in found.items():
-        structure = CLASS_NAMES[value - 1]
+        structure = CLASS_NAMES[value]
         figures[f"dice {structure}"] = one.dice
         figures[f"hsd_mm {structure}"] = one.hausdorff_mm
         figures[f"hd95_mm {structure}"] = one.hausdorff95_mm

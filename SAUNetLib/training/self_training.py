@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..anatomy import CANAL, DISC, VERTEBRA
-from ..engine import resample
+from ..engine import network_input, resample
 from ..formats.volumes import write_volume
 from ..model import Model, load_model
 from ..volume import Geometry, Intensity, Volume
@@ -48,17 +47,14 @@ def single_slice(path: Path) -> Volume:
 @torch.inference_mode()
 def probabilities(model: Model, pixels: np.ndarray, pixel_mm: float) -> Tensor:
     """Class probabilities (classes, H, W) of a slice (H, W), the mean over test-time changes of size and brightness."""
-    low, high = Intensity.of(pixels[None]).low, Intensity.of(pixels[None]).high
-    unit = torch.from_numpy(((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1))
+    unit = Intensity.of(pixels[None]).unit(pixels[None])
     total = torch.zeros(len(model.card.classes), *pixels.shape)
     for zoom, gamma in CHANGES:
-        changed = (unit**gamma).numpy()[None]
-        normal = torch.from_numpy(Intensity.of(changed).normalise(changed))[None]
-        shape = [max(16, round(count * pixel_mm * zoom / model.card.pixel_mm)) for count in pixels.shape]
-        small = resample(normal, (shape[0], shape[1]))
+        changed = unit**gamma
+        rows, columns = (max(16, round(count * pixel_mm * zoom / model.card.pixel_mm)) for count in pixels.shape)
         stride = model.network.encoder.stride
-        padded = F.pad(small, (0, -shape[1] % stride, 0, -shape[0] % stride), value=float(small.min()))
-        scores = model.network(padded[None])[0, ..., : shape[0], : shape[1]]
+        image = network_input(changed, Intensity.of(changed), (rows, columns), stride)
+        scores = model.network(image[None])[0, ..., :rows, :columns]
         total += resample(scores, (pixels.shape[0], pixels.shape[1]))[0].softmax(0)
     return total / len(CHANGES)
 
