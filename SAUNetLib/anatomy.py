@@ -15,6 +15,9 @@ Kind = Literal["canal", "vertebra", "sacrum", "disc"]
 
 BACKGROUND, VERTEBRA, DISC, CANAL = range(4)
 """Classes of the network."""
+CLASS_NAMES = ("background", "vertebra", "disc", "canal")
+CANAL_VALUE = 2
+"""Label value of the canal among `structures`; it has no level."""
 
 
 @dataclass(frozen=True)
@@ -92,3 +95,22 @@ def _values() -> dict[str, int]:
 def vertebra_levels() -> tuple[str, ...]:
     """The vertebrae from C1 down, T13 and L6 among them."""
     return tuple(row.level for row in structures().values() if row.kind == "vertebra")
+
+
+@cache
+def usual_levels() -> tuple[str, ...]:
+    """The vertebrae of the usual spine from C1 to L5."""
+    return tuple(level for level in vertebra_levels() if level not in ("T13", "L6"))
+
+
+def disc_between(upper: str | None, lower: str | None) -> str | None:
+    """Level of the disc between two vertebrae, or a vertebra and the sacrum; None where the encoding has none.
+
+    The lumbosacral disc is L5/S1 and the thoracolumbar one T12/L1 whatever vertebra lies above them.
+    """
+    if lower == "S1":
+        return "L5/S1"
+    level = f"{upper}/{lower}"
+    if level in _values():
+        return level
+    return "T12/L1" if lower == "L1" else None

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from .errors import UsageError
 from .formats.atomic import check_writable, write_beside
-from .model_card import find_model
+from .model_card import DEFAULT_MODEL, find_model
 from .resources import resource
 
 FORMAT = 1
@@ -48,7 +48,7 @@ def write_bundle(
     slicer: str,
     platform: str,
     *,
-    model: str = "saunet-lumbar",
+    model: str = DEFAULT_MODEL,
     index: str | None = None,
     run: Run | None = None,
 ) -> list[str]:

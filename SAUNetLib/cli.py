@@ -13,15 +13,21 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .console import table_console
 from .errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .process import prepare_process
 
+if TYPE_CHECKING:
+    from .engine import Engine, Report
+    from .segmentation import Segmentation
+    from .worker import WorkThread
+
 # Everything heavy is imported by the subcommand that needs it: `saunet --help` answers at once.
 
+DEVICES = ("auto", "cuda", "mps", "cpu")
 BUG = "This is a bug: please report it with what --debug prints"
 
 
@@ -123,7 +129,7 @@ def _add_segment(commands: Any) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--classes", action="store_true", help="three classes: 1 vertebrae, 2 discs, 3 spinal canal")
     kind.add_argument("--levels", action="store_true", help="one label per structure (default)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--model", metavar="NAME|FILE", help="model to use; `saunet models` lists them")
     parser.add_argument(
         "--lowest",
@@ -153,7 +159,7 @@ def _segment(options: argparse.Namespace) -> int:
     return 0
 
 
-def _engine(options: argparse.Namespace) -> Any:
+def _engine(options: argparse.Namespace) -> Engine:
     from .engine import Engine
     from .model import load_model
     from .model_card import DEFAULT_MODEL
@@ -161,7 +167,7 @@ def _engine(options: argparse.Namespace) -> Any:
     return Engine(load_model(options.model or DEFAULT_MODEL), options.device)
 
 
-def _one(options: argparse.Namespace, engine: Any, image: Path, output: Path, report: Any) -> Any:
+def _one(options: argparse.Namespace, engine: Engine, image: Path, output: Path, report: Report) -> Segmentation:
     from .pipeline import segment_file
 
     return segment_file(
@@ -171,7 +177,9 @@ def _one(options: argparse.Namespace, engine: Any, image: Path, output: Path, re
     )  # fmt: skip
 
 
-def _one_apart(thread: Any, options: argparse.Namespace, engine: Any, image: Path, output: Path, report: Any) -> Any:
+def _one_apart(
+    thread: WorkThread, options: argparse.Namespace, engine: Engine, image: Path, output: Path, report: Report
+) -> Segmentation:
     """`_one` in a `WorkThread`: lack of memory for one image does not harm the next. Interrupting cancels it."""
     interrupted = threading.Event()
 
@@ -250,7 +258,7 @@ STAGES = {
 
 
 @contextlib.contextmanager
-def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Any]:
+def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Report]:
     """A report that draws a progress bar on stderr, where somebody looks at it."""
     from .engine import silent
 
@@ -277,7 +285,7 @@ def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Any]:
         yield report
 
 
-def _print_result(segmentation: Any, options: argparse.Namespace) -> None:
+def _print_result(segmentation: Segmentation, options: argparse.Namespace) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
@@ -501,7 +509,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--config", metavar="FILE.json", help="training configuration; default: the run's own, else the standard"
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--device", default="auto", choices=DEVICES)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -542,7 +550,7 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--keep-out", nargs="+", metavar="NAME", help="cases to measure on; default: SPIDER's five")
     parser.add_argument("--report", type=Path, metavar="FILE.md", help="report to write; default: RUN/results.md")
     parser.add_argument("--finished", action="store_true", help="train nothing, report what is finished")
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--device", default="auto", choices=DEVICES)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -568,7 +576,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _add_benchmark(commands: Any) -> None:
     parser = _add(commands, "benchmark", _benchmark, "Measure speed and memory here, beside other networks.")
     parser.add_argument("--output", metavar="FILE.json", help="write all figures; the tables go to stdout (Markdown)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--model", metavar="NAME|FILE", help="model to measure; `saunet models` lists them")
     parser.add_argument("--budget", default="full", choices=("full", "smoke"), help="smoke: tiny volumes, seconds")
 

@@ -131,13 +131,30 @@ class Engine:
             report("segment", min(start + self.chunk, number) / number)
 
     def _input(self, slices: np.ndarray, intensity: Intensity, shape: tuple[int, int]) -> Tensor:
-        """Some slices in the source's type and pixel size, normalised, at the working pixel size, padded."""
-        image = torch.from_numpy(intensity.normalise(slices))[:, None].to(self.device)
-        image = resample(image, shape)
-        stride = self.network.encoder.stride
-        darkest = (intensity.low - intensity.mean) / intensity.deviation
-        image = F.pad(image, (0, -shape[1] % stride, 0, -shape[0] % stride), value=darkest)
+        """`network_input` in the network's type and layout."""
+        image = network_input(slices, intensity, shape, self.network.encoder.stride, self.device)
         return image.to(self.dtype, memory_format=torch.channels_last)
+
+
+def network_input(
+    slices: np.ndarray,
+    intensity: Intensity,
+    shape: tuple[int, int],
+    stride: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Slices (n, H, W) of any real type as a network takes them: float32 (n, 1, h, w).
+
+    Args:
+        slices: some of a stack.
+        intensity: of the whole stack.
+        shape: rows and columns at the working pixel size, see `SagittalStack.working_shape`.
+        stride: rows and columns are padded to multiples of it, below and on the right, as dark as the volume gets.
+        device: to compute on.
+    """
+    image = resample(torch.from_numpy(intensity.normalise(slices))[:, None].to(device), shape)
+    darkest = (intensity.low - intensity.mean) / intensity.deviation
+    return F.pad(image, (0, -shape[1] % stride, 0, -shape[0] % stride), value=darkest)
 
 
 def resample(slices: Tensor, shape: tuple[int, int]) -> Tensor:

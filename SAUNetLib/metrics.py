@@ -115,12 +115,11 @@ def detect(predicted: np.ndarray, truth: np.ndarray, least: float = 0.5) -> Dete
 
     A pair counts when it shares at least ``least`` of the true instance's voxels. Numbers need not agree.
     """
-    joint, counts = np.unique(
-        np.stack((truth.ravel().astype(np.int64), predicted.ravel().astype(np.int64))), axis=1, return_counts=True
-    )
+    both = (truth > 0) & (predicted > 0)
+    joint, counts = np.unique(np.stack((truth[both], predicted[both])).astype(np.int64), axis=1, return_counts=True)
     sizes = {int(value): int(number) for value, number in zip(*np.unique(truth, return_counts=True), strict=True)}
     pairs = sorted(
-        ((int(number), int(t), int(p)) for (t, p), number in zip(joint.T, counts, strict=True) if t and p), reverse=True
+        ((int(number), int(t), int(p)) for (t, p), number in zip(joint.T, counts, strict=True)), reverse=True
     )
     matches: dict[int, int] = {}
     for number, true, found in pairs:

@@ -125,12 +125,13 @@ def find_model(model: str = DEFAULT_MODEL) -> Path:
     if path.suffix == ".safetensors":
         if os.path.isfile(path):  # noqa: PTH113 - no failure for a name that no system takes
             return path
-        raise ModelError("MODEL_NOT_FOUND", f"there is no file {model}", "Check the path given with --model")
+        raise ModelError("MODEL_NOT_FOUND", f"there is no file {model}", "Check the path")
     newest = newest_model(model) if path.name == model else None
     if newest is not None:
         return newest
     names = ", ".join(card.name for card in available_models()) or "none"
-    raise ModelError("MODEL_NOT_FOUND", f"there is no model {model!r}", f"Choose one of these: {names}")
+    cause = f"{model} is no model file" if os.path.isfile(path) else f"there is no model {model!r}"  # noqa: PTH113
+    raise ModelError("MODEL_NOT_FOUND", cause, f"Give a file NAME.safetensors or one of these names: {names}")
 
 
 def newest_model(name: str) -> Path | None:

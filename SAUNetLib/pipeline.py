@@ -60,7 +60,7 @@ def segment(
         volume.geometry,
         structures() if levels else classes(),
         _provenance(engine, levels, lowest, started) | ({"anchor": named.anchor} if levels and named.anchor else {}),
-        notices + named.notices,
+        notices + tuple(one for one in named.notices if levels or not one.about_levels),
         named.partial if levels else frozenset(),
         named.confidence if levels else {},
     )
@@ -107,18 +107,9 @@ def segment_file(
         SAUNetError: those of `read_volume`, `segment` and `write_segmentation`. Places that cannot be written to are
             refused before the computation.
     """
-    extra = ((table, (".csv",)), (measurements, (".csv", ".json")), (preview, (".png",)))
-    wanted = {path: endings for path, endings in extra if path is not None}
     if not levels and (parts or measurements is not None):
         raise UsageError("USAGE", "three classes have no parts and no measurements", "Leave out --classes")
-    check_output(output)
-    if same_place(Path(output), Path(image)):
-        raise UsageError("OUTPUT_WRITE", f"{output} is the image itself", "Give the result another name")
-    for path, endings in wanted.items():
-        check_output(path, endings)
-    for one, other in itertools.combinations([path for path in (output, table, measurements, preview) if path], 2):
-        if same_place(Path(one), Path(other)):
-            raise UsageError("USAGE", f"two results would be written to {one}", "Give each a name of its own")
+    _check_places(image, output, table, measurements, preview)
     report("read", 0.0)
     volume = read_volume(image, series)
     segmentation = segment(volume, engine, levels=levels, lowest=lowest, report=report)
@@ -142,3 +133,16 @@ def segment_file(
             write_preview(volume, segmentation, preview)
         report("write", 1.0)
     return segmentation
+
+
+def _check_places(image: str | Path, output: str | Path, *others: str | Path | None) -> None:
+    """Refuse places of results (label map, table, measurements, preview) before the work instead of after it."""
+    check_output(output)
+    if same_place(Path(output), Path(image)):
+        raise UsageError("OUTPUT_WRITE", f"{output} is the image itself", "Give the result another name")
+    for path, endings in zip(others, ((".csv",), (".csv", ".json"), (".png",)), strict=True):
+        if path is not None:
+            check_output(path, endings)
+    for one, other in itertools.combinations([path for path in (output, *others) if path], 2):
+        if same_place(Path(one), Path(other)):
+            raise UsageError("USAGE", f"two results would be written to {one}", "Give each a name of its own")

@@ -9,14 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .anatomy import Structure, classes, structures, vertebra_levels
+from .anatomy import disc_between, structures, usual_levels, value_of
 from .errors import UsageError
 from .formats.segmentations import check_output, read_segmentation, write_segmentation
 from .parts import PARTS_OFFSET, has_parts, part_structures
-from .segmentation import Segmentation
-
-_SUPERSEDED = ("LEVELS_", "TRANSITIONAL", "TOO_MANY_VERTEBRAE")
-"""Warnings whose codes begin so speak of the names that a correction replaces."""
+from .segmentation import Segmentation, count_labels
 
 
 def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segmentation:
@@ -36,15 +33,14 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
         UsageError: USAGE for three classes without levels, for a structure that is not there or a level that does not
             exist, for assignments that contradict each other, or for names that would go beyond C1 or the sacrum.
     """
-    if segmentation.known == classes():
-        raise _refusal("this segmentation has no levels", "Give one made with levels, not with --classes")
+    segmentation.require_levels()
     if not assignments:
         raise _refusal("no structure was given a name", "Say what at least one structure is, such as 95=L3/L4")
     present = _present(segmentation)
     wanted = _wanted(assignments, present)
     table = _new_values(present, wanted)
     labels = _mapped(segmentation, table)
-    said = ", ".join(f"{_known()[old].level}={_known()[new].level}" for old, new in wanted.items())
+    said = ", ".join(f"{structures()[old].level}={structures()[new].level}" for old, new in wanted.items())
     earlier = segmentation.provenance.get("relabelled")
     kept = {key: value for key, value in segmentation.provenance.items() if key != "anchor"}  # the user is the anchor
     return replace(
@@ -53,7 +49,7 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
         partial=frozenset(_moved(value, table) for value in segmentation.partial),
         provenance={**kept, "relabelled": f"{earlier}; {said}" if earlier else said},
         confidence=dict.fromkeys(table.values(), 1.0),  # the user knows
-        warnings=tuple(one for one in segmentation.warnings if not one.code.startswith(_SUPERSEDED)),
+        warnings=tuple(one for one in segmentation.warnings if not one.about_levels),
     )
 
 
@@ -80,15 +76,10 @@ def _refusal(cause: str, remedy: str) -> UsageError:
     return UsageError("USAGE", cause, remedy)
 
 
-def _known() -> Mapping[int, Structure]:
-    return structures()
-
-
 def _present(segmentation: Segmentation) -> list[int]:
     """Values of the structures with a level, posterior elements counted as their vertebra."""
-    values = np.flatnonzero(np.bincount(segmentation.labels.ravel(), minlength=256))
-    whole = {_whole(segmentation, int(value)) for value in values if value}
-    return sorted(value for value in whole if value in _known() and _known()[value].level)
+    whole = {_whole(segmentation, value) for value in count_labels(segmentation.labels)}
+    return sorted(value for value in whole if value in structures() and structures()[value].level)
 
 
 def _whole(segmentation: Segmentation, value: int) -> int:
@@ -101,16 +92,16 @@ def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int
     for key, text in assignments.items():
         old, new = _value(key), _value(text)
         if old not in present:
-            shown = ", ".join(f"{value} {_known()[value].level}" for value in present) or "none"
+            shown = ", ".join(f"{value} {structures()[value].level}" for value in present) or "none"
             raise _refusal(f"there is no structure {key} in this segmentation", f"Choose among: {shown}")
-        kinds = {_known()[old].kind, _known()[new].kind}
+        kinds = {structures()[old].kind, structures()[new].kind}
         if ("disc" in kinds) != (kinds == {"disc"}):
             raise _refusal(
-                f"{_known()[old].name} cannot become {_known()[new].name}",
+                f"{structures()[old].name} cannot become {structures()[new].name}",
                 "Give a disc the level of a disc (such as L3/L4) and a vertebra that of a vertebra (such as L4)",
             )
         if wanted.get(old, new) != new:
-            raise _refusal(f"{_known()[old].name} was given two levels", "Give it one")
+            raise _refusal(f"{structures()[old].name} was given two levels", "Give it one")
         wanted[old] = new
     return wanted
 
@@ -118,9 +109,9 @@ def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int
 def _value(text: str) -> int:
     """The label value of a structure with a level, from its value, level or name."""
     plain = " ".join(text.split()).casefold()
-    for value, one in [*_known().items(), *part_structures().items()]:
+    for value, one in [*structures().items(), *part_structures().items()]:
         if one.level and plain in (str(value), one.level.casefold(), one.name.casefold()):
-            return value if value in _known() else value - PARTS_OFFSET
+            return value if value in structures() else value - PARTS_OFFSET
     raise _refusal(
         f"{text.strip() or 'nothing'} is not a level", "Give a level such as L4 or L3/L4, or a label value such as 44"
     )
@@ -128,12 +119,11 @@ def _value(text: str) -> int:
 
 def _chains() -> list[tuple[str, ...]]:
     """Vertebrae of possible spines from C1 down to the sacrum, the usual one first."""
-    usual = [level for level in vertebra_levels() if level not in ("T13", "L6")]
     variants = []
     thoracic = ((), ("T13",), ("-T12",))
     lumbar = ((), ("L6",), ("-L5",))
     for chest, loin in sorted(itertools.product(thoracic, lumbar), key=lambda pair: len(pair[0]) + len(pair[1])):
-        levels = list(usual)
+        levels = list(usual_levels())
         for change in (*chest, *loin):
             if change.startswith("-"):
                 levels.remove(change[1:])
@@ -145,17 +135,12 @@ def _chains() -> list[tuple[str, ...]]:
 
 def _places(chain: tuple[str, ...]) -> dict[float, int]:
     """Label values by place in a chain: a vertebra's number, half a step more for the disc below it."""
-    values = {one.level: value for value, one in _known().items() if one.level}
     result: dict[float, int] = {}
     for n, (upper, lower) in enumerate(itertools.zip_longest(chain, chain[1:])):
-        result[float(n)] = values[upper]
-        if lower is None:
-            continue
-        level = "L5/S1" if lower == "S1" else f"{upper}/{lower}"
-        if level not in values and lower == "L1":
-            level = "T12/L1"  # the thoracolumbar disc, also below T13 and T11
-        if level in values:
-            result[n + 0.5] = values[level]
+        result[float(n)] = value_of(upper)
+        level = disc_between(upper, lower)
+        if level:
+            result[n + 0.5] = value_of(level)
     return result
 
 
@@ -165,7 +150,7 @@ def _new_values(present: list[int], wanted: Mapping[int, int]) -> dict[int, int]
     Raises:
         UsageError: USAGE, nothing fits.
     """
-    known = _known()
+    known = structures()
     old = _old_places(present)
     fixed = dict(wanted)
     sacrum = next((value for value in present if known[value].kind == "sacrum"), None)
@@ -207,7 +192,7 @@ def _old_places(present: list[int]) -> dict[int, float]:
         at = {value: place for place, value in _places(chain).items() if value in present}
         if len(at) > len(best):
             best = at
-    missing = [_known()[value].name for value in present if value not in best]
+    missing = [structures()[value].name for value in present if value not in best]
     if missing:
         raise _refusal(
             f"{', '.join(missing)} fits into no spine together with the other levels", "Correct the label map by hand"

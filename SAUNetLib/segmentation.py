@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .anatomy import Structure, structures
-from .errors import InputError
-from .volume import Geometry, Volume, on_grid
+from .anatomy import Structure, classes, structures
+from .errors import UsageError
+from .volume import Geometry
 
 _ORDER = {"canal": 0, "vertebra": 1, "disc": 1, "sacrum": 2}
 
@@ -25,6 +25,11 @@ class Notice:
 
     code: str
     text: str
+
+    @property
+    def about_levels(self) -> bool:
+        """Whether it speaks of the names of levels, which three classes have not and a correction replaces."""
+        return self.code.startswith(("LEVELS_", "TRANSITIONAL", "TOO_MANY_VERTEBRAE"))
 
 
 @dataclass(frozen=True)
@@ -67,23 +72,35 @@ class Segmentation:
         if self.labels.dtype != np.uint8 or tuple(reversed(self.labels.shape)) != tuple(self.geometry.size):
             raise ValueError("labels must be uint8 on the given grid")
 
+    @property
+    def has_levels(self) -> bool:
+        """Whether its structures have levels; the three classes have none."""
+        return self.known != classes()
+
+    def require_levels(self) -> None:
+        """Refuse three classes where only structures with levels make sense.
+
+        Raises:
+            UsageError: USAGE.
+        """
+        if not self.has_levels:
+            raise UsageError("USAGE", "this segmentation has no levels", "Give one that was made without --classes")
+
     def table(self) -> list[Row]:
         """The structures present, from the top of the spine to its bottom (canal first, sacrum last)."""
-        # Slice by slice, and without the background: counting needs eight bytes a voxel.
-        counts = sum((np.bincount(part[part > 0], minlength=256) for part in self.labels), np.zeros(256, int))
-        found = [int(value) for value in np.flatnonzero(counts)]
-        unknown = [value for value in found if value not in self.known]
+        counts = count_labels(self.labels)
+        unknown = [value for value in counts if value not in self.known]
         if unknown:
             raise ValueError(f"label values without a meaning: {unknown}")
         rows = [
             Row(
                 self.known[value],
-                int(counts[value]),
-                float(counts[value] * self.geometry.voxel_volume),
+                count,
+                float(count * self.geometry.voxel_volume),
                 value in self.partial,
                 self.confidence.get(value),
             )
-            for value in found
+            for value, count in counts.items()
         ]
         return sorted(rows, key=lambda row: (_ORDER[row.structure.kind], _height(row.structure)))
 
@@ -106,6 +123,13 @@ class Segmentation:
         }
 
 
+def count_labels(labels: np.ndarray) -> dict[int, int]:
+    """Voxels of every value but 0 in a label map (k, j, i) uint8, by rising value."""
+    # Slice by slice, and without the background: counting needs eight bytes a voxel.
+    counts = sum((np.bincount(part[part > 0], minlength=256) for part in labels), np.zeros(256, int))
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
 def _height(structure: Structure) -> float:
     """Place along the spine: a vertebra's number from C1 down, a disc half a step above its lower vertebra.
 
@@ -116,17 +140,3 @@ def _height(structure: Structure) -> float:
         return structure.value
     number = {"C": 0, "T": 100, "L": 200, "S": 300}[lower[0]] + int(lower[1:])
     return number - (0.5 if structure.kind == "disc" else 0)
-
-
-def segmented_image(volume: Volume, segmentation: Segmentation) -> Volume:
-    """The image that was segmented, on the segmentation's grid.
-
-    Raises:
-        InputError: INPUT_GEOMETRY, it is another one.
-    """
-    image = on_grid(volume, segmentation.geometry)
-    if image is None:
-        raise InputError(
-            "INPUT_GEOMETRY", f"{volume.name} and its segmentation do not lie on one grid", "Give the segmented image"
-        )
-    return image

@@ -98,7 +98,9 @@ class Volume:
             raise InputError(
                 "INPUT_DIMENSION",
                 f"{name} has {len(size)} dimensions ({' x '.join(map(str, size))})",
-                "Give one 3D volume; take a single time point out of a series of volumes",
+                "Give one 3D volume; take a single time point out of a series of volumes"
+                if len(size) > 3
+                else "Give the whole volume, not one slice of it",
             )
         if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
             raise InputError(
@@ -125,18 +127,26 @@ def to_sitk(voxels: np.ndarray, geometry: Geometry) -> sitk.Image:
     return image
 
 
-def on_grid(volume: Volume, grid: Geometry) -> Volume | None:
-    """The volume with its axes in a grid's order and senses; None where its voxels are not those of the grid.
+def on_grid(volume: Volume, grid: Geometry, owner: str) -> Volume:
+    """The volume with its axes in the order and senses of another one's grid; ``owner`` names that one in the error.
 
     Programs turn axes round: 3D Slicer does so with left-handed images when it loads them.
+
+    Raises:
+        InputError: INPUT_GEOMETRY, its voxels are not those of the grid.
     """
     own = volume.geometry
     if own.same_grid(grid):
         return volume
     cosines = np.asarray(own.direction).T @ np.asarray(grid.direction)
     order = np.abs(cosines).argmax(axis=0)  # the volume's axis along each of the grid's
+    elsewhere = InputError(
+        "INPUT_GEOMETRY",
+        f"{volume.name} and {owner} do not lie on one grid",
+        "Give two that belong together, or resample one onto the grid of the other",
+    )
     if sorted(order) != [0, 1, 2]:
-        return None
+        raise elsewhere
     flipped = cosines[order, range(3)] < 0
     first = np.zeros(3)
     first[order] = np.where(flipped, np.array(own.size)[order] - 1, 0)
@@ -147,7 +157,7 @@ def on_grid(volume: Volume, grid: Geometry) -> Volume | None:
         np.asarray(own.direction)[:, order] * np.where(flipped, -1.0, 1.0),
     )
     if not turned.same_grid(grid):
-        return None
+        raise elsewhere
     voxels = _flip(volume.voxels.transpose([2 - axis for axis in reversed(order)]), tuple(reversed(flipped)))
     return Volume(np.ascontiguousarray(voxels), grid, volume.name)
 
@@ -299,6 +309,10 @@ class SagittalStack:
         spacing = [float(volume.geometry.spacing[axis]) for axis in grid]
         return cls(view, spacing[0], (spacing[1], spacing[2]), axes, flipped)  # type: ignore[arg-type]
 
+    def slices_of(self, voxels: np.ndarray) -> np.ndarray:
+        """Another array (k, j, i) of the source grid as slices (S, H, W)."""
+        return _flip(voxels.transpose(self.axes), self.flipped)
+
     def restore(self, slices: np.ndarray) -> np.ndarray:
         """An array (S, H, W) of this stack's shape laid back onto the source grid (k, j, i), contiguous."""
         if slices.shape != self.slices.shape:
@@ -374,6 +388,12 @@ class Intensity:
             low, high = float(sample.min()), float(max(sample.max(), sample.min() + 1))
         np.clip(sample, low, high, out=sample)
         return cls(low, high, float(sample.mean(dtype=np.float64)), max(float(sample.std(dtype=np.float64)), 1e-6))
+
+    def unit(self, slices: np.ndarray) -> np.ndarray:
+        """Slices of any real type -> float32 0..1 of the same shape: the percentiles become 0 and 1."""
+        clipped = np.clip(slices.astype(np.float32), np.float32(self.low), np.float32(self.high))
+        result: np.ndarray = (clipped - np.float32(self.low)) / np.float32(self.high - self.low)
+        return result
 
     def normalise(self, slices: np.ndarray) -> np.ndarray:
         """Slices of any real type -> float32 of the same shape."""

@@ -1,4 +1,7 @@
-"""Small volumes, label maps and DICOM files for tests, drawn in the patient's space so that any grid shows the same."""
+"""Small volumes, label maps, spines, pairs to train on and DICOM files for tests.
+
+What `geometry` places is drawn in the patient's space, so that any grid shows the same.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 
+from SAUNetLib.anatomy import CANAL, DISC, VERTEBRA, structures, value_of
 from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.volume import Geometry, Volume
 
-SAGITTAL = ((0, 1, 0), (0, 0, -1), (-1, 0, 0))
-"""Directions of the axes i, j, k of an ordinary sagittal series, LPS: backwards, downwards, to the right."""
+SLICES_TO_LEFT = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
+"""Columns: the axes i, j, k of a right-handed sagittal stack, LPS: to posterior, to inferior, to the left."""
+SLICES_TO_RIGHT = np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]])
+"""The same of an ordinary sagittal series, whose slices run to the right: left-handed."""
 LEVELS = (("T12", 28, 44), ("L1", 12, 26), ("L2", -6, 10), ("L3", -24, -8), ("L4", -44, -26))
 
 
@@ -24,6 +31,19 @@ def rotation(degrees: float, axis: tuple[float, float, float] = (1, 2, 3)) -> np
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
+def euler(angles: tuple[float, float, float]) -> np.ndarray:
+    """Matrix (3, 3) of turns about the three axes, degrees."""
+    transform = sitk.Euler3DTransform()
+    transform.SetRotation(*np.deg2rad(angles).tolist())
+    return np.array(transform.GetMatrix()).reshape(3, 3)
+
+
+def rearranged(source: Volume, order: tuple[int, int, int], reverse: tuple[bool, bool, bool]) -> Volume:
+    """The same voxels at the same places, with the axes (i, j, k) in another order and direction."""
+    image = sitk.Flip(sitk.PermuteAxes(source.to_sitk(), order), reverse)
+    return Volume.from_sitk(image, source.name)
+
+
 def geometry(
     order: tuple[int, int, int] = (0, 1, 2),
     flips: tuple[bool, bool, bool] = (False, False, False),
@@ -32,7 +52,7 @@ def geometry(
     spacing: tuple[float, float, float] = (1.2, 1.5, 3.5),
 ) -> Geometry:
     """The grid of a sagittal series centred on zero, its axes permuted and reversed, the whole turned (degrees)."""
-    direction = (rotation(oblique) @ np.array(SAGITTAL, float).T)[:, list(order)]
+    direction = (rotation(oblique) @ SLICES_TO_RIGHT)[:, list(order)]
     direction = direction * np.where(flips, -1.0, 1.0)
     counts = tuple(size[axis] for axis in order)
     steps = tuple(spacing[axis] for axis in order)
@@ -53,8 +73,6 @@ def points(grid: Geometry) -> np.ndarray:
 
 def labels_at(places: np.ndarray, oblique: float = 0.0) -> np.ndarray:
     """Label values (uint8) at positions (..., 3): five vertebrae with posterior elements, their discs and the canal."""
-    from SAUNetLib.anatomy import value_of
-
     left, back, up = np.moveaxis(np.asarray(places) @ rotation(oblique), -1, 0)
     result = np.zeros(left.shape, np.uint8)
     result[(np.abs(left) < 8) & (np.abs(back - 10) < 6) & (np.abs(up) < 46)] = 2
@@ -81,6 +99,102 @@ def volume(grid: Geometry, oblique: float = 0.0, dtype: Any = np.int16, seed: in
 def segmentation(grid: Geometry, oblique: float = 0.0, **rest: Any) -> Segmentation:
     """The exact segmentation of `volume` on the same grid."""
     return Segmentation(labels_at(points(grid), oblique), grid, **rest)
+
+
+# --- a picture for the tiny network, pairs to train on ---------------------------------------------
+
+
+def picture(
+    shape: tuple[int, int, int] = (4, 64, 48),
+    spacing: tuple[float, float, float] = (1.2, 1.2, 4.0),
+    direction: np.ndarray = SLICES_TO_LEFT,
+) -> Volume:
+    """Smooth blobs (k, j, i), so that the tiny network paints regions and not noise."""
+    noise = sitk.GetImageFromArray(np.random.default_rng(2).normal(0, 1, shape).astype(np.float32))
+    smooth = sitk.GetArrayFromImage(sitk.DiscreteGaussian(noise, (9.0, 9.0, 0.2)))
+    return Volume(smooth, Geometry(shape[::-1], spacing, (10.0, -30.0, 50.0), direction), "picture")
+
+
+def labelled(seed: int, slices: int = 10) -> tuple[Volume, np.ndarray]:
+    """A picture of three bright blocks, and its labels."""
+    random = np.random.default_rng(seed)
+    labels = np.zeros((slices, 48, 40), np.uint8)
+    labels[1:-1, 5:20, 8:20], labels[1:-1, 20:26, 8:20], labels[1:-1, 5:40, 22:28] = 1, 2, 3
+    voxels = (np.array([10, 120, 60, 220])[labels] + random.normal(0, 8, labels.shape)).clip(0, 255).astype(np.uint8)
+    grid = Geometry((40, 48, slices), (1.5, 1.5, 0.9), (0.0, 0.0, 0.0), SLICES_TO_LEFT)
+    return Volume(voxels, grid, f"p{seed}"), labels
+
+
+def write_pair(folder: Path, name: str, image: Volume, labels: np.ndarray, ending: str = ".nii.gz") -> None:
+    """One case of a data folder: an image and its labels on the same grid."""
+    folder.mkdir(exist_ok=True)
+    sitk.WriteImage(image.to_sitk(), str(folder / f"{name}_image{ending}"))
+    sitk.WriteImage(image.to_sitk(labels), str(folder / f"{name}_labels{ending}"))
+
+
+def write_pairs(folder: Path, *names: str) -> Path:
+    """A data folder with the pictures `labelled` makes of 0, 1, 2 ... under these names."""
+    for seed, name in enumerate(names):
+        write_pair(folder, name, *labelled(seed))
+    return folder
+
+
+# --- a spine of blocks ------------------------------------------------------------------------------
+
+BLOCK_VERTEBRAE = ["T11", "T12", "L1", "L2", "L3", "L4", "L5"]
+BLOCK_DISCS = ["T11/T12", "T12/L1", "L1/L2", "L2/L3", "L3/L4", "L4/L5", "L5/S1"]
+BODY, GAP = 26.0, 8.0  # mm
+
+
+def block_spine(
+    spacing: tuple[float, float, float] = (4.0, 1.0, 1.0),
+    lordosis: float = 0.25,
+    top: float = 12.0,
+    bottom: float = 30.0,
+) -> np.ndarray:
+    """Label values (S, H, W) of T11 to L5 with their discs: bodies, pedicles, facets that touch, spinous processes.
+
+    `lordosis` is how far the column leans back per mm downwards below its middle and forwards above it; `top` and
+    `bottom` are mm of background above and below.
+    """
+    height = top + len(BLOCK_VERTEBRAE) * (BODY + GAP) + bottom
+    size = [max(1, round(length / step)) for length, step in zip((56.0, height, 120.0), spacing, strict=True)]
+    side, row, column = np.meshgrid(
+        *((np.arange(n) + 0.5) * d for n, d in zip(size, spacing, strict=True)), indexing="ij"
+    )
+    side = np.abs(side - 28.0) if size[0] > 1 else np.zeros_like(side)
+    lean = lordosis * ((row - top) / 238.0 - 0.5)  # slope of the column
+    back = column - 50.0 - lordosis * 119.0 * ((row - top) / 238.0 - 0.5) ** 2
+    down = row - lean * back - top  # place along the column
+    labels = np.zeros(side.shape, np.uint8)
+    labels[(np.hypot(back - 8, side) < 7) & (row > 2)] = 2
+    for n, (vertebra, disc) in enumerate(zip(BLOCK_VERTEBRAE, BLOCK_DISCS, strict=True)):
+        start = n * (BODY + GAP)
+        within = (down > start) & (down < start + BODY)
+        body = within & (back > -32) & (back < 0) & (side < 22)
+        pedicle = (down > start + 3) & (down < start + 14) & (back >= 0) & (back < 14) & (side > 9) & (side < 17)
+        lamina = (down > start + 6) & (down < start + 28) & (back > 15) & (back < 22) & (side < 17)
+        joint = (down > start - 4) & (down < start + 8) & (back > 8) & (back < 15) & (side > 9) & (side < 17)
+        process = (down > start + 12) & (down < start + 32) & (back >= 22) & (back < 46) & (side < 4)
+        labels[body | pedicle | lamina | joint | process] = value_of(vertebra)
+        between = (down > start + BODY + 1) & (down < start + BODY + GAP - 1)
+        labels[between & (back > -32) & (back < 0) & (side < 20)] = value_of(disc)
+    return labels
+
+
+def class_map() -> np.ndarray:
+    """The network's class of each label value (256,), worked out apart from the library's own table."""
+    kinds = {"vertebra": VERTEBRA, "disc": DISC, "canal": CANAL, "sacrum": VERTEBRA}
+    table = np.zeros(256, np.uint8)
+    for value, structure in structures().items():
+        table[value] = kinds[structure.kind]
+    return table
+
+
+CLASS_OF = class_map()
+
+
+# --- DICOM ------------------------------------------------------------------------------------------
 
 
 def dicom_dataset(multi_frame: bool = False, **elements: Any) -> Any:

@@ -9,10 +9,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
+from builders import write_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import DiceLoss
-from test_training import labelled
 
 from SAUNetLib.cli import main
 from SAUNetLib.errors import UsageError
@@ -40,12 +40,7 @@ SMOKE = ["--budget", "smoke", "--seeds", "1", "--keep-out", "p1", "p2", "--devic
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for seed in range(4):
-        volume, labels = labelled(seed)
-        sitk.WriteImage(volume.to_sitk(), str(folder / f"p{seed}_image.nii.gz"))
-        sitk.WriteImage(volume.to_sitk(labels), str(folder / f"p{seed}_labels.nii.gz"))
-    return folder
+    return write_pairs(tmp_path_factory.mktemp("data"), "p0", "p1", "p2", "p3")
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +194,9 @@ def test_one_score_is_trained_as_a_sigmoid():
     scores, labels = torch.randn(2, 1, 16, 16), torch.randint(0, 4, (2, 16, 16))
     truth = (labels == 1).float()[:, None]
     wanted = F.binary_cross_entropy_with_logits(scores, truth) + DiceLoss(sigmoid=True, batch=True)(scores, truth)
-    assert float(run._loss(scores, labels)) == pytest.approx(float(wanted), abs=1e-5)
+    assert float(run.loss(scores, labels)) == pytest.approx(float(wanted), abs=1e-5)
     labels[:, 8:] = 255
-    assert torch.equal(run._loss(scores, labels), run._loss(scores + 5 * (labels == 255)[:, None], labels))
+    assert torch.equal(run.loss(scores, labels), run.loss(scores + 5 * (labels == 255)[:, None], labels))
 
 
 def before_and_after(classes, seed):

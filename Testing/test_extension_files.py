@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import slicer
 from harness import cmake_lists, process_events
-from harness.fixtures import MODULE, ROOT, add_volume, scene  # noqa: F401
+from harness.fixtures import MODULE, ROOT, add_volume, scene, truth  # noqa: F401
 from harness.pythonqt import wrap
 from PySide6 import QtGui, QtWidgets
 from SAUNetPanel import engineFolder
@@ -115,17 +115,20 @@ def test_module_file_only_wires():
             assert isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Expr | ast.Assign)
 
 
-def test_panel_names_no_torch_and_engine_names_no_slicer():
+def test_panel_names_no_torch_engine_no_slicer_and_network_nothing_of_the_project():
     def imported(path):
+        """The packages that a module names; dots where it names one by its place."""
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            yield from (name.split(".")[0] for name in names)
+            names += ["." * node.level or node.module] if isinstance(node, ast.ImportFrom) else []
+            yield from (name.split(".")[0] or name for name in names)
 
     for path in PANEL:
         assert not {"torch", "safetensors", "cc3d"} & set(imported(path)), path
     for path in (ROOT / "SAUNetLib").rglob("*.py"):
         assert not {"slicer", "qt", "ctk", "vtk"} & set(imported(path)), path
+    for path in (ROOT / "SAUNetLib" / "network").glob("*.py"):
+        assert not {"SAUNetLib", "..", "..."} & set(imported(path)), path
 
 
 def test_every_text_of_the_panel_can_be_translated():
@@ -155,12 +158,11 @@ def test_engine_is_found_in_a_checkout_and_in_an_installation(tmp_path, installe
 
 def test_installed_tree_runs_the_worker(tmp_path):
     """What CMake would install, and nothing else, starts the engine's process."""
-    for (path, name), entries in cmake_lists.wanted().items():
+    for (path, _), entries in cmake_lists.wanted().items():
         for entry in (one.replace("${MODULE_NAME}", "SAUNetSegmentation") for one in entries):
             target = tmp_path / entry
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path.parent / entry, target)
-        assert name
     import subprocess
 
     command = [sys.executable, str(tmp_path / "SAUNetPanel" / "Bootstrap.py"), str(tmp_path), "SAUNetLib.worker"]
@@ -254,6 +256,81 @@ def test_panel_that_is_made_but_not_shown_takes_no_keys_and_starts_no_engine(mod
     assert widget.panel._warmUp.active
     widget.cleanup()
     assert not widget.panel._warmUp.active
+
+
+@pytest.fixture
+def shown(module):
+    """The module's widget, opened by the user, as Slicer makes it."""
+    holder = QtWidgets.QWidget()
+    QtWidgets.QVBoxLayout(holder)
+    holder.setProperty("isEntered", True)
+    widget = module.SAUNetSegmentationWidget(wrap(holder))
+    widget.setup()
+    yield widget
+    widget.cleanup()
+
+
+def scene_text():
+    slicer.mrmlScene.SetSaveToXMLString(1)
+    slicer.mrmlScene.Commit()
+    return slicer.mrmlScene.GetSceneXMLString()
+
+
+def load_scene(text, clear):
+    """As qSlicerSceneReader::load: File > Load Scene (or Add Data) without, or with, what is there."""
+    slicer.mrmlScene.SetLoadFromXMLString(1)
+    slicer.mrmlScene.SetSceneXMLString(text)
+    slicer.mrmlScene.Connect() if clear else slicer.mrmlScene.Import()
+
+
+@pytest.mark.parametrize("clear", [True, False])
+def test_scene_that_is_loaded_while_the_panel_is_shown_is_shown_with_its_result(shown, clear):
+    panel, result = shown.panel, truth()
+    panel.ui.inputSelector.setCurrentNode(add_volume())
+    node = panel.logic.nodes.importResult(add_volume(name="series 2"), result.labels, result.summary(), True)
+    panel.ui.resultSelector.setCurrentNode(node)
+    panel.ui.editSection.collapsed = False
+    panel.ui.lowestComboBox.currentIndex = 3
+    text = scene_text()
+    if not clear:
+        slicer.mrmlScene.Clear()
+    for _ in range(2 if clear else 1):
+        load_scene(text, clear)
+        (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+        assert panel.ui.inputSelector.currentNode().GetName() == "T2 sag" and panel.ui.lowestComboBox.currentIndex == 3
+        assert panel.ui.resultSelector.currentNode() is node is panel.ui.segmentsTable.segmentationNode()
+        assert panel.ui.editSection.enabled and panel.ui.editor.segmentationNode() is node
+        assert panel.ui.editor.sourceVolumeNode().GetName() == "series 2" and panel.ui.editor._native._shortcuts
+    slicer.mrmlScene.Clear()
+    assert panel.ui.editor.segmentationNode() is None and not panel.ui.editor._native._shortcuts
+
+
+def test_scene_that_is_added_leaves_what_is_chosen(shown):
+    panel = shown.panel
+    add_volume(name="of the other scene")
+    slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetSingletonNode("SAUNetSegmentation", "vtkMRMLScriptedModuleNode"))
+    text = scene_text()
+    slicer.mrmlScene.Clear()
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel.ui.inputSelector.setCurrentNode(second)
+    node = panel.logic.nodes.importResult(first, truth().labels, truth().summary(), True)
+    panel.ui.resultSelector.setCurrentNode(node)
+    load_scene(text, clear=False)
+    assert panel.ui.inputSelector.nodeCount() == 3 and panel.ui.inputSelector.currentNode() is second
+    assert panel.ui.resultSelector.currentNode() is node is panel.ui.editor.segmentationNode()
+
+
+def test_segmentation_file_that_is_loaded_while_the_panel_is_shown_can_be_chosen(shown, tmp_path):
+    panel, path = shown.panel, tmp_path / "r.seg.nrrd"
+    node = panel.logic.nodes.importResult(add_volume(), truth().labels, truth().summary(), True)
+    panel.logic.nodes.exportSegmentation(node, path)
+    slicer.mrmlScene.Clear()
+    assert slicer.modules.segmentations.logic().LoadSegmentationFromFile(str(path)) is not None
+    assert process_events(lambda: panel.ui.resultSelector.nodeCount() == 1)
+    shown.exit()
+    assert slicer.modules.segmentations.logic().LoadSegmentationFromFile(str(path)) is not None
+    shown.enter()
+    assert panel.ui.resultSelector.nodeCount() == 2
 
 
 def test_reload_forgets_the_rooms(module):

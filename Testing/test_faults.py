@@ -21,10 +21,10 @@ import builders
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from builders import picture
 from conftest import ROOT
 from memory_group import large_file, memory_group  # noqa: F401
 from PIL import Image
-from test_pipeline import picture
 
 from SAUNetLib.errors import CancelledError, OutOfMemoryError, UsageError
 from SAUNetLib.formats.atomic import write_beside, write_together

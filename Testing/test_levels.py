@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from builders import BLOCK_DISCS, BLOCK_VERTEBRAE, CLASS_OF, block_spine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -17,58 +18,6 @@ from SAUNetLib.errors import UsageError
 from SAUNetLib.levels import Levels, name_structures
 from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
-
-DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
-LUMBAR = ["T11", "T12", "L1", "L2", "L3", "L4", "L5"]
-DISCS = ["T11/T12", "T12/L1", "L1/L2", "L2/L3", "L3/L4", "L4/L5", "L5/S1"]
-BODY, GAP = 26.0, 8.0  # mm
-
-
-def block_spine(
-    spacing: tuple[float, float, float] = (4.0, 1.0, 1.0),
-    lordosis: float = 0.25,
-    top: float = 12.0,
-    bottom: float = 30.0,
-) -> np.ndarray:
-    """Label values (S, H, W) of T11 to L5 with their discs: bodies, pedicles, facets that touch, spinous processes.
-
-    `lordosis` is how far the column leans back per mm downwards below its middle and forwards above it; `top` and
-    `bottom` are mm of background above and below.
-    """
-    height = top + len(LUMBAR) * (BODY + GAP) + bottom
-    size = [max(1, round(length / step)) for length, step in zip((56.0, height, 120.0), spacing, strict=True)]
-    side, row, column = np.meshgrid(
-        *((np.arange(n) + 0.5) * d for n, d in zip(size, spacing, strict=True)), indexing="ij"
-    )
-    side = np.abs(side - 28.0) if size[0] > 1 else np.zeros_like(side)
-    lean = lordosis * ((row - top) / 238.0 - 0.5)  # slope of the column
-    back = column - 50.0 - lordosis * 119.0 * ((row - top) / 238.0 - 0.5) ** 2
-    down = row - lean * back - top  # place along the column
-    labels = np.zeros(side.shape, np.uint8)
-    labels[(np.hypot(back - 8, side) < 7) & (row > 2)] = 2
-    for n, (vertebra, disc) in enumerate(zip(LUMBAR, DISCS, strict=True)):
-        start = n * (BODY + GAP)
-        within = (down > start) & (down < start + BODY)
-        body = within & (back > -32) & (back < 0) & (side < 22)
-        pedicle = (down > start + 3) & (down < start + 14) & (back >= 0) & (back < 14) & (side > 9) & (side < 17)
-        lamina = (down > start + 6) & (down < start + 28) & (back > 15) & (back < 22) & (side < 17)
-        joint = (down > start - 4) & (down < start + 8) & (back > 8) & (back < 15) & (side > 9) & (side < 17)
-        process = (down > start + 12) & (down < start + 32) & (back >= 22) & (back < 46) & (side < 4)
-        labels[body | pedicle | lamina | joint | process] = value_of(vertebra)
-        between = (down > start + BODY + 1) & (down < start + BODY + GAP - 1)
-        labels[between & (back > -32) & (back < 0) & (side < 20)] = value_of(disc)
-    return labels
-
-
-def class_map() -> np.ndarray:
-    kinds = {"vertebra": VERTEBRA, "disc": DISC, "canal": CANAL, "sacrum": VERTEBRA}
-    table = np.zeros(256, np.uint8)
-    for value, structure in structures().items():
-        table[value] = kinds[structure.kind]
-    return table
-
-
-CLASS_OF = class_map()
 
 
 def stack_of(slices: np.ndarray, spacing: tuple[float, float, float] = (4.0, 1.0, 1.0)) -> SagittalStack:
@@ -122,7 +71,7 @@ def whole(spine: np.ndarray) -> Levels:
 def test_every_structure_has_its_level(spacing: tuple[float, float, float]) -> None:
     truth = block_spine(spacing)
     result = named(truth, spacing)
-    assert levels_in(result.labels) == set(LUMBAR + DISCS)
+    assert levels_in(result.labels) == set(BLOCK_VERTEBRAE + BLOCK_DISCS)
     scores = dice(truth, result.labels)
     assert min(scores.values()) > 0.9, scores
     assert np.median(list(scores.values())) > 0.95, scores
@@ -190,7 +139,7 @@ def test_a_missing_disc_swallows_no_level(spine: np.ndarray, gone: str, fused: b
     damaged = CLASS_OF[spine]
     damaged[spine == value_of(gone)] = VERTEBRA if fused else 0
     result = name_structures(stack_of(damaged))
-    assert levels_in(result.labels) == set(LUMBAR + DISCS) - {gone}
+    assert levels_in(result.labels) == set(BLOCK_VERTEBRAE + BLOCK_DISCS) - {gone}
     assert agreement(spine, result.labels, {value_of(gone)}) > 0.97
     assert "DISC_MISSING" in codes(result)
     near, far = (result.confidence[value_of(level)] for level in ("L5", "T11"))
@@ -205,7 +154,7 @@ def test_two_neighbouring_discs_missing(spine: np.ndarray) -> None:
 def test_no_discs_at_all(spine: np.ndarray) -> None:
     damaged = np.where(CLASS_OF[spine] == DISC, 0, spine)
     result = named(damaged)
-    assert levels_in(result.labels) == set(LUMBAR)
+    assert levels_in(result.labels) == set(BLOCK_VERTEBRAE)
     assert agreement(spine, result.labels) > 0.95
 
 
@@ -238,7 +187,7 @@ def test_discs_joined_by_a_bridge(spine: np.ndarray, detached: bool) -> None:
     strip = damaged[5:9, rows[0] : rows[-1], 30:34]
     strip[(strip == VERTEBRA) | (not detached)] = DISC
     result = name_structures(stack_of(damaged))
-    assert levels_in(result.labels) == set(LUMBAR + DISCS)
+    assert levels_in(result.labels) == set(BLOCK_VERTEBRAE + BLOCK_DISCS)
     unchanged = damaged == CLASS_OF[spine]
     assert agreement(np.where(unchanged, spine, 0), result.labels) > 0.97
 
@@ -340,7 +289,7 @@ def test_a_piece_of_the_sacrum_is_left_out(spine: np.ndarray) -> None:
     sacrum[4:10, last + 3 : last + 11, 32:50] = True
     damaged[sacrum & (damaged == 0)] = VERTEBRA
     result = name_structures(stack_of(damaged))
-    assert levels_in(result.labels) == set(LUMBAR + DISCS)
+    assert levels_in(result.labels) == set(BLOCK_VERTEBRAE + BLOCK_DISCS)
     assert agreement(spine, result.labels) > 0.97
     assert (result.labels[sacrum & (spine == 0)] == 0).mean() > 0.8
 
@@ -375,7 +324,7 @@ def test_a_piece_of_the_sacrum_at_the_border_is_no_vertebra_too_many(spine: np.n
     damaged[4:10, last + 3 : last + 15, 22:52][damaged[4:10, last + 3 : last + 15, 22:52] == 0] = VERTEBRA
     damaged[4:10, last + 15 - below : last + 15, 42:52] = DISC
     result = name_structures(stack_of(damaged[:, : last + 15]), "L5")
-    assert levels_in(result.labels) == set(LUMBAR + DISCS)
+    assert levels_in(result.labels) == set(BLOCK_VERTEBRAE + BLOCK_DISCS)
     assert agreement(spine[:, : last + 15], result.labels) > 0.97
     assert "TOO_MANY_VERTEBRAE" not in codes(result)
 
@@ -427,7 +376,7 @@ def test_counting_starts_at_lowest(spine: np.ndarray, whole: Levels, lowest: str
     result = named(spine, lowest=lowest)
     order = [level for level in vertebra_levels() if level in levels_in(result.labels)]
     assert order == expected
-    for old, new in zip(LUMBAR, expected, strict=True):
+    for old, new in zip(BLOCK_VERTEBRAE, expected, strict=True):
         assert ((whole.labels == value_of(old)) == (result.labels == value_of(new))).all()
     assert codes(result) == [] and lowest.upper() in result.anchor
     assert set(result.confidence.values()) == {1.0}
@@ -593,12 +542,12 @@ def test_any_classes_are_survived(blocks: np.ndarray, spacing: tuple[float, floa
     assert result.partial <= set(np.unique(result.labels).tolist()) - {0}
 
 
-SPIDER = {"005": LUMBAR, "162": ["T10", *LUMBAR]}
+SPIDER = {"005": BLOCK_VERTEBRAE, "162": ["T10", *BLOCK_VERTEBRAE]}
 
 
 @pytest.fixture(params=SPIDER)
-def patient(request: pytest.FixtureRequest) -> tuple[str, SagittalStack]:
-    path = DATA / "spider_t2space" / f"{request.param}_labels.nii.gz"
+def patient(request: pytest.FixtureRequest, shared_data: Path) -> tuple[str, SagittalStack]:
+    path = shared_data / "spider_t2space" / f"{request.param}_labels.nii.gz"
     if not path.is_file():
         pytest.skip("shared/data/spider_t2space is not here")
     return request.param, SagittalStack.of(Volume.from_sitk(sitk.ReadImage(str(path))))
@@ -617,9 +566,9 @@ def test_real_label_maps(patient: tuple[str, SagittalStack]) -> None:
     assert agreement(result.labels[2 : len(thick) : 4], name_structures(averaged).labels) > 0.97
 
 
-def test_real_instances() -> None:
+def test_real_instances(shared_data: Path) -> None:
     """A T2w crop whose vertebrae were told apart by others: 5 to 7 from above, 100 + n the disc below n."""
-    folder = DATA / "real_volumes"
+    folder = shared_data / "real_volumes"
     paths = [folder / f"sub-mri_seg-{kind}_label-6_msk.nii.gz" for kind in ("vert", "subreg")]
     if not all(path.is_file() for path in paths):
         pytest.skip("shared/data/real_volumes is not here")

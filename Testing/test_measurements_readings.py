@@ -13,7 +13,6 @@ from SAUNetLib.evaluation.readings import (
     by_level,
     measure_labels,
     rank_correlation,
-    ranks,
     read_discs,
     table,
 )
@@ -42,13 +41,6 @@ def test_area_under_curve_counts_pairs(pairs):
     counted = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
     found = area_under_curve(scores, positive)
     assert found == pytest.approx(np.mean(counted)) if counted else np.isnan(found)
-
-
-@given(st.lists(st.integers(-5, 5), min_size=1, max_size=30))
-def test_ranks_share_their_mean(values):
-    numbers = np.array(values, float)
-    slow = [np.mean([n + 1 for n, one in enumerate(sorted(values)) if one == value]) for value in values]
-    np.testing.assert_allclose(ranks(numbers), slow)
 
 
 def test_rank_correlation_of_monotone_values():

@@ -5,10 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from builders import CLASS_OF, SLICES_TO_LEFT, block_spine, euler, picture, rearranged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_levels import CLASS_OF, block_spine
-from test_volume import ANGLES, FLIPS, ORDERS, SAGITTAL, rearranged, rotation
+from strategies import ANGLES, FLIPS, ORDERS
 
 from SAUNetLib.anatomy import classes, structures, to_classes
 from SAUNetLib.errors import CancelledError, InputError, UsageError
@@ -16,17 +16,10 @@ from SAUNetLib.pipeline import segment, segment_file
 from SAUNetLib.volume import Geometry, Volume
 
 
-def picture(shape=(4, 64, 48), spacing=(1.2, 1.2, 4.0), direction=SAGITTAL) -> Volume:
-    """Smooth blobs, so that the tiny network paints regions and not noise."""
-    noise = sitk.GetImageFromArray(np.random.default_rng(2).normal(0, 1, shape).astype(np.float32))
-    smooth = sitk.GetArrayFromImage(sitk.DiscreteGaussian(noise, (9.0, 9.0, 0.2)))
-    return Volume(smooth, Geometry(tuple(reversed(shape)), spacing, (10.0, -30.0, 50.0), direction), "picture")
-
-
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ORDERS, FLIPS, ANGLES)
 def test_permuted_flipped_and_rotated_copies_give_the_same_segmentation(tiny_engine, order, reverse, angles):
-    source = picture(direction=rotation(angles) @ SAGITTAL)
+    source = picture(direction=euler(angles) @ SLICES_TO_LEFT)
     other = rearranged(source, order, reverse)
     first, second = segment(source, tiny_engine), segment(other, tiny_engine)
     assert first.geometry.same_grid(source.geometry) and second.geometry.same_grid(other.geometry)
@@ -56,7 +49,7 @@ def test_padding_is_not_taken_for_image(tiny_engine, monkeypatch):
     for after in ((0, 0), (40, 3)):
         add = ((0, after[1]), (0, after[0]), (0, 0))
         found = np.pad(CLASS_OF[truth], add)
-        geometry = Geometry(tuple(reversed(found.shape)), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), SAGITTAL)
+        geometry = Geometry(tuple(reversed(found.shape)), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), SLICES_TO_LEFT)
         volume = Volume(np.pad(image, add), geometry, "picture")
         monkeypatch.setattr(tiny_engine, "classes", lambda stack, report, found=found: (found, ()))
         results.append(segment(volume, tiny_engine))
@@ -69,6 +62,7 @@ def test_padding_is_not_taken_for_image(tiny_engine, monkeypatch):
 def test_classes_or_levels(tiny_engine):
     three = segment(picture(), tiny_engine, levels=False)
     assert three.known == classes() and set(np.unique(three.labels)) <= {0, 1, 2, 3}
+    assert not any(notice.about_levels for notice in three.warnings), "there is nothing to name"
     named = segment(picture(), tiny_engine)
     assert named.known == structures() and set(np.unique(named.labels)) - {0} <= structures().keys()
     assert np.array_equal(to_classes(named.labels), three.labels)

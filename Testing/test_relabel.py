@@ -8,7 +8,7 @@ from builders import geometry, segmentation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SAUNetLib.anatomy import classes, structures, value_of
+from SAUNetLib.anatomy import CANAL_VALUE, classes, disc_between, structures, usual_levels, value_of
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats.segmentations import ENDINGS, read_segmentation, write_segmentation
 from SAUNetLib.measurements import split_parts
@@ -17,11 +17,7 @@ from SAUNetLib.relabel import relabel, relabel_file
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.volume import Geometry
 
-CHAIN = [
-    level
-    for level in (one.level for one in structures().values() if one.kind == "vertebra")
-    if level not in ("T13", "L6")
-]
+CHAIN = list(usual_levels())
 
 
 def line(*levels: str) -> Segmentation:
@@ -194,3 +190,29 @@ def test_a_refused_file_stays_as_it_is(tmp_path):
         relabel_file(tmp_path / "absent.nrrd", {"L4": "L5"})
     assert path.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["result.nrrd"]
+
+
+@pytest.mark.parametrize(
+    ("upper", "lower", "disc"),
+    [
+        ("L4", "L5", "L4/L5"),
+        ("L5", "S1", "L5/S1"),
+        ("L4", "S1", "L5/S1"),
+        ("L6", "S1", "L5/S1"),
+        ("T12", "L1", "T12/L1"),
+        ("T13", "L1", "T12/L1"),
+        ("T11", "L1", "T12/L1"),
+        ("T12", "T13", "T12/T13"),
+        ("C1", "C2", None),
+        ("L2", "L4", None),
+        (None, "L1", "T12/L1"),
+        ("L5", None, None),
+    ],
+)
+def test_the_disc_between_two_vertebrae(upper, lower, disc):
+    assert disc_between(upper, lower) == disc
+
+
+def test_the_canal_has_its_label_value():
+    assert structures()[CANAL_VALUE].kind == "canal"
+    assert usual_levels()[0] == "C1" and usual_levels()[-1] == "L5" and len(usual_levels()) == 24

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from test_training import labelled
+from builders import labelled, write_pair
 
 from SAUNetLib.evaluation import validation
 from SAUNetLib.evaluation.fine_tuning import body_labels
+from SAUNetLib.evaluation.intervals import interval
 from SAUNetLib.volume import Geometry, Volume
 
 
@@ -32,7 +33,7 @@ def test_one_patient_has_no_interval():
 def test_a_pooled_figure_weighs_patients_by_their_voxels():
     counts = np.array([[90, 100, 100], [0, 10, 10]])
     assert validation._pooled(counts).value == pytest.approx(2 * 90 / 220)
-    assert validation._pooled(counts[:, ::1] * 0).value == 0
+    assert validation._pooled(counts * 0).value == 0
 
 
 @pytest.fixture
@@ -43,8 +44,7 @@ def sets(tmp_path):
         folder.mkdir()
     for number, name in enumerate(("001", "002")):
         volume, labels = labelled(number)
-        sitk.WriteImage(volume.to_sitk(), str(spider / f"{name}_image.nii.gz"))
-        sitk.WriteImage(volume.to_sitk(labels), str(spider / f"{name}_labels.nii.gz"))
+        write_pair(spider, name, volume, labels)
         for prefix in ("VB2", "VB3"):
             sitk.WriteImage(volume.to_sitk(), str(others / f"{prefix}_{name}_image.nii.gz"))
             bodies = np.where(labels == 1, 7 + number, 0).astype(np.uint8)
@@ -94,3 +94,10 @@ def test_what_nobody_drew_is_not_taught_as_background():
     assert (labels[25, 5:25] == 255).all(), "called vertebra by the model alone"
     assert (labels[2:10, 5:25] == 255).all() and (labels[:5] == 255).any(), "background near it may be missed vertebra"
     assert (labels[36:, 10] == 0).all(), "below the drawn body the model's background is believed"
+
+
+def test_draws_without_a_figure_do_not_count_for_its_interval():
+    values = np.array([1.0, np.nan, 3.0, 2.0])
+    low, high = interval(lambda drawn: float(np.mean(drawn)), values)
+    assert 1 <= low < high <= 3
+    assert all(np.isnan(bound) for bound in interval(lambda drawn: float("nan"), values))

@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from builders import SLICES_TO_LEFT, SLICES_TO_RIGHT, euler, rearranged
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import ANGLES, FLIPS, ORDERS
 
 from SAUNetLib.errors import InputError
 from SAUNetLib.volume import (
@@ -20,36 +22,16 @@ from SAUNetLib.volume import (
     to_sitk,
 )
 
-SAGITTAL = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
-"""i runs to posterior, j to inferior, k to left."""
 
-
-def volume(shape=(5, 40, 30), spacing=(0.8, 0.8, 4.0), direction=SAGITTAL, dtype=np.float32) -> Volume:
+def volume(shape=(5, 40, 30), spacing=(0.8, 0.8, 4.0), direction=SLICES_TO_LEFT, dtype=np.float32) -> Volume:
     voxels = np.random.default_rng(3).normal(100, 20, shape).astype(dtype)
     return Volume(voxels, Geometry(tuple(reversed(shape)), spacing, (3.0, -20.0, 70.0), direction), "test")
-
-
-def rotation(angles: tuple[float, float, float]) -> np.ndarray:
-    transform = sitk.Euler3DTransform()
-    transform.SetRotation(*np.deg2rad(angles).tolist())
-    return np.array(transform.GetMatrix()).reshape(3, 3)
-
-
-def rearranged(source: Volume, order: tuple[int, int, int], reverse: tuple[bool, bool, bool]) -> Volume:
-    """The same voxels at the same places, with the axes (i, j, k) in another order and direction."""
-    image = sitk.Flip(sitk.PermuteAxes(source.to_sitk(), order), reverse)
-    return Volume.from_sitk(image, source.name)
-
-
-ORDERS = st.permutations(range(3)).map(tuple)
-FLIPS = st.tuples(st.booleans(), st.booleans(), st.booleans())
-ANGLES = st.tuples(*[st.floats(-20, 20)] * 3)
 
 
 @settings(max_examples=60, deadline=None)
 @given(ORDERS, FLIPS, ANGLES)
 def test_stack_is_the_same_whatever_the_order_of_axes_and_comes_back_exactly(order, reverse, angles):
-    source = volume(direction=rotation(angles) @ SAGITTAL)
+    source = volume(direction=euler(angles) @ SLICES_TO_LEFT)
     other = rearranged(source, order, reverse)
     check_volume(other)
     stack, reference = SagittalStack.of(other), SagittalStack.of(source)
@@ -99,7 +81,10 @@ def test_stacks_of_other_planes_are_refused_by_name(plane):
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_isotropic_volumes_of_any_plane_are_accepted(order):
-    check_volume(rearranged(volume((20, 40, 30), (1.0, 1.0, 1.0)), order, (False, True, False)))
+    sagittal = volume((20, 40, 30), (1.0, 1.0, 1.0))
+    source = rearranged(sagittal, order, (False, True, False))
+    check_volume(source)
+    assert np.array_equal(SagittalStack.of(source).slices, SagittalStack.of(sagittal).slices)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +96,8 @@ def test_isotropic_volumes_of_any_plane_are_accepted(order):
         ({"spacing": (0.0008, 0.0008, 0.004)}, "INPUT_SPACING"),
         ({"spacing": (800.0, 800.0, 4000.0)}, "INPUT_SPACING"),
         ({"spacing": (5.0, 5.0, 5.0)}, "INPUT_SPACING"),
-        ({"direction": SAGITTAL * 1.1}, "INPUT_DIRECTION"),
-        ({"direction": SAGITTAL + 0.05 * np.eye(3)}, "INPUT_DIRECTION"),
+        ({"direction": SLICES_TO_LEFT * 1.1}, "INPUT_DIRECTION"),
+        ({"direction": SLICES_TO_LEFT + 0.05 * np.eye(3)}, "INPUT_DIRECTION"),
         ({"direction": np.zeros((3, 3))}, "INPUT_DIRECTION"),
         ({"direction": np.full((3, 3), np.nan)}, "INPUT_DIRECTION"),
         ({"origin": (np.inf, 0.0, 0.0)}, "INPUT_DIRECTION"),
@@ -120,7 +105,7 @@ def test_isotropic_volumes_of_any_plane_are_accepted(order):
     ],
 )
 def test_untrustworthy_geometry_is_refused(change, code):
-    values = {"size": (30, 40, 5), "spacing": (0.8, 0.8, 4.0), "origin": (0.0, 0.0, 0.0), "direction": SAGITTAL}
+    values = {"size": (30, 40, 5), "spacing": (0.8, 0.8, 4.0), "origin": (0.0, 0.0, 0.0), "direction": SLICES_TO_LEFT}
     with pytest.raises(InputError) as caught:
         check_geometry(Geometry(**(values | change)), "test")
     assert caught.value.code == code
@@ -128,9 +113,9 @@ def test_untrustworthy_geometry_is_refused(change, code):
 
 
 def test_left_handed_axes_are_no_shear():
-    mirrored = SAGITTAL.copy()
-    mirrored[:, 2] *= -1
-    check_volume(volume(direction=mirrored))
+    mirrored = volume(direction=SLICES_TO_RIGHT)
+    check_volume(mirrored)
+    assert np.array_equal(SagittalStack.of(mirrored).slices, SagittalStack.of(volume()).slices[::-1])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -170,7 +155,7 @@ def test_a_single_time_point_is_a_volume():
 
 
 def test_sitk_and_back_is_exact():
-    source = volume(direction=rotation((5, 3, -8)) @ SAGITTAL)
+    source = volume(direction=euler((5, 3, -8)) @ SLICES_TO_LEFT)
     again = Volume.from_sitk(to_sitk(source.voxels, source.geometry))
     assert np.array_equal(again.voxels, source.voxels)
     assert again.geometry.same_grid(source.geometry)
@@ -219,9 +204,9 @@ def test_intensities_are_clipped_at_numpy_s_percentiles(shape, dtype):
 @settings(max_examples=60, deadline=None)
 def test_a_volume_whose_axes_were_turned_is_laid_back_onto_its_grid(order, reverse, angles):
     """As 3D Slicer turns left-handed images when it loads them."""
-    source = volume((5, 9, 7), direction=rotation(angles) @ SAGITTAL)
-    laid = on_grid(rearranged(source, order, reverse), source.geometry)
-    assert laid is not None and laid.geometry.same_grid(source.geometry)
+    source = volume((5, 9, 7), direction=euler(angles) @ SLICES_TO_LEFT)
+    laid = on_grid(rearranged(source, order, reverse), source.geometry, "it")
+    assert laid.geometry.same_grid(source.geometry)
     assert np.array_equal(laid.voxels, source.voxels)
 
 
@@ -232,8 +217,9 @@ def test_other_voxels_are_not_laid_onto_a_grid():
         Geometry((7, 9, 6), grid.spacing, grid.origin, grid.direction),
         Geometry(grid.size, (0.8, 0.9, 4.0), grid.origin, grid.direction),
         Geometry(grid.size, grid.spacing, (3.5, -20.0, 70.0), grid.direction),
-        Geometry(grid.size, grid.spacing, grid.origin, rotation((3, 0, 0)) @ SAGITTAL),
-        Geometry(grid.size, grid.spacing, grid.origin, rotation((45, 45, 0)) @ SAGITTAL),
+        Geometry(grid.size, grid.spacing, grid.origin, euler((3, 0, 0)) @ SLICES_TO_LEFT),
+        Geometry(grid.size, grid.spacing, grid.origin, euler((45, 45, 0)) @ SLICES_TO_LEFT),
     )
     for other in others:
-        assert on_grid(source, other) is None
+        with pytest.raises(InputError, match="INPUT_GEOMETRY"):
+            on_grid(source, other, "another")

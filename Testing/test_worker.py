@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from builders import picture
 from conftest import ROOT
-from test_pipeline import picture
 
 from SAUNetLib.engine import Engine
 from SAUNetLib.errors import UsageError

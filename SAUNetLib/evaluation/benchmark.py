@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..console import markdown_table
 from ..errors import CancelledError, InputError, ModelError, OutOfMemoryError, SAUNetError, UsageError
 
 Say = Callable[[str], None]
@@ -343,19 +344,13 @@ def markdown(measured: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def table(titles: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _targets_table(measured: dict[str, Any]) -> str:
     rows = []
     for row in measured["targets"]:
         figure = "not measured" if row["figure"] is None else f"{row['figure']:.3g}"
         met = {True: "yes", False: "no", None: "-"}[row["met"]]
         rows.append([row["title"], figure, f"{row['sense']} {row['limit']:g}", met])
-    return table(["ratio or limit", "measured", "aim", "reached"], rows)
+    return markdown_table(["ratio or limit", "measured", "aim", "reached"], rows)
 
 
 def _peers_table(measured: dict[str, Any]) -> str:
@@ -373,7 +368,7 @@ def _peers_table(measured: dict[str, Any]) -> str:
             row = [reason, "-", "-", "-"]
         rows.append([name, *row])
     shape = " x ".join(map(str, measured["volume"]))
-    return table([shape, "times SAU-Net's seconds", "seconds", "peak memory, MB", "runs"], rows)
+    return markdown_table([shape, "times SAU-Net's seconds", "seconds", "peak memory, MB", "runs"], rows)
 
 
 def _slices_table(measured: dict[str, Any]) -> str:
@@ -390,7 +385,7 @@ def _slices_table(measured: dict[str, Any]) -> str:
             + [f"{median[stage]:.2f}" for stage in STAGES]
             + [_number(row["peak_mb"])]
         )
-    return table(titles, rows)
+    return markdown_table(titles, rows)
 
 
 def _start_table(measured: dict[str, Any]) -> str:
@@ -399,7 +394,7 @@ def _start_table(measured: dict[str, Any]) -> str:
     rows = [[f"{name}", f"{value:.2f}"] for name, value in measured["imports"].items()]
     rows += [["worker, first request from its start", f"{worker['cold']:.2f}"]]
     rows += [["worker, second request", f"{worker['warm']:.2f}"]]
-    return table(["start", "seconds"], rows)
+    return markdown_table(["start", "seconds"], rows)
 
 
 def _number(value: float | None) -> str:

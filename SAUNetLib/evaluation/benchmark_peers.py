@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-CLASSES = ("background", "vertebra", "disc", "canal")
+from ..anatomy import CLASS_NAMES
 
 
 def monai_unet(image: str, network: str, device: str, precision: str, runs: int) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def monai_unet(image: str, network: str, device: str, precision: str, runs: int)
     voxels = torch.from_numpy(read_volume(image).voxels.astype(np.float32))
     tutorial = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2, "norm": "batch"}
     kind, options = {"BasicUNet": (BasicUNet, {}), "UNet": (UNet, tutorial)}[network]
-    peer = kind(3, 1, len(CLASSES), **options).eval().to(place, dtype)
+    peer = kind(3, 1, len(CLASS_NAMES), **options).eval().to(place, dtype)
 
     def run() -> np.ndarray:
         normal = (voxels - voxels.mean()) / voxels.std()
@@ -81,7 +81,7 @@ def _plan(folder: Path, shape: tuple[int, ...], spacing: list[float]) -> tuple[d
     name = "Dataset001_Spine"
     dataset = {
         "channel_names": {"0": "MRI"},
-        "labels": {label: value for value, label in enumerate(CLASSES)},
+        "labels": {label: value for value, label in enumerate(CLASS_NAMES)},
         "numTraining": 1,
         "file_ending": ".nrrd",
         "overwrite_image_reader_writer": "SimpleITKIO",
@@ -121,7 +121,7 @@ def _predict(
         configuration.network_arch_init_kwargs,
         configuration.network_arch_init_kwargs_req_import,
         1,
-        len(CLASSES),
+        len(CLASS_NAMES),
         deep_supervision=False,
     )
     place = choose_device(device)

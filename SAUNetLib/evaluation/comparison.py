@@ -14,7 +14,6 @@ import cc3d
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from monai.networks.blocks.dynunet_block import UnetBasicBlock
 from monai.networks.nets import DynUNet
@@ -25,30 +24,28 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..anatomy import VERTEBRA
-from ..engine import GPU_CHUNK, choose_device, computes_bfloat16, resample
+from ..anatomy import CLASS_NAMES, VERTEBRA
+from ..engine import GPU_CHUNK, choose_device, computes_bfloat16, network_input, resample
 from ..errors import InputError, UsageError
-from ..formats.atomic import write_beside
 from ..metrics import agreement, compare_labels
-from ..network import SAUNet, fold_batch_norm, pack_for_processor
+from ..network import DenseUNet, SAUNet, fold_batch_norm, pack_for_processor
 from ..network.sau_net import Attention
 from ..training.datasets import Case, can_thicken, load_cases, thick_volume
-from ..training.folders import UNKNOWN, case_names, read_pair
+from ..training.folders import UNKNOWN, case_names, read_pair, write_settings
 from ..training.folders import patients as cases_by_patient
 from ..training.run import VALIDATIONS
-from ..training.train import CLASS_NAMES, NetworkConfig, TrainingConfig, TrainingRun, fit
+from ..training.train import NetworkConfig, TrainingConfig, TrainingRun, fit
 from ..volume import Intensity, SagittalStack, Volume
 
 KEPT_OUT = ("045", "081", "127", "209", "239")
 """SPIDER's patients that no network of the project is trained on."""
-TASKS = {"spine": 1, "structures": 1 + len(CLASS_NAMES)}
+TASKS = {"spine": 1, "structures": len(CLASS_NAMES)}
 """What is segmented -> scores of the network: all vertebrae in the paper's binary form, or the three structures."""
 SHIPPED = "shipped"
 """What the costs of networks and pixels of the shipped model's size are called, beside those of the tasks."""
 WEIGHTS = "weights.safetensors"
 ISLAND = 0.01
 """A smaller share of what was found of a structure is an island; fixed before any result was seen."""
-STRIDE = 16
 REPEATS = 2
 
 BUDGETS = {
@@ -259,12 +256,12 @@ class Comparison(BaseModel):
 class _Run(TrainingRun):
     """A training run whose network may have one score, the paper's binary form: vertebra against the rest."""
 
-    def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         if scores.shape[1] == 1:
             # A softmax over (0, F) is the sigmoid of F.
             scores = torch.cat((torch.zeros_like(scores), scores), 1)
             labels = torch.where(labels == UNKNOWN, labels, (labels == VERTEBRA).long())
-        return super()._loss(scores, labels)
+        return super().loss(scores, labels)
 
 
 @dataclass(frozen=True)
@@ -317,7 +314,7 @@ def compare(
         if title not in comparison.costs:
             task, measured = (title, config) if title != SHIPPED else ("structures", _as_shipped(config))
             comparison.costs[title] = _costs(measured, task, patients, chosen)
-            _write(output / "comparison.json", comparison)
+            write_settings(comparison, output / "comparison.json")
     waiting = [trial for trial in trials(tasks, seeds, config.seed) if not _result_file(output, trial).exists()]
     cases = _cases(data, comparison) if waiting else []
     for trial in waiting:
@@ -333,7 +330,7 @@ def compare(
             figures=figures,
         )
         save_model(network.to(memory_format=torch.contiguous_format), str(output / trial.name / WEIGHTS))  # type: ignore[call-overload]
-        _write(_result_file(output, trial), result)
+        write_settings(result, _result_file(output, trial))
         (output / trial.name / "last.ckpt").unlink()
 
 
@@ -400,7 +397,7 @@ def _begin(data: Path, output: Path, budget: str, kept_out: Sequence[str], devic
     )
     file = output / "comparison.json"
     if not file.exists():
-        _write(file, wanted)
+        write_settings(wanted, file)
         return wanted
     found, _ = read_comparison(output)
     if any(getattr(found, key) != getattr(wanted, key) for key in ("config", "kept_out", "trained_on")):
@@ -420,11 +417,6 @@ def _cases(data: Path, comparison: Comparison) -> list[Case]:
     if single:
         raise InputError("INPUT_DIMENSION", f"{single[0]} is a single slice", "Compare on volumes")
     return cases
-
-
-def _write(path: Path, value: BaseModel) -> None:
-    with write_beside(path, ".json") as temporary:
-        temporary.write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _result_file(output: Path, trial: Trial) -> Path:
@@ -469,7 +461,7 @@ def _measure(
                 Figures(
                     slices=one.slices,
                     patient=one.patient,
-                    structure=CLASS_NAMES[value - 1],
+                    structure=CLASS_NAMES[value],
                     cleaned_hausdorff_mm=agreement(
                         without_islands(found == value), truth == value, spacing
                     ).hausdorff_mm,
@@ -518,11 +510,9 @@ def predict(network: nn.Module, volume: Volume, pixel_mm: float, device: torch.d
 
 
 def _image(stack: SagittalStack, pixel_mm: float, device: torch.device) -> Tensor:
-    """The networks' input (1, S, 1, h, w): slices normalised, at the working pixel size, padded."""
-    image = torch.from_numpy(Intensity.of(stack.slices).normalise(stack.slices))[:, None]
-    image = resample(image, stack.working_shape(pixel_mm))
-    padding = (0, -image.shape[-1] % STRIDE, 0, -image.shape[-2] % STRIDE)
-    return F.pad(image, padding, value=float(image.min()))[None].to(device)
+    """The networks' input (1, S, 1, h, w)."""
+    shape, intensity = stack.working_shape(pixel_mm), Intensity.of(stack.slices)
+    return network_input(stack.slices, intensity, shape, DenseUNet.stride, device)[None]
 
 
 def _precision(device: torch.device) -> torch.autocast:

@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from scipy.stats import bootstrap
 
-from ..anatomy import VERTEBRA
+from ..anatomy import CLASS_NAMES, VERTEBRA
+from ..console import markdown_table
 from ..engine import choose_device
 from ..formats.atomic import check_writable, write_beside
-from ..formats.previews import INK, PAPER, beside, footer, grey_window, page, text_font
+from ..formats.previews import INK, PAPER, beside, footer, grey_levels, grey_window, page, text_font
 from ..training.run import VALIDATIONS
-from ..training.train import CLASS_NAMES
 from ..volume import SagittalStack, Volume
 from .comparison import (
     CANDIDATES,
@@ -35,6 +34,7 @@ from .comparison import (
     read_comparison,
     trained,
 )
+from .intervals import interval
 
 PAPERS_TABLE = {
     "unet-2d": {"dice": "88.06 ± 0.16", "precision": "86.43 ± 1.24", "recall": "89.85 ± 0.84",
@@ -91,14 +91,13 @@ class Summary:
     def of(cls, values: np.ndarray) -> Summary:
         """Of values (seeds, patients).
 
-        The interval is the percentile bootstrap's for the mean over patients, each patient's value averaged over the
-        seeds (Efron and Tibshirani, An Introduction to the Bootstrap, 1993); nan for one patient or infinite values.
+        The `interval` is that of the mean over patients, each patient's value averaged over the seeds; nan for one
+        patient or infinite values.
         """
         seeds, patients = values.mean(1), values.mean(0)
         low = high = math.nan
-        if len(patients) > 1 and np.isfinite(patients).all():
-            found = bootstrap((patients,), np.mean, method="percentile", random_state=np.random.default_rng(0))
-            low, high = (float(limit) for limit in found.confidence_interval)
+        if np.isfinite(patients).all():
+            low, high = interval(lambda drawn: float(np.mean(drawn)), patients)
         deviation = float(seeds.std(ddof=1)) if len(seeds) > 1 and np.isfinite(seeds).all() else math.nan
         return cls(float(seeds.mean()), deviation, low, high)
 
@@ -250,19 +249,19 @@ def _beside_paper(table: Table) -> str:
             found = table.summary("spine", network, "native slices", "vertebra", figure)
             row += [found.text(_scale(figure), interval=False), PAPERS_TABLE.get(network, {}).get(figure, "")]
         rows.append(row)
-    return _markdown(["", *titles], rows)
+    return markdown_table(["", *titles], rows)
 
 
 def _figures(table: Table, task: str, slices: str) -> str:
     """All figures of the networks; with three structures their mean, and each one's DSC."""
-    apart = CLASS_NAMES if task == "structures" else ()
+    apart = CLASS_NAMES[1:] if task == "structures" else ()
     rows = []
     for network in table.networks(task):
         row = [CANDIDATES[network].title, str(len(table.seeds(task, network)))]
         row += [table.summary(task, network, slices, "mean", name).text(_scale(name)) for name in FIGURES]
         row += [table.summary(task, network, slices, name, "dice").text(100, interval=False) for name in apart]
         rows.append(row)
-    return _markdown(["", "seeds", *TITLES.values(), *(f"DSC {name}" for name in apart)], rows)
+    return markdown_table(["", "seeds", *TITLES.values(), *(f"DSC {name}" for name in apart)], rows)
 
 
 def _gains(table: Table, task: str) -> str:
@@ -277,7 +276,7 @@ def _gains(table: Table, task: str) -> str:
             for figure in GAINS
         ]
         rows.append(row)
-    return _markdown(["", *(f"{name}, {slices}" for slices in VALIDATIONS for name in GAINS.values())], rows)
+    return markdown_table(["", *(f"{name}, {slices}" for slices in VALIDATIONS for name in GAINS.values())], rows)
 
 
 def _scale(figure: str) -> float:
@@ -317,7 +316,7 @@ def _costs(comparison: Comparison, table: Table) -> Iterator[str]:
                 ]
             )
         titles = ["weights", "MB", "size", "paper", "GFLOP a slice", *(f"time, {name}" for name in VALIDATIONS)]
-        yield _markdown(["", *titles, "paper", "training, minutes"], rows)
+        yield markdown_table(["", *titles, "paper", "training, minutes"], rows)
 
 
 def _share(papers: dict[str, int], network: str) -> str:
@@ -347,16 +346,11 @@ def _moved(table: Table) -> Iterator[str]:
         )
 
 
-def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _sheet(table: Table) -> Iterator[list[str]]:
     parts = ("mean", "deviation", "low", "high")
     yield ["task", "slices", "structure", "network", "seeds", *(f"{name} {part}" for name in FIGURES for part in parts)]
     for task in table.tasks():
-        structures = ("vertebra",) if task == "spine" else (*CLASS_NAMES, "mean")
+        structures = ("vertebra",) if task == "spine" else (*CLASS_NAMES[1:], "mean")
         for slices in VALIDATIONS:
             for structure in structures:
                 for network in table.networks(task):
@@ -391,16 +385,14 @@ def _errors(
 
 def _row(one: KeptOut, segment: Callable[[str, Volume], np.ndarray]) -> Image.Image:
     """The image and the errors of three networks in one slice."""
-    geometry = one.volume.geometry
     stack = SagittalStack.of(one.volume)
-    truth = SagittalStack.of(Volume(one.labels == VERTEBRA, geometry)).slices
-    found = {name: SagittalStack.of(Volume(segment(name, one.volume) > 0, geometry)).slices for name in SHOWN}
+    truth = stack.slices_of(one.labels == VERTEBRA)
+    found = {name: stack.slices_of(segment(name, one.volume) > 0) for name in SHOWN}
     wrong = (found["dense"] != truth).sum((1, 2))
     seen = np.flatnonzero(truth.any((1, 2)))
     number = int(seen[np.argsort(wrong[seen])[len(seen) // 2]])
-    low, high = grey_window(stack.slices[number])
-    grey = np.clip((stack.slices[number].astype(np.float32) - low) / (high - low), 0, 1) * 255
-    image = np.repeat(grey[..., None], 3, axis=2)
+    grey = grey_levels(stack.slices[number], grey_window(stack.slices[number]))
+    image = np.repeat(grey[..., None].astype(np.float32), 3, axis=2)
     size = (round(grey.shape[1] * stack.pixel[1] * SCALE), round(grey.shape[0] * stack.pixel[0] * SCALE))
     panels = [_panel(image, f"Slice {number + 1} of {len(truth)}, {one.slices}", size)]
     for name in SHOWN:

@@ -12,7 +12,6 @@ import numpy as np
 
 from ..anatomy import Structure, classes, to_classes
 from ..console import table_console
-from ..errors import InputError
 from ..formats.segmentations import read_segmentation
 from ..metrics import Agreement, Detection, compare_labels, detect
 from ..parts import merge_parts
@@ -86,13 +85,7 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
         InputError: as `read_segmentation`; INPUT_GEOMETRY, the two lie on different grids.
     """
     first, second = read_segmentation(predicted), read_segmentation(truth)
-    laid = on_grid(Volume(first.labels, first.geometry), second.geometry)
-    if laid is None:
-        raise InputError(
-            "INPUT_GEOMETRY",
-            f"{Path(predicted).name} and {Path(truth).name} lie on different grids",
-            "Resample one onto the grid of the other",
-        )
+    laid = on_grid(Volume(first.labels, first.geometry, Path(predicted).name), second.geometry, Path(truth).name)
     return evaluate(replace(first, labels=laid.voxels, geometry=laid.geometry), second)
 
 
@@ -106,7 +99,7 @@ def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
     else:
         known, pair = classes(), (_as_classes(predicted), _as_classes(truth))
     detections = {}
-    if predicted.known == truth.known != classes():
+    if predicted.known == truth.known and truth.has_levels:
         for kind in ("vertebra", "disc"):
             kept = [value for value, one in known.items() if one.kind == kind]
             detections[kind] = detect(_only(pair[0], kept), _only(pair[1], kept))
@@ -114,7 +107,7 @@ def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
 
 
 def _as_classes(segmentation: Segmentation) -> np.ndarray:
-    return segmentation.labels if segmentation.known == classes() else to_classes(segmentation.labels)
+    return to_classes(segmentation.labels) if segmentation.has_levels else segmentation.labels
 
 
 def _only(labels: np.ndarray, values: list[int]) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import rankdata, spearmanr
 
 from ..errors import InputError
 from ..formats.segmentations import read_segmentation
@@ -17,12 +18,12 @@ from ..levels import name_structures
 from ..measurements import Measurements, measure
 from ..segmentation import Segmentation
 from ..volume import SagittalStack, Volume
+from .intervals import interval
 
 GRADINGS = "radiological_gradings.csv"
 LEVELS = ("L5/S1", "L4/L5", "L3/L4", "L2/L3", "L1/L2", "T12/L1", "T11/T12", "T10/T11", "T9/T10")
 """Discs from the lowest upwards, as the readings count them from 1."""
 LUMBAR = LEVELS[:5]
-SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -199,37 +200,30 @@ def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
     count, others = int(positive.sum()), int((~positive).sum())
     if not count or not others:
         return float("nan")
-    return float((ranks(scores)[positive].sum() - count * (count + 1) / 2) / (count * others))
+    return float((rankdata(scores)[positive].sum() - count * (count + 1) / 2) / (count * others))
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rho: Pearson's correlation of the ranks."""
+    """Spearman's rho; NaN where it is not defined."""
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
-    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks (N,) from 1, equal values sharing their mean rank."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return (last - (count - 1) / 2)[place]
+    return float(spearmanr(first, second).statistic)
 
 
 def _with_interval(
     name: str, what: Callable, scores: np.ndarray, truth: np.ndarray, part: np.ndarray, discs: Sequence[Disc], aim: str
 ) -> Figure:
-    """A figure with its 95 % percentile interval from a bootstrap that draws whole patients."""
-    rng = np.random.default_rng(0)
+    """A figure with its `interval`: whole patients are drawn."""
     patients = np.array([disc.patient for disc in discs])
     groups = [np.flatnonzero((patients == one) & part) for one in sorted(set(patients.tolist()))]
-    draws = []
-    for _ in range(SAMPLES):
-        chosen = np.concatenate([groups[n] for n in rng.integers(len(groups), size=len(groups))])
-        draws.append(what(scores[chosen], truth[chosen]))
-    low, high = np.nanpercentile(draws, (2.5, 97.5)) if np.isfinite(draws).any() else (np.nan, np.nan)
+
+    def of(drawn: np.ndarray) -> float:
+        chosen = np.concatenate([groups[number] for number in drawn])
+        return float(what(scores[chosen], truth[chosen]))
+
+    low, high = interval(of, np.arange(len(groups)))
     positive = int(truth[part].sum()) if truth.dtype == bool else 0
-    return Figure(name, what(scores[part], truth[part]), float(low), float(high), int(part.sum()), positive, aim)
+    return Figure(name, what(scores[part], truth[part]), low, high, int(part.sum()), positive, aim)
 
 
 def table(figures: Sequence[Figure]) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from scipy.stats import bootstrap
 
 from ..anatomy import VERTEBRA, classes, to_classes
 from ..engine import Engine
@@ -29,13 +28,13 @@ from ..pipeline import segment
 from ..segmentation import Segmentation
 from ..training.self_training import LATERAL, single_slice
 from ..volume import SagittalStack, Volume
+from .intervals import interval
 
 AHEAD_MM = 10.0
 BESIDE_MM = 40.0
 SCANS = ("10010", "10019", "10025", "10031")
 """Routine scans that no shipped model was trained on."""
 SCANNERS = {"VB2": "T2 TSE", "VB3": "water-fat"}
-RESAMPLES = 2000
 
 Figures = dict[str, Any]
 
@@ -57,15 +56,9 @@ class Figure:
 
 
 def with_interval(figure: Callable[..., float], *columns: Sequence[float]) -> Figure:
-    """A figure of columns with one entry per patient, patients drawn with replacement; always from the same seed."""
-    data = tuple(np.asarray(column, float) for column in columns)
-    low = high = float("nan")
-    if len(data[0]) > 1:
-        drawn = bootstrap(
-            data, figure, paired=True, vectorized=False, method="percentile", n_resamples=RESAMPLES, random_state=0
-        )
-        low, high = (float(bound) for bound in drawn.confidence_interval)
-    return Figure(float(figure(*data)), low, high)
+    """A figure of columns with one entry per patient, and its `interval`."""
+    data = [np.asarray(column, float) for column in columns]
+    return Figure(float(figure(*data)), *interval(figure, *data))
 
 
 def mean_of(values: Sequence[float]) -> Figure:
@@ -160,8 +153,9 @@ def _patients(folder: Path, prefix: str, leave_out: Sequence[str]) -> list[Path]
 
 def _inner_recall(volume: Volume, vertebrae: np.ndarray, bodies: np.ndarray) -> float:
     """Recall of body voxels without the first and the last slice of each body."""
-    found = SagittalStack.of(Volume(vertebrae, volume.geometry)).slices > 0
-    drawn = SagittalStack.of(Volume(bodies, volume.geometry)).slices
+    stack = SagittalStack.of(volume)
+    found = stack.slices_of(vertebrae) > 0
+    drawn = stack.slices_of(bodies)
     inside = np.zeros(drawn.shape, bool)
     for body in np.unique(drawn[drawn > 0]):
         shown = np.flatnonzero((drawn == body).any((1, 2)))[1:-1]
@@ -172,8 +166,8 @@ def _inner_recall(volume: Volume, vertebrae: np.ndarray, bodies: np.ndarray) -> 
 def _stray(volume: Volume, vertebrae: np.ndarray, bodies: np.ndarray) -> int:
     """Voxels labelled vertebra ahead of the bodies drawn in their row, or in slices far beside the bodies."""
     stack = SagittalStack.of(volume)
-    found = SagittalStack.of(Volume(vertebrae, volume.geometry)).slices
-    drawn = SagittalStack.of(Volume(bodies, volume.geometry)).slices
+    found = stack.slices_of(vertebrae)
+    drawn = stack.slices_of(bodies)
     margin = int(AHEAD_MM / stack.pixel[1])
     flat: np.ndarray = np.logical_or.reduce(drawn, 0)
     rows: np.ndarray = np.logical_or.reduce(flat, 1)

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..anatomy import Structure
-from ..segmentation import Notice, Segmentation, segmented_image
-from ..volume import SagittalStack, Volume
+from ..segmentation import Notice, Segmentation
+from ..volume import SagittalStack, Volume, on_grid
 from .atomic import check_writable, write_beside
 
 ENDINGS = (".png",)
@@ -47,7 +47,7 @@ def write_preview(volume: Volume, segmentation: Segmentation, path: str | Path) 
     """
     path = Path(path)
     ending = check_writable(path, ENDINGS)
-    volume = segmented_image(volume, segmentation)
+    volume = on_grid(volume, segmentation.geometry, "its segmentation")
     picture = draw_preview(volume, segmentation)
     with write_beside(path, ending) as temporary:
         picture.save(temporary)
@@ -65,7 +65,7 @@ def draw_preview(volume: Volume, segmentation: Segmentation) -> Image.Image:
     middle = _pair(stack, labels, views[0], segmentation, window, scale)
     top = beside([middle, legend], 2 * GAP)
     wide = max(top.width, 600)
-    parts = [_heading(wide), top]
+    parts = [heading("SAUNet spine segmentation", "Not for diagnostic use", wide), top]
     if len(views) > 1:
         room = (top.width - 2 * GAP * (len(views) - 2)) / (len(views) - 1) - GAP
         small = min(scale, room / (2 * columns))
@@ -85,7 +85,8 @@ def _views(labels: SagittalStack, segmentation: Segmentation) -> list[_View]:
     canal = _of_kind(slices, segmentation, ("canal",)).any(axis=0)
     vertebrae = _of_kind(slices, segmentation, ("vertebra",))
     bridged = (vertebrae & canal).sum(axis=(1, 2))  # pedicles and joints lie beside the canal
-    views = [_View(middle, f"Mid-sagittal, slice {middle + 1} of {len(slices)} from the right", False)]
+    title = f"Mid-sagittal, slice {middle + 1} of {len(slices)} from the right" if len(slices) > 1 else "The only slice"
+    views = [_View(middle, title, False)]
     for side, numbers in (("right", range(middle)), ("left", range(middle + 1, len(slices)))):
         if not numbers:
             continue
@@ -122,6 +123,12 @@ def grey_window(slices: np.ndarray) -> tuple[float, float]:
     return low, max(high, low + 1e-6)
 
 
+def grey_levels(slices: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Pixels of any shape and type as uint8, the window's ends black and white."""
+    low, high = window
+    return (np.clip((slices.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
 def _pair(
     stack: SagittalStack,
     labels: SagittalStack,
@@ -134,8 +141,7 @@ def _pair(
     height, width = (
         max(1, round(count * size * scale)) for count, size in zip(stack.slices.shape[1:], stack.pixel, strict=True)
     )
-    grey = (stack.slices[view.number].astype(np.float32) - window[0]) / (window[1] - window[0])
-    image = Image.fromarray((np.clip(grey, 0, 1) * 255).astype(np.uint8))
+    image = Image.fromarray(grey_levels(stack.slices[view.number], window))
     image = image.resize((width, height), Image.Resampling.BICUBIC).convert("RGB")
     shown = _enlarged(labels.slices[view.number], width, height)
     overlay = _overlay(np.asarray(image), shown, segmentation)
@@ -219,6 +225,7 @@ def _canal_column(canal: np.ndarray, row: float) -> float:
 
 
 def write_directions(panel: Image.Image) -> None:
+    """Superior, inferior, anterior and posterior at the borders of a sagittal slice."""
     draw = ImageDraw.Draw(panel)
     width, height = panel.size
     for letter, place, anchor in (
@@ -257,21 +264,20 @@ def _legend_column(column: list[Structure], line: int, height: int, font: ImageF
     return result
 
 
-def _heading(width: int) -> Image.Image:
+def heading(title: str, note: str, width: int) -> Image.Image:
+    """The page's title on the left, in red what must not be overlooked on the right."""
     result = Image.new("RGB", (width, 40), PAPER)
     draw = ImageDraw.Draw(result)
-    draw.text((0, 14), "SAUNet spine segmentation", INK, text_font(24), "lm")
-    draw.text((width, 14), "Not for diagnostic use", (255, 138, 128), text_font(18), "rm")
+    draw.text((0, 14), title, INK, text_font(24), "lm")
+    draw.text((width, 14), note, (255, 138, 128), text_font(18), "rm")
     return result
 
 
 def _footer(segmentation: Segmentation, width: int) -> Image.Image:
     """What was done, and what the user should know, in lines that fit."""
     model = segmentation.provenance.get("model", "")
-    version = segmentation.provenance.get("version", "")
-    made = ", ".join(part for part in (model and f"Model {model}", version and f"version {version}") if part)
     x, y, z = segmentation.geometry.spacing
-    first = f"{made + '. ' if made else ''}Voxels of {x:.3g} x {y:.3g} x {z:.3g} mm."
+    first = f"{f'Model {model}. ' if model else ''}Voxels of {x:.3g} x {y:.3g} x {z:.3g} mm."
     return footer(first, segmentation.warnings, width)
 
 
@@ -289,6 +295,7 @@ def footer(first: str, notices: Sequence[Notice], width: int) -> Image.Image:
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A text in lines of at most ``width`` pixels; a longer word has a line of its own."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -300,6 +307,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def beside(images: list[Image.Image], gap: int) -> Image.Image:
+    """Pictures in a row, their upper edges level."""
     width = sum(image.width for image in images) + gap * (len(images) - 1)
     result = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
     left = 0
@@ -310,6 +318,7 @@ def beside(images: list[Image.Image], gap: int) -> Image.Image:
 
 
 def page(parts: list[Image.Image]) -> Image.Image:
+    """Pictures below each other, with a margin."""
     width = max(part.width for part in parts)
     height = sum(part.height for part in parts) + GAP * (len(parts) - 1)
     result = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)

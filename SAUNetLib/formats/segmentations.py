@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ..anatomy import Structure, classes, structures
+from ..anatomy import CANAL_VALUE, Structure, classes, structures
 from ..errors import InputError
 from ..parts import part_structures
-from ..segmentation import Notice, Segmentation
+from ..segmentation import Notice, Segmentation, count_labels
 from ..volume import Geometry, Volume, to_sitk
 from . import headers
 from .atomic import check_writable, ending_of, write_beside
@@ -27,7 +27,6 @@ TERMINOLOGY = "Segmentation category and type - SAUNet"
 """Name of the terminology context in Resources, which Slicer must have loaded to edit (not to show) the terms."""
 REGIONS = "Anatomic codes - DICOM master list"
 CATEGORY = ("SCT", "123037004", "Anatomical Structure")
-CANAL_VALUE = next(value for value, one in structures().items() if one.kind == "canal")
 _KEY = "SAUNet_"
 _ENCODING = _KEY + "encoding"
 
@@ -200,8 +199,8 @@ def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
 
 def _without_cord(labels: np.ndarray) -> np.ndarray:
     """TotalSpineSeg's label maps with its spinal cord (1) as canal, in which it lies; the three classes as they are."""
-    found = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
-    if 1 in found and found - {0, 1} <= structures().keys() and not found <= {0, *classes()}:
+    found = count_labels(labels).keys()
+    if 1 in found and found - {1} <= structures().keys() and not found <= classes().keys():
         return np.where(labels == 1, np.uint8(CANAL_VALUE), labels)
     return labels
 
@@ -218,7 +217,7 @@ def _likely(stated: str) -> list[Mapping[int, Structure]]:
 
 def _known(labels: np.ndarray, stated: str, name: str) -> Mapping[int, Structure]:
     """Which encoding a label map uses: what its header states, else the one that knows all its values."""
-    found = {int(value) for value in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if value}
+    found = count_labels(labels).keys()
     order = _likely(stated)
     for known in order:
         if found <= known.keys():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..anatomy import CANAL, DISC, VERTEBRA, vertebra_levels
+from ..anatomy import CANAL, DISC, VERTEBRA, usual_levels, vertebra_levels
 from .grid import rows_with
 from .profile import LEVELS, log_likelihoods
 from .spine import Spine
@@ -109,7 +109,7 @@ def _levels(number: int, level: str, last: bool = False) -> dict[int, str]:
 
     With `last` the sacrum follows it, whatever it is.
     """
-    usual = [one for one in vertebra_levels() if one not in ("T13", "L6") or one == level]
+    usual = [one for one in vertebra_levels() if one in usual_levels() or one == level]
     at = usual.index(level)
     usual = usual[: at + 1] if last else usual
     return {number + n - at: name for n, name in enumerate([*usual, SACRUM])}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..anatomy import structures, value_of, vertebra_levels
+from ..anatomy import disc_between, value_of, vertebra_levels
 from ..errors import UsageError
 from ..segmentation import Notice
 from ..volume import SagittalStack
@@ -97,19 +97,10 @@ def _values(spine: Spine, anchor: Anchor) -> tuple[dict[int, int], dict[int, int
     vertebrae = {k: value_of(name) for k, name in anchor.level.items() if k in present and name != SACRUM}
     discs = {}
     for k, one in enumerate(spine.chain.interfaces):
-        name = _disc_level(anchor.level.get(k), anchor.level.get(k + 1))
+        name = disc_between(anchor.level.get(k), anchor.level.get(k + 1))
         if one.number and name:
             discs[one.number] = value_of(name)
     return vertebrae, discs
-
-
-def _disc_level(upper: str | None, lower: str | None) -> str | None:
-    """The disc's level between two vertebrae, or None where the encoding has none."""
-    if lower == SACRUM:
-        return "L5/S1"  # the lumbosacral disc, also below L4 and L6
-    known = {row.level for row in structures().values() if row.kind == "disc"}
-    level = {"T13/L1": "T12/L1"}.get(f"{upper}/{lower}", f"{upper}/{lower}")
-    return level if level in known else None
 
 
 def _confidence(spine: Spine, anchor: Anchor, vertebrae: dict[int, int], discs: dict[int, int]) -> dict[int, float]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..anatomy import vertebra_levels
+from ..anatomy import usual_levels
 from .bodies import Chain
 
-LEVELS = tuple(level for level in vertebra_levels() if level not in ("T13", "L6"))
-"""The usual spine, C1 to L5."""
+LEVELS = usual_levels()
 
 # By level from C3 down. T10 to L5 are medians of the 30 patients of SPIDER's T2 SPACE scans, the others are scaled to
 # join them from the vertebrae's dimensions in Panjabi et al., Spine 1991;16:861-869 and 888-901.

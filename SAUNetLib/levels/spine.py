@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..anatomy import CANAL, DISC, VERTEBRA
+from ..anatomy import CANAL, CANAL_VALUE, DISC, VERTEBRA
 from .bodies import Chain
 from .column import find_column
 from .discs import Discs
 from .grid import WORKING_MM, Grid, Voxels
 from .posterior import NO_BODY, Parts, Posterior
 
-_CANAL_VALUE = 2
 _TRACE_MM2 = 15.0
 _RIM = 0.05
 """Below this share of its neighbour a body is a rim of the neighbour's that reaches past the disc."""
@@ -112,7 +111,7 @@ class Spine:
         for number, value in discs.items():
             of_disc[number] = value
         classes = self.grid.classes
-        labels = np.where(classes == CANAL, np.uint8(_CANAL_VALUE), np.uint8(0))
+        labels = np.where(classes == CANAL, np.uint8(CANAL_VALUE), np.uint8(0))
         labels.ravel()[self.voxels.flat] = of_vertebra[self.number - NO_BODY]
         voxels = Voxels(self.grid, classes == DISC)
         labels.ravel()[voxels.flat] = of_disc[self._disc_numbers(voxels)]

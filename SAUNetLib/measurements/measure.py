@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..anatomy import classes
-from ..errors import UsageError
+from ..anatomy import value_of
 from ..levels import cut_structures
 from ..parts import merge_parts
-from ..segmentation import Notice, Row, Segmentation, segmented_image
-from ..volume import SagittalStack, Volume, check_geometry
+from ..segmentation import Notice, Row, Segmentation
+from ..volume import SagittalStack, Volume, check_geometry, on_grid
 from .alignment import coronal_angle, lordosis
 from .canal import canal_diameter
 from .discs import disc_frame, disc_measures, neighbouring_plates
@@ -22,7 +21,6 @@ from .signal import Signal
 from .space import Frame, Space
 from .vertebrae import body_measures, height_losses
 
-_LUMBOSACRAL = 100
 _REGIONS = {"C": "Cervical spine", "T": "Thoracic spine", "L": "Lumbar spine"}
 _WITHOUT_BODY = ("C1", "C2")
 """The atlas has no body, the axis none of the usual form."""
@@ -42,9 +40,8 @@ def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measure
         UsageError: USAGE, three classes without levels.
         InputError: INPUT_GEOMETRY, volume and segmentation do not lie on one grid; otherwise as `check_geometry`.
     """
-    if segmentation.known == classes():
-        raise UsageError("USAGE", "a segmentation without levels cannot be measured", "Segment without --classes")
-    volume = volume and segmented_image(volume, segmentation)
+    segmentation.require_levels()
+    volume = volume and on_grid(volume, segmentation.geometry, "its segmentation")
     check_geometry(segmentation.geometry, "the segmentation")
     segmentation, volume = _in_field(merge_parts(segmentation), volume)
     if not segmentation.partial:  # NIfTI has no room for it
@@ -113,7 +110,7 @@ class _Measuring:
             self._values("disc"),
             self._canal,
             sacra[0] if sacra else None,
-            _LUMBOSACRAL,
+            value_of("L5/S1"),
         )
         self._signal = None
         if volume is not None and self._canal is not None and self._landmarks.discs:

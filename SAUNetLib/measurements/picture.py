@@ -15,13 +15,15 @@ from ..formats.previews import (
     PAPER,
     beside,
     footer,
+    grey_levels,
     grey_window,
+    heading,
     page,
     text_font,
     write_directions,
 )
-from ..segmentation import Segmentation, segmented_image
-from ..volume import Volume
+from ..segmentation import Segmentation
+from ..volume import Volume, on_grid
 from .results import DISCLAIMER, Mark, Measurements, StructureMeasures
 from .space import Space
 
@@ -55,12 +57,12 @@ def draw_picture(volume: Volume, segmentation: Segmentation, measurements: Measu
     Raises:
         InputError: as `write_picture`.
     """
-    volume = segmented_image(volume, segmentation)
+    volume = on_grid(volume, segmentation.geometry, "its segmentation")
     space = Space(segmentation.labels, segmentation.geometry)
     panel = _panel(space, space.slices_of(volume.voxels), measurements)
     figures = _figures(measurements, panel.height)
     top = beside([panel, figures], 2 * GAP)
-    return page([_heading(top.width), top, _footer(measurements, top.width)])
+    return page([heading("SAUNet spine measurements", DISCLAIMER, top.width), top, _footer(measurements, top.width)])
 
 
 def _panel(space: Space, image: np.ndarray, measurements: Measurements) -> Image.Image:
@@ -68,12 +70,11 @@ def _panel(space: Space, image: np.ndarray, measurements: Measurements) -> Image
     numbers = _slices(space, measurements.marks)
     columns = slice(*_columns(space))
     grey, labels = image[numbers, rows][:, columns], space.labels[numbers, rows][:, columns]
-    low, high = grey_window(grey)
-    values = np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1) * 255
     mm = space.spacing[1:] * np.array(grey.shape)
     scale = float(min(TALL / mm[0], WIDE / mm[1]))
     size = (max(1, round(mm[1] * scale)), max(1, round(mm[0] * scale)))
-    picture = Image.fromarray(values.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    picture = Image.fromarray(grey_levels(grey, grey_window(grey)))
+    picture = picture.resize(size, Image.Resampling.BICUBIC).convert("RGB")
     draw = ImageDraw.Draw(picture)
     factor = space.spacing[1:] * scale
     shift = np.array([0.0, columns.start])
@@ -191,14 +192,6 @@ def _cells(row: StructureMeasures) -> tuple[str, ...]:
         middle = loss
         angle = shown("wedge_angle_deg", ".0f")
     return joined, middle, angle, shown("slip_mm", ".1f"), shown("canal_ap_mm", ".1f"), shown("signal_ratio", ".2f")
-
-
-def _heading(width: int) -> Image.Image:
-    result = Image.new("RGB", (width, 40), PAPER)
-    draw = ImageDraw.Draw(result)
-    draw.text((0, 14), "SAUNet spine measurements", INK, text_font(24), "lm")
-    draw.text((width, 14), DISCLAIMER, (255, 138, 128), text_font(18), "rm")
-    return result
 
 
 def _footer(measurements: Measurements, width: int) -> Image.Image:

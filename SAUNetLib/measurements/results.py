@@ -20,12 +20,14 @@ ESTIMATED = "estimated"
 NOT_T2 = "not_t2"
 
 FLAGS = {
-    PARTIAL: "the border of the field of view cuts it",
-    FEW_SLICES: "too few slices show it",
-    LOW_CONFIDENCE: "its outline is not that of a regular body or disc",
+    PARTIAL: "the border of the field of view cuts it, or an endplate lies within 5 mm of the upper or lower border; "
+    "padding at the image's borders is no part of the field of view",
+    FEW_SLICES: "too few slices show it, or they show one side of the canal rather than its middle",
+    LOW_CONFIDENCE: "its outline is not that of a regular body or disc; pieces of it lie apart; its neighbours are not "
+    "such as it can be compared with",
     MISSING: "a structure that it needs is not segmented",
-    ESTIMATED: "the sacrum's endplate was taken from the lumbosacral disc's lower border",
-    NOT_T2: "the image is not T2-weighted, or was not given",
+    ESTIMATED: "there is no sacrum in the label map; its endplate was taken from the L5/S1 disc's lower border",
+    NOT_T2: "the fluid in the canal is not bright, or no image was given",
 }
 """What the flags of a measure say. A measure without one is good."""
 
@@ -97,7 +99,7 @@ class Mark:
     """A landmark or line to draw.
 
     Attributes:
-        kind: corner, middle, disc, canal or slip.
+        kind: endplate, disc or canal.
         level: of its structure.
         points: (N, 3) mm, LPS; one point, or a line's.
     """

@@ -66,7 +66,7 @@ class Space:
 
     def slices_of(self, voxels: np.ndarray) -> np.ndarray:
         """Another array of the same grid (k, j, i) as slices (S, H, W)."""
-        return SagittalStack.of(Volume(voxels, self._geometry)).slices
+        return self._stack.slices_of(voxels)
 
     def restore(self, slices: np.ndarray) -> np.ndarray:
         """Slices (S, H, W) laid back onto the source grid (k, j, i)."""

@@ -7,8 +7,6 @@ from dataclasses import replace
 import cc3d
 import numpy as np
 
-from ..anatomy import classes
-from ..errors import UsageError
 from ..parts import PARTS_OFFSET, merge_parts, part_structures
 from ..segmentation import Segmentation
 from .landmarks import Landmarks, Section, find_landmarks, in_front_of_canal
@@ -31,8 +29,7 @@ def split_parts(segmentation: Segmentation) -> Segmentation:
     Raises:
         UsageError: USAGE, three classes without levels.
     """
-    if segmentation.known == classes():
-        raise UsageError("USAGE", "this segmentation has no levels", "Give one made with levels, not with --classes")
+    segmentation.require_levels()
     segmentation = merge_parts(segmentation)
     space = Space(segmentation.labels, segmentation.geometry)
     kinds = {value: segmentation.known[value].kind for value in space.values}
