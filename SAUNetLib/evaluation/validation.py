@@ -33,7 +33,7 @@ from .intervals import interval
 AHEAD_MM = 10.0
 BESIDE_MM = 40.0
 SCANS = ("10010", "10019", "10025", "10031")
-"""Routine scans that no shipped model was trained on."""
+"""Routine scans whose slices near the midline no shipped model was trained on; the lateral ones are since 1.4."""
 SCANNERS = {"VB2": "T2 TSE", "VB3": "water-fat"}
 
 Figures = dict[str, Any]
