@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import __version__
 from .console import table_console
 from .errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, unforeseen
-from .process import prepare_process
+from .process import prepare_process, signals_to
 
 if TYPE_CHECKING:
     from .engine import Engine, Report
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_process()
     try:
         options = _parser().parse_args(arguments)
-        with _cancel_on_signals():
+        # A polite request to end, as schedulers send it, cancels like Ctrl-C, with everything cleaned up.
+        with signals_to(_interrupt, signal.SIGTERM):
             return int(options.run(options) or 0)
     except SAUNetError as error:
         return _fail(error, debug, as_json)
@@ -71,22 +72,8 @@ def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
     return error.exit_status
 
 
-@contextlib.contextmanager
-def _cancel_on_signals() -> Iterator[None]:
-    """A polite request to end (SIGTERM, as schedulers send it) cancels like Ctrl-C, with everything cleaned up."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread: the caller's signals are his own
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

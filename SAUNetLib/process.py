@@ -1,10 +1,15 @@
-"""What our own processes set before their work begins: libraries shall waste neither time on memory nor a core."""
+"""What our own processes set before their work: memory that is kept, no core that waits, signals that are heard."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """mallopt(3)."""
@@ -39,3 +44,18 @@ def keep_freed_memory() -> bool:
     # The threshold for maps of their own stops glibc from adjusting both by itself.
     wanted = ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, LARGEST_KEPT), (M_TRIM_THRESHOLD, KEPT))
     return all(library.mallopt(name, value) for name, value in wanted)
+
+
+@contextlib.contextmanager
+def signals_to(handler: Callable[[int, FrameType | None], Any], *numbers: signal.Signals) -> Iterator[None]:
+    """Hand signals to a function while inside; outside of the main thread nothing changes: they are the caller's."""
+    try:
+        before = [signal.signal(number, handler) for number in numbers]
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, earlier in zip(numbers, before, strict=True):
+            signal.signal(number, earlier)

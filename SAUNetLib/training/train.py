@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -33,6 +32,7 @@ from ..model import load_model
 from ..network import DenseUNet, SAUNet
 from ..network.dense_unet import Reading
 from ..network.sau_net import Attention
+from ..process import signals_to
 from ..volume import Intensity
 from .datasets import Case, StackDataset, can_thicken, load_cases, thick_slices
 from .folders import ANY_OF, UNKNOWN, case_names, write_settings
@@ -302,7 +302,8 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
         log_every_n_steps=20,
     )
     if not (last.exists() and _stopped_early(last)):
-        with contextlib.nullcontext() if trainer.world_size > 1 else interruptible.heeding_signals():
+        numbers = () if trainer.world_size > 1 else (signal.SIGINT, signal.SIGTERM)
+        with signals_to(interruptible.ask, *numbers):
             try:
                 trainer.fit(
                     run, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None
@@ -328,22 +329,8 @@ class _Interruptible(Callback):
     def __init__(self) -> None:
         self._asked = False
 
-    @contextlib.contextmanager
-    def heeding_signals(self) -> Iterator[None]:
-        """While inside, the first signal is kept for the next batch; a second one interrupts at once."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        try:
-            before = [signal.signal(number, self._ask) for number in numbers]
-        except ValueError:  # not in the main thread: the caller's signals are his own
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in zip(numbers, before, strict=True):
-                signal.signal(number, handler)
-
-    def _ask(self, *_: object) -> None:
+    def ask(self, *_: object) -> None:
+        """To end at the next batch; asked once more, at once."""
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
