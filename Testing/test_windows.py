@@ -40,7 +40,7 @@ def windows(tmp_path, monkeypatch):
     def short(path: str, buffer: ctypes.Array, _size: int) -> int:
         if not links.is_dir():  # a drive without short names
             return 0
-        link = links / f"NAME~{len(list(links.iterdir()))}{Path(path).suffix}"
+        link = links / f"NAME~{len(list(links.iterdir()))}{Path(path).suffix[:4].upper()}"
         link.symlink_to(path)
         buffer.value = str(link)
         return len(buffer.value)
@@ -64,6 +64,16 @@ def test_itk_gets_the_short_name_of_a_file(image, windows):
     volume = read_volume(image)
     assert volume.voxels.shape == (5, 40, 30) and volume.name == image.name
     assert len(windows) == 1 and windows[0].isascii()
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "Müller.nii.gz"])
+def test_a_name_keeps_the_ending_that_the_nifti_library_asks_for(image, windows, name):
+    """A short name has three letters behind its only dot."""
+    path = image.with_name(name)
+    write_volume(read_volume(image), path)
+    windows.clear()
+    assert read_volume(path).voxels.shape == (5, 40, 30)
+    assert len(windows) == 1 and windows[0].isascii() and windows[0].endswith(".nii.gz")
 
 
 def test_itk_writes_into_the_folder_s_short_name(image, windows):

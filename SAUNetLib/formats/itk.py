@@ -46,7 +46,9 @@ def readable(path: Path, ending: str = "") -> Iterator[Path]:
     on old CDs, may be no UTF-8; and on Windows see `short_name`.
     """
     if is_name(path) and not (ending == ".nii.gz" and path.with_suffix("").exists()):
-        place = short_name(path)
+        # The short name of NAME.nii.gz would end in .GZ alone, of which the NIfTI library makes nothing.
+        whole = path.name.isascii() or ending == ".nii.gz"
+        place = short_name(path.parent) / path.name if whole else short_name(path)
         if sys.platform != "win32" or str(place).isascii():
             yield place
             return
