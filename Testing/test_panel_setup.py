@@ -247,9 +247,9 @@ def test_failed_installation_says_what_pip_said(needs, panel_of, monkeypatch, ca
 
 
 def test_report_has_no_login_of_a_package_index(scene):  # noqa: F811
-    line = "Looking in indexes: https://jane:****@pypi.example.org/simple, https://pypi.org/simple"
+    line = "Looking in indexes: https://jane:****@packages.example.org/simple, https://example.org/simple"
     text = Report.reportText(None, [line], [], {})
-    assert "jane" not in text and "https://pypi.org/simple" in text
+    assert "jane" not in text and "https://example.org/simple" in text
 
 
 def test_only_what_the_installing_thread_prints_is_heard(capsys):
