@@ -140,26 +140,24 @@ def on_grid(volume: Volume, grid: Geometry, owner: str) -> Volume:
         return volume
     cosines = np.asarray(own.direction).T @ np.asarray(grid.direction)
     order = np.abs(cosines).argmax(axis=0)  # the volume's axis along each of the grid's
-    elsewhere = InputError(
+    if sorted(order) == [0, 1, 2]:
+        flipped = cosines[order, range(3)] < 0
+        first = np.zeros(3)
+        first[order] = np.where(flipped, np.array(own.size)[order] - 1, 0)
+        turned = Geometry(
+            tuple(own.size[axis] for axis in order),  # type: ignore[arg-type]
+            tuple(own.spacing[axis] for axis in order),  # type: ignore[arg-type]
+            tuple(own.points(first).tolist()),
+            np.asarray(own.direction)[:, order] * np.where(flipped, -1.0, 1.0),
+        )
+        if turned.same_grid(grid):
+            voxels = volume.voxels.transpose([2 - axis for axis in reversed(order)])
+            return Volume(np.ascontiguousarray(_flip(voxels, tuple(reversed(flipped)))), grid, volume.name)
+    raise InputError(
         "INPUT_GEOMETRY",
         f"{volume.name} and {owner} do not lie on one grid",
         "Give two that belong together, or resample one onto the grid of the other",
     )
-    if sorted(order) != [0, 1, 2]:
-        raise elsewhere
-    flipped = cosines[order, range(3)] < 0
-    first = np.zeros(3)
-    first[order] = np.where(flipped, np.array(own.size)[order] - 1, 0)
-    turned = Geometry(
-        tuple(own.size[axis] for axis in order),  # type: ignore[arg-type]
-        tuple(own.spacing[axis] for axis in order),  # type: ignore[arg-type]
-        tuple(own.points(first).tolist()),
-        np.asarray(own.direction)[:, order] * np.where(flipped, -1.0, 1.0),
-    )
-    if not turned.same_grid(grid):
-        raise elsewhere
-    voxels = _flip(volume.voxels.transpose([2 - axis for axis in reversed(order)]), tuple(reversed(flipped)))
-    return Volume(np.ascontiguousarray(voxels), grid, volume.name)
 
 
 def orthonormal(axes: np.ndarray, tolerance: float = ORTHONORMAL_TOLERANCE) -> bool:

@@ -67,6 +67,10 @@ def test_every_set_is_reported_with_what_it_consists_of(sets, tiny_engine):
     routine = result["SPIDER routine T1/T2 slices"]
     assert routine["scans"] == ["10010", "10019", "10025", "10031"] and routine["slices"] == 2
     assert validation.routine_slices(tiny_engine, sets / "spider_tse_slices", ["10010", "10008"])["slices"] == 4
+    pixels = routine["lateral pixels"]
+    assert pixels["true"] > 0
+    pooled = 2 * pixels["both"] / (pixels["found"] + pixels["true"])
+    assert routine["dice vertebra lateral"].value == pytest.approx(pooled)
     assert result["other scanners, T2 TSE"]["patients"] == 2 and result["other scanners, T2 TSE"]["bodies"] == 2
     assert result["other scanners, water-fat"]["patients"] == 1
     native = result["SPIDER T2 SPACE, native slices"]

@@ -90,6 +90,7 @@ def routine_slices(engine: Engine, folder: Path, scans: Sequence[str] = SCANS) -
         "dice vertebra": _pooled(table.sum(1)),
         "dice vertebra midline": _pooled(table[:, 0]),
         "dice vertebra lateral": _pooled(table[:, 1]),
+        "lateral pixels": dict(zip(("both", "found", "true"), table[:, 1].sum(0).astype(int).tolist(), strict=True)),
     }
 
 

@@ -25,8 +25,8 @@ from .folders import (
     Encoding,
     as_classes,
     check_one_encoding,
-    find_pairs,
     list_files,
+    pair_files,
     read_info,
     read_label_map,
     without_specks,
@@ -141,7 +141,7 @@ def check_dataset(folder: Path) -> DatasetReport:
     report.problems += _lonely(images, labels)
     seen: dict[str, str] = {}
     with _noted(report.problems):
-        for files in find_pairs(folder).values():
+        for files in pair_files(folder, images, labels).values():
             report.cases.append(_check_case(files, info, seen))
     with _noted(report.problems):
         check_one_encoding((case.encoding for case in report.cases), folder)

@@ -218,13 +218,12 @@ def _named(folder: Path, tail: str) -> dict[str, list[Path]]:
     return found
 
 
-def find_pairs(folder: Path) -> dict[str, CaseFiles]:
-    """The pairs of a folder by name, whatever lies beside them; see `list_files`.
+def pair_files(folder: Path, images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> dict[str, CaseFiles]:
+    """The pairs among the files that `list_files` found in a folder, by name.
 
     Raises:
-        InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
+        InputError: INPUT_EMPTY.
     """
-    images, labels = list_files(folder)
     several = _spider_layout(folder)  # N_t1 and N_t2 are patient N
     cases = {
         name: CaseFiles(name, images[name][0], labels[name][0], name.partition("_")[0] if several else name)
@@ -240,13 +239,13 @@ def find_pairs(folder: Path) -> dict[str, CaseFiles]:
 
 
 def find_cases(folder: Path) -> dict[str, CaseFiles]:
-    """`find_pairs` of a folder that holds nothing but pairs: a case that lost its partner is not left out unsaid.
+    """The pairs of a folder that holds nothing but pairs: a case that lost its partner is not left out unsaid.
 
     Raises:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
     """
-    cases = find_pairs(folder)
     images, labels = list_files(folder)
+    cases = pair_files(folder, images, labels)
     lonely = sorted(images.keys() ^ labels.keys())
     if lonely:
         raise InputError(
