@@ -37,7 +37,8 @@ def agreement(predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, ..
     """Compare two masks (k, j, i) of one grid; spacing in mm along k, j, i.
 
     Surface distances are those of DeepMind's surface-distance package: surfaces between voxels, every element weighted
-    by its area (Nikolov et al., J Med Internet Res 2021). Where only one mask is empty they are infinite.
+    by its area (Nikolov et al., J Med Internet Res 2021). Where only one mask is empty they are infinite. A single
+    slice is compared by its contours: its faces would be surfaces that always agree.
     """
     both = int(np.count_nonzero(predicted & truth))
     found, there = int(np.count_nonzero(predicted)), int(np.count_nonzero(truth))
@@ -45,7 +46,11 @@ def agreement(predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, ..
     hausdorff = hausdorff95 = mean = 0.0
     if found and there:
         box = _bounding_box(predicted | truth)
-        distances = surface_distance.compute_surface_distances(truth[box], predicted[box], spacing)
+        flat = tuple(axis for axis, count in enumerate(truth.shape) if count == 1)[: truth.ndim - 2]
+        sizes = [size for axis, size in enumerate(spacing) if axis not in flat]
+        distances = surface_distance.compute_surface_distances(
+            truth[box].squeeze(flat), predicted[box].squeeze(flat), sizes
+        )
         hausdorff = float(surface_distance.compute_robust_hausdorff(distances, 100.0))
         hausdorff95 = float(surface_distance.compute_robust_hausdorff(distances, 95.0))
         mean = _mean_distance(distances)

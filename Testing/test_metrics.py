@@ -60,6 +60,17 @@ def test_one_slice():
     assert one.dice == 1 and one.hausdorff_mm == 0
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_one_slice_is_compared_by_its_contour(axis):
+    """Its two faces always agree and would make any distance small."""
+    rows, columns = np.mgrid[:120, :120]
+    away = np.hypot(rows - 60, columns - 60) * 0.5
+    masks = [np.expand_dims(away < radius, axis) for radius in (15, 17)]
+    spacing = np.insert([0.5, 0.5], axis, 4.0)
+    assert agreement(*masks, tuple(spacing)).surface_distance_mm == pytest.approx(2.0, abs=0.25)
+    assert agreement(masks[0][:, :1, :1], masks[1][:, :1, :1], (4.0, 0.5, 0.5)).dice >= 0
+
+
 @settings(max_examples=30, deadline=None)
 @given(arrays(bool, (4, 6, 5)), arrays(bool, (4, 6, 5)))
 def test_dice_and_distances_are_symmetric(first, second):
