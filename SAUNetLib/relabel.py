@@ -11,7 +11,8 @@ import numpy as np
 
 from .anatomy import disc_between, structures, usual_levels, value_of
 from .errors import UsageError
-from .formats.segmentations import check_output, read_segmentation, write_segmentation
+from .formats.atomic import same_place
+from .formats.segmentations import CORD, check_output, read_segmentation, write_segmentation
 from .parts import PARTS_OFFSET, has_parts, part_structures
 from .segmentation import Segmentation, count_labels
 
@@ -49,7 +50,7 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
         partial=frozenset(_moved(value, table) for value in segmentation.partial),
         provenance={**kept, "relabelled": f"{earlier}; {said}" if earlier else said},
         confidence=dict.fromkeys(table.values(), 1.0),  # the user knows
-        warnings=tuple(one for one in segmentation.warnings if not one.about_levels),
+        warnings=tuple(one for one in segmentation.warnings if not one.about_levels and one.code != CORD),
     )
 
 
@@ -63,11 +64,15 @@ def relabel_file(path: str | Path, assignments: Mapping[str, str], output: str |
 
     Raises:
         InputError: as `read_segmentation`.
-        UsageError: as `relabel`; OUTPUT_FORMAT or OUTPUT_WRITE.
+        UsageError: as `relabel`; OUTPUT_FORMAT or OUTPUT_WRITE; USAGE where the file would lose its spinal cord.
     """
     target = Path(path if output is None else output)
     check_output(target)
-    segmentation = relabel(read_segmentation(path), assignments)
+    found = read_segmentation(path)
+    if same_place(target, Path(path)) and any(notice.code == CORD for notice in found.warnings):
+        cause = f"{target.name} holds a spinal cord, which would be lost"
+        raise _refusal(cause, "Give the result another name (--output)")
+    segmentation = relabel(found, assignments)
     write_segmentation(segmentation, target)
     return segmentation
 

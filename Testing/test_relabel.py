@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from builders import geometry, segmentation
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from SAUNetLib.measurements import split_parts
 from SAUNetLib.parts import PARTS_OFFSET
 from SAUNetLib.relabel import relabel, relabel_file
 from SAUNetLib.segmentation import Notice, Segmentation
-from SAUNetLib.volume import Geometry
+from SAUNetLib.volume import Geometry, to_sitk
 
 CHAIN = list(usual_levels())
 
@@ -190,6 +191,20 @@ def test_a_refused_file_stays_as_it_is(tmp_path):
         relabel_file(tmp_path / "absent.nrrd", {"L4": "L5"})
     assert path.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["result.nrrd"]
+
+
+def test_a_cord_is_not_deleted_in_passing(tmp_path):
+    whole = segmentation(geometry())
+    labels = whole.labels.copy()
+    labels[:, ::2][labels[:, ::2] == 2] = 1
+    path, other = tmp_path / "totalspineseg.nii.gz", tmp_path / "other.nii.gz"
+    sitk.WriteImage(to_sitk(labels, whole.geometry), str(path))
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="spinal cord") as failure:
+        relabel_file(path, {"92": "L2/L3"})
+    assert path.read_bytes() == before and "--output" in failure.value.remedy
+    relabel_file(path, {"92": "L2/L3"}, other)
+    assert "CORD" not in [notice.code for notice in relabel_file(other, {"92": "L2/L3"}).warnings]
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,15 @@ def test_totalspineseg_s_cord_lies_in_the_canal(tmp_path: Path, whole: Segmentat
     sitk.WriteImage(to_sitk(labels, whole.geometry), str(tmp_path / f"s{ending}"))
     got = read_segmentation(tmp_path / f"s{ending}")
     assert np.array_equal(got.labels, whole.labels) and got.known == whole.known
+    assert [notice.code for notice in got.warnings] == ["CORD"] and "part of the canal" in got.warnings[0].text
+
+
+def test_a_cord_without_a_canal_is_none(tmp_path: Path, whole: Segmentation) -> None:
+    labels = np.where(whole.labels == 2, 1, whole.labels).astype(np.uint8)
+    sitk.WriteImage(to_sitk(labels, whole.geometry), str(tmp_path / "s.nii.gz"))
+    got = read_segmentation(tmp_path / "s.nii.gz")
+    assert np.array_equal(got.labels, np.where(labels == 1, 0, labels))
+    assert [notice.code for notice in got.warnings] == ["CORD"] and "left out" in got.warnings[0].text
 
 
 # --- where nothing can be written -----------------------------------------------------------------

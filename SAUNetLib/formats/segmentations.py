@@ -6,6 +6,7 @@ import csv
 import re
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ TERMINOLOGY = "Segmentation category and type - SAUNet"
 """Name of the terminology context in Resources, which Slicer must have loaded to edit (not to show) the terms."""
 REGIONS = "Anatomic codes - DICOM master list"
 CATEGORY = ("SCT", "123037004", "Anatomical Structure")
+CORD = "CORD"
+"""Code of the notice that a label map held a spinal cord."""
 _KEY = "SAUNet_"
 _ENCODING = _KEY + "encoding"
 
@@ -176,9 +179,10 @@ def read_segmentation(path: str | Path) -> Segmentation:
     keys = image.GetMetaDataKeys()
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
-    labels = _without_cord(as_labels(volume.voxels, path.name))
+    labels, notices = _without_cord(as_labels(volume.voxels, path.name))
     stated = fields.get(_ENCODING) or fields.get("descrip", "").removeprefix("SAUNet ").partition(";")[0].strip()
-    return _segmentation(labels, volume.geometry, _known(labels, stated, path.name), fields)
+    read = _segmentation(labels, volume.geometry, _known(labels, stated, path.name), fields)
+    return replace(read, warnings=read.warnings + notices)
 
 
 def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
@@ -197,12 +201,18 @@ def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
     return voxels.astype(np.uint8)
 
 
-def _without_cord(labels: np.ndarray) -> np.ndarray:
-    """TotalSpineSeg's label maps with its spinal cord (1) as canal, in which it lies; the three classes as they are."""
+def _without_cord(labels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...]]:
+    """TotalSpineSeg's label maps without its spinal cord (1), and word of it; the three classes as they are.
+
+    The cord lies in the canal and is a part of it. Alone it is none: it is half as wide.
+    """
     found = count_labels(labels).keys()
-    if 1 in found and found - {1} <= structures().keys() and not found <= classes().keys():
-        return np.where(labels == 1, np.uint8(CANAL_VALUE), labels)
-    return labels
+    if 1 not in found or found <= classes().keys() or not found - {1} <= structures().keys():
+        return labels, ()
+    seen = CANAL_VALUE in found
+    text = "counts as a part of the canal" if seen else "was left out, since the canal around it is not segmented"
+    notice = Notice(CORD, f"The spinal cord in this label map (value 1) {text}.")
+    return np.where(labels == 1, np.uint8(CANAL_VALUE if seen else 0), labels), (notice,)
 
 
 def _encodings() -> dict[str, Mapping[int, Structure]]:
