@@ -44,18 +44,32 @@ def canal_diameter(space: Space, canal: int | None, landmarks: Landmarks, place:
     frame = Frame.facing(line.at(station), -line.tangent(station), place.axes[1])
     step = max(0.25, space.pixel / 2)
     grid = Grid.spanning((-_BAND_MM, _BAND_MM, 1.0), (-20, 20, step), (-_LENGTH_MM, _LENGTH_MM, 0.75))
-    share = space.sample(canal, frame, grid).mean(axis=(0, 2))
+    share, alone = _middle_run(space.sample(canal, frame, grid).mean(axis=(0, 2)), grid.y)
     front, back = float(edges(share, grid.y, last=False)), float(edges(share, grid.y, last=True))
     if not back - front > 0:
         return Diameter(Measure.none(MISSING))
     ends = np.stack([frame.point(0, front, 0), frame.point(0, back, 0)])
-    flags = set()
+    flags = set() if alone else {LOW_CONFIDENCE}
     at_border = (ends[:, 2] < space.spacing[2]) | (ends[:, 2] > space.last[2] - space.spacing[2])
     if min(station - line.first, line.last - station) * STEP < _END_MM or at_border.any():
         flags.add(PARTIAL)
     if line.sided[round(station)]:
         flags.add(FEW_SLICES)
     return Diameter(Measure.of(back - front, flags), ends)
+
+
+def _middle_run(share: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The share (Y,) without what lies apart from the piece nearest to the centreline; whether nothing does."""
+    inside = np.concatenate([[False], share >= 0.5, [False]])
+    starts, ends = (np.flatnonzero(np.diff(inside.astype(np.int8)) == sign) for sign in (1, -1))
+    if len(starts) < 2:
+        return share, True
+    off = [max(float(y[a]), -float(y[b - 1]), 0.0) for a, b in zip(starts, ends, strict=True)]
+    own = int(np.argmin(off))
+    kept = share.copy()
+    for a, b in (one for n, one in enumerate(zip(starts, ends, strict=True)) if n != own):
+        kept[a:b] = 0
+    return kept, False
 
 
 def _why_not_seen(space: Space, canal: int) -> str:

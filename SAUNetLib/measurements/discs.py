@@ -14,6 +14,8 @@ from .vertebrae import HEIGHTS, sagittal_angle
 NO_SLIP_MM = 3.0
 """A smaller displacement is no slip: grade 0."""
 _TALLEST_MM = 25.0
+_SHORTEST_MM = 5.0
+"""A shorter endplate is a remnant of one."""
 
 
 def disc_measures(value: int, landmarks: Landmarks, bodies: Mapping[int, Mapping[str, Measure]]) -> dict[str, Measure]:
@@ -92,16 +94,18 @@ def _slip(above: Plate | None, below: Plate | None) -> dict[str, Measure]:
     """Displacement of the upper body's lower posterior corner against the lower body's upper posterior corner.
 
     In mm along the lower endplate, positive forwards; in percent of the depth of that endplate; in Meyerding's bands of
-    25 % (1932): 1 up to 25 %, 2 up to 50 %, 3 up to 75 %, 4 up to 100 %, 5 beyond; 0 below 3 mm. The band is that
-    of the amount, whether forwards or backwards.
+    25 % (1932), which are of slips forwards: 1 up to 25 %, 2 up to 50 %, 3 up to 75 %, 4 up to 100 %, 5 beyond; 0 below
+    3 mm and backwards, where half of all healthy L4/L5 discs would have a band (docs/measurements.md).
     """
     names = ("slip_mm", "slip_percent", "meyerding_grade")
     flags = _missing(above, below)
     if flags or above is None or below is None:
         return dict.fromkeys(names, Measure.none(*flags))
+    if below.depth < _SHORTEST_MM:
+        return dict.fromkeys(names, Measure.none(LOW_CONFIDENCE))
     slip = float((below.back - above.back) @ below.along)
-    percent = 100 * slip / below.depth if below.depth > 5 else float("nan")
-    grade = 0 if abs(slip) < NO_SLIP_MM else int(np.clip(np.ceil(abs(percent) / 25), 1, 5))
+    percent = 100 * slip / below.depth
+    grade = 0 if slip < NO_SLIP_MM else int(np.clip(np.ceil(percent / 25), 1, 5))
     return {
         name: Measure.of(one, _caveat(above, below)) for name, one in zip(names, (slip, percent, grade), strict=True)
     }

@@ -24,14 +24,14 @@ _BORDER_MM = 5.0
 _ROUGH_MM = 1.5
 """A body or disc whose surfaces stray further from parabolas (rms) is no regular one."""
 _EVEN = 0.7
-"""So is a body one of whose endplates is shorter than this part of the other one."""
+"""So is a body one of whose endplates is shorter than this part of the other one, and an estimated endplate."""
 _HALF_CANAL_MM = 8.0
 _SACRUM_MM = 16.0
 """So far down the sacrum's front and back are looked at."""
 _STRAY, _DOUBTFUL = 0.5, 0.01
 """A piece apart is left out below this part of the largest one; from this part on the structure is doubtful."""
-_NEIGHBOUR_MM = 34.0
-"""A disc's neighbours have their centres within this distance of its own."""
+_NEIGHBOUR_MM, _APART_MM = 34.0, 8.0
+"""A disc's neighbours have their centres within this distance of its own, and no wider gap between them and it."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,22 @@ class Section:
     def as_endplate(self, above: Plate | None) -> Plate:
         """A disc's lower border in the place of the endplate below it.
 
-        The bone is taken to lie as far from the disc's mask as the endplate `above` does from its upper border.
+        The bone is taken to lie as far from the disc's mask as the endplate `above` does from its upper border. Of a
+        disc that is much shorter than that endplate only a part is segmented: its corners are not the bone's.
         """
         up = self.frame.axes[2]
         gap = float((above.middle - self.upper.middle) @ up) if above is not None else 0.0
         shift = -float(np.clip(gap, 0.0, 3.0)) * up
-        lower = self.lower
+        lower, flags = self.lower, self.lower.flags
+        if above is not None and lower.depth < _EVEN * above.depth:
+            flags = flags | {LOW_CONFIDENCE}
         return replace(
-            lower, front=lower.front + shift, back=lower.back + shift, middle=lower.middle + shift, estimated=True
+            lower,
+            front=lower.front + shift,
+            back=lower.back + shift,
+            middle=lower.middle + shift,
+            flags=flags,
+            estimated=True,
         )
 
 
@@ -167,9 +175,10 @@ def find_landmarks(
     clouds = {value: cloud[in_front_of_canal(cloud, line)] for value, cloud in clouds.items()}
     clouds = {value: cloud for value, cloud in clouds.items() if len(cloud) >= 20}
     centres = {value: cloud.mean(axis=0) for value, cloud in clouds.items()}
-    discs_at = {value: space.points(value).mean(axis=0) for value in discs}
+    flat = {value: space.points(value) for value in discs}
+    discs_at = {value: cloud.mean(axis=0) for value, cloud in flat.items()}
     order = sorted(centres, key=lambda value: float(line.station(centres[value][None])[0]))
-    above, below = _neighbours(line, centres, discs_at)
+    above, below = _neighbours(line, clouds, flat)
     finder = _Finder(space, line, doubtful)
     ups = {value: _up(value, line, centres, discs_at, above, below) for value in order}
     turns, known = _turns(space, line, order, centres, clouds, ups)
@@ -242,13 +251,19 @@ def _neighbours(
 ) -> tuple[dict[int, int], dict[int, int]]:
     """By disc, the nearest body above and the nearest below, by place along the canal and not by name.
 
-    A body beyond the next disc is no neighbour: the one between them is not segmented.
+    A body beyond the next disc, or one that the disc does not lie close to, is no neighbour: the one between them is
+    not segmented. Both are given as points (N, 3).
     """
-    place = {value: float(line.station(centre[None])[0]) for value, centre in (*bodies.items(), *discs.items())}
+    centres = {value: cloud.mean(axis=0) for value, cloud in (*bodies.items(), *discs.items())}
+    place = {value: float(line.station(centre[None])[0]) for value, centre in centres.items()}
     above: dict[int, int] = {}
     below: dict[int, int] = {}
-    for disc, centre in discs.items():
-        near = [value for value, other in bodies.items() if np.linalg.norm(other - centre) < _NEIGHBOUR_MM]
+    for disc, cloud in discs.items():
+        near = [
+            value
+            for value, other in bodies.items()
+            if np.linalg.norm(centres[value] - centres[disc]) < _NEIGHBOUR_MM and _gap(cloud, other) < _APART_MM
+        ]
         higher = max((place[other] for other in discs if place[other] < place[disc]), default=-np.inf)
         lower = min((place[other] for other in discs if place[other] > place[disc]), default=np.inf)
         over = [value for value in near if higher < place[value] < place[disc]]
@@ -258,6 +273,13 @@ def _neighbours(
         if under:
             below[disc] = min(under, key=lambda value: place[value])
     return above, below
+
+
+def _gap(cloud: np.ndarray, other: np.ndarray) -> float:
+    """mm between two sets of points (N, 3) along the line between their centres, but for a few points of each."""
+    line = other.mean(axis=0) - cloud.mean(axis=0)
+    line = line / max(float(np.linalg.norm(line)), 1e-6)
+    return float(np.percentile(other @ line, 2) - np.percentile(cloud @ line, 98))
 
 
 def _up(

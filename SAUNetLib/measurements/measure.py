@@ -19,7 +19,7 @@ from .landmarks import Landmarks, find_landmarks
 from .results import MISSING, NOT_T2, PARTIAL, Mark, Measure, Measurements, StructureMeasures
 from .signal import Signal
 from .space import Frame, Space
-from .vertebrae import body_measures, height_losses
+from .vertebrae import GRADED, body_measures, height_losses
 
 _REGIONS = {"C": "Cervical spine", "T": "Thoracic spine", "L": "Lumbar spine"}
 _WITHOUT_BODY = ("C1", "C2")
@@ -124,7 +124,9 @@ class _Measuring:
         """All rows, marks and warnings."""
         bodies = self._bodies()
         rows = [self._structure(row, bodies) for row in self._table]
-        return Measurements((*self._stretches(), *rows), tuple(self._marks), tuple(self._notices()))
+        # Whether the names are sure belongs to every figure at a level.
+        told = {notice.code: notice for notice in (*self._segmentation.warnings, *self._notices())}
+        return Measurements((*self._stretches(), *rows), tuple(self._marks), tuple(told.values()))
 
     def _bodies(self) -> dict[int, dict[str, Measure]]:
         """Measures of the vertebral bodies, by label value."""
@@ -138,6 +140,10 @@ class _Measuring:
             if section is None and row.partial:
                 measures[one.value] = dict.fromkeys(measures[one.value], Measure.none(PARTIAL))
         losses = height_losses(list(measures.values()))
+        first, last = (value_of(level) for level in GRADED)
+        for value, loss in zip(measures, losses, strict=True):
+            if not first <= value <= last:
+                del loss["genant_grade"]
         return {value: own | loss for (value, own), loss in zip(measures.items(), losses, strict=True)}
 
     def _structure(self, row: Row, bodies: dict[int, dict[str, Measure]]) -> StructureMeasures:

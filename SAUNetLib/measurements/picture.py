@@ -136,30 +136,29 @@ def _write_levels(
 
 
 def _figures(measurements: Measurements, height: int) -> Image.Image:
-    """The main figures as a table."""
+    """The main figures as a table, at least of this height."""
     font, small = text_font(15), text_font(13)
     starts, line = (0, 88, 232, 320, 392, 462, 536), 25
-    result = Image.new("RGB", (594, height), PAPER)
+    levels = [row for row in measurements.rows if row.kind in ("vertebra", "disc")]
+    curves = [(row, *one) for row in measurements.rows if row.kind == "spine" for one in row.measures.items()]
+    needed = 26 + line * len(levels) + 22 * len(curves) + 19 * len(_EXPLAINED) + 24
+    result = Image.new("RGB", (594, max(height, needed)), PAPER)
     draw = ImageDraw.Draw(result)
     heads = ("Level", "Heights, mm", "Loss, index", "Angle, °", "Slip, mm", "Canal, mm", "Signal")
     for start, text in zip(starts, heads, strict=True):
         draw.text((start, 4), text, FAINT, small)
     top = 26
-    for row in measurements.rows:
-        if row.kind not in ("vertebra", "disc") or top > height - 5 * line:
-            continue
+    for row in levels:
         indent = 12 if row.kind == "disc" else 0
         colour = INK if row.kind == "vertebra" else _COLOURS["disc"]
         for start, text in zip(starts, (row.level, *_cells(row)), strict=True):
             draw.text((start + (indent if start == 0 else 0), top), text, colour, font)
         top += line
-    for row in measurements.rows:
-        if row.kind == "spine":
-            for name, one in row.measures.items():
-                word = {"lordosis_deg": "Lordosis", "coronal_angle_deg": "Coronal angle"}[name]
-                shown = "not measured" if one.value is None else f"{one.value:.0f}°{'*' if one.flags else ''}"
-                draw.text((0, top + 8), f"{word} {row.level}: {shown}", INK, font)
-                top += 22
+    for row, name, one in curves:
+        word = {"lordosis_deg": "Lordosis", "coronal_angle_deg": "Coronal angle"}[name]
+        shown = "not measured" if one.value is None else f"{one.value:.0f}°{'*' if one.flags else ''}"
+        draw.text((0, top + 8), f"{word} {row.level}: {shown}", INK, font)
+        top += 22
     for kind, text in _EXPLAINED.items():
         draw.line((0, top + 24, 22, top + 24), _COLOURS[kind], 2)
         draw.text((30, top + 16), text, FAINT, small)
@@ -186,7 +185,7 @@ def _cells(row: StructureMeasures) -> tuple[str, ...]:
         angle = shown("segmental_angle_deg", ".0f")
     else:
         grade = row.measures.get("genant_grade")
-        loss = shown("height_loss_percent", ".0f")
+        loss = shown("height_loss_percent", ".1f")  # not rounded over a band's limit
         if grade is not None and grade.value is not None:
             loss = f"{loss.rstrip('*')} %, {grade.value:.0f}{'*' if grade.flags else ''}"
         middle = loss

@@ -21,6 +21,8 @@ _BIAS_SHARE = 0.8
 _BIAS_LEAST = 40
 _FLUID_MM = 30.0
 _FLUID_PERCENTILE = 75.0
+_NEGATIVE = 0.05
+"""Interpolation may leave the darkest hundredth of an image so far below zero, as a part of the fluid's signal."""
 _BRIGHTER = 1.15
 """Fluid outshines marrow by at least this factor on T2 and STIR; on T1 it is the darker one."""
 
@@ -46,12 +48,14 @@ class Signal:
             self._station = landmarks.line.station(points)
             self._fluid = self._at_voxels(points)
         self.is_t2 = self._fluid_is_bright()
+        self._darkest = float(np.percentile(self._image[::2, ::4, ::4], 1))
 
     def ratio(self, section: Section | None) -> Measure:
         """Mean signal of a disc's middle by that of the fluid beside it.
 
         The disc's middle: half of its depth, half of its height, 8 mm wide. The fluid's signal: the 75th percentile of
-        the canal within 30 mm up and down, since roots and cord are darker than fluid.
+        the canal within 30 mm up and down, since roots and cord are darker than fluid. An image with a good deal below
+        zero, as one of z-scores, has lost the zero that a ratio needs.
         """
         if len(self._fluid) == 0 or self._landmarks.line is None:
             return Measure.none(MISSING)
@@ -65,7 +69,9 @@ class Signal:
             return Measure.none(MISSING)
         fluid = float(np.percentile(self._fluid[near], _FLUID_PERCENTILE))
         disc = self._middle_of(section)
-        return Measure.of(disc / fluid if fluid > 0 and disc is not None else None, section.flags & {FEW_SLICES})
+        if disc is None or min(disc, fluid) <= 0 or self._darkest < -_NEGATIVE * fluid:
+            return Measure.none(LOW_CONFIDENCE)
+        return Measure.of(disc / fluid, section.flags & {FEW_SLICES})
 
     def _middle_of(self, section: Section) -> float | None:
         frame, shape = section.seen_in, section.shape

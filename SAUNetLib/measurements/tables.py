@@ -18,7 +18,8 @@ def write_measurements(measurements: Measurements, path: str | Path) -> None:
     """Write measurements in the format that the path's ending names; only a whole file replaces an existing one.
 
     ``.csv``: a line per structure, a column per measure with its unit in the name, empty where there is no figure;
-    ``quality`` lists the measures with a flag (``slip_mm: estimated; volume_mm3: partial``), the others are good.
+    ``quality`` lists the measures with a flag (``slip_mm: estimated; volume_mm3: partial``), the others are good;
+    ``note`` names the warnings.
     ``.json``: `Measurements.summary`.
 
     Raises:
@@ -37,11 +38,12 @@ def write_measurements(measurements: Measurements, path: str | Path) -> None:
 def _write_csv(measurements: Measurements, file: TextIO) -> None:
     writer = csv.DictWriter(file, COLUMNS, restval="")
     writer.writeheader()
+    note = "; ".join((DISCLAIMER, *(notice.code for notice in measurements.warnings)))
     for row in measurements.rows:
         figures = {name: rounded(measure.value) for name, measure in row.measures.items()}
         shown = {name: f"{figure:g}" for name, figure in figures.items() if figure is not None}
         about = {"value": row.value or "", "name": row.name, "level": row.level, "kind": row.kind}
-        writer.writerow({**about, **shown, "quality": _quality(row), "note": DISCLAIMER})
+        writer.writerow({**about, **shown, "quality": _quality(row), "note": note})
 
 
 def _quality(row: StructureMeasures) -> str:

@@ -12,6 +12,8 @@ from .results import LOW_CONFIDENCE, MISSING, PARTIAL, Measure
 HEIGHTS = ("height_anterior_mm", "height_middle_mm", "height_posterior_mm")
 GENANT_PERCENT = (20.0, 25.0, 40.0)
 """Lower limits of grades 1 to 3 (Genant et al. 1993, doi:10.1002/jbmr.5650080915)."""
+GRADED = ("T4", "L4")
+"""The bodies from here to there have Genant's bands."""
 TALLEST_MM = 45.0
 """No lumbar body is so tall: two are labelled as one."""
 _COMPARED = 4
@@ -65,8 +67,9 @@ def height_losses(heights: Sequence[Mapping[str, Measure]]) -> list[dict[str, Me
 
     Each of the three heights is compared with the median of the same height of the four nearest bodies whose figures
     are good, so that one among them which is itself collapsed does not count; the loss is the largest of the three, at
-    least 0. Where there are not three such bodies, others are taken too and the figure is flagged. The bands follow
-    Genant et al. 1993: from 20 % grade 1, from 25 % grade 2, from 40 % grade 3.
+    least 0. Where there are not three such bodies, others are taken too and the figure is flagged; so it is where all
+    of them lie on one side, since bodies differ in height along a healthy spine. The bands follow Genant et al. 1993:
+    from 20 % grade 1, from 25 % grade 2, from 40 % grade 3.
     """
     table = np.array([[np.nan if h[name].value is None else h[name].value for name in HEIGHTS] for h in heights], float)
     results = []
@@ -86,7 +89,8 @@ def height_losses(heights: Sequence[Mapping[str, Measure]]) -> list[dict[str, Me
             continue
         loss = float(np.max(1 - own / np.median(table[near], axis=0)))
         loss = 100 * max(0.0, loss)
-        flags = set(heights[n][HEIGHTS[0]].flags) | (set() if good else {LOW_CONFIDENCE})
+        one_sided = all(m > n for m in near) or all(m < n for m in near)
+        flags = set(heights[n][HEIGHTS[0]].flags) | ({LOW_CONFIDENCE} if one_sided or not good else set())
         grade = int(np.searchsorted(GENANT_PERCENT, loss, side="right"))
         results.append({"height_loss_percent": Measure.of(loss, flags), "genant_grade": Measure.of(grade, flags)})
     return results
