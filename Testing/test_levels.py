@@ -12,6 +12,7 @@ from builders import BLOCK_DISCS, BLOCK_VERTEBRAE, CLASS_OF, block_spine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import rotate
 
 from SAUNetLib.anatomy import CANAL, DISC, VERTEBRA, structures, value_of, vertebra_levels
 from SAUNetLib.errors import UsageError
@@ -156,6 +157,30 @@ def test_no_discs_at_all(spine: np.ndarray) -> None:
     result = named(damaged)
     assert levels_in(result.labels) == set(BLOCK_VERTEBRAE)
     assert agreement(spine, result.labels) > 0.95
+
+
+def test_a_whole_spine_without_any_disc() -> None:
+    """Interfaces put between bodies by their distance have no depth to expect the next ones by."""
+    one = np.where(CLASS_OF[block_spine((4.0, 1.0, 1.0), lordosis=0.0, top=8, bottom=0)] == DISC, 0, 1)
+    classes = np.where(one, CLASS_OF[block_spine((4.0, 1.0, 1.0), lordosis=0.0, top=8, bottom=0)], 0)
+    both = np.concatenate([classes, classes], axis=1).astype(np.uint8)
+    result = name_structures(stack_of(both))
+    assert len(levels_in(result.labels)) >= 12 and {"LEVELS_DOUBTFUL", "DISC_MISSING"} <= set(codes(result))
+
+
+@pytest.mark.parametrize("degrees", range(60, 121, 10))
+def test_a_spine_that_lies_on_its_side_is_named_with_doubt(degrees: int) -> None:
+    """Stations of the discs are clipped at the column's end there, and may be the same."""
+    turned = rotate(CLASS_OF[block_spine((4.0, 1.0, 1.0))], degrees, axes=(1, 2), order=0)
+    result = name_structures(stack_of(turned))
+    assert result.labels.any() and codes(result)
+
+
+def test_one_disc_alone_is_no_sure_sacrum() -> None:
+    classes = np.zeros((5, 200, 150), np.uint8)
+    classes[2, 60:64, 60:80] = DISC
+    alone = name_structures(stack_of(classes))
+    assert "LEVELS_DOUBTFUL" in codes(alone) and max(alone.confidence.values()) <= 0.75
 
 
 @pytest.mark.parametrize("kept", [{VERTEBRA, DISC}, {VERTEBRA}, {DISC}, {DISC, CANAL}], ids=str)

@@ -164,6 +164,8 @@ def _sacrum(spine: Spine) -> _Sacrum:
         return _Sacrum(room + 1.5 * beyond, False, "no disc was found below the lowest complete vertebra")
     if room < 0.0:
         return _Sacrum(room + 1.0, False, "the image ends at the disc below the lowest complete vertebra")
+    if chain.volume[chain.last] <= 0 or len(spine.numbers) < 2:
+        return _Sacrum(room, False, "too few vertebrae show to tell the sacrum from one that was not found")
     lean = chain.interfaces[-1].lean - (chain.interfaces[-2].lean if len(chain.interfaces) > 1 else 0.0)
     words = "a disc lies below the lowest vertebra and no further vertebra, as above the sacrum"
     words += f"; it is steeper than the disc above by {-lean:.0f} degrees" if lean < _STEEP else ""

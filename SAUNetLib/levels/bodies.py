@@ -165,7 +165,9 @@ class Chain:
             return np.full(len(gaps), np.median(gaps / levels))
         near = [slice(max(0, n - 3), n + 4) for n in range(len(gaps))]
         depth = np.array([one.depth for one in self.interfaces])
-        usual = gaps / np.maximum(1, np.round(gaps / [_SPACING_PER_DEPTH * np.median(depth[part]) for part in near]))
+        deep = np.array([_SPACING_PER_DEPTH * np.median(depth[part]) for part in near])
+        deep[deep <= 0] = expected  # interfaces without a disc have no depth
+        usual = gaps / np.maximum(1, np.round(gaps / deep))
         return np.array([np.median(usual[part]) for part in near])
 
     def _whole_between(self) -> bool:
@@ -202,7 +204,8 @@ class Chain:
                 share = step / count
                 middle = above.station + share * (one.station - above.station)
                 station, _ = self._waist(middle, 0.25 * gap / count)
-                along = (station - above.station) / (one.station - above.station)
+                apart = one.station - above.station  # 0 beyond the end of the column
+                along = (station - above.station) / apart if apart else share
                 point = above.point + along * (one.point - above.point)
                 normal = (1 - share) * above.normal + share * one.normal
                 filled.append(Interface(point, normal / np.linalg.norm(normal), station))
