@@ -225,6 +225,9 @@ def spoilt(tmp_path):
     write(folder, "axial", voxels=np.full_like(nan, 7), seed=7, geometry=axial)
     nan[0, 0, 0] = np.nan
     write(folder, "nan", voxels=nan, seed=7)
+    hounsfield = labelled(9)[0].voxels.astype(np.int16)
+    hounsfield[:, :, 20:] = -1000
+    write(folder, "ct", voxels=hounsfield, seed=9)
     specks = labelled(8)[1].copy()
     specks[5, 45, 35], specks[:, :, 32:] = 1, np.where(specks[:, :, 32:] == 0, UNKNOWN, specks[:, :, 32:])
     specks[5, 45, 5] = 1
@@ -241,6 +244,7 @@ FAULTS = {
     "empty": {"INPUT_LABELS"},
     "axial": {"INPUT_NOT_SAGITTAL", "INPUT_CONSTANT"},
     "nan": {"INPUT_VALUES"},
+    "ct": {"INPUT_MODALITY"},
     "specks": set(),
 }
 

@@ -15,7 +15,7 @@ from ..console import table_console
 from ..errors import SAUNetError
 from ..formats.volumes import read_image
 from ..segmentation import count_labels
-from ..volume import Geometry, SagittalStack, Volume, check_geometry, check_volume, on_grid
+from ..volume import Geometry, SagittalStack, Volume, check_content, check_geometry, check_volume, on_grid
 from .folders import (
     DRAWN,
     INFO,
@@ -215,6 +215,7 @@ def _check_image(volume: Volume, case: CaseReport, seen: dict[str, str]) -> None
     sound = Geometry(volume.geometry.size, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
     with _noted(case.problems):
         check_volume(replace(volume, geometry=sound))
+        check_content(volume)
     if len(case.problems) == before:
         stack = SagittalStack.of(volume)
         case.slices, case.spacing = len(stack.slices), (stack.slice_spacing, *stack.pixel)

@@ -19,7 +19,7 @@ from ..formats.headers import ENDINGS
 from ..formats.segmentations import as_labels
 from ..formats.volumes import read_image
 from ..segmentation import count_labels
-from ..volume import Volume, check_volume, on_grid
+from ..volume import Volume, check_content, check_volume, on_grid
 
 UNKNOWN = 255
 """Label of what nobody has drawn: left out of the loss."""
@@ -269,6 +269,7 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> Labelled:
     """
     volume = Volume.from_sitk(read_image(files.image), files.name)
     check_volume(volume)
+    check_content(volume)
     truth = on_grid(read_label_map(files), volume.geometry, "its image")
     classes, encoding = as_classes(truth.voxels, info, files.name)
     labels, specks = without_specks(classes, volume.geometry.voxel_volume)
