@@ -85,6 +85,17 @@ def test_idle_worker_ends_and_the_next_request_starts_another(run):
     assert one.segment().end()["event"] == "result" and one.engine._group != group
 
 
+def test_after_an_unexpected_failure_the_next_request_gets_a_new_worker(run):
+    """A process whose GPU's driver failed cannot use it any more."""
+    one = run("bug", "segment")
+    for workers in (1, 2):
+        one.events.clear()
+        assert one.segment().end()["code"] == "INTERNAL"
+        assert process_events(lambda: not one.engine.alive)
+        assert sum(event["event"] == "error" for event in one.events) == 1  # its end is no failure of its own
+        assert one.lines.count("The engine is ready") == workers
+
+
 def test_request_right_after_stop_is_not_lost(run):
     one = run().segment()
     one.end()

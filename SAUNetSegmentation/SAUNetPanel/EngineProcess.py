@@ -210,7 +210,9 @@ class EngineProcess:
         self._request = None
         if not self._stopping:
             self._polite.stop()
-        if self.alive:
+        if event["event"] == "error" and event.get("code") == "INTERNAL":
+            self.stop()  # where a GPU's driver failed, its process cannot use it again: the next run starts anew
+        elif self.alive:
             self._idle.start()
         if self._cancelled and event["event"] == "result":
             event = _cancelled()  # the user's wish came while the last line was on its way

@@ -57,6 +57,10 @@ def misbehave(identity):
         say(event="error", id=identity, code="MEMORY", title="Not enough memory", cause="the main memory is full.",
             remedy="Close other programs.", exit_status=5)  # fmt: skip
         return False
+    elif behaviour == "bug":
+        say(event="error", id=identity, code="INTERNAL", title="Failure", cause="CUDA error: launch failure.",
+            remedy="Report it.", exit_status=1)  # fmt: skip
+        return False
     elif behaviour == "no file":
         say(event="result", id=identity, output="", **plan["summary"])
         return False
