@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..anatomy import CLASS_NAMES
-from ..engine import best_class, network_input
+from ..engine import best_class, choose_device, computes_bfloat16, network_input
 from ..errors import CancelledError
 from ..model import load_model
 from ..network import DenseUNet, SAUNet
@@ -289,7 +289,7 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
         accelerator=accelerator,
         devices=config.devices,
         num_nodes=config.nodes,
-        precision="bf16-mixed",
+        precision="bf16-mixed" if computes_bfloat16(choose_device(accelerator)) else "32-true",
         max_epochs=-(-config.steps // STEPS_PER_EPOCH),
         check_val_every_n_epoch=max(1, min(VALIDATE_EVERY, config.steps // (4 * STEPS_PER_EPOCH))),
         reload_dataloaders_every_n_epochs=1,
