@@ -25,6 +25,15 @@ GPU_CHUNK = 16
 
 
 MOVED_TO_CPU = Notice("MOVED_TO_CPU", "The GPU's memory does not suffice; went on with the processor (slower).")
+FRONT_AND_BACK = Notice(
+    "FRONT_AND_BACK",
+    "Front and back of this image seem to be exchanged. If they are, the canal and much else is wrong: correct the "
+    "orientation in the file, or export it again.",
+)
+_COARSER = 4 / 3
+"""Pixels at which front and back are told apart, by the model's own."""
+_SURER = 0.01
+"""So much surer the network must be of a slice whose columns run the other way."""
 
 
 def silent(stage: str, fraction: float) -> None:
@@ -51,20 +60,32 @@ class Engine:
     ) -> None:
         self.model = model
         self._precision = precision
-        self._chosen = choose_device(device)
+        self._chosen, self._free = choose_device(device), device == "auto"
         self._ready()
 
     def _ready(self) -> list[Notice]:
-        """Prepare the chosen device, or the processor where its memory is full; what is to be said of that."""
+        """Prepare the chosen device, or the processor where that cannot be; what is to be said of it."""
         try:
             self._prepare(self._chosen)
             return []
         except (RuntimeError, MemoryError) as error:
-            if self._chosen.type == "cpu" or not is_out_of_memory(error):
+            failed = self._failed(self._chosen, error)
+            if self._chosen.type == "cpu" or (failed is None and not is_out_of_memory(error)):
                 raise
         self._prepare(torch.device("cpu"))
         self._stepped_down = True
-        return [MOVED_TO_CPU]
+        return [failed or MOVED_TO_CPU]
+
+    def _failed(self, device: torch.device, error: Exception) -> Notice | None:
+        """What to say of a GPU that failed otherwise than for want of memory and that nobody asked for, else None.
+
+        Such a one must not stop the work, whatever it lacks: a driver that was reset, kernels for so old a GPU in this
+        build of PyTorch, an operation.
+        """
+        if not self._free or device.type == "cpu" or is_out_of_memory(error):
+            return None
+        said = " ".join(str(error).split())[:120]
+        return Notice("GPU_FAILED", f"The GPU failed ({said}); went on with the processor (slower).")
 
     def _prepare(self, device: torch.device) -> None:
         self._stepped_down = False
@@ -80,7 +101,7 @@ class Engine:
         """The class of every pixel, uint8 (S, H, W) on the stack's own grid, and what the user should know of the run.
 
         Memory beside the result does not grow with the number of slices. When it runs out, smaller chunks are tried,
-        then the processor.
+        then the processor. A GPU that was chosen automatically and fails is left for the processor too.
 
         Raises:
             OutOfMemoryError: the processor's memory does not suffice either.
@@ -89,37 +110,63 @@ class Engine:
         notices = self._ready() if self._stepped_down else []
         while True:
             try:
-                return self._classes(stack, report), tuple(notices)
+                found = self._classes(stack, report)
+                return found, (*notices, *([FRONT_AND_BACK] if self._faces_forwards(stack, found) else []))
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                failed = self._failed(self.device, error)
+                if failed is None and not is_out_of_memory(error):
                     raise
-            notices.append(self._step_down())
+            # Outside of the handler, which holds on to the memory that is short.
+            notices.append(self._step_down(failed))
 
-    def _step_down(self) -> Notice:
-        """Ask for less memory: half the chunk, then the processor; `classes` undoes it for the next stack."""
-        if self.device.type == "cuda":
+    def _step_down(self, failed: Notice | None) -> Notice:
+        """Leave a GPU that failed; else ask for less memory: half the chunk, then the processor.
+
+        `classes` undoes it for the next stack.
+        """
+        if failed is None and self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if self.chunk > 1:
+        if failed is None and self.chunk > 1:
             self.chunk //= 2
             self._stepped_down = True
             return Notice("SMALLER_CHUNKS", f"Memory ran short; went on with {self.chunk} slices at a time.")
         if self.device.type != "cpu":
             self._prepare(torch.device("cpu"))
             self._stepped_down = True
-            return MOVED_TO_CPU
+            return failed or MOVED_TO_CPU
         raise out_of_memory()
 
     @torch.inference_mode()
     def _classes(self, stack: SagittalStack, report: Report) -> np.ndarray:
         result = np.empty(stack.slices.shape, np.uint8)
-        intensity = Intensity.of(stack.slices)
-        shape = stack.working_shape(self.model.card.pixel_mm)
+        intensity, shape = stack.intensity(), stack.working_shape(self.model.card.pixel_mm)
         report("segment", 0.0)
         for number, scores in enumerate(self.network.stream(self._chunks(stack, intensity, shape, report))):
             # One slice at a time: a float map per class never exists for the whole volume.
             result[number] = fine_classes(scores[..., : shape[0], : shape[1]], result.shape[1:]).cpu().numpy()
         report("segment", 1.0)
         return result
+
+    @torch.inference_mode()
+    def _faces_forwards(self, stack: SagittalStack, found: np.ndarray) -> bool:
+        """Whether columns that should run from front to back seem to run from back to front.
+
+        No header can be checked against itself, and where it is wrong the network finds bodies all the same, with the
+        canal in the belly. But it is surer of the slice that shows most when that is turned round: by the mean
+        probability of the best class where that is not background. Of 47 volumes of four scanners and 8 phantoms none
+        was taken for a turned one (nearest: 0.025 less sure), of the same ones turned 53 were.
+        """
+        number = int(np.count_nonzero(found, axis=(1, 2)).argmax())
+        if not found[number].any():
+            return False
+        image = stack.slices[number : number + 1]
+        intensity, shape = Intensity.of(image), stack.working_shape(_COARSER * self.model.card.pixel_mm)
+        sure = []
+        for one in (image, np.ascontiguousarray(image[..., ::-1])):
+            (scores,) = self.network.stream([self._input(one, intensity, shape)])
+            best, kind = scores[..., : shape[0], : shape[1]].float().softmax(1).max(1)
+            sure.append(float(best[kind > 0].mean()) if kind.any() else 0.0)
+        return sure[1] > sure[0] + _SURER
 
     def _chunks(
         self, stack: SagittalStack, intensity: Intensity, shape: tuple[int, int], report: Report

@@ -341,6 +341,10 @@ class SagittalStack:
             box.append(slice(first, end))
         return box[0], box[1], box[2]
 
+    def intensity(self) -> Intensity:
+        """How bright it is within `field`: padding may be darker than all that was measured."""
+        return Intensity.of(self.slices[self.field()])
+
     def working_shape(self, pixel_mm: float) -> tuple[int, int]:
         """Rows and columns of a slice at a working pixel size: the same field of view, at least 16 pixels."""
         rows, columns = (
@@ -385,7 +389,7 @@ class Intensity:
         if high <= low:  # nearly constant: a few bright pixels in an empty field
             low, high = float(sample.min()), float(max(sample.max(), sample.min() + 1))
         np.clip(sample, low, high, out=sample)
-        return cls(low, high, float(sample.mean(dtype=np.float64)), max(float(sample.std(dtype=np.float64)), 1e-6))
+        return cls(low, high, float(sample.mean(dtype=np.float64)), float(sample.std(dtype=np.float64)) or 1.0)
 
     def unit(self, slices: np.ndarray) -> np.ndarray:
         """Slices of any real type -> float32 0..1 of the same shape: the percentiles become 0 and 1."""

@@ -11,7 +11,7 @@ from SAUNetLib.engine import Engine, best_class, choose_device, fine_classes, re
 from SAUNetLib.errors import CancelledError, OutOfMemoryError, UsageError
 from SAUNetLib.model import load_model
 from SAUNetLib.network import SAUNet, fold_batch_norm, inference, pack_for_processor
-from SAUNetLib.volume import SagittalStack
+from SAUNetLib.volume import Intensity, SagittalStack
 
 
 def stack_of(slices: int, rows: int = 60, columns: int = 50, pixel: float = 1.5) -> SagittalStack:
@@ -24,6 +24,21 @@ def test_result_has_the_stack_s_grid_and_several_classes(tiny_engine):
     found, notices = tiny_engine.classes(stack_of(5))
     assert found.shape == (5, 60, 50) and found.dtype == np.uint8 and notices == ()
     assert len(np.unique(found)) > 1 and found.max() <= 3
+
+
+@pytest.mark.parametrize("fill", [-32768.0, 0.0, 1e5])
+def test_padding_changes_no_intensities(tiny_engine, fill):
+    """Whatever it holds: it is no part of what the scanner measured."""
+    stack = stack_of(4, 64, 48)
+    padded = np.full((8, 64, 64), fill, np.float32)
+    padded[2:6, :, :48] = stack.slices
+    seen = Intensity.of(stack.slices)
+    found = []
+    original = tiny_engine._input
+    tiny_engine._input = lambda slices, intensity, shape: found.append(intensity) or original(slices, intensity, shape)
+    tiny_engine.classes(SagittalStack(padded, 4.0, (1.5, 1.5), (0, 1, 2), (False, False, False)))
+    del tiny_engine._input
+    assert set(found[:8]) == {seen}
 
 
 @pytest.mark.parametrize("slices", [1, 2, 7])
@@ -54,7 +69,7 @@ def test_every_slice_is_encoded_once_whatever_the_chunk(tiny_model):
     engine.network.encoder.register_forward_hook(lambda _m, inputs, _r: encoded.append(inputs[0].shape[0]))
     engine.chunk = 2
     engine.classes(stack_of(5))
-    assert encoded == [2, 2, 1]
+    assert encoded == [2, 2, 1, 1, 1]  # then one slice as it is and turned round: does it face backwards?
 
 
 def test_same_input_same_bits(tiny_engine):
@@ -202,7 +217,31 @@ def test_out_of_memory_on_a_gpu_ends_on_the_processor(tiny_model, monkeypatch):
     tried = failing(engine, torch.OutOfMemoryError("out of memory"), 1)
     _, notices = engine.classes(stack_of(2))
     assert [notice.code for notice in notices] == ["MOVED_TO_CPU"]
-    assert engine.device.type == "cpu" and len(tried) == 3
+    assert engine.device.type == "cpu" and len(tried) == 5  # one that failed, two, and one from either side
+
+
+def test_a_gpu_that_fails_is_left_where_nobody_asked_for_it(tiny_model):
+    """As one for which this build of PyTorch has no kernels, or whose driver was reset."""
+    error = RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
+    engine = Engine(load_model(str(tiny_model)), "auto", "float32")
+    engine._chosen = engine.device = torch.device("meta")  # stands for a device that is not the processor
+    failing(engine, error, 1)
+    found, notices = engine.classes(stack_of(2))
+    assert [notice.code for notice in notices] == ["GPU_FAILED"] and "no kernel image" in notices[0].text
+    assert np.array_equal(found, Engine(load_model(str(tiny_model)), "cpu", "float32").classes(stack_of(2))[0])
+    asked = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    asked.device = torch.device("meta")
+    failing(asked, error, 1)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        asked.classes(stack_of(2))
+
+
+def test_a_bug_on_the_processor_stays_one(tiny_model):
+    engine = Engine(load_model(str(tiny_model)), "auto", "float32")
+    engine._chosen = torch.device("meta")
+    failing(engine, RuntimeError("a bug"), 1)
+    with pytest.raises(RuntimeError, match="a bug"):
+        engine.classes(stack_of(2))
 
 
 def test_a_gpu_that_is_full_before_the_work_is_left_for_the_processor(tiny_model, monkeypatch):

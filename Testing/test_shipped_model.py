@@ -1,5 +1,7 @@
 """The shipped weights on real MRI that they were not trained on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,20 @@ def test_bodies_drawn_on_other_scanners_are_found_one_by_one(engine, shared_data
     vertebrae = np.where(to_classes(labels) == VERTEBRA, labels, 0)
     assert detect(vertebrae, truth).missed == ()
     assert np.mean(vertebrae[truth > 0] > 0) > least
+
+
+@pytest.mark.parametrize("case", ["spider_t2space/127", "external_bodies/VB3_02", "external_bodies/VB2_02"])
+def test_front_and_back_exchanged_by_the_header_are_told(engine, shared_data, case):
+    """As where LPS was taken for RAS: without a word the canal would be drawn in the belly."""
+    volume = read_volume(shared_data / f"{case}_image.nii.gz")
+    turned = replace(volume, geometry=replace(volume.geometry, direction=np.diag([-1, -1, 1]) @ direction(volume)))
+    for one, wrong in ((volume, False), (turned, True)):
+        found = segment(one, engine, levels=False)
+        assert ("FRONT_AND_BACK" in [notice.code for notice in found.warnings]) is wrong
+
+
+def direction(volume):
+    return np.asarray(volume.geometry.direction)
 
 
 def test_routine_slices_are_scored_apart(engine, shared_data):

@@ -35,7 +35,7 @@ from ..training.folders import UNKNOWN, case_names, read_pair, write_settings
 from ..training.folders import patients as cases_by_patient
 from ..training.run import VALIDATIONS
 from ..training.train import NetworkConfig, TrainingConfig, TrainingRun, fit
-from ..volume import Intensity, SagittalStack, Volume
+from ..volume import SagittalStack, Volume
 
 KEPT_OUT = ("045", "081", "127", "209", "239")
 """SPIDER's patients that no network of the project is trained on."""
@@ -511,7 +511,7 @@ def predict(network: nn.Module, volume: Volume, pixel_mm: float, device: torch.d
 
 def _image(stack: SagittalStack, pixel_mm: float, device: torch.device) -> Tensor:
     """The networks' input (1, S, 1, h, w)."""
-    shape, intensity = stack.working_shape(pixel_mm), Intensity.of(stack.slices)
+    shape, intensity = stack.working_shape(pixel_mm), stack.intensity()
     return network_input(stack.slices, intensity, shape, DenseUNet.stride, device)[None]
 
 

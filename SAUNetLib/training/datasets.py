@@ -83,7 +83,7 @@ def _load(files: CaseFiles, info: DatasetInfo, pixel_mm: float) -> Case:
     volume, labels = read.volume, read.labels
     stack = SagittalStack.of(volume)
     shape = stack.working_shape(pixel_mm)
-    image = torch.from_numpy(Intensity.of(stack.slices).unit(stack.slices))[:, None]
+    image = torch.from_numpy(stack.intensity().unit(stack.slices))[:, None]
     truth = torch.from_numpy(np.ascontiguousarray(stack.slices_of(labels)))
     return Case(
         files.name,
