@@ -30,7 +30,7 @@ FRONT_AND_BACK = Notice(
     "Front and back of this image seem to be exchanged. If they are, the canal and much else is wrong: correct the "
     "orientation in the file, or export it again.",
 )
-_COARSER = 4 / 3
+COARSER = 4 / 3
 """Pixels at which front and back are told apart, by the model's own."""
 _SURER = 0.01
 """So much surer the network must be of a slice whose columns run the other way."""
@@ -160,7 +160,7 @@ class Engine:
         if not found[number].any():
             return False
         image = stack.slices[number : number + 1]
-        intensity, shape = Intensity.of(image), stack.working_shape(_COARSER * self.model.card.pixel_mm)
+        intensity, shape = Intensity.of(image), stack.working_shape(COARSER * self.model.card.pixel_mm)
         sure = []
         for one in (image, np.ascontiguousarray(image[..., ::-1])):
             (scores,) = self.network.stream([self._input(one, intensity, shape)])

@@ -49,7 +49,7 @@ def product(image: str, output: str, model: str | None, device: str, runs: int, 
 
     The machine's matrix rate is measured before every run, so that what else the machine does meanwhile weighs on both.
     """
-    from ..engine import Engine
+    from ..engine import COARSER, Engine
     from ..formats.volumes import read_volume
     from ..model import load_model
     from ..model_card import DEFAULT_MODEL
@@ -75,15 +75,20 @@ def product(image: str, output: str, model: str | None, device: str, runs: int, 
         timed.append(_stages(events) | {"network": stopwatch.seconds})
     peak = peak_memory()  # before the measures below, which need memory of their own
     stack = SagittalStack.of(read_volume(image))
-    stride = engine.network.encoder.stride
-    rows, columns = (-(-n // stride) * stride for n in stack.working_shape(engine.model.card.pixel_mm))
-    number = len(stack.slices)
+    stride, pixel_mm, number = engine.network.encoder.stride, engine.model.card.pixel_mm, len(stack.slices)
+
+    def padded(pixel: float) -> tuple[int, int]:
+        rows, columns = (-(-n // stride) * stride for n in stack.working_shape(pixel))
+        return rows, columns
+
+    # All slices, and one from either side.
+    worked = [(number, padded(pixel_mm)), (2, padded(COARSER * pixel_mm))]
     return {
         "model": f"{engine.model.card.name} {engine.model.card.version}",
         "device": engine.device.type,
         "precision": str(engine.dtype).removeprefix("torch."),
         "slices": number,
-        "working_pixels": [rows, columns],
+        "working_pixels": list(padded(pixel_mm)),
         "load": loaded,
         "median": {key: statistics.median(run[key] for run in timed[1:]) for key in timed[0]},
         "runs": timed[1:],
@@ -91,8 +96,8 @@ def product(image: str, output: str, model: str | None, device: str, runs: int, 
         "gpu_peak_mb": gpu_peak_memory(engine.device),
         "matrix_gflops": statistics.median(rates[1:]),
         "memory_gbs": memory_bandwidth(engine.device),
-        "gflop": engine.model.network.cost(rows, columns)[1] * number / 1e9,
-        "traffic_gb": traffic(engine.model.network, rows, columns, engine.dtype.itemsize) * number / 1e9,
+        "gflop": sum(engine.model.network.cost(*size)[1] * count for count, size in worked) / 1e9,
+        "traffic_gb": sum(traffic(engine.model.network, *size, engine.dtype.itemsize) * n for n, size in worked) / 1e9,
         "threads": threads(),
     }
 
