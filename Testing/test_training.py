@@ -171,6 +171,22 @@ CONFIG = {
 }
 
 
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_training_computes_as_the_device_does_best(data, tmp_path, monkeypatch, fast, precision):
+    """bfloat16 takes a processor without it several times as long."""
+
+    class Made(Exception):
+        pass
+
+    def trainer(**settings):
+        raise Made(settings["precision"])
+
+    monkeypatch.setattr(training, "computes_bfloat16", lambda device: fast)
+    monkeypatch.setattr(training.pl, "Trainer", trainer)
+    with pytest.raises(Made, match=precision):
+        training.train([data], tmp_path / "run", TrainingConfig(**CONFIG), "cpu")
+
+
 def test_a_killed_run_goes_on_and_ends_with_a_verified_model(data, tmp_path):
     config = tmp_path / "small.json"
     config.write_text(json.dumps(CONFIG))
