@@ -423,8 +423,10 @@ def test_sources_are_drawn_by_their_shares_and_single_slices_share_a_stack_apart
 
 
 def grey(path, seed=0):
-    """A greyscale picture (96, 96) without a pixel size."""
-    values = np.kron(np.random.default_rng(seed).integers(0, 255, (8, 8)), np.ones((12, 12))).astype(np.uint8)
+    """A greyscale picture (96, 96) without a pixel size, and with noise: without, it would pass for a label map."""
+    random = np.random.default_rng(seed)
+    values = np.kron(random.integers(0, 250, (8, 8)), np.ones((12, 12))) + random.integers(0, 6, (96, 96))
+    values = values.astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(values), str(path))
     return path
 
