@@ -5,8 +5,10 @@ Both make the virtual environment .venv with the pinned packages where it is mis
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -24,9 +26,9 @@ def install(extra: str) -> None:
     done = stamp.read_text().splitlines() if stamp.exists() and PYTHON.exists() else []
     if done[:1] == [wanted] and (not extra or extra in done[1:]):
         return
-    if not PYTHON.exists():
+    if not PYTHON.exists() or subprocess.run([str(PYTHON), "-m", "pip", "--version"], capture_output=True).returncode:
         print(f"Making the virtual environment {ENVIRONMENT.name} ...", flush=True)
-        venv.create(ENVIRONMENT, with_pip=True)
+        venv.create(ENVIRONMENT, with_pip=True, clear=True)  # one that was left half made is made anew
     print("Installing the pinned packages; this takes a few minutes the first time ...", flush=True)
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
     # torch first and alone: a bare requirement of another package would take a larger build.
@@ -39,12 +41,20 @@ def install(extra: str) -> None:
 def saunet(*arguments: str) -> int:
     """Run the command `saunet` of the environment; returns its exit status."""
     command = [str(PYTHON), "-m", "SAUNetLib", *arguments]
-    status = subprocess.run(command, cwd=Path.cwd(), env=_environment()).returncode
+    status = run(command, cwd=Path.cwd(), env=_environment())
     if status != -9:  # the system's last means against a process; most often the memory did not suffice
         return status
     print(f"error MEMORY: the system ended saunet {arguments[0]}, most often for lack of memory. "
           "Close other programs, or crop the volume to the spine.", file=sys.stderr)  # fmt: skip
     return 5
+
+
+def run(command: list[str], cwd: Path, env: dict[str, str]) -> int:
+    """Run a command; returns its exit status. Ctrl-C reaches it too, and it says itself how it ends."""
+    with subprocess.Popen(command, cwd=cwd, env=env) as process:
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                return process.wait()
 
 
 def _environment() -> dict[str, str]:
@@ -61,7 +71,7 @@ def segment(arguments: list[str]) -> int:
         if status := saunet("phantom", arguments[0]):
             return status
     image = Path(arguments[0])
-    stem = image.resolve().name.split(".")[0]
+    stem = re.sub(r"\.(nii(\.gz)?|hdr|img|nrrd|nhdr|mha|mhd|dcm)$", "", image.resolve().name, flags=re.IGNORECASE)
     results = {
         "--output": output / f"{stem}_spine.seg.nrrd",
         "--table": output / f"{stem}_spine.csv",
@@ -75,11 +85,20 @@ def test(arguments: list[str]) -> int:
     install("dev")
     environment = {**_environment(), "QT_QPA_PLATFORM": "offscreen"}
     command = [str(PYTHON), "-m", "pytest", *(arguments or ["Testing"])]
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+    return run(command, cwd=ROOT, env=environment)
 
 
 if __name__ == "__main__":
     commands = {"segment": segment, "test": test}
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit("usage: python3 run.py segment [IMAGE [options of `saunet segment`]] | test [options of pytest]")
-    sys.exit(commands[sys.argv[1]](sys.argv[2:]))
+    try:
+        sys.exit(commands[sys.argv[1]](sys.argv[2:]))
+    except subprocess.CalledProcessError as failure:
+        sys.exit(
+            f"error SETUP: {failure.cmd[0]} ended with {failure.returncode} while packages were installed. "
+            "Check the connection and the space on the disk; on Debian and Ubuntu, install python3-venv."
+        )
+    except KeyboardInterrupt:
+        print("error CANCELLED: cancelled before all packages were installed. Run it again.", file=sys.stderr)
+        sys.exit(6)

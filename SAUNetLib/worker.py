@@ -113,6 +113,9 @@ class Worker:
         """Cancelling must be heard while a request runs; everything else waits its turn."""
         try:
             while line := self._requests.readline(LONGEST_LINE):
+                rest = line
+                while len(rest) == LONGEST_LINE and not rest.endswith("\n"):
+                    rest = self._requests.readline(LONGEST_LINE)  # one request, one answer
                 if '"cancel"' in line and _is_cancel(line):
                     self._cancelled_to = self._received
                 elif line.strip():
@@ -123,11 +126,9 @@ class Worker:
             self._waiting.put(None)
 
     def _serve_one(self, number: int, line: str) -> None:
-        identity: dict[str, Any] = {}
+        identity = _identity(line)
         try:
             request = Request.parse(line)
-            if request.id is not None:
-                identity = {"id": request.id}
             send = partial(self._send, **identity)
             result = self._thread.run(partial(self._answer, number, request, send))
             self._send(**identity, event="result", **result)
@@ -226,6 +227,15 @@ def _is_text(value: object) -> bool:
         return b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
         return False
+
+
+def _identity(line: str) -> dict[str, Any]:
+    """The id of a request, also of one that is not understood: its answer must find whoever waits for it."""
+    try:
+        told = json.loads(line)["id"]
+    except (ValueError, RecursionError, KeyError, TypeError, IndexError):
+        return {}
+    return {"id": told} if isinstance(told, str | int) else {}
 
 
 def _is_cancel(line: str) -> bool:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -443,3 +444,24 @@ def test_relabel_moves_every_name(phantom, tmp_path, capsys):
     assert main(["relabel", str(labels), "--set", "L4=L5", "--set", "L4=L3"]) == 2
     assert "L4 was given two levels, L5 and L3" in capsys.readouterr().err
     assert np.array_equal(read_segmentation(labels).labels, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("sub-01.T2.nii.gz", "sub-01.T2"),
+        ("1.2.840.113", "1.2.840.113"),
+        ("a.NRRD", "a"),
+        ("a.dcm", "a"),
+        ("IM01", "IM01"),
+    ],
+)
+def test_two_images_whose_names_begin_alike_have_results_of_their_own(monkeypatch, tmp_path, name, stem):
+    import run
+
+    started = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "install", lambda extra: None)
+    monkeypatch.setattr(run, "saunet", lambda *arguments: started.append(arguments) or 0)
+    assert run.segment([name]) == 0
+    assert f"{stem}_spine.seg.nrrd" in [Path(one).name for one in started[0]]

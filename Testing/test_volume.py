@@ -166,6 +166,8 @@ def test_grids_are_compared_by_position():
     assert one.same_grid(Geometry(one.size, one.spacing, (3.0 + 1e-6, -20.0, 70.0), one.direction))
     assert not one.same_grid(Geometry(one.size, one.spacing, (3.1, -20.0, 70.0), one.direction))
     assert not one.same_grid(Geometry((30, 40, 6), one.spacing, one.origin, one.direction))
+    aside = np.asarray(one.origin) + 0.04 * min(one.spacing)  # as a turned grid comes back from NIfTI
+    assert one.same_grid(Geometry(one.size, one.spacing, tuple(aside.tolist()), one.direction))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64])

@@ -266,6 +266,56 @@ def test_dicom_file_that_did_not_arrive_is_not_a_missing_end(tmp_path: Path, ima
     assert read_volume(tmp_path).geometry.size == GRID.size
 
 
+@pytest.mark.parametrize("harm", ["cut", "empty", "closed", "dangling"])
+@pytest.mark.parametrize("apart", [1, 3])
+def test_dicom_slices_in_several_folders_are_missed(tmp_path: Path, image: Volume, harm: str, apart: int) -> None:
+    """As CDs and archives split a series: what cannot be read of the last folder must not be left out unsaid."""
+    ordered = builders.write_dicom_series(tmp_path / "all", image)
+    study = tmp_path / "study"
+    for number, path in enumerate(ordered):
+        folder = study / f"{number // apart:03d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    assert read_volume(study).geometry.same_grid(image.geometry)
+    last = study / f"{(len(ordered) - 1) // apart:03d}"
+    for path in list(last.iterdir()):
+        if harm == "cut":
+            path.write_bytes(path.read_bytes()[:-300])
+        elif harm == "empty":
+            path.write_bytes(b"")
+        elif harm == "dangling":
+            path.unlink()
+            path.symlink_to(tmp_path / "gone")
+    if harm == "closed":
+        if os.geteuid() == 0:
+            pytest.skip("nothing is closed to root")
+        last.chmod(0o000)
+    try:
+        failure = refusal(study)
+    finally:
+        last.chmod(0o700)
+    assert failure.code == "INPUT_UNREADABLE" and "cannot be read" in failure.cause
+
+
+def test_dicom_a_damaged_localizer_harms_no_other_series(tmp_path: Path, image: Volume) -> None:
+    paths = builders.write_dicom_series(tmp_path, image, number=1, description="localizer")
+    builders.write_dicom_series(tmp_path, image, number=4)
+    paths[2].write_bytes(paths[2].read_bytes()[:-300])
+    (tmp_path / "notes").write_text("seen by Dr. X")
+    assert read_volume(tmp_path, series="4").geometry.same_grid(image.geometry)
+    assert read_volume(tmp_path).geometry.same_grid(image.geometry)
+    assert paths[2].name in refusal(tmp_path, series="1").cause
+
+
+def test_dicom_slices_lie_where_their_positions_say(tmp_path: Path, image: Volume) -> None:
+    """Scanners state thickness and distance as they like."""
+    paths = builders.write_dicom_series(tmp_path, image, SliceThickness=3.0, SpacingBetweenSlices=5.0)
+    assert read_volume(tmp_path).geometry.same_grid(image.geometry)
+    for path in paths[1:]:
+        path.unlink()
+    assert read_volume(tmp_path).geometry.spacing[2] == 5.0
+
+
 def test_dicom_padded_with_zeros(tmp_path: Path, image: Volume) -> None:
     for path in builders.write_dicom_series(tmp_path, image):
         path.write_bytes(path.read_bytes() + bytes(512))
@@ -398,6 +448,28 @@ def test_dicom_links_do_not_loop(tmp_path: Path, image: Volume) -> None:
     with pytest.raises(InputError) as caught:
         list_series(tmp_path / "absent")
     assert caught.value.code == "INPUT_NOT_FOUND"
+
+
+@pytest.mark.parametrize(("unit", "known"), [("cm", False), ("um", False), ("m", False), ("mm", True), ("", True)])
+def test_lengths_that_are_not_in_mm_are_refused(tmp_path: Path, image: Volume, unit: str, known: bool) -> None:
+    """ITK takes them for mm, and a spine of 3 cm is as good as one of 30."""
+    for name in ("a.nrrd", "a.mha"):
+        path = tmp_path / name
+        sitk.WriteImage(image.to_sitk(), str(path))
+        old, new = {
+            "a.nrrd": (b"\nencoding:", f'\nspace units: "{unit}" "{unit}" "{unit}"\nencoding:'.encode()),
+            "a.mha": (b"\nElementSpacing", f"\nDistanceUnits = {unit}\nElementSpacing".encode()),
+        }[name]
+        if not unit:
+            new = old
+        content = path.read_bytes()
+        assert content.count(old) == 1
+        path.write_bytes(content.replace(old, new))
+        if known:
+            assert read_volume(path).geometry.same_grid(image.geometry)
+        else:
+            failure = refusal(path)
+            assert failure.code == "INPUT_SPACING" and f"in {unit}" in failure.cause
 
 
 @pytest.mark.parametrize("key", ["dim[0]", "0008|0060", "two words", "ITK_FileNotes"])

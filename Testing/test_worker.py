@@ -93,6 +93,15 @@ def test_a_session_of_good_and_bad_requests(child, image, tiny_model, tmp_path):
     ):
         child.write(line)
         assert child.answer()["code"] == "USAGE"
+    for line in (
+        '{"command": "dance", "id": 7}',
+        '{"command": "segment", "id": "x", "image": 3}',
+        '{"id": "x", "y": 1}',
+    ):
+        child.write(line)
+        assert child.answer()["id"] == json.loads(line)["id"]
+    child.write('{"command": "' + "x" * (LONGEST_LINE + 5) + '"}')
+    assert child.answer()["code"] == "USAGE"
     for request, code in (
         ({"image": str(tmp_path / "none.nrrd"), "output": str(tmp_path / "b.nrrd")}, "INPUT_NOT_FOUND"),
         ({"image": str(image), "output": str(tmp_path / "b.txt")}, "OUTPUT_FORMAT"),
@@ -198,7 +207,6 @@ def test_requests_are_checked_entry_by_entry():
 def test_a_line_without_end_does_not_fill_the_memory(child):
     child.write("x" * (LONGEST_LINE + 10))
     assert child.answer()["code"] == "USAGE"
-    assert child.answer()["code"] == "USAGE"  # its rest
     child.send(command="warm", model="nobody")
     assert child.answer()["code"] == "MODEL_NOT_FOUND"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import SimpleITK as sitk
 from ..errors import InputError
 from ..volume import Geometry, Volume, check_geometry, orthonormal
 from . import itk
-from .dicom_elements import PIXEL_DATA, Header, read_header
+from .dicom_elements import PIXEL_DATA, Header, first_text, read_header
 
 UNEVEN = 0.05
 """Slices may lie off their even places by this part of their spacing."""
@@ -25,6 +27,7 @@ _TURN = 1e-3
 """Direction cosines of slices of one series may differ by this."""
 COMPRESSION = 10_000
 """No compression of an MR image reaches this factor; GDCM would allocate what a header pretends."""
+_SERIES = 0x0020000E
 _POSITION, _ORIENTATION, _PIXEL_SPACING = 0x00200032, 0x00200037, 0x00280030
 _THICKNESS, _SLICE_SPACING = 0x00180050, 0x00180088
 _FRAMES, _ROWS, _COLUMNS, _BITS = 0x00280008, 0x00280010, 0x00280011, 0x00280100
@@ -59,6 +62,14 @@ class _Frame:
 
 
 @dataclass(frozen=True)
+class _Lost:
+    """What cannot be read: a file that should be an image, or a folder; and its series' UID, where that can be."""
+
+    path: Path
+    uid: str = ""
+
+
+@dataclass(frozen=True)
 class Series:
     """A series of a DICOM study.
 
@@ -78,7 +89,7 @@ class Series:
     slices: int
     problem: InputError | None = None
     frames: tuple[_Frame, ...] = field(default=(), repr=False)
-    damaged: int = field(default=0, repr=False)
+    damaged: tuple[Path, ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:
@@ -89,6 +100,8 @@ class Series:
 def is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM files do."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would never begin
+            return False
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
@@ -105,23 +118,25 @@ def list_series(folder: str | Path) -> list[Series]:
     if not os.path.isdir(folder):  # noqa: PTH112 - no failure for a path that no system takes
         raise InputError("INPUT_NOT_FOUND", "there is no such folder", "Check the path")
     found: dict[str, Series] = {}
-    broken: dict[Path, int] = {}
-    for path in _files(folder):
+    lost: list[_Lost] = []
+    for path in _files(folder, lost):
         read = _read_header(path)
         if read is None:
-            broken[path.parent] = broken.get(path.parent, 0) + _is_image(path)
+            lost += [_Lost(path, first_text(path, _SERIES))] if _is_image(path) else []
             continue
         uid = read.uid
         found[uid] = replace(found[uid], frames=found[uid].frames + read.frames) if uid in found else read
-    if not found and not any(broken.values()):
+    if not found and not lost:
         raise InputError(
             "INPUT_EMPTY",
             "the folder holds no DICOM images",
             "Choose the folder with the study's DICOM files, or give a NIfTI, NRRD or MetaImage file itself",
         )
     if not found:
-        raise _damaged(sum(broken.values()))
-    listed = [_examined(series, broken) for series in found.values()]
+        raise _damaged([one.path for one in lost])
+    # What tells no series counts against those in its folder; where that holds none, it may be of any.
+    held = {frame.path.parent for series in found.values() for frame in series.frames}
+    listed = [_examined(series, lost, held) for series in found.values()]
     return sorted(listed, key=lambda one: (int(one.number) if one.number.isdecimal() else 1 << 31, one.description))
 
 
@@ -153,42 +168,51 @@ def read_beside(path: Path) -> Volume:
             "Give the folder with the study's images",
         )
     if own is None:
-        raise _damaged(1)
+        raise _damaged([path])
     chosen = next(one for one in list_series(path.parent) if one.uid == own.uid)
     if chosen.problem is not None and len(own.frames) > 1:
-        chosen = _examined(own, {})
+        chosen = _examined(own, [], set())
     if chosen.problem is not None:
         raise chosen.problem
     return _load(chosen)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """DICOM files, and files that are none because nothing of them arrived."""
-    for parent, folders, names in os.walk(folder):
+def _files(folder: Path, lost: list[_Lost]) -> Iterator[Path]:
+    """DICOM files, and files that are none because nothing of them arrived; folders that cannot be read are `lost`."""
+    for parent, folders, names in os.walk(
+        folder, onerror=lambda failure: lost.append(_Lost(Path(str(failure.filename))))
+    ):
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            if os.path.isfile(path) and (is_dicom(path) or _is_lost(path)):  # noqa: PTH113 - as above
+            if is_dicom(path) or _is_lost(path):
                 yield path
 
 
 def _is_lost(path: Path) -> bool:
-    """Whether a file named as images are cannot be opened, or ends before the mark of a DICOM file."""
+    """Whether a file named as images are cannot be opened, or ends before the mark of a DICOM file.
+
+    Before the mark there are 128 zeros: a short file of something else is a note, no image.
+    """
     suffix = path.suffix.lower()
     named = suffix in ("", ".dcm", ".ima") or suffix[1:].isdecimal()  # also by their UID
     if not named or path.name.startswith(".") or path.name.upper() in _NO_IMAGES:
         return False
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - as above
+            return False
         with open(path, "rb") as file:
-            return len(file.read(132)) < 132
-    except OSError:
-        return True
+            head = file.read(132)
+        return len(head) < 132 and not any(head)
+    except OSError as failure:
+        return failure.errno != errno.ELOOP  # a link to itself was never a file
 
 
-def _damaged(count: int) -> InputError:
+def _damaged(paths: Sequence[Path]) -> InputError:
+    more = f", {paths[0].name} and {len(paths) - 1} more" if len(paths) > 1 else f": {paths[0].name}"
     return InputError(
         "INPUT_UNREADABLE",
-        f"{count} DICOM file{'s' if count > 1 else ''} of the folder cannot be read",
+        f"{len(paths)} DICOM file{'s' if len(paths) > 1 else ''} of the folder cannot be read{more}",
         "Copy or export the study again, uncompressed where there is a choice",
     )
 
@@ -331,9 +355,20 @@ def _is_image(path: Path) -> bool:
     return text != _SPECTROSCOPY and any(text == one or text.startswith(one + ".") for one in _IMAGE_CLASSES)
 
 
-def _examined(series: Series, broken: dict[Path, int]) -> Series:
-    """A series with its slices in order along their normal, or with its problem."""
-    damaged = sum(broken.get(folder, 0) for folder in {frame.path.parent for frame in series.frames})
+def _examined(series: Series, lost: Sequence[_Lost], held: Collection[Path]) -> Series:
+    """A series with its slices in order along their normal, or with its problem.
+
+    Args:
+        series: as its files say.
+        lost: what cannot be read.
+        held: folders that hold slices of any series.
+    """
+    own = {frame.path.parent for frame in series.frames}
+    damaged = tuple(
+        one.path
+        for one in lost
+        if (one.uid == series.uid if one.uid else one.path.parent in own or one.path.parent not in held)
+    )
     series = replace(series, slices=len(series.frames), damaged=damaged)
     try:
         frames, geometry = _ordered(series)
@@ -461,7 +496,7 @@ def _pixels(path: Path, series: Series) -> np.ndarray:
             raise InputError(
                 "INPUT_SPACING", f"{series.name} states that its slices lie 0 mm apart", "Export it again from the PACS"
             ) from failure
-        raise _damaged(1) from failure
+        raise _damaged([path]) from failure
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError("INPUT_PIXEL_TYPE", f"{series.name} is in colour", "Choose a greyscale MR series")
     voxels = sitk.GetArrayFromImage(image)

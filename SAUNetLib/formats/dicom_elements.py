@@ -83,6 +83,18 @@ def read_header(path: Path, wanted: Collection[int]) -> Header:
         return Header(tuple(walk.elements()), walk.syntax)
 
 
+def first_text(path: Path, tag: int) -> str:
+    """A text element of a file's data set, as far as the file can be read; empty where that is not so far."""
+    try:
+        with open(path, "rb") as file:
+            for one in _Walk(file, frozenset((tag,))).elements():
+                if one.tag == tag and not one.depth:
+                    return one.value.decode("latin-1").strip("\0 ")
+    except (OSError, ValueError):
+        pass
+    return ""
+
+
 @dataclass(frozen=True)
 class _Container:
     """What elements lie in: kind (`_ITEM`, a sequence's tag or that of pixel data in fragments), and where it ends."""

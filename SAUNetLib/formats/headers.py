@@ -167,7 +167,7 @@ def _check_nifti(path: Path) -> None:
             raise damaged(path, f"its voxel type {header['datatype']} is unknown")
         if count >= 3:
             _check_nifti_grid(header, path)
-        file.seek(int(header["offset"]))
+        file.seek(max(348, int(header["offset"])))  # ITK never begins within the header
         kind = {16: "f4", 64: "f8"}.get(header["datatype"])
         number = np.dtype(header["order"] + kind) if kind else None
         found = 0
@@ -268,6 +268,7 @@ def _check_nrrd(path: Path) -> None:
         raise damaged(path, "its NRRD header is damaged")
     if str(header.get("encoding")).lower() in ("gz", "gzip") and not any(skipped):
         _check_nrrd_stream(path, told.get("datafile"), math.prod(size) * voxel_bytes)
+    _check_unit(" ".join(header.get("space units", ())), path)
     if len(size) < 3 or (len(size) > 3 and "space" not in header):
         return  # no volume in space: `Volume.from_sitk` says what it is instead
     if "spacings" in header:
@@ -310,6 +311,12 @@ def _check_nrrd_end(path: Path) -> None:
             total %= 1 << 32
     if found != total:
         raise damaged(path, "it ends too early")
+
+
+def _check_unit(told: str, path: Path) -> None:
+    """Refuse lengths that a header says are not in mm: ITK takes them for mm."""
+    if other := sorted(set(told.lower().split()) - {"mm", "millimeter", "millimeters", "?", "???", "none"}):
+        raise InputError("INPUT_SPACING", f"the lengths in {path.name} are in {other[0]}", "Export it again in mm")
 
 
 def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
@@ -362,6 +369,7 @@ def _check_meta(path: Path) -> None:
     except (KeyError, ValueError) as failure:
         raise damaged(path, "its MetaImage header is damaged") from failure
     total = _check_size(size, voxel_bytes, path)
+    _check_unit(fields.get("DistanceUnits", ""), path)
     if len(size) == 3:
         _check_spacing(spacing or (math.nan,) * 3, path.name)
         if steps.shape != (3, 3) or not np.isfinite(steps).all() or not np.isfinite(place).all():
