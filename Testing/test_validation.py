@@ -17,7 +17,7 @@ def test_an_interval_is_that_of_patients_drawn_with_replacement():
     values = [0.7, 0.8, 0.9, 0.95, 0.6]
     one, two = validation.mean_of(values), validation.mean_of(values)
     assert one == two, "the same seed"
-    assert one.value == pytest.approx(np.mean(values)) and one.deviation == pytest.approx(np.std(values))
+    assert one.value == pytest.approx(np.mean(values)) and one.deviation == pytest.approx(np.std(values, ddof=1))
     assert min(values) <= one.low < one.value < one.high <= max(values)
     # The percentiles of the mean of five draws, by drawing them here.
     drawn = np.random.default_rng(5).choice(values, (20000, 5)).mean(1)

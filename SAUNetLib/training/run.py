@@ -174,7 +174,8 @@ def validate(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict
     def summary(values: Sequence[float]) -> list[float | None]:
         if not np.isfinite(values).all():
             return [None, None]
-        return [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
+        spread = round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None
+        return [round(float(np.mean(values)), 4), spread]
 
     found = per_patient(engine, data, names)
     return {title: {figure: summary(values) for figure, values in figures.items()} for title, figures in found.items()}
