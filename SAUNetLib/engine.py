@@ -156,7 +156,7 @@ class Engine:
         probability of the best class where that is not background. Of 47 volumes of four scanners and 8 phantoms none
         was taken for a turned one (nearest: 0.025 less sure), of the same ones turned 53 were.
         """
-        number = int(np.count_nonzero(found, axis=(1, 2)).argmax())
+        number = int(np.argmax([np.count_nonzero(one) for one in found]))  # many times as fast as along axes
         if not found[number].any():
             return False
         image = stack.slices[number : number + 1]

@@ -341,6 +341,28 @@ def test_vertebrae_cut_by_the_border() -> None:
     assert "LEVELS_DOUBTFUL" in codes(named(cropped))
 
 
+@pytest.mark.parametrize(("low", "disc"), [("L5", "L4/L5"), ("L4", "L3/L4"), ("L3", "L2/L3")])
+def test_an_image_that_ends_in_a_vertebra_speaks_against_the_sacrum(low: str, disc: str) -> None:
+    truth = block_spine()
+    row = int(np.flatnonzero((truth == value_of(disc)).any(axis=(0, 2)))[-1])
+    cropped = np.ascontiguousarray(truth[:, : row + 9])
+    assert (cropped == value_of(low)).any()
+    assert max(named(cropped).confidence.values()) < 0.5
+
+
+@pytest.mark.parametrize(
+    "box", [np.s_[9:17, :, 165:195], np.s_[9:17, :, 4:34], np.s_[0:3, :, 80:115]], ids=["behind", "ahead", "aside"]
+)
+def test_what_looks_like_a_disc_away_from_the_column_makes_no_level(spine: np.ndarray, box: tuple[slice, ...]) -> None:
+    wide = np.pad(spine, ((6, 6), (0, 0), (70, 60)))
+    row = int(np.median(np.argwhere(wide == value_of("L3"))[:, 1]))
+    classes = CLASS_OF[wide].copy()
+    part = classes[box[0], row - 4 : row + 5, box[2]]
+    part[part == 0] = DISC
+    result = name_structures(stack_of(classes))
+    assert agreement(wide, result.labels) > 0.97 and "DISC_MISSING" not in codes(result)
+
+
 @pytest.mark.parametrize("below", [0, 1])
 def test_a_piece_of_the_sacrum_at_the_border_is_no_vertebra_too_many(spine: np.ndarray, below: int) -> None:
     """Also where a corner of a disc shows `below` it: a body that the image cuts is not the lowest complete one."""

@@ -64,7 +64,9 @@ def with_interval(figure: Callable[..., float], *columns: Sequence[float]) -> Fi
 def mean_of(values: Sequence[float]) -> Figure:
     """The mean over patients with its interval."""
     whole = with_interval(lambda column: float(np.mean(column)), values)
-    return Figure(whole.value, whole.low, whole.high, float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"))
+    return Figure(
+        whole.value, whole.low, whole.high, float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    )
 
 
 def read_bodies(path: Path) -> np.ndarray:

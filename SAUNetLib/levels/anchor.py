@@ -86,7 +86,7 @@ def find_anchor(spine: Spine, lowest: str | None) -> Anchor:
         "C2": _C2_WORDS,
         "sizes": f"{sacrum.words}, so the sizes and the curvature of the vertebrae decided",
     }[source]
-    unusual = _unusual(spine, fit, start, source)
+    unusual = _unusual(spine, source)
     most = min(_MOST[source], _UNUSUAL) if unusual else _MOST[source]
     return Anchor(_levels(bottom, LEVELS[start + bottom]), source, basis, min(most, float(chance[start])), unusual)
 
@@ -173,7 +173,7 @@ def _sacrum(spine: Spine) -> _Sacrum:
     return _Sacrum(room + 1.0 + 1.5 * beyond, True, words, lean < _STEEP)
 
 
-def _unusual(spine: Spine, fit: np.ndarray, start: int, source: str) -> tuple[str, ...]:
+def _unusual(spine: Spine, source: str) -> tuple[str, ...]:
     """What speaks for a transitional vertebra or another number of lumbar vertebrae above a sacrum that shows."""
     if source not in ("sacrum", "both"):
         return ()
@@ -188,9 +188,6 @@ def _unusual(spine: Spine, fit: np.ndarray, start: int, source: str) -> tuple[st
             f"{lumbar} vertebrae above the sacrum have the long transverse processes of lumbar ones, so the lowest may "
             f"be L{lumbar}"
         )
-    near = fit[max(0, start - 1) : start + 2]
-    if source == "sacrum" and fit[start] < near.max() - 3.0:
-        found.append("the sizes and the curvature of the vertebrae fit better one level higher or lower")
     return tuple(found)
 
 
