@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from SAUNetLib.anatomy import VERTEBRA, to_classes, value_of
 from SAUNetLib.engine import Engine
@@ -30,6 +31,22 @@ def test_the_card_says_what_the_model_is_and_the_file_is_small():
     for figures in card.metrics.values():
         for name, (mean, deviation) in figures.items():
             assert deviation >= 0 and (mean <= 1 or not name.startswith("dice"))
+
+
+def test_the_readme_s_figures_are_the_card_s():
+    rows = [line.split("|")[1:-1] for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
+    cells = {row[0].strip(): [one.strip() for one in row[1:]] for row in reversed(rows) if row}
+    metrics = load_model().card.metrics
+    for title, row in (
+        ("SPIDER T2 SPACE, native slices", "native 0.9 mm slices"),
+        ("SPIDER T2 SPACE, 4 slices averaged", "4 slices averaged (3.6 mm)"),
+    ):
+        for structure, cell in zip(("vertebra", "disc", "canal", "mean"), cells[row], strict=True):
+            mean, deviation = metrics[title][f"dice {structure}"]
+            assert cell.startswith(f"{mean:.3f} ± {deviation:.3f}")
+    for title, row in (("T2 TSE", "T2 turbo spin echo, 5 patients"), ("water-fat", "water-fat, 10 patients")):
+        mean, deviation = metrics[f"other scanners, {title}"]["recall of body voxels"]
+        assert cells[row][1].startswith(f"{mean:.3f} ± {deviation:.3f}")
 
 
 @pytest.mark.parametrize(("count", "least"), [(1, 0.90), (4, 0.86)])

@@ -213,7 +213,8 @@ def _head(comparison: Comparison, results: Sequence[Result]) -> Iterator[str]:
             f"it sees in windows of {config.slices} slices, as MONAI lays them by default.",
             "- Figures are those of the source grid (SPIDER's pixels), once with native slices and once with four of "
             "them averaged. Mean ± standard deviation over the seeds; in brackets the 95 % bootstrap interval over "
-            f"the {len(comparison.kept_out)} patients, which for so few is too narrow and holds nothing of the seeds' scatter. Nothing is removed "
+            f"the {len(comparison.kept_out)} patients, which for so few is too narrow and holds nothing of the seeds' "
+            "scatter. Nothing is removed "
             "after the network, so a false island counts fully in HSD; in *islands removed* those components are "
             f"gone that make up less than {ISLAND:.0%} of what was found of a structure, for every network alike.",
         )
