@@ -357,10 +357,12 @@ def test_a_lone_slice_keeps_its_small_pieces(tmp_path):
 
 
 def test_figures_that_are_none_are_null(data, monkeypatch):
-    found = {"native slices": {"dice disc": [0.5, 1.0], "hsd_mm disc": [float("inf"), 2.0]}}
+    found = {"native slices": {"dice disc": [0.5, 1.0], "hsd_mm disc": [float("inf"), 2.0], "dice canal": [0.5]}}
     monkeypatch.setattr("SAUNetLib.training.run.per_patient", lambda *rest: found)
     figures = validate(None, data, [])
-    assert figures == {"native slices": {"dice disc": [0.75, 0.25], "hsd_mm disc": [None, None]}}
+    assert figures == {
+        "native slices": {"dice disc": [0.75, 0.3536], "hsd_mm disc": [None, None], "dice canal": [0.5, None]}
+    }
 
 
 def test_another_configuration_does_not_overwrite_a_run(data, tmp_path, capsys):
