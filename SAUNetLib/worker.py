@@ -235,7 +235,7 @@ def _identity(line: str) -> dict[str, Any]:
         told = json.loads(line)["id"]
     except (ValueError, RecursionError, KeyError, TypeError, IndexError):
         return {}
-    return {"id": told} if isinstance(told, str | int) else {}
+    return {"id": told} if isinstance(told, str | int) and _is_text(told) else {}
 
 
 def _is_cancel(line: str) -> bool:
