@@ -26,9 +26,12 @@ def install(extra: str) -> None:
     done = stamp.read_text().splitlines() if stamp.exists() and PYTHON.exists() else []
     if done[:1] == [wanted] and (not extra or extra in done[1:]):
         return
-    if not PYTHON.exists() or subprocess.run([str(PYTHON), "-m", "pip", "--version"], capture_output=True).returncode:
+    if not PYTHON.exists():
         print(f"Making the virtual environment {ENVIRONMENT.name} ...", flush=True)
-        venv.create(ENVIRONMENT, with_pip=True, clear=True)  # one that was left half made is made anew
+        venv.create(ENVIRONMENT)
+    if subprocess.run([str(PYTHON), "-m", "pip", "--version"], capture_output=True).returncode:
+        # Also into an environment that was left half made.
+        subprocess.run([str(PYTHON), "-m", "ensurepip", "--default-pip"], stdout=subprocess.DEVNULL, check=True)
     print("Installing the pinned packages; this takes a few minutes the first time ...", flush=True)
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
     # torch first and alone: a bare requirement of another package would take a larger build.
