@@ -30,7 +30,8 @@ from SAUNetLib.measurements import (
 from SAUNetLib.measurements.centreline import smooth
 from SAUNetLib.measurements.discs import NO_SLIP_MM
 from SAUNetLib.measurements.outline import edges, outline
-from SAUNetLib.measurements.picture import draw_picture
+from SAUNetLib.measurements.picture import _cells, draw_picture
+from SAUNetLib.measurements.results import StructureMeasures
 from SAUNetLib.measurements.vertebrae import HEIGHTS, height_losses, sagittal_angle
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.training.phantom import Phantom, PhantomOptions, make_phantom
@@ -515,6 +516,20 @@ def test_the_picture_shows_the_landmarks(thick, tmp_path):
         assert (pixels == colour).all(axis=1).sum() > 50
     write_picture(thick.volume, labelled, Measurements(()), tmp_path / "empty.png")
     assert (tmp_path / "empty.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("loss", "grade", "shown"),
+    [
+        (Measure.of(19.7), Measure.of(0), "19.7 %, 0"),
+        (Measure.of(24.8, {"low_confidence"}), Measure.of(1, {"low_confidence"}), "24.8 %, 1*"),
+        (Measure.of(11.9, {"low_confidence"}), None, "11.9 %*"),
+        (Measure.none("partial"), Measure.none("partial"), "-"),
+    ],
+)
+def test_a_loss_is_shown_with_its_band_and_not_rounded_over_a_limit(loss, grade, shown):
+    measures = {"height_loss_percent": loss} | ({"genant_grade": grade} if grade else {})
+    assert _cells(StructureMeasures(44, "L4", "L4 vertebra", "vertebra", measures))[1] == shown
 
 
 def test_the_picture_holds_every_row(thick):

@@ -186,8 +186,9 @@ def _cells(row: StructureMeasures) -> tuple[str, ...]:
     else:
         grade = row.measures.get("genant_grade")
         loss = shown("height_loss_percent", ".1f")  # not rounded over a band's limit
-        if grade is not None and grade.value is not None:
-            loss = f"{loss.rstrip('*')} %, {grade.value:.0f}{'*' if grade.flags else ''}"
+        if loss.strip("-"):
+            band = f", {grade.value:.0f}" if grade is not None and grade.value is not None else ""
+            loss = f"{loss.rstrip('*')} %{band}{'*' if loss.endswith('*') else ''}"
         middle = loss
         angle = shown("wedge_angle_deg", ".0f")
     return joined, middle, angle, shown("slip_mm", ".1f"), shown("canal_ap_mm", ".1f"), shown("signal_ratio", ".2f")
