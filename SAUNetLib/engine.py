@@ -33,7 +33,7 @@ FRONT_AND_BACK = Notice(
 COARSER = 4 / 3
 """Pixels at which front and back are told apart, by the model's own."""
 _SURER = 0.01
-"""So much surer the network must be of a slice whose columns run the other way."""
+"""So much surer the network must be of a slice when its columns run the other way."""
 
 
 def silent(stage: str, fraction: float) -> None:
@@ -60,7 +60,7 @@ class Engine:
     ) -> None:
         self.model = model
         self._precision = precision
-        self._chosen, self._free = choose_device(device), device == "auto"
+        self._chosen, self._automatic = choose_device(device), device == "auto"
         self._ready()
 
     def _ready(self) -> list[Notice]:
@@ -82,7 +82,7 @@ class Engine:
         Such a one must not stop the work, whatever it lacks: a driver that was reset, kernels for so old a GPU in this
         build of PyTorch, an operation.
         """
-        if not self._free or device.type == "cpu" or is_out_of_memory(error):
+        if not self._automatic or device.type == "cpu" or is_out_of_memory(error):
             return None
         said = " ".join(str(error).split())[:120]
         return Notice("GPU_FAILED", f"The GPU failed ({said}); went on with the processor (slower).")
@@ -111,7 +111,7 @@ class Engine:
         while True:
             try:
                 found = self._classes(stack, report)
-                return found, (*notices, *([FRONT_AND_BACK] if self._faces_forwards(stack, found) else []))
+                return found, (*notices, *([FRONT_AND_BACK] if self._seems_turned(stack, found) else []))
             except (RuntimeError, MemoryError) as error:
                 failed = self._failed(self.device, error)
                 if failed is None and not is_out_of_memory(error):
@@ -148,7 +148,7 @@ class Engine:
         return result
 
     @torch.inference_mode()
-    def _faces_forwards(self, stack: SagittalStack, found: np.ndarray) -> bool:
+    def _seems_turned(self, stack: SagittalStack, found: np.ndarray) -> bool:
         """Whether columns that should run from front to back seem to run from back to front.
 
         No header can be checked against itself, and where it is wrong the network finds bodies all the same, with the

@@ -161,10 +161,9 @@ def test_no_discs_at_all(spine: np.ndarray) -> None:
 
 def test_a_whole_spine_without_any_disc() -> None:
     """Interfaces put between bodies by their distance have no depth to expect the next ones by."""
-    one = np.where(CLASS_OF[block_spine((4.0, 1.0, 1.0), lordosis=0.0, top=8, bottom=0)] == DISC, 0, 1)
-    classes = np.where(one, CLASS_OF[block_spine((4.0, 1.0, 1.0), lordosis=0.0, top=8, bottom=0)], 0)
-    both = np.concatenate([classes, classes], axis=1).astype(np.uint8)
-    result = name_structures(stack_of(both))
+    classes = CLASS_OF[block_spine((4.0, 1.0, 1.0), lordosis=0.0, top=8, bottom=0)]
+    classes[classes == DISC] = 0
+    result = name_structures(stack_of(np.concatenate([classes, classes], axis=1)))
     assert len(levels_in(result.labels)) >= 12 and {"LEVELS_DOUBTFUL", "DISC_MISSING"} <= set(codes(result))
 
 

@@ -34,7 +34,7 @@ from .comparison import (
     read_comparison,
     trained,
 )
-from .intervals import interval
+from .intervals import deviation, interval
 
 PAPERS_TABLE = {
     "unet-2d": {"dice": "88.06 ± 0.16", "precision": "86.43 ± 1.24", "recall": "89.85 ± 0.84",
@@ -98,8 +98,7 @@ class Summary:
         low = high = math.nan
         if np.isfinite(patients).all():
             low, high = interval(lambda drawn: float(np.mean(drawn)), patients)
-        deviation = float(seeds.std(ddof=1)) if len(seeds) > 1 and np.isfinite(seeds).all() else math.nan
-        return cls(float(seeds.mean()), deviation, low, high)
+        return cls(float(seeds.mean()), deviation(seeds), low, high)
 
     def text(self, scale: float, interval: bool = True, sign: str = "") -> str:
         """Such as ``89.86 ± 0.10 (88.1 to 91.0)``."""

@@ -28,7 +28,7 @@ from ..pipeline import segment
 from ..segmentation import Segmentation
 from ..training.self_training import LATERAL, single_slice
 from ..volume import SagittalStack, Volume
-from .intervals import interval
+from .intervals import deviation, interval
 
 AHEAD_MM = 10.0
 BESIDE_MM = 40.0
@@ -64,9 +64,7 @@ def with_interval(figure: Callable[..., float], *columns: Sequence[float]) -> Fi
 def mean_of(values: Sequence[float]) -> Figure:
     """The mean over patients with its interval."""
     whole = with_interval(lambda column: float(np.mean(column)), values)
-    return Figure(
-        whole.value, whole.low, whole.high, float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-    )
+    return Figure(whole.value, whole.low, whole.high, deviation(values))
 
 
 def read_bodies(path: Path) -> np.ndarray:

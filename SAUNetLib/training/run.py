@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ..anatomy import CLASS_NAMES
 from ..engine import Engine, choose_device
 from ..errors import InputError, UsageError
+from ..evaluation.intervals import deviation
 from ..formats.atomic import check_writable
 from ..metrics import compare_labels
 from ..model import load_model, save_model
@@ -174,8 +175,8 @@ def validate(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict
     def summary(values: Sequence[float]) -> list[float | None]:
         if not np.isfinite(values).all():
             return [None, None]
-        spread = round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None
-        return [round(float(np.mean(values)), 4), spread]
+        spread = deviation(values)
+        return [round(float(np.mean(values)), 4), round(spread, 4) if np.isfinite(spread) else None]
 
     found = per_patient(engine, data, names)
     return {title: {figure: summary(values) for figure, values in figures.items()} for title, figures in found.items()}
