@@ -244,7 +244,8 @@ def fine_classes(scores: Tensor, shape: tuple[int, ...]) -> Tensor:
     box = scores[0, :, :, int(before[0]) : int(before[-1]) + 2]
     before = before - before[0]
     box = torch.lerp(box.index_select(1, above), box.index_select(1, above + 1), down[:, None])
-    box = torch.lerp(box.index_select(2, before), box.index_select(2, before + 1), right)
+    at = before.expand(*box.shape[:2], -1)  # along the last axis `gather` is several times as fast as `index_select`
+    box = torch.lerp(box.gather(2, at), box.gather(2, at + 1), right)
     result[part, across] = best_class(box[None])[0]
     return result
 

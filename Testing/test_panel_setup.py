@@ -164,7 +164,7 @@ def test_slicer_5_12_installs_with_pip_ensure(needs, monkeypatch):
 def test_torch_comes_through_the_pytorch_extension_only(needs, pip, monkeypatch):
     del needs.installed["torch"]
     with pytest.raises(PanelError) as raised:
-        needs.installMissing(lambda text: True)
+        needs.installMissing(lambda text: pytest.fail("asked before it is known whether it can be done"))
     assert raised.value.code == "PYTORCH" and pip == []
     asked = []
 
@@ -180,6 +180,11 @@ def test_torch_comes_through_the_pytorch_extension_only(needs, pip, monkeypatch)
     extension.PyTorchUtilsLogic = Logic
     monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
     monkeypatch.setenv("PIP_CONSTRAINT", "mine.txt")
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    with monkeypatch.context() as windows, pytest.raises(PanelError) as raised:
+        windows.setattr(sys, "platform", "win32")
+        needs.installMissing(lambda text: pytest.fail("asked before it is known whether it can be done"))
+    assert raised.value.code == "PYTORCH_IN_USE"
     assert needs.installMissing(lambda text: True) and asked == [">=2.4"] and pip == []
     assert os.environ["PIP_CONSTRAINT"] == "mine.txt"
 

@@ -23,7 +23,7 @@ from harness.fixtures import (  # noqa: F401
 from SAUNetPanel import Cards, Result, SceneNodes
 from SAUNetPanel.EngineProcess import EngineProcess, workerCommand
 from SAUNetPanel.Logic import SHARES, deviceName, share, withMissingPackage
-from SAUNetPanel.Widget import WARM_MS, remaining
+from SAUNetPanel.Widget import DOUBLE_CLICK_S, WARM_MS, remaining
 
 STAGES = tuple(SHARES)
 
@@ -31,6 +31,12 @@ STAGES = tuple(SHARES)
 def press_and_wait(panel):
     panel.ui.segmentButton.click()
     assert panel.wait()
+
+
+def press_later(panel):
+    """Press the button once more, too late for a double click."""
+    panel.widget._started -= DOUBLE_CLICK_S
+    panel.ui.segmentButton.click()
 
 
 def counts():
@@ -98,7 +104,7 @@ def test_progress_is_shown_while_running(panel_of):  # noqa: F811
     assert "while the engine works" in panel.ui.deviceComboBox.toolTip
     assert process_events(lambda: panel.ui.statusLabel.text.startswith("Segmenting"))
     assert panel.ui.progressBar.value == round(1000 * share("segment", 0))
-    panel.ui.segmentButton.click()
+    press_later(panel)
     assert panel.wait() and not panel.ui.progressBar.isVisibleTo(panel.top)
     assert panel.ui.deviceComboBox.enabled and panel.ui.deviceComboBox.toolTip.startswith("Where the network runs")
 
@@ -118,11 +124,19 @@ def test_cancel_at_every_stage_leaves_the_scene_as_it_was(panel_of, stage):  # n
     before = counts()
     panel.ui.segmentButton.click()
     assert process_events(lambda: panel.widget._share >= share(stage, 0) and panel.engine._group > 0)
-    panel.ui.segmentButton.click()
+    press_later(panel)
     assert not panel.ui.segmentButton.enabled and "told to stop" in panel.ui.segmentButton.toolTip
     assert panel.wait() and counts() == before
     assert panel.ui.statusLabel.text.startswith("Cancelled") and panel.ui.cardFrame.isVisibleTo(panel.top) is False
     assert panel.ui.segmentButton.text == "Segment spine" and panel.ui.segmentButton.enabled
+
+
+def test_double_click_starts_once_and_cancels_nothing(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.ui.segmentButton.click()
+    panel.ui.segmentButton.click()
+    assert panel.wait() and len(panel.results()) == 1 and panel.ui.statusLabel.text.startswith("Done")
 
 
 @pytest.mark.parametrize("behaviour, stage, code", [
@@ -647,6 +661,44 @@ def test_keys_are_the_editor_s_only_while_it_is_open_and_has_a_result(panel_of):
     assert not editor._native._shortcuts, "nor after the module was reloaded"
 
 
+def test_effect_of_another_extension_comes_late(panel_of):  # noqa: F811
+    panel = panel_of()
+    factory = slicer.qSlicerSegmentEditorEffectFactory.instance()
+    factory.effectRegistered.emit("Local Threshold")
+    assert panel.ui.editor._native.listed == 1
+    panel.widget.cleanup()
+    factory.effectRegistered.emit("Fast Marching")
+    assert panel.ui.editor._native.listed == 1
+
+
+@pytest.mark.parametrize("entered", [True, False])
+def test_scene_saved_in_the_middle_of_painting_paints_nothing_unseen(panel_of, tmp_path, entered):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.ui.editSection.collapsed = False
+    press_and_wait(panel)
+    node = panel.ui.editor.mrmlSegmentEditorNode()
+    assert not node.GetSaveWithScene()
+    if not entered:
+        panel.widget.exit()
+    panel.ui.editor.setActiveEffectByName("Paint")  # as a scene of an earlier version brings it along
+    panel.widget.sceneEndImport()
+    assert panel.ui.editor.activeEffect() is None
+
+
+def test_lowest_vertebra_is_stated_of_one_volume_only(panel_of):  # noqa: F811
+    first, second = add_volume(name="one"), add_volume(name="two")
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(first)
+    panel.ui.lowestComboBox.currentIndex = 3
+    assert panel.widget._options()["lowest"] == "L4"
+    panel.ui.outputComboBox.currentIndex = 1
+    assert panel.widget._options()["lowest"] == "L4"
+    panel.ui.inputSelector.setCurrentNode(second)
+    assert panel.widget._options()["lowest"] is None and panel.ui.lowestComboBox.currentIndex == 0
+    assert panel.widget._options()["levels"] is False, "the other choices stay"
+
+
 # -- loading the network in advance ----------------------------------------------------------------------------------
 
 
@@ -872,20 +924,23 @@ def test_question_about_an_edited_result(scene, text, answer):  # noqa: F811
     assert Dialogs().replaceEdited("T2 sag spine") == answer
 
 
-@pytest.mark.parametrize("typed, saved", [("result", "result.nrrd"), ("result.nii.gz", "result.nii.gz")])
-def test_saved_file_gets_the_chosen_ending(scene, tmp_path, typed, saved):  # noqa: F811
+@pytest.mark.parametrize("typed, chosen, saved", [
+    ("result", "NRRD (*.nrrd)", "result.nrrd"), ("result.nii.gz", "NRRD (*.nrrd)", "result.nii.gz"),
+    ("result.nii", "NRRD (*.nrrd)", "result.nii"), ("v1.2", "NIfTI (*.nii.gz *.nii)", "v1.2.nii.gz"),
+    ("result.gz", "NIfTI (*.nii.gz *.nii)", "result.nii.gz"), ("R.NRRD", "NRRD (*.nrrd)", "R.NRRD")])  # fmt: skip
+def test_saved_file_gets_the_chosen_ending(scene, tmp_path, typed, chosen, saved):  # noqa: F811
     from PySide6 import QtWidgets
     from SAUNetPanel.Dialogs import Dialogs
 
     def choose(dialog):
         dialog.setOption(QtWidgets.QFileDialog.Option.DontUseNativeDialog)
-        dialog.selectNameFilter("NRRD (*.nrrd)")
+        dialog.selectNameFilter(chosen)
         dialog.setDirectory(str(tmp_path))
         dialog.findChild(QtWidgets.QLineEdit, "fileNameEdit").setText(typed)
         dialog.accept()
 
     in_dialog(choose)
-    path = Dialogs().saveFile("Export", "T2 sag spine", "NIfTI (*.nii.gz);;NRRD (*.nrrd)")
+    path = Dialogs().saveFile("Export", "T2 sag spine", "NIfTI (*.nii.gz *.nii);;NRRD (*.nrrd)")
     assert path is not None and path.name == saved
     in_dialog(lambda dialog: dialog.reject())
     assert Dialogs().saveFile("Export", "name", "NRRD (*.nrrd)") is None
@@ -924,7 +979,7 @@ def test_window_stays_responsive_while_the_engine_works(panel_of):  # noqa: F811
     timer.start(10)
     panel.ui.segmentButton.click()
     assert process_events(lambda: len(ticks) > 20) and panel.logic.running
-    panel.ui.segmentButton.click()
+    press_later(panel)
     assert panel.wait()
 
 

@@ -321,7 +321,7 @@ def test_saved_segmentation_that_is_loaded_is_a_result_again(nodes, tmp_path, le
     assert nodes.previousResult(volume) is node
     nodes.exportLabelMap(again, tmp_path / "l.nrrd")
     assert np.array_equal(values_in(tmp_path / "l.nrrd"), labels)
-    assert nodes.exportSurfaces(again, tmp_path)
+    assert nodes.exportSurfaces(again, tmp_path, never)
     assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(again)), labels)
 
 
@@ -569,13 +569,36 @@ def test_surfaces_are_one_file_per_segment(nodes, tmp_path, moved):
     volume = add_volume()
     if moved:  # the file holds the volume's own coordinates, as the label map's file does
         add_transform(volume)
-    files = nodes.exportSurfaces(imported(nodes, volume), tmp_path)
+    files = nodes.exportSurfaces(imported(nodes, volume), tmp_path, never)
     assert len(files) == 10 and files[2].name == "T2 sag spine_T12-L1 disc.stl"
     reader = vtk.vtkSTLReader()
     reader.SetFileName(str(files[3]))
     reader.Update()
     inside = builders.points(builders.geometry())[truth().labels == 41]  # LPS, as the file
     assert np.allclose(reader.GetOutput().GetCenter(), (inside.min(0) + inside.max(0)) / 2, atol=1.5)
+
+
+def never(names):
+    raise AssertionError(f"nothing is there to replace: {names}")
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_surfaces_of_another_patient_are_not_replaced_unasked(nodes, tmp_path, agreed):
+    node, asked = imported(nodes), []
+    (tmp_path / "T2 sag spine_T12-L1 disc.stl").write_text("another patient's")
+    files = nodes.exportSurfaces(node, tmp_path, lambda names: asked.extend(names) or agreed)
+    assert asked == ["T2 sag spine_T12-L1 disc.stl"] and len(files) == (10 if agreed else 0)
+    assert len(list(tmp_path.glob("*.stl"))) == (10 if agreed else 1)
+    assert (tmp_path / "T2 sag spine_T12-L1 disc.stl").read_bytes().startswith(b"another") is not agreed
+
+
+def test_surfaces_of_two_segments_with_one_name_are_two_files(nodes, tmp_path):
+    node = imported(nodes)
+    for segment in segments(node)[:3]:
+        segment.SetName("a/b")
+    names = {path.name for path in nodes.exportSurfaces(node, tmp_path, never)}
+    assert {f"T2 sag spine_a-b{number}.stl" for number in ("", "_2", "_3")} <= names and len(names) == 10
+    assert names == {path.name for path in tmp_path.glob("*.stl")}
 
 
 def test_label_map_node_has_values_and_colours(nodes):

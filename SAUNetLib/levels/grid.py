@@ -127,7 +127,11 @@ class Voxels:
     def __init__(self, grid: Grid, mask: np.ndarray) -> None:
         self._grid = grid
         self.flat = np.flatnonzero(mask)
-        self._index = np.unravel_index(self.flat, mask.shape)
+        # As np.unravel_index, several times as fast.
+        rows, columns = (max(1, count) for count in mask.shape[1:])
+        line = self.flat // columns
+        number = line // rows
+        self._index = number, line - number * rows, self.flat - line * columns
 
     @cached_property
     def points(self) -> np.ndarray:

@@ -20,6 +20,8 @@ _WALL_DEPTH = -5.0
 """Waves start from the bodies' voxels behind this many mm."""
 _DEEPEST_BODY, _FARTHEST_ARCH = 50.0, 90.0
 """What lies wholly farther in front of the canal, or behind it, is bone of the chest or none (mm)."""
+_LATEST, _CLOSED = 150.0, 1e4
+"""When a wave stops (mm through bone), and how slow it is where it must not go: not a voxel's width in that time."""
 _THREADS = 2
 """Waves at once: there are few, and more threads than cores would only hinder each other."""
 
@@ -132,11 +134,11 @@ class Posterior:
         body = self._body[box]
         # Bodies have their numbers already: no wave needs to run forwards into its own or beside it.
         closed = np.isnan(slowness) | (body >= 0) & (body != k) | (self._depth[box] < _WALL_DEPTH)
-        slowness = np.where(closed, 100, slowness)
+        slowness = np.where(closed, _CLOSED, slowness)
         seeds = self._seeds(k, body, self._depth[box], box)
         image = sitk.GetImageFromArray((1 / slowness).astype(np.float32))
         image.SetSpacing([float(size) for size in self._grid.spacing[::-1]])
-        return box, sitk.GetArrayFromImage(sitk.FastMarching(image, seeds, 1.0, 150.0))
+        return box, sitk.GetArrayFromImage(sitk.FastMarching(image, seeds, 1.0, _LATEST))
 
     def _seeds(self, k: int, body: np.ndarray, depth: np.ndarray, box: tuple[slice, ...]) -> list[list[int]]:
         """Voxels (x, y, z) at which the wave of body k starts: its posterior wall, or where that must be."""

@@ -146,11 +146,14 @@ class Dependencies:
         """Install what is missing; False where nothing is, or the user does not consent.
 
         Raises:
-            PanelError: PYTORCH, INSTALL_FAILED or INSTALL_WRITE.
+            PanelError: PYTORCH, PYTORCH_IN_USE, INSTALL_FAILED or INSTALL_WRITE.
         """
         missing = self.missing()
         if not missing:
             return False
+        if TORCH in missing:
+            _pytorchUtils()  # asked for consent, one expects to be able to give it
+            _checkTorchReplaceable()
         text = _("These packages will be installed into Slicer's Python:\n\n{packages}\n\nThis can take some minutes.")
         if not ask(text.format(packages="\n".join(missing))):
             return False
@@ -305,8 +308,8 @@ def megavoxels(volumeNode: Any) -> float:
     return image.GetNumberOfPoints() / 1e6 if image is not None else 0.0
 
 
-def _installTorch(constraints: Path) -> None:
-    """The PyTorch extension knows which build fits this computer; it takes constraints from pip's variable only.
+def _pytorchUtils() -> Any:
+    """The PyTorch extension's module.
 
     Raises:
         PanelError: PYTORCH, the extension is not installed.
@@ -315,10 +318,30 @@ def _installTorch(constraints: Path) -> None:
         import PyTorchUtils
     except ImportError as error:
         raise PanelError("PYTORCH") from error
+    return PyTorchUtils
+
+
+def _checkTorchReplaceable() -> None:
+    """Refuse to install another torch while Windows holds the libraries of one that this Slicer has loaded.
+
+    Raises:
+        PanelError: PYTORCH_IN_USE.
+    """
+    if sys.platform == "win32" and "torch" in sys.modules:
+        raise PanelError("PYTORCH_IN_USE")
+
+
+def _installTorch(constraints: Path) -> None:
+    """The PyTorch extension knows which build fits this computer; it takes constraints from pip's variable only.
+
+    Raises:
+        PanelError: PYTORCH, the extension is not installed; INSTALL_FAILED.
+    """
+    logic = _pytorchUtils().PyTorchUtilsLogic()
     before = os.environ.get("PIP_CONSTRAINT")
     os.environ["PIP_CONSTRAINT"] = constraints.as_uri()  # pip splits the variable at spaces, which a URL has none of
     try:
-        done = PyTorchUtils.PyTorchUtilsLogic().installTorch(torchVersionRequirement=TORCH.removeprefix("torch"))
+        done = logic.installTorch(torchVersionRequirement=TORCH.removeprefix("torch"))
     finally:
         del os.environ["PIP_CONSTRAINT"]
         if before is not None:

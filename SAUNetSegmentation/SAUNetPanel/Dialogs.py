@@ -1,5 +1,6 @@
 """What the panel asks the user in windows of their own."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,21 @@ class Dialogs:
         if not dialog.exec_():
             return None
         path = dialog.selectedFiles()[0]
-        endings = [part.split("*")[1].rstrip(")") for part in filters.split(";;")]
-        if path.endswith(tuple(endings)):
+        endings = re.findall(r"\*([\w.]+)", filters)
+        if path.lower().endswith(tuple(endings)):
             return Path(path)
-        whole = Path(path + dialog.selectedNameFilter().split("*")[1].rstrip(")"))
-        return whole if not whole.exists() or self.replaceFile(whole.name) else None
+        ending = re.findall(r"\*([\w.]+)", dialog.selectedNameFilter())[0]
+        last = "." + ending.rpartition(".")[2]
+        stem = path[: -len(last)] if path.lower().endswith(last) else path  # "spine.nrrd" for spine.seg.nrrd
+        whole = Path(stem + ending)
+        return whole if not whole.exists() or self.replaceFiles([whole.name]) else None
 
-    def replaceFile(self, name: str) -> bool:
-        """Whether a file may be replaced; asked where the file dialog could not, because the ending was missing."""
-        text = _("The file {name} exists. Replace it?").format(name=name)
+    def replaceFiles(self, names: list[str]) -> bool:
+        """Whether files may be replaced; asked where no file dialog could."""
+        if len(names) == 1:
+            text = _("The file {name} exists. Replace it?").format(name=names[0])
+        else:
+            text = _("{count} files exist, {name} among them. Replace them?").format(count=len(names), name=names[0])
         return bool(slicer.util.confirmYesNoDisplay(text, _("SAU-Net Spine Segmentation")))
 
     def openFile(self, title: str, filters: str) -> Path | None:

@@ -124,14 +124,15 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
 
         from SAUNetSegmentation import SAUNetSegmentationLogic
 
-        volume = getNode("T2 sag")
-        segmentation = SAUNetSegmentationLogic().segment(volume, progress=print)
-
-    Many volumes, with a worker that stays warm between them::
-
         logic = SAUNetSegmentationLogic()
+        segmentation = logic.segment(getNode("T2 sag"), progress=print)
+        logic.close()
+
+    The engine stays ready between volumes and ends with ``close``; left open, it keeps its memory for ten minutes::
+
         for volume in getNodesByClass("vtkMRMLScalarVolumeNode"):
-            logic.segment(volume, levels=True, device="cpu")
+            if volume.GetClassName() == "vtkMRMLScalarVolumeNode":  # label maps are scalar volumes too
+                logic.segment(volume, levels=True, device="cpu")
         logic.close()
 
     Signals:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -256,15 +257,21 @@ class SceneNodes:
 
         _writeBeside(path, write)
 
-    def exportSurfaces(self, node: Any, folder: Path) -> list[Path]:
+    def exportSurfaces(self, node: Any, folder: Path, mayReplace: Callable[[list[str]], bool]) -> list[Path]:
         """Write one STL file (binary, LPS, mm, without parent transforms) per segment that is not empty.
 
         Slicer's own export cannot write a segment with a slash in its name, as every disc has one.
 
+        Args:
+            node: the segmentation.
+            folder: where to.
+            mayReplace: asked, with their names, where files are there already: another patient's volume may well be
+                called the same.
+
         Returns:
-            The files.
+            The files; none where they may not be replaced.
         """
-        files = []
+        surfaces: dict[Path, Any] = {}
         for segmentId, segment in segmentsOf(node.GetSegmentation()):
             surface = vtk.vtkPolyData()
             logic = slicer.vtkSlicerSegmentationsModuleLogic
@@ -272,12 +279,20 @@ class SceneNodes:
                 logic.GetSegmentClosedSurfaceRepresentation(node, segmentId, surface, False)
                 and surface.GetNumberOfCells()
             ):
-                path = folder / f"{fileName(node.GetName())}_{fileName(segment.GetName())}.stl"
-                _writeBeside(path, lambda part, surface=surface: _writeSurface(surface, part))
-                files.append(path)
-        if not files:
+                name = f"{fileName(node.GetName())}_{fileName(segment.GetName())}"
+                path, number = folder / f"{name}.stl", 1
+                while path in surfaces:  # two segments may be called the same
+                    number += 1
+                    path = folder / f"{name}_{number}.stl"
+                surfaces[path] = surface
+        if not surfaces:
             raise PanelError("EXPORT_FAILED")
-        return files
+        there = [path.name for path in surfaces if path.exists()]
+        if there and not mayReplace(there):
+            return []
+        for path, surface in surfaces.items():
+            _writeBeside(path, lambda part, surface=surface: _writeSurface(surface, part))
+        return list(surfaces)
 
 
 def loadTerminology(logic: Any, path: Path) -> None:
@@ -326,7 +341,7 @@ def _makeSegment(structure: Structure, image: Any, row: dict[str, Any], about: d
     segment.SetColor(*(part / 255 for part in structure.colour))
     segment.SetLabelValue(structure.value)
     segment.AddRepresentation(LABELMAP, image)
-    _setTerminology(segment, terminologyEntry(structure))
+    segment.SetTerminology(terminologyEntry(structure))
     own = {
         "SAUNet.Level": structure.level,
         "SAUNet.Partial": "1" if row.get("partial") else "",
@@ -347,13 +362,6 @@ def terminologyEntry(structure: Structure) -> str:
     """The serialised entry that Slicer keeps with a segment."""
     category, kind = "SCT^123037004^Anatomical Structure", f"SCT^{structure.code}^{structure.meaning}"
     return f"{TERMINOLOGY}~{category}~{kind}~^^~Anatomic codes - DICOM master list~^^~^^"
-
-
-def _setTerminology(segment: Any, entry: str) -> None:
-    if hasattr(segment, "SetTerminology"):
-        segment.SetTerminology(entry)
-    else:
-        segment.SetTag(segment.GetTerminologyEntryTagName(), entry)
 
 
 def _describe(node: Any, about: dict[str, str], frame: int) -> None:

@@ -19,6 +19,8 @@ from .Report import aboutText, reportText
 from .Result import INPUT_ROLE, isEdited, isResult, provenance, warningsOf
 from .SceneNodes import fileName
 
+DOUBLE_CLICK_S = 0.5
+"""So soon after the start a second click belongs to the first; later it cancels."""
 WARM_MS = 1500
 """How long the panel is shown with a volume before the engine loads the network in advance."""
 
@@ -64,6 +66,7 @@ class Widget:
         idle = ("inputSelector", "modelComboBox", "deviceComboBox", "outputComboBox", "lowestComboBox",
                 "previousComboBox", "installButton", "bundleButton")  # fmt: skip
         self._whileIdle = [(getattr(self.ui, name), getattr(self.ui, name).toolTip) for name in idle]
+        self._effects = slicer.qSlicerSegmentEditorEffectFactory.instance()
         self._connect()
         self._makeExportMenu()
         self.ui.resultSelector.addAttribute("vtkMRMLSegmentationNode", "SAUNet.encoding")
@@ -80,6 +83,7 @@ class Widget:
         ui.copyLogButton.connect("clicked(bool)", self.onCopyReport)
         ui.cardCloseButton.connect("clicked(bool)", self.onCardClosed)
         ui.editSection.connect("contentsCollapsed(bool)", self._useEditor)
+        self._effects.connect("effectRegistered(QString)", self._onEffectRegistered)
         ui.opacitySlider.connect("valueChanged(double)", self.onOpacityChanged)
         ui.modelComboBox.connect("currentIndexChanged(int)", self.onModelChanged)
         ui.checkButton.connect("clicked(bool)", self.onCheck)
@@ -145,6 +149,10 @@ class Widget:
             editor.setActiveEffect(None)
             editor.uninstallKeyboardShortcuts()
 
+    def _onEffectRegistered(self) -> None:
+        """Another extension has brought an effect: after this panel, where Slicer starts with it."""
+        self.ui.editor.updateEffectList()
+
     def sceneStartClose(self, caller: Any = None, event: Any = None) -> None:
         """The scene is going to be closed: a run has lost its volume."""
         self.logic.cancel()
@@ -163,6 +171,9 @@ class Widget:
 
     def sceneEndImport(self, caller: Any = None, event: Any = None) -> None:
         """A scene was loaded: its choices and results are shown."""
+        # One that was saved in the middle of painting brings the effect along: unseen it would paint, and Slicer 5.10
+        # ends where it becomes active without a segmentation.
+        self.ui.editor.setActiveEffect(None)
         if self._entered:
             self.setParameterNode(None)
             self.enter()
@@ -180,6 +191,7 @@ class Widget:
     def cleanup(self) -> None:
         """The module is unloaded or reloaded."""
         self._clock.stop()
+        self._effects.disconnect("effectRegistered(QString)", self._onEffectRegistered)
         self.exit()
         self._forget()
         self.logic.close()
@@ -211,6 +223,7 @@ class Widget:
             node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
             node.UnRegister(None)
             node.SetSingletonTag(tag)
+            node.SetSaveWithScene(False)  # what it shows follows from the result
             node = slicer.mrmlScene.AddNode(node)
         self.ui.editor.setMRMLSegmentEditorNode(node)
 
@@ -219,9 +232,12 @@ class Widget:
         self._update()
 
     def _followVolume(self) -> None:
-        """Another volume was chosen: show the result that it has already."""
+        """Another volume was chosen: show its own result, if any; what was stated of the one before is not true of it."""
         volume = self._parameters.inputVolume if self._parameters else None
-        changed, self._volume = volume is not self._volume, volume
+        before, self._volume = self._volume, volume
+        changed = volume is not before
+        if changed and before is not None:
+            self._parameters.lowest = Lowest.AUTO
         previous = self.logic.nodes.previousResult(volume) if changed and volume is not None else None
         if previous is not None:
             self._parameters.result = previous
@@ -248,6 +264,8 @@ class Widget:
 
     def onSegmentClicked(self) -> None:
         """Start, or cancel what runs."""
+        if self.logic.running and time.monotonic() - self._started < DOUBLE_CLICK_S:
+            return
         if self.logic.running:
             self.ui.segmentButton.enabled = False
             self.ui.segmentButton.text = _("Cancelling...")
@@ -446,6 +464,9 @@ class Widget:
         elif action == "install":
             self.ui.setupSection.collapsed = False
             self.onInstall()
+        elif action == "check":
+            self.ui.setupSection.collapsed = False
+            self.onCheck()
         elif action == "log":
             self.ui.logSection.collapsed = False
         elif action == "pick":
@@ -477,7 +498,7 @@ class Widget:
 
     def onExportLabelMap(self) -> None:
         """The result as a label map file."""
-        filters = "NIfTI (*.nii.gz);;NRRD (*.nrrd);;MetaImage (*.mha)"
+        filters = "NIfTI (*.nii.gz *.nii);;NRRD (*.nrrd);;MetaImage (*.mha)"
         self._exportFile(_("Export label map"), filters, self.logic.nodes.exportLabelMap)
 
     def onExportSegmentation(self) -> None:
@@ -489,7 +510,8 @@ class Widget:
         """The result as one STL file per segment."""
         folder = self.dialogs.chooseFolder(_("Export STL files"))
         if folder is not None:
-            self._export(lambda node: f"{len(self.logic.nodes.exportSurfaces(node, folder))} STL")
+            export = self.logic.nodes.exportSurfaces
+            self._export(lambda node: f"{len(export(node, folder, self.dialogs.replaceFiles))} STL")
 
     def _exportFile(self, title: str, filters: str, write: Any) -> None:
         path = self.dialogs.saveFile(title, fileName(self._parameters.result.GetName()), filters)

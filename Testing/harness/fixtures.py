@@ -156,6 +156,10 @@ class Answers:
         self.asked.append(title)
         return self.path
 
+    def replaceFiles(self, names: list[str]) -> bool:
+        self.asked += names
+        return self.consent
+
     def replaceEdited(self, name: str) -> str:
         self.asked.append(name)
         return self.answer

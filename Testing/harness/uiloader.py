@@ -14,7 +14,7 @@ from .pythonqt import Object, wrap
 
 STAND_INS = [getattr(widgets, name) for name in (
     "ctkCollapsibleButton", "ctkSliderWidget", "qMRMLWidget", "qMRMLNodeComboBox", "qMRMLSegmentsTableView",
-    "qMRMLSegmentEditorWidget", "qMRMLSegmentationShow3DButton",
+    "qMRMLSegmentEditorWidget", "qMRMLSegmentationShow3DButton", "qSlicerSegmentEditorEffectFactory",
 )]  # fmt: skip
 
 
@@ -35,7 +35,8 @@ class QUiLoader:
             tree.getroot().remove(connections)
         loader = QtUiTools.QUiLoader()
         for cls in STAND_INS:
-            loader.registerCustomWidget(cls)
+            if issubclass(cls, QtWidgets.QWidget):
+                loader.registerCustomWidget(cls)
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, path.name)
             tree.write(copy)

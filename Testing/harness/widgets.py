@@ -359,6 +359,18 @@ class qMRMLSegmentationShow3DButton(QPushButton):
             self._node.CreateClosedSurfaceRepresentation() if on else self._node.RemoveClosedSurfaceRepresentation()
 
 
+class qSlicerSegmentEditorEffectFactory(QtCore.QObject):
+    """The one that knows all effects; extensions register theirs while Slicer starts."""
+
+    effectRegistered = Signal(str)
+    _one: ClassVar[Any] = None
+
+    @classmethod
+    def instance(cls) -> Any:
+        cls._one = cls._one or cls()
+        return cls._one
+
+
 class qMRMLSegmentEditorWidget(qMRMLWidget):
     """The Segment Editor: its nodes and its history are real, its effects are buttons without function."""
 
@@ -366,7 +378,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
            "sourceVolumeNode", "setSourceVolumeNode", "currentSegmentID", "setCurrentSegmentID", "activeEffect",
            "setActiveEffect", "setActiveEffectByName", "effectByName", "saveStateForUndo", "undo", "redo",
            "installKeyboardShortcuts", "uninstallKeyboardShortcuts", "setupViewObservations",
-           "removeViewObservations", "updateWidgetFromMRML")  # fmt: skip
+           "removeViewObservations", "updateEffectList", "updateWidgetFromMRML")  # fmt: skip
     EFFECTS = ("Threshold", "Paint", "Draw", "Erase", "Level tracing", "Grow from seeds", "Fill between slices",
                "Margin", "Hollow", "Smoothing", "Scissors", "Islands", "Logical operators", "Mask volume")  # fmt: skip
     segmentationNodeSelectorVisible = _stored(bool, "segmentation_selector", True)
@@ -389,7 +401,8 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._volume: Any = None
         self._logic = slicer.vtkSlicerSegmentEditorLogic()
         self._observers, self._node_observers = Observers(self), Observers(self)
-        self._shortcuts, self._effect = False, None
+        self._shortcuts = False
+        self.listed = 0
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         self._segmentations, self._volumes = qMRMLNodeComboBox(), qMRMLNodeComboBox()
@@ -512,17 +525,21 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._logic.Redo()
 
     def activeEffect(self) -> Any:
-        return self._effect
+        return (self._editor.GetActiveEffectName() or None) if self._editor is not None else None
 
     def setActiveEffect(self, effect: Any) -> None:
         if effect is not None:
             raise NotImplementedError("the stand-in has no effects, but for their names")
-        self._effect = None
+        if self._editor is not None:
+            self._editor.SetActiveEffectName("")
+
+    def updateEffectList(self) -> None:
+        self.listed += 1
 
     def setActiveEffectByName(self, name: str) -> None:
         if self._logic.GetSegmentationNode() is None:
             raise RuntimeError("Slicer 5.10 would crash here")
-        self._effect = name
+        self._editor.SetActiveEffectName(name)
 
     def installKeyboardShortcuts(self, parent: Any = None) -> None:
         self._shortcuts = True
