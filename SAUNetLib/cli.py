@@ -32,7 +32,10 @@ BUG = "This is a bug: please report it with what --debug prints"
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that words its complaints as every other error of ours."""
+    """argparse that words its complaints as every other error of ours, and guesses no option from its beginning."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError("USAGE", message, f"See {self.prog} --help")
@@ -273,6 +276,7 @@ def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Report]:
 
 
 def _print_result(segmentation: Segmentation, options: argparse.Namespace) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
@@ -290,7 +294,7 @@ def _print_result(segmentation: Segmentation, options: argparse.Namespace) -> No
     console = table_console()
     console.print(table)
     for notice in segmentation.warnings:
-        console.print(f"[yellow]note {notice.code}:[/] {notice.text}")
+        console.print(f"[yellow]note {notice.code}:[/] {escape(notice.text)}")
     for title, path in _written(options):
         if path:
             console.print(f"{title + ':':<11}{path}", markup=False)
@@ -396,6 +400,7 @@ def _add_phantom(commands: Any) -> None:
 def _phantom(options: argparse.Namespace) -> int:
     from .formats.atomic import ending_of
     from .formats.segmentations import ENDINGS
+    from .formats.volumes import check_volume_output
     from .training.phantom import PhantomOptions, make_phantom
     from .training.phantom.dataset import write_phantom, write_phantoms
 
@@ -413,6 +418,8 @@ def _phantom(options: argparse.Namespace) -> int:
         print(output)
         return 0
     labels = output.with_name(f"{output.name.removesuffix(ending_of(output, ENDINGS))}_labels.nii.gz")
+    for path in (output, labels):
+        check_volume_output(path)
     made = make_phantom(PhantomOptions(seed=options.seed, **chosen))
     write_phantom(made, output, labels)
     print(output, labels, sep="\n")

@@ -37,13 +37,13 @@ def agreement(predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, ..
     """Compare two masks (k, j, i) of one grid; spacing in mm along k, j, i.
 
     Surface distances are those of DeepMind's surface-distance package: surfaces between voxels, every element weighted
-    by its area (Nikolov et al., J Med Internet Res 2021). Where only one mask is empty they are infinite. A single
-    slice is compared by its contours: its faces would be surfaces that always agree.
+    by its area (Nikolov et al., J Med Internet Res 2021). Where only one mask is empty they are infinite, where both
+    are nan. A single slice is compared by its contours: its faces would be surfaces that always agree.
     """
     both = int(np.count_nonzero(predicted & truth))
     found, there = int(np.count_nonzero(predicted)), int(np.count_nonzero(truth))
     union = found + there - both
-    hausdorff = hausdorff95 = mean = 0.0
+    hausdorff = hausdorff95 = mean = math.nan
     if found and there:
         box = _bounding_box(predicted | truth)
         flat = tuple(axis for axis, count in enumerate(truth.shape) if count == 1)[: truth.ndim - 2]

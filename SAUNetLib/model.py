@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from .errors import ModelError, UsageError
+from .errors import ModelError
 from .formats.atomic import write_beside, write_together
-from .model_card import DEFAULT_MODEL, SHIPPED, ModelCard, find_model, model_folders, model_version, newest_model
+from .model_card import DEFAULT_MODEL, SHIPPED, ModelCard, find_model, keep_model
 from .network import SAUNet
 
 LARGEST_FILE = 256 * 2**20
@@ -104,19 +103,5 @@ def add_model(path: Path) -> ModelCard:
         UsageError: USAGE, there is a newer model of its name; OUTPUT_WRITE.
     """
     card = load_model(str(path)).card
-    newest = newest_model(card.name)
-    if newest is not None and model_version(newest) > model_version(path):
-        raise UsageError(
-            "USAGE",
-            f"there is a newer model {card.name} already",
-            "Rename it in its card, or use the file",
-        )
-    if len(model_folders()) < 2:
-        raise UsageError(
-            "USAGE", "this user has no home folder to keep models in", "Name a folder in the variable SAUNET_MODELS"
-        )
-    with write_together():
-        for source in (path, path.with_suffix(".json")):
-            with write_beside(model_folders()[0] / f"{card.name}{source.suffix}", source.suffix) as temporary:
-                shutil.copyfile(source, temporary)
+    keep_model(path, card)
     return card

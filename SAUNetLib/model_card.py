@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field
+import shutil
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelError
+from .errors import ModelError, UsageError
 from .resources import resource
 
 DEFAULT_MODEL = "saunet-lumbar"
@@ -78,7 +79,7 @@ class ModelCard:
         return (
             isinstance(self.classes, list)
             and all(isinstance(text, str) for text in (self.name, self.version, self.sha256, *self.classes))
-            and Path(self.name).name == self.name  # a model is kept under its name: it leads nowhere else
+            and is_model_name(self.name)
             and isinstance(self.network, dict)
             and len(self.classes) == self.network.get("classes", 4) == 4
             and isinstance(self.pixel_mm, int | float)
@@ -90,6 +91,11 @@ class ModelCard:
         path.write_text(
             json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
+
+
+def is_model_name(text: str) -> bool:
+    """Whether a model, and so its files, can be called so: it leads to no other folder and looks like no file."""
+    return bool(re.fullmatch(r"[\w-]+([. ][\w-]+)*", text)) and not text.endswith(".safetensors")
 
 
 def model_folders() -> list[Path]:
@@ -111,7 +117,8 @@ def available_models() -> list[ModelCard]:
     cards = []
     for name in model_names():
         with contextlib.suppress(ModelError):  # said when it is asked for by name
-            cards.append(ModelCard.read(find_model(name).with_suffix(".json")))
+            # What a file is called is what it is chosen by, whatever its card was called once.
+            cards.append(replace(ModelCard.read(find_model(name).with_suffix(".json")), name=name))
     return cards
 
 
@@ -132,6 +139,29 @@ def find_model(model: str = DEFAULT_MODEL) -> Path:
     names = ", ".join(card.name for card in available_models()) or "none"
     cause = f"{model} is no model file" if os.path.isfile(path) else f"there is no model {model!r}"  # noqa: PTH113
     raise ModelError("MODEL_NOT_FOUND", cause, f"Give a file NAME.safetensors or one of these names: {names}")
+
+
+def keep_model(weights: Path, card: ModelCard) -> None:
+    """Copy a verified model file and its card to the user's models, under the card's name: both, or none.
+
+    Raises:
+        UsageError: USAGE, there is a newer model of its name, or no place for one; OUTPUT_WRITE.
+    """
+    from .formats.atomic import write_beside, write_together
+
+    newest = newest_model(card.name)
+    if newest is not None and model_version(newest) > model_version(weights):
+        raise UsageError(
+            "USAGE", f"there is a newer model {card.name} already", "Rename it in its card, or use the file"
+        )
+    if len(model_folders()) < 2:
+        raise UsageError(
+            "USAGE", "this user has no home folder to keep models in", "Name a folder in the variable SAUNET_MODELS"
+        )
+    with write_together():
+        for source in (weights, weights.with_suffix(".json")):
+            with write_beside(model_folders()[0] / f"{card.name}{source.suffix}", source.suffix) as temporary:
+                shutil.copyfile(source, temporary)
 
 
 def newest_model(name: str) -> Path | None:

@@ -26,7 +26,7 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
     without T12.
 
     Args:
-        segmentation: one with levels; vertebral bodies and posterior elements may be separate (`parts.split_parts`).
+        segmentation: one with levels; bodies and posterior elements may be separate (`measurements.split_parts`).
         assignments: by structure (its label value, level or name, such as ``95``, ``L4/L5``, ``L4/L5 disc``) what it
             really is (level, name or label value).
 
@@ -217,5 +217,5 @@ def _mapped(segmentation: Segmentation, table: Mapping[int, int]) -> np.ndarray:
     for old, new in table.items():
         lookup[old] = new
         if has_parts(segmentation):
-            lookup[old + PARTS_OFFSET if old + PARTS_OFFSET < 256 else old] = _moved(old + PARTS_OFFSET, table)
+            lookup[old + PARTS_OFFSET] = _moved(old + PARTS_OFFSET, table)
     return lookup[segmentation.labels]

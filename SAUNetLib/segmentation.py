@@ -46,7 +46,7 @@ class Row:
     confidence: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmentation:
     """A label map on the grid of the image that it was made from.
 

@@ -28,7 +28,7 @@ ORTHONORMAL_TOLERANCE = 1e-3
 MOST_VOXELS = 2**28
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geometry:
     """The grid of a volume, as ITK has it.
 
@@ -73,7 +73,7 @@ class Geometry:
         return bool(distance <= 0.05 * min(self.spacing))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """A greyscale 3D image.
 
@@ -279,7 +279,7 @@ def _anatomical_axes(direction: np.ndarray) -> tuple[int, int, int]:
     )  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SagittalStack:
     """A volume seen as sagittal slices: a view of its voxels, nothing interpolated.
 
@@ -362,7 +362,7 @@ def _flip(array: np.ndarray, flipped: tuple[Any, ...]) -> np.ndarray:
 
 
 def _percentile(values: np.ndarray, percent: float) -> float:
-    """As `np.percentile` of values (N,), whose search for several places at once takes ten times as long."""
+    """As `np.percentile` of values (N,), which takes several times as long."""
     place = percent / 100 * (len(values) - 1)
     k = int(place)
     parted = np.partition(values, k)

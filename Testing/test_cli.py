@@ -229,6 +229,12 @@ def test_evaluate_takes_parts_for_their_vertebrae(phantom, tmp_path, capsys):
         report = json.loads(capsys.readouterr().out)
         assert len(report["structures"]) > 8 and all(one["dice"] == 1 for one in report["structures"])
         assert report["instances"]["vertebra"] and not report["instances"]["vertebra"]["missed"]
+    parts = str(tmp_path / "parts.nrrd")
+    assert main(["evaluate", parts, parts, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["structures"]) > 15, "bodies and posterior elements apart"
+    whole = [row.structure.level for row in labels.table() if row.structure.kind == "vertebra"]
+    assert len(report["instances"]["vertebra"]["matched"]) == len(whole), "a vertebra is one instance"
 
 
 def test_evaluate_refuses_two_grids(tmp_path, capsys):
@@ -293,6 +299,39 @@ def test_models_lists_and_adds(tiny_model, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "saunet-lumbar" in out and "M weights" in out and "cannot be used" in out and "Remove it" in out
     assert main(["models", "add", str(tmp_path / "none.safetensors")]) == 4
+
+
+def test_a_model_whose_files_were_renamed_is_listed_by_their_name(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path))
+    for path in (tiny_model, tiny_model.with_suffix(".json")):
+        shutil.copy(path, tmp_path / f"renamed{path.suffix}")
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert "renamed 1: " in out and "saunet-lumbar" in out and out.count("M weights") == 2
+
+
+def test_an_option_is_not_guessed_from_its_beginning(capsys):
+    assert main(["models", "--js"]) == 2 and "--js" in capsys.readouterr().err
+
+
+def test_brackets_in_a_note_are_shown_as_they_are(run, image, tmp_path, monkeypatch):
+    from SAUNetLib import engine
+
+    notice = engine.Notice("GPU_FAILED", "The GPU failed ([enforce fail at x.cpp:75] . [/red]); went on")
+    monkeypatch.setattr(engine.Engine, "_seems_turned", lambda *_: True)
+    monkeypatch.setattr(engine, "FRONT_AND_BACK", notice)
+    status, out, _ = run(image, "--output", tmp_path / "b.nrrd")
+    assert status == 0 and notice.text in " ".join(out.split())
+
+
+def test_a_phantom_s_place_is_checked_before_it_is_made(tmp_path, capsys, monkeypatch):
+    from SAUNetLib.training import phantom
+
+    monkeypatch.setattr(phantom, "make_phantom", lambda *_: pytest.fail("made before its place was checked"))
+    for name in ("x.png", "x.seg.nrrd"):
+        assert main(["phantom", str(tmp_path / name)]) == 2 and "OUTPUT_FORMAT" in capsys.readouterr().err
+    (tmp_path / "x_labels.nii.gz").mkdir()
+    assert main(["phantom", str(tmp_path / "x.nrrd")]) == 2 and "OUTPUT_WRITE" in capsys.readouterr().err
 
 
 def test_help_loads_nothing_heavy():

@@ -298,6 +298,28 @@ def test_files_written_together_appear_together(tmp_path):
     assert sorted(left(tmp_path)) == ["a", "b"]
 
 
+@pytest.mark.parametrize("linked", [True, False], ids=["links", "no links"])
+def test_where_the_second_of_two_files_cannot_get_to_its_place_the_first_is_as_it_was(tmp_path, monkeypatch, linked):
+    """As when a spreadsheet holds the table open on Windows."""
+    if not linked:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links on this file system")))
+    (tmp_path / "a").write_text("before")
+    replace_file = Path.replace
+
+    def replace(self, target):
+        if Path(target).name == "c":
+            raise PermissionError(13, "in use")
+        return replace_file(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(UsageError) as caught, write_together():
+        for name in ("a", "b", "c"):
+            with write_beside(tmp_path / name, ".txt") as temporary:
+                temporary.write_text("after")
+    assert caught.value.code == "OUTPUT_WRITE" and "c could not" in str(caught.value)
+    assert sorted(left(tmp_path)) == ["a"] and (tmp_path / "a").read_text() == "before"
+
+
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
 def test_a_volume_that_did_not_get_onto_the_disk_is_not_left_there(tmp_path, ending, share):

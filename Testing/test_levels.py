@@ -168,11 +168,12 @@ def test_a_whole_spine_without_any_disc() -> None:
 
 
 @pytest.mark.parametrize("degrees", range(60, 121, 10))
-def test_a_spine_that_lies_on_its_side_is_named_with_doubt(degrees: int) -> None:
+def test_a_spine_that_lies_on_its_side_ends_nothing(degrees: int) -> None:
     """Stations of the discs are clipped at the column's end there, and may be the same."""
     turned = rotate(CLASS_OF[block_spine((4.0, 1.0, 1.0))], degrees, axes=(1, 2), order=0)
     result = name_structures(stack_of(turned))
-    assert result.labels.any() and codes(result)
+    assert set(np.unique(result.labels)) <= {0, *structures()} and (result.labels > 0).sum() > 0.5 * (turned > 0).sum()
+    assert "LEVELS_ASSUMED" in codes(result)
 
 
 def test_one_disc_alone_is_no_sure_sacrum() -> None:

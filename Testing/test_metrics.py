@@ -44,7 +44,7 @@ def test_empty_masks():
     empty = np.zeros((20, 20, 20), bool)
     both = agreement(empty, empty, (1.0, 1.0, 1.0))
     assert both.dice == both.jaccard == 1 and math.isnan(both.precision) and math.isnan(both.recall)
-    assert both.hausdorff_mm == 0
+    assert np.isnan([both.hausdorff_mm, both.hausdorff95_mm, both.surface_distance_mm]).all()
     missed = agreement(empty, cube(5, 15), (1.0, 1.0, 1.0))
     assert missed.dice == missed.recall == 0 and math.isinf(missed.hausdorff_mm)
     assert math.isnan(missed.precision)
@@ -80,7 +80,6 @@ def test_one_slice_is_compared_by_its_contour(axis):
     masks = [np.expand_dims(away < radius, axis) for radius in (15, 17)]
     spacing = np.insert([0.5, 0.5], axis, 4.0)
     assert agreement(*masks, tuple(spacing)).surface_distance_mm == pytest.approx(2.0, abs=0.25)
-    assert agreement(masks[0][:, :1, :1], masks[1][:, :1, :1], (4.0, 0.5, 0.5)).dice >= 0
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,8 +87,8 @@ def test_one_slice_is_compared_by_its_contour(axis):
 def test_dice_and_distances_are_symmetric(first, second):
     forth, back = agreement(first, second, (2.0, 1.0, 1.0)), agreement(second, first, (2.0, 1.0, 1.0))
     assert forth.dice == back.dice and forth.jaccard == back.jaccard
-    assert forth.hausdorff_mm == pytest.approx(back.hausdorff_mm)
-    assert forth.surface_distance_mm == pytest.approx(back.surface_distance_mm)
+    assert forth.hausdorff_mm == pytest.approx(back.hausdorff_mm, nan_ok=True)
+    assert forth.surface_distance_mm == pytest.approx(back.surface_distance_mm, nan_ok=True)
     assert forth.jaccard == pytest.approx(forth.dice / (2 - forth.dice))
 
 

@@ -96,7 +96,7 @@ def test_stages_are_told_in_order(tiny_engine, tmp_path):
     assert all(0 <= fraction <= 1 for _, fraction in told)
 
 
-@pytest.mark.parametrize("at", range(9))
+@pytest.mark.parametrize("at", range(12))
 def test_cancelling_at_every_report_leaves_nothing(tiny_engine, tmp_path, at):
     source = tmp_path / "a.nrrd"
     sitk.WriteImage(picture().to_sitk(), str(source))
@@ -111,6 +111,9 @@ def test_cancelling_at_every_report_leaves_nothing(tiny_engine, tmp_path, at):
     with pytest.raises(CancelledError):
         segment_file(source, tmp_path / "b.nrrd", tiny_engine, table=tmp_path / "b.csv", report=report)
     assert [path.name for path in tmp_path.iterdir()] == ["a.nrrd"]
+    count = -12  # there are no more than these twelve
+    segment_file(source, tmp_path / "b.nrrd", tiny_engine, table=tmp_path / "b.csv", report=report)
+    assert count == 0
 
 
 def test_the_input_is_not_changed(tiny_engine, tmp_path):

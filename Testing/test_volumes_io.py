@@ -344,6 +344,28 @@ def test_dicom_number_that_is_no_number(tmp_path: Path, image: Volume) -> None:
     assert [one.number for one in list_series(tmp_path)] == ["²"]
 
 
+@pytest.mark.parametrize("letters, description", [
+    ("ISO_IR 144", "Позвоночник T2"), ("ISO_IR 100", "Wirbelsäule"), ("ISO_IR 192", "脊椎"), ("GB18030", "脊椎"),
+    (["", "ISO 2022 IR 87"], "脊椎 T2"), (["", "ISO 2022 IR 149"], "척추"), ("ISO_IR 101", "Kręgosłup")])  # fmt: skip
+def test_dicom_text_in_its_own_letters(tmp_path: Path, image: Volume, letters: Any, description: str) -> None:
+    builders.write_dicom_series(tmp_path, image, SpecificCharacterSet=letters, SeriesDescription=description)
+    assert [one.description for one in list_series(tmp_path)] == [description]
+    assert read_volume(tmp_path, series=description).geometry.same_grid(image.geometry)
+
+
+def test_dicom_file_given_alone_is_read_with_its_own_folder_only(tmp_path: Path, image: Volume) -> None:
+    paths = builders.write_dicom_series(tmp_path, image)
+    below = tmp_path / "other"
+    below.mkdir()
+    (below / "broken.dcm").write_bytes(b"")
+    for name in ("DONE", "__init__"):  # marks, no lost images
+        (tmp_path / name).write_bytes(b"")
+    assert read_volume(paths[0]).geometry.same_grid(image.geometry)
+    assert "broken.dcm" in refusal(tmp_path).cause
+    (tmp_path / "IM0007").write_bytes(b"")
+    assert "IM0007" in refusal(paths[0]).cause
+
+
 def test_dicom_reports_beside_images_are_ignored(tmp_path: Path, image: Volume) -> None:
     builders.write_dicom_series(tmp_path, image)
     report = builders.dicom_dataset(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR", SamplesPerPixel=None,

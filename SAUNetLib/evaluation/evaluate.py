@@ -100,9 +100,11 @@ def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
         known, pair = classes(), (_as_classes(predicted), _as_classes(truth))
     detections = {}
     if predicted.known == truth.known and truth.has_levels:
+        whole = merge_parts(predicted), merge_parts(truth)  # a vertebra is one instance, in whatever parts
         for kind in ("vertebra", "disc"):
-            kept = [value for value, one in known.items() if one.kind == kind]
-            detections[kind] = detect(_only(pair[0], kept), _only(pair[1], kept))
+            kept = [value for value, one in whole[1].known.items() if one.kind == kind]
+            found, there = (_only(one.labels, kept) for one in whole)
+            detections[kind] = detect(found, there)
     return Evaluation(known, compare_labels(*pair, spacing), detections)
 
 

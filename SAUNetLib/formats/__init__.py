@@ -1,1 +1,1 @@
-"""Files in and out: volumes (read), segmentations (read and write), previews (pictures)."""
+"""Files in and out: volumes and segmentations (read and write), previews (pictures)."""

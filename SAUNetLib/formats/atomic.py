@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -106,21 +106,46 @@ def write_together() -> Iterator[None]:
     """Files that `write_beside` writes inside the block appear at its end, and none of them when it ends badly.
 
     Raises:
-        UsageError: OUTPUT_WRITE, a file could not be moved to its place.
+        UsageError: OUTPUT_WRITE, a file could not be moved to its place; those before it are what they were again.
     """
     together: dict[Path, Path] = {}
+    before: dict[Path, Path | None] = {}
     token = _waiting.set(together)
     try:
         yield
         for temporary, target in together.items():
             try:
+                before[target] = _spare(target) if len(together) > 1 else None
                 temporary.replace(target)
             except OSError as failure:
+                _put_back({path: spare for path, spare in before.items() if path != target})
                 raise _unwritten(target, failure) from failure
     finally:
         _waiting.reset(token)
-        for temporary in together:
-            _remove(temporary)
+        for path in (*together, *filter(None, before.values())):
+            _remove(path)
+
+
+def _spare(target: Path) -> Path | None:
+    """A second name or a copy of a file that is going to be replaced; None where there is none."""
+    if not target.exists():
+        return None
+    spare = target.with_name(f".{secrets.token_hex(6)}{target.suffix}")
+    try:
+        os.link(target, spare)  # at no cost; not every file system has that
+    except OSError:
+        shutil.copy2(target, spare)
+    return spare
+
+
+def _put_back(before: Mapping[Path, Path | None]) -> None:
+    """Files as they were, by place: their second names, None for those that were not there."""
+    for target, spare in before.items():
+        with suppress(OSError):  # the first failure is what must be told
+            if spare is None:
+                target.unlink()
+            else:
+                spare.replace(target)
 
 
 def _remove(temporary: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -40,6 +41,14 @@ _PLANE_POSITION, _PLANE_ORIENTATION, _MEASURES, _TRANSFORMATION = 0x00209113, 0x
 """Sequences of an enhanced image. Vendors repeat their elements in private ones, by other conventions."""
 _IMAGE_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7")
 _SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"
+_CODECS = {
+    "ISO_IR 100": "latin-1", "ISO_IR 101": "iso8859-2", "ISO_IR 109": "iso8859-3", "ISO_IR 110": "iso8859-4",
+    "ISO_IR 144": "iso8859-5", "ISO_IR 127": "iso8859-6", "ISO_IR 126": "iso8859-7", "ISO_IR 138": "iso8859-8",
+    "ISO_IR 148": "iso8859-9", "ISO_IR 203": "iso8859-15", "ISO_IR 13": "shift_jis", "ISO_IR 166": "tis-620",
+    "ISO_IR 87": "iso2022_jp_2", "ISO_IR 159": "iso2022_jp_2", "ISO_IR 149": "euc_kr", "ISO_IR 58": "gb2312",
+    "ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gbk",
+}  # fmt: skip
+"""Python's names of DICOM's character sets."""
 _NO_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION", "README", "AUTORUN")
 """Files without an ending that lie beside images on a CD."""
 
@@ -108,8 +117,8 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def list_series(folder: str | Path) -> list[Series]:
-    """The series in a folder and the folders below it, by number. Links to folders are not followed.
+def list_series(folder: str | Path, below: bool = True) -> list[Series]:
+    """The series in a folder and, unless told otherwise, those below it, by number. Links to folders are not followed.
 
     Raises:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
@@ -119,7 +128,7 @@ def list_series(folder: str | Path) -> list[Series]:
         raise InputError("INPUT_NOT_FOUND", "there is no such folder", "Check the path")
     found: dict[str, Series] = {}
     lost: list[_Lost] = []
-    for path in _files(folder, lost):
+    for path in _files(folder, below, lost):
         read = _read_header(path)
         if read is None:
             lost += [_Lost(path, first_text(path, _SERIES))] if _is_image(path) else []
@@ -169,7 +178,7 @@ def read_beside(path: Path) -> Volume:
         )
     if own is None:
         raise _damaged([path])
-    chosen = next(one for one in list_series(path.parent) if one.uid == own.uid)
+    chosen = next(one for one in list_series(path.parent, below=False) if one.uid == own.uid)
     if chosen.problem is not None and len(own.frames) > 1:
         chosen = _examined(own, [], set())
     if chosen.problem is not None:
@@ -177,12 +186,12 @@ def read_beside(path: Path) -> Volume:
     return _load(chosen)
 
 
-def _files(folder: Path, lost: list[_Lost]) -> Iterator[Path]:
+def _files(folder: Path, below: bool, lost: list[_Lost]) -> Iterator[Path]:
     """DICOM files, and files that are none because nothing of them arrived; folders that cannot be read are `lost`."""
     for parent, folders, names in os.walk(
         folder, onerror=lambda failure: lost.append(_Lost(Path(str(failure.filename))))
     ):
-        folders.sort()
+        folders[:] = sorted(folders) if below else []
         for name in sorted(names):
             path = Path(parent, name)
             if is_dicom(path) or _is_lost(path):
@@ -195,7 +204,8 @@ def _is_lost(path: Path) -> bool:
     Before the mark there are 128 zeros: a short file of something else is a note, no image.
     """
     suffix = path.suffix.lower()
-    named = suffix in ("", ".dcm", ".ima") or suffix[1:].isdecimal()  # also by their UID
+    # Also by their UID or a number: an empty file named DONE is a mark.
+    named = suffix in (".dcm", ".ima") or suffix[1:].isdecimal() or (not suffix and re.search(r"\d", path.name))
     if not named or path.name.startswith(".") or path.name.upper() in _NO_IMAGES:
         return False
     try:
@@ -268,14 +278,13 @@ def _read_header(path: Path) -> Series | None:
     except (OSError, ValueError, RuntimeError):
         return None
 
+    def raw(key: str) -> bytes:
+        return reader.GetMetaData(key).encode("utf-8", "surrogateescape") if reader.HasMetaDataKey(key) else b""
+
+    character_sets = raw("0008|0005").decode("ascii", "replace")
+
     def text(key: str) -> str:
-        value = reader.GetMetaData(key) if reader.HasMetaDataKey(key) else ""
-        raw = value.encode("utf-8", "surrogateescape")
-        try:
-            decoded = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            decoded = raw.decode("latin-1")
-        return " ".join(decoded.replace("\0", "").split())
+        return " ".join(_decoded(raw(key), character_sets).replace("\0", "").split())
 
     columns, rows, *deeper = reader.GetSize()
     if text("0028|0008") not in ("", "0", "1") or not text("0020|0032"):
@@ -292,6 +301,17 @@ def _read_header(path: Path) -> Series | None:
         text("0020|0011"), text("0008|103e"), text("0020|000e"), text("0008|0060") or "unknown", len(frames),
         frames=frames,
     )  # fmt: skip
+
+
+def _decoded(raw: bytes, character_sets: str) -> str:
+    """A text in the character sets that its file states (the standard's part 3, C.12.1.1.2), else in UTF-8 or Latin."""
+    terms = [term.strip().upper().replace("ISO 2022 IR", "ISO_IR") for term in character_sets.split("\\")]
+    stated = [_CODECS[term] for term in terms if term in _CODECS]
+    plain = re.sub(rb"\x1b\$\)[AC]", b"", raw)  # announces what euc_kr and gb2312 know without
+    for codec in (*reversed(stated), "utf-8"):
+        with contextlib.suppress(UnicodeDecodeError):
+            return plain.decode(codec)
+    return plain.decode("latin-1")
 
 
 def _numbers(text: str) -> tuple[float, ...]:

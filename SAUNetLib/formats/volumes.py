@@ -15,6 +15,7 @@ from .dicom import Series, is_dicom, list_series, read_beside, read_series
 
 __all__ = ["Series", "list_series", "read_image", "read_volume", "write_volume"]
 
+_WRITTEN = (".nii.gz", ".nii", ".nrrd", ".mha")
 _IMAGE_IO = {
     ".nii": "NiftiImageIO",
     ".nii.gz": "NiftiImageIO",
@@ -98,6 +99,19 @@ def _mode(path: Path) -> int:
         raise InputError("INPUT_NOT_FOUND", cause, "Check the path") from failure
 
 
+def check_volume_output(path: Path) -> str:
+    """The ending of a path that a volume can be written to; nothing is created.
+
+    Raises:
+        UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
+    """
+    ending = check_writable(path, (*_WRITTEN, ".seg.nrrd"))
+    if ending == ".seg.nrrd":
+        remedy = f"Choose one of {', '.join(_WRITTEN)}"
+        raise UsageError("OUTPUT_FORMAT", f"{path.name} is a segmentation's name", remedy)
+    return ending
+
+
 def write_volume(volume: Volume, path: str | Path) -> None:
     """Write a volume as .nii, .nii.gz, .nrrd or .mha; the file appears whole or not at all.
 
@@ -105,11 +119,7 @@ def write_volume(volume: Volume, path: str | Path) -> None:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
     """
     path = Path(path)
-    endings = (".nii.gz", ".nii", ".nrrd", ".mha")
-    ending = check_writable(path, (*endings, ".seg.nrrd"))
-    if ending == ".seg.nrrd":
-        remedy = f"Choose one of {', '.join(endings)}"
-        raise UsageError("OUTPUT_FORMAT", f"{path.name} is a segmentation's name", remedy)
+    ending = check_volume_output(path)
     with write_beside(path, ending) as temporary:
         sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)
         headers.check_written(temporary, ending)

@@ -30,7 +30,7 @@ def bounding_box(classes: np.ndarray) -> Box | None:
 
 def rows_with(mask: np.ndarray) -> np.ndarray:
     """Which rows (H,) of a mask (S, H, W) hold something."""
-    seen = np.asarray(mask.any(axis=0))  # slices first: many times as fast as both axes at once
+    seen = np.asarray(mask.any(axis=0))  # slices first: faster than both axes at once
     return np.asarray(seen.any(axis=1))
 
 

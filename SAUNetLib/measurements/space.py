@@ -120,13 +120,16 @@ class Space:
         return part.start == 0 or part.stop == self.labels.shape[axis]
 
     def points(self, value: int, apart: float = 1.5) -> np.ndarray:
-        """Positions (N, 3) of a structure's voxels, thinned to about `apart` mm."""
+        """Positions (N, 3) of a structure's voxels, thinned to about `apart` mm; N > 0."""
         box = self.box(value)
         step = np.maximum(1, np.round(apart / self.spacing)).astype(int)
         step = np.minimum(step, [max(1, (part.stop - part.start) // 2) for part in box])
         start = np.array([part.start for part in box]) + step // 2
         part = self.labels[tuple(slice(int(a), b.stop, int(n)) for a, b, n in zip(start, box, step, strict=True))]
-        return (np.argwhere(part == value) * step + start) * self.spacing
+        if (part == value).any():
+            return (np.argwhere(part == value) * step + start) * self.spacing
+        # A few voxels may all lie between those looked at.
+        return (np.argwhere(self.labels[box] == value) + [part.start for part in box]) * self.spacing
 
     def sample(self, value: int, frame: Frame, grid: Grid) -> np.ndarray:
         """How much of a structure lies at the nodes of a grid in a frame: (X, Y, Z) float32, 0 to 1.

@@ -91,6 +91,7 @@ class DatasetReport:
 
     def print(self) -> None:
         """Print table and findings on stdout."""
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(box=None, header_style="bold")
@@ -100,7 +101,7 @@ class DatasetReport:
             table.add_column(title, justify="right", no_wrap=True)
         for case in self.cases:
             table.add_row(
-                case.name,
+                escape(case.name),
                 "problem" if case.problems else "note" if case.notes else "",
                 "-" if case.slices is None else str(case.slices),
                 "-" if case.spacing is None else "{:.3g} x {:.3g} x {:.3g}".format(*case.spacing),

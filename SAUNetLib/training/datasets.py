@@ -210,7 +210,8 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         available = case.images.shape[0]
         if available == 1:
             return case.images.float(), case.labels
-        # Two of five stacks stay thin; thicker ones as far as the patient has slices enough for them.
+        # Half of the stacks keep the patient's thin slices, two in three of these skip some; the others average up to
+        # five, as far as the patient has slices enough.
         most = max(1, int(THICKEST_MM / case.slice_spacing))
         count = 1 if random.random() < 0.4 else int(random.integers(1, min(5, most) + 1))
         gap = int(random.integers(0, 2 if count > 1 else 3)) if most > 1 else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -333,6 +333,17 @@ def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray,
     small[0] = False
     specks = small[components] & (labels != UNKNOWN)
     return np.where(specks, np.uint8(BACKGROUND), labels), len(np.unique(components[specks]))
+
+
+def with_all_images(names: Iterable[str], cases: Mapping[str, Sequence[str]]) -> set[str]:
+    """Names of cases, and of the other images of the same patients, which show the same anatomy.
+
+    Args:
+        names: some cases.
+        cases: all of them by patient, see `patients`.
+    """
+    chosen = set(names)
+    return chosen.union(*(own for own in cases.values() if chosen & set(own)))
 
 
 def patients(folder: Path) -> dict[str, Sequence[str]]:

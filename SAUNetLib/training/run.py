@@ -21,7 +21,7 @@ from ..model import load_model, save_model
 from ..pipeline import segment
 from ..volume import SagittalStack, Volume
 from .datasets import can_thicken, thick_volume
-from .folders import UNKNOWN, patients, read_info, read_pair, read_settings, write_settings
+from .folders import UNKNOWN, patients, read_info, read_pair, read_settings, with_all_images, write_settings
 from .train import NetworkConfig, TrainingConfig, train
 
 VALIDATIONS = {"native slices": 1, "4 slices averaged": 4}
@@ -150,7 +150,7 @@ def _with_validation(config: TrainingConfig, cases: Mapping[str, Sequence[str]])
         drawn = np.random.default_rng(config.seed).permutation(list(cases))[: max(1, len(cases) // 6)]
         kept = tuple(sorted(name for patient in drawn for name in cases[str(patient)]))
         config = config.model_copy(update={"validation": kept})
-    if not names - set(config.validation):
+    if not names - with_all_images(config.validation, cases):
         raise InputError("INPUT_EMPTY", "no case is left to train on", "Give at least two cases")
     return config
 

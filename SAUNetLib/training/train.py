@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from monai.losses import DiceLoss
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -29,13 +29,14 @@ from ..anatomy import CLASS_NAMES
 from ..engine import best_class, choose_device, computes_bfloat16, network_input
 from ..errors import CancelledError
 from ..model import load_model
+from ..model_card import is_model_name
 from ..network import DenseUNet, SAUNet
 from ..network.dense_unet import Reading
 from ..network.sau_net import Attention
 from ..process import signals_to
 from ..volume import Intensity
 from .datasets import Case, StackDataset, can_thicken, load_cases, thick_slices
-from .folders import ANY_OF, UNKNOWN, case_names, write_settings
+from .folders import ANY_OF, UNKNOWN, case_names, patients, with_all_images, write_settings
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
@@ -80,12 +81,12 @@ class TrainingConfig(BaseModel):
         devices, nodes: GPUs per computer, and computers; Lightning's ``devices`` and ``num_nodes``. A batch has
             ``stacks`` stacks on each.
         seed: of weights and data.
-        validation: names of the cases kept out of training.
+        validation: names of the cases to validate on; no image of their patients is trained on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field("mine", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = "mine"
     version: str = "1"
     description: str = "SAU-Net trained on own data"
     data: str = "not stated"
@@ -109,6 +110,13 @@ class TrainingConfig(BaseModel):
     nodes: int = Field(1, ge=1)
     seed: int = Field(2020, ge=0, lt=2**32)
     validation: tuple[str, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, text: str) -> str:
+        if not is_model_name(text):
+            raise ValueError("a model's name has letters, digits, - and _, with single dots or blanks between")
+        return text
 
     @model_validator(mode="after")
     def _watched(self) -> TrainingConfig:
@@ -251,7 +259,8 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
     """
     pl.seed_everything(config.seed, verbose=False)
     kept = config.validation
-    names = [[name for name in case_names(folder) if folder != folders[0] or name not in kept] for folder in folders]
+    unseen = with_all_images(kept, patients(folders[0]))
+    names = [[name for name in case_names(folder) if folder != folders[0] or name not in unseen] for folder in folders]
     sources = [load_cases(folder, some, config.pixel_mm) for folder, some in zip(folders, names, strict=True)]
     run = TrainingRun(config, sources, load_cases(folders[0], kept, config.pixel_mm))
     output.mkdir(parents=True, exist_ok=True)

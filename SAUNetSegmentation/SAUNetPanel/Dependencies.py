@@ -21,7 +21,7 @@ from slicer.i18n import tr as _
 
 from SAUNetLib import __version__
 from SAUNetLib.errors import SAUNetError
-from SAUNetLib.model_card import ModelCard, find_model, model_folders, model_names
+from SAUNetLib.model_card import ModelCard, find_model, keep_model, model_names, model_version, newest_model
 
 from . import Console, PrivateFolder
 from .Bundle import openBundle
@@ -187,10 +187,29 @@ class Dependencies:
                 with self._watched() as constraints:
                     _pip(["--no-index", "--find-links", str(wheels), "-c", str(constraints), *missing])
             for name in models:
-                installModel(folder / name)
+                self._keep(folder / name)
             return self._verified()
         finally:
             PrivateFolder.removeFolder(folder)
+
+    def _keep(self, weights: Path) -> None:
+        """Put a bundle's model among the user's own, unless there is a newer one of its name.
+
+        Raises:
+            PanelError: BUNDLE, its card is none; INSTALL_FAILED, it cannot be kept.
+        """
+        try:
+            card = ModelCard.read(weights.with_suffix(".json"))
+        except SAUNetError as error:
+            raise PanelError("BUNDLE", error.cause) from error
+        newest = newest_model(card.name)
+        if newest is not None and model_version(newest) > model_version(weights):
+            self.log.emit(_("There is a newer model {name} already.").format(name=card.name))
+            return
+        try:
+            keep_model(weights, card)
+        except SAUNetError as error:
+            raise PanelError("INSTALL_FAILED", withoutPaths(f"{error.cause}. {error.remedy}.")) from error
 
     @contextmanager
     def _watched(self) -> Any:
@@ -227,16 +246,6 @@ class Dependencies:
             cause = _("These are still missing: {packages}.").format(packages=", ".join(missing))
             raise PanelError("INSTALL_FAILED", cause)
         return True
-
-
-def installModel(weights: Path) -> None:
-    """Put a model file and its card into the user's own models, each whole or not at all."""
-    folder = model_folders()[0]
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in (weights, weights.with_suffix(".json")):
-        part = folder / (source.name + ".part")
-        shutil.copyfile(source, part)
-        part.replace(folder / source.name)
 
 
 def slicerVersion() -> tuple[int, int]:

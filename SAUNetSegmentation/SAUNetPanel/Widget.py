@@ -232,7 +232,7 @@ class Widget:
         self._update()
 
     def _followVolume(self) -> None:
-        """Another volume was chosen: show its own result, if any; what was stated of the one before is not true of it."""
+        """Another volume was chosen: show its own result; what was said of the one before does not hold for it."""
         volume = self._parameters.inputVolume if self._parameters else None
         before, self._volume = self._volume, volume
         changed = volume is not before

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...formats.atomic import write_together
 from ...formats.segmentations import write_segmentation
 from ...formats.volumes import write_volume
 from ...segmentation import Segmentation
@@ -42,8 +43,9 @@ def write_phantom(phantom: Phantom, image: Path, labels: Path) -> None:
     Raises:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
     """
-    write_volume(phantom.volume, image)
-    write_segmentation(Segmentation(phantom.labels, phantom.volume.geometry), labels)
+    with write_together():
+        write_volume(phantom.volume, image)
+        write_segmentation(Segmentation(phantom.labels, phantom.volume.geometry), labels)
 
 
 def write_phantoms(folder: Path, count: int, seed: int = 0) -> None:
