@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from .errors import UsageError
 from .formats.atomic import check_writable, write_beside
-from .model_card import DEFAULT_MODEL, find_model
+from .model_card import find_model
 from .resources import resource
 
 FORMAT = 1
@@ -48,17 +48,15 @@ def write_bundle(
     slicer: str,
     platform: str,
     *,
-    model: str = DEFAULT_MODEL,
     index: str | None = None,
     run: Run | None = None,
 ) -> list[str]:
-    """Download the wheels for a Slicer and a platform, and pack them with a model.
+    """Download the wheels for a Slicer and a platform, and pack them with the shipped model.
 
     Args:
         output: zip file; replaced only by a whole one.
         slicer: 5.10 or 5.12.
         platform: one of `PLATFORMS`.
-        model: a model's name.
         index: address of a further package index. On Linux pip's own gives a PyTorch for NVIDIA cards (several GB);
             PyTorch's index of processor builds gives a small one.
         run: runs a command line and gives its exit status; for tests.
@@ -73,7 +71,7 @@ def write_bundle(
     """
     output = Path(output)
     _check(output, slicer, platform)
-    weights = find_model(model)
+    weights = find_model()
     with tempfile.TemporaryDirectory(prefix="saunet-bundle-") as folder:
         wheels = Path(folder)
         _download(wheels, slicer, platform, index, run or _run)
@@ -140,7 +138,7 @@ def _needed(
     wheel = found.get(canonicalize_name(requirement.name))
     if wheel is None or not requirement.specifier.contains(wheel.version, prereleases=True):
         raise UsageError(
-            "NOT_INSTALLED", f"no wheel that was found is {requirement}", "Please report it: the packages do not fit"
+            "NOT_INSTALLED", f"no downloaded wheel satisfies {requirement}", "Please report it: the packages do not fit"
         )
     needed = set()
     for one in map(Requirement, wheel.requires or ()):

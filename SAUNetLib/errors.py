@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -103,17 +104,26 @@ class CancelledError(SAUNetError):
         super().__init__("CANCELLED", "The run was cancelled", remedy)
 
 
+def error_of(said: Mapping[str, str]) -> SAUNetError:
+    """The error that `SAUNetError.as_dict` described in another process."""
+    kinds = (UsageError, InputError, ModelError, OutOfMemoryError, CancelledError)
+    kind = next((one for one in kinds if said["code"] in one.codes), SAUNetError)
+    error = kind.__new__(kind)
+    SAUNetError.__init__(error, said["code"] if kind is not SAUNetError else "INTERNAL", said["cause"], said["remedy"])
+    return error
+
+
 def out_of_memory() -> OutOfMemoryError:
     """The failure of a run for which the main memory is too small."""
     return OutOfMemoryError(
         "MEMORY",
-        "the main memory does not suffice for this volume",
+        "there is not enough memory for this volume",
         "Close other programs, or crop the volume to the spine",
     )
 
 
 def unforeseen(error: Exception, remedy: str) -> SAUNetError:
-    """What an exception of another kind says to the user: that the memory does not suffice, or that there is a bug."""
+    """What an exception of another kind says to the user: that there is not enough memory, or that there is a bug."""
     if is_out_of_memory(error):
         return out_of_memory()
     said = " ".join(str(error).split())

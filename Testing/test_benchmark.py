@@ -11,7 +11,7 @@ import torch
 
 from SAUNetLib.cli import main
 from SAUNetLib.engine import Engine
-from SAUNetLib.errors import InputError, ModelError, SAUNetError, UsageError
+from SAUNetLib.errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, error_of
 from SAUNetLib.evaluation import benchmark as module
 from SAUNetLib.evaluation import benchmark_child, benchmark_peers
 from SAUNetLib.model import load_model
@@ -186,9 +186,11 @@ def test_errors_of_a_child_are_raised_as_its_own():
     assert crashed.value.code == "INTERNAL" and "unexpected keyword" in crashed.value.cause
 
 
-@pytest.mark.parametrize("kind", [UsageError("DEVICE", "c", "r"), InputError("INPUT_EMPTY", "c", "r")])
+@pytest.mark.parametrize("kind", [
+    UsageError("DEVICE", "c", "r"), InputError("INPUT_EMPTY", "c", "r"), CancelledError("later"),
+    SAUNetError("INTERNAL", "c", "r")])  # fmt: skip
 def test_errors_keep_their_kind_across_the_process(kind):
-    raised = module._raised(kind.as_dict())
+    raised = error_of(kind.as_dict())
     assert type(raised) is type(kind) and str(raised) == str(kind)
 
 

@@ -19,7 +19,7 @@ from SAUNetPanel import Bundle, Dependencies, Report
 from SAUNetPanel.Cards import PanelError
 
 from SAUNetLib import bundle
-from SAUNetLib.errors import ModelError, UsageError
+from SAUNetLib.errors import UsageError
 
 
 @pytest.fixture
@@ -386,13 +386,12 @@ def test_intel_macs_are_refused_as_pytorch_has_no_wheels_for_them(made, tmp_path
     assert raised.value.code == "USAGE" and "macos-arm64" in raised.value.remedy
 
 
-@pytest.mark.parametrize("change, error", [({"slicer": "4.11"}, UsageError), ({"platform": "amiga"}, UsageError),
-                                           ({"output": "b.tar"}, UsageError), ({"model": "none"}, ModelError),
-                                           ({"output": "no/where/b.zip"}, UsageError)])  # fmt: skip
-def test_bundle_refuses_what_it_cannot_make(made, tmp_path, change, error):
+@pytest.mark.parametrize("change", [{"slicer": "4.11"}, {"platform": "amiga"}, {"output": "b.tar"},
+                                    {"output": "no/where/b.zip"}])  # fmt: skip
+def test_bundle_refuses_what_it_cannot_make(made, tmp_path, change):
     wanted = {"output": "b.zip", "slicer": "5.12", "platform": "linux"} | change
     wanted["output"] = tmp_path / wanted["output"]
-    with pytest.raises(error):
+    with pytest.raises(UsageError):
         bundle.write_bundle(**wanted, run=lambda command: 0)
     assert not wanted["output"].exists()
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from .. import __version__
 from ..console import markdown_table
-from ..errors import CancelledError, InputError, ModelError, OutOfMemoryError, SAUNetError, UsageError
+from ..errors import SAUNetError, error_of
 
 Say = Callable[[str], None]
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,16 +152,8 @@ def run_child(task: str, **arguments: Any) -> dict[str, Any]:
         last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         raise SAUNetError("INTERNAL", f"the measurement {task} failed ({last})", "Please report it") from None
     if "error" in result:
-        raise _raised(result["error"])
+        raise error_of(result["error"])
     return result
-
-
-def _raised(error: dict[str, Any]) -> SAUNetError:
-    """The error that a child met, as it would have been raised here."""
-    for kind in (UsageError, InputError, ModelError, OutOfMemoryError):
-        if error["code"] in kind.codes:
-            return kind(error["code"], error["cause"], error["remedy"])
-    return CancelledError() if error["code"] == "CANCELLED" else SAUNetError("INTERNAL", error["cause"], "Report it")
 
 
 def _environment() -> dict[str, str]:
@@ -222,7 +214,7 @@ def _ask(process: subprocess.Popen[str], request: dict[str, str]) -> None:
     for line in process.stdout:
         event = json.loads(line)
         if event["event"] == "error":
-            raise _raised(event)
+            raise error_of(event)
         if event["event"] == "result":
             return
     raise SAUNetError("INTERNAL", "the worker ended without an answer", "Please report it")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 
 from ..measurements import Measurements, measure
 from ..segmentation import Segmentation
@@ -48,11 +49,8 @@ def sick_phantom(number: int) -> Phantom:
 def turned(phantom: Phantom, degrees: float, axis: Sequence[float]) -> Segmentation:
     """The same patient in 4.4 mm slices turned about an axis."""
     grid = phantom.volume.geometry
-    w = np.asarray(axis, float) / np.linalg.norm(axis)
-    cross = np.array(((0, -w[2], w[1]), (w[2], 0, -w[0]), (-w[1], w[0], 0)))
-    angle = np.radians(degrees)
-    matrix = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    direction = matrix @ np.asarray(grid.direction)
+    rotation = Rotation.from_rotvec(degrees * np.asarray(axis, float) / np.linalg.norm(axis), degrees=True)
+    direction = rotation.as_matrix() @ np.asarray(grid.direction)
     spacing = np.array((PIXEL, PIXEL, 4.4))
     count = np.ceil(np.array(grid.size) * np.array(grid.spacing) / spacing).astype(int)
     origin = grid.points((np.array(grid.size) - 1) / 2) - (direction * spacing) @ ((count - 1) / 2)

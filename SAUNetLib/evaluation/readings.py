@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import mannwhitneyu, spearmanr
 
 from ..errors import InputError
 from ..formats.segmentations import read_segmentation
@@ -197,10 +197,10 @@ def by_level(values: np.ndarray, discs: Sequence[Disc]) -> np.ndarray:
 def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
     """Area under the ROC curve: how often a positive scores above a negative, ties counting half (Mann-Whitney)."""
     positive = positive.astype(bool)
-    count, others = int(positive.sum()), int((~positive).sum())
-    if not count or not others:
+    if positive.all() or not positive.any():
         return float("nan")
-    return float((rankdata(scores)[positive].sum() - count * (count + 1) / 2) / (count * others))
+    pairs = int(positive.sum()) * int((~positive).sum())
+    return float(mannwhitneyu(scores[positive], scores[~positive]).statistic / pairs)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -143,7 +143,7 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
         )
     if not found:
         raise _damaged([one.path for one in lost])
-    # What tells no series counts against those in its folder; where that holds none, it may be of any.
+    # A file whose series is unknown counts against every series in its folder, or against all if its folder has none.
     held = {frame.path.parent for series in found.values() for frame in series.frames}
     listed = [_examined(series, lost, held) for series in found.values()]
     return sorted(listed, key=lambda one: (int(one.number) if one.number.isdecimal() else 1 << 31, one.description))

@@ -12,11 +12,11 @@ from .grid import Grid, smooth
 _SPACING_PER_DEPTH = 1.05
 """Distance of neighbouring discs by the bodies' anterior-posterior depth; about one from the neck to the sacrum."""
 _LONG = 10
-"""Of so many levels the highest are much lower than the lowest."""
+"""From this many levels on, the height of a level differs much between top and bottom."""
 _HIGHEST = 0.92
 """The highest level's height by that of those below."""
 _NEAR_MM = 200.0
-"""What bodies near by are."""
+"""Within this many mm along the spine bodies are neighbours."""
 _SOLID = 0.6
 """Bone with a larger share of its thickness in its waist has no gap there."""
 _CERVICAL_MM = 26.0

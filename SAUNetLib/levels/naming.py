@@ -164,8 +164,8 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
         notices.append(
             Notice(
                 "LEVELS_DOUBTFUL",
-                f"Neither the sacrum nor C2 shows clearly; {level} for the lowest complete vertebra is the most likely "
-                f"name only ({anchor.confidence:.0%}). State its level (--lowest) if you know it.",
+                f"Neither the sacrum nor C2 shows clearly; {level} is only the most likely name for the lowest "
+                f"complete vertebra ({anchor.confidence:.0%}). State its level (--lowest) if you know it.",
             )
         )
     if anchor.unusual:

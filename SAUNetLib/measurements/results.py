@@ -23,8 +23,8 @@ FLAGS = {
     PARTIAL: "the border of the field of view cuts it, or an endplate lies within 5 mm of the upper or lower border; "
     "padding at the image's borders is no part of the field of view",
     FEW_SLICES: "too few slices show it, or they show one side of the canal rather than its middle",
-    LOW_CONFIDENCE: "its outline is not that of a regular body or disc; pieces of it lie apart; its neighbours are not "
-    "such as it can be compared with",
+    LOW_CONFIDENCE: "its outline is not that of a regular body or disc; pieces of it lie apart; its neighbours are "
+    "unsuitable for comparison",
     MISSING: "a structure that it needs is not segmented",
     ESTIMATED: "there is no sacrum in the label map; its endplate was taken from the L5/S1 disc's lower border",
     NOT_T2: "the fluid in the canal is not bright, or no image was given",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import SimpleITK as sitk
+from scipy.ndimage import map_coordinates
 
 from .centreline import STEP
 from .landmarks import Landmarks, Section
@@ -116,30 +119,19 @@ class Signal:
         return np.asarray(self._image[tuple(index.T)] / self._bias(points))
 
 
-class _Field:
-    """A smooth field on a coarse grid, read between its nodes."""
-
-    def __init__(self, values: np.ndarray, first: np.ndarray, spacing: np.ndarray) -> None:
-        self._values, self._first, self._spacing = values, first, spacing
-
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Values (N,) at points (N, 3), linear between nodes, the border's beyond."""
-        last = np.array(self._values.shape) - 1
-        place = np.clip((points - self._first) / self._spacing, 0, last)
-        low = np.minimum(np.floor(place).astype(int), np.maximum(last - 1, 0))
-        part = place - low
-        result = np.zeros(len(points))
-        for corner in np.ndindex(2, 2, 2):
-            step = np.array(corner)
-            weight = np.prod(np.where(step == 1, part, 1 - part), axis=1)
-            result += weight * self._values[tuple(np.minimum(low + step, last).T)]
-        return result
+Field = Callable[[np.ndarray], np.ndarray]
+"""Values (N,) of a smooth field at points (N, 3)."""
 
 
-def _bias(space: Space, image: np.ndarray, vertebrae: list[int]) -> _Field:
+def _field(values: np.ndarray, first: np.ndarray, spacing: np.ndarray) -> Field:
+    """Values on a coarse grid as a field: linear between nodes, the border's beyond."""
+    return lambda points: map_coordinates(values, ((points - first) / spacing).T, order=1, mode="nearest")
+
+
+def _bias(space: Space, image: np.ndarray, vertebrae: list[int]) -> Field:
     """N4's field in the marrow of the given structures; 1 everywhere where there is too little of it."""
     if not vertebrae:
-        return _Field(np.ones((1, 1, 1)), np.zeros(3), np.ones(3))
+        return _field(np.ones((1, 1, 1)), np.zeros(3), np.ones(3))
     boxes = [space.box(value) for value in vertebrae]
     margin = np.ceil(_BIAS_MARGIN_MM / space.spacing).astype(int)
     low = [max(0, min(box[n].start for box in boxes) - int(margin[n])) for n in range(3)]
@@ -167,7 +159,7 @@ def _bias(space: Space, image: np.ndarray, vertebrae: list[int]) -> _Field:
         except RuntimeError:  # marrow of one value leaves its histogram empty: nothing to correct
             field = np.ones(shape)
     first = (np.array(low) + (np.array(factors) - 1) / 2) * space.spacing
-    return _Field(field, first, space.spacing * np.array(factors))
+    return _field(field, first, space.spacing * np.array(factors))
 
 
 def _shrunken(values: np.ndarray, factors: list[int]) -> sitk.Image:

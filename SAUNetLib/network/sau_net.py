@@ -65,12 +65,10 @@ class SAUNet(nn.Module):
 
     def cost(self, rows: int, columns: int) -> tuple[int, int]:
         """Number of weights, and floating-point operations of the convolutions for a slice of rows x columns pixels."""
-        weights = self.state_dict()
         network, slices = self.outline(), torch.empty(1, 1, 1, rows, columns, device="meta")
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             network(slices)
-        trained = {name for name, _ in self.named_parameters()}
-        return sum(weights[name].numel() for name in trained), counter.get_total_flops()
+        return sum(weight.numel() for weight in self.parameters()), counter.get_total_flops()
 
     def rough(self, slices: Tensor) -> Maps:
         """The rough results F of slices (N, 1, H, W), each alone: one map (N, C, H, W), or those of all levels."""

@@ -206,7 +206,8 @@ def _check_image(volume: Volume, case: CaseReport, seen: dict[str, str]) -> None
     if twin != volume.name:
         case.problems.append(
             Finding(
-                "INPUT_SERIES", f"its image is the same as that of {twin}: it would count twice, or tell the answer."
+                "INPUT_SERIES",
+                f"its image is the same as that of {twin}: it would be counted twice, or leak into the validation.",
             )
         )
     before = len(case.problems)
