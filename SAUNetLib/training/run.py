@@ -63,9 +63,20 @@ def run_training(
     path = output / f"{config.name}.safetensors"
     if getattr(rank_zero_only, "rank", 0):  # of several processes, one writes the result
         return path
+    card = _card(config, data)
+    save_model(network, path, card)
+    write_settings(config, output / f"{config.name}.train.json")
+    figures = validate(Engine(load_model(str(path)), device), data[0], config.validation)
+    save_model(network, path, {**card, "metrics": figures})
+    print(json.dumps(figures, indent=2, allow_nan=False))
+    return path
+
+
+def _card(config: TrainingConfig, data: Sequence[Path]) -> dict[str, Any]:
+    """The entries of the model's card but for its figures."""
     origin = f" --from {Path(config.start).stem}" if config.start else ""
     folders = " ".join(folder.name for folder in data)
-    card: dict[str, Any] = {
+    return {
         "name": config.name,
         "version": config.version,
         "description": config.description,
@@ -79,12 +90,6 @@ def run_training(
         "date": datetime.now(UTC).date().isoformat(),
         "limits": list(config.limits),
     }
-    save_model(network, path, card)
-    write_settings(config, output / f"{config.name}.train.json")
-    figures = validate(Engine(load_model(str(path)), device), data[0], config.validation)
-    save_model(network, path, {**card, "metrics": figures})
-    print(json.dumps(figures, indent=2, allow_nan=False))
-    return path
 
 
 def _config(
