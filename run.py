@@ -68,13 +68,17 @@ def segment(arguments: list[str]) -> int:
     """Segment the image given, or else a phantom, into the folder output."""
     install("")
     output = Path.cwd() / "output"
-    output.mkdir(exist_ok=True)
+    try:
+        output.mkdir(exist_ok=True)
+    except OSError as failure:
+        sys.exit(f"error OUTPUT_WRITE: {output} cannot be made ({failure.strerror}). Run it in another folder.")
     if not arguments:
         arguments = [str(output / "phantom.nii.gz")]
         if status := saunet("phantom", arguments[0]):
             return status
     image = Path(arguments[0])
-    stem = re.sub(r"\.(nii(\.gz)?|hdr|img|nrrd|nhdr|mha|mhd|dcm)$", "", image.resolve().name, flags=re.IGNORECASE)
+    name = Path(os.path.abspath(image)).name  # noqa: PTH100 - of a link its own
+    stem = re.sub(r"\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|dcm)$", "", name, flags=re.IGNORECASE)
     results = {
         "--output": output / f"{stem}_spine.seg.nrrd",
         "--table": output / f"{stem}_spine.csv",

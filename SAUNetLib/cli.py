@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import json
+import os
 import signal
 import sys
 import threading
@@ -43,6 +45,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 2 usage, 3 input, 4 model, 5 memory, 6 cancelled, 1 a bug."""
+    _complete_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug, as_json = "--debug" in arguments, "--json" in arguments
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
@@ -53,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         # A polite request to end, as schedulers send it, cancels like Ctrl-C, with everything cleaned up.
         with signals_to(_interrupt, signal.SIGTERM):
-            return int(options.run(options) or 0)
+            status = int(options.run(options) or 0)
+            sys.stdout.flush()
+            return status
     except SAUNetError as error:
         return _fail(error, debug, as_json)
     except KeyboardInterrupt:
@@ -63,15 +68,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and error.filename is None:
+            # Files of ours say so by an error of ours: this is what prints, into a file on a full disk.
+            cause, remedy = f"stdout cannot be written to ({error.strerror})", "Check that the disk has room"
+            return _fail(UsageError("OUTPUT_WRITE", cause, remedy), debug, as_json)
         return _fail(unforeseen(error, BUG), debug, as_json)
 
 
+def _complete_streams() -> None:
+    """A process may have been started without a stdout or stderr: what is said there is lost, and nothing else.
+
+    Descriptors 0 to 2 must be taken, or the next file that is opened becomes stderr to the libraries.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process lives
+
+
 def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    if as_json:
-        print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
-    print(error, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        if debug:
+            traceback.print_exc()
+        print(error, file=sys.stderr, flush=True)
+    try:
+        if as_json:
+            print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = None  # the interpreter would try again, and complain
     return error.exit_status
 
 
@@ -138,7 +167,9 @@ def _add_segment(commands: Any) -> None:
 def _segment(options: argparse.Namespace) -> int:
     if options.classes and options.lowest:
         raise UsageError("USAGE", "three classes have no levels to name", "Leave out --classes or --lowest")
-    if len(options.images) > 1 or Path(options.output).is_dir():
+    if not options.output or "" in options.images:  # as of a shell's variable that is not set
+        raise UsageError("USAGE", "an image or --output is empty", "Give the name of a file or folder")
+    if len(options.images) > 1 or os.path.isdir(options.output):  # noqa: PTH112 - no failure for any path
         return _segment_many(options)
     with _progress(options) as report:
         segmentation = _one(options, _engine(options), Path(options.images[0]), Path(options.output), report)
@@ -199,35 +230,42 @@ def _segment_many(options: argparse.Namespace) -> int:
         try:
             with _progress(options, image.name) as report:
                 segmentation = _one_apart(thread, options, engine, image, output, report)
-        except CancelledError:
-            raise
+        except (CancelledError, KeyboardInterrupt):
+            failure: SAUNetError = CancelledError()
         except Exception as error:
             failure = error if isinstance(error, SAUNetError) else unforeseen(error, BUG)
             if options.debug:
                 traceback.print_exc()
-            status = status or failure.exit_status
-            results.append({"image": str(image), "error": failure.as_dict()})
-            print(f"{image}: {failure}", file=sys.stderr)
+        else:
+            results.append({"image": str(image), "output": str(output), **segmentation.summary()})
+            if not (options.quiet or options.json):
+                print(output)
+                for notice in segmentation.warnings:
+                    print(f"  note {notice.code}: {notice.text}")
             continue
-        results.append({"image": str(image), "output": str(output), **segmentation.summary()})
-        if not (options.quiet or options.json):
-            print(output)
+        results.append({"image": str(image), "error": failure.as_dict()})
+        print(" ".join(f"{image}: {failure}".splitlines()), file=sys.stderr)
+        status = status or failure.exit_status
+        if isinstance(failure, CancelledError):  # of all that were to come
+            status = failure.exit_status
+            break
     if options.json:
         print(json.dumps(results))  # ASCII: a name may hold what has no UTF-8
     return status
 
 
 def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    from .formats.atomic import ending_of
     from .formats.headers import ENDINGS
 
+    endings = (*ENDINGS, ".dcm")
     if folder.name.lower().endswith(ENDINGS) and not folder.is_dir():
         raise UsageError("USAGE", "several images need a folder as --output", "Give a folder's name")
     outputs: dict[Path, Path] = {}
     names = set()
     for image in images:
-        name = image.resolve().name
-        ending = max((ending for ending in ENDINGS if name.lower().endswith(ending)), key=len, default="")
-        output = folder / f"{name[: len(name) - len(ending)]}.nii.gz"
+        name = Path(os.path.abspath(image)).name  # noqa: PTH100 - of a link its own, and no failure for a loop of them
+        output = folder / f"{name[: len(name) - len(ending_of(Path(name), endings))]}.nii.gz"
         # Windows and macOS take two spellings of one name for one file; a folder may be theirs on any computer.
         spelling = unicodedata.normalize("NFC", output.name).casefold()
         if spelling in names:
@@ -326,6 +364,8 @@ def _measure(options: argparse.Namespace) -> int:
 
     if options.picture and not options.image:
         raise UsageError("USAGE", "--picture needs the image to draw on", "Give it with --image")
+    if options.series and not options.image:
+        raise UsageError("USAGE", "--series chooses the image's series", "Give the image with --image")
     check_output(options.output, (".csv", ".json"))
     if options.picture:
         check_output(options.picture, (".png",))
@@ -417,7 +457,8 @@ def _phantom(options: argparse.Namespace) -> int:
         write_phantoms(output, options.count, options.seed)
         print(output)
         return 0
-    labels = output.with_name(f"{output.name.removesuffix(ending_of(output, ENDINGS))}_labels.nii.gz")
+    stem = output.name[: len(output.name) - len(ending_of(output, ENDINGS))]
+    labels = output.with_name(f"{stem}_labels.nii.gz")
     for path in (output, labels):
         check_volume_output(path)
     made = make_phantom(PhantomOptions(seed=options.seed, **chosen))

@@ -108,7 +108,10 @@ def model_folders() -> list[Path]:
 
 def model_names() -> list[str]:
     """Names that `find_model` knows and that have a card."""
-    names = {path.stem for folder in model_folders() for path in folder.glob("*.json")}
+    names = set()
+    for folder in model_folders():
+        with contextlib.suppress(OSError):  # one that may not be looked into
+            names |= {path.stem for path in folder.glob("*.json")}
     return sorted(name for name in names if newest_model(name) is not None)
 
 

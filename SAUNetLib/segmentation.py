@@ -112,7 +112,7 @@ class Segmentation:
                     "value": row.structure.value,
                     "name": row.structure.name,
                     "voxels": row.voxels,
-                    "volume_mm3": round(row.volume_mm3, 1),
+                    "volume_mm3": round(row.volume_mm3, 3),
                     "partial": row.partial,
                     **({} if row.confidence is None else {"confidence": round(row.confidence, 2)}),
                 }

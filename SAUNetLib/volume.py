@@ -211,7 +211,7 @@ def check_geometry(geometry: Geometry, name: str = "volume") -> None:
         )
     pixel = spacing[list(in_plane)]
     extent = pixel * np.asarray(geometry.size)[list(in_plane)]
-    if pixel.max() > LARGEST_PIXEL_MM or pixel.min() < 0.05 or spacing[left_right] > 20 or extent.max() > 2000:
+    if pixel.max() > LARGEST_PIXEL_MM or spacing.min() < 0.05 or spacing[left_right] > 20 or extent.max() > 2000:
         raise InputError(
             "INPUT_SPACING",
             f"{name} has voxels of {shown} mm and sagittal slices of {extent[1]:.4g} x {extent[0]:.4g} mm",

@@ -122,16 +122,22 @@ class Worker:
                     self._received += 1
                     self._waiting.put((self._received, line))
         finally:
-            self._cancelled_to = float("inf")
+            self._cancel_all()
             self._waiting.put(None)
+
+    def _cancel_all(self) -> None:
+        self._cancelled_to = float("inf")
 
     def _serve_one(self, number: int, line: str) -> None:
         identity = _identity(line)
         try:
             request = Request.parse(line)
             send = partial(self._send, **identity)
-            result = self._thread.run(partial(self._answer, number, request, send))
+            result = self._thread.run(partial(self._answer, number, request, send), self._cancel_all)
             self._send(**identity, event="result", **result)
+        except KeyboardInterrupt:
+            self._send(**identity, event="error", **CancelledError().as_dict())
+            raise
         except SAUNetError as error:
             self._send(**identity, event="error", **error.as_dict())
         except Exception as error:
@@ -258,6 +264,8 @@ def main() -> int:
         Worker(requests, events).serve()
     except BrokenPipeError:
         log.info("nobody reads the events any more")
+    except KeyboardInterrupt:
+        return CancelledError.exit_status
     return 0
 
 

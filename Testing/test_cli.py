@@ -1,9 +1,11 @@
 """The command line: exit statuses, one clear line for each failure, several images, JSON."""
 
 import csv
+import errno
 import itertools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from conftest import ROOT
 
 from SAUNetLib.anatomy import value_of
 from SAUNetLib.cli import main
+from SAUNetLib.errors import CancelledError
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
 from SAUNetLib.levels import cut_structures
 from SAUNetLib.measurements import split_parts
@@ -173,7 +176,10 @@ def test_several_images_one_failure_does_not_stop_the_rest(run, image, tmp_path)
     assert status == 3
     assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["a.nii.gz", "study.1.nii.gz"]
     assert err.count("\n") == 1 and "none.nrrd" in err and "INPUT_NOT_FOUND" in err
-    assert out.count("\n") == 2
+    assert [line for line in out.splitlines() if not line.startswith("  note ")] == [
+        str(tmp_path / "many" / name) for name in ("a.nii.gz", "study.1.nii.gz")
+    ]
+    assert "  note FEW_STRUCTURES: " in out, "what a single image's result says is said here too"
 
 
 def test_a_bug_in_one_of_several_images_does_not_stop_the_rest(run, image, tmp_path, monkeypatch):
@@ -189,9 +195,88 @@ def test_a_bug_in_one_of_several_images_does_not_stop_the_rest(run, image, tmp_p
     second = image.with_name("b.nii.gz")
     second.write_bytes(image.read_bytes())
     status, out, err = run(image, second, "--output", tmp_path / "many")
-    assert status == 1 and out.split() == [str(tmp_path / "many" / "b.nii.gz")]
+    assert status == 1 and out.splitlines()[0] == str(tmp_path / "many" / "b.nii.gz")
     assert err.count("\n") == 1 and "error INTERNAL" in err and "ZeroDivisionError" in err
     assert "Traceback" in run(image, second, "--output", tmp_path / "many", "--debug")[2]
+
+
+def test_results_are_called_as_the_links_that_were_given(run, image, tmp_path):
+    """Archives like DataLad's are made of links to files with names of their own."""
+    links = [tmp_path / name for name in ("sub-01.nii.gz", "sub-02.nii.gz", "loop.nii.gz")]
+    for link in links:
+        link.symlink_to(link if link.name.startswith("loop") else image)
+    status, _, err = run(*links, "--output", tmp_path / "many", "--quiet")
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["sub-01.nii.gz", "sub-02.nii.gz"]
+    assert status == 3 and "loop.nii.gz" in err and "INPUT_" in err and err.count("\n") == 1
+
+
+def test_a_name_of_two_lines_is_told_in_one(run, image, tmp_path):
+    status, _, err = run(image, tmp_path / "a\nb.nii.gz", "--output", tmp_path / "many", "--quiet")
+    assert status == 3 and err.count("\n") == 1
+
+
+def test_what_was_done_before_cancelling_is_told(run, image, tmp_path, monkeypatch):
+    from SAUNetLib import pipeline
+
+    def interrupted(path, *arguments, **options):
+        if path.name == "b.nii.gz":
+            raise CancelledError
+        return whole(path, *arguments, **options)
+
+    whole = pipeline.segment_file
+    monkeypatch.setattr(pipeline, "segment_file", interrupted)
+    others = [image.with_name(name) for name in ("b.nii.gz", "c.nii.gz")]
+    for other in others:
+        other.write_bytes(image.read_bytes())
+    status, out, err = run(image, *others, "--output", tmp_path / "many", "--json")
+    first, second = json.loads(out)
+    assert status == 6 and "structures" in first and second["error"]["code"] == "CANCELLED"
+    assert err.count("\n") == 1 and "error CANCELLED" in err
+    assert [path.name for path in (tmp_path / "many").iterdir()] == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("arguments", [["", "--output", "x.nii.gz"], ["a.nii.gz", "--output", ""]])
+def test_names_that_are_empty_are_refused(arguments, capsys):
+    assert main(["segment", *arguments]) == 2 and "is empty" in capsys.readouterr().err
+
+
+def test_a_series_needs_the_image_that_it_is_of(capsys):
+    assert main(["measure", "a.nrrd", "--output", "a.csv", "--series", "3"]) == 2
+    assert "--image" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's redirections")
+@pytest.mark.parametrize("closed, status", [(">&-", 0), ("2>&-", 0), (">&- 2>&-", 0), ("<&- >&- 2>&-", 0),
+                                            ("> /dev/full", 2), ("--json > /dev/full", 2)])  # fmt: skip
+def test_without_a_stdout_or_stderr_the_result_is_written_all_the_same(image, tmp_path, tiny_model, closed, status):
+    command = [sys.executable, "-m", "SAUNetLib", "segment", str(image), "--output", str(tmp_path / "b.nrrd")]
+    command += ["--model", str(tiny_model), "--device", "cpu"]
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join(command)} {closed}"], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == status and (tmp_path / "b.nrrd").exists()
+    assert "Traceback" not in done.stderr and "bug" not in done.stderr
+    assert "error OUTPUT_WRITE: stdout" in done.stderr if status else not done.stderr
+
+
+@pytest.mark.parametrize("place", ["y" * 256, f"{'y' * 200}/" * 30 + "x", "closed/x"])
+def test_places_that_the_system_refuses_are_no_bug(run, image, tmp_path, capsys, monkeypatch, place):
+    looked_at = os.stat
+
+    def stat(path, *arguments, **options):
+        if not isinstance(path, int) and "closed" in os.fspath(path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return looked_at(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)  # to the one who may do everything nothing is closed
+    where = tmp_path / place
+    assert run(image, "--output", f"{where}.nii.gz")[0] == 2
+    for arguments in (["evaluate", f"{where}.seg.nrrd", f"{where}.seg.nrrd"], ["dataset", "check", str(where)]):
+        assert main(arguments) == 3
+        written = capsys.readouterr()
+        assert "INPUT_" in written.err + written.out and "Traceback" not in written.err
+    monkeypatch.setenv("SAUNET_MODELS", str(where))
+    assert main(["models"]) == 0 and "saunet-lumbar" in capsys.readouterr().out
 
 
 def test_several_images_that_would_share_a_name_are_refused(run, image, tmp_path):
@@ -326,12 +411,18 @@ def test_brackets_in_a_note_are_shown_as_they_are(run, image, tmp_path, monkeypa
 
 def test_a_phantom_s_place_is_checked_before_it_is_made(tmp_path, capsys, monkeypatch):
     from SAUNetLib.training import phantom
+    from SAUNetLib.training.phantom import dataset
 
+    written = []
     monkeypatch.setattr(phantom, "make_phantom", lambda *_: pytest.fail("made before its place was checked"))
+    monkeypatch.setattr(dataset, "write_phantom", lambda _, *paths: written.extend(paths))
     for name in ("x.png", "x.seg.nrrd"):
         assert main(["phantom", str(tmp_path / name)]) == 2 and "OUTPUT_FORMAT" in capsys.readouterr().err
     (tmp_path / "x_labels.nii.gz").mkdir()
     assert main(["phantom", str(tmp_path / "x.nrrd")]) == 2 and "OUTPUT_WRITE" in capsys.readouterr().err
+    monkeypatch.setattr(phantom, "make_phantom", lambda *_: None)
+    assert main(["phantom", str(tmp_path / "UP.NII.GZ")]) == 0
+    assert [path.name for path in written] == ["UP.NII.GZ", "UP_labels.nii.gz"]
 
 
 def test_help_loads_nothing_heavy():

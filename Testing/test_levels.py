@@ -435,6 +435,14 @@ def test_nothing_above_c1(spine: np.ndarray) -> None:
     assert "TOO_MANY_VERTEBRAE" in codes(result)
 
 
+def test_no_disc_above_c2(spine: np.ndarray) -> None:
+    """As many vertebrae as there are names, but a disc too many."""
+    assert codes(named(spine, lowest="T1")) == []
+    result = named(spine, lowest="C7")
+    (notice,) = [one for one in result.notices if one.code == "TOO_MANY_VERTEBRAE"]
+    assert notice.text.startswith("1 disc beyond") and "C1" in levels_in(result.labels)
+
+
 @pytest.mark.parametrize("lowest", ["", "S1", "L7", "L4/L5", "five"])
 def test_a_level_that_is_none_is_refused(spine: np.ndarray, lowest: str) -> None:
     with pytest.raises(UsageError) as refused:

@@ -578,6 +578,20 @@ def test_surfaces_are_one_file_per_segment(nodes, tmp_path, moved):
     assert np.allclose(reader.GetOutput().GetCenter(), (inside.min(0) + inside.max(0)) / 2, atol=1.5)
 
 
+def test_what_slicer_crops_to_the_segments_lies_on_the_image_again(nodes, tmp_path):
+    node = imported(nodes)
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    storage.SetCropToMinimumExtent(True)
+    storage.SetFileName(str(tmp_path / "cropped.seg.nrrd"))
+    assert storage.WriteData(node)
+    import nrrd
+
+    whole = truth()
+    assert nrrd.read_header(str(tmp_path / "cropped.seg.nrrd"))["sizes"].tolist() != list(whole.geometry.size)
+    read = read_segmentation(tmp_path / "cropped.seg.nrrd")
+    assert np.array_equal(read.labels, whole.labels) and read.geometry.same_grid(whole.geometry)
+
+
 def never(names):
     raise AssertionError(f"nothing is there to replace: {names}")
 

@@ -21,8 +21,9 @@ import slicerio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from SAUNetLib.anatomy import classes, structures
+from SAUNetLib.anatomy import classes, structures, to_classes
 from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.evaluation.evaluate import evaluate_files
 from SAUNetLib.formats import segmentations as module
 from SAUNetLib.formats.segmentations import (
     ENDINGS,
@@ -205,6 +206,27 @@ def test_what_slicer_saves_of_classes(opened: tuple[Path, dict[str, Any]]) -> No
     got = read_segmentation(opened[0] / "resaved" / "classes.seg.nrrd")
     assert got.known == classes()
     assert np.array_equal(got.labels, class_sample().labels)
+
+
+def test_a_label_map_with_a_segmentation_s_name_is_a_label_map(tmp_path: Path, whole: Segmentation) -> None:
+    sitk.WriteImage(to_sitk(whole.labels, whole.geometry), str(tmp_path / "s.seg.nrrd"))
+    assert np.array_equal(read_segmentation(tmp_path / "s.seg.nrrd").labels, whole.labels)
+    noise = np.random.default_rng(1).normal(100, 30, whole.labels.shape).astype(np.float32)
+    sitk.WriteImage(to_sitk(noise, whole.geometry), str(tmp_path / "i.seg.nrrd"))
+    assert refusal(tmp_path / "i.seg.nrrd").code == "INPUT_LABELS"
+
+
+def test_a_label_map_of_twos_is_what_the_other_one_says(tmp_path: Path, whole: Segmentation) -> None:
+    """Nothing but the canal, or in the three classes nothing but discs."""
+    made = to_classes(whole.labels)
+    sitk.WriteImage(to_sitk(made, whole.geometry), str(tmp_path / "classes.nrrd"))
+    sitk.WriteImage(to_sitk(np.where(made == 2, np.uint8(2), np.uint8(0)), whole.geometry), str(tmp_path / "twos.nrrd"))
+    for pair in (("classes.nrrd", "twos.nrrd"), ("twos.nrrd", "classes.nrrd")):
+        assert evaluate_files(*(tmp_path / name for name in pair)).agreements[2].dice == 1
+    write_segmentation(whole, tmp_path / "levels.nrrd")
+    canal = np.where(whole.labels == 2, np.uint8(2), np.uint8(0))
+    sitk.WriteImage(to_sitk(canal, whole.geometry), str(tmp_path / "canal.nrrd"))
+    assert evaluate_files(tmp_path / "levels.nrrd", tmp_path / "canal.nrrd").agreements[2].dice == 1
 
 
 def test_segments_in_layers(tmp_path: Path, whole: Segmentation) -> None:

@@ -96,6 +96,7 @@ def test_isotropic_volumes_of_any_plane_are_accepted(order):
         ({"spacing": (0.0008, 0.0008, 0.004)}, "INPUT_SPACING"),
         ({"spacing": (800.0, 800.0, 4000.0)}, "INPUT_SPACING"),
         ({"spacing": (5.0, 5.0, 5.0)}, "INPUT_SPACING"),
+        ({"spacing": (0.8, 0.8, 1e-6)}, "INPUT_SPACING"),
         ({"direction": SLICES_TO_LEFT * 1.1}, "INPUT_DIRECTION"),
         ({"direction": SLICES_TO_LEFT + 0.05 * np.eye(3)}, "INPUT_DIRECTION"),
         ({"direction": np.zeros((3, 3))}, "INPUT_DIRECTION"),

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,13 @@ def test_another_file_of_the_same_stem(tmp_path: Path, image: Volume) -> None:
     """ITK takes the voxels of image.nii when asked for image.nii.gz."""
     save(tmp_path, ".nii", Volume(image.voxels[::-1].copy(), GRID))
     assert np.array_equal(read_volume(save(tmp_path, ".nii.gz", image)).voxels, image.voxels)
+
+
+@pytest.mark.parametrize("ending", [".NII.GZ", ".Nii.Gz", ".nii.GZ", ".Nii", ".NRRD", ".Mha"])
+def test_endings_in_any_case(tmp_path: Path, image: Volume, ending: str) -> None:
+    written = tmp_path / f"x{ending}"
+    write_volume(image, written)
+    assert np.array_equal(read_volume(written).voxels, image.voxels)
 
 
 def test_real_volumes(shared_data: Path) -> None:
@@ -302,14 +310,40 @@ def test_dicom_slices_in_several_folders_are_missed(
     assert failure.code == "INPUT_UNREADABLE" and "cannot be read" in failure.cause
 
 
+def first_slices(image: Volume, count: int) -> Volume:
+    box = tuple(slice(0, n) for n in (count, *image.voxels.shape[1:]))
+    return replace(image, voxels=image.voxels[:count], geometry=image.geometry.part(box))
+
+
 def test_dicom_a_damaged_localizer_harms_no_other_series(tmp_path: Path, image: Volume) -> None:
-    paths = builders.write_dicom_series(tmp_path, image, number=1, description="localizer")
+    small = first_slices(image, 3)
+    paths = builders.write_dicom_series(tmp_path, small, number=1, description="localizer")
     builders.write_dicom_series(tmp_path, image, number=4)
     paths[2].write_bytes(paths[2].read_bytes()[:-300])
     (tmp_path / "notes").write_text("seen by Dr. X")
     assert read_volume(tmp_path, series="4").geometry.same_grid(image.geometry)
     assert read_volume(tmp_path).geometry.same_grid(image.geometry)
     assert paths[2].name in refusal(tmp_path, series="1").cause
+
+
+@pytest.mark.parametrize("fault", ["cut", "missing", "twice", "no place"])
+def test_dicom_where_the_main_series_is_damaged_its_localizer_is_not_taken_for_it(
+    tmp_path: Path, image: Volume, fault: str
+) -> None:
+    builders.write_dicom_series(tmp_path, first_slices(image, 1), number=1, description="localizer")
+    paths = sorted(builders.write_dicom_series(tmp_path, image, number=5, description="T2 sag"))
+    if fault == "cut":
+        paths[2].write_bytes(paths[2].read_bytes()[:-300])
+    elif fault == "missing":
+        paths[2].unlink()
+    elif fault == "twice":
+        (tmp_path / "copy").write_bytes(paths[2].read_bytes())
+    else:
+        changed(paths[2], ImagePositionPatient=None)
+    failure = refusal(tmp_path)
+    assert failure.code == "INPUT_SERIES" and "series 5 (T2 sag) cannot be used" in failure.cause
+    assert "1: localizer, 1 slices" in failure.cause and "--series" in failure.remedy
+    assert read_volume(tmp_path, series="1").geometry.size[2] == 1
 
 
 def test_dicom_slices_lie_where_their_positions_say(tmp_path: Path, image: Volume) -> None:

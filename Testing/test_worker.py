@@ -188,6 +188,22 @@ def test_killed_at_any_stage_it_leaves_no_result(image, tiny_model, tmp_path, st
         assert sitk.ReadImage(str(tmp_path / "b.nrrd")).GetSize() == (48, 64, 4)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_interrupted_it_cancels_and_ends_without_a_traceback(image, tiny_model, tmp_path):
+    """Ctrl-C in a terminal reaches every process that was started from it."""
+    child = Child()
+    child.seen = []
+    child.send(
+        command="segment", image=str(image), output=str(tmp_path / "b.nrrd"), model=str(tiny_model), device="cpu"
+    )
+    while child.event().get("stage") != "prepare":
+        pass
+    child.process.send_signal(signal.SIGINT)
+    said = [json.loads(line) for line in child.process.stdout]
+    assert child.process.wait(30) == 6 and said[-1]["code"] == "CANCELLED"
+    assert not (tmp_path / "b.nrrd").exists()
+
+
 def test_requests_are_checked_entry_by_entry():
     good = Request.parse('{"command": "segment", "image": "a", "output": "b", "levels": false, "id": "7"}')
     assert good.levels is False and good.id == "7" and good.device == "auto"

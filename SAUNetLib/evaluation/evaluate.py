@@ -84,7 +84,10 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
     Raises:
         InputError: as `read_segmentation`; INPUT_GEOMETRY, the two lie on different grids.
     """
-    first, second = read_segmentation(predicted), read_segmentation(truth)
+    first = read_segmentation(predicted)
+    second = read_segmentation(truth, first.known)
+    if first.known != second.known:  # of 2 alone, one side tells whether that is the canal or the discs
+        first = read_segmentation(predicted, second.known)
     laid = on_grid(Volume(first.labels, first.geometry, Path(predicted).name), second.geometry, Path(truth).name)
     return evaluate(replace(first, labels=laid.voxels, geometry=laid.geometry), second)
 

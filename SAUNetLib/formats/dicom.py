@@ -238,6 +238,12 @@ def _choose(listed: list[Series], series: str | None) -> Series:
                 raise _ask(matches, f"{len(matches)} series have the {key} {wanted}", by_uid=True)
         raise _ask(listed, f"no series has the number or description {wanted}")
     usable = [one for one in listed if one.problem is None]
+    most = max((one.slices for one in usable), default=0)
+    broken = [one for one in listed if _is_broken(one) and 2 * (one.slices + len(one.damaged)) >= most]
+    if usable and broken:
+        # The only usable series of a study may be its localizer, and nobody would know.
+        reason = broken[0].problem.title if broken[0].problem else ""
+        raise _ask([*usable, *broken], f"{broken[0].name} cannot be used ({reason}), others can")
     if len(usable) == 1:
         return usable[0]
     if usable:
@@ -248,6 +254,17 @@ def _choose(listed: list[Series], series: str | None) -> Series:
         return (mr or listed)[0]
     reasons = "; ".join(f"{one.name}: {one.problem.title}" for one in mr if one.problem)
     raise InputError("INPUT_SERIES", f"no series can be used ({reasons})", "Choose the folder of a sagittal series")
+
+
+def _is_broken(series: Series) -> bool:
+    """Whether a series is a sagittal one that something is wrong with, as far as its slices tell."""
+    problem = series.problem
+    if problem is None or problem.code in ("INPUT_MODALITY", "INPUT_NOT_SAGITTAL"):
+        return False
+    stated = np.array([frame.orientation for frame in series.frames if len(frame.orientation) == 6])
+    if not len(stated) or np.abs(stated - stated[0]).max() > _TURN:
+        return False
+    return int(np.argmax(np.abs(np.cross(stated[0, :3], stated[0, 3:])))) == 0
 
 
 def _ask(offered: list[Series], cause: str, by_uid: bool = False) -> InputError:

@@ -42,10 +42,12 @@ def short_name(path: Path) -> Path:
 def readable(path: Path, ending: str = "") -> Iterator[Path]:
     """A name under which ITK reads this very file.
 
-    For NAME.nii.gz the NIfTI library takes the voxels of NAME.nii where that lies beside it; names from elsewhere, as
-    on old CDs, may be no UTF-8; and on Windows see `short_name`.
+    For NAME.nii.gz the NIfTI library takes the voxels of NAME.nii where that lies beside it, and it does not know
+    NAME.Nii.Gz; names from elsewhere, as on old CDs, may be no UTF-8; and on Windows see `short_name`.
     """
-    if is_name(path) and not (ending == ".nii.gz" and path.with_suffix("").exists()):
+    spelt = path.name[len(path.name) - len(ending) :]
+    known = spelt in (ending, ending.upper())
+    if is_name(path) and known and not (ending == ".nii.gz" and path.with_suffix("").exists()):
         # The short name of NAME.nii.gz would end in .GZ alone, of which the NIfTI library makes nothing.
         whole = path.name.isascii() or ending == ".nii.gz"
         place = short_name(path.parent) / path.name if whole else short_name(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ from ..anatomy import CANAL_VALUE, Structure, classes, structures
 from ..errors import InputError
 from ..parts import part_structures
 from ..segmentation import Notice, Segmentation, count_labels
-from ..volume import Geometry, Volume, to_sitk
-from . import headers
+from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
+from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
 from .volumes import read_image
 
@@ -30,6 +31,8 @@ REGIONS = "Anatomic codes - DICOM master list"
 CATEGORY = ("SCT", "123037004", "Anatomical Structure")
 CORD = "CORD"
 """Code of the notice that a label map held a spinal cord."""
+_REFERENCE = "Reference image geometry"
+"""Slicer's conversion parameter that tells the grid of the segmented image."""
 _KEY = "SAUNet_"
 _ENCODING = _KEY + "encoding"
 
@@ -113,7 +116,8 @@ def _write_label_map(segmentation: Segmentation, path: Path, ending: str) -> Non
         fields |= {f"{_KEY}label_{row.structure.value}": row.structure.name for row in segmentation.table()}
         for key, value in fields.items():
             image.SetMetaData(key, value)
-    sitk.WriteImage(image, str(path), ending != ".nii")
+    with itk.unheard():
+        sitk.WriteImage(image, str(path), ending != ".nii")
 
 
 def _write_segments(segmentation: Segmentation, path: Path) -> None:
@@ -139,7 +143,7 @@ def _reference_grid(matrix: np.ndarray, geometry: Geometry) -> dict[str, str]:
     extent = (bound for count in geometry.size for bound in (0, count - 1))
     value = "".join(f"{number:.17g};" for number in (*ras, *extent))
     # Slicer reads a parameter only as far as the "&" after it, which slicerio leaves out after the last one.
-    return {"name": "Reference image geometry", "value": value, "description": "Grid of the segmented image.&"}
+    return {"name": _REFERENCE, "value": value, "description": "Grid of the segmented image.&"}
 
 
 def _segment(structure: Structure, partial: bool) -> dict[str, Any]:
@@ -163,25 +167,32 @@ def _segment(structure: Structure, partial: bool) -> dict[str, Any]:
     }
 
 
-def read_segmentation(path: str | Path) -> Segmentation:
+def read_segmentation(path: str | Path, usual: Mapping[int, Structure] | None = None) -> Segmentation:
     """A segmentation in any of the formats that `write_segmentation` writes.
 
     A label map must hold our values (levels, or the three classes). A 3D Slicer segmentation is read by its segments'
-    names, or by their codes where a name was changed, whatever label values Slicer gave them.
+    names, or by their codes where a name was changed, whatever label values Slicer gave them; one that lists no
+    segments is a label map.
+
+    Args:
+        path: the file.
+        usual: what label values most likely mean where the file does not say and several encodings have them.
 
     Raises:
         InputError: INPUT_LABELS for values or segments without a meaning here; otherwise as `read_volume`.
     """
     path = Path(path)
-    if ending_of(path, ENDINGS) == ".seg.nrrd" and path.is_file():
-        return _read_segments(path)
+    if ending_of(path, ENDINGS) == ".seg.nrrd" and os.path.isfile(path):  # noqa: PTH113 - no failure for any path
+        segmentation = _read_segments(path, usual)
+        if segmentation is not None:
+            return segmentation
     image = read_image(path)
     keys = image.GetMetaDataKeys()
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
     labels, notices = _without_cord(as_labels(volume.voxels, path.name))
     stated = fields.get(_ENCODING) or fields.get("descrip", "").removeprefix("SAUNet ").partition(";")[0].strip()
-    read = _segmentation(labels, volume.geometry, _known(labels, stated, path.name), fields)
+    read = _segmentation(labels, volume.geometry, _known(labels, stated, usual, path.name), fields)
     return replace(read, warnings=read.warnings + notices)
 
 
@@ -220,15 +231,17 @@ def _encodings() -> dict[str, Mapping[int, Structure]]:
     return {"levels": structures(), "classes": classes(), "parts": part_structures()}
 
 
-def _likely(stated: str) -> list[Mapping[int, Structure]]:
-    """The encodings, the one that a header states first."""
-    return sorted(_encodings().values(), key=lambda known: known != _encodings().get(stated))
+def _likely(stated: str, usual: Mapping[int, Structure] | None) -> list[Mapping[int, Structure]]:
+    """The encodings: first the one that a header states, then the usual one."""
+    return sorted(_encodings().values(), key=lambda known: (known != _encodings().get(stated), known != usual))
 
 
-def _known(labels: np.ndarray, stated: str, name: str) -> Mapping[int, Structure]:
+def _known(
+    labels: np.ndarray, stated: str, usual: Mapping[int, Structure] | None, name: str
+) -> Mapping[int, Structure]:
     """Which encoding a label map uses: what its header states, else the one that knows all its values."""
     found = count_labels(labels).keys()
-    order = _likely(stated)
+    order = _likely(stated, usual)
     for known in order:
         if found <= known.keys():
             return known
@@ -254,7 +267,8 @@ def _segmentation(
     return Segmentation(labels, geometry, known, provenance, warnings, partial)
 
 
-def _read_segments(path: Path) -> Segmentation:
+def _read_segments(path: Path, usual: Mapping[int, Structure] | None) -> Segmentation | None:
+    """The segmentation in a .seg.nrrd file; None where it lists no segments and yet has voxels."""
     import slicerio
 
     headers.check_file(path, ".nrrd")
@@ -266,7 +280,9 @@ def _read_segments(path: Path) -> Segmentation:
         raise headers.damaged(path, "it is not a whole 3D Slicer segmentation") from failure
     if voxels.ndim not in (3, 4):
         raise InputError("INPUT_DIMENSION", f"{path.name} has {voxels.ndim} dimensions", "Give a 3D segmentation")
-    known, values = _meanings(segments, content.get(_ENCODING, ""), path.name)
+    if not segments and voxels.any():
+        return None
+    known, values = _meanings(segments, content.get(_ENCODING, ""), usual, path.name)
     labels = np.zeros(voxels.shape[-3:], np.uint8)
     for segment, value in zip(segments, values, strict=True):
         labels[slicerio.segment_mask(content, segment)] = value
@@ -274,14 +290,42 @@ def _read_segments(path: Path) -> Segmentation:
         value for segment, value in zip(segments, values, strict=True) if "SAUNet.Partial" in segment.get("tags", {})
     }
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
-    geometry = Geometry(labels.shape, tuple(spacing.tolist()), tuple(matrix[:3, 3].tolist()), matrix[:3, :3] / spacing)
+    labels, origin = _whole_grid(labels, matrix, content)
+    geometry = Geometry(labels.shape, tuple(spacing.tolist()), tuple(origin.tolist()), matrix[:3, :3] / spacing)
     fields = content | {_KEY + "partial": " ".join(map(str, cut))}  # Slicer keeps the tags only
     return _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, known, fields)
 
 
-def _meanings(segments: list[Mapping[str, Any]], stated: str, name: str) -> tuple[Mapping[int, Structure], list[int]]:
+def _whole_grid(labels: np.ndarray, matrix: np.ndarray, content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (i, j, k) that Slicer cropped to the segments on their image's grid again, and its origin (LPS).
+
+    Where the file does not tell the grid, or another one than its voxels', both stay as they are.
+    """
+    stated = next(
+        (one["value"] for one in content.get("conversionParameters", []) if one.get("name") == _REFERENCE), ""
+    )
+    try:
+        numbers = np.array([float(part) for part in stated.split(";") if part.strip()])
+        grid, extent = np.diag([-1.0, -1.0, 1.0, 1.0]) @ numbers[:16].reshape(4, 4), numbers[16:].reshape(3, 2)
+        first = np.linalg.solve(grid[:3, :3], matrix[:3, 3] - grid[:3, 3]) - extent[:, 0]
+    except (ValueError, np.linalg.LinAlgError):
+        return labels, matrix[:3, 3]
+    low = np.rint(first).astype(int)
+    size = (extent[:, 1] - extent[:, 0] + 1).astype(int)
+    step = np.linalg.norm(matrix[:3, :3], axis=0).min()
+    same = np.abs((grid - matrix)[:3, :3] * size).max() < 0.05 * step and np.abs(first - low).max() < 0.05
+    if not same or (low < 0).any() or (low + labels.shape > size).any() or size.prod() > MOST_VOXELS:
+        return labels, matrix[:3, 3]
+    whole = np.zeros(size, labels.dtype)
+    whole[tuple(slice(start, start + count) for start, count in zip(low, labels.shape, strict=True))] = labels
+    return whole, grid[:3, 3] + grid[:3, :3] @ extent[:, 0]
+
+
+def _meanings(
+    segments: list[Mapping[str, Any]], stated: str, usual: Mapping[int, Structure] | None, name: str
+) -> tuple[Mapping[int, Structure], list[int]]:
     """The encoding that knows all segments, the stated one first, and the label value of each."""
-    order = _likely(stated)
+    order = _likely(stated, usual)
     for known in order:
         values = [_value(segment, known) for segment in segments]
         if all(values):

@@ -121,5 +121,6 @@ def write_volume(volume: Volume, path: str | Path) -> None:
     path = Path(path)
     ending = check_volume_output(path)
     with write_beside(path, ending) as temporary:
-        sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)
+        with itk.unheard():
+            sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)
         headers.check_written(temporary, ending)

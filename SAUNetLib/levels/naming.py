@@ -140,11 +140,14 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
     cut_sacrum = chain.last_cut and anchor.level.get(chain.last) == SACRUM  # a piece of it, taken for a vertebra's bone
     pieces = {chain.last} if cut_sacrum else set()
     extra = [k for k in present - pieces if anchor.level.get(k, SACRUM) == SACRUM]
-    if extra:
+    # Between C1 and C2 there is no disc.
+    above = sum(one.number > 0 and anchor.level.get(k + 1) in ("C1", "C2") for k, one in enumerate(chain.interfaces))
+    if extra or above:
+        number = _count(len(extra), "vertebra", "vertebrae") if extra else _count(above, "disc", "discs")
         notices.append(
             Notice(
                 "TOO_MANY_VERTEBRAE",
-                f"{_count(len(extra), 'vertebra', 'vertebrae')} beyond the end of the spine with these names: left "
+                f"{number} beyond the end of the spine with these names: left "
                 "without a label. State the right level of the lowest vertebra.",
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -196,11 +197,16 @@ def list_files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path
     Raises:
         InputError: INPUT_NOT_FOUND.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - no failure for a path that no system takes
         raise InputError("INPUT_NOT_FOUND", f"{folder} is not a folder", "Give the folder of the training data")
-    if _spider_layout(folder):
-        return _named(folder / "images", ""), _named(folder / "masks", "")
-    return _named(folder, "_image"), _named(folder, "_labels")
+    try:
+        if _spider_layout(folder):
+            return _named(folder / "images", ""), _named(folder / "masks", "")
+        return _named(folder, "_image"), _named(folder, "_labels")
+    except OSError as failure:
+        raise InputError(
+            "INPUT_UNREADABLE", f"{folder} cannot be read ({failure.strerror})", "Check the rights of the folder"
+        ) from failure
 
 
 def _spider_layout(folder: Path) -> bool:
