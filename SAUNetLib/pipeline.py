@@ -6,6 +6,8 @@ import itertools
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from . import __version__
 from .anatomy import classes, structures, to_classes
 from .engine import Engine, Report, silent
@@ -14,7 +16,7 @@ from .formats.atomic import same_place, write_together
 from .formats.segmentations import check_output, write_segmentation, write_table
 from .formats.volumes import read_volume
 from .levels import check_lowest, name_structures
-from .segmentation import Segmentation
+from .segmentation import Notice, Segmentation
 from .volume import SagittalStack, Volume, check_content, check_volume
 
 
@@ -50,7 +52,8 @@ def segment(
     found, notices = engine.classes(stack, report)
     report("levels", 0.0)
     field = stack.field()  # what padding hides, the image cuts
-    named = name_structures(stack.with_slices(found[field]), lowest)
+    notices += _about_slices(stack.slices[field])
+    named = name_structures(stack.with_slices(found[field]), lowest, stack.slices[field])
     found[:] = 0
     found[field] = named.labels
     labels = stack.restore(found)
@@ -64,6 +67,15 @@ def segment(
         named.partial if levels else frozenset(),
         named.confidence if levels else {},
     )
+
+
+def _about_slices(slices: np.ndarray) -> tuple[Notice, ...]:
+    """What to say of slices (S, H, W) between others that show nothing: what lies there is missing from all figures."""
+    empty = sum(one[::16, ::16].min() == one[::16, ::16].max() and one.min() == one.max() for one in slices)
+    if not empty:
+        return ()
+    missing = "What lies there was not found, and is missing from all figures."
+    return (Notice("EMPTY_SLICES", f"{empty} of {len(slices)} slices show nothing. {missing}"),)
 
 
 def _provenance(engine: Engine, levels: bool, lowest: str | None, started: datetime) -> dict[str, str]:

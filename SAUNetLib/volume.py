@@ -248,7 +248,8 @@ def check_content(volume: Volume) -> None:
     Raises:
         InputError: INPUT_PIXEL_TYPE or INPUT_MODALITY.
     """
-    voxels, name = volume.voxels, volume.name
+    stack = SagittalStack.of(volume)
+    voxels, name = stack.slices[stack.field()], volume.name  # padding is no air, whatever its value
     step = max(1, voxels.shape[0] // 32)
     some = voxels[::step]
     lines = np.moveaxis(some, int(np.argmax(some.shape)), 0)

@@ -183,6 +183,69 @@ def test_one_disc_alone_is_no_sure_sacrum() -> None:
     assert "LEVELS_DOUBTFUL" in codes(alone) and max(alone.confidence.values()) <= 0.75
 
 
+@pytest.mark.parametrize("dark", ["padding", "noise", "a void at the disc", "nothing"])
+def test_a_sacrum_needs_bone_to_be_seen_below_the_lowest_disc(spine: np.ndarray, dark: str) -> None:
+    """Padding that is not of one value, metal and saturation bands leave room where nothing was measured."""
+    image = np.full(spine.shape, 100.0)
+    image += np.random.default_rng(2).normal(0, 5, spine.shape)
+    rows = np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))
+    if dark == "padding":
+        image[:, rows[-1] + 1 :] = np.where(np.arange(spine.shape[2]) % 40 == 7, 60.0, 0.0)
+    elif dark == "noise":
+        image[:, rows[-1] + 1 :] *= 0.05
+    elif dark == "a void at the disc":
+        image[:, rows[0] - 3 : rows[-1] + 35] *= 0.03
+    result = name_structures(stack_of(CLASS_OF[spine]), None, image)
+    if dark == "nothing":
+        assert codes(result) == ["LEVELS_ASSUMED"] and max(result.confidence.values()) == 0.92
+    else:
+        assert "LEVELS_DOUBTFUL" in codes(result) and max(result.confidence.values()) <= 0.75
+        assert "shows no bone" in " ".join(notice.text for notice in result.notices)
+
+
+def test_pieces_of_a_vertebra_below_the_lowest_disc_are_no_sacrum(spine: np.ndarray) -> None:
+    """Where metal hides L5/S1 and most of L5, L4/L5 is the lowest disc."""
+    hidden = np.isin(spine, [value_of("L5/S1"), value_of("L5")])
+    rows = np.flatnonzero((spine == value_of("L5")).any(axis=(0, 2)))
+    kept = hidden.copy()
+    kept[:, : rows[0] + 18] = kept[:, :, 45:] = False
+    damaged = np.where(hidden & ~(kept & (spine == value_of("L5"))), 0, spine)
+    without = named(np.where(hidden, 0, spine))
+    assert "LEVELS_DOUBTFUL" not in codes(without), "this is what a sacrum looks like"
+    assert "LEVELS_DOUBTFUL" in codes(named(damaged))
+
+
+def test_fat_taken_for_canal_beyond_the_canal_s_end_bends_no_column(spine: np.ndarray) -> None:
+    """In other rows than the canal, so that nothing lies beside it."""
+    wide = np.pad(spine, ((0, 0), (80, 0), (110, 0)))
+    damaged = CLASS_OF[wide]
+    damaged[4:9, 2:70, 5:13] = CANAL
+    result = name_structures(stack_of(damaged))
+    assert agreement(wide, result.labels) > 0.97 and not result.labels[:, :70, :20].any()
+
+
+def test_parts_of_a_disc_one_above_the_other_are_one_whatever_is_between(spine: np.ndarray) -> None:
+    """Bone of half a level's height between them, as where metal bends the image."""
+    damaged = spine.copy()
+    rows = np.flatnonzero((spine == value_of("L3/L4")).any(axis=(0, 2)))
+    below = slice(rows[-1] + 4, rows[-1] + 9)
+    body = damaged[:, below, 20:48] == value_of("L4")
+    damaged[:, below, 20:48][body] = value_of("L3/L4")
+    result = named(damaged)
+    assert levels_in(result.labels) == set(BLOCK_VERTEBRAE + BLOCK_DISCS)
+    assert agreement(spine, result.labels) > 0.95
+
+
+def test_a_few_vertebrae_are_lumbar_rather_than_cervical() -> None:
+    """Where nothing tells, the names are those of the part of the spine that most images show."""
+    spine = block_spine()
+    rows = np.flatnonzero((spine == value_of("T12")).any(axis=(0, 2)))
+    few = spine[:, : rows[-1] - 4]
+    result = named(few)
+    assert "LEVELS_DOUBTFUL" in codes(result)
+    assert all(level[0] in "TL" for level in levels_in(result.labels))
+
+
 @pytest.mark.parametrize("kept", [{VERTEBRA, DISC}, {VERTEBRA}, {DISC}, {DISC, CANAL}], ids=str)
 def test_classes_may_be_missing(spine: np.ndarray, kept: set[int]) -> None:
     damaged = np.where(np.isin(CLASS_OF[spine], list(kept)), spine, 0)

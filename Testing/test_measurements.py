@@ -190,6 +190,26 @@ def test_signal_ratio_needs_a_true_zero(thick):
     assert measure(labelled, ringing).value("L3/L4", "signal_ratio") is not None
 
 
+def test_signal_ratio_by_fluid_that_is_cut_off_is_flagged(thick):
+    """A saturated image does not tell how bright the fluid was."""
+    labelled = Segmentation(thick.labels, thick.volume.geometry)
+    most = np.percentile(thick.volume.voxels[thick.labels == 2], 60)
+    cut = replace(thick.volume, voxels=np.minimum(thick.volume.voxels, most))
+    assert "low_confidence" in measure(labelled, cut).row("L3/L4").measures["signal_ratio"].flags
+    assert "low_confidence" not in measure(labelled, thick.volume).row("L3/L4").measures["signal_ratio"].flags
+
+
+def test_the_canal_behind_a_cut_body_is_flagged(thick):
+    """Its middle is the middle of what shows, another place than the whole body's."""
+    whole = Segmentation(thick.labels, thick.volume.geometry)
+    rows = np.flatnonzero((thick.labels == value_of("L2")).any(axis=(0, 2)))
+    middle = int(rows.mean())
+    keep = slice(0, middle) if (thick.labels[:, :middle] == value_of("L1")).any() else slice(middle, None)
+    cut = measure(part(whole, j=keep))
+    assert "partial" in cut.row("L2").measures["canal_ap_mm"].flags
+    assert "partial" not in cut.row("L1").measures["canal_ap_mm"].flags
+
+
 def test_signal_ratio_on_t2_only(thick, measured):
     labelled = Segmentation(thick.labels, thick.volume.geometry)
     found = measure(labelled, thick.volume)
@@ -208,14 +228,18 @@ def test_signal_ratio_on_t2_only(thick, measured):
 def test_signal_ratio_depends_neither_on_units_nor_on_the_coil(thick):
     labelled = Segmentation(thick.labels, thick.volume.geometry)
     once = measure(labelled, thick.volume)
-    scaled = replace(thick.volume, voxels=thick.volume.voxels.astype(np.float32) * 0.013)
+    scaled = [
+        replace(thick.volume, voxels=thick.volume.voxels.astype(np.float32) * unit) for unit in (1e-6, 0.013, 1e5)
+    ]
     # A surface coil behind the patient: twice the signal 60 mm further back.
     grid = thick.volume.geometry
     toward = np.arange(grid.size[0]) * grid.spacing[0] * np.log(2) / 60
     coil = replace(thick.volume, voxels=thick.volume.voxels * np.exp(toward, dtype=np.float32))
+    scaled_measures = [measure(labelled, one) for one in scaled]
     for level in ("T12/L1", "L2/L3", "L4/L5"):
         expected = once.value(level, "signal_ratio")
-        assert measure(labelled, scaled).value(level, "signal_ratio") == pytest.approx(expected, rel=0.03)
+        for one in scaled_measures:
+            assert one.value(level, "signal_ratio") == pytest.approx(expected, rel=0.03)
         assert measure(labelled, coil).value(level, "signal_ratio") == pytest.approx(expected, rel=0.08)
 
 

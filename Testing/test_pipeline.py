@@ -1,6 +1,7 @@
 """The one road: any volume in, a segmentation on exactly its grid out, the same in physical space."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from strategies import ANGLES, FLIPS, ORDERS
 from SAUNetLib.anatomy import classes, structures, to_classes
 from SAUNetLib.errors import CancelledError, InputError, UsageError
 from SAUNetLib.pipeline import segment, segment_file
-from SAUNetLib.volume import Geometry, Volume
+from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -66,6 +67,32 @@ def test_classes_or_levels(tiny_engine):
     named = segment(picture(), tiny_engine)
     assert named.known == structures() and set(np.unique(named.labels)) - {0} <= structures().keys()
     assert np.array_equal(to_classes(named.labels), three.labels)
+
+
+def test_slices_that_show_nothing_are_told(tiny_engine):
+    volume = picture()
+    axis = SagittalStack.of(volume).axes[0]
+    hole = [slice(None)] * 3
+    hole[axis] = 2
+    empty = volume.voxels.copy()
+    empty[tuple(hole)] = 0
+    notices = {one.code: one.text for one in segment(replace(volume, voxels=empty), tiny_engine).warnings}
+    assert notices["EMPTY_SLICES"].startswith("1 of 4 slices show nothing")
+    padded = np.pad(volume.voxels, [(2, 2) if n == axis else (0, 0) for n in range(3)])
+    size = tuple(reversed(padded.shape))
+    wider = Volume(padded, replace(volume.geometry, size=size))
+    told = [one.code for one in segment(wider, tiny_engine).warnings]
+    assert "EMPTY_SLICES" not in told, "at the borders it is padding"
+    assert "EMPTY_SLICES" not in [one.code for one in segment(volume, tiny_engine).warnings]
+
+
+@pytest.mark.parametrize("value", [-1000, -2000])
+def test_padding_is_no_air_of_a_ct(tiny_engine, value):
+    volume = picture()
+    wide = [(0, 0) if axis == SagittalStack.of(volume).axes[0] else (40, 40) for axis in range(3)]
+    padded = np.pad((volume.voxels * 100).astype(np.int16), wide, constant_values=value)
+    larger = Volume(padded, replace(volume.geometry, size=tuple(reversed(padded.shape))))
+    assert segment(larger, tiny_engine).labels.shape == padded.shape
 
 
 def test_the_result_says_where_it_comes_from(tiny_engine):

@@ -21,6 +21,8 @@ _SOLID = 0.6
 """Bone with a larger share of its thickness in its waist has no gap there."""
 _CERVICAL_MM = 26.0
 """Discs of the neck lie closer together."""
+_NO_LEVEL = 0.35
+"""No vertebra is so low, as a share of the usual distance of discs (SPIDER: 0.57): the two are parts of one disc."""
 
 
 class Chain:
@@ -96,7 +98,7 @@ class Chain:
         return np.asarray((normals @ points.T > offsets[:, None]).sum(axis=0, dtype=np.int16))
 
     def _join(self, discs: Discs) -> None:
-        """Make one of two neighbours that are closer than discs are and have next to no bone between them."""
+        """Make one of two neighbours closer than discs are, with next to no bone or no room for it between them."""
         if len(self.interfaces) < 2:
             return
         usual = self._usual_spacings()
@@ -105,7 +107,8 @@ class Chain:
         joined = [self.interfaces[0]]
         gaps = zip(self._gaps(), usual, between[1:-1], self.interfaces[1:], strict=True)
         for gap, expected, bone, one in gaps:
-            if typical > 0 and bone < 0.06 * typical and gap < 0.6 * expected:
+            no_bone = typical > 0 and bone < 0.06 * typical and gap < 0.6 * expected
+            if no_bone or gap < _NO_LEVEL * expected:
                 joined[-1] = discs.join(joined[-1], one)
             else:
                 joined.append(one)

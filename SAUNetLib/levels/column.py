@@ -7,10 +7,13 @@ from dataclasses import replace
 import cc3d
 import numpy as np
 import SimpleITK as sitk
+from scipy.ndimage import distance_transform_edt
 
 from ..anatomy import CANAL, DISC, VERTEBRA
 from .grid import Box, Grid, bounding_box, rows_with, smooth
 
+_AWAY_MM = 12.0
+"""Parts of a canal lie nearer to vertebrae or discs: 4.7 mm at most in 47 volumes, fat taken for it 19 and more."""
 _BESIDE_MM = 40.0
 """Two parts of a canal that show in the same row lie nearer to each other."""
 
@@ -98,7 +101,8 @@ def find_column(grid: Grid) -> tuple[Column, Grid]:
     canal = grid.classes == CANAL
     box = bounding_box(canal) or (slice(0, 0),) * 3
     pieces = cc3d.connected_components(np.ascontiguousarray(canal[box]), connectivity=26)
-    wall = _edge(_main(pieces, float(grid.spacing[2])), first=True, spacing=grid.spacing, box=box)
+    own = _main(_beside_spine(grid, pieces, box), float(grid.spacing[2]))
+    wall = _edge(own, first=True, spacing=grid.spacing, box=box)
     ends = _disc_ends(grid, beside=wall[:, 0])
     line = np.concatenate([wall, ends])
     if len(wall) * grid.spacing[1] < 3 and len(ends) < 2:
@@ -121,6 +125,17 @@ def _inliers(line: np.ndarray) -> np.ndarray:
         weight = 1 / np.sqrt(np.maximum(off, 0.5))  # least absolute distance
     near = off < max(6.0, float(np.median(off)))
     return line[near]
+
+
+def _beside_spine(grid: Grid, pieces: np.ndarray, box: Box) -> np.ndarray:
+    """The canal's components in a box without those that lie away from all vertebrae and discs, as fat of the belly."""
+    spine = ((grid.classes == VERTEBRA) | (grid.classes == DISC)).any(axis=0)
+    if pieces.max(initial=0) < 2 or not spine.any():
+        return pieces
+    away = distance_transform_edt(~spine, sampling=grid.spacing[1:])[box[1], box[2]]
+    shown = [(pieces == n).any(axis=0) for n in range(1, int(pieces.max()) + 1)]
+    far = np.array([False, *(bool(np.median(away[one]) > _AWAY_MM) for one in shown)])
+    return pieces if far[1:].all() else np.where(far[pieces], 0, pieces)
 
 
 def _main(pieces: np.ndarray, column_mm: float) -> np.ndarray:

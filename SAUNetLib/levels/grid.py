@@ -117,6 +117,32 @@ class Grid:
         return Voxels(self, mask).points
 
 
+@dataclass(frozen=True)
+class Image:
+    """The slices that classes were found in.
+
+    Attributes:
+        slices: (S, H, W), the whole field of view.
+        spacing: (3,) mm between slices, rows, columns.
+        first: (3,) mm, where the first voxel lies on the grid.
+    """
+
+    slices: np.ndarray
+    spacing: np.ndarray
+    first: np.ndarray
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """Values (M,) of the voxels nearest to those points (N, 3) of the grid that lie in the image."""
+        index = np.round((points - self.first) / self.spacing).astype(int)
+        inside = ((index >= 0) & (index < self.slices.shape)).all(axis=1)
+        return np.asarray(self.slices[tuple(index[inside].T)])
+
+    @cached_property
+    def darkest(self) -> float:
+        """What nothing is darker than, but for noise."""
+        return float(np.percentile(self.slices[:, ::8, ::8], 0.5))
+
+
 class Voxels:
     """Some voxels of a grid, one after the other in the array's order: most of a volume is background.
 

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..segmentation import Notice
 from ..volume import SagittalStack
 from .anchor import SACRUM, Anchor, find_anchor
-from .grid import Grid, bounding_box
+from .grid import Grid, Image, bounding_box
 from .spine import Spine
 
 
@@ -35,7 +35,7 @@ class Levels:
     anchor: str = ""
 
 
-def name_structures(stack: SagittalStack, lowest: str | None = None) -> Levels:
+def name_structures(stack: SagittalStack, lowest: str | None = None, image: np.ndarray | None = None) -> Levels:
     """Tell vertebrae and discs apart and name them.
 
     A class never changes: a voxel keeps its class or, in a speck, becomes background. Discs are found first, and give
@@ -49,6 +49,8 @@ def name_structures(stack: SagittalStack, lowest: str | None = None) -> Levels:
     Args:
         stack: its slices are classes (S, H, W): 0 background, 1 vertebra, 2 disc, 3 canal.
         lowest: level of the lowest vertebra that the field of view does not cut, if the user states it.
+        image: the slices that the classes were found in (S, H, W), which tell whether there is anything to see where
+            no class was found.
 
     Raises:
         UsageError: USAGE, `lowest` is no vertebra.
@@ -62,7 +64,8 @@ def name_structures(stack: SagittalStack, lowest: str | None = None) -> Levels:
     if not grid.classes.any():
         return Levels(labels, frozenset(), (Notice("NOTHING_FOUND", "Only specks were found in this volume."),))
     spine = Spine(grid)
-    anchor = find_anchor(spine, lowest)
+    corner = np.array([part.start for part in box]) * grid.spacing
+    anchor = find_anchor(spine, lowest, None if image is None else Image(image, grid.spacing, -corner))
     vertebrae, discs = _values(spine, anchor)
     labels[box] = spine.labels(vertebrae, discs)
     confidence = _confidence(spine, anchor, vertebrae, discs)

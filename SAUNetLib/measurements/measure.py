@@ -168,6 +168,10 @@ class _Measuring:
         found = canal_diameter(self._space, self._canal, self._landmarks, self._place(value))
         if found.ends is not None:
             self._marks.append(Mark("canal", level, self._space.to_patient(found.ends)))
+        body = self._landmarks.bodies.get(value)
+        if found.measure.value is not None and body is not None and (body.upper.cut or body.lower.cut):
+            # Its middle, behind which the canal is measured, is the middle of what shows.
+            return Measure.of(found.measure.value, {*found.measure.flags, PARTIAL})
         return found.measure
 
     def _place(self, value: int) -> Frame | None:

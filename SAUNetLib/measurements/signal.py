@@ -45,11 +45,14 @@ class Signal:
         self._space, self._landmarks = space, landmarks
         self._image = space.slices_of(voxels)
         self._bias = _bias(space, self._image, vertebrae)
-        self._station, self._fluid = np.zeros(0), np.zeros(0)
+        self._station, self._fluid, self._cut_off = np.zeros(0), np.zeros(0), False
         if canal is not None and landmarks.line is not None and landmarks.canal_seen:
             points = space.points(canal, 1.0)
             self._station = landmarks.line.station(points)
             self._fluid = self._at_voxels(points)
+            index = tuple(np.round(points / space.spacing).astype(int).T)
+            brightest = self._image[index] >= self._image.max()
+            self._cut_off = 100 * float(np.mean(brightest)) > 100 - _FLUID_PERCENTILE
         self.is_t2 = self._fluid_is_bright()
         self._darkest = float(np.percentile(self._image[::2, ::4, ::4], 1))
 
@@ -58,7 +61,8 @@ class Signal:
 
         The disc's middle: half of its depth, half of its height, 8 mm wide. The fluid's signal: the 75th percentile of
         the canal within 30 mm up and down, since roots and cord are darker than fluid. An image with a good deal below
-        zero, as one of z-scores, has lost the zero that a ratio needs.
+        zero, as one of z-scores, has lost the zero that a ratio needs; fluid as bright as the image gets may have been
+        brighter.
         """
         if len(self._fluid) == 0 or self._landmarks.line is None:
             return Measure.none(MISSING)
@@ -74,7 +78,7 @@ class Signal:
         disc = self._middle_of(section)
         if disc is None or min(disc, fluid) <= 0 or self._darkest < -_NEGATIVE * fluid:
             return Measure.none(LOW_CONFIDENCE)
-        return Measure.of(disc / fluid, section.flags & {FEW_SLICES})
+        return Measure.of(disc / fluid, section.flags & {FEW_SLICES} | ({LOW_CONFIDENCE} if self._cut_off else set()))
 
     def _middle_of(self, section: Section) -> float | None:
         frame, shape = section.seen_in, section.shape
@@ -141,7 +145,9 @@ def _bias(space: Space, image: np.ndarray, vertebrae: list[int]) -> Field:
         max(1, min((b - a) // 4, round(_BIAS_MM / size))) for a, b, size in zip(low, high, space.spacing, strict=True)
     ]
     coarse = _shrunken(image[part], factors)
-    coarse = coarse - min(float(sitk.GetArrayViewFromImage(coarse).min()), 0.0) + 1e-3
+    values = sitk.GetArrayViewFromImage(coarse)
+    # Above zero, of which N4 takes the logarithm: by a part of the image's own range, whatever its unit.
+    coarse = coarse - min(float(values.min()), 0.0) + 1e-5 * float(np.ptp(values))
     table = np.zeros(256, np.float32)
     table[vertebrae] = 1
     mask = _shrunken(table[space.labels[part]], factors) > _BIAS_SHARE
