@@ -7,7 +7,6 @@ from dataclasses import replace
 import cc3d
 import numpy as np
 import SimpleITK as sitk
-from scipy.ndimage import distance_transform_edt
 
 from ..anatomy import CANAL, DISC, VERTEBRA
 from .grid import Box, Grid, bounding_box, rows_with, smooth
@@ -132,7 +131,9 @@ def _beside_spine(grid: Grid, pieces: np.ndarray, box: Box) -> np.ndarray:
     spine = ((grid.classes == VERTEBRA) | (grid.classes == DISC)).any(axis=0)
     if pieces.max(initial=0) < 2 or not spine.any():
         return pieces
-    away = distance_transform_edt(~spine, sampling=grid.spacing[1:])[box[1], box[2]]
+    image = sitk.GetImageFromArray(spine.astype(np.uint8))
+    image.SetSpacing([float(size) for size in grid.spacing[:0:-1]])
+    away = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, False, False, True))[box[1], box[2]]
     shown = [(pieces == n).any(axis=0) for n in range(1, int(pieces.max()) + 1)]
     far = np.array([False, *(bool(np.median(away[one]) > _AWAY_MM) for one in shown)])
     return pieces if far[1:].all() else np.where(far[pieces], 0, pieces)
