@@ -195,9 +195,10 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
 def _vertebra_below(spine: Spine) -> bool:
     """Whether parts of a vertebra were found below the lowest disc, beneath the column."""
     grid, column, points = spine.grid, spine.column, spine.voxels.points
+    points = points[points[:, 1] > spine.chain.interfaces[-1].point[1] + _LEFT_BELOW_MM]
     aside = np.abs(points[:, 0] - np.interp(points[:, 1], column.rows, column.side))
-    low = (points[:, 1] > spine.chain.interfaces[-1].point[1] + _LEFT_BELOW_MM) & (aside < _LEFT_ASIDE_MM)
-    low &= column.depth(points) < _LEFT_BEHIND_MM  # the arch above a steep disc reaches far down
+    # The arch above a steep disc reaches far down.
+    low = (aside < _LEFT_ASIDE_MM) & (column.depth(points) < _LEFT_BEHIND_MM)
     thin = min(1.0, grid.classes.shape[0] * grid.spacing[0] / 10)  # slices show so much of a body
     return bool(low.sum() * grid.voxel > _LEFT_MM3 * thin)
 
