@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and error.filename is None:
-            # Files of ours say so by an error of ours: this is what prints, into a file on a full disk.
-            cause, remedy = f"stdout cannot be written to ({error.strerror})", "Check that the disk has room"
+            # Files of ours say so by an error of ours: this is most likely what prints, into a file on a full disk.
+            cause, remedy = f"stdout or a file cannot be written ({error.strerror})", "Check that the disk has room"
             return _fail(UsageError("OUTPUT_WRITE", cause, remedy), debug, as_json)
         return _fail(unforeseen(error, BUG), debug, as_json)
 

@@ -95,7 +95,8 @@ class ModelCard:
 
 def is_model_name(text: str) -> bool:
     """Whether a model, and so its files, can be called so: it leads to no other folder and looks like no file."""
-    return bool(re.fullmatch(r"[\w-]+([. ][\w-]+)*", text)) and not text.endswith(".safetensors")
+    plain = text.isprintable() and not set(text) & set('/\\:*?"<>|')
+    return plain and text.strip(". ") != "" and not text.lower().endswith(".safetensors")
 
 
 def model_folders() -> list[Path]:

@@ -248,8 +248,7 @@ def check_content(volume: Volume) -> None:
     Raises:
         InputError: INPUT_PIXEL_TYPE or INPUT_MODALITY.
     """
-    stack = SagittalStack.of(volume)
-    voxels, name = stack.slices[stack.field()], volume.name  # padding is no air, whatever its value
+    voxels, name = volume.voxels, volume.name
     step = max(1, voxels.shape[0] // 32)
     some = voxels[::step]
     lines = np.moveaxis(some, int(np.argmax(some.shape)), 0)
@@ -262,7 +261,9 @@ def check_content(volume: Volume) -> None:
         )
     if not (-3100 <= some.min() <= AIR_HU[1] and some.max() > 100):  # most MRI: none of it needs to be counted
         return
-    if np.count_nonzero((some >= AIR_HU[0]) & (some <= AIR_HU[1])) > CT_AIR * some.size:
+    stack = SagittalStack.of(volume)
+    inside = stack.slices[stack.field()][::step]  # padding is no air, whatever its value
+    if np.count_nonzero((inside >= AIR_HU[0]) & (inside <= AIR_HU[1])) > CT_AIR * inside.size:
         raise InputError(
             "INPUT_MODALITY", f"{name} looks like a CT: it holds Hounsfield units of air", "Choose an MR image"
         )

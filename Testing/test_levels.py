@@ -236,6 +236,59 @@ def test_parts_of_a_disc_one_above_the_other_are_one_whatever_is_between(spine: 
     assert agreement(spine, result.labels) > 0.95
 
 
+def flattened(spine: np.ndarray, level: str, kept: int) -> np.ndarray:
+    """A spine in which all but some rows of a body are gone, and what lies above has come down: vertebra plana."""
+    body = (spine == value_of(level)) & (np.arange(spine.shape[2]) < 50)
+    rows = np.flatnonzero(body.any(axis=(0, 2)))
+    cut = slice(rows[0] + kept // 2, rows[-1] - kept // 2)
+    result = spine.copy()
+    shift = cut.stop - cut.start
+    result[:, shift : cut.stop] = spine[:, : cut.start]
+    result[:, :shift] = 0
+    return result
+
+
+@pytest.mark.parametrize("kept", [4, 6])
+def test_a_collapsed_vertebra_is_one_all_the_same(kept: int) -> None:
+    damaged = flattened(block_spine(lordosis=0.0), "L2", kept)
+    assert levels_in(named(damaged).labels) == set(BLOCK_VERTEBRAE + BLOCK_DISCS)
+
+
+@pytest.mark.parametrize("change", ["oedema of L5", "an offset", "fall-off", "dark below in half"])
+def test_bone_of_another_brightness_is_bone(spine: np.ndarray, change: str) -> None:
+    image = np.full(spine.shape, 100.0) + np.random.default_rng(2).normal(0, 5, spine.shape)
+    image[:, :, :6] = 0.0
+    if change == "oedema of L5":
+        image[spine == value_of("L5")] *= 4
+    elif change == "an offset":
+        image += 1000
+    elif change == "fall-off":
+        image *= np.exp(-np.arange(spine.shape[1]) / 60)[:, None]
+    else:
+        rows = np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))
+        image[:, rows[-1] + 1 :] *= 0.45
+    assert "LEVELS_DOUBTFUL" not in codes(name_structures(stack_of(CLASS_OF[spine]), None, image))
+
+
+def test_the_image_is_looked_at_where_the_spine_is(spine: np.ndarray) -> None:
+    """Bone in other columns than the spine's, and padding below it."""
+    wide = np.pad(spine, ((0, 0), (0, 0), (70, 0)))
+    image = np.full(wide.shape, 100.0)
+    rows = np.flatnonzero((wide == value_of("L5/S1")).any(axis=(0, 2)))
+    image[:, rows[-1] + 4 :, 70:] = 0
+    assert "LEVELS_DOUBTFUL" in codes(name_structures(stack_of(CLASS_OF[wide]), None, image))
+    image[:, :, :70], image[:, :, 70:] = 0, 100
+    assert "LEVELS_DOUBTFUL" not in codes(name_structures(stack_of(CLASS_OF[wide]), None, image))
+
+
+def test_a_speck_of_vertebra_far_in_front_is_no_vertebra_below(spine: np.ndarray) -> None:
+    wide = np.pad(spine, ((0, 0), (0, 40), (110, 0)))
+    damaged = CLASS_OF[wide]
+    rows = np.flatnonzero((wide == value_of("L5/S1")).any(axis=(0, 2)))
+    damaged[3:10, rows[-1] + 20 : rows[-1] + 30, 5:15] = VERTEBRA
+    assert "LEVELS_DOUBTFUL" not in codes(name_structures(stack_of(damaged)))
+
+
 def test_a_few_vertebrae_are_lumbar_rather_than_cervical() -> None:
     """Where nothing tells, the names are those of the part of the spine that most images show."""
     spine = block_spine()

@@ -10,7 +10,7 @@ from conftest import CARD
 
 from SAUNetLib.errors import ModelError, UsageError
 from SAUNetLib.model import add_model, load_model, save_model
-from SAUNetLib.model_card import ModelCard, available_models, find_model
+from SAUNetLib.model_card import ModelCard, available_models, find_model, is_model_name
 from SAUNetLib.network import SAUNet
 
 
@@ -27,6 +27,14 @@ def refused(path) -> ModelError:
         load_model(str(path))
     assert caught.value.exit_status == 4 and caught.value.remedy
     return caught.value
+
+
+@pytest.mark.parametrize("name, usable", [
+    ("saunet-lumbar", True), ("Wirbelsäule 2.1", True), ("my+model (2)", True), ("a..b", True), ("", False),
+    ("..", False), ("a/b", False), ("a\\b", False), ("x.SafeTensors", False), ("a\0b", False),
+    (" ", False)])  # fmt: skip
+def test_a_model_is_called_as_a_file_can_be(name, usable):
+    assert is_model_name(name) is usable
 
 
 def edit_card(model, **changes):

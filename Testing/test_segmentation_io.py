@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -214,6 +215,17 @@ def test_a_label_map_with_a_segmentation_s_name_is_a_label_map(tmp_path: Path, w
     noise = np.random.default_rng(1).normal(100, 30, whole.labels.shape).astype(np.float32)
     sitk.WriteImage(to_sitk(noise, whole.geometry), str(tmp_path / "i.seg.nrrd"))
     assert refusal(tmp_path / "i.seg.nrrd").code == "INPUT_LABELS"
+
+
+@pytest.mark.parametrize("extent", ["0;4194303;" * 3, "nan;1;" * 3, "0;1e30;" * 3, "5;1;" * 3, "1;2;3;"])
+def test_a_reference_grid_that_is_none_changes_nothing(tmp_path: Path, whole: Segmentation, extent: str) -> None:
+    write_segmentation(whole, tmp_path / "s.seg.nrrd")
+    head, data = (tmp_path / "s.seg.nrrd").read_bytes().split(b"\n\n", 1)
+    stated = re.search(rb"Reference image geometry\|((?:[^;|]*;){16})([^|]*)\|", head)
+    assert stated is not None
+    (tmp_path / "t.seg.nrrd").write_bytes(head.replace(stated[2], extent.encode()) + b"\n\n" + data)
+    read = read_segmentation(tmp_path / "t.seg.nrrd")
+    assert np.array_equal(read.labels, whole.labels) and read.geometry.same_grid(whole.geometry)
 
 
 def test_a_label_map_of_twos_is_what_the_other_one_says(tmp_path: Path, whole: Segmentation) -> None:

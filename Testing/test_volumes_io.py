@@ -387,6 +387,23 @@ def test_dicom_text_in_its_own_letters(tmp_path: Path, image: Volume, letters: A
     assert read_volume(tmp_path, series=description).geometry.same_grid(image.geometry)
 
 
+def test_dicom_text_in_utf_8_whatever_it_states(tmp_path: Path, image: Volume) -> None:
+    builders.write_dicom_series(
+        tmp_path, image, SpecificCharacterSet="ISO_IR 192", SeriesDescription="Wirbelsäule"
+    )  # fmt: skip
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"ISO_IR 192", b"ISO_IR 100"))
+    assert [one.description for one in list_series(tmp_path)] == ["Wirbelsäule"]
+
+
+def test_dicom_a_damaged_series_of_another_plane_is_no_reason_to_ask(tmp_path: Path, image: Volume) -> None:
+    builders.write_dicom_series(tmp_path, image, number=5)
+    axial = builders.volume(replace(GRID, direction=np.eye(3)))
+    broken = builders.write_dicom_series(tmp_path, axial, number=6)
+    broken[2].write_bytes(broken[2].read_bytes()[:-300])
+    assert read_volume(tmp_path).geometry.same_grid(image.geometry)
+
+
 def test_dicom_file_given_alone_is_read_with_its_own_folder_only(tmp_path: Path, image: Volume) -> None:
     paths = builders.write_dicom_series(tmp_path, image)
     below = tmp_path / "other"

@@ -191,7 +191,11 @@ def test_killed_at_any_stage_it_leaves_no_result(image, tiny_model, tmp_path, st
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_interrupted_it_cancels_and_ends_without_a_traceback(image, tiny_model, tmp_path):
     """Ctrl-C in a terminal reaches every process that was started from it."""
-    child = Child()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
+    try:
+        child = Child()
+    finally:
+        signal.signal(signal.SIGINT, before)
     child.seen = []
     child.send(
         command="segment", image=str(image), output=str(tmp_path / "b.nrrd"), model=str(tiny_model), device="cpu"

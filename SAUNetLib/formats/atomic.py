@@ -134,7 +134,11 @@ def _spare(target: Path) -> Path | None:
     try:
         os.link(target, spare)  # at no cost; not every file system has that
     except OSError:
-        shutil.copy2(target, spare)
+        try:
+            shutil.copyfile(target, spare)
+        except OSError:
+            _remove(spare)
+            raise
     return spare
 
 

@@ -325,7 +325,9 @@ def _decoded(raw: bytes, character_sets: str) -> str:
     terms = [term.strip().upper().replace("ISO 2022 IR", "ISO_IR") for term in character_sets.split("\\")]
     stated = [_CODECS[term] for term in terms if term in _CODECS]
     plain = re.sub(rb"\x1b\$\)[AC]", b"", raw)  # announces what euc_kr and gb2312 know without
-    for codec in (*reversed(stated), "utf-8"):
+    # Latin letters are often stated of UTF-8, which hardly any other text is by chance; longer codes state themselves.
+    short = all(codec.startswith(("iso8859", "latin", "tis")) for codec in stated)
+    for codec in ("utf-8", *reversed(stated)) if short else (*reversed(stated), "utf-8"):
         with contextlib.suppress(UnicodeDecodeError):
             return plain.decode(codec)
     return plain.decode("latin-1")

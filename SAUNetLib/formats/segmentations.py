@@ -310,11 +310,15 @@ def _whole_grid(labels: np.ndarray, matrix: np.ndarray, content: Mapping[str, An
         first = np.linalg.solve(grid[:3, :3], matrix[:3, 3] - grid[:3, 3]) - extent[:, 0]
     except (ValueError, np.linalg.LinAlgError):
         return labels, matrix[:3, 3]
-    low = np.rint(first).astype(int)
-    size = (extent[:, 1] - extent[:, 0] + 1).astype(int)
+    count = extent[:, 1] - extent[:, 0] + 1
+    if not np.isfinite(first).all() or not (count >= 1).all() or not (count < MOST_VOXELS).all():
+        return labels, matrix[:3, 3]
+    if np.prod(count) > MOST_VOXELS or np.abs(first).max() > MOST_VOXELS:
+        return labels, matrix[:3, 3]
+    low, size = np.rint(first).astype(int), count.astype(int)
     step = np.linalg.norm(matrix[:3, :3], axis=0).min()
     same = np.abs((grid - matrix)[:3, :3] * size).max() < 0.05 * step and np.abs(first - low).max() < 0.05
-    if not same or (low < 0).any() or (low + labels.shape > size).any() or size.prod() > MOST_VOXELS:
+    if not same or (low < 0).any() or (low + labels.shape > size).any():
         return labels, matrix[:3, 3]
     whole = np.zeros(size, labels.dtype)
     whole[tuple(slice(start, start + count) for start, count in zip(low, labels.shape, strict=True))] = labels

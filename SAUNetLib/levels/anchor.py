@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..anatomy import CANAL, DISC, VERTEBRA, usual_levels, vertebra_levels
+from .discs import REACH_MM, Interface
 from .grid import Image, rows_with
 from .profile import LEVELS, log_likelihoods
 from .spine import Spine
@@ -156,10 +157,10 @@ _CANAL_MM = 10.0
 
 
 _BONE_BELOW_MM = ((7.0, 20.0), (22.0, 33.0))
-"""How far from the lowest disc's plane bone must show where the sacrum is, and above it in the vertebra that it is
-compared with (the first of both)."""
+"""How far from the lowest disc's plane bone must show where the sacrum is, and how far above a disc in the vertebrae
+that it is compared with (the first of both)."""
 _BONE = 0.3
-"""Its signal is at least this share of the vertebra's: 0.57 in 47 volumes of four scanners; 0.09 in padding, voids."""
+"""Its signal is at least this share of the vertebrae's: 0.47 in 47 volumes and 207 slices; 0.09 in padding, voids."""
 _LEFT_MM3, _LEFT_BELOW_MM, _LEFT_ASIDE_MM, _LEFT_BEHIND_MM = 300.0, 15.0, 16.0, 10.0
 """So much of a vertebra so far below the lowest disc, and no farther beside the column and behind it, is no sacrum: 140
 mm3 at most in 47 volumes, 390 and more where a vertebra below was found in part."""
@@ -193,23 +194,27 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
 
 
 def _vertebra_below(spine: Spine) -> bool:
-    """Whether parts of a vertebra were found below the lowest disc, beneath the column."""
+    """Whether parts of a vertebra's body were found below the lowest disc."""
     grid, column, points = spine.grid, spine.column, spine.voxels.points
     points = points[points[:, 1] > spine.chain.interfaces[-1].point[1] + _LEFT_BELOW_MM]
     aside = np.abs(points[:, 0] - np.interp(points[:, 1], column.rows, column.side))
     # The arch above a steep disc reaches far down.
-    low = (aside < _LEFT_ASIDE_MM) & (column.depth(points) < _LEFT_BEHIND_MM)
+    depth = column.depth(points)
+    low = (aside < _LEFT_ASIDE_MM) & (depth < _LEFT_BEHIND_MM) & (depth > -REACH_MM)
     thin = min(1.0, grid.classes.shape[0] * grid.spacing[0] / 10)  # slices show so much of a body
     return bool(low.sum() * grid.voxel > _LEFT_MM3 * thin)
 
 
 def _bone_below(spine: Spine, image: Image) -> float:
-    """Signal below the lowest disc as a share of that above it, where it is least; 1 where nothing is in the image."""
-    disc = spine.chain.interfaces[-1]
-    along = np.array([0.0, -disc.normal[2], disc.normal[1]])
-    along /= np.linalg.norm(along)
+    """Signal below the lowest disc, where it is least, by that of the darkest vertebra above; 1 where none shows.
 
-    def signal(span: tuple[float, float], way: int) -> float | None:
+    One vertebra alone may be brighter than the others, as with oedema.
+    """
+    discs = [one for one in spine.chain.interfaces if one.number]
+
+    def signal(disc: Interface, span: tuple[float, float], way: int) -> float | None:
+        along = np.array([0.0, -disc.normal[2], disc.normal[1]])
+        along /= np.linalg.norm(along)
         across = np.linspace(-0.3, 0.3, 9) * max(disc.depth, 20.0)
         side, off, step = np.meshgrid((-6.0, 0.0, 6.0), across, np.arange(*span, 2.0), indexing="ij")
         points = disc.point + way * step.reshape(-1, 1) * disc.normal + off.reshape(-1, 1) * along
@@ -217,9 +222,9 @@ def _bone_below(spine: Spine, image: Image) -> float:
         found = image.at(points)
         return float(np.median(found)) - image.darkest if len(found) >= 0.3 * len(points) else None
 
-    above = signal(_BONE_BELOW_MM[0], -1)
-    below = [one for one in (signal(span, 1) for span in _BONE_BELOW_MM) if one is not None]
-    return min(below) / above if above and above > 0 and below else 1.0
+    above = [one for one in (signal(disc, _BONE_BELOW_MM[0], -1) for disc in discs[-3:]) if one is not None]
+    below = [one for one in (signal(discs[-1], span, 1) for span in _BONE_BELOW_MM) if one is not None]
+    return min(below) / min(above) if above and min(above) > 0 and below else 1.0
 
 
 def _unusual(spine: Spine, source: str) -> tuple[str, ...]:

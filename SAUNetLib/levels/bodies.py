@@ -22,7 +22,7 @@ _SOLID = 0.6
 _CERVICAL_MM = 26.0
 """Discs of the neck lie closer together."""
 _NO_LEVEL = 0.35
-"""No vertebra is so low, as a share of the usual distance of discs (SPIDER: 0.57): the two are parts of one disc."""
+"""Hardly a vertebra is so low, as a share of the usual distance of discs (SPIDER: 0.57): rather one disc in parts."""
 
 
 class Chain:
@@ -105,10 +105,15 @@ class Chain:
         between = np.bincount(self.body(self._points), minlength=len(self.interfaces) + 1) * self._voxel
         typical = float(np.median(between[between > 0])) if between.any() else 0.0
         joined = [self.interfaces[0]]
-        gaps = zip(self._gaps(), usual, between[1:-1], self.interfaces[1:], strict=True)
-        for gap, expected, bone, one in gaps:
+        apart = self._gaps()
+        around = np.concatenate([[np.inf], apart, [np.inf]])
+        beside = np.minimum(around[:-2], around[2:])
+        gaps = zip(apart, beside, usual, between[1:-1], self.interfaces[1:], strict=True)
+        for gap, next_to, expected, bone, one in gaps:
             no_bone = typical > 0 and bone < 0.06 * typical and gap < 0.6 * expected
-            if no_bone or gap < _NO_LEVEL * expected:
+            # Parts of one disc take from a level beside them what is between them; a collapsed vertebra does not.
+            in_parts = gap < _NO_LEVEL * expected and gap + next_to < 1.15 * expected
+            if no_bone or in_parts:
                 joined[-1] = discs.join(joined[-1], one)
             else:
                 joined.append(one)

@@ -115,7 +115,7 @@ class TrainingConfig(BaseModel):
     @classmethod
     def _is_name(cls, text: str) -> str:
         if not is_model_name(text):
-            raise ValueError("a model's name has letters, digits, - and _, with single dots or blanks between")
+            raise ValueError("a model's name is one that a file can have, without its ending")
         return text
 
     @model_validator(mode="after")

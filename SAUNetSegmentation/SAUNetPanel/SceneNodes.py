@@ -281,7 +281,8 @@ class SceneNodes:
             ):
                 name = f"{fileName(node.GetName())}_{fileName(segment.GetName())}"
                 path, number = folder / f"{name}.stl", 1
-                while path in surfaces:  # two segments may be called the same
+                # Two segments may be called the same, by systems to which case makes no difference too.
+                while path.name.casefold() in {other.name.casefold() for other in surfaces}:
                     number += 1
                     path = folder / f"{name}_{number}.stl"
                 surfaces[path] = surface

@@ -510,8 +510,12 @@ class Widget:
         """The result as one STL file per segment."""
         folder = self.dialogs.chooseFolder(_("Export STL files"))
         if folder is not None:
-            export = self.logic.nodes.exportSurfaces
-            self._export(lambda node: f"{len(export(node, folder, self.dialogs.replaceFiles))} STL")
+
+            def export(node: Any) -> str:
+                files = self.logic.nodes.exportSurfaces(node, folder, self.dialogs.replaceFiles)
+                return f"{len(files)} STL" if files else ""
+
+            self._export(export)
 
     def _exportFile(self, title: str, filters: str, write: Any) -> None:
         path = self.dialogs.saveFile(title, fileName(self._parameters.result.GetName()), filters)
@@ -529,7 +533,8 @@ class Widget:
         except PanelError as error:
             self._showCard(error.card)
             return
-        self._say(_("Exported: {name}").format(name=done))
+        if done:
+            self._say(_("Exported: {name}").format(name=done))
 
     # -- models ------------------------------------------------------------------------------------------------------
 
