@@ -63,6 +63,9 @@ class ModelCard:
         Raises:
             ModelError: MODEL_CARD.
         """
+        if not os.path.lexists(path):
+            remedy = f"Copy both files, NAME.safetensors and NAME.json. {SHIPPED}"
+            raise ModelError("MODEL_CARD", f"there is no card {path.name} beside the weights", remedy)
         try:
             if not path.is_file() or path.stat().st_size > LARGEST_CARD:
                 raise OSError("it is no file of a card's size")
@@ -149,7 +152,7 @@ def keep_model(weights: Path, card: ModelCard) -> None:
     """Copy a verified model file and its card to the user's models, under the card's name: both, or none.
 
     Raises:
-        UsageError: USAGE, there is a newer model of its name, or no place for one; OUTPUT_WRITE.
+        UsageError: USAGE, there is a newer or another model of its name, or no place for one; OUTPUT_WRITE.
     """
     from .formats.atomic import write_beside, write_together
 
@@ -158,6 +161,11 @@ def keep_model(weights: Path, card: ModelCard) -> None:
         raise UsageError(
             "USAGE", f"there is a newer model {card.name} already", "Rename it in its card, or use the file"
         )
+    if newest is not None and model_version(newest) == model_version(weights):
+        with contextlib.suppress(ModelError):  # one that is damaged may be replaced
+            if ModelCard.read(newest.with_suffix(".json")).sha256 != card.sha256:
+                cause = f"there is another model {card.name} {card.version} already"
+                raise UsageError("USAGE", cause, "Give this one another name or version in its card")
     if len(model_folders()) < 2:
         raise UsageError(
             "USAGE", "this user has no home folder to keep models in", "Name a folder in the variable SAUNET_MODELS"

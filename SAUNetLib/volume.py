@@ -262,8 +262,9 @@ def check_content(volume: Volume) -> None:
     if not (-3100 <= some.min() <= AIR_HU[1] and some.max() > 100):  # most MRI: none of it needs to be counted
         return
     stack = SagittalStack.of(volume)
-    inside = stack.slices[stack.field()][::step]  # padding is no air, whatever its value
-    if np.count_nonzero((inside >= AIR_HU[0]) & (inside <= AIR_HU[1])) > CT_AIR * inside.size:
+    if stack.slices[stack.field()].min() >= 0:  # padding like air around an MRI; a CT has fat and air inside, too
+        return
+    if np.count_nonzero((some >= AIR_HU[0]) & (some <= AIR_HU[1])) > CT_AIR * some.size:
         raise InputError(
             "INPUT_MODALITY", f"{name} looks like a CT: it holds Hounsfield units of air", "Choose an MR image"
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from builders import SLICES_TO_LEFT, picture
 from conftest import ROOT
 
@@ -24,6 +25,7 @@ from SAUNetLib.errors import CancelledError
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
 from SAUNetLib.levels import cut_structures
 from SAUNetLib.measurements import split_parts
+from SAUNetLib.model import load_model, save_model
 from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
@@ -384,6 +386,25 @@ def test_models_lists_and_adds(tiny_model, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "saunet-lumbar" in out and "M weights" in out and "cannot be used" in out and "Remove it" in out
     assert main(["models", "add", str(tmp_path / "none.safetensors")]) == 4
+
+
+def test_another_model_of_one_name_and_version_replaces_nothing(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
+    assert main(["models", "add", str(tiny_model)]) == main(["models", "add", str(tiny_model)]) == 0
+    network, card = load_model(str(tiny_model)).network, json.loads(tiny_model.with_suffix(".json").read_text())
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    del card["sha256"]
+    save_model(network, tmp_path / "other.safetensors", card)
+    before = (tmp_path / "own" / "tiny.safetensors").read_bytes()
+    assert main(["models", "add", str(tmp_path / "other.safetensors")]) == 2
+    assert "another model tiny 1" in capsys.readouterr().err
+    assert (tmp_path / "own" / "tiny.safetensors").read_bytes() == before
+    save_model(network, tmp_path / "other.safetensors", card | {"version": "2"})
+    assert main(["models", "add", str(tmp_path / "other.safetensors")]) == 0
+    (tmp_path / "other.json").unlink()
+    assert main(["models", "add", str(tmp_path / "other.safetensors")]) == 4
+    assert "no card other.json beside" in capsys.readouterr().err
 
 
 def test_a_model_whose_files_were_renamed_is_listed_by_their_name(tiny_model, tmp_path, monkeypatch, capsys):

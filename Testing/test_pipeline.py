@@ -90,7 +90,7 @@ def test_slices_that_show_nothing_are_told(tiny_engine):
 def test_padding_is_no_air_of_a_ct(tiny_engine, value):
     volume = picture()
     wide = [(0, 0) if axis == SagittalStack.of(volume).axes[0] else (40, 40) for axis in range(3)]
-    padded = np.pad((volume.voxels * 1000).astype(np.int16), wide, constant_values=value)
+    padded = np.pad((1000 * (volume.voxels - volume.voxels.min())).astype(np.int16), wide, constant_values=value)
     larger = Volume(padded, replace(volume.geometry, size=tuple(reversed(padded.shape))))
     assert segment(larger, tiny_engine).labels.shape == padded.shape
 

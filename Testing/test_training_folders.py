@@ -15,7 +15,7 @@ from SAUNetLib.anatomy import structures, to_classes
 from SAUNetLib.cli import main
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.training.checks import check_dataset
-from SAUNetLib.training.datasets import StackDataset, load_case, load_cases
+from SAUNetLib.training.datasets import StackDataset, check_drawn, load_case, load_cases
 from SAUNetLib.training.folders import (
     ANY_OF,
     UNKNOWN,
@@ -29,7 +29,7 @@ from SAUNetLib.training.folders import (
     recognise,
     with_all_images,
 )
-from SAUNetLib.volume import Geometry, Volume
+from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
 SPIDER = np.array([0, 3, 203, 100], np.uint8)
 LEVELS = np.array([0, 43, 93, 2], np.uint8)
@@ -75,6 +75,31 @@ def test_spider_s_own_layout_and_values(tmp_path):
     assert stated.validation == ("1_t2",) and with_all_images(stated.validation, patients(tmp_path)) == {"1_t1", "1_t2"}
     with pytest.raises(InputError, match="no case is left"):
         _with_validation(TrainingConfig(validation=("1_t2", "2_t1")), patients(tmp_path))
+
+
+def test_what_never_occurs_is_not_taught_as_background(tmp_path):
+    for name in ("a", "b"):
+        labels = labelled(1)[1]
+        write(tmp_path / "d", name, labels=np.where(labels == 1, labels, 0).astype(np.uint8))
+    cases = load_cases(tmp_path / "d", ["a", "b"], 1.5)
+    with pytest.raises(InputError) as caught:
+        check_drawn(cases, tmp_path / "d")
+    assert caught.value.code == "INPUT_LABELS" and '{"draws": ["vertebra"]}' in caught.value.remedy
+    (tmp_path / "d" / "dataset.json").write_text('{"draws": ["vertebra"]}')
+    check_drawn(cases, tmp_path / "d")
+
+
+def test_a_sagittal_slice_alone_is_a_good_case(tmp_path):
+    volume, labels = labelled(1)
+    axis = SagittalStack.of(volume).axes[0]
+    part = tuple(slice(2, 3) if n == axis else slice(None) for n in range(3))
+    box = tuple(slice(*one.indices(count)[:2]) for one, count in zip(part, labels.shape, strict=True))
+    for name in ("a", "b"):
+        write(
+            tmp_path / "d", name, labels=labels[part], geometry=volume.geometry.part(box),
+            voxels=volume.voxels[part] * (1.0 if name == "a" else 1.5),
+        )  # fmt: skip
+    assert [finding.code for case in check_dataset(tmp_path / "d").cases for finding in case.problems] == []
 
 
 @given(st.sets(st.sampled_from(sorted(structures())), min_size=1))
@@ -231,7 +256,7 @@ def spoilt(tmp_path):
     nan[0, 0, 0] = np.nan
     write(folder, "nan", voxels=nan, seed=7)
     hounsfield = labelled(9)[0].voxels.astype(np.int16)
-    hounsfield[:, :, 20:] = -1000
+    hounsfield[:, :, 20:], hounsfield[:, 5:9, 5:9] = -1000, -100  # air around it, fat in it
     write(folder, "ct", voxels=hounsfield, seed=9)
     specks = labelled(8)[1].copy()
     specks[5, 45, 35], specks[:, :, 32:] = 1, np.where(specks[:, :, 32:] == 0, UNKNOWN, specks[:, :, 32:])

@@ -246,7 +246,7 @@ def _known(
         if found <= known.keys():
             return known
     unknown = [str(value) for value in sorted(found - structures().keys())]
-    more = f" and {len(unknown) - 8} more; is it the image?" if len(unknown) > 10 else ""
+    more = f" and {len(unknown) - 8} more (is it the image?)" if len(unknown) > 10 else ""
     raise InputError(
         "INPUT_LABELS",
         f"{name} holds label values without a meaning here: {', '.join(unknown[: 8 if more else None])}{more}",

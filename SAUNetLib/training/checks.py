@@ -213,11 +213,12 @@ def _check_image(volume: Volume, case: CaseReport, seen: dict[str, str]) -> None
     before = len(case.problems)
     with _noted(case.problems):
         check_geometry(volume.geometry, volume.name)
-    # The voxels for themselves: what is wrong with the grid was said.
-    sound = Geometry(volume.geometry.size, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+    sound = volume.geometry
+    if len(case.problems) > before:  # the voxels for themselves: what is wrong with the grid was said
+        sound = Geometry(volume.geometry.size, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
     with _noted(case.problems):
         check_volume(replace(volume, geometry=sound))
-        check_content(volume)
+        check_content(replace(volume, geometry=sound))
     if len(case.problems) == before:
         stack = SagittalStack.of(volume)
         case.slices, case.spacing = len(stack.slices), (stack.slice_spacing, *stack.pixel)

@@ -14,9 +14,21 @@ from torch.utils.data import Dataset
 
 from ..anatomy import BACKGROUND, CANAL, DISC, VERTEBRA
 from ..engine import resample
+from ..errors import InputError
 from ..volume import Geometry, Intensity, SagittalStack, Volume
 from .augmentation import Augmentation
-from .folders import UNKNOWN, CaseFiles, DatasetInfo, Encoding, check_one_encoding, find_cases, read_info, read_labelled
+from .folders import (
+    DRAWN,
+    INFO,
+    UNKNOWN,
+    CaseFiles,
+    DatasetInfo,
+    Encoding,
+    check_one_encoding,
+    find_cases,
+    read_info,
+    read_labelled,
+)
 
 LABELS = torch.tensor([0, 1, 2, 3, UNKNOWN], dtype=torch.uint8)
 THICKEST_MM = 6.0
@@ -113,6 +125,25 @@ def load_cases(folder: Path, names: Sequence[str], pixel_mm: float) -> list[Case
         cases = list(pool.map(lambda name: _load(files[name], info, pixel_mm), names))
     check_one_encoding((case.encoding for case in cases), folder)
     return cases
+
+
+def check_drawn(cases: Sequence[Case], folder: Path) -> None:
+    """Refuse a folder in which a structure that is said to be drawn never occurs: it would be taught as background.
+
+    Raises:
+        InputError: INPUT_LABELS.
+    """
+    info = read_info(folder)
+    missing = [
+        name for name in info.draws if cases and not any(bool((case.labels == DRAWN[name]).any()) for case in cases)
+    ]
+    if missing:
+        rest = ", ".join(f'"{name}"' for name in info.draws if name not in missing)
+        raise InputError(
+            "INPUT_LABELS",
+            f"no case of {folder.name} has a {' or a '.join(missing)}",
+            f'If it was not drawn, say what was in {INFO}: {{"draws": [{rest}]}}' if rest else "Draw what there is",
+        )
 
 
 def thick_slices(images: Tensor, labels: Tensor, count: int, gap: int = 0) -> tuple[Tensor, Tensor]:

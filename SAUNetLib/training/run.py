@@ -129,7 +129,8 @@ def _starting_from(start: str, config: TrainingConfig) -> TrainingConfig:
         "data": f"{card.data}; then, from {card.name} {card.version} (SHA-256 {card.sha256[:12]}) on, own data",
         "licence": card.licence,
         "attribution": card.attribution,
-        "limits": tuple(card.limits),
+        # What it was validated on is not what the new one is.
+        "limits": tuple(text for text in card.limits if not text.startswith("Validated on")),
         "pixel_mm": card.pixel_mm,
         **FINE_TUNING,
     }

@@ -35,8 +35,8 @@ from ..network.dense_unet import Reading
 from ..network.sau_net import Attention
 from ..process import signals_to
 from ..volume import Intensity
-from .datasets import Case, StackDataset, can_thicken, load_cases, thick_slices
-from .folders import ANY_OF, UNKNOWN, case_names, patients, with_all_images, write_settings
+from .datasets import Case, StackDataset, can_thicken, check_drawn, load_cases, thick_slices
+from .folders import ANY_OF, UNKNOWN, patients, write_settings
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
@@ -256,12 +256,19 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
 
     Returns:
         The network with its averaged weights, on the CPU.
+
+    Raises:
+        InputError: as `load_cases` and `check_drawn`.
     """
     pl.seed_everything(config.seed, verbose=False)
     kept = config.validation
-    unseen = with_all_images(kept, patients(folders[0]))
-    names = [[name for name in case_names(folder) if folder != folders[0] or name not in unseen] for folder in folders]
+    # In all folders: what is called the same, or is the same folder by another path, shows the same patients.
+    own = [patients(folder) for folder in folders]
+    known = {patient for patient, cases in own[0].items() if set(cases) & set(kept)}
+    names = [[name for patient, cases in one.items() if patient not in known for name in cases] for one in own]
     sources = [load_cases(folder, some, config.pixel_mm) for folder, some in zip(folders, names, strict=True)]
+    for folder, cases in zip(folders, sources, strict=True):
+        check_drawn(cases, folder)
     run = TrainingRun(config, sources, load_cases(folders[0], kept, config.pixel_mm))
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "config.json").exists():
