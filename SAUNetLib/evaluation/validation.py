@@ -272,6 +272,9 @@ def main() -> None:
     parser.add_argument("--leave-out", nargs="*", default=[], help="patients of external_bodies, such as VB3_01")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="write a picture of each set; not for passing on")
     options = parser.parse_args()
+    known = {path.name.split("_")[0] for path in options.data.glob("spider_t2space/*_image.*")}
+    if not _slices(options.data / "spider_tse_slices", options.scans) or not set(options.patients) <= known:
+        parser.error(f"{options.data} holds none of these scans, or not all of these patients")
     engine = Engine(load_model(options.model))
     print(as_json(validate_all(engine, options.data, options.patients, options.scans, options.leave_out)))
     if options.pictures:

@@ -176,8 +176,12 @@ def _never_drawn(report: DatasetReport, info: DatasetInfo) -> Iterator[Finding]:
         if not any(name in case.volumes_ml for case in read):
             rest = [one for one in info.draws if one != name and any(one in case.volumes_ml for case in read)]
             listed = ", ".join(f'"{one}"' for one in rest)
+            numbered = all(case.encoding == "spider" for case in read)
+            hint = " If the values are Slicer's own numbers of segments (1, 2, 3, ...), export from SAUNet's panel."
             yield Finding(
-                "INPUT_LABELS", f'no case has a {name}. If it was not drawn, say so in {INFO}: {{"draws": [{listed}]}}.'
+                "INPUT_LABELS",
+                f'no case has a {name}. If it was not drawn, say so in {INFO}: {{"draws": [{listed}]}}.'
+                + (hint if numbered else ""),
             )
 
 
