@@ -71,7 +71,9 @@ def segment(arguments: list[str]) -> int:
     try:
         output.mkdir(exist_ok=True)
     except OSError as failure:
-        sys.exit(f"error OUTPUT_WRITE: {output} cannot be made ({failure.strerror}). Run it in another folder.")
+        print(f"error OUTPUT_WRITE: {output} cannot be made ({failure.strerror}). Run it in another folder.",
+              file=sys.stderr)  # fmt: skip
+        return 2
     if not arguments:
         arguments = [str(output / "phantom.nii.gz")]
         if status := saunet("phantom", arguments[0]):

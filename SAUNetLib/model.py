@@ -100,7 +100,7 @@ def add_model(path: Path) -> ModelCard:
 
     Raises:
         ModelError: as `load_model`.
-        UsageError: USAGE, there is a newer model of its name; OUTPUT_WRITE.
+        UsageError: as `keep_model`.
     """
     card = load_model(str(path)).card
     keep_model(path, card)

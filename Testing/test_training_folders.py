@@ -24,10 +24,10 @@ from SAUNetLib.training.folders import (
     case_names,
     encodings,
     patients,
+    patients_of,
     read_info,
     read_pair,
     recognise,
-    with_all_images,
 )
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
@@ -72,7 +72,7 @@ def test_spider_s_own_layout_and_values(tmp_path):
     kept = _with_validation(TrainingConfig(), patients(tmp_path)).validation
     assert kept in (("1_t1", "1_t2"), ("2_t1", "2_t2"))
     stated = _with_validation(TrainingConfig(validation=("1_t2",)), patients(tmp_path))
-    assert stated.validation == ("1_t2",) and with_all_images(stated.validation, patients(tmp_path)) == {"1_t1", "1_t2"}
+    assert stated.validation == ("1_t2",) and patients_of(stated.validation, patients(tmp_path)) == {"1"}
     with pytest.raises(InputError, match="no case is left"):
         _with_validation(TrainingConfig(validation=("1_t2", "2_t1")), patients(tmp_path))
 

@@ -31,7 +31,7 @@ from ..metrics import agreement, compare_labels
 from ..network import DenseUNet, SAUNet, fold_batch_norm, pack_for_processor
 from ..network.sau_net import Attention
 from ..training.datasets import Case, can_thicken, load_cases, thick_volume
-from ..training.folders import UNKNOWN, case_names, read_pair, with_all_images, write_settings
+from ..training.folders import UNKNOWN, case_names, patients_of, read_pair, write_settings
 from ..training.folders import patients as cases_by_patient
 from ..training.run import VALIDATIONS
 from ..training.train import NetworkConfig, TrainingConfig, TrainingRun, fit
@@ -381,7 +381,8 @@ def _begin(data: Path, output: Path, budget: str, kept_out: Sequence[str], devic
             f"{data} has no case {', '.join(missing)}",
             "Name the cases to measure on with --keep-out",
         )
-    known = with_all_images(kept_out, cases_by_patient(data))
+    cases = cases_by_patient(data)
+    known = {name for patient in patients_of(kept_out, cases) for name in cases[patient]}
     rest = tuple(name for name in names if name not in known)
     if not kept_out or not rest:
         raise InputError("INPUT_EMPTY", "no case is left to train or to measure on", "Give at least two cases")

@@ -15,7 +15,7 @@ from ..console import table_console
 from ..formats.segmentations import read_segmentation
 from ..metrics import Agreement, Detection, compare_labels, detect
 from ..parts import merge_parts
-from ..segmentation import Segmentation
+from ..segmentation import Segmentation, count_labels
 from ..volume import Volume, on_grid
 
 
@@ -86,8 +86,8 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
     """
     first = read_segmentation(predicted)
     second = read_segmentation(truth, first.known)
-    if first.known != second.known:  # of 2 alone, one side tells whether that is the canal or the discs
-        first = read_segmentation(predicted, second.known)
+    if first.known != second.known and count_labels(first.labels).keys() <= second.known.keys():
+        first = read_segmentation(predicted, second.known)  # of 2 alone the other tells whether it is canal or disc
     laid = on_grid(Volume(first.labels, first.geometry, Path(predicted).name), second.geometry, Path(truth).name)
     return evaluate(replace(first, labels=laid.voxels, geometry=laid.geometry), second)
 

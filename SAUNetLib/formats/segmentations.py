@@ -301,28 +301,30 @@ def _whole_grid(labels: np.ndarray, matrix: np.ndarray, content: Mapping[str, An
 
     Where the file does not tell the grid, or another one than its voxels', both stay as they are.
     """
-    stated = next(
-        (one["value"] for one in content.get("conversionParameters", []) if one.get("name") == _REFERENCE), ""
-    )
+    stated = _stated_grid(content)
+    if stated is None:
+        return labels, matrix[:3, 3]
+    grid, extent = stated
+    first = np.linalg.solve(matrix[:3, :3], grid[:3, 3] + grid[:3, :3] @ extent[:, 0] - matrix[:3, 3])
+    before = np.rint(-first)
+    after = extent[:, 1] - extent[:, 0] + 1 - before - labels.shape
+    turned = np.abs(np.linalg.solve(matrix[:3, :3], grid[:3, :3]) - np.eye(3)) @ (extent[:, 1] - extent[:, 0])
+    if np.abs(first + before).max() > 0.05 or turned.max() > 0.05 or min(before.min(), after.min()) < 0:
+        return labels, matrix[:3, 3]
+    return np.pad(labels, np.column_stack([before, after]).astype(int)), matrix[:3, 3] - matrix[:3, :3] @ before
+
+
+def _stated_grid(content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Voxel to LPS (4, 4), and first and last voxel of each axis (3, 2), of the image that a file says it segments."""
+    stated = [one["value"] for one in content.get("conversionParameters", []) if one.get("name") == _REFERENCE]
     try:
-        numbers = np.array([float(part) for part in stated.split(";") if part.strip()])
-        grid, extent = np.diag([-1.0, -1.0, 1.0, 1.0]) @ numbers[:16].reshape(4, 4), numbers[16:].reshape(3, 2)
-        first = np.linalg.solve(grid[:3, :3], matrix[:3, 3] - grid[:3, 3]) - extent[:, 0]
-    except (ValueError, np.linalg.LinAlgError):
-        return labels, matrix[:3, 3]
+        numbers = np.array([float(part) for part in "".join(stated).split(";") if part.strip()])
+        ras, extent = numbers[:16].reshape(4, 4), numbers[16:].reshape(3, 2)
+    except ValueError:
+        return None
     count = extent[:, 1] - extent[:, 0] + 1
-    if not np.isfinite(first).all() or not (count >= 1).all() or not (count < MOST_VOXELS).all():
-        return labels, matrix[:3, 3]
-    if np.prod(count) > MOST_VOXELS or np.abs(first).max() > MOST_VOXELS:
-        return labels, matrix[:3, 3]
-    low, size = np.rint(first).astype(int), count.astype(int)
-    step = np.linalg.norm(matrix[:3, :3], axis=0).min()
-    same = np.abs((grid - matrix)[:3, :3] * size).max() < 0.05 * step and np.abs(first - low).max() < 0.05
-    if not same or (low < 0).any() or (low + labels.shape > size).any():
-        return labels, matrix[:3, 3]
-    whole = np.zeros(size, labels.dtype)
-    whole[tuple(slice(start, start + count) for start, count in zip(low, labels.shape, strict=True))] = labels
-    return whole, grid[:3, 3] + grid[:3, :3] @ extent[:, 0]
+    usable = np.isfinite(numbers).all() and count.min() >= 1 and float(np.prod(count)) <= MOST_VOXELS
+    return (np.diag([-1.0, -1.0, 1.0, 1.0]) @ ras, extent) if usable else None
 
 
 def _meanings(

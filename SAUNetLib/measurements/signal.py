@@ -49,10 +49,9 @@ class Signal:
         if canal is not None and landmarks.line is not None and landmarks.canal_seen:
             points = space.points(canal, 1.0)
             self._station = landmarks.line.station(points)
-            self._fluid = self._at_voxels(points)
-            index = tuple(np.round(points / space.spacing).astype(int).T)
-            brightest = self._image[index] >= self._image.max()
-            self._cut_off = 100 * float(np.mean(brightest)) > 100 - _FLUID_PERCENTILE
+            seen = self._image[tuple(np.round(points / space.spacing).astype(int).T)]
+            self._fluid = np.asarray(seen / self._bias(points))
+            self._cut_off = float(np.percentile(seen, _FLUID_PERCENTILE)) >= self._image.max()
         self.is_t2 = self._fluid_is_bright()
         self._darkest = float(np.percentile(self._image[::2, ::4, ::4], 1))
 
@@ -117,10 +116,6 @@ class Signal:
         x, y, z = np.meshgrid(grid.x, grid.y, grid.z, indexing="ij")
         points = frame.origin + np.stack([x, y, z], axis=-1).reshape(-1, 3) @ frame.axes
         return values / self._bias(points).reshape(values.shape)
-
-    def _at_voxels(self, points: np.ndarray) -> np.ndarray:
-        index = np.round(points / self._space.spacing).astype(int)
-        return np.asarray(self._image[tuple(index.T)] / self._bias(points))
 
 
 Field = Callable[[np.ndarray], np.ndarray]

@@ -18,7 +18,6 @@ from ..segmentation import count_labels
 from ..volume import Geometry, SagittalStack, Volume, check_content, check_geometry, check_volume, on_grid
 from .folders import (
     DRAWN,
-    INFO,
     UNKNOWN,
     CaseFiles,
     DatasetInfo,
@@ -26,6 +25,7 @@ from .folders import (
     as_classes,
     check_one_encoding,
     list_files,
+    never_drawn,
     pair_files,
     read_info,
     read_label_map,
@@ -170,19 +170,13 @@ def _lonely(images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Ite
 
 
 def _never_drawn(report: DatasetReport, info: DatasetInfo) -> Iterator[Finding]:
-    """Structures that no case has: were they drawn at all? As background they would be unlearned."""
+    """Structures that no case has: were they drawn at all?"""
     read = [case for case in report.cases if case.volumes_ml]
-    for name in info.draws if read else ():
-        if not any(name in case.volumes_ml for case in read):
-            rest = [one for one in info.draws if one != name and any(one in case.volumes_ml for case in read)]
-            listed = ", ".join(f'"{one}"' for one in rest)
-            numbered = all(case.encoding == "spider" for case in read)
-            hint = " If the values are Slicer's own numbers of segments (1, 2, 3, ...), export from SAUNet's panel."
-            yield Finding(
-                "INPUT_LABELS",
-                f'no case has a {name}. If it was not drawn, say so in {INFO}: {{"draws": [{listed}]}}.'
-                + (hint if numbered else ""),
-            )
+    missing, remedy = never_drawn(info, {name for case in read for name in case.volumes_ml})
+    if all(case.encoding == "spider" for case in read):
+        remedy += ". If the values are Slicer's own numbers of segments (1, 2, 3, ...), export from SAUNet's panel"
+    for name in missing if read else ():
+        yield Finding("INPUT_LABELS", f"no case has a {name}. {remedy}.")
 
 
 def _check_case(files: CaseFiles, info: DatasetInfo, seen: dict[str, str]) -> CaseReport:

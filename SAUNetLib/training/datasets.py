@@ -19,13 +19,13 @@ from ..volume import Geometry, Intensity, SagittalStack, Volume
 from .augmentation import Augmentation
 from .folders import (
     DRAWN,
-    INFO,
     UNKNOWN,
     CaseFiles,
     DatasetInfo,
     Encoding,
     check_one_encoding,
     find_cases,
+    never_drawn,
     read_info,
     read_labelled,
 )
@@ -133,17 +133,10 @@ def check_drawn(cases: Sequence[Case], folder: Path) -> None:
     Raises:
         InputError: INPUT_LABELS.
     """
-    info = read_info(folder)
-    missing = [
-        name for name in info.draws if cases and not any(bool((case.labels == DRAWN[name]).any()) for case in cases)
-    ]
-    if missing:
-        rest = ", ".join(f'"{name}"' for name in info.draws if name not in missing)
-        raise InputError(
-            "INPUT_LABELS",
-            f"no case of {folder.name} has a {' or a '.join(missing)}",
-            f'If it was not drawn, say what was in {INFO}: {{"draws": [{rest}]}}' if rest else "Draw what there is",
-        )
+    found = {name for name, value in DRAWN.items() if any(bool((case.labels == value).any()) for case in cases)}
+    missing, remedy = never_drawn(read_info(folder), found)
+    if cases and missing:
+        raise InputError("INPUT_LABELS", f"no case of {folder.name} has a {' or a '.join(missing)}", remedy)
 
 
 def thick_slices(images: Tensor, labels: Tensor, count: int, gap: int = 0) -> tuple[Tensor, Tensor]:

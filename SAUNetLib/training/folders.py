@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -341,15 +341,29 @@ def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray,
     return np.where(specks, np.uint8(BACKGROUND), labels), len(np.unique(components[specks]))
 
 
-def with_all_images(names: Iterable[str], cases: Mapping[str, Sequence[str]]) -> set[str]:
-    """Names of cases, and of the other images of the same patients, which show the same anatomy.
+def never_drawn(info: DatasetInfo, found: Collection[str]) -> tuple[list[str], str]:
+    """Structures that are said to be drawn and occur in no case: as background they would be unlearned.
 
     Args:
-        names: some cases.
+        info: of the folder.
+        found: names of the structures that occur in its cases.
+
+    Returns:
+        The structures, and what to do about them.
+    """
+    listed = ", ".join(f'"{name}"' for name in info.draws if name in found)
+    remedy = f'If it was not drawn, say so in {INFO}: {{"draws": [{listed}]}}' if listed else "Draw what there is"
+    return [name for name in info.draws if name not in found], remedy
+
+
+def patients_of(names: Collection[str], cases: Mapping[str, Sequence[str]]) -> set[str]:
+    """The patients of some cases; all of their images show the same anatomy.
+
+    Args:
+        names: the cases.
         cases: all of them by patient, see `patients`.
     """
-    chosen = set(names)
-    return chosen.union(*(own for own in cases.values() if chosen & set(own)))
+    return {patient for patient, own in cases.items() if set(own) & set(names)}
 
 
 def patients(folder: Path) -> dict[str, Sequence[str]]:

@@ -21,7 +21,7 @@ from ..model import load_model, save_model
 from ..pipeline import segment
 from ..volume import SagittalStack, Volume
 from .datasets import can_thicken, thick_volume
-from .folders import UNKNOWN, patients, read_info, read_pair, read_settings, with_all_images, write_settings
+from .folders import UNKNOWN, patients, patients_of, read_info, read_pair, read_settings, write_settings
 from .train import NetworkConfig, TrainingConfig, train
 
 VALIDATIONS = {"native slices": 1, "4 slices averaged": 4}
@@ -126,11 +126,10 @@ def _starting_from(start: str, config: TrainingConfig) -> TrainingConfig:
     inherited = {
         "name": f"{card.name}-tuned",
         "description": f"{card.description}; tuned with own data",
-        "data": f"{card.data}; then, from {card.name} {card.version} (SHA-256 {card.sha256[:12]}) on, own data",
+        "data": f"{card.data.rstrip('.')}; then, from {card.name} {card.version} (SHA-256 {card.sha256[:12]}) on, own data",
         "licence": card.licence,
         "attribution": card.attribution,
-        # What it was validated on is not what the new one is.
-        "limits": tuple(text for text in card.limits if not text.startswith("Validated on")),
+        "limits": tuple(card.limits),
         "pixel_mm": card.pixel_mm,
         **FINE_TUNING,
     }
@@ -156,7 +155,7 @@ def _with_validation(config: TrainingConfig, cases: Mapping[str, Sequence[str]])
         drawn = np.random.default_rng(config.seed).permutation(list(cases))[: max(1, len(cases) // 6)]
         kept = tuple(sorted(name for patient in drawn for name in cases[str(patient)]))
         config = config.model_copy(update={"validation": kept})
-    if not names - with_all_images(config.validation, cases):
+    if not cases.keys() - patients_of(config.validation, cases):
         raise InputError("INPUT_EMPTY", "no case is left to train on", "Give at least two cases")
     return config
 

@@ -36,7 +36,7 @@ from ..network.sau_net import Attention
 from ..process import signals_to
 from ..volume import Intensity
 from .datasets import Case, StackDataset, can_thicken, check_drawn, load_cases, thick_slices
-from .folders import ANY_OF, UNKNOWN, patients, write_settings
+from .folders import ANY_OF, UNKNOWN, patients, patients_of, write_settings
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
@@ -264,8 +264,8 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
     kept = config.validation
     # In all folders: what is called the same, or is the same folder by another path, shows the same patients.
     own = [patients(folder) for folder in folders]
-    known = {patient for patient, cases in own[0].items() if set(cases) & set(kept)}
-    names = [[name for patient, cases in one.items() if patient not in known for name in cases] for one in own]
+    unseen = patients_of(kept, own[0])
+    names = [[name for patient, cases in one.items() if patient not in unseen for name in cases] for one in own]
     sources = [load_cases(folder, some, config.pixel_mm) for folder, some in zip(folders, names, strict=True)]
     for folder, cases in zip(folders, sources, strict=True):
         check_drawn(cases, folder)

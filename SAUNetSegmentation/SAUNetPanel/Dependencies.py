@@ -20,8 +20,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from SAUNetLib import __version__
-from SAUNetLib.errors import SAUNetError
-from SAUNetLib.model_card import ModelCard, find_model, keep_model, model_names, model_version, newest_model
+from SAUNetLib.errors import ModelError, SAUNetError, UsageError
+from SAUNetLib.model_card import ModelCard, find_model, keep_model, model_names
 
 from . import Console, PrivateFolder
 from .Bundle import openBundle
@@ -193,23 +193,19 @@ class Dependencies:
             PrivateFolder.removeFolder(folder)
 
     def _keep(self, weights: Path) -> None:
-        """Put a bundle's model among the user's own, unless there is a newer one of its name.
+        """Put a bundle's model among the user's own; the log says why one that must replace none of them is left out.
 
         Raises:
-            PanelError: BUNDLE, its card is none; INSTALL_FAILED, it cannot be kept.
+            PanelError: BUNDLE, its card is none; INSTALL_FAILED, it cannot be written.
         """
         try:
-            card = ModelCard.read(weights.with_suffix(".json"))
-        except SAUNetError as error:
+            keep_model(weights, ModelCard.read(weights.with_suffix(".json")))
+        except ModelError as error:
             raise PanelError("BUNDLE", error.cause) from error
-        newest = newest_model(card.name)
-        if newest is not None and model_version(newest) > model_version(weights):
-            self.log.emit(_("There is a newer model {name} already.").format(name=card.name))
-            return
-        try:
-            keep_model(weights, card)
-        except SAUNetError as error:
-            raise PanelError("INSTALL_FAILED", withoutPaths(f"{error.cause}. {error.remedy}.")) from error
+        except UsageError as error:
+            if error.code != "USAGE":
+                raise PanelError("INSTALL_FAILED", withoutPaths(error.cause)) from error
+            self.log.emit(error.cause)
 
     @contextmanager
     def _watched(self) -> Any:

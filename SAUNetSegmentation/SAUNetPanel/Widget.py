@@ -264,15 +264,13 @@ class Widget:
 
     def onSegmentClicked(self) -> None:
         """Start, or cancel what runs."""
-        if self.logic.running and time.monotonic() - self._started < DOUBLE_CLICK_S:
-            return
-        if self.logic.running:
+        if not self.logic.running:
+            self._start()
+        elif time.monotonic() - self._started >= DOUBLE_CLICK_S:
             self.ui.segmentButton.enabled = False
             self.ui.segmentButton.text = _("Cancelling...")
             self.ui.segmentButton.toolTip = _("The engine is told to stop; this takes two seconds at most.")
             self.logic.cancel()
-        else:
-            self._start()
 
     def _start(self) -> None:
         missing = self.dependencies.missing()
