@@ -126,7 +126,7 @@ def _starting_from(start: str, config: TrainingConfig) -> TrainingConfig:
     inherited = {
         "name": f"{card.name}-tuned",
         "description": f"{card.description}; tuned with own data",
-        "data": f"{card.data.rstrip('.')}; then, from {card.name} {card.version} (SHA-256 {card.sha256[:12]}) on, own data",
+        "data": f"{card.data.rstrip('.')}; then own data, from {card.name} {card.version} (SHA-256 {card.sha256[:12]})",
         "licence": card.licence,
         "attribution": card.attribution,
         "limits": tuple(card.limits),
