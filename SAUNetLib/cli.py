@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
-import io
 import json
 import os
-import signal
 import sys
 import threading
 import traceback
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .command import BUG, Parser, run_command
 from .console import table_console
 from .errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, unforeseen
-from .process import prepare_process, signals_to
 
 if TYPE_CHECKING:
     from .engine import Engine, Report
@@ -30,88 +27,17 @@ if TYPE_CHECKING:
 # Everything heavy is imported by the subcommand that needs it: `saunet --help` answers at once.
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
-BUG = "This is a bug: please report it with what --debug prints"
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that words its complaints as every other error of ours, and guesses no option from its beginning."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError("USAGE", message, f"See {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 done, 2 usage, 3 input, 4 model, 5 memory, 6 cancelled, 1 a bug."""
-    _complete_streams()
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug, as_json = "--debug" in arguments, "--json" in arguments
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        # A path may hold what a Windows console's encoding has no letters for: no reason to fail when all is done.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    prepare_process()
-    try:
-        options = _parser().parse_args(arguments)
-        # A polite request to end, as schedulers send it, cancels like Ctrl-C, with everything cleaned up.
-        with signals_to(_interrupt, signal.SIGTERM):
-            status = int(options.run(options) or 0)
-            sys.stdout.flush()
-            return status
-    except SAUNetError as error:
-        return _fail(error, debug, as_json)
-    except KeyboardInterrupt:
-        return _fail(CancelledError(), debug, as_json)
-    except BrokenPipeError:
-        # The reader of our output has seen enough (| head); nothing is left to say to anyone.
-        sys.stdout = None
-        return 0
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and error.filename is None:
-            # Files of ours say so by an error of ours: this is most likely what prints, into a file on a full disk.
-            cause, remedy = f"stdout or a file cannot be written ({error.strerror})", "Check that the disk has room"
-            return _fail(UsageError("OUTPUT_WRITE", cause, remedy), debug, as_json)
-        return _fail(unforeseen(error, BUG), debug, as_json)
+    """Run the command; returns its exit status, see `run_command`."""
+    return run_command(_parser(), arguments)
 
 
-def _complete_streams() -> None:
-    """A process may have been started without a stdout or stderr: what is said there is lost, and nothing else.
-
-    Descriptors 0 to 2 must be taken, or the next file that is opened becomes stderr to the libraries.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process lives
-
-
-def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
-    with contextlib.suppress(OSError):
-        if debug:
-            traceback.print_exc()
-        print(error, file=sys.stderr, flush=True)
-    try:
-        if as_json:
-            print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
-        sys.stdout.flush()
-    except OSError:
-        sys.stdout = None  # the interpreter would try again, and complain
-    return error.exit_status
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="saunet", description="Spine MRI segmentation with SAU-Net. For research, not for diagnosis.")
+def _parser() -> Parser:
+    parser = Parser(prog="saunet", description="Spine MRI segmentation with SAU-Net. For research, not for diagnosis.")
     parser.add_argument("--version", action="version", version=f"saunet {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
     for add in (
         _add_segment,
         _add_measure,
@@ -470,7 +396,7 @@ def _phantom(options: argparse.Namespace) -> int:
 def _add_models(commands: Any) -> None:
     parser = _add(commands, "models", _models, "List the models that can be chosen by name, or add one.")
     parser.add_argument("--json", action="store_true", help="print the cards as JSON")
-    actions = parser.add_subparsers(metavar="list | add", parser_class=_Parser)
+    actions = parser.add_subparsers(metavar="list | add", parser_class=Parser)
     listing = _add(actions, "list", _models, "List the models (what `saunet models` alone does).")
     adding = _add(actions, "add", _models_add, "Verify a model file with its card and keep it under its name.")
     adding.add_argument("file", metavar="FILE", help="NAME.safetensors; its card NAME.json lies beside it")
@@ -513,7 +439,7 @@ def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
 
 def _add_dataset(commands: Any) -> None:
     parser = _add(commands, "dataset", _dataset_check, "Look after a folder of labelled images to train on.")
-    actions = parser.add_subparsers(required=True, metavar="check", parser_class=_Parser)
+    actions = parser.add_subparsers(required=True, metavar="check", parser_class=Parser)
     check = _add(actions, "check", _dataset_check, "Say everything that is wrong with a folder of labelled images.")
     check.add_argument(
         "folder", type=Path, metavar="DIR",
@@ -581,7 +507,7 @@ def _add_compare(commands: Any) -> None:
         "--task", nargs="+", default=("spine", "structures"), choices=("spine", "structures"),
         help="all vertebrae against the rest, or vertebrae, discs and canal (default: both)",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of every network (default 3)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="trainings of every network (default 3)")
     parser.add_argument("--keep-out", nargs="+", metavar="NAME", help="cases to measure on; default: SPIDER's five")
     parser.add_argument("--report", type=Path, metavar="FILE.md", help="report to write; default: RUN/results.md")
     parser.add_argument("--finished", action="store_true", help="train nothing, report what is finished")
@@ -592,16 +518,17 @@ def _compare(options: argparse.Namespace) -> int:
     from .formats.atomic import check_writable
 
     with _training_packages():
-        from .evaluation.comparison import KEPT_OUT, compare
+        from .evaluation.comparison import KEPT_OUT, SEEDS, compare
         from .evaluation.comparison_report import write_report
-    if options.seeds < 1:
-        raise UsageError("USAGE", f"{options.seeds} trainings of every network", "Give at least one with --seeds")
+    seeds = SEEDS if options.seeds is None else options.seeds
+    if seeds < 1:
+        raise UsageError("USAGE", f"{seeds} trainings of every network", "Give at least one with --seeds")
     report = options.report or options.output / "results.md"
     check_writable(report, (".md",))
 
     if not options.finished:
         compare(
-            options.data, options.output, options.budget, options.task, options.seeds, options.keep_out or KEPT_OUT,
+            options.data, options.output, options.budget, options.task, seeds, options.keep_out or KEPT_OUT,
             options.device,
         )  # fmt: skip
     print(*write_report(options.data, options.output, report, options.device), sep="\n")

@@ -109,6 +109,8 @@ def test_the_report_has_every_network_beside_the_paper_s_figures(finished):
         assert len({row.count("|") for row in (rows[1], rows[2])}) == 1
         if name in PAPERS_TABLE:
             assert all(figure in rows[0] for figure in PAPERS_TABLE[name].values())
+    command = "saunet compare data0 --output RUN --budget smoke --seeds 1 --keep-out p1 p2"
+    assert f"Written by `{command}`" in report and "SPIDER" not in report, "what it is about, and how to do it again"
     assert (finished / "results-errors.png").read_bytes().startswith(b"\x89PNG") and "results-errors.png" in report
     with open(finished / "results.csv", newline="", encoding="utf-8") as file:
         sheet = list(csv.DictReader(file))

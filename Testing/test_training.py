@@ -274,7 +274,8 @@ def test_an_interrupted_run_is_cancelled_and_goes_on(data, tmp_path, number):
         one.send_signal(number)
         err = one.communicate(timeout=90)[1]
     assert one.returncode == 6, err
-    assert "error CANCELLED" in err and "goes on from the last checkpoint" in err
+    told = "goes on from the last checkpoint" if (run / "last.ckpt").exists() else "begins anew"
+    assert "error CANCELLED" in err and told in err
 
 
 @pytest.mark.parametrize("broken_at", [[3], [4, 9]])
@@ -373,6 +374,19 @@ def test_another_configuration_does_not_overwrite_a_run(data, tmp_path, capsys):
     other.write_text(json.dumps(CONFIG | {"steps": 3}))
     assert main(["train", str(data), "--output", str(run), "--config", str(other)]) == 2
     assert "another configuration" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_cases_only(data, tmp_path, capsys, monkeypatch):
+    """Otherwise the model's card would speak of the last folders alone."""
+    monkeypatch.setattr(training, "fit", lambda run, *rest: None)
+    command = ["train", str(data), "--output", str(tmp_path / "run"), "--config", str(tmp_path / "c.json")]
+    (tmp_path / "c.json").write_text(json.dumps(CONFIG))
+    for _ in range(2):
+        training.train([data], tmp_path / "run", TrainingConfig(**CONFIG), "cpu")
+    write_pairs(data, "p3")
+    assert main(command) == 2
+    assert "run on other cases" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "run" / "cases.json").read_text())["cases"][0]) == 2, "as it was"
 
 
 def test_labels_with_levels_are_read_as_classes_and_unknown_stays_unknown(data):

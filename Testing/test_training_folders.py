@@ -130,7 +130,14 @@ def test_encodings_are_told_apart(values, kind):
 
 
 @pytest.mark.parametrize(
-    ("values", "word"), [({1, 2, 100}, "fit the encodings"), ({60}, "[60]"), ({41, 201}, "single")]
+    ("values", "word"),
+    [
+        ({1, 2, 100}, "fit the encodings"),
+        ({60}, "[60]"),
+        ({41, 201}, "single"),
+        ({1, 2, 3, 4}, "Slicer's own export"),
+        ({4, 5, 6, 99 - 75}, "Slicer's own export"),
+    ],
 )
 def test_what_could_mean_two_things_is_refused_until_it_is_told(values, word):
     with pytest.raises(InputError) as caught:
@@ -317,6 +324,18 @@ def test_a_structure_that_nobody_drew_has_to_be_declared(tmp_path):
     assert check_dataset(tmp_path / "d").usable
     (tmp_path / "d" / "dataset.json").write_text('{"draws": 3}')
     assert "dataset.json" in check_dataset(tmp_path / "d").problems[0].text
+
+
+def test_what_a_folder_cannot_teach_is_told(tmp_path):
+    """One patient leaves none to validate on; without background everything would become spine."""
+    labels = labelled(0)[1]
+    write(tmp_path / "d", "a", np.where(labels == 0, UNKNOWN, labels))
+    report = check_dataset(tmp_path / "d")
+    assert [one.code for one in report.notes] == ["PATIENTS"] and report.usable
+    assert any("no voxel of it is background" in one.text for one in report.cases[0].notes)
+    write(tmp_path / "d", "b", seed=1)
+    report = check_dataset(tmp_path / "d")
+    assert not report.notes and not any("background" in one.text for one in report.cases[1].notes)
 
 
 @pytest.mark.parametrize("lost", ["image", "labels"])

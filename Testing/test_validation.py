@@ -1,5 +1,6 @@
 """Validation sets of the project: figures with intervals over patients, on data made up for the test."""
 
+import importlib
 import json
 
 import numpy as np
@@ -105,3 +106,27 @@ def test_draws_without_a_figure_do_not_count_for_its_interval():
     low, high = interval(lambda drawn: float(np.mean(drawn)), values)
     assert 1 <= low < high <= 3
     assert all(np.isnan(bound) for bound in interval(lambda drawn: float("nan"), values))
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "code"),
+    [
+        ("evaluation.validation", ["DATA", "--patients", "9"], "INPUT_NOT_FOUND"),
+        ("evaluation.validation", ["DATA", "--leave-out", "VB9_01"], "INPUT_NOT_FOUND"),
+        ("evaluation.fine_tuning", ["DATA", "VB9_01", "--output", "out"], "INPUT_NOT_FOUND"),
+        ("evaluation.readings", ["DATA"], "INPUT_NOT_FOUND"),
+        ("evaluation.phantom_measures", ["--count", "0"], "USAGE"),
+        ("training.self_training", ["none", "DATA", "out"], "MODEL_NOT_FOUND"),
+        ("training.self_training", ["saunet-lumbar", "DATA/none", "out"], "INPUT_NOT_FOUND"),
+        ("training.self_training", ["saunet-lumbar", "DATA", "out", "--leave-out", "9"], "INPUT_NOT_FOUND"),
+    ],
+)
+def test_a_mistyped_name_ends_no_tool_in_a_traceback(tool, arguments, code, tmp_path, monkeypatch, capsys):
+    (tmp_path / "DATA" / "spider_tse_slices").mkdir(parents=True)
+    (tmp_path / "DATA" / "spider_tse_slices" / "10010_image.png").touch()
+    monkeypatch.chdir(tmp_path)
+    scans = ["--scans", "10010"] if tool.endswith("validation") else []
+    assert importlib.import_module(f"SAUNetLib.{tool}").main([*arguments, *scans]) in (2, 3, 4)
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error {code}: ") and err.count("\n") == 1 and not out
+    assert not (tmp_path / "out").exists()

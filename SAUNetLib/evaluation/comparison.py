@@ -39,6 +39,8 @@ from ..volume import SagittalStack, Volume
 
 KEPT_OUT = ("045", "081", "127", "209", "239")
 """SPIDER's patients that no network of the project is trained on."""
+SEEDS = 3
+"""Trainings of every network, where nothing else is said."""
 TASKS = {"spine": 1, "structures": len(CLASS_NAMES)}
 """What is segmented -> scores of the network: all vertebrae in the paper's binary form, or the three structures."""
 SHIPPED = "shipped"
@@ -287,7 +289,7 @@ def compare(
     output: Path,
     budget: str = "small",
     tasks: Sequence[str] = tuple(TASKS),
-    seeds: int = 3,
+    seeds: int = SEEDS,
     kept_out: Sequence[str] = KEPT_OUT,
     device: str = "auto",
 ) -> None:

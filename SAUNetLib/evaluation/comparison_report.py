@@ -23,6 +23,8 @@ from .comparison import (
     CANDIDATES,
     FIGURES,
     ISLAND,
+    KEPT_OUT,
+    SEEDS,
     SHIPPED,
     TASKS,
     Comparison,
@@ -192,17 +194,20 @@ def write_report(data: Path, output: Path, report: Path, device: str = "auto") -
 def _head(comparison: Comparison, results: Sequence[Result]) -> Iterator[str]:
     config = comparison.config
     date = max((one.date for one in results), default="nothing is finished yet")
-    yield "# The paper's comparison on SPIDER"
+    spider = comparison.kept_out == KEPT_OUT
+    yield f"# The paper's comparison on {'SPIDER' if spider else comparison.data}"
     yield (
-        f"{date}. Written by `saunet compare {comparison.data} --output RUN --budget {comparison.budget}`: "
-        f"{len(results)} trainings are finished. This is {config.description}."
+        f"{date}. Written by `{_command(comparison, results)}`: {len(results)} trainings are finished. "
+        f"This is {config.description}."
     )
     rows, columns = config.crop
     yield "\n".join(
         (
             f"- Trained on {len(comparison.trained_on)} patients; measured on {', '.join(comparison.kept_out)}, which "
-            "no network has seen. Data and licence are those of [training.md](training.md); the augmentation is its "
-            "geometry, and of the intensities what differs between patients of one sequence.",
+            "no network has seen. "
+            + ("Data and licence are those of [training.md](training.md). " if spider else "")
+            + "The augmentation is that of `saunet train` in its geometry, and of the intensities what differs between "
+            "patients of one sequence.",
             f"- Every network: {config.steps} steps of {config.stacks} x {config.slices} consecutive slices, {rows} x "
             f"{columns} pixels of {config.pixel_mm} mm, the same stacks in the same order for the same seed; Dice and "
             f"cross-entropy, AdamW at {config.learning_rate:g}, averaged weights of the second half. Nothing was tuned "
@@ -210,14 +215,27 @@ def _head(comparison: Comparison, results: Sequence[Result]) -> Iterator[str]:
             f"- Widths {', '.join(map(str, config.network.widths))} for all. The two U-Nets are MONAI's DynUNet; the "
             "three-dimensional one takes the stack as a volume and halves rows and columns, not slices; whole patients "
             f"it sees in windows of {config.slices} slices, as MONAI lays them by default.",
-            "- Figures are those of the source grid (SPIDER's pixels), once with native slices and once with four of "
-            "them averaged. Mean ± standard deviation over the seeds; in brackets the 95 % bootstrap interval over "
+            "- Figures are those of the source grid (the images' pixels), once with native slices and once with four "
+            "of them averaged. Mean ± standard deviation over the seeds; in brackets the 95 % bootstrap interval over "
             f"the {len(comparison.kept_out)} patients, which for so few is too narrow and holds nothing of the seeds' "
             "scatter. Nothing is removed "
             "after the network, so a false island counts fully in HSD; in *islands removed* those components are "
             f"gone that make up less than {ISLAND:.0%} of what was found of a structure, for every network alike.",
         )
     )
+
+
+def _command(comparison: Comparison, results: Sequence[Result]) -> str:
+    """The command that made a comparison as far as it is finished."""
+    parts = [f"saunet compare {comparison.data} --output RUN --budget {comparison.budget}"]
+    tasks = {one.task for one in results}
+    if tasks and tasks != set(TASKS):
+        parts += ["--task", *tasks]
+    if (seeds := len({one.seed for one in results})) not in (0, SEEDS):
+        parts += ["--seeds", str(seeds)]
+    if comparison.kept_out != KEPT_OUT:
+        parts += ["--keep-out", *comparison.kept_out]
+    return " ".join(parts)
 
 
 def _tables(table: Table) -> Iterator[str]:

@@ -6,6 +6,7 @@ Makes a folder for `saunet train --from` of patients whose vertebral bodies alon
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from ..anatomy import BACKGROUND, VERTEBRA
+from ..command import run_command, tool
 from ..engine import Engine
 from ..formats.volumes import read_volume, write_volume
 from ..model import load_model
@@ -58,16 +60,19 @@ def write_folder(engine: Engine, data: Path, patients: Sequence[str], output: Pa
         write_volume(Volume(labels, volume.geometry), output / f"{patient}_labels.nii.gz")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Command line, see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool(_write, __doc__)
     parser.add_argument("data", type=Path, help="folder external_bodies")
     parser.add_argument("patients", nargs="+", metavar="PATIENT", help="such as VB3_01")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="whose word is taken on what is not drawn")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    options = parser.parse_args()
+    return run_command(parser, arguments)
+
+
+def _write(options: argparse.Namespace) -> None:
     write_folder(Engine(load_model(options.model)), options.data, options.patients, options.output)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
+from ..command import run_command, tool
+from ..errors import UsageError
 from ..measurements import Measurements, measure
 from ..segmentation import Segmentation
 from ..training.phantom import Phantom, PhantomOptions, make_phantom
@@ -86,12 +89,18 @@ def errors(phantom: Phantom, found: Measurements) -> Iterator[tuple[str, float]]
             yield "coronal_angle_deg", coronal.value - abs(truth.scoliosis)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print median error, bias and 90th percentile for thin, thick and turned slices."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool(_print_errors, __doc__)
     parser.add_argument("--count", type=int, default=8, help="number of phantoms (default 8)")
+    return run_command(parser, arguments)
+
+
+def _print_errors(options: argparse.Namespace) -> None:
+    if options.count < 1:
+        raise UsageError("USAGE", f"{options.count} phantoms", "Give at least one with --count")
     table: dict[str, dict[str, list[float]]] = {"1 mm slices": {}, "4 mm slices": {}, "4 mm slices, turned": {}}
-    for number in range(parser.parse_args(arguments).count):
+    for number in range(options.count):
         phantom = sick_phantom(number)
         straight = measure(Segmentation(phantom.labels, phantom.volume.geometry))
         results = [("4 mm slices" if number % 2 else "1 mm slices", straight)]
@@ -108,4 +117,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import mannwhitneyu, spearmanr
 
+from ..command import run_command, tool
 from ..errors import InputError
 from ..formats.segmentations import read_segmentation
 from ..formats.volumes import read_volume
@@ -236,11 +238,15 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table for a folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool(_print_table, __doc__)
     parser.add_argument("folder", metavar="DIR", help="SPIDER's T2 SPACE scans with their label maps and readings")
-    discs = read_discs(parser.parse_args(arguments).folder)
+    return run_command(parser, arguments)
+
+
+def _print_table(options: argparse.Namespace) -> None:
+    discs = read_discs(options.folder)
     values = {disc.patient for disc in discs}
     print(
         f"{len(discs)} discs of {len(values)} patients; label maps, not predictions. For research, not for diagnosis."
@@ -249,4 +255,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

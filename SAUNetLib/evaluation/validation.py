@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..anatomy import VERTEBRA, classes, to_classes
+from ..command import run_command, tool
 from ..engine import Engine
+from ..errors import InputError
 from ..formats.atomic import write_beside
 from ..formats.previews import draw_preview, page, write_preview
 from ..formats.volumes import read_image, read_volume
@@ -262,19 +265,33 @@ def as_json(result: Mapping[str, Figures]) -> str:
     return json.dumps({title: {k: plain(v) for k, v in one.items()} for title, one in result.items()}, indent=2)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the figures of a model as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool(_print_figures, __doc__)
     parser.add_argument("data", type=Path, help="folder with the validation sets")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--patients", nargs="*", default=[], help="patients of spider_t2space that were kept out")
     parser.add_argument("--scans", nargs="+", default=SCANS, help=f"of spider_tse_slices; default: {' '.join(SCANS)}")
     parser.add_argument("--leave-out", nargs="*", default=[], help="patients of external_bodies, such as VB3_01")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="write a picture of each set; not for passing on")
-    options = parser.parse_args()
-    known = {path.name.split("_")[0] for path in options.data.glob("spider_t2space/*_image.*")}
-    if not _slices(options.data / "spider_tse_slices", options.scans) or not set(options.patients) <= known:
-        parser.error(f"{options.data} holds none of these scans, or not all of these patients")
+    return run_command(parser, arguments)
+
+
+def _print_figures(options: argparse.Namespace) -> None:
+    known = {
+        "patients": {path.name.split("_")[0] for path in options.data.glob("spider_t2space/*_image.*")},
+        "scans": {path.name.split("_")[0] for path in options.data.glob("spider_tse_slices/*_image.png")},
+        "leave_out": {
+            path.name.removesuffix("_image.nii.gz") for path in options.data.glob("external_bodies/*_image.*")
+        },
+    }
+    for name, there in known.items():
+        if missing := sorted(set(getattr(options, name)) - there):
+            raise InputError(
+                "INPUT_NOT_FOUND",
+                f"{options.data} does not hold {', '.join(missing)}",
+                f"Correct the folder or --{name.replace('_', '-')}",
+            )
     engine = Engine(load_model(options.model))
     print(as_json(validate_all(engine, options.data, options.patients, options.scans, options.leave_out)))
     if options.pictures:
@@ -282,4 +299,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

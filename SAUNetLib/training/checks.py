@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..anatomy import BACKGROUND
 from ..console import table_console
 from ..errors import SAUNetError
 from ..formats.volumes import read_image
@@ -142,8 +143,11 @@ def check_dataset(folder: Path) -> DatasetReport:
     report.problems += _lonely(images, labels)
     seen: dict[str, str] = {}
     with _noted(report.problems):
-        for files in pair_files(folder, images, labels).values():
-            report.cases.append(_check_case(files, info, seen))
+        pairs = pair_files(folder, images, labels)
+        report.cases += [_check_case(files, info, seen) for files in pairs.values()]
+        if len({files.patient for files in pairs.values()}) == 1:
+            text = "one patient alone leaves none to validate on: train with it as a further folder, or add a patient."
+            report.notes.append(Finding("PATIENTS", text))
     with _noted(report.problems):
         check_one_encoding((case.encoding for case in report.cases), folder)
     report.problems += _never_drawn(report, info)
@@ -173,8 +177,6 @@ def _never_drawn(report: DatasetReport, info: DatasetInfo) -> Iterator[Finding]:
     """Structures that no case has: were they drawn at all?"""
     read = [case for case in report.cases if case.volumes_ml]
     missing, remedy = never_drawn(info, {name for case in read for name in case.volumes_ml})
-    if all(case.encoding == "spider" for case in read):
-        remedy += ". If the values are Slicer's own numbers of segments (1, 2, 3, ...), export from SAUNet's panel"
     for name in missing if read else ():
         yield Finding("INPUT_LABELS", f"no case has a {name}. {remedy}.")
 
@@ -247,7 +249,10 @@ def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, c
     missing = [name for name in info.draws if name not in case.volumes_ml]
     if missing:
         case.notes.append(Finding("ABSENT", f"no {' and no '.join(missing)} in it, though said to be drawn."))
-    if case.unknown > MOSTLY_UNKNOWN:
+    if BACKGROUND not in classes:
+        text = "no voxel of it is background (0): where nothing was found on looking, 255 teaches nothing."
+        case.notes.append(Finding("UNKNOWN", text))
+    elif case.unknown > MOSTLY_UNKNOWN:
         case.notes.append(Finding("UNKNOWN", f"{case.unknown:.0%} of it is labelled 255, not known."))
     specks = without_specks(classes, voxel_volume)[1]
     if specks:

@@ -26,6 +26,7 @@ UNKNOWN = 255
 """Label of what nobody has drawn: left out of the loss."""
 ANY_OF = 240
 """A training label of 240 + bits says: one of the classes whose bits are set; all four of them are `UNKNOWN`."""
+CANAL_OF_SPIDER = 100
 SPECK_MM3 = 40.0
 """Labelled components smaller than this are drawing errors (SPIDER's saturated scans have hundreds)."""
 INFO = "dataset.json"
@@ -97,7 +98,7 @@ def encodings() -> dict[Encoding, dict[int, int]]:
     """
     values = np.array(list(structures()), np.uint8)
     levels = dict(zip(values.tolist(), to_classes(values).tolist(), strict=True))
-    spider = {100: CANAL}
+    spider = {CANAL_OF_SPIDER: CANAL}
     for number in range(1, 26):
         spider |= {number: VERTEBRA, 100 + number: VERTEBRA, 200 + number: DISC}
     return {
@@ -118,6 +119,13 @@ def recognise(values: Iterable[int], name: str) -> Encoding | None:
     if not found:
         return None
     fitting = [kind for kind, meaning in encodings().items() if meaning.keys() >= set(found)]
+    if fitting == ["spider"] and max(found) < CANAL_OF_SPIDER:
+        raise InputError(
+            "INPUT_LABELS",
+            f"the labels of {name} are small numbers alone: {found}",
+            "Slicer's own export numbers the segments so: export from SAUNet's panel instead. If they are SPIDER's "
+            f'vertebrae, say so in {INFO}: {{"encoding": "spider", "draws": ["vertebra"]}}',
+        )
     if not fitting:
         nowhere = [value for value in found if not any(value in meaning for meaning in encodings().values())]
         raise InputError(
@@ -165,7 +173,10 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UsageError("USAGE", f"{path.name}: {where}: {first['msg']}", "Correct the configuration") from error
+        said = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        if first["type"] == "extra_forbidden":
+            said = "is no setting"
+        raise UsageError("USAGE", " ".join([f"{path.name}:", where, said]), "Correct the configuration") from error
 
 
 def write_settings(settings: BaseModel, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..anatomy import CLASS_NAMES
+from ..console import table_console
 from ..engine import Engine, choose_device
 from ..errors import InputError, UsageError
 from ..evaluation.intervals import deviation
@@ -25,6 +25,8 @@ from .folders import UNKNOWN, patients, patients_of, read_info, read_pair, read_
 from .train import NetworkConfig, TrainingConfig, train
 
 VALIDATIONS = {"native slices": 1, "4 slices averaged": 4}
+FIGURES = {"dice": "Dice", "hsd_mm": "HSD mm", "hd95_mm": "HD95 mm"}
+"""What is measured of each structure, and what a table calls it."""
 FINE_TUNING = {"steps": 400, "learning_rate": 5e-4, "averaging": 0.99}
 """Of a run that starts from a model and does not say otherwise."""
 
@@ -68,8 +70,29 @@ def run_training(
     write_settings(config, output / f"{config.name}.train.json")
     figures = validate(Engine(load_model(str(path)), device), data[0], config.validation)
     save_model(network, path, {**card, "metrics": figures})
-    print(json.dumps(figures, indent=2, allow_nan=False))
+    _print_figures(figures)
+    print(path)
     return path
+
+
+def _print_figures(figures: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:
+    """A table of `validate`'s figures on stdout: mean ± standard deviation over patients."""
+    from rich.table import Table
+
+    def cell(mean: float | None, spread: float | None) -> str:
+        return "-" if mean is None else f"{mean:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+
+    table = Table(box=None, header_style="bold")
+    table.add_column("Validated on")
+    table.add_column("Structure")
+    for title in FIGURES.values():
+        table.add_column(title, justify="right")
+    for title, found in figures.items():
+        for structure in (*CLASS_NAMES[1:], "mean"):
+            row = [cell(*found.get(f"{figure} {structure}", (None, None))) for figure in FIGURES]
+            if any(one != "-" for one in row):
+                table.add_row(title, structure, *row)
+    table_console().print(table)
 
 
 def _card(config: TrainingConfig, data: Sequence[Path]) -> dict[str, Any]:
@@ -209,8 +232,7 @@ def _figures(engine: Engine, volume: Volume, labels: np.ndarray, drawn: Sequence
     figures: dict[str, float] = {}
     for value, one in found.items():
         structure = CLASS_NAMES[value]
-        figures[f"dice {structure}"] = one.dice
-        figures[f"hsd_mm {structure}"] = one.hausdorff_mm
-        figures[f"hd95_mm {structure}"] = one.hausdorff95_mm
+        for figure, measured in zip(FIGURES, (one.dice, one.hausdorff_mm, one.hausdorff95_mm), strict=True):
+            figures[f"{figure} {structure}"] = measured
     figures["dice mean"] = float(np.mean([one.dice for one in found.values()]))
     return figures

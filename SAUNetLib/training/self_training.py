@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ..anatomy import CANAL, DISC, VERTEBRA
+from ..command import run_command, tool
 from ..engine import network_input, resample
+from ..errors import InputError
 from ..formats.volumes import write_volume
 from ..model import Model, load_model
 from ..volume import Geometry, Intensity, Volume
@@ -96,8 +99,21 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
         pictures: ``NAME.jpg``, ``NAME.png``, or pairs ``NAME_image.png`` and ``NAME_vertebra.png`` (drawn by hand).
         folder: to write to.
         leave_out: patients or scans, the part of a name before its first underscore.
+
+    Raises:
+        InputError: INPUT_NOT_FOUND, there is no such folder, or nothing in it of what is to be left out.
     """
-    paths = [path for path in sorted(pictures.iterdir()) if path.suffix in (".jpg", ".png")]
+    try:
+        paths = [path for path in sorted(pictures.iterdir()) if path.suffix in (".jpg", ".png")]
+    except OSError as failure:
+        raise InputError(
+            "INPUT_NOT_FOUND", f"{pictures} cannot be read ({failure.strerror})", "Give the folder of the pictures"
+        ) from failure
+    missing = sorted(set(leave_out) - {path.name.split("_")[0] for path in paths})
+    if missing:
+        raise InputError(
+            "INPUT_NOT_FOUND", f"{pictures} has no picture of {', '.join(missing)}", "Correct what to leave out"
+        )
     paths = [path for path in paths if path.name.split("_")[0] not in leave_out and "_vertebra" not in path.name]
     kept = 0
     for path in paths:
@@ -116,17 +132,20 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
     return kept, len(paths)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Command line, see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = tool(_write, __doc__)
     parser.add_argument("model", help="the teacher: name or file")
     parser.add_argument("pictures", type=Path, help="folder of greyscale sagittal slices, .jpg or .png")
     parser.add_argument("folder", type=Path, help="data folder to write")
     parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="patients or scans to leave out")
-    options = parser.parse_args()
+    return run_command(parser, arguments)
+
+
+def _write(options: argparse.Namespace) -> None:
     kept, number = write_pseudo_labels(load_model(options.model), options.pictures, options.folder, options.leave_out)
     print(f"{kept} of {number} pictures kept")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from ..anatomy import CLASS_NAMES
 from ..engine import best_class, choose_device, computes_bfloat16, network_input
-from ..errors import CancelledError
+from ..errors import CancelledError, UsageError
 from ..model import load_model
 from ..model_card import is_model_name
 from ..network import DenseUNet, SAUNet
@@ -36,11 +38,12 @@ from ..network.sau_net import Attention
 from ..process import signals_to
 from ..volume import Intensity
 from .datasets import Case, StackDataset, can_thicken, check_drawn, load_cases, thick_slices
-from .folders import ANY_OF, UNKNOWN, patients, patients_of, write_settings
+from .folders import ANY_OF, UNKNOWN, patients, patients_of, read_settings, write_settings
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
 GOES_ON = "The same command goes on from the last checkpoint"
+BEGINS_ANEW = "Nothing was kept yet: the same command begins anew"
 Sixteens = Annotated[int, Field(ge=16, multiple_of=DenseUNet.stride)]
 
 
@@ -123,6 +126,31 @@ class TrainingConfig(BaseModel):
         if self.patience is not None and self.steps < STEPS_PER_EPOCH:
             raise ValueError(f"patience needs at least {STEPS_PER_EPOCH} steps, the first validation comes after them")
         return self
+
+
+class TrainedOn(BaseModel):
+    """``cases.json`` of a run: names of the cases of each data folder that it is trained on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cases: tuple[tuple[str, ...], ...]
+
+    def keep(self, output: Path) -> None:
+        """Write it into the run's folder, or refuse to go on there with other cases.
+
+        Raises:
+            UsageError: USAGE.
+        """
+        path = output / "cases.json"
+        if not path.exists():
+            write_settings(self, path)
+        elif read_settings(TrainedOn, path) != self:
+            raise UsageError(
+                "USAGE",
+                f"{output} holds a run on other cases",
+                "Give that run's data folders in their order, another folder as --output, or start from its model "
+                "with --from",
+            )
 
 
 class TrainingRun(pl.LightningModule):
@@ -250,7 +278,7 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
 
     Args:
         folders: see `folders.find_cases`; the first one holds ``config.validation``.
-        output: folder of the run: ``config.json``, ``last.ckpt``, TensorBoard's files.
+        output: folder of the run: ``config.json``, ``cases.json``, ``last.ckpt``, TensorBoard's files.
         config: of the run.
         accelerator: as Lightning's Trainer takes it.
 
@@ -259,6 +287,7 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
 
     Raises:
         InputError: as `load_cases` and `check_drawn`.
+        UsageError: USAGE, the run was begun on other cases.
     """
     pl.seed_everything(config.seed, verbose=False)
     kept = config.validation
@@ -271,6 +300,7 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
         check_drawn(cases, folder)
     run = TrainingRun(config, sources, load_cases(folders[0], kept, config.pixel_mm))
     output.mkdir(parents=True, exist_ok=True)
+    TrainedOn(cases=tuple(map(tuple, names))).keep(output)
     if not (output / "config.json").exists():
         write_settings(config, output / "config.json")
     last = output / "last.ckpt"
@@ -286,6 +316,7 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
     Returns:
         Seconds of training, those before an interruption included.
     """
+    _without_chatter()
     config, last, best, timer = run.config, output / "last.ckpt", output / "best.ckpt", Timer()
     # The first half only leads away from the start; an average over it would lag behind. Yet what is to be stopped
     # early has to be the average from the beginning.
@@ -295,7 +326,7 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
         ModelCheckpoint(output, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False),
         LearningRateMonitor("step"),
         timer,
-        interruptible := _Interruptible(),
+        interruptible := _Interruptible(last),
     ]
     if config.patience is not None:
         watched: dict[str, Any] = {"monitor": "native/mean", "mode": "max"}
@@ -326,13 +357,20 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
                 )
             except (SystemExit, SIGTERMException) as error:  # Lightning's own ends of a process that was interrupted
                 if trainer.interrupted:
-                    raise CancelledError(GOES_ON) from error
+                    raise interruptible.cancelled() from error
                 raise
     # Lightning gives a run that was already finished its last weights, not the averaged ones.
     chosen = best if config.patience is not None and best.exists() else last
     run.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
     run.cpu()
     return timer.time_elapsed()
+
+
+def _without_chatter() -> None:
+    """Lightning's notes on what is meant to be so, and its tips, would hide what a user should read."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in ("Checkpoint directory .* exists and is not empty", r".*isinstance\(treespec, LeafSpec\)"):
+        warnings.filterwarnings("ignore", message)
 
 
 class _Interruptible(Callback):
@@ -342,8 +380,8 @@ class _Interruptible(Callback):
     processes wait for each other, though, and are left to Lightning.
     """
 
-    def __init__(self) -> None:
-        self._asked = False
+    def __init__(self, checkpoint: Path) -> None:
+        self._asked, self._checkpoint = False, checkpoint
 
     def ask(self, *_: object) -> None:
         """To end at the next batch; asked once more, at once."""
@@ -351,9 +389,13 @@ class _Interruptible(Callback):
             raise KeyboardInterrupt
         self._asked = True
 
+    def cancelled(self) -> CancelledError:
+        """What the user is told."""
+        return CancelledError(GOES_ON if self._checkpoint.exists() else BEGINS_ANEW)
+
     def on_train_batch_start(self, *_: Any) -> None:
         if self._asked:
-            raise CancelledError(GOES_ON)
+            raise self.cancelled()
 
     def on_validation_batch_start(self, *_: Any) -> None:
         self.on_train_batch_start()

@@ -1,0 +1,107 @@
+"""What all commands have in common: options, signals, streams, and a failure in one line with its exit status."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import io
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from .errors import CancelledError, SAUNetError, UsageError, unforeseen
+from .process import prepare_process, signals_to
+
+BUG = "This is a bug: please report it with what --debug prints"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that words its complaints as every other error of ours, and guesses no option from its beginning."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError("USAGE", message, f"See {self.prog} --help")
+
+
+def tool(run: Callable[[argparse.Namespace], None], description: str | None) -> Parser:
+    """The parser of a command beside `saunet`, as ``python -m`` runs them, for `run_command`."""
+    parser = Parser(description=description)
+    parser.add_argument("--debug", action="store_true", help="print the traceback of a failure")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
+    """Run what the parser's entry ``run`` names with its options.
+
+    Returns:
+        The exit status: 0 done, 2 usage, 3 input, 4 model, 5 memory, 6 cancelled, 1 a bug.
+    """
+    _complete_streams()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A path may hold what a Windows console's encoding has no letters for: no reason to fail when all is done.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    prepare_process()
+    try:
+        options = parser.parse_args(arguments)
+        # A polite request to end, as schedulers send it, cancels like Ctrl-C, with everything cleaned up.
+        with signals_to(_interrupt, signal.SIGTERM):
+            status = int(options.run(options) or 0)
+            sys.stdout.flush()
+            return status
+    except SAUNetError as error:
+        return _fail(error, debug, as_json)
+    except KeyboardInterrupt:
+        return _fail(CancelledError(), debug, as_json)
+    except BrokenPipeError:
+        # The reader of our output has seen enough (| head); nothing is left to say to anyone.
+        sys.stdout = None
+        return 0
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and error.filename is None:
+            # Files of ours say so by an error of ours: this is most likely what prints, into a file on a full disk.
+            cause, remedy = f"stdout or a file cannot be written ({error.strerror})", "Check that the disk has room"
+            return _fail(UsageError("OUTPUT_WRITE", cause, remedy), debug, as_json)
+        return _fail(unforeseen(error, BUG), debug, as_json)
+
+
+def _complete_streams() -> None:
+    """A process may have been started without a stdout or stderr: what is said there is lost, and nothing else.
+
+    Descriptors 0 to 2 must be taken, or the next file that is opened becomes stderr to the libraries.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process lives
+
+
+def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
+    with contextlib.suppress(OSError):
+        if debug:
+            traceback.print_exc()
+        print(error, file=sys.stderr, flush=True)
+    try:
+        if as_json:
+            print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = None  # the interpreter would try again, and complain
+    return error.exit_status
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
