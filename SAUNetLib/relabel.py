@@ -49,7 +49,8 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
         labels=labels,
         partial=frozenset(_moved(value, table) for value in segmentation.partial),
         provenance={**kept, "relabelled": f"{earlier}; {said}" if earlier else said},
-        confidence=dict.fromkeys(table.values(), 1.0),  # the user knows
+        # The user knows.
+        confidence={new: 1.0 for new in count_labels(labels) if _whole(segmentation, new) in table.values()},
         warnings=tuple(one for one in segmentation.warnings if not one.about_levels and one.code != CORD),
     )
 
@@ -206,16 +207,16 @@ def _old_places(present: list[int]) -> dict[int, float]:
 
 
 def _moved(value: int, table: Mapping[int, int]) -> int:
-    if value in table:
-        return table[value]
-    return table[value - PARTS_OFFSET] + PARTS_OFFSET if value - PARTS_OFFSET in table else value
+    """The new value of an old one; what was behind a body that becomes the sacrum becomes a part of it."""
+    if value in table or value - PARTS_OFFSET not in table:
+        return table.get(value, value)
+    new = table[value - PARTS_OFFSET]
+    return new + PARTS_OFFSET if new + PARTS_OFFSET in part_structures() else new
 
 
 def _mapped(segmentation: Segmentation, table: Mapping[int, int]) -> np.ndarray:
-    """Labels with new values; a sacrum's parts have none."""
+    """Labels with new values."""
+    moved = range(256) if has_parts(segmentation) else table
     lookup = np.arange(256, dtype=np.uint8)
-    for old, new in table.items():
-        lookup[old] = new
-        if has_parts(segmentation):
-            lookup[old + PARTS_OFFSET] = _moved(old + PARTS_OFFSET, table)
+    lookup[list(moved)] = [_moved(value, table) for value in moved]
     return lookup[segmentation.labels]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +54,17 @@ class Geometry:
         """Positions (..., 3) in mm, LPS, of voxel indices (..., 3) in the order i, j, k."""
         steps = np.asarray(self.direction) * np.asarray(self.spacing)
         return np.asarray(indices) @ steps.T + np.asarray(self.origin)
+
+    def turned(self, order: Sequence[int], flipped: Sequence[bool]) -> Geometry:
+        """The same grid with its axes i, j, k in another order, some of the new ones reversed."""
+        axes, first = list(order), np.zeros(3)
+        first[axes] = np.where(flipped, np.array(self.size)[axes] - 1, 0)
+        return Geometry(
+            tuple(self.size[axis] for axis in axes),  # type: ignore[arg-type]
+            tuple(self.spacing[axis] for axis in axes),  # type: ignore[arg-type]
+            tuple(self.points(first).tolist()),
+            np.asarray(self.direction)[:, axes] * np.where(flipped, -1.0, 1.0),
+        )
 
     def part(self, box: tuple[slice, slice, slice]) -> Geometry:
         """The grid of a box of voxels, given in the array's order k, j, i."""
@@ -145,15 +157,7 @@ def on_grid(volume: Volume, grid: Geometry, owner: str) -> Volume:
     order = np.abs(cosines).argmax(axis=0)  # the volume's axis along each of the grid's
     if sorted(order) == [0, 1, 2]:
         flipped = cosines[order, range(3)] < 0
-        first = np.zeros(3)
-        first[order] = np.where(flipped, np.array(own.size)[order] - 1, 0)
-        turned = Geometry(
-            tuple(own.size[axis] for axis in order),  # type: ignore[arg-type]
-            tuple(own.spacing[axis] for axis in order),  # type: ignore[arg-type]
-            tuple(own.points(first).tolist()),
-            np.asarray(own.direction)[:, order] * np.where(flipped, -1.0, 1.0),
-        )
-        if turned.same_grid(grid):
+        if own.turned(order, flipped).same_grid(grid):
             voxels = volume.voxels.transpose([2 - axis for axis in reversed(order)])
             return Volume(np.ascontiguousarray(_flip(voxels, tuple(reversed(flipped)))), grid, volume.name)
     raise InputError(
@@ -329,6 +333,10 @@ class SagittalStack:
         for part, axis, flipped, count in zip(box, self.axes, self.flipped, self.slices.shape, strict=True):
             source[axis] = slice(count - part.stop, count - part.start) if flipped else part
         return source[0], source[1], source[2]
+
+    def grid(self, source: Geometry) -> Geometry:
+        """The grid of the slices as an array (S, H, W), given that of the source."""
+        return source.turned([2 - axis for axis in reversed(self.axes)], self.flipped[::-1])
 
     def with_slices(self, slices: np.ndarray) -> SagittalStack:
         """The same stack with other values, such as labels."""

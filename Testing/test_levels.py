@@ -755,3 +755,25 @@ def test_real_instances(shared_data: Path) -> None:
         expected[truth == number] = value_of(level)
     scores = dice(expected, np.where(truth < 200, labels, 0))
     assert min(scores.values()) > 0.95, scores
+
+
+def test_a_low_piece_with_canal_in_pieces_is_named():
+    """Lower than the reach within which canal belongs to the spine."""
+    slices = np.zeros((5, 300, 100), np.uint8)
+    slices[1:4, 100:108, 40:60] = VERTEBRA
+    slices[:, [100, 107], 62:66] = CANAL
+    assert levels_in(named_classes(slices).labels)
+
+
+def test_remnants_of_discs_make_no_hundreds_of_vertebrae():
+    """Their depth is no measure of the vertebrae's height."""
+    slices = np.zeros((9, 12 * 35 + 20, 100), np.uint8)
+    slices[:, 5:-5, 35:60] = VERTEBRA
+    for number in range(12):
+        slices[:, 10 + 35 * number : 14 + 35 * number, 50:52] = DISC
+    slices[:, :, 64:74] = CANAL
+    assert 11 <= len({level for level in levels_in(named_classes(slices).labels) if "/" not in level}) <= 26
+
+
+def named_classes(slices: np.ndarray) -> Levels:
+    return name_structures(stack_of(slices))

@@ -34,6 +34,7 @@ from SAUNetLib.measurements.outline import edges, outline
 from SAUNetLib.measurements.picture import _cells, draw_picture
 from SAUNetLib.measurements.results import StructureMeasures
 from SAUNetLib.measurements.vertebrae import HEIGHTS, height_losses, sagittal_angle
+from SAUNetLib.parts import merge_parts
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.training.phantom import Phantom, PhantomOptions, make_phantom
 from SAUNetLib.volume import Volume, to_sitk
@@ -672,3 +673,26 @@ def test_genant_s_bands_are_of_t4_to_l4(measured):
     for _, found in measured:
         assert "genant_grade" not in found.row("L5").measures
         assert found.row("L5").measures["height_loss_percent"].value is not None
+
+
+def test_two_stray_voxels_end_no_measurement(thick):
+    """The T5 that they pass for has no height."""
+    labels = thick.labels.copy()
+    labels[4, 5, [5, 7]] = value_of("T5")
+    one = Segmentation(labels, thick.volume.geometry)
+    assert measure(one).value("T5", HEIGHTS[0]) is None and measure(one).value("L3", HEIGHTS[0]) is not None
+    assert np.array_equal(merge_parts(split_parts(one)).labels, labels)
+
+
+def test_discs_at_one_place_show_no_line_to_measure_along():
+    labels = np.zeros((6, 24, 24), np.uint8)
+    labels[2, 9, 9], labels[[1, 3], 9, 9] = value_of("L1/L2"), value_of("L3/L4")
+    one = Segmentation(labels, geometry(size=(24, 24, 6)))
+    assert all(measure(one).value(level, name) is None for level in ("L1/L2", "L3/L4") for name in HEIGHTS)
+    assert np.array_equal(split_parts(one).labels, labels)
+
+
+def test_a_volume_smaller_than_its_label_values_is_measured():
+    labels = np.zeros((4, 4, 4), np.uint8)
+    labels[1:3, 1:3, 1:3] = value_of("L5/L6")
+    assert measure(Segmentation(labels, geometry(size=(4, 4, 4)))).rows

@@ -1,6 +1,7 @@
 """Renaming: all names move together along the spine, or nothing changes and the reason is said."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from SAUNetLib.anatomy import CANAL_VALUE, classes, disc_between, structures, us
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats.segmentations import ENDINGS, read_segmentation, write_segmentation
 from SAUNetLib.measurements import split_parts
-from SAUNetLib.parts import PARTS_OFFSET
+from SAUNetLib.parts import PARTS_OFFSET, part_structures
 from SAUNetLib.relabel import relabel, relabel_file
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.volume import Geometry, to_sitk
@@ -231,3 +232,18 @@ def test_the_disc_between_two_vertebrae(upper, lower, disc):
 def test_the_canal_has_its_label_value():
     assert structures()[CANAL_VALUE].kind == "canal"
     assert usual_levels()[0] == "C1" and usual_levels()[-1] == "L5" and len(usual_levels()) == 24
+
+
+def test_what_is_behind_a_body_that_becomes_the_sacrum_becomes_a_part_of_it(tmp_path):
+    """The sacrum has no parts: a value without a meaning, and the user's own file could not be read again."""
+    parts = line("L4", "L5")
+    labels = np.concatenate([parts.labels, parts.labels[:, 1:] + PARTS_OFFSET], axis=1)
+    grid = replace(parts.geometry, size=(1, labels.shape[1], 1))
+    before = Segmentation(labels, grid, part_structures(), confidence=dict.fromkeys((44, 45, 144, 145), 0.5))
+    path = tmp_path / "x.nii.gz"
+    write_segmentation(before, path)
+    relabel_file(path, {"L5": "S1"})
+    read = read_segmentation(path)
+    assert read.labels.ravel().tolist() == [2, 45, 50, 145, 50]
+    after = relabel(before, {"L4": "L5"})
+    assert all(row.confidence == 1.0 for row in after.table() if row.structure.value != CANAL_VALUE)

@@ -87,7 +87,6 @@ class Series:
         description: what the scanner's protocol calls it.
         uid: series instance UID.
         modality: such as MR.
-        slices: number of slices.
         problem: why it cannot be segmented; None for a series that can.
     """
 
@@ -95,10 +94,14 @@ class Series:
     description: str
     uid: str
     modality: str
-    slices: int
     problem: InputError | None = None
     frames: tuple[_Frame, ...] = field(default=(), repr=False)
     damaged: tuple[Path, ...] = field(default=(), repr=False)
+
+    @property
+    def slices(self) -> int:
+        """Number of slices."""
+        return len(self.frames)
 
     @property
     def name(self) -> str:
@@ -315,7 +318,7 @@ def _read_header(path: Path) -> Series | None:
             ),
         )  # fmt: skip
     return Series(
-        text("0020|0011"), text("0008|103e"), text("0020|000e"), text("0008|0060") or "unknown", len(frames),
+        text("0020|0011"), text("0008|103e"), text("0020|000e"), text("0008|0060") or "unknown",
         frames=frames,
     )  # fmt: skip
 
@@ -408,7 +411,7 @@ def _examined(series: Series, lost: Sequence[_Lost], held: Collection[Path]) -> 
         for one in lost
         if (one.uid == series.uid if one.uid else one.path.parent in own or one.path.parent not in held)
     )
-    series = replace(series, slices=len(series.frames), damaged=damaged)
+    series = replace(series, damaged=damaged)
     try:
         frames, geometry = _ordered(series)
         check_geometry(geometry, series.name)

@@ -9,6 +9,8 @@ from .column import Column
 from .discs import REACH_MM, Discs, Interface, valleys
 from .grid import Grid, smooth
 
+_SPACINGS_MM = (14.0, 45.0)
+"""From one disc to the next, in the neck of a small and in the back of a tall adult."""
 _SPACING_PER_DEPTH = 1.05
 """Distance of neighbouring discs by the bodies' anterior-posterior depth; about one from the neck to the sacrum."""
 _LONG = 10
@@ -162,7 +164,7 @@ class Chain:
             expected = _SPACING_PER_DEPTH * float(np.median(extent)) if len(extent) else expected
         elif self.interfaces:
             expected = _SPACING_PER_DEPTH * float(np.median([one.depth for one in self.interfaces]))
-        expected = float(np.clip(expected, 14, 45))
+        expected = float(np.clip(expected, *_SPACINGS_MM))
         gaps = self._gaps()
         if len(gaps) == 0:
             return np.array([expected])
@@ -174,7 +176,7 @@ class Chain:
         near = [slice(max(0, n - 3), n + 4) for n in range(len(gaps))]
         depth = np.array([one.depth for one in self.interfaces])
         deep = np.array([_SPACING_PER_DEPTH * np.median(depth[part]) for part in near])
-        deep[deep <= 0] = expected  # interfaces without a disc have no depth
+        deep = np.where(deep > 0, np.clip(deep, *_SPACINGS_MM), expected)  # interfaces without a disc have no depth
         usual = gaps / np.maximum(1, np.round(gaps / deep))
         return np.array([np.median(usual[part]) for part in near])
 

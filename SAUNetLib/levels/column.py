@@ -99,7 +99,9 @@ def find_column(grid: Grid) -> tuple[Column, Grid]:
     """
     canal = grid.classes == CANAL
     box = bounding_box(canal) or (slice(0, 0),) * 3
-    pieces = cc3d.connected_components(np.ascontiguousarray(canal[box]), connectivity=26)
+    # With a border: cc3d fails on some boxes of one row.
+    padded = cc3d.connected_components(np.pad(canal[box], 1), connectivity=26)
+    pieces = np.ascontiguousarray(padded[1:-1, 1:-1, 1:-1])
     own = _main(_beside_spine(grid, pieces, box), float(grid.spacing[2]))
     wall = _edge(own, first=True, spacing=grid.spacing, box=box)
     ends = _disc_ends(grid, beside=wall[:, 0])
@@ -143,7 +145,8 @@ def _near(mask: np.ndarray, spacing: np.ndarray, reach_mm: float) -> np.ndarray:
     rows, columns = mask.shape
     seen = np.pad(np.cumsum(mask, axis=1), ((0, 0), (1, 0)))
     place = np.arange(columns)
-    for step in range(-int(reach_mm / spacing[0]), int(reach_mm / spacing[0]) + 1):
+    reach = min(int(reach_mm / spacing[0]), rows - 1)
+    for step in range(-reach, reach + 1):
         width = int(np.sqrt(reach_mm**2 - (step * spacing[0]) ** 2) / spacing[1])
         wide = seen[:, np.minimum(place + width + 1, columns)] > seen[:, np.maximum(place - width, 0)]
         result[max(0, step) : rows + min(0, step)] |= wide[max(0, -step) : rows + min(0, -step)]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 
 from .space import BACK, Space
 
 STEP = 2.0
 """mm between the line's points."""
+_LEAST_MM = 10.0
+"""Discs that lie closer together from the top down tell no line; two of the neck lie about 15 mm apart."""
 _SMOOTH = 3.0
 _SMOOTH_TANGENT = 4.0
 _BEYOND = 60.0
@@ -58,8 +61,13 @@ class Centreline:
         return result
 
     @classmethod
-    def behind(cls, points: np.ndarray, half: float) -> Centreline:
-        """Through points (M, 3) at which a canal must be, `half` mm behind its front; it counts as not seen."""
+    def behind(cls, points: np.ndarray, half: float) -> Centreline | None:
+        """Through points (M, 3) at which a canal must be, `half` mm behind its front; it counts as not seen.
+
+        None where they do not lie along a line.
+        """
+        if len(points) < 2 or np.ptp(points[:, 1]) < _LEAST_MM:
+            return None
         line = cls._through(points[np.argsort(points[:, 1])])
         line.half = np.full(len(line.points), half)
         line.first, line.last = len(line.points), -1
@@ -156,12 +164,9 @@ def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
     reach = min(int(3 * sigma), len(values) - 1)
     if reach < 1:
         return values
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     # Mirrored through the end points, so that neither place nor slope is pulled inwards.
-    before = 2 * values[:1] - values[reach:0:-1]
-    after = 2 * values[-1:] - values[-2 : -reach - 2 : -1]
-    padded = np.concatenate([before, values, after])
-    return np.stack([np.convolve(column, kernel / kernel.sum(), mode="valid") for column in padded.T], axis=1)
+    padded = np.pad(values, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd")
+    return gaussian_filter1d(padded, sigma, axis=0, radius=reach)[reach:-reach]
 
 
 def _longer(line: np.ndarray, beyond: float) -> np.ndarray:

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .alignment import lordosis
 from .landmarks import Landmarks, Plate, Section
 from .results import ESTIMATED, LOW_CONFIDENCE, MISSING, PARTIAL, Measure
 from .space import Frame
-from .vertebrae import HEIGHTS, sagittal_angle
+from .vertebrae import HEIGHTS
 
+NAMES = (
+    *HEIGHTS, "disc_height_depth_ratio", "disc_height_index", "segmental_angle_deg", "slip_mm", "slip_percent",
+    "meyerding_grade",
+)  # fmt: skip
 NO_SLIP_MM = 3.0
 """A smaller displacement is no slip: grade 0."""
 _TALLEST_MM = 25.0
@@ -20,13 +25,16 @@ _SHORTEST_MM = 5.0
 
 def disc_measures(value: int, landmarks: Landmarks, bodies: Mapping[int, Mapping[str, Measure]]) -> dict[str, Measure]:
     """All geometric measures of a disc. `bodies` holds the measures of vertebrae by label value."""
-    section = landmarks.discs.get(value)
     above, below = neighbouring_plates(value, landmarks)
-    result = _heights(section, above, below)
-    result["disc_height_index"] = _index(
-        result, [bodies.get(side.get(value, 0)) for side in (landmarks.above, landmarks.below)]
-    )
-    return result | _angle(above, below) | _slip(above, below)
+    if above is None or below is None or above.cut or below.cut:
+        return dict.fromkeys(NAMES, Measure.none(MISSING if above is None or below is None else PARTIAL))
+    heights = _heights(landmarks.discs.get(value), above, below)
+    beside = [bodies.get(side.get(value, 0)) for side in (landmarks.above, landmarks.below)]
+    return heights | {
+        "disc_height_index": _index(heights, beside),
+        "segmental_angle_deg": lordosis(above, below),
+        **_slip(above, below),
+    }
 
 
 def neighbouring_plates(value: int, landmarks: Landmarks) -> tuple[Plate | None, Plate | None]:
@@ -48,16 +56,13 @@ def disc_frame(section: Section | None, above: Plate, below: Plate) -> Frame:
     return Frame.facing((above.middle + below.middle) / 2, above.normal + below.normal, above.along + below.along)
 
 
-def _heights(section: Section | None, above: Plate | None, below: Plate | None) -> dict[str, Measure]:
+def _heights(section: Section | None, above: Plate, below: Plate) -> dict[str, Measure]:
     """Heights from bone to bone along the normal of the disc's mid-plane, so that a slip does not lengthen them.
 
     Anterior, middle and posterior: between the corners and the middles of the endplates above and below. The disc's own
     mask is not measured: where a disc is narrowed, spurs and bulges widen it in front of and behind the bodies.
     """
     names = (*HEIGHTS, "disc_height_depth_ratio")
-    flags = _missing(above, below)
-    if flags or above is None or below is None:
-        return dict.fromkeys(names, Measure.none(*flags))
     up = disc_frame(section, above, below).axes[2]
     values = [float((getattr(above, at) - getattr(below, at)) @ up) for at in ("front", "middle", "back")]
     ratio = (values[0] + values[2]) / (above.depth + below.depth)
@@ -80,17 +85,7 @@ def _index(heights: Mapping[str, Measure], bodies: list[Mapping[str, Measure] | 
     return Measure.of(float(np.mean([one.value for one in own if one.value is not None])) / mean_body, flags)
 
 
-def _angle(above: Plate | None, below: Plate | None) -> dict[str, Measure]:
-    """Angle between the endplates beside the disc in their common sagittal plane, positive in lordosis."""
-    flags = _missing(above, below)
-    if flags or above is None or below is None:
-        return {"segmental_angle_deg": Measure.none(*flags)}
-    left = above.frame.axes[0] + below.frame.axes[0]
-    angle = sagittal_angle(above.along, below.along, left / np.linalg.norm(left))
-    return {"segmental_angle_deg": Measure.of(angle, _caveat(above, below))}
-
-
-def _slip(above: Plate | None, below: Plate | None) -> dict[str, Measure]:
+def _slip(above: Plate, below: Plate) -> dict[str, Measure]:
     """Displacement of the upper body's lower posterior corner against the lower body's upper posterior corner.
 
     In mm along the lower endplate, positive forwards; in percent of the depth of that endplate; in Meyerding's bands of
@@ -98,9 +93,6 @@ def _slip(above: Plate | None, below: Plate | None) -> dict[str, Measure]:
     3 mm and backwards, where half of all healthy L4/L5 discs would have a band (docs/measurements.md).
     """
     names = ("slip_mm", "slip_percent", "meyerding_grade")
-    flags = _missing(above, below)
-    if flags or above is None or below is None:
-        return dict.fromkeys(names, Measure.none(*flags))
     if below.depth < _SHORTEST_MM:
         return dict.fromkeys(names, Measure.none(LOW_CONFIDENCE))
     slip = float((below.back - above.back) @ below.along)
@@ -109,12 +101,6 @@ def _slip(above: Plate | None, below: Plate | None) -> dict[str, Measure]:
     return {
         name: Measure.of(one, _caveat(above, below)) for name, one in zip(names, (slip, percent, grade), strict=True)
     }
-
-
-def _missing(above: Plate | None, below: Plate | None) -> set[str]:
-    if above is None or below is None:
-        return {MISSING}
-    return {PARTIAL} if above.cut or below.cut else set()
 
 
 def _caveat(above: Plate, below: Plate) -> set[str]:

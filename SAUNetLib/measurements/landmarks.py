@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import cc3d
 import numpy as np
+from scipy.ndimage import label
 
 from .centreline import Centreline
 from .outline import Curve, Outline, edges, outline
@@ -166,7 +166,7 @@ def find_landmarks(
     behind = _behind_discs(space, discs)
     line = Centreline.of(space, canal, behind) if canal is not None else None
     seen = line is not None
-    if line is None and len(discs) > 1:
+    if line is None:
         line = Centreline.behind(behind, _HALF_CANAL_MM)
     if line is None:
         return Landmarks({}, {}, {}, {}, 0, None, False)
@@ -210,7 +210,7 @@ def _without_strays(
     strays, doubtful = np.zeros(space.labels.shape, bool), set()
     for value in (*vertebrae, *discs):
         box = space.box(value)
-        pieces = cc3d.connected_components(space.labels[box] == value, connectivity=26)
+        pieces, _ = label(space.labels[box] == value, np.ones((3, 3, 3)))
         sizes = np.bincount(pieces.ravel())[1:]
         for piece in np.flatnonzero(sizes < sizes.max()) + 1:
             mask = pieces == piece

@@ -6,9 +6,9 @@ import copy
 from dataclasses import dataclass
 from functools import cached_property
 
-import cc3d
 import numpy as np
 import SimpleITK as sitk
+from scipy.ndimage import find_objects
 
 from ..volume import Geometry, SagittalStack, Volume
 
@@ -52,8 +52,8 @@ class Space:
     """
 
     def __init__(self, labels: np.ndarray, geometry: Geometry) -> None:
-        self._geometry = geometry
         self._stack = SagittalStack.of(Volume(labels, geometry))
+        self._grid = self._stack.grid(geometry)
         self.labels = self._stack.slices
         self.spacing = np.array([self._stack.slice_spacing, *self._stack.pixel])
 
@@ -84,26 +84,16 @@ class Space:
 
     def to_patient(self, points: np.ndarray) -> np.ndarray:
         """Positions (..., 3) in mm, LPS, of points of the space."""
-        index = np.asarray(points) / self.spacing
-        shape = np.array(self.labels.shape)
-        index = np.where(self._stack.flipped, shape - 1 - index, index)
-        source = np.empty_like(index)
-        source[..., list(self._stack.axes)] = index
-        return self._geometry.points(source[..., ::-1])
+        return self._grid.points((np.asarray(points) / self.spacing)[..., ::-1])
 
     def from_patient(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 3) of the space at positions in mm, LPS."""
-        steps = np.asarray(self._geometry.direction) * np.asarray(self._geometry.spacing)
-        source = (np.asarray(points) - np.asarray(self._geometry.origin)) @ np.linalg.inv(steps).T
-        index = source[..., ::-1][..., list(self._stack.axes)]
-        shape = np.array(self.labels.shape)
-        return np.where(self._stack.flipped, shape - 1 - index, index) * self.spacing
+        index = np.linalg.solve(self._grid.direction, (np.asarray(points) - self._grid.origin)[..., None])[..., 0]
+        return index[..., ::-1]
 
     @cached_property
     def _boxes(self) -> dict[int, tuple[slice, slice, slice]]:
-        statistics = cc3d.statistics(np.ascontiguousarray(self.labels))
-        counts = statistics["voxel_counts"]
-        return {n: statistics["bounding_boxes"][n] for n in range(1, len(counts)) if counts[n]}
+        return {value: box for value, box in enumerate(find_objects(self.labels), 1) if box is not None}
 
     @property
     def values(self) -> list[int]:

@@ -65,22 +65,12 @@ def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume
     stack = SagittalStack.of(volume)
     drawn = np.ascontiguousarray(stack.slices_of(labels))
     images, thick = thick_slices(torch.from_numpy(stack.slices.astype(np.float32)), torch.from_numpy(drawn), count)
-    number = images.shape[0]
-    # Canonical slices run toward the patient's left, rows downward, columns backward.
-    grid = [2 - axis for axis in stack.axes]
-    signs = [-1.0 if flipped else 1.0 for flipped in stack.flipped]
-    size = volume.geometry.size
-    first = [size[axis] - 1 if flipped else 0 for axis, flipped in zip(grid, stack.flipped, strict=True)]
-    corner = np.zeros(3)
-    corner[grid] = first
-    origin = volume.geometry.points(corner)
-    direction = np.asarray(volume.geometry.direction)[:, grid] * signs
-    origin = origin + direction[:, 0] * stack.slice_spacing * (count - 1) / 2
+    grid = stack.grid(volume.geometry)
     geometry = Geometry(
-        (images.shape[2], images.shape[1], number),
-        (stack.pixel[1], stack.pixel[0], stack.slice_spacing * count),
-        tuple(origin.tolist()),
-        direction[:, [2, 1, 0]],
+        (*grid.size[:2], len(images)),
+        (*grid.spacing[:2], grid.spacing[2] * count),
+        tuple(grid.points(np.array([0, 0, (count - 1) / 2])).tolist()),
+        grid.direction,
     )
     return Volume(images.numpy(), geometry, volume.name), thick.numpy()
 
