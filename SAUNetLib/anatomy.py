@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Literal, cast
 
 import numpy as np
@@ -18,6 +19,9 @@ BACKGROUND, VERTEBRA, DISC, CANAL = range(4)
 CLASS_NAMES = ("background", "vertebra", "disc", "canal")
 CANAL_VALUE = 2
 """Label value of the canal among `structures`; it has no level."""
+PARTS_OFFSET = 100
+"""In a label map with parts, a vertebra's posterior elements have its label value plus this."""
+SPIDER_CANAL = 100
 
 
 @dataclass(frozen=True)
@@ -59,22 +63,83 @@ def structures() -> dict[int, Structure]:
     return {row.value: row for row in rows}
 
 
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """What the values of a label map mean; there is one object of each, see `encodings`.
+
+    Attributes:
+        name: as files and ``dataset.json`` state it.
+        structures: by label value.
+    """
+
+    name: str
+    structures: Mapping[int, Structure]
+
+    @cached_property
+    def classes(self) -> dict[int, int]:
+        """The network's class of each label value; the sacrum is background."""
+        number = {"vertebra": VERTEBRA, "disc": DISC, "canal": CANAL, "sacrum": BACKGROUND}
+        return {value: number[one.kind] for value, one in self.structures.items()}
+
+    def to_classes(self, labels: np.ndarray) -> np.ndarray:
+        """Labels uint8 of any shape -> the network's classes, uint8."""
+        return remapped(labels, self.classes)
+
+
+@cache
+def encodings() -> dict[str, Encoding]:
+    """The encodings of our label maps, by name, the usual one first.
+
+    ``levels``: a value for each of `structures`. ``classes``: the network's three, see `classes`. ``parts``: as levels,
+    but a vertebra's value is its body's, and its posterior elements have that plus `PARTS_OFFSET`.
+    """
+    known = {"levels": structures(), "classes": classes(), "parts": _in_parts()}
+    return {name: Encoding(name, meaning) for name, meaning in known.items()}
+
+
 @cache
 def classes() -> dict[int, Structure]:
     """The three classes of the network as structures, by class number (``--classes``)."""
     return {
         VERTEBRA: Structure(VERTEBRA, "vertebra", "", "Vertebrae", "51282000", "Vertebra", (241, 214, 145)),
         DISC: Structure(DISC, "disc", "", "Intervertebral discs", "360499006", "Intervertebral disc", (70, 160, 220)),
-        CANAL: Structure(CANAL, "canal", "", "Spinal canal", "61853006", "Vertebral canal", (255, 213, 64)),
+        CANAL: replace(structures()[CANAL_VALUE], value=CANAL),
     }
 
 
-def to_classes(labels: np.ndarray) -> np.ndarray:
-    """Labels with levels, uint8 of any shape -> the network's classes, uint8; the sacrum is background."""
-    table = np.zeros(256, np.uint8)
+def _in_parts() -> dict[int, Structure]:
+    known: dict[int, Structure] = {}
     for value, one in structures().items():
-        table[value] = {"vertebra": VERTEBRA, "disc": DISC, "canal": CANAL, "sacrum": BACKGROUND}[one.kind]
-    return table[labels]
+        if one.kind != "vertebra":
+            known[value] = one
+            continue
+        darker = (round(0.72 * one.colour[0]), round(0.72 * one.colour[1]), round(0.72 * one.colour[2]))
+        known[value] = replace(one, name=f"{one.level} vertebral body", code="3572006", meaning="Vertebral body")
+        known[value + PARTS_OFFSET] = replace(
+            one, value=value + PARTS_OFFSET, name=f"{one.level} posterior elements", code="51282000",
+            meaning="Vertebra", colour=darker,
+        )  # fmt: skip
+    return known
+
+
+def remapped(labels: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
+    """Labels uint8 of any shape with new values, uint8; what the table does not name becomes background."""
+    lookup = np.zeros(256, np.uint8)
+    lookup[list(table)] = list(table.values())
+    return lookup[labels]
+
+
+@cache
+def spider_classes() -> dict[int, int]:
+    """The network's class of the label values of SPIDER's masks.
+
+    1-25 vertebrae counted from the bottom, 101-125 those that the image cuts off, 201-225 discs, 100 canal (van der
+    Graaf et al., Scientific Data 2024, doi:10.1038/s41597-024-03090-w).
+    """
+    known = {SPIDER_CANAL: CANAL}
+    for number in range(1, 26):
+        known |= {number: VERTEBRA, 100 + number: VERTEBRA, 200 + number: DISC}
+    return known
 
 
 def value_of(level: str) -> int:

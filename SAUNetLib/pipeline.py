@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from . import __version__
-from .anatomy import classes, structures, to_classes
+from .anatomy import encodings
 from .engine import Engine, Report, silent
 from .errors import UsageError
 from .formats.atomic import same_place, write_together
@@ -59,9 +59,9 @@ def segment(
     labels = stack.restore(found)
     report("levels", 1.0)
     return Segmentation(
-        labels if levels else to_classes(labels),
+        labels if levels else encodings()["levels"].to_classes(labels),
         volume.geometry,
-        structures() if levels else classes(),
+        encodings()["levels" if levels else "classes"],
         _provenance(engine, levels, lowest, started) | ({"anchor": named.anchor} if levels and named.anchor else {}),
         notices + tuple(one for one in named.notices if levels or not one.about_levels),
         named.partial if levels else frozenset(),

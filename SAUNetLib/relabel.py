@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .anatomy import disc_between, structures, usual_levels, value_of
+from .anatomy import PARTS_OFFSET, disc_between, encodings, structures, usual_levels, value_of
 from .errors import UsageError
 from .formats.atomic import same_place
 from .formats.segmentations import CORD, check_output, read_segmentation, write_segmentation
-from .parts import PARTS_OFFSET, has_parts, part_structures
 from .segmentation import Segmentation, count_labels
 
 
@@ -89,7 +88,7 @@ def _present(segmentation: Segmentation) -> list[int]:
 
 
 def _whole(segmentation: Segmentation, value: int) -> int:
-    return value - PARTS_OFFSET if value > PARTS_OFFSET and has_parts(segmentation) else value
+    return value - PARTS_OFFSET if value > PARTS_OFFSET and segmentation.has_parts else value
 
 
 def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int]:
@@ -115,7 +114,7 @@ def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int
 def _value(text: str) -> int:
     """The label value of a structure with a level, from its value, level or name."""
     plain = " ".join(text.split()).casefold()
-    for value, one in [*structures().items(), *part_structures().items()]:
+    for value, one in [*structures().items(), *encodings()["parts"].structures.items()]:
         if one.level and plain in (str(value), one.level.casefold(), one.name.casefold()):
             return value if value in structures() else value - PARTS_OFFSET
     raise _refusal(
@@ -211,12 +210,12 @@ def _moved(value: int, table: Mapping[int, int]) -> int:
     if value in table or value - PARTS_OFFSET not in table:
         return table.get(value, value)
     new = table[value - PARTS_OFFSET]
-    return new + PARTS_OFFSET if new + PARTS_OFFSET in part_structures() else new
+    return new + PARTS_OFFSET if new + PARTS_OFFSET in encodings()["parts"].structures else new
 
 
 def _mapped(segmentation: Segmentation, table: Mapping[int, int]) -> np.ndarray:
     """Labels with new values."""
-    moved = range(256) if has_parts(segmentation) else table
+    moved = range(256) if segmentation.has_parts else table
     lookup = np.arange(256, dtype=np.uint8)
     lookup[list(moved)] = [_moved(value, table) for value in moved]
     return lookup[segmentation.labels]

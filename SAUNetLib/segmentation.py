@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .anatomy import Structure, classes, structures
+from .anatomy import Encoding, Structure, encodings
 from .errors import UsageError
 from .volume import Geometry
 
@@ -53,7 +53,7 @@ class Segmentation:
     Attributes:
         labels: (k, j, i) uint8; 0 is background.
         geometry: the input's own.
-        known: what label values mean: `anatomy.structures` or `anatomy.classes`.
+        encoding: what label values mean, one of `anatomy.encodings`.
         provenance: model, its hash, version, device, options, time; strings, ready for a header.
         warnings: what the user should know.
         partial: label values of structures that the border of the field of view cuts.
@@ -62,7 +62,7 @@ class Segmentation:
 
     labels: np.ndarray
     geometry: Geometry
-    known: Mapping[int, Structure] = field(default_factory=structures)
+    encoding: Encoding = field(default_factory=lambda: encodings()["levels"])
     provenance: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[Notice, ...] = ()
     partial: frozenset[int] = frozenset()
@@ -73,9 +73,19 @@ class Segmentation:
             raise ValueError("labels must be uint8 on the given grid")
 
     @property
+    def known(self) -> Mapping[int, Structure]:
+        """The structures that label values may stand for."""
+        return self.encoding.structures
+
+    @property
     def has_levels(self) -> bool:
         """Whether its structures have levels; the three classes have none."""
-        return self.known != classes()
+        return self.encoding.name != "classes"
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether vertebral bodies and posterior elements are separate structures."""
+        return self.encoding.name == "parts"
 
     def require_levels(self) -> None:
         """Refuse three classes where only structures with levels make sense.

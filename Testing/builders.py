@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from SAUNetLib.anatomy import CANAL, DISC, VERTEBRA, structures, value_of
+from SAUNetLib.anatomy import CANAL, DISC, VERTEBRA, encodings, structures, value_of
 from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.volume import Geometry, Volume
 
@@ -21,6 +21,11 @@ SLICES_TO_LEFT = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
 SLICES_TO_RIGHT = np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]])
 """The same of an ordinary sagittal series, whose slices run to the right: left-handed."""
 LEVELS = (("T12", 28, 44), ("L1", 12, 26), ("L2", -6, 10), ("L3", -24, -8), ("L4", -44, -26))
+
+
+def to_classes(labels: np.ndarray) -> np.ndarray:
+    """Labels with levels as the network's classes."""
+    return encodings()["levels"].to_classes(labels)
 
 
 def rotation(degrees: float, axis: tuple[float, float, float] = (1, 2, 3)) -> np.ndarray:

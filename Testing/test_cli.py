@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from builders import SLICES_TO_LEFT, picture
+from builders import CLASS_OF, SLICES_TO_LEFT, block_spine, geometry, picture
 from conftest import ROOT
 
 from SAUNetLib.anatomy import value_of
@@ -561,6 +561,20 @@ def test_label_maps_whose_axes_slicer_turned_are_measured_and_compared(phantom, 
     capsys.readouterr()
     assert main(["evaluate", str(turned), str(labels), "--json"]) == 0
     assert {one["dice"] for one in json.loads(capsys.readouterr().out)["structures"]} == {1.0}
+
+
+def test_evaluate_reads_masks_of_spider(tmp_path, capsys):
+    """Which tell no levels: the three classes are compared."""
+    truth = block_spine()[:, :60]
+    spider = np.zeros_like(truth)
+    for value in np.unique(truth):
+        kind = CLASS_OF[value]
+        spider[truth == value] = {0: 0, 1: value % 20 + 1, 2: 201 + value % 20, 3: 100}[int(kind)]
+    for name, labels in (("ours", truth), ("spider", spider)):
+        sitk.WriteImage(Volume(labels, geometry(size=labels.shape[::-1])).to_sitk(), str(tmp_path / f"{name}.mha"))
+    assert main(["evaluate", str(tmp_path / "ours.mha"), str(tmp_path / "spider.mha"), "--json"]) == 0
+    found = {one["name"]: one["dice"] for one in json.loads(capsys.readouterr().out)["structures"]}
+    assert found == {"Vertebrae": 1.0, "Intervertebral discs": 1.0, "Spinal canal": 1.0}
 
 
 def test_tables_are_whole_in_a_pipe(phantom, capsys):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from SAUNetLib.anatomy import classes, value_of
+from SAUNetLib.anatomy import encodings, value_of
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.evaluation.phantom_measures import errors, turned
 from SAUNetLib.measurements import (
@@ -495,7 +495,7 @@ def test_classes_and_other_grids_are_refused():
     grid = geometry()
     whole = segmentation(grid)
     with pytest.raises(UsageError):
-        measure(replace(whole, labels=np.minimum(whole.labels, 1), known=classes()))
+        measure(replace(whole, labels=np.minimum(whole.labels, 1), encoding=encodings()["classes"]))
     with pytest.raises(InputError) as failure:
         measure(whole, volume(geometry(size=(40, 64, 7))))
     assert failure.value.code == "INPUT_GEOMETRY"

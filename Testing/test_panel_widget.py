@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import slicer
+from builders import to_classes
 from harness import process_events
 from harness.fixtures import (  # noqa: F401
     ROOT,
@@ -24,6 +25,8 @@ from SAUNetPanel import Cards, Result, SceneNodes
 from SAUNetPanel.EngineProcess import EngineProcess, workerCommand
 from SAUNetPanel.Logic import SHARES, deviceName, share, withMissingPackage
 from SAUNetPanel.Widget import DOUBLE_CLICK_S, WARM_MS, remaining
+
+from SAUNetLib.anatomy import encodings
 
 STAGES = tuple(SHARES)
 
@@ -443,11 +446,11 @@ def test_keep_adds_a_new_one(panel_of):  # noqa: F811
 
 @pytest.mark.parametrize("first, second", [(0, 1), (1, 0)])
 def test_list_of_segments_follows_a_run_of_the_other_kind_and_its_undoing(panel_of, tmp_path, first, second):  # noqa: F811
-    from SAUNetLib.anatomy import classes, to_classes
-
     add_volume()
     whole = truth()
-    coarse = dataclasses.replace(whole, labels=to_classes(whole.labels), known=classes(), partial=frozenset())
+    coarse = dataclasses.replace(
+        whole, labels=to_classes(whole.labels), encoding=encodings()["classes"], partial=frozenset()
+    )
     panel = panel_of()
     table = panel.ui.segmentsTable._native._model
     kinds = {0: whole, 1: coarse}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from builders import axis_orders, geometry, points, rotation, segmentation
 
-from SAUNetLib.anatomy import classes, structures, value_of
+from SAUNetLib.anatomy import PARTS_OFFSET, encodings, structures, value_of
 from SAUNetLib.errors import UsageError
 from SAUNetLib.measurements import measure, split_parts
-from SAUNetLib.parts import PARTS_OFFSET, has_parts, merge_parts, part_structures
+from SAUNetLib.parts import merge_parts
 from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 
@@ -26,7 +26,7 @@ def phantom():
 
 
 def test_names_values_and_colours_are_distinct():
-    known = part_structures()
+    known = encodings()["parts"].structures
     assert len({one.name for one in known.values()}) == len(known)
     assert all(one.value == value for value, one in known.items())
     assert known[44].name == "L4 vertebral body"
@@ -69,7 +69,7 @@ def test_together_again_it_is_what_it_was():
     again = merge_parts(split_parts(whole))
     np.testing.assert_array_equal(again.labels, whole.labels)
     assert again.partial == whole.partial
-    assert not has_parts(again)
+    assert not again.has_parts
     assert merge_parts(whole) is whole
     twice = split_parts(split_parts(whole))
     np.testing.assert_array_equal(twice.labels, split_parts(whole).labels)
@@ -111,7 +111,7 @@ def test_empty_and_unusable_input():
     nothing = Segmentation(np.zeros(tuple(reversed(grid.size)), np.uint8), grid)
     assert not split_parts(nothing).labels.any()
     with pytest.raises(UsageError):
-        split_parts(replace(nothing, known=classes()))
+        split_parts(replace(nothing, encoding=encodings()["classes"]))
     single = segmentation(geometry(size=(56, 76, 1), spacing=(0.9, 1.25, 4.0)))
     assert np.count_nonzero(split_parts(single).labels) == np.count_nonzero(single.labels)
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from builders import CLASS_OF, SLICES_TO_LEFT, block_spine, euler, picture, rearranged
+from builders import CLASS_OF, SLICES_TO_LEFT, block_spine, euler, picture, rearranged, to_classes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import ANGLES, FLIPS, ORDERS
 
-from SAUNetLib.anatomy import classes, structures, to_classes
+from SAUNetLib.anatomy import structures
 from SAUNetLib.errors import CancelledError, InputError, UsageError
 from SAUNetLib.pipeline import segment, segment_file
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
@@ -62,10 +62,10 @@ def test_padding_is_not_taken_for_image(tiny_engine, monkeypatch):
 
 def test_classes_or_levels(tiny_engine):
     three = segment(picture(), tiny_engine, levels=False)
-    assert three.known == classes() and set(np.unique(three.labels)) <= {0, 1, 2, 3}
+    assert three.encoding.name == "classes" and set(np.unique(three.labels)) <= {0, 1, 2, 3}
     assert not any(notice.about_levels for notice in three.warnings), "there is nothing to name"
     named = segment(picture(), tiny_engine)
-    assert named.known == structures() and set(np.unique(named.labels)) - {0} <= structures().keys()
+    assert named.encoding.name == "levels" and set(np.unique(named.labels)) - {0} <= structures().keys()
     assert np.array_equal(to_classes(named.labels), three.labels)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from SAUNetLib.anatomy import classes
+from SAUNetLib.anatomy import encodings
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import previews
 from SAUNetLib.formats.previews import draw_preview, write_preview
@@ -137,9 +137,9 @@ def test_no_colour_without_labels(volume: Volume) -> None:
 def test_classes_and_warnings(volume: Volume) -> None:
     labels = np.zeros_like(volume.voxels, np.uint8)
     labels[:, 10:20, 10:20], labels[:, 22:25, 10:20], labels[:, 10:30, 24:28] = 1, 2, 3
-    plain = draw_preview(volume, Segmentation(labels, GRID, classes()))
+    plain = draw_preview(volume, Segmentation(labels, GRID, encodings()["classes"]))
     long = Notice("LONG", "This is a long remark for the reader of the picture. " * 12)
-    noted = draw_preview(volume, Segmentation(labels, GRID, classes(), warnings=(long,)))
+    noted = draw_preview(volume, Segmentation(labels, GRID, encodings()["classes"], warnings=(long,)))
     assert noted.width == plain.width and noted.height > plain.height + 60
 
 

@@ -10,11 +10,10 @@ from builders import geometry, segmentation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SAUNetLib.anatomy import CANAL_VALUE, classes, disc_between, structures, usual_levels, value_of
+from SAUNetLib.anatomy import CANAL_VALUE, PARTS_OFFSET, disc_between, encodings, structures, usual_levels, value_of
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats.segmentations import ENDINGS, read_segmentation, write_segmentation
 from SAUNetLib.measurements import split_parts
-from SAUNetLib.parts import PARTS_OFFSET, part_structures
 from SAUNetLib.relabel import relabel, relabel_file
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.volume import Geometry, to_sitk
@@ -124,7 +123,7 @@ def test_parts_move_with_their_vertebra():
     moved = relabel(parts, {"L2": "L3"})
     np.testing.assert_array_equal(moved.labels == 43 + PARTS_OFFSET, parts.labels == 42 + PARTS_OFFSET)
     np.testing.assert_array_equal(moved.labels == 43, parts.labels == 42)
-    assert moved.known == parts.known
+    assert moved.encoding is parts.encoding
 
 
 @pytest.mark.parametrize(
@@ -162,7 +161,7 @@ def test_a_part_may_be_named_as_its_own_table_names_it(key):
 def test_classes_are_refused():
     one = line("L4")
     with pytest.raises(UsageError):
-        relabel(Segmentation(np.minimum(one.labels, 3), one.geometry, classes()), {"L4": "L3"})
+        relabel(Segmentation(np.minimum(one.labels, 3), one.geometry, encodings()["classes"]), {"L4": "L3"})
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -239,7 +238,7 @@ def test_what_is_behind_a_body_that_becomes_the_sacrum_becomes_a_part_of_it(tmp_
     parts = line("L4", "L5")
     labels = np.concatenate([parts.labels, parts.labels[:, 1:] + PARTS_OFFSET], axis=1)
     grid = replace(parts.geometry, size=(1, labels.shape[1], 1))
-    before = Segmentation(labels, grid, part_structures(), confidence=dict.fromkeys((44, 45, 144, 145), 0.5))
+    before = Segmentation(labels, grid, encodings()["parts"], confidence=dict.fromkeys((44, 45, 144, 145), 0.5))
     path = tmp_path / "x.nii.gz"
     write_segmentation(before, path)
     relabel_file(path, {"L5": "S1"})

@@ -15,7 +15,7 @@ from harness.fixtures import PROVENANCE, ROOT, add_transform, add_volume, paint,
 from SAUNetPanel import PrivateFolder, Result, SceneNodes
 from SAUNetPanel.Cards import PanelError
 
-from SAUNetLib.anatomy import classes, structures
+from SAUNetLib.anatomy import classes, encodings, structures
 from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation
 from SAUNetLib.formats.volumes import read_volume
 
@@ -168,9 +168,9 @@ def test_voxels_and_reference_geometry_are_the_engine_s(nodes):
 
 
 def test_three_classes_have_their_own_names(nodes):
-    from SAUNetLib.anatomy import to_classes
+    from builders import to_classes
 
-    result = truth(known=structures())
+    result = truth(encoding=encodings()["levels"])
     labels = to_classes(result.labels)
     rows = [{"value": value, "partial": False} for value in (3, 1, 2)]
     node = nodes.importResult(add_volume(), labels, {"structures": rows, "provenance": PROVENANCE}, False)
@@ -266,7 +266,7 @@ def test_replacing_keeps_surfaces_that_are_shown(nodes):
 
 @pytest.mark.parametrize("levels", [True, False])
 def test_lists_of_segments_show_what_replaced_a_result(nodes, levels):
-    from SAUNetLib.anatomy import to_classes
+    from builders import to_classes
 
     volume = add_volume()
     node = imported(nodes, volume)
@@ -304,7 +304,7 @@ def loaded(path):
 
 @pytest.mark.parametrize("levels", [True, False])
 def test_saved_segmentation_that_is_loaded_is_a_result_again(nodes, tmp_path, levels):
-    from SAUNetLib.anatomy import to_classes
+    from builders import to_classes
 
     volume, labels, summary = add_volume(), truth().labels, truth().summary()
     if not levels:
@@ -418,7 +418,7 @@ def test_history_brings_a_replaced_result_back(nodes):
 
 
 def test_undoing_a_run_of_another_kind_brings_its_encoding_back(nodes, tmp_path):
-    from SAUNetLib.anatomy import to_classes
+    from builders import to_classes
 
     volume = add_volume()
     node = imported(nodes, volume)

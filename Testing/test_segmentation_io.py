@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicerio
+from builders import to_classes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from SAUNetLib.anatomy import classes, structures, to_classes
+from SAUNetLib.anatomy import PARTS_OFFSET, encodings, structures
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.evaluation.evaluate import evaluate_files
 from SAUNetLib.formats import segmentations as module
@@ -66,7 +67,7 @@ def sample(kind: str) -> Segmentation:
 def class_sample() -> Segmentation:
     grid = builders.geometry(size=(24, 32, 5))
     labels = np.digitize(builders.labels_at(builders.points(grid)), (1, 11, 60)).astype(np.uint8)
-    return Segmentation(np.array([0, 3, 1, 2], np.uint8)[labels], grid, classes())
+    return Segmentation(np.array([0, 3, 1, 2], np.uint8)[labels], grid, encodings()["classes"])
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_read_back(tmp_path: Path, kind: str, ending: str) -> None:
     found = read_segmentation(path)
     assert np.array_equal(found.labels, wanted.labels)
     assert found.geometry.same_grid(wanted.geometry)
-    assert found.known == wanted.known
+    assert found.encoding is wanted.encoding
     assert [path.name] == [file.name for file in path.parent.iterdir()]
     if ending in (".nrrd", ".mha", ".seg.nrrd"):
         assert found.provenance == {"model": "t2 - first", "version": "0.1.0", "device": "cpu"}
@@ -108,9 +109,9 @@ def test_classes_stay_classes(tmp_path: Path, ending: str, values: tuple[int, ..
     labels = np.zeros((4, 5, 6), np.uint8)
     labels[1, 1, : len(values)] = values
     grid = Geometry((6, 5, 4), (1, 1, 1), (0, 0, 0), np.eye(3))
-    write_segmentation(Segmentation(labels, grid, classes()), tmp_path / f"s{ending}")
+    write_segmentation(Segmentation(labels, grid, encodings()["classes"]), tmp_path / f"s{ending}")
     found = read_segmentation(tmp_path / f"s{ending}")
-    assert found.known == classes()
+    assert found.encoding.name == "classes"
     assert np.array_equal(found.labels, labels)
 
 
@@ -205,7 +206,7 @@ def test_what_slicer_saves_is_read(opened: tuple[Path, dict[str, Any]], kind: st
 def test_what_slicer_saves_of_classes(opened: tuple[Path, dict[str, Any]]) -> None:
     """Slicer drops header fields that it does not know, so the names alone tell classes from levels."""
     got = read_segmentation(opened[0] / "resaved" / "classes.seg.nrrd")
-    assert got.known == classes()
+    assert got.encoding.name == "classes"
     assert np.array_equal(got.labels, class_sample().labels)
 
 
@@ -331,7 +332,7 @@ def test_totalspineseg_s_cord_lies_in_the_canal(tmp_path: Path, whole: Segmentat
     labels[:, ::2][labels[:, ::2] == 2] = 1
     sitk.WriteImage(to_sitk(labels, whole.geometry), str(tmp_path / f"s{ending}"))
     got = read_segmentation(tmp_path / f"s{ending}")
-    assert np.array_equal(got.labels, whole.labels) and got.known == whole.known
+    assert np.array_equal(got.labels, whole.labels) and got.encoding is whole.encoding
     assert [notice.code for notice in got.warnings] == ["CORD"] and "part of the canal" in got.warnings[0].text
 
 
@@ -484,16 +485,15 @@ def test_table(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".seg.nrrd"])
 def test_vertebrae_in_parts_are_written_and_read(tmp_path, ending):
-    from SAUNetLib.parts import PARTS_OFFSET, has_parts, part_structures
     from SAUNetLib.segmentation import Segmentation
     from SAUNetLib.volume import Geometry
 
     labels = np.zeros((3, 8, 9), np.uint8)
     labels[:, 2:4, 2:4], labels[:, 2:4, 6:8], labels[:, 5:6, 2:4] = 44, 44 + PARTS_OFFSET, 95
     geometry = Geometry((9, 8, 3), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]]))
-    write_segmentation(Segmentation(labels, geometry, part_structures()), tmp_path / f"a{ending}")
+    write_segmentation(Segmentation(labels, geometry, encodings()["parts"]), tmp_path / f"a{ending}")
     found = read_segmentation(tmp_path / f"a{ending}")
-    assert has_parts(found) and np.array_equal(found.labels, labels)
+    assert found.has_parts and np.array_equal(found.labels, labels)
     assert [row.structure.name for row in found.table()] == [
         "L4 vertebral body", "L4 posterior elements", "L4/L5 disc",
     ]  # fmt: skip

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from builders import to_classes
 from conftest import ROOT
 
-from SAUNetLib.anatomy import VERTEBRA, to_classes, value_of
+from SAUNetLib.anatomy import VERTEBRA, value_of
 from SAUNetLib.engine import Engine
 from SAUNetLib.evaluation.validation import other_scanners, routine_slices
 from SAUNetLib.formats.volumes import read_volume

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from builders import SLICES_TO_LEFT, labelled, write_pair
+from builders import SLICES_TO_LEFT, labelled, to_classes, write_pair
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SAUNetLib.anatomy import structures, to_classes
+from SAUNetLib.anatomy import structures
 from SAUNetLib.cli import main
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.training.checks import check_dataset
@@ -22,7 +22,7 @@ from SAUNetLib.training.folders import (
     DatasetInfo,
     as_classes,
     case_names,
-    encodings,
+    meanings,
     patients,
     patients_of,
     read_info,
@@ -109,7 +109,7 @@ def test_our_levels_are_recognised_or_refused_but_never_misread(values):
     except InputError as error:
         assert error.code == "INPUT_LABELS" and "encoding" in error.remedy
         return
-    read = [encodings()[kind][value] for value in sorted(values)]
+    read = [meanings()[kind][value] for value in sorted(values)]
     meant = to_classes(np.array(sorted(values), np.uint8)).tolist()
     assert read == meant or values == {2}, "2 alone is a disc: 1, 2 and 3 alone are the classes"
 
@@ -123,6 +123,7 @@ def test_our_levels_are_recognised_or_refused_but_never_misread(values):
         ({2, 41, 42, 91, 92, 50}, "levels"),
         ({1, 2, 3, 4, 5, 6, 7, 100, 201, 202, 203}, "spider"),
         ({1, 2, 3, 108, 100}, "spider"),
+        ({2, 41, 141, 91, 50}, "parts"),
     ],
 )
 def test_encodings_are_told_apart(values, kind):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..anatomy import Structure, classes, to_classes
+from ..anatomy import Structure, encodings
 from ..console import table_console
 from ..formats.segmentations import read_segmentation
 from ..metrics import Agreement, Detection, compare_labels, detect
@@ -85,9 +85,9 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
         InputError: as `read_segmentation`; INPUT_GEOMETRY, the two lie on different grids.
     """
     first = read_segmentation(predicted)
-    second = read_segmentation(truth, first.known)
-    if first.known != second.known and count_labels(first.labels).keys() <= second.known.keys():
-        first = read_segmentation(predicted, second.known)  # of 2 alone the other tells whether it is canal or disc
+    second = read_segmentation(truth, first.encoding)
+    if first.encoding is not second.encoding and count_labels(first.labels).keys() <= second.known.keys():
+        first = read_segmentation(predicted, second.encoding)  # of 2 alone the other tells whether it is canal or disc
     laid = on_grid(Volume(first.labels, first.geometry, Path(predicted).name), second.geometry, Path(truth).name)
     return evaluate(replace(first, labels=laid.voxels, geometry=laid.geometry), second)
 
@@ -95,24 +95,22 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
 def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
     """Compare two segmentations of one grid; see `evaluate_files`."""
     spacing = tuple(reversed(truth.geometry.spacing))
-    if predicted.known != truth.known:
+    if predicted.encoding is not truth.encoding:
         predicted, truth = merge_parts(predicted), merge_parts(truth)
-    if predicted.known == truth.known:
-        known, pair = truth.known, (predicted.labels, truth.labels)
-    else:
-        known, pair = classes(), (_as_classes(predicted), _as_classes(truth))
+    if predicted.encoding is not truth.encoding:
+        predicted, truth = _as_classes(predicted), _as_classes(truth)
     detections = {}
-    if predicted.known == truth.known and truth.has_levels:
+    if truth.has_levels:
         whole = merge_parts(predicted), merge_parts(truth)  # a vertebra is one instance, in whatever parts
         for kind in ("vertebra", "disc"):
             kept = [value for value, one in whole[1].known.items() if one.kind == kind]
             found, there = (_only(one.labels, kept) for one in whole)
             detections[kind] = detect(found, there)
-    return Evaluation(known, compare_labels(*pair, spacing), detections)
+    return Evaluation(truth.known, compare_labels(predicted.labels, truth.labels, spacing), detections)
 
 
-def _as_classes(segmentation: Segmentation) -> np.ndarray:
-    return to_classes(segmentation.labels) if segmentation.has_levels else segmentation.labels
+def _as_classes(one: Segmentation) -> Segmentation:
+    return Segmentation(one.encoding.to_classes(one.labels), one.geometry, encodings()["classes"])
 
 
 def _only(labels: np.ndarray, values: list[int]) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ..anatomy import VERTEBRA, classes, to_classes
+from ..anatomy import VERTEBRA, encodings
 from ..command import run_command, tool
 from ..engine import Engine
 from ..errors import InputError
@@ -132,7 +132,7 @@ def other_scanners(engine: Engine, folder: Path, prefix: str, leave_out: Sequenc
         volume = read_volume(path)
         truth = read_bodies(path.with_name(path.name.replace("_image", "_bodies")))
         labels = segment(volume, engine).labels
-        vertebrae = np.where(to_classes(labels) == VERTEBRA, labels, 0)
+        vertebrae = np.where(encodings()["levels"].to_classes(labels) == VERTEBRA, labels, 0)
         recalls.append(float(np.mean(vertebrae[truth > 0] > 0)))
         inner.append(_inner_recall(volume, vertebrae, truth))
         found = detect(vertebrae, truth)
@@ -246,7 +246,7 @@ def _routine_picture(engine: Engine, slices: Sequence[Path], path: Path) -> Path
         volume = single_slice(one)
         stack = SagittalStack.of(volume)
         labels = stack.restore(engine.classes(stack)[0])
-        parts.append(draw_preview(volume, Segmentation(labels, volume.geometry, classes())))
+        parts.append(draw_preview(volume, Segmentation(labels, volume.geometry, encodings()["classes"])))
     with write_beside(path, ".png") as temporary:
         page(parts).save(temporary)
     return path

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ..anatomy import CANAL_VALUE, Structure, classes, structures
+from ..anatomy import CANAL_VALUE, SPIDER_CANAL, Encoding, Structure, encodings, remapped, spider_classes, structures
 from ..errors import InputError
-from ..parts import part_structures
 from ..segmentation import Notice, Segmentation, count_labels
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
@@ -91,7 +90,7 @@ def write_table(segmentation: Segmentation, path: str | Path) -> None:
 
 def _fields(segmentation: Segmentation) -> dict[str, str]:
     """What a header says beside the voxels: encoding, provenance, warnings, structures cut by the field of view."""
-    fields = {_ENCODING: next(name for name, known in _encodings().items() if known == segmentation.known)}
+    fields = {_ENCODING: segmentation.encoding.name}
     fields |= {_KEY + key: value for key, value in segmentation.provenance.items()}
     fields |= {f"{_KEY}warning_{notice.code}": notice.text for notice in segmentation.warnings}
     if segmentation.partial:
@@ -167,16 +166,16 @@ def _segment(structure: Structure, partial: bool) -> dict[str, Any]:
     }
 
 
-def read_segmentation(path: str | Path, usual: Mapping[int, Structure] | None = None) -> Segmentation:
+def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmentation:
     """A segmentation in any of the formats that `write_segmentation` writes.
 
-    A label map must hold our values (levels, or the three classes). A 3D Slicer segmentation is read by its segments'
-    names, or by their codes where a name was changed, whatever label values Slicer gave them; one that lists no
-    segments is a label map.
+    A label map must hold the values of one of `anatomy.encodings`, TotalSpineSeg or SPIDER. A 3D Slicer segmentation is
+    read by its segments' names, or by their codes where a name was changed, whatever label values Slicer gave them; one
+    that lists no segments is a label map.
 
     Args:
         path: the file.
-        usual: what label values most likely mean where the file does not say and several encodings have them.
+        usual: the encoding that is most likely where the file does not say and several encodings have them.
 
     Raises:
         InputError: INPUT_LABELS for values or segments without a meaning here; otherwise as `read_volume`.
@@ -190,9 +189,9 @@ def read_segmentation(path: str | Path, usual: Mapping[int, Structure] | None = 
     keys = image.GetMetaDataKeys()
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
-    labels, notices = _without_cord(as_labels(volume.voxels, path.name))
+    labels, notices = _in_our_values(as_labels(volume.voxels, path.name))
     stated = fields.get(_ENCODING) or fields.get("descrip", "").removeprefix("SAUNet ").partition(";")[0].strip()
-    read = _segmentation(labels, volume.geometry, _known(labels, stated, usual, path.name), fields)
+    read = _segmentation(labels, volume.geometry, _encoding(labels, stated, usual, path.name), fields)
     return replace(read, warnings=read.warnings + notices)
 
 
@@ -212,50 +211,48 @@ def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
     return voxels.astype(np.uint8)
 
 
-def _without_cord(labels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...]]:
-    """TotalSpineSeg's label maps without its spinal cord (1), and word of it; the three classes as they are.
+def _in_our_values(labels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...]]:
+    """A label map of TotalSpineSeg or SPIDER in our own values, and word of what was changed; others as they are.
 
-    The cord lies in the canal and is a part of it. Alone it is none: it is half as wide.
+    TotalSpineSeg's spinal cord (1) lies in the canal and is a part of it. Alone it is none: it is half as wide. SPIDER
+    counts vertebrae and discs from the bottom, whatever their levels: these are the three classes.
     """
     found = count_labels(labels).keys()
-    if 1 not in found or found <= classes().keys() or not found - {1} <= structures().keys():
+    if any(found <= one.structures.keys() for one in encodings().values()):
         return labels, ()
-    seen = CANAL_VALUE in found
-    text = "counts as a part of the canal" if seen else "was left out, since the canal around it is not segmented"
-    notice = Notice(CORD, f"The spinal cord in this label map (value 1) {text}.")
-    return np.where(labels == 1, np.uint8(CANAL_VALUE if seen else 0), labels), (notice,)
+    if 1 in found and found - {1} <= structures().keys():
+        seen = CANAL_VALUE in found
+        text = "counts as a part of the canal" if seen else "was left out, since the canal around it is not segmented"
+        notice = Notice(CORD, f"The spinal cord in this label map (value 1) {text}.")
+        return np.where(labels == 1, np.uint8(CANAL_VALUE if seen else 0), labels), (notice,)
+    if found <= spider_classes().keys() and max(found) >= SPIDER_CANAL:
+        notice = Notice("SPIDER", "This label map has SPIDER's values, which tell no levels: it has three classes.")
+        return remapped(labels, spider_classes()), (notice,)
+    return labels, ()
 
 
-def _encodings() -> dict[str, Mapping[int, Structure]]:
-    """What label values may mean, by the name in a header, the usual one first."""
-    return {"levels": structures(), "classes": classes(), "parts": part_structures()}
-
-
-def _likely(stated: str, usual: Mapping[int, Structure] | None) -> list[Mapping[int, Structure]]:
+def _likely(stated: str, usual: Encoding | None) -> list[Encoding]:
     """The encodings: first the one that a header states, then the usual one."""
-    return sorted(_encodings().values(), key=lambda known: (known != _encodings().get(stated), known != usual))
+    return sorted(encodings().values(), key=lambda one: (one.name != stated, one is not usual))
 
 
-def _known(
-    labels: np.ndarray, stated: str, usual: Mapping[int, Structure] | None, name: str
-) -> Mapping[int, Structure]:
+def _encoding(labels: np.ndarray, stated: str, usual: Encoding | None, name: str) -> Encoding:
     """Which encoding a label map uses: what its header states, else the one that knows all its values."""
     found = count_labels(labels).keys()
-    order = _likely(stated, usual)
-    for known in order:
-        if found <= known.keys():
-            return known
+    for one in _likely(stated, usual):
+        if found <= one.structures.keys():
+            return one
     unknown = [str(value) for value in sorted(found - structures().keys())]
     more = f" and {len(unknown) - 8} more (is it the image?)" if len(unknown) > 10 else ""
     raise InputError(
         "INPUT_LABELS",
         f"{name} holds label values without a meaning here: {', '.join(unknown[: 8 if more else None])}{more}",
-        "Give a label map in SAUNet's encoding (TotalSpineSeg's values, or 1 vertebra, 2 disc, 3 canal)",
+        "Give a label map in SAUNet's encoding (TotalSpineSeg's values, or 1 vertebra, 2 disc, 3 canal), or SPIDER's",
     )
 
 
 def _segmentation(
-    labels: np.ndarray, geometry: Geometry, known: Mapping[int, Structure], fields: Mapping[str, Any]
+    labels: np.ndarray, geometry: Geometry, encoding: Encoding, fields: Mapping[str, Any]
 ) -> Segmentation:
     ours = {key.removeprefix(_KEY): str(value) for key, value in fields.items() if key.startswith(_KEY)}
     warnings = tuple(
@@ -264,10 +261,10 @@ def _segmentation(
     partial = frozenset(int(value) for value in ours.get("partial", "").split() if value.isdigit())
     skipped = ("warning_", "label_", "encoding", "partial")
     provenance = {key: value for key, value in ours.items() if not key.startswith(skipped)}
-    return Segmentation(labels, geometry, known, provenance, warnings, partial)
+    return Segmentation(labels, geometry, encoding, provenance, warnings, partial)
 
 
-def _read_segments(path: Path, usual: Mapping[int, Structure] | None) -> Segmentation | None:
+def _read_segments(path: Path, usual: Encoding | None) -> Segmentation | None:
     """The segmentation in a .seg.nrrd file; None where it lists no segments and yet has voxels."""
     import slicerio
 
@@ -282,7 +279,7 @@ def _read_segments(path: Path, usual: Mapping[int, Structure] | None) -> Segment
         raise InputError("INPUT_DIMENSION", f"{path.name} has {voxels.ndim} dimensions", "Give a 3D segmentation")
     if not segments and voxels.any():
         return None
-    known, values = _meanings(segments, content.get(_ENCODING, ""), usual, path.name)
+    encoding, values = _meanings(segments, content.get(_ENCODING, ""), usual, path.name)
     labels = np.zeros(voxels.shape[-3:], np.uint8)
     for segment, value in zip(segments, values, strict=True):
         labels[slicerio.segment_mask(content, segment)] = value
@@ -293,7 +290,7 @@ def _read_segments(path: Path, usual: Mapping[int, Structure] | None) -> Segment
     labels, origin = _whole_grid(labels, matrix, content)
     geometry = Geometry(labels.shape, tuple(spacing.tolist()), tuple(origin.tolist()), matrix[:3, :3] / spacing)
     fields = content | {_KEY + "partial": " ".join(map(str, cut))}  # Slicer keeps the tags only
-    return _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, known, fields)
+    return _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, fields)
 
 
 def _whole_grid(labels: np.ndarray, matrix: np.ndarray, content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -328,17 +325,19 @@ def _stated_grid(content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | 
 
 
 def _meanings(
-    segments: list[Mapping[str, Any]], stated: str, usual: Mapping[int, Structure] | None, name: str
-) -> tuple[Mapping[int, Structure], list[int]]:
+    segments: list[Mapping[str, Any]], stated: str, usual: Encoding | None, name: str
+) -> tuple[Encoding, list[int]]:
     """The encoding that knows all segments, the stated one first, and the label value of each."""
     order = _likely(stated, usual)
-    for known in order:
-        values = [_value(segment, known) for segment in segments]
+    for encoding in order:
+        values = [_value(segment, encoding.structures) for segment in segments]
         if all(values):
-            _check_once(segments, values, known, name)
-            return known, values
+            _check_once(segments, values, encoding.structures, name)
+            return encoding, values
     unknown = [
-        one.get("name") or "without a name" for one in segments if not any(_value(one, known) for known in order)
+        one.get("name") or "without a name"
+        for one in segments
+        if not any(_value(one, encoding.structures) for encoding in order)
     ]
     raise InputError(
         "INPUT_LABELS",

@@ -7,7 +7,8 @@ from dataclasses import replace
 import cc3d
 import numpy as np
 
-from ..parts import PARTS_OFFSET, merge_parts, part_structures
+from ..anatomy import PARTS_OFFSET, encodings
+from ..parts import merge_parts
 from ..segmentation import Segmentation
 from .landmarks import Landmarks, Section, find_landmarks, in_front_of_canal
 from .space import Space
@@ -50,7 +51,7 @@ def split_parts(segmentation: Segmentation) -> Segmentation:
     return replace(
         segmentation,
         labels=source,
-        known=part_structures(),
+        encoding=encodings()["parts"],
         partial=frozenset(partial),
         confidence={**segmentation.confidence, **surely},
     )

@@ -22,7 +22,7 @@ from .folders import (
     UNKNOWN,
     CaseFiles,
     DatasetInfo,
-    Encoding,
+    EncodingName,
     as_classes,
     check_one_encoding,
     list_files,
@@ -64,7 +64,7 @@ class CaseReport:
     name: str
     slices: int | None = None
     spacing: tuple[float, float, float] | None = None
-    encoding: Encoding | None = None
+    encoding: EncodingName | None = None
     volumes_ml: dict[str, float] = field(default_factory=dict)
     unknown: float = 0.0
     problems: list[Finding] = field(default_factory=list)

@@ -22,7 +22,7 @@ from .folders import (
     UNKNOWN,
     CaseFiles,
     DatasetInfo,
-    Encoding,
+    EncodingName,
     check_one_encoding,
     find_cases,
     never_drawn,
@@ -55,7 +55,7 @@ class Case:
     slice_spacing: float
     background: int = BACKGROUND
     drawn: tuple[int, ...] = (VERTEBRA, DISC, CANAL)
-    encoding: Encoding | None = None
+    encoding: EncodingName | None = None
 
 
 def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume, np.ndarray]:

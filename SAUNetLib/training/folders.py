@@ -13,7 +13,15 @@ import cc3d
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..anatomy import BACKGROUND, CANAL, CLASS_NAMES, DISC, VERTEBRA, structures, to_classes
+from ..anatomy import (
+    BACKGROUND,
+    CANAL,
+    CLASS_NAMES,
+    SPIDER_CANAL,
+    encodings,
+    remapped,
+    spider_classes,
+)
 from ..errors import InputError, UsageError
 from ..formats.atomic import ending_of, write_beside
 from ..formats.headers import ENDINGS
@@ -26,13 +34,12 @@ UNKNOWN = 255
 """Label of what nobody has drawn: left out of the loss."""
 ANY_OF = 240
 """A training label of 240 + bits says: one of the classes whose bits are set; all four of them are `UNKNOWN`."""
-CANAL_OF_SPIDER = 100
 SPECK_MM3 = 40.0
 """Labelled components smaller than this are drawing errors (SPIDER's saturated scans have hundreds)."""
 INFO = "dataset.json"
 DRAWN = {name: value for value, name in enumerate(CLASS_NAMES) if value != BACKGROUND}
 
-Encoding = Literal["classes", "levels", "totalspineseg", "spider"]
+EncodingName = Literal["classes", "levels", "parts", "totalspineseg", "spider"]
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
@@ -40,13 +47,13 @@ class DatasetInfo(BaseModel):
     """What a folder's ``dataset.json`` may say; without the file everything has its default.
 
     Attributes:
-        encoding: of the label maps, see `encodings`; default: recognised by the values of each.
+        encoding: of the label maps, see `meanings`; default: recognised by the values of each.
         draws: the structures that were drawn. Where one was not, background only means "none of the drawn ones".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    encoding: Encoding | None = None
+    encoding: EncodingName | None = None
     draws: tuple[Literal["vertebra", "disc", "canal"], ...] = Field(("vertebra", "disc", "canal"), min_length=1)
 
     @property
@@ -84,32 +91,28 @@ class Labelled:
 
     volume: Volume
     labels: np.ndarray
-    encoding: Encoding | None
+    encoding: EncodingName | None
     specks: int
 
 
 @cache
-def encodings() -> dict[Encoding, dict[int, int]]:
+def meanings() -> dict[EncodingName, dict[int, int]]:
     """What label values mean, value -> class, by the encoding's name.
 
-    ``classes``: 1 vertebra, 2 disc, 3 canal. ``levels``: `anatomy.structures`. ``totalspineseg``: the same, and 1 is
-    the cord, which lies in the canal. ``spider``: 1-25 vertebrae counted from the bottom, 101-125 those that the image
-    cuts off, 201-225 discs, 100 canal (van der Graaf et al., Scientific Data 2024, doi:10.1038/s41597-024-03090-w).
+    Beside `anatomy.encodings`: ``totalspineseg``, which is levels and 1 for the cord, which lies in the canal; and
+    ``spider``, see `anatomy.spider_classes`.
     """
-    values = np.array(list(structures()), np.uint8)
-    levels = dict(zip(values.tolist(), to_classes(values).tolist(), strict=True))
-    spider = {CANAL_OF_SPIDER: CANAL}
-    for number in range(1, 26):
-        spider |= {number: VERTEBRA, 100 + number: VERTEBRA, 200 + number: DISC}
+    known = encodings()
     return {
-        "classes": {value: value for value in (VERTEBRA, DISC, CANAL)},
-        "levels": levels,
-        "totalspineseg": {1: CANAL, **levels},
-        "spider": spider,
+        "classes": known["classes"].classes,
+        "levels": known["levels"].classes,
+        "parts": known["parts"].classes,
+        "totalspineseg": {1: CANAL, **known["levels"].classes},
+        "spider": spider_classes(),
     }
 
 
-def recognise(values: Iterable[int], name: str) -> Encoding | None:
+def recognise(values: Iterable[int], name: str) -> EncodingName | None:
     """The encoding that a label map's values show; 1, 2 and 3 alone are always the classes.
 
     Raises:
@@ -118,8 +121,8 @@ def recognise(values: Iterable[int], name: str) -> Encoding | None:
     found = sorted(set(values) - {BACKGROUND, UNKNOWN})
     if not found:
         return None
-    fitting = [kind for kind, meaning in encodings().items() if meaning.keys() >= set(found)]
-    if fitting == ["spider"] and max(found) < CANAL_OF_SPIDER:
+    fitting = [kind for kind, meaning in meanings().items() if meaning.keys() >= set(found)]
+    if fitting == ["spider"] and max(found) < SPIDER_CANAL:
         raise InputError(
             "INPUT_LABELS",
             f"the labels of {name} are small numbers alone: {found}",
@@ -127,7 +130,7 @@ def recognise(values: Iterable[int], name: str) -> Encoding | None:
             f'vertebrae, say so in {INFO}: {{"encoding": "spider", "draws": ["vertebra"]}}',
         )
     if not fitting:
-        nowhere = [value for value in found if not any(value in meaning for meaning in encodings().values())]
+        nowhere = [value for value in found if not any(value in meaning for meaning in meanings().values())]
         raise InputError(
             "INPUT_LABELS",
             f"the labels of {name} hold values without a meaning: {nowhere}"
@@ -136,7 +139,7 @@ def recognise(values: Iterable[int], name: str) -> Encoding | None:
             "Use 1 vertebra, 2 disc, 3 spinal canal, or the values of SAUNet, TotalSpineSeg or SPIDER; "
             "255 for what is not known",
         )
-    if fitting[0] != "classes" and len({tuple(encodings()[kind][value] for value in found) for kind in fitting}) > 1:
+    if fitting[0] != "classes" and len({tuple(meanings()[kind][value] for value in found) for kind in fitting}) > 1:
         raise InputError(
             "INPUT_LABELS",
             f"the labels of {name} fit the encodings {' and '.join(fitting)}, which mean different things",
@@ -145,13 +148,13 @@ def recognise(values: Iterable[int], name: str) -> Encoding | None:
     return fitting[0]
 
 
-def check_one_encoding(found: Iterable[Encoding | None], folder: Path) -> None:
+def check_one_encoding(found: Iterable[EncodingName | None], folder: Path) -> None:
     """Refuse a folder whose label maps seem to be in several encodings: one of them was then misunderstood.
 
     Raises:
         InputError: INPUT_LABELS.
     """
-    kinds = {"levels" if kind == "totalspineseg" else kind for kind in found if kind}
+    kinds = {"levels" if kind in ("parts", "totalspineseg") else kind for kind in found if kind}
     if len(kinds) > 1:
         raise InputError(
             "INPUT_LABELS",
@@ -308,7 +311,7 @@ def read_label_map(files: CaseFiles) -> Volume:
     return Volume.from_sitk(read_image(files.labels), f"the label map of {files.name}")
 
 
-def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.ndarray, Encoding | None]:
+def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.ndarray, EncodingName | None]:
     """A label map as classes, uint8, 255 where not known; and its encoding, told or recognised.
 
     Raises:
@@ -317,7 +320,7 @@ def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.nda
     labels = as_labels(voxels, f"the label map of {name}")
     found = list(count_labels(labels))
     encoding = info.encoding or recognise(found, name)
-    table = {BACKGROUND: BACKGROUND, UNKNOWN: UNKNOWN, **(encodings()[encoding] if encoding else {})}
+    table = {UNKNOWN: UNKNOWN, **(meanings()[encoding] if encoding else {})}
     unknown = [value for value in found if value not in table]
     if unknown:
         raise InputError(
@@ -333,9 +336,7 @@ def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.nda
             f"{name} has {' and '.join(names)} drawn, which {INFO} does not list",
             "Add it under draws if every case has it drawn, or erase it",
         )
-    lookup = np.zeros(256, np.uint8)
-    lookup[list(table)] = list(table.values())
-    return lookup[labels], encoding
+    return remapped(labels, table), encoding
 
 
 def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray, int]:

@@ -10,7 +10,7 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
-from SAUNetLib.anatomy import classes, structures
+from SAUNetLib.anatomy import encodings
 
 from .Cards import PanelError
 
@@ -86,7 +86,7 @@ def labelValues(node: Any) -> dict[str, int]:
     above 100. No value is given twice.
     """
     encoding = provenance(node).get("encoding", "")
-    known = classes() if encoding == "classes" else structures()
+    known = encodings().get(encoding, encodings()["levels"]).structures
     by_name = {structure.name: structure.value for structure in known.values()}
     by_id = {segmentIdOf(value, encoding): value for value in known}
     segments = [(segmentId, segment.GetName()) for segmentId, segment in segmentsOf(node.GetSegmentation())]

@@ -11,7 +11,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from SAUNetLib.anatomy import Structure, classes, structures
+from SAUNetLib.anatomy import Structure, encodings
 
 from .Cards import PanelError
 from .Result import (
@@ -147,7 +147,7 @@ class SceneNodes:
             volumeNode: the input; the result gets its parent transform, its place in the hierarchy and its grid.
             labels: uint8 (k, j, i).
             summary: the engine's result event: structures from top to bottom, provenance, warnings.
-            levels: whether the values are `anatomy.structures`; otherwise `anatomy.classes`.
+            levels: whether the encoding is ``levels``; otherwise ``classes``.
             replace: segmentation node whose content it takes over; otherwise a new node is made.
             frame: `frame` of the volume when it went to the engine; the user may show another one by now.
 
@@ -324,7 +324,8 @@ def _makeSegments(volumeNode: Any, labels: np.ndarray, summary: dict[str, Any], 
     volumeNode.GetIJKToRASMatrix(matrix)
     image.SetImageToWorldMatrix(matrix)
     voxelsOf(image)[:] = labels
-    known, about = structures() if levels else classes(), _about(summary, levels)
+    about = _about(summary, levels)
+    known = encodings()[about[ATTRIBUTE + "encoding"]].structures
     return [_makeSegment(known[row["value"]], image, row, about) for row in summary["structures"]]
 
 
