@@ -23,6 +23,14 @@ PARTS_OFFSET = 100
 """In a label map with parts, a vertebra's posterior elements have its label value plus this."""
 SPIDER_CANAL = 100
 
+TERMINOLOGY = "Segmentation category and type - SAUNet"
+"""Name of the terminology context in Resources, which Slicer must have loaded to edit (not to show) the terms."""
+REGIONS = "Anatomic codes - DICOM master list"
+"""Name of Slicer's own context of regions, in which a term has none."""
+CATEGORY = ("SCT", "123037004", "Anatomical Structure")
+LEVEL_TAG, PARTIAL_TAG = "SAUNet.Level", "SAUNet.Partial"
+"""Tags of a segment: its level, and that the border of the field of view cuts it."""
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -33,7 +41,7 @@ class Structure:
         kind: vertebra, disc, canal or sacrum.
         level: such as ``L4`` or ``L4/L5``; empty where the structure has none.
         name: as the user reads it.
-        code, meaning: SNOMED CT concept (scheme SCT) of category 123037004 "Anatomical Structure".
+        code, meaning: SNOMED CT concept (scheme SCT) of the category `CATEGORY`.
         colour: red, green, blue, 0-255.
     """
 

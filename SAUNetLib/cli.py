@@ -18,11 +18,12 @@ from . import __version__
 from .command import BUG, Parser, run_command
 from .console import table_console
 from .errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, unforeseen
+from .stages import done
 
 if TYPE_CHECKING:
     from .engine import Engine, Report
     from .segmentation import Segmentation
-    from .worker import WorkThread
+    from .work_thread import WorkThread
 
 # Everything heavy is imported by the subcommand that needs it: `saunet --help` answers at once.
 
@@ -98,6 +99,7 @@ def _segment(options: argparse.Namespace) -> int:
     if len(options.images) > 1 or os.path.isdir(options.output):  # noqa: PTH112 - no failure for any path
         return _segment_many(options)
     with _progress(options) as report:
+        report("load", 0.0)
         segmentation = _one(options, _engine(options), Path(options.images[0]), Path(options.output), report)
     if options.json:
         print(json.dumps({"image": options.images[0], "output": options.output, **segmentation.summary()}))
@@ -140,7 +142,7 @@ def _one_apart(
 
 def _segment_many(options: argparse.Namespace) -> int:
     """Every image for itself: a failure is told and the next one goes on; the first failure's status is returned."""
-    from .worker import WorkThread
+    from .work_thread import WorkThread
 
     if options.table or options.preview or options.measurements:
         raise UsageError(
@@ -202,13 +204,14 @@ def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 STAGES = {
-    "read": ("Reading", 0.05),
-    "prepare": ("Checking", 0.02),
-    "segment": ("Segmenting", 0.75),
-    "levels": ("Naming levels", 0.1),
-    "write": ("Writing", 0.08),
+    "load": "Loading",
+    "read": "Reading",
+    "prepare": "Checking",
+    "segment": "Segmenting",
+    "levels": "Naming levels",
+    "write": "Writing",
 }
-"""What stages are called, and their usual share of the time."""
+"""What `stages` are called."""
 
 
 @contextlib.contextmanager
@@ -232,9 +235,7 @@ def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Report]:
         task = bar.add_task(title or "Starting", total=1.0)
 
         def report(stage: str, fraction: float) -> None:
-            name, share = STAGES[stage]
-            begin = sum(STAGES[other][1] for other in list(STAGES)[: list(STAGES).index(stage)])
-            bar.update(task, description=f"{title}  {name}".strip(), completed=begin + fraction * share)
+            bar.update(task, description=f"{title}  {STAGES[stage]}".strip(), completed=done(stage, fraction))
 
         yield report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,3 +136,8 @@ def detect(predicted: np.ndarray, truth: np.ndarray, least: float = 0.5) -> Dete
         tuple(sorted(set(sizes) - {0} - set(matches))),
         tuple(sorted(present - set(matches.values()))),
     )
+
+
+def deviation(values: Sequence[float] | np.ndarray) -> float:
+    """Standard deviation of a sample; NaN for one value, or where one is not finite."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(values).all() else float("nan")

@@ -15,7 +15,7 @@ import torch
 
 from .errors import ModelError
 from .formats.atomic import write_beside, write_together
-from .model_card import DEFAULT_MODEL, SHIPPED, ModelCard, find_model, keep_model
+from .model_card import DEFAULT_MODEL, REINSTALL, ModelCard, find_model, keep_model
 from .network import SAUNet
 
 LARGEST_FILE = 256 * 2**20
@@ -46,12 +46,12 @@ def load_model(model: str = DEFAULT_MODEL) -> Model:
             warnings.simplefilter("ignore")
             network = SAUNet(**card.network)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise ModelError("MODEL_CARD", f"the card of {path.name} describes no possible network", SHIPPED) from error
+        raise ModelError("MODEL_CARD", f"the card of {path.name} describes no possible network", REINSTALL) from error
     expected = {name: _kind(value) for name, value in network.state_dict().items()}
     weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     found = {name: _kind(value) for name, value in weights.items()}
     if expected != found or not all(bool(torch.isfinite(value).all()) for value in weights.values()):
-        raise ModelError("MODEL_MISMATCH", f"the weights in {path.name} are not those of its card", SHIPPED)
+        raise ModelError("MODEL_MISMATCH", f"the weights in {path.name} are not those of its card", REINSTALL)
     network.load_state_dict(weights, assign=True)
     return Model(network.eval().requires_grad_(False), card)
 
@@ -63,16 +63,16 @@ def _kind(value: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
 def _verified_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise ModelError("MODEL_DAMAGED", f"{path.name} is far too large for a SAU-Net", SHIPPED)
+            raise ModelError("MODEL_DAMAGED", f"{path.name} is far too large for a SAU-Net", REINSTALL)
         content = path.read_bytes()
     except OSError as error:
-        raise ModelError("MODEL_DAMAGED", f"{path.name} cannot be read ({error.strerror})", SHIPPED) from error
+        raise ModelError("MODEL_DAMAGED", f"{path.name} cannot be read ({error.strerror})", REINSTALL) from error
     if hashlib.sha256(content).hexdigest() != card.sha256:
-        raise ModelError("MODEL_DAMAGED", f"{path.name} is truncated or was changed: its SHA-256 is wrong", SHIPPED)
+        raise ModelError("MODEL_DAMAGED", f"{path.name} is truncated or was changed: its SHA-256 is wrong", REINSTALL)
     try:
         return safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ModelError("MODEL_DAMAGED", f"{path.name} is no safetensors file", SHIPPED) from error
+        raise ModelError("MODEL_DAMAGED", f"{path.name} is no safetensors file", REINSTALL) from error
 
 
 def save_model(network: SAUNet, path: Path, card: Mapping[str, Any]) -> ModelCard:

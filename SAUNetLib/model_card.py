@@ -15,7 +15,7 @@ from .errors import ModelError, UsageError
 from .resources import resource
 
 DEFAULT_MODEL = "saunet-lumbar"
-SHIPPED = "Remove it where it is one of your own, or install SAUNet again"
+REINSTALL = "Remove it where it is one of your own, or install SAUNet again"
 LARGEST_CARD = 2**20
 """Bytes; more is not read."""
 
@@ -64,7 +64,7 @@ class ModelCard:
             ModelError: MODEL_CARD.
         """
         if not os.path.lexists(path):
-            remedy = f"Copy both files, NAME.safetensors and NAME.json. {SHIPPED}"
+            remedy = f"Copy both files, NAME.safetensors and NAME.json. {REINSTALL}"
             raise ModelError("MODEL_CARD", f"there is no card {path.name} beside the weights", remedy)
         try:
             if not path.is_file() or path.stat().st_size > LARGEST_CARD:
@@ -72,9 +72,9 @@ class ModelCard:
             card = cls(**json.loads(path.read_text(encoding="utf-8")))
             usable = card._usable()
         except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
-            raise ModelError("MODEL_CARD", f"the card {path.name} cannot be read ({error})", SHIPPED) from error
+            raise ModelError("MODEL_CARD", f"the card {path.name} cannot be read ({error})", REINSTALL) from error
         if not usable:
-            raise ModelError("MODEL_CARD", f"the card {path.name} holds values that no model has", SHIPPED)
+            raise ModelError("MODEL_CARD", f"the card {path.name} holds values that no model has", REINSTALL)
         return card
 
     def _usable(self) -> bool:

@@ -27,21 +27,20 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
 from .process import prepare_process
+from .work_thread import WorkThread
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 LONGEST_LINE = 2**20
-Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
@@ -192,37 +191,6 @@ class Worker:
     def _send(self, **event: Any) -> None:
         self._events.write(json.dumps(event) + "\n")  # ASCII: a path may hold what has no UTF-8
         self._events.flush()
-
-
-class WorkThread:
-    """Does one thing after the other in a thread of its own, until one fails: then another thread follows.
-
-    oneDNN (PyTorch's convolutions) never again serves a thread in which memory ran out. A thread that lasts keeps the
-    threads that PyTorch's library starts for each one that computes.
-    """
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
-
-    def run(self, work: Callable[[], Result], stop: Callable[[], None] = lambda: None) -> Result:
-        """What a function returns or raises.
-
-        Args:
-            work: the function.
-            stop: called when the waiting thread is interrupted; to make the work end, which is waited for.
-        """
-        future: Future[Result] | None = None
-        try:
-            future = self._thread.submit(work)
-            while not wait([future], 0.2).done:
-                pass  # a wait without an end hears no Ctrl-C on Windows
-            return future.result()
-        except BaseException:
-            if future is not None and not future.done():
-                stop()
-            self._thread.shutdown()
-            self._thread = ThreadPoolExecutor(1)
-            raise
 
 
 def _is_text(value: object) -> bool:

@@ -23,10 +23,11 @@ from harness.fixtures import (  # noqa: F401
 )
 from SAUNetPanel import Cards, Result, SceneNodes
 from SAUNetPanel.EngineProcess import EngineProcess, workerCommand
-from SAUNetPanel.Logic import SHARES, deviceName, share, withMissingPackage
+from SAUNetPanel.Logic import deviceName, withMissingPackage
 from SAUNetPanel.Widget import DOUBLE_CLICK_S, WARM_MS, remaining
 
 from SAUNetLib.anatomy import encodings
+from SAUNetLib.stages import SHARES, done
 
 STAGES = tuple(SHARES)
 
@@ -106,14 +107,14 @@ def test_progress_is_shown_while_running(panel_of):  # noqa: F811
     assert not panel.ui.inputSelector.enabled and not panel.ui.deviceComboBox.enabled
     assert "while the engine works" in panel.ui.deviceComboBox.toolTip
     assert process_events(lambda: panel.ui.statusLabel.text.startswith("Segmenting"))
-    assert panel.ui.progressBar.value == round(1000 * share("segment", 0))
+    assert panel.ui.progressBar.value == round(1000 * done("segment", 0))
     press_later(panel)
     assert panel.wait() and not panel.ui.progressBar.isVisibleTo(panel.top)
     assert panel.ui.deviceComboBox.enabled and panel.ui.deviceComboBox.toolTip.startswith("Where the network runs")
 
 
 def test_shares_add_up_and_time_left_is_plausible():
-    assert sum(SHARES.values()) == pytest.approx(1) and share("write", 1) == pytest.approx(1) and share("?", 1) == 0
+    assert sum(SHARES.values()) == pytest.approx(1) and done("write", 1) == pytest.approx(1) and done("?", 1) == 0
     assert remaining(10, 0.05) == "" and remaining(10, 0.5) == "about 10 s left" and "2 min" in remaining(120, 0.5)
 
 
@@ -126,7 +127,7 @@ def test_cancel_at_every_stage_leaves_the_scene_as_it_was(panel_of, stage):  # n
     panel = panel_of("wait", stage)
     before = counts()
     panel.ui.segmentButton.click()
-    assert process_events(lambda: panel.widget._share >= share(stage, 0) and panel.engine._group > 0)
+    assert process_events(lambda: panel.widget._share >= done(stage, 0) and panel.engine._group > 0)
     press_later(panel)
     assert not panel.ui.segmentButton.enabled and "told to stop" in panel.ui.segmentButton.toolTip
     assert panel.wait() and counts() == before
@@ -171,7 +172,7 @@ def test_volume_removed_while_the_engine_works(panel_of):  # noqa: F811
     volume = add_volume()
     panel = panel_of("wait", "levels")
     panel.ui.segmentButton.click()
-    assert process_events(lambda: panel.widget._share >= share("levels", 0))
+    assert process_events(lambda: panel.widget._share >= done("levels", 0))
     slicer.mrmlScene.RemoveNode(volume)
     panel.logic._onEvent({"event": "result", **truth().summary()})
     assert panel.widget._card.code == "VOLUME_GONE" and panel.results() == []
@@ -189,7 +190,7 @@ def test_scene_closed_while_the_engine_works(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of("wait", "segment")
     panel.ui.segmentButton.click()
-    assert process_events(lambda: panel.widget._share >= share("segment", 0))
+    assert process_events(lambda: panel.widget._share >= done("segment", 0))
     panel.widget.sceneStartClose()
     slicer.mrmlScene.Clear()
     panel.widget.sceneEndClose()

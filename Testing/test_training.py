@@ -22,7 +22,7 @@ from SAUNetLib.network import SAUNet
 from SAUNetLib.training import self_training
 from SAUNetLib.training import train as training
 from SAUNetLib.training.augmentation import Augmentation, _moved, tissue_contrast
-from SAUNetLib.training.datasets import Case, StackDataset, load_case, load_cases, thick_slices, thick_volume
+from SAUNetLib.training.datasets import Case, StackDataset, load_cases, thick_slices, thick_volume
 from SAUNetLib.training.folders import SPECK_MM3, case_names, read_pair
 from SAUNetLib.training.run import validate
 from SAUNetLib.training.train import NetworkConfig, TrainingConfig, TrainingRun
@@ -62,13 +62,13 @@ def test_labels_on_another_grid_or_with_other_values_are_refused(data):
 
 
 def test_a_case_at_its_own_pixel_size_is_unchanged(data):
-    case = load_case(data, "p0", 1.5)
+    case = load_cases(data, ["p0"], 1.5)[0]
     assert np.array_equal(case.labels.numpy(), labelled(0)[1])
     assert case.images.min() == 0 and case.images.max() == 1 and case.slice_spacing == pytest.approx(0.9)
 
 
 def test_a_case_at_another_pixel_size_keeps_its_proportions(data):
-    fine, coarse = load_case(data, "p0", 0.75), load_case(data, "p0", 3.0)
+    fine, coarse = load_cases(data, ["p0"], 0.75)[0], load_cases(data, ["p0"], 3.0)[0]
     assert fine.labels.shape == (10, 96, 80) and coarse.labels.shape == (10, 24, 20)
     for value in range(4):
         share = (labelled(0)[1] == value).mean()
@@ -400,7 +400,7 @@ def test_labels_with_levels_are_read_as_classes_and_unknown_stays_unknown(data):
     assert np.array_equal(found[:, :40], labels[:, :40])
     thick = thick_slices(torch.zeros(found.shape), torch.from_numpy(found), 2)[1]
     assert (thick[:, 40:, :5] == 255).all()
-    assert set(load_case(data, "p0", 3.0).labels.unique().tolist()) == {0, 1, 2, 3, 255}
+    assert set(load_cases(data, ["p0"], 3.0)[0].labels.unique().tolist()) == {0, 1, 2, 3, 255}
 
 
 def test_a_configuration_says_how_far_attention_reaches(tmp_path):

@@ -15,7 +15,7 @@ from SAUNetLib.anatomy import structures
 from SAUNetLib.cli import main
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.training.checks import check_dataset
-from SAUNetLib.training.datasets import StackDataset, check_drawn, load_case, load_cases
+from SAUNetLib.training.datasets import StackDataset, check_drawn, load_cases
 from SAUNetLib.training.folders import (
     ANY_OF,
     UNKNOWN,
@@ -65,7 +65,7 @@ def test_spider_s_own_layout_and_values(tmp_path):
     assert patients(tmp_path) == {"1": ["1_t1", "1_t2"], "2": ["2_t1", "2_t2"]}
     found = read_pair(tmp_path, "2_t2")[1]
     assert set(np.unique(found)) == {0, 1, 2, 3} and (found[1:-1, 14:20, 8:20] == 1).all()
-    assert load_case(tmp_path, "1_t1", 1.5).encoding == "spider"
+    assert load_cases(tmp_path, ["1_t1"], 1.5)[0].encoding == "spider"
     from SAUNetLib.training.run import _with_validation
     from SAUNetLib.training.train import TrainingConfig
 
@@ -179,7 +179,7 @@ def test_where_vertebrae_alone_are_drawn_the_rest_is_not_called_background(tmp_p
     labels = labelled(0)[1]
     write(tmp_path / "d", "a", (labels == 1).astype(np.uint8))
     (tmp_path / "d" / "dataset.json").write_text('{"encoding": "classes", "draws": ["vertebra"]}')
-    case = load_case(tmp_path / "d", "a", 1.5)
+    case = load_cases(tmp_path / "d", ["a"], 1.5)[0]
     assert case.drawn == (1,) and case.background == ANY_OF + 0b1101
     stacks = StackDataset([[case]], [1], 16, 3, (48, 32), seed=1)
     seen = {value for number in range(16) for value in stacks[number]["label"].unique().tolist()}

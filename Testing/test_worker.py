@@ -20,7 +20,8 @@ from SAUNetLib.engine import Engine
 from SAUNetLib.errors import UsageError
 from SAUNetLib.model import load_model
 from SAUNetLib.pipeline import segment
-from SAUNetLib.worker import LONGEST_LINE, Request, WorkThread
+from SAUNetLib.work_thread import WorkThread
+from SAUNetLib.worker import LONGEST_LINE, Request
 
 
 class Child:
@@ -289,7 +290,7 @@ def test_work_is_told_to_stop_and_waited_for_when_the_wait_is_interrupted(monkey
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("SAUNetLib.worker.wait", interrupted)
+    monkeypatch.setattr("SAUNetLib.work_thread.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         thread.run(work, told.set)
     assert ended == [True]

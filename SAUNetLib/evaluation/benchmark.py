@@ -19,10 +19,12 @@ from typing import Any
 from .. import __version__
 from ..console import markdown_table
 from ..errors import SAUNetError, error_of
+from ..stages import SHARES
 
 Say = Callable[[str], None]
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("read", "prepare", "segment", "levels", "write")
+STAGES = tuple(SHARES)[1:]
+"""Of a run whose model is loaded."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ..console import markdown_table
 from ..engine import choose_device
 from ..formats.atomic import check_writable, write_beside
 from ..formats.previews import INK, PAPER, beside, footer, grey_levels, grey_window, page, text_font
+from ..metrics import deviation
 from ..training.run import VALIDATIONS
 from ..volume import SagittalStack, Volume
 from .comparison import (
@@ -36,7 +37,7 @@ from .comparison import (
     read_comparison,
     trained,
 )
-from .intervals import deviation, interval
+from .intervals import interval
 
 PAPERS_TABLE = {
     "unet-2d": {"dice": "88.06 ± 0.16", "precision": "86.43 ± 1.24", "recall": "89.85 ± 0.84",

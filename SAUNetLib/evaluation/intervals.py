@@ -1,4 +1,4 @@
-"""How far a figure scatters over patients or seeds, and how sure it is."""
+"""How sure a figure is: its interval over patients."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ import numpy as np
 from scipy.stats import DegenerateDataWarning, bootstrap
 
 RESAMPLES = 2000
-
-
-def deviation(values: Sequence[float] | np.ndarray) -> float:
-    """Standard deviation of a sample; NaN for one value, or where one is not finite."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 and np.isfinite(values).all() else float("nan")
 
 
 def interval(figure: Callable[..., float], *columns: Sequence[float] | np.ndarray) -> tuple[float, float]:

@@ -129,9 +129,8 @@ def _disc(patient: str, row: dict[str, str], measures: Measurements) -> Disc:
         value = measures.value(level, name)
         return float("nan") if value is None else value
 
-    flags: set[str] = set()
-    if any(one.level == level for one in measures.rows):
-        flags = set(measures.row(level).measures["disc_height_index"].flags)
+    row_of_disc = next((one for one in measures.rows if one.level == level), None)
+    flags = set(row_of_disc.measures["disc_height_index"].flags) if row_of_disc else set()
     return Disc(
         patient,
         level,

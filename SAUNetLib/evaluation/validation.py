@@ -24,14 +24,14 @@ from ..errors import InputError
 from ..formats.atomic import write_beside
 from ..formats.previews import draw_preview, page, write_preview
 from ..formats.volumes import read_image, read_volume
-from ..metrics import detect
+from ..metrics import detect, deviation
 from ..model import load_model
 from ..model_card import DEFAULT_MODEL
 from ..pipeline import segment
 from ..segmentation import Segmentation
 from ..training.self_training import LATERAL, single_slice
 from ..volume import SagittalStack, Volume
-from .intervals import deviation, interval
+from .intervals import interval
 
 AHEAD_MM = 10.0
 BESIDE_MM = 40.0

@@ -14,7 +14,21 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from ..anatomy import CANAL_VALUE, SPIDER_CANAL, Encoding, Structure, encodings, remapped, spider_classes, structures
+from ..anatomy import (
+    CANAL_VALUE,
+    CATEGORY,
+    LEVEL_TAG,
+    PARTIAL_TAG,
+    REGIONS,
+    SPIDER_CANAL,
+    TERMINOLOGY,
+    Encoding,
+    Structure,
+    encodings,
+    remapped,
+    spider_classes,
+    structures,
+)
 from ..errors import InputError
 from ..segmentation import Notice, Segmentation, count_labels
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
@@ -24,10 +38,6 @@ from .volumes import read_image
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd")
 TABLE_ENDINGS = (".csv",)
-TERMINOLOGY = "Segmentation category and type - SAUNet"
-"""Name of the terminology context in Resources, which Slicer must have loaded to edit (not to show) the terms."""
-REGIONS = "Anatomic codes - DICOM master list"
-CATEGORY = ("SCT", "123037004", "Anatomical Structure")
 CORD = "CORD"
 """Code of the notice that a label map held a spinal cord."""
 _REFERENCE = "Reference image geometry"
@@ -146,7 +156,7 @@ def _reference_grid(matrix: np.ndarray, geometry: Geometry) -> dict[str, str]:
 
 
 def _segment(structure: Structure, partial: bool) -> dict[str, Any]:
-    tags = {"SAUNet.Level": structure.level} if structure.level else {}
+    tags = {LEVEL_TAG: structure.level} if structure.level else {}
     return {
         "id": f"SAUNet_{structure.value}",
         "name": structure.name,
@@ -162,7 +172,7 @@ def _segment(structure: Structure, partial: bool) -> dict[str, Any]:
             "type": ["SCT", structure.code, structure.meaning],
             "anatomicContextName": REGIONS,
         },
-        "tags": tags | ({"SAUNet.Partial": "1"} if partial else {}),
+        "tags": tags | ({PARTIAL_TAG: "1"} if partial else {}),
     }
 
 
@@ -283,9 +293,7 @@ def _read_segments(path: Path, usual: Encoding | None) -> Segmentation | None:
     labels = np.zeros(voxels.shape[-3:], np.uint8)
     for segment, value in zip(segments, values, strict=True):
         labels[slicerio.segment_mask(content, segment)] = value
-    cut = {
-        value for segment, value in zip(segments, values, strict=True) if "SAUNet.Partial" in segment.get("tags", {})
-    }
+    cut = {value for segment, value in zip(segments, values, strict=True) if PARTIAL_TAG in segment.get("tags", {})}
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     labels, origin = _whole_grid(labels, matrix, content)
     geometry = Geometry(labels.shape, tuple(spacing.tolist()), tuple(origin.tolist()), matrix[:3, :3] / spacing)

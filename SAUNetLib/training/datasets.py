@@ -75,12 +75,8 @@ def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume
     return Volume(images.numpy(), geometry, volume.name), thick.numpy()
 
 
-def load_case(folder: Path, name: str, pixel_mm: float) -> Case:
-    """One case at the working pixel size; labels by majority of the area under a pixel."""
-    return _load(find_cases(folder)[name], read_info(folder), pixel_mm)
-
-
 def _load(files: CaseFiles, info: DatasetInfo, pixel_mm: float) -> Case:
+    """One case at the working pixel size; labels by majority of the area under a pixel."""
     read = read_labelled(files, info)
     volume, labels = read.volume, read.labels
     stack = SagittalStack.of(volume)

@@ -86,13 +86,11 @@ class Labelled:
         volume: the image.
         labels: (k, j, i) uint8 classes, `UNKNOWN` where not known; specks removed.
         encoding: of the label map; None where it is empty.
-        specks: how many components were removed.
     """
 
     volume: Volume
     labels: np.ndarray
     encoding: EncodingName | None
-    specks: int
 
 
 @cache
@@ -292,8 +290,8 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> Labelled:
     check_content(volume)
     truth = on_grid(read_label_map(files), volume.geometry, "its image")
     classes, encoding = as_classes(truth.voxels, info, files.name)
-    labels, specks = without_specks(classes, volume.geometry.voxel_volume)
-    return Labelled(volume, labels, encoding, specks)
+    labels, _ = without_specks(classes, volume.geometry.voxel_volume)
+    return Labelled(volume, labels, encoding)
 
 
 def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:

@@ -14,9 +14,8 @@ from ..anatomy import CLASS_NAMES
 from ..console import table_console
 from ..engine import Engine, choose_device
 from ..errors import InputError, UsageError
-from ..evaluation.intervals import deviation
 from ..formats.atomic import check_writable
-from ..metrics import compare_labels
+from ..metrics import compare_labels, deviation
 from ..model import load_model, save_model
 from ..pipeline import segment
 from ..volume import SagittalStack, Volume

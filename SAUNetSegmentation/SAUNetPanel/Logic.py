@@ -14,15 +14,14 @@ from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import parameterNodeWrapper
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
+from SAUNetLib.stages import done
+
 from . import PrivateFolder
 from .Cards import Card, PanelError, cardOf
 from .EngineProcess import EngineProcess
 from .Result import isEdited
 from .SceneNodes import SceneNodes
 from .Signal import Signal
-
-SHARES = {"load": 0.10, "read": 0.02, "prepare": 0.03, "segment": 0.70, "levels": 0.10, "write": 0.05}
-"""How much of a run's time a stage takes, roughly; in their order."""
 
 
 class Device(Enum):
@@ -253,7 +252,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             return
         if event["event"] == "progress":
             self.progressed.emit(
-                stageText(event.get("stage", "")), share(event.get("stage", ""), event.get("fraction", 0))
+                stageText(event.get("stage", "")), done(event.get("stage", ""), event.get("fraction", 0))
             )
         elif event["event"] == "warning":
             self._warnings.append({"code": str(event.get("code", "")), "text": str(event.get("text", ""))})
@@ -333,13 +332,3 @@ def stageText(stage: str) -> str:
         "write": _("Writing the result"),
     }
     return texts.get(stage, _("Working"))
-
-
-def share(stage: str, fraction: float) -> float:
-    """How much of the whole run is done."""
-    before = 0.0
-    for name, size in SHARES.items():
-        if name == stage:
-            return before + size * min(max(float(fraction), 0.0), 1.0)
-        before += size
-    return 0.0

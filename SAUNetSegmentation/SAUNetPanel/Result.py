@@ -10,7 +10,7 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
-from SAUNetLib.anatomy import encodings
+from SAUNetLib.anatomy import LEVEL_TAG, encodings
 
 from .Cards import PanelError
 
@@ -46,7 +46,7 @@ def recognise(node: Any) -> None:
     segments = [] if isResult(node) else segmentsOf(node.GetSegmentation())
     for _segmentId, segment in segments:
         about = {name: _tag(segment, ATTRIBUTE + name) for name in ABOUT}
-        if _tag(segment, "SAUNet.Level"):  # in a file of the engine's own it is the only one
+        if _tag(segment, LEVEL_TAG):  # in a file of the engine's own it is the only one
             about["encoding"] = about["encoding"] or "levels"
         if about["encoding"]:
             with slicer.util.NodeModify(node):

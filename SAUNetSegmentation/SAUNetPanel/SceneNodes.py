@@ -11,7 +11,15 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from SAUNetLib.anatomy import Structure, encodings
+from SAUNetLib.anatomy import (
+    CATEGORY,
+    LEVEL_TAG,
+    PARTIAL_TAG,
+    REGIONS,
+    TERMINOLOGY,
+    Structure,
+    encodings,
+)
 
 from .Cards import PanelError
 from .Result import (
@@ -30,7 +38,6 @@ from .Result import (
 )
 
 SURFACE = "Closed surface"
-TERMINOLOGY = "Segmentation category and type - SAUNet"
 _NRRD_TYPES = {"int8": "signed char", "uint8": "unsigned char", "int16": "short", "uint16": "unsigned short",
                "int32": "int", "uint32": "unsigned int", "int64": "long long", "uint64": "unsigned long long",
                "float32": "float", "float64": "double"}  # fmt: skip
@@ -345,8 +352,8 @@ def _makeSegment(structure: Structure, image: Any, row: dict[str, Any], about: d
     segment.AddRepresentation(LABELMAP, image)
     segment.SetTerminology(terminologyEntry(structure))
     own = {
-        "SAUNet.Level": structure.level,
-        "SAUNet.Partial": "1" if row.get("partial") else "",
+        LEVEL_TAG: structure.level,
+        PARTIAL_TAG: "1" if row.get("partial") else "",
         "SAUNet.Confidence": str(row.get("confidence") or ""),
     }
     for key, value in (about | own).items():
@@ -362,8 +369,8 @@ def _tagText(text: str) -> str:
 
 def terminologyEntry(structure: Structure) -> str:
     """The serialised entry that Slicer keeps with a segment."""
-    category, kind = "SCT^123037004^Anatomical Structure", f"SCT^{structure.code}^{structure.meaning}"
-    return f"{TERMINOLOGY}~{category}~{kind}~^^~Anatomic codes - DICOM master list~^^~^^"
+    kind = f"SCT^{structure.code}^{structure.meaning}"
+    return f"{TERMINOLOGY}~{'^'.join(CATEGORY)}~{kind}~^^~{REGIONS}~^^~^^"
 
 
 def _describe(node: Any, about: dict[str, str], frame: int) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from SAUNetLib.anatomy import classes, structures
+from SAUNetLib.anatomy import CATEGORY, TERMINOLOGY, classes, structures
 from SAUNetLib.resources import resource
 
 NAME = "SegmentationCategoryTypeModifier-SAUNet.term.json"
@@ -17,6 +17,7 @@ NAME = "SegmentationCategoryTypeModifier-SAUNet.term.json"
 def terminology() -> dict[str, Any]:
     """A terminology context in dcmqi's format: one category, one type per code, no modifiers."""
     known = [*classes().values(), *structures().values()]
+    scheme, code, meaning = CATEGORY
     bearers = Counter(structure.code for structure in known)
     types: dict[str, dict[str, Any]] = {}
     for structure in known:
@@ -30,14 +31,14 @@ def terminology() -> dict[str, Any]:
             "3dSlicerLabel": structure.name if bearers[structure.code] == 1 else structure.meaning,
         })  # fmt: skip
     return {
-        "SegmentationCategoryTypeContextName": "Segmentation category and type - SAUNet",
+        "SegmentationCategoryTypeContextName": TERMINOLOGY,
         "@schema": "https://raw.githubusercontent.com/qiicr/dcmqi/master/doc/segment-context-schema.json#",
         "SegmentationCodes": {
             "Category": [
                 {
-                    "CodingSchemeDesignator": "SCT",
-                    "CodeValue": "123037004",
-                    "CodeMeaning": "Anatomical Structure",
+                    "CodingSchemeDesignator": scheme,
+                    "CodeValue": code,
+                    "CodeMeaning": meaning,
                     "showAnatomy": False,
                     "Type": list(types.values()),
                 }

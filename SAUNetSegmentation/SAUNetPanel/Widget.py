@@ -14,7 +14,7 @@ from SAUNetLib.model_card import DEFAULT_MODEL
 from .Cards import Card, PanelError, actions, cardOf, inPanelWords
 from .Dependencies import Dependencies
 from .Dialogs import Dialogs
-from .Logic import Lowest, Output, Previous, SAUNetSegmentationLogic
+from .Logic import Device, Lowest, Output, Previous, SAUNetSegmentationLogic
 from .Report import aboutText, reportText
 from .Result import INPUT_ROLE, isEdited, isResult, provenance, warningsOf
 from .SceneNodes import fileName
@@ -445,10 +445,10 @@ class Widget:
         """Apply the card's remedy."""
         action = self._card.action if self._card else ""
         volume = self._parameters.inputVolume
-        if action not in ("log",):
+        if action != "log":
             self.onCardClosed()
         if action == "cpu":
-            self._parameters.device = type(self._parameters.device).CPU
+            self._parameters.device = Device.CPU
             self._start()
         elif action == "model":
             self._parameters.model = ""

@@ -39,11 +39,12 @@ WARNING = Notice(
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An empty scene and a temporary folder of its own; nothing raised in a slot passes unseen."""
+    """An empty scene, no settings, and a temporary folder of its own; nothing raised in a slot passes unseen."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     slicer.mrmlScene.Clear()
+    slicer.app.userSettings().clear()
     errors.clear()
     yield slicer.mrmlScene
     raised = list(errors)

@@ -91,7 +91,7 @@ def take(panel, name: str) -> None:
 
 def take_all(style: str, folder: Path) -> None:
     """All states in one style."""
-    from SAUNetPanel.Logic import share
+    from SAUNetLib.stages import done
 
     set_style(style == "dark")
     slicer.mrmlScene.Clear()
@@ -119,7 +119,7 @@ def take_all(style: str, folder: Path) -> None:
     panel = fixtures.make_panel(fixtures.fake_engine(folder, "wait", "levels"))
     panel.ui.resultSection.collapsed = True
     panel.ui.segmentButton.click()
-    process_events(lambda: panel.widget._share >= share("levels", 0))
+    process_events(lambda: panel.widget._share >= done("levels", 0))
     panel.widget._started -= 20
     panel.widget._showProgress()
     take(panel, f"running-{style}")

@@ -1,0 +1,40 @@
+"""The thread in which requests and images are segmented one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+class WorkThread:
+    """Does one thing after the other in a thread of its own, until one fails: then another thread follows.
+
+    oneDNN (PyTorch's convolutions) never again serves a thread in which memory ran out. A thread that lasts keeps the
+    threads that PyTorch's library starts for each one that computes.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+
+    def run(self, work: Callable[[], Result], stop: Callable[[], None] = lambda: None) -> Result:
+        """What a function returns or raises.
+
+        Args:
+            work: the function.
+            stop: called when the waiting thread is interrupted; to make the work end, which is waited for.
+        """
+        future: Future[Result] | None = None
+        try:
+            future = self._thread.submit(work)
+            while not wait([future], 0.2).done:
+                pass  # a wait without an end hears no Ctrl-C on Windows
+            return future.result()
+        except BaseException:
+            if future is not None and not future.done():
+                stop()
+            self._thread.shutdown()
+            self._thread = ThreadPoolExecutor(1)
+            raise
