@@ -16,7 +16,7 @@ from ..anatomy import CLASS_NAMES, VERTEBRA
 from ..console import markdown_table
 from ..engine import choose_device
 from ..formats.atomic import check_writable, write_beside
-from ..formats.previews import INK, PAPER, beside, footer, grey_levels, grey_window, page, text_font
+from ..formats.pages import INK, PAPER, beside, footer, grey_levels, grey_window, page, text_font
 from ..training.run import VALIDATIONS
 from ..volume import SagittalStack, Volume
 from .comparison import (
