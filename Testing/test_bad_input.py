@@ -29,8 +29,8 @@ from conftest import ROOT
 from SAUNetLib.cli import main
 from SAUNetLib.engine import Engine
 from SAUNetLib.errors import SAUNetError
-from SAUNetLib.formats.dicom import is_dicom
 from SAUNetLib.formats.dicom_elements import PIXEL_DATA, read_header
+from SAUNetLib.formats.dicom_files import is_dicom
 from SAUNetLib.model import load_model
 from SAUNetLib.pipeline import segment, segment_file
 

@@ -17,21 +17,10 @@ from monai.losses import DiceLoss
 from SAUNetLib.cli import main
 from SAUNetLib.errors import UsageError
 from SAUNetLib.evaluation import comparison as compared
-from SAUNetLib.evaluation.comparison import (
-    BUDGETS,
-    CANDIDATES,
-    TASKS,
-    Trial,
-    UNet,
-    _begin,
-    _measure,
-    kept_out_patients,
-    predict,
-    read_comparison,
-    trained,
-    trials,
-    without_islands,
-)
+from SAUNetLib.evaluation.comparison import _begin, trials
+from SAUNetLib.evaluation.comparison_measures import _Rough, kept_out_patients, measure, predict, without_islands
+from SAUNetLib.evaluation.comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial, UNet
+from SAUNetLib.evaluation.comparison_records import read_comparison, trained
 from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, Summary, Table
 from SAUNetLib.network import SAUNet
 
@@ -207,7 +196,7 @@ def before_and_after(classes, seed):
     stacks = torch.randn(1, 3, 1, 32, 32)
     network = SAUNet(classes, (2, 2, 2, 2, 2), attention="scores").eval()
     with torch.inference_mode():
-        return compared._Rough(network)(stacks), network(stacks)
+        return _Rough(network)(stacks), network(stacks)
 
 
 @given(seed=st.integers(0, 1000))
@@ -290,7 +279,7 @@ def test_what_is_not_known_is_no_error_and_what_is_too_short_is_not_averaged(tmp
     patients = kept_out_patients(tmp_path, ["p1"])
     assert [one.slices for one in patients] == ["native slices"]
     perfect = np.where(patients[0].labels == 255, 1, patients[0].labels)
-    monkeypatch.setattr("SAUNetLib.evaluation.comparison.predict", lambda *rest: perfect)
+    monkeypatch.setattr("SAUNetLib.evaluation.comparison_measures.predict", lambda *rest: perfect)
     trial = Trial("unet-2d", "structures", 2020)
-    figures, _ = _measure(torch.nn.Identity(), trial, 1.5, patients, torch.device("cpu"))
+    figures, _ = measure(torch.nn.Identity(), trial, 1.5, patients, torch.device("cpu"))
     assert {one.dice for one in figures if one.structure == "vertebra"} == {1.0}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from SAUNetLib.anatomy import encodings
 from SAUNetLib.errors import InputError, UsageError
-from SAUNetLib.formats import previews
+from SAUNetLib.formats import pages, previews
 from SAUNetLib.formats.previews import draw_preview, write_preview
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
@@ -34,7 +34,7 @@ def segmentation() -> Segmentation:
 def panel(picture: Image.Image) -> np.ndarray:
     """The grey values (rows, columns) of the mid-sagittal image, found by the paper around it."""
     page = np.asarray(picture)
-    paper = (page == previews.PAPER).all(axis=-1)
+    paper = (page == pages.PAPER).all(axis=-1)
     width = int(np.argmax(paper[TOP + 40, LEFT:]))
     height = int(np.argmax(paper[TOP:, LEFT + width // 4]))
     return page[TOP : TOP + height, LEFT : LEFT + width, 1]
@@ -130,7 +130,7 @@ def test_no_colour_without_labels(volume: Volume) -> None:
     nothing = Segmentation(np.zeros_like(volume.voxels, np.uint8), GRID)
     page = np.asarray(draw_preview(volume, nothing)).astype(int)
     first = panel(draw_preview(volume, nothing))
-    second = page[TOP : TOP + first.shape[0], LEFT + first.shape[1] + previews.GAP :][:, : first.shape[1]]
+    second = page[TOP : TOP + first.shape[0], LEFT + first.shape[1] + pages.GAP :][:, : first.shape[1]]
     assert np.array_equal(first, second[..., 1])
 
 

@@ -16,27 +16,14 @@ from ..anatomy import CLASS_NAMES, VERTEBRA
 from ..console import markdown_table
 from ..engine import choose_device
 from ..formats.atomic import check_writable, write_beside
-from ..formats.previews import INK, PAPER, beside, footer, grey_levels, grey_window, page, text_font
+from ..formats.pages import INK, PAPER, beside, footer, grey_levels, grey_window, page, text_font
 from ..metrics import deviation
 from ..training.run import VALIDATIONS
 from ..volume import SagittalStack, Volume
-from .comparison import (
-    CANDIDATES,
-    FIGURES,
-    ISLAND,
-    KEPT_OUT,
-    SEEDS,
-    SHIPPED,
-    TASKS,
-    Comparison,
-    KeptOut,
-    Result,
-    Trial,
-    kept_out_patients,
-    predict,
-    read_comparison,
-    trained,
-)
+from .comparison import KEPT_OUT, SEEDS
+from .comparison_measures import ISLAND, KeptOut, kept_out_patients, predict
+from .comparison_networks import CANDIDATES, TASKS, Trial
+from .comparison_records import FIGURES, SHIPPED, Comparison, Result, read_comparison, trained
 from .intervals import interval
 
 PAPERS_TABLE = {

@@ -22,7 +22,8 @@ from ..command import run_command, tool
 from ..engine import Engine
 from ..errors import InputError
 from ..formats.atomic import write_beside
-from ..formats.previews import draw_preview, page, write_preview
+from ..formats.pages import page
+from ..formats.previews import draw_preview, write_preview
 from ..formats.volumes import read_image, read_volume
 from ..metrics import detect, deviation
 from ..model import load_model

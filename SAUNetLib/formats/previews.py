@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,22 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..anatomy import Structure
-from ..segmentation import Notice, Segmentation
+from ..segmentation import Segmentation
 from ..volume import SagittalStack, Volume, on_grid
 from .atomic import check_writable, write_beside
+from .pages import (
+    GAP,
+    INK,
+    PAPER,
+    beside,
+    footer,
+    grey_levels,
+    grey_window,
+    heading,
+    page,
+    text_font,
+    write_directions,
+)
 
 ENDINGS = (".png",)
 TALL, WIDE = 700, 720
@@ -22,8 +34,6 @@ FILL = 0.38
 """Opacity of the overlay's colours."""
 PEDICLE_MM = 14.0
 """Where the pedicles lie beside the mid-sagittal plane when the labels do not show them."""
-GAP, MARGIN = 10, 26
-PAPER, INK, FAINT = (17, 20, 24), (236, 239, 242), (150, 158, 167)
 
 
 @dataclass(frozen=True)
@@ -114,19 +124,6 @@ def _of_kind(slices: np.ndarray, segmentation: Segmentation, kinds: tuple[str, .
 
 
 # --- panels ---------------------------------------------------------------------------------------
-
-
-def grey_window(slices: np.ndarray) -> tuple[float, float]:
-    """The grey values that become black and white: percentiles of what is not background."""
-    seen = slices[slices > slices.min()]
-    low, high = (float(value) for value in np.percentile(seen if seen.size else slices, (1, 99)))
-    return low, max(high, low + 1e-6)
-
-
-def grey_levels(slices: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Pixels of any shape and type as uint8, the window's ends black and white."""
-    low, high = window
-    return (np.clip((slices.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
 def _pair(
@@ -224,19 +221,6 @@ def _canal_column(canal: np.ndarray, row: float) -> float:
     return float(np.median(canal[away <= away.min() + 10, 1]))
 
 
-def write_directions(panel: Image.Image) -> None:
-    """Superior, inferior, anterior and posterior at the borders of a sagittal slice."""
-    draw = ImageDraw.Draw(panel)
-    width, height = panel.size
-    for letter, place, anchor in (
-        ("S", (width / 2, 5), "mt"),
-        ("I", (width / 2, height - 5), "mb"),
-        ("A", (6, height / 2), "lm"),
-        ("P", (width - 6, height / 2), "rm"),
-    ):
-        draw.text(place, letter, (255, 214, 102), text_font(16), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
-
-
 # --- the page -------------------------------------------------------------------------------------
 
 
@@ -264,71 +248,9 @@ def _legend_column(column: list[Structure], line: int, height: int, font: ImageF
     return result
 
 
-def heading(title: str, note: str, width: int) -> Image.Image:
-    """The page's title on the left, in red what must not be overlooked on the right."""
-    result = Image.new("RGB", (width, 40), PAPER)
-    draw = ImageDraw.Draw(result)
-    draw.text((0, 14), title, INK, text_font(24), "lm")
-    draw.text((width, 14), note, (255, 138, 128), text_font(18), "rm")
-    return result
-
-
 def _footer(segmentation: Segmentation, width: int) -> Image.Image:
     """What was done, and what the user should know, in lines that fit."""
     model = segmentation.provenance.get("model", "")
     x, y, z = segmentation.geometry.spacing
     first = f"{f'Model {model}. ' if model else ''}Voxels of {x:.3g} x {y:.3g} x {z:.3g} mm."
     return footer(first, segmentation.warnings, width)
-
-
-def footer(first: str, notices: Sequence[Notice], width: int) -> Image.Image:
-    """A sentence and the notices below it, in lines that fit."""
-    font = text_font(15)
-    lines = wrapped(first, font, width)
-    for notice in notices:
-        lines += wrapped(f"Note: {notice.text}", font, width)
-    result = Image.new("RGB", (width, 4 + 21 * len(lines)), PAPER)
-    draw = ImageDraw.Draw(result)
-    for number, text in enumerate(lines):
-        draw.text((0, 4 + 21 * number), text, FAINT, font)
-    return result
-
-
-def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """A text in lines of at most ``width`` pixels; a longer word has a line of its own."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
-def beside(images: list[Image.Image], gap: int) -> Image.Image:
-    """Pictures in a row, their upper edges level."""
-    width = sum(image.width for image in images) + gap * (len(images) - 1)
-    result = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
-    left = 0
-    for image in images:
-        result.paste(image, (left, 0))
-        left += image.width + gap
-    return result
-
-
-def page(parts: list[Image.Image]) -> Image.Image:
-    """Pictures below each other, with a margin."""
-    width = max(part.width for part in parts)
-    height = sum(part.height for part in parts) + GAP * (len(parts) - 1)
-    result = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
-    top = MARGIN
-    for part in parts:
-        result.paste(part, (MARGIN, top))
-        top += part.height + GAP
-    return result
-
-
-def text_font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own typeface: nothing to install."""
-    return ImageFont.load_default(size)  # type: ignore[return-value]

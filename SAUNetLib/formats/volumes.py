@@ -11,7 +11,9 @@ from ..errors import InputError, UsageError
 from ..volume import Volume, check_volume
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
-from .dicom import Series, is_dicom, list_series, read_beside, read_series
+from .dicom import list_series, read_beside, read_series
+from .dicom_files import is_dicom
+from .dicom_series import Series
 
 __all__ = ["Series", "list_series", "read_image", "read_volume", "write_volume"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..formats.atomic import check_writable, write_beside
-from ..formats.previews import (
+from ..formats.pages import (
     FAINT,
     GAP,
     INK,

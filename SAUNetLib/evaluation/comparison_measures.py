@@ -1,0 +1,188 @@
+"""What a network of `saunet compare` is worth and what it costs: agreement on kept-out patients, size and time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import cc3d
+import numpy as np
+import torch
+from monai.networks.blocks.dynunet_block import UnetBasicBlock
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils import benchmark
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..anatomy import CLASS_NAMES, VERTEBRA
+from ..engine import GPU_CHUNK, computes_bfloat16, network_input, resample
+from ..metrics import agreement, compare_labels
+from ..network import DenseUNet, SAUNet, fold_batch_norm, pack_for_processor
+from ..training.datasets import can_thicken, thick_volume
+from ..training.folders import UNKNOWN, read_pair
+from ..training.run import VALIDATIONS
+from ..training.train import TrainingConfig
+from ..volume import SagittalStack, Volume
+from .comparison_networks import CANDIDATES, TASKS, Trial, UNet
+from .comparison_records import FIGURES, Cost, Figures
+
+ISLAND = 0.01
+"""A smaller share of what was found of a structure is an island; fixed before any result was seen."""
+REPEATS = 2
+
+
+@dataclass(frozen=True)
+class KeptOut:
+    """A kept-out patient in one of the ways of `VALIDATIONS`."""
+
+    slices: str
+    patient: str
+    volume: Volume
+    labels: np.ndarray
+
+
+def kept_out_patients(data: Path, names: Sequence[str]) -> list[KeptOut]:
+    """The patients to measure on, each with native and with averaged slices."""
+    pairs = {name: read_pair(data, name) for name in names}
+    stacks = {name: SagittalStack.of(volume) for name, (volume, _) in pairs.items()}
+    return [
+        KeptOut(slices, name, *thick_volume(volume, labels, count))
+        for slices, count in VALIDATIONS.items()
+        for name, (volume, labels) in pairs.items()
+        if can_thicken(len(stacks[name].slices), stacks[name].slice_spacing, count)
+    ]
+
+
+def measure(
+    network: nn.Module, trial: Trial, pixel_mm: float, patients: Sequence[KeptOut], device: torch.device
+) -> tuple[list[Figures], float | None]:
+    """Agreement with the truth on the source grid, and `Result.moved`."""
+    figures, moved = [], []
+    values = (VERTEBRA,) if TASKS[trial.task] == 1 else tuple(range(1, TASKS[trial.task]))
+    for one in patients:
+        found = np.where(one.labels == UNKNOWN, 0, predict(network, one.volume, pixel_mm, device))
+        spacing = tuple(reversed(one.volume.geometry.spacing))
+        truth = np.where(np.isin(one.labels, values), one.labels, 0)
+        for value, agreed in compare_labels(found, truth, spacing, values).items():
+            figures.append(
+                Figures(
+                    slices=one.slices,
+                    patient=one.patient,
+                    structure=CLASS_NAMES[value],
+                    cleaned_hausdorff_mm=agreement(
+                        without_islands(found == value), truth == value, spacing
+                    ).hausdorff_mm,
+                    **{name: figure for name, figure in asdict(agreed).items() if name in FIGURES},
+                )
+            )
+        if isinstance(network, SAUNet) and network.attention == "scores":
+            without = predict(_Rough(network), one.volume, pixel_mm, device)
+            moved.append(int(np.sum(found != without)) / max(1, int(np.sum(found > 0))))
+    return figures, float(np.mean(moved)) if moved else None
+
+
+def without_islands(mask: np.ndarray) -> np.ndarray:
+    """A mask (k, j, i) without components smaller than `ISLAND` of it; voxels that share a corner are together."""
+    kept: np.ndarray = cc3d.dust(mask, int(np.ceil(ISLAND * np.count_nonzero(mask))), connectivity=26)
+    return kept
+
+
+class _Rough(nn.Module):
+    """SAU-Net's class scores before ISA, from the same weights."""
+
+    def __init__(self, network: SAUNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, stacks: Tensor) -> Tensor:
+        return self.network.rough(stacks.flatten(0, 1))[0].unflatten(0, stacks.shape[:2])
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, volume: Volume, pixel_mm: float, device: torch.device) -> np.ndarray:
+    """Classes (k, j, i) uint8 of a volume, on its own grid; one score means vertebra where it is above zero."""
+    stack = SagittalStack.of(volume)
+    with _precision(device):
+        scores = network(_image(stack, pixel_mm, device))[0].float()
+    rows, columns = stack.working_shape(pixel_mm)
+    size = (stack.slices.shape[1], stack.slices.shape[2])
+    found = np.empty(stack.slices.shape, np.uint8)
+    for number, one in enumerate(scores[..., :rows, :columns].split(1)):
+        full = resample(one, size)
+        found[number] = (full[0].argmax(0) if full.shape[1] > 1 else full[0, 0] > 0).byte().cpu().numpy()
+    return stack.restore(found)
+
+
+def _image(stack: SagittalStack, pixel_mm: float, device: torch.device) -> Tensor:
+    """The networks' input (1, S, 1, h, w)."""
+    shape, intensity = stack.working_shape(pixel_mm), stack.intensity()
+    return network_input(stack.slices, intensity, shape, DenseUNet.stride, device)[None]
+
+
+def _precision(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_bfloat16(device))
+
+
+@torch.inference_mode()
+def network_costs(
+    config: TrainingConfig, task: str, patients: Sequence[KeptOut], device: torch.device
+) -> dict[str, Cost]:
+    """What every network costs; their times are taken in turn, patient by patient, the fastest of a few.
+
+    On a processor it is the processor's time of one thread: other work on it does not count.
+    """
+    clock = time.process_time if device.type == "cpu" else benchmark.timer
+    dtype = torch.bfloat16 if computes_bfloat16(device) else torch.float32
+    seconds = {name: dict.fromkeys(VALIDATIONS, 0.0) for name in CANDIDATES}
+    networks = {name: _ready(Trial(name, task, config.seed).build(config), device, dtype) for name in CANDIDATES}
+    first = _image(SagittalStack.of(patients[0].volume), config.pixel_mm, device)
+    for one in patients:
+        image = _image(SagittalStack.of(one.volume), config.pixel_mm, device).to(dtype)
+        timers = {
+            name: benchmark.Timer("answer()", globals={"answer": partial(_answer, network, image)}, timer=clock)
+            for name, network in networks.items()
+        }
+        taken = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(REPEATS)]
+        for name in CANDIDATES:
+            seconds[name][one.slices] += min(run[name] for run in taken)
+    costs = {}
+    for name in CANDIDATES:
+        network = Trial(name, task, config.seed).build(config).eval().to(device)
+        with FlopCounterMode(display=False) as counter:
+            network(first.float())
+        parameters = sum(weights.numel() for weights in network.parameters())
+        costs[name] = Cost(
+            parameters=parameters,
+            megabytes=4 * parameters / 1e6,
+            gigaflop=counter.get_total_flops() / first.shape[1] / 1e9,
+            seconds=seconds[name],
+        )
+    return costs
+
+
+def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A network made ready to answer, as the engine makes SAU-Net; batch norm is folded into every one."""
+    network = fold_batch_norm(network.eval())
+    for block in network.modules():
+        if isinstance(block, UnetBasicBlock):
+            block.conv1.conv, block.norm1 = fuse_conv_bn_eval(block.conv1.conv, block.norm1), nn.Identity()
+            block.conv2.conv, block.norm2 = fuse_conv_bn_eval(block.conv2.conv, block.norm2), nn.Identity()
+    network = network.to(device, dtype)
+    return pack_for_processor(network) if device.type == "cpu" and isinstance(network, SAUNet) else network
+
+
+def _answer(network: nn.Module, image: Tensor) -> None:
+    """A patient's slices (1, S, 1, h, w) through a network, as many at once as is best for it."""
+    if isinstance(network, UNet) and network.dimensions == 3:
+        network(image)
+        return
+    at_once = 1 if image.device.type == "cpu" else GPU_CHUNK
+    if isinstance(network, SAUNet):
+        for _ in network.stream(image[0].split(at_once)):
+            pass
+    else:
+        for part in image.split(at_once, 1):
+            network(part)

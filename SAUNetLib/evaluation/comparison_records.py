@@ -1,0 +1,154 @@
+"""What `saunet compare` leaves in its folder: ``comparison.json``, and every trial's weights and ``result.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_model
+from torch import nn
+
+from ..errors import UsageError
+from ..training.folders import write_settings
+from ..training.train import TrainingConfig
+from .comparison_networks import CANDIDATES, TASKS, Trial
+
+SETTINGS = "comparison.json"
+SHIPPED = "shipped"
+"""What the costs of networks and pixels of the shipped model's size are called, beside those of the tasks."""
+FIGURES = ("dice", "precision", "recall", "jaccard", "hausdorff_mm", "cleaned_hausdorff_mm", "hausdorff95_mm")
+_WEIGHTS = "weights.safetensors"
+
+
+class Figures(BaseModel):
+    """Agreement of one structure of one kept-out patient, see `metrics.Agreement`.
+
+    Attributes:
+        slices: a key of `VALIDATIONS`.
+        cleaned_hausdorff_mm: Hausdorff distance `without_islands`.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    slices: str
+    patient: str
+    structure: str
+    dice: float
+    precision: float
+    recall: float
+    jaccard: float
+    hausdorff_mm: float
+    cleaned_hausdorff_mm: float
+    hausdorff95_mm: float
+
+
+class Result(BaseModel):
+    """What a finished trial left: ``result.json`` in its folder.
+
+    Attributes:
+        date: of the end, ISO.
+        seconds: of training.
+        moved: voxels that ISA on scores gave another class, as a share of the predicted foreground; mean over patients
+            and `VALIDATIONS`; None for the other networks.
+        figures: per slices, patient and structure.
+    """
+
+    network: str
+    task: str
+    seed: int
+    date: str
+    seconds: float
+    moved: float | None
+    figures: list[Figures]
+
+
+class Cost(BaseModel):
+    """What a network costs, whatever it has learnt.
+
+    Attributes:
+        parameters: trained weights.
+        megabytes: of these in float32.
+        gigaflop: operations of the convolutions for a slice of the first kept-out patient.
+        seconds: of the network alone for the kept-out patients, by the names of `VALIDATIONS`.
+    """
+
+    parameters: int
+    megabytes: float
+    gigaflop: float
+    seconds: dict[str, float]
+
+
+class Comparison(BaseModel):
+    """``comparison.json`` of a comparison's folder: what makes its trials comparable, and what the networks cost.
+
+    Attributes:
+        data: name of the data folder.
+        budget: name of the budget.
+        config: what every network gets.
+        kept_out, trained_on: names of the cases.
+        device, precision: of the timing.
+        costs: task, or ``shipped`` for networks as wide and pixels as fine as those of the shipped model -> network ->
+            cost.
+    """
+
+    data: str
+    budget: str
+    config: TrainingConfig
+    kept_out: tuple[str, ...]
+    trained_on: tuple[str, ...]
+    device: str
+    precision: str
+    costs: dict[str, dict[str, Cost]] = {}
+
+
+def read_comparison(output: Path) -> tuple[Comparison, list[Result]]:
+    """A comparison and its finished trials, in the order in which they are run.
+
+    Raises:
+        UsageError: USAGE, the folder holds no comparison.
+    """
+    try:
+        comparison = Comparison.model_validate_json((output / SETTINGS).read_bytes())
+        found = [Result.model_validate_json(path.read_bytes()) for path in output.glob("*/result.json")]
+    except (OSError, ValidationError) as error:
+        raise UsageError("USAGE", f"{output} holds no comparison", "Give the folder of `saunet compare`") from error
+    order = (list(TASKS), list(CANDIDATES))
+    return comparison, sorted(found, key=lambda one: (one.seed, order[0].index(one.task), order[1].index(one.network)))
+
+
+def is_finished(output: Path, trial: Trial) -> bool:
+    """Whether a trial has been trained and measured."""
+    return _result_file(output, trial).exists()
+
+
+def write_trial(output: Path, trial: Trial, network: nn.Module, result: Result) -> None:
+    """Keep the network and the figures of a trial; the figures come last, as they make it a finished one.
+
+    Raises:
+        UsageError: OUTPUT_WRITE.
+    """
+    save_model(network.to(memory_format=torch.contiguous_format), str(output / trial.name / _WEIGHTS))  # type: ignore[call-overload]
+    write_settings(result, _result_file(output, trial))
+
+
+def trained(output: Path, trial: Trial, config: TrainingConfig) -> nn.Module:
+    """The network of a finished trial.
+
+    Raises:
+        UsageError: USAGE, the trial's weights are of another network.
+    """
+    network = trial.build(config)
+    weights = load_file(output / trial.name / _WEIGHTS)
+    # MONAI's networks know one weight by several names, of which the file has one.
+    names = network.state_dict(keep_vars=True)
+    _, foreign = network.load_state_dict(weights, strict=False)
+    if foreign or {id(weight) for weight in names.values()} - {id(names[name]) for name in weights}:
+        raise UsageError(
+            "USAGE", f"{output / trial.name} holds another network", "Remove this folder and compare again"
+        )
+    return network.eval()
+
+
+def _result_file(output: Path, trial: Trial) -> Path:
+    return output / trial.name / "result.json"

@@ -1,0 +1,93 @@
+"""Which files of a folder are DICOM images, and which should be some but cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+
+_IMAGE_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7")
+_SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"
+_NO_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION", "README", "AUTORUN")
+"""Files without an ending that lie beside images on a CD."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What cannot be read: a file that should be an image, or a folder; and its series' UID, where that can be."""
+
+    path: Path
+    uid: str = ""
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would never begin
+            return False
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def image_files(folder: Path, below: bool, lost: list[Lost]) -> Iterator[Path]:
+    """DICOM files, and files that are none because nothing of them arrived; folders that cannot be read are `lost`."""
+    for parent, folders, names in os.walk(
+        folder, onerror=lambda failure: lost.append(Lost(Path(str(failure.filename))))
+    ):
+        folders[:] = sorted(folders) if below else []
+        for name in sorted(names):
+            path = Path(parent, name)
+            if is_dicom(path) or _is_lost(path):
+                yield path
+
+
+def is_image(path: Path) -> bool:
+    """Whether an unreadable file should have been an image: the SOP class in its preamble says so."""
+    if _is_lost(path):
+        return True
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    match = re.search(rb"\x02\x00\x02\x00UI(..)", head, re.DOTALL)
+    if match is None:
+        return False
+    text = head[match.end() : match.end() + struct.unpack("<H", match[1])[0]].decode("latin-1").rstrip("\0 ")
+    return text != _SPECTROSCOPY and any(text == one or text.startswith(one + ".") for one in _IMAGE_CLASSES)
+
+
+def _is_lost(path: Path) -> bool:
+    """Whether a file named as images are cannot be opened, or ends before the mark of a DICOM file.
+
+    Before the mark there are 128 zeros: a short file of something else is a note, no image.
+    """
+    suffix = path.suffix.lower()
+    # Also by their UID or a number: an empty file named DONE is a mark.
+    named = suffix in (".dcm", ".ima") or suffix[1:].isdecimal() or (not suffix and re.search(r"\d", path.name))
+    if not named or path.name.startswith(".") or path.name.upper() in _NO_IMAGES:
+        return False
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - as above
+            return False
+        with open(path, "rb") as file:
+            head = file.read(132)
+        return len(head) < 132 and not any(head)
+    except OSError as failure:
+        return failure.errno != errno.ELOOP  # a link to itself was never a file
+
+
+def unreadable(paths: Sequence[Path]) -> InputError:
+    """The failure INPUT_UNREADABLE that names the first of these files."""
+    more = f", {paths[0].name} and {len(paths) - 1} more" if len(paths) > 1 else f": {paths[0].name}"
+    return InputError(
+        "INPUT_UNREADABLE",
+        f"{len(paths)} DICOM file{'s' if len(paths) > 1 else ''} of the folder cannot be read{more}",
+        "Copy or export the study again, uncompressed where there is a choice",
+    )

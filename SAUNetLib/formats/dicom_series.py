@@ -1,0 +1,159 @@
+"""A DICOM series: its slices, their order, and the grid that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..volume import Geometry, orthonormal
+from .dicom_files import unreadable
+
+UNEVEN = 0.05
+"""Slices may lie off their even places by this part of their spacing."""
+DRIFT = 0.2
+"""Slices may be shifted against each other by this part of a pixel."""
+TURN = 1e-3
+"""Direction cosines of slices of one series may differ by this."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One slice: its file, its number in it, its position and direction cosines (LPS), pixel size (row, column), mm.
+
+    Of a slice whose file states a rescaling for each frame: slope and intercept.
+    """
+
+    path: Path
+    index: int
+    size: tuple[int, int]
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    pixel: tuple[float, ...]
+    thickness: float
+    rescale: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series of a DICOM study.
+
+    Attributes:
+        number: series number, as the scanner shows it.
+        description: what the scanner's protocol calls it.
+        uid: series instance UID.
+        modality: such as MR.
+        problem: why it cannot be segmented; None for a series that can.
+        frames: its slices; of a series that can be segmented from one side to the other.
+        geometry: the grid that they make; None for a series that cannot be segmented.
+        damaged: files that are, or may be, of this series and cannot be read.
+    """
+
+    number: str
+    description: str
+    uid: str
+    modality: str
+    problem: InputError | None = None
+    frames: tuple[Frame, ...] = field(default=(), repr=False)
+    geometry: Geometry | None = field(default=None, repr=False)
+    damaged: tuple[Path, ...] = field(default=(), repr=False)
+
+    @property
+    def slices(self) -> int:
+        """Number of slices."""
+        return len(self.frames)
+
+    @property
+    def name(self) -> str:
+        """What messages call it; nothing of the patient."""
+        return f"series {self.number or 'without number'}" + (f" ({self.description})" if self.description else "")
+
+
+def ordered(series: Series) -> tuple[tuple[Frame, ...], Geometry]:
+    """The frames from one side to the other, and the grid that they make.
+
+    Raises:
+        InputError: INPUT_MODALITY, INPUT_UNREADABLE, INPUT_DIRECTION, INPUT_SPACING or INPUT_SLICES.
+    """
+    name, frames = series.name, series.frames
+    if series.modality != "MR":
+        raise InputError("INPUT_MODALITY", f"{name} is of modality {series.modality}", "Choose an MR series")
+    if series.damaged:
+        raise unreadable(series.damaged)
+    _check_frames(frames, name)
+    first = frames[0]
+    row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
+    normal = np.cross(row, column)
+    positions = np.array([frame.position for frame in frames])
+    heights = positions @ normal
+    order = np.argsort(heights, kind="stable")
+    positions, heights = positions[order], heights[order]
+    step = _step(heights, first.thickness, name)
+    drift = positions - positions[0] - np.outer(heights - heights[0], normal)
+    if np.abs(drift).max() > DRIFT * min(first.pixel):
+        raise InputError(
+            "INPUT_DIRECTION",
+            f"the slices of {name} are shifted against each other: a sheared acquisition",
+            "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)",
+        )
+    geometry = Geometry(
+        (first.size[1], first.size[0], len(frames)),
+        (first.pixel[1], first.pixel[0], step),
+        tuple(float(value) for value in positions[0]),  # type: ignore[arg-type]
+        np.column_stack([row, column, normal]),
+    )
+    return tuple(frames[index] for index in order), geometry
+
+
+def _check_frames(frames: tuple[Frame, ...], name: str) -> None:
+    """Refuse frames without a place, of different sizes or of different directions."""
+    first = frames[0]
+    if any(len(frame.position) != 3 or len(frame.orientation) != 6 for frame in frames):
+        raise InputError(
+            "INPUT_DIRECTION", f"{name} does not say where its slices lie", "Export it again from the scanner or PACS"
+        )
+    if not orthonormal(np.reshape(first.orientation, (2, 3)).T):
+        raise InputError(
+            "INPUT_DIRECTION",
+            f"the axes of {name} are not perpendicular or not of unit length",
+            "Export it again from the scanner or PACS",
+        )
+    if any(len(frame.pixel) != 2 or min(frame.pixel) <= 0 for frame in frames):
+        raise InputError("INPUT_SPACING", f"{name} states no valid pixel size", "Export it again from the scanner")
+    if any(np.abs(np.subtract(frame.orientation, first.orientation)).max() > TURN for frame in frames):
+        raise InputError(
+            "INPUT_SLICES",
+            f"the slices of {name} lie in different directions, as in a localizer",
+            "Choose a sagittal series of the study",
+        )
+    if any(frame.size != first.size or not np.allclose(frame.pixel, first.pixel, rtol=1e-3) for frame in frames):
+        raise InputError(
+            "INPUT_SLICES", f"the slices of {name} differ in size", "Export the series again, one scan at a time"
+        )
+
+
+def _step(heights: np.ndarray, thickness: float, name: str) -> float:
+    """The distance of slices at these heights (mm, rising)."""
+    if len(heights) == 1:
+        if thickness <= 0:
+            raise InputError("INPUT_SPACING", f"{name} states no slice thickness", "Export it again from the scanner")
+        return thickness
+    gaps = np.diff(heights)
+    step = float(np.median(gaps))
+    if gaps.min() <= 0.01:
+        raise InputError(
+            "INPUT_SLICES",
+            f"{name} has several slices at one place",
+            "Give one volume: separate its echoes, time points or copies first",
+        )
+    if np.abs(gaps - step).max() > UNEVEN * step:
+        missing = int(np.maximum(np.rint(gaps / gaps.min()) - 1, 0).sum())
+        found = f"misses about {missing} of its slices" if missing else "has unevenly spaced slices"
+        raise InputError(
+            "INPUT_SLICES",
+            f"{name} {found}: they lie {gaps.min():.3g} to {gaps.max():.3g} mm apart",
+            "Copy or export the series again, with all its slices",
+        )
+    return float(heights[-1] - heights[0]) / (len(heights) - 1)

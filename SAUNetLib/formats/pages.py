@@ -1,0 +1,102 @@
+"""Parts of the pictures that SAUNet draws: slices as grey pixels, headings, notes, and a page of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..segmentation import Notice
+
+GAP, MARGIN = 10, 26
+"""Pixels between the parts of a page, and around them."""
+PAPER, INK, FAINT = (17, 20, 24), (236, 239, 242), (150, 158, 167)
+
+
+def grey_window(slices: np.ndarray) -> tuple[float, float]:
+    """The grey values that become black and white: percentiles of what is not background."""
+    seen = slices[slices > slices.min()]
+    low, high = (float(value) for value in np.percentile(seen if seen.size else slices, (1, 99)))
+    return low, max(high, low + 1e-6)
+
+
+def grey_levels(slices: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Pixels of any shape and type as uint8, the window's ends black and white."""
+    low, high = window
+    return (np.clip((slices.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
+def write_directions(panel: Image.Image) -> None:
+    """Superior, inferior, anterior and posterior at the borders of a sagittal slice."""
+    draw = ImageDraw.Draw(panel)
+    width, height = panel.size
+    for letter, place, anchor in (
+        ("S", (width / 2, 5), "mt"),
+        ("I", (width / 2, height - 5), "mb"),
+        ("A", (6, height / 2), "lm"),
+        ("P", (width - 6, height / 2), "rm"),
+    ):
+        draw.text(place, letter, (255, 214, 102), text_font(16), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+def heading(title: str, note: str, width: int) -> Image.Image:
+    """The page's title on the left, in red what must not be overlooked on the right."""
+    result = Image.new("RGB", (width, 40), PAPER)
+    draw = ImageDraw.Draw(result)
+    draw.text((0, 14), title, INK, text_font(24), "lm")
+    draw.text((width, 14), note, (255, 138, 128), text_font(18), "rm")
+    return result
+
+
+def footer(first: str, notices: Sequence[Notice], width: int) -> Image.Image:
+    """A sentence and the notices below it, in lines that fit."""
+    font = text_font(15)
+    lines = wrapped(first, font, width)
+    for notice in notices:
+        lines += wrapped(f"Note: {notice.text}", font, width)
+    result = Image.new("RGB", (width, 4 + 21 * len(lines)), PAPER)
+    draw = ImageDraw.Draw(result)
+    for number, text in enumerate(lines):
+        draw.text((0, 4 + 21 * number), text, FAINT, font)
+    return result
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A text in lines of at most ``width`` pixels; a longer word has a line of its own."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def beside(images: list[Image.Image], gap: int) -> Image.Image:
+    """Pictures in a row, their upper edges level."""
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    result = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
+    left = 0
+    for image in images:
+        result.paste(image, (left, 0))
+        left += image.width + gap
+    return result
+
+
+def page(parts: list[Image.Image]) -> Image.Image:
+    """Pictures below each other, with a margin."""
+    width = max(part.width for part in parts)
+    height = sum(part.height for part in parts) + GAP * (len(parts) - 1)
+    result = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
+    top = MARGIN
+    for part in parts:
+        result.paste(part, (MARGIN, top))
+        top += part.height + GAP
+    return result
+
+
+def text_font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own typeface: nothing to install."""
+    return ImageFont.load_default(size)  # type: ignore[return-value]
