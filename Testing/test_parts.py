@@ -117,6 +117,9 @@ def test_empty_and_unusable_input():
 
 
 def test_without_canal_and_discs_nothing_is_cut():
+    """And it is said: in a file with parts, all of it would be taken for bodies."""
     whole = segmentation(geometry(**FINE))
     alone = replace(whole, labels=np.where(whole.labels == value_of("L2"), whole.labels, 0).astype(np.uint8))
     np.testing.assert_array_equal(split_parts(alone).labels, alone.labels)
+    assert [notice.code for notice in split_parts(alone).warnings] == ["PARTS_MISSING"]
+    assert not split_parts(whole).warnings

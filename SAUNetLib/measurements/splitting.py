@@ -9,7 +9,7 @@ import numpy as np
 
 from ..anatomy import PARTS_OFFSET, encodings
 from ..parts import merge_parts
-from ..segmentation import Segmentation
+from ..segmentation import Notice, Segmentation
 from .landmarks import Landmarks, Section, find_landmarks, in_front_of_canal
 from .space import Space
 
@@ -19,6 +19,12 @@ _MIDLINE_MM = 6.0
 """So close to the midline the cut is the canal itself."""
 _ISLAND = 0.1
 _STUB_MM3 = 300.0
+
+
+_NOT_SPLIT = Notice(
+    "PARTS_MISSING",
+    "Without a canal or two discs, bodies and posterior elements cannot be told apart: all is called body.",
+)
 
 
 def split_parts(segmentation: Segmentation) -> Segmentation:
@@ -48,9 +54,11 @@ def split_parts(segmentation: Segmentation) -> Segmentation:
     both = {value + PARTS_OFFSET for value in segmentation.partial if kinds.get(value) == "vertebra"}
     partial = segmentation.partial | (both & set(np.unique(source).tolist()))
     surely = {value + PARTS_OFFSET: sure for value, sure in segmentation.confidence.items() if value in vertebrae}
+    whole = landmarks.line is None and bool(vertebrae)
     return replace(
         segmentation,
         labels=source,
+        warnings=(*segmentation.warnings, _NOT_SPLIT) if whole else segmentation.warnings,
         encoding=encodings()["parts"],
         partial=frozenset(partial),
         confidence={**segmentation.confidence, **surely},
