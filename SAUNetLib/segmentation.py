@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,13 @@ class Notice:
         return self.code.startswith(("LEVELS_", "TRANSITIONAL", "TOO_MANY_VERTEBRAE"))
 
 
+SHORT = {
+    "LEVELS_ASSUMED": "When this was segmented, the names of levels were assumed, not stated.",
+    "LEVELS_DOUBTFUL": "When this was segmented, the names of levels were only the most likely ones.",
+}
+"""Notices of which a NIfTI file, which has no room for texts, keeps the codes; and what is then read."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table of structures: volume in mm3, and whether the field of view cuts the structure.
@@ -44,6 +51,12 @@ class Row:
     volume_mm3: float
     partial: bool
     confidence: float | None = None
+
+
+def short_description(encoding: str, model: str, codes: Iterable[str]) -> str:
+    """What a NIfTI file's field ``descrip`` (80 bytes) says of a label map: encoding, doubts, model."""
+    parts = [f"SAUNet {encoding}", " ".join(code for code in SHORT if code in set(codes)), model.partition(";")[0]]
+    return "; ".join(filter(None, parts))[:79]
 
 
 @dataclass(frozen=True, eq=False)

@@ -454,6 +454,7 @@ def test_label_map_file_is_the_engine_s(nodes, tmp_path, ending, oblique):
     assert np.allclose(read.geometry.points(corners), grid.points(corners), atol=1e-3)
     if ending == ".nii.gz":
         assert PROVENANCE["model"] in sitk.ReadImage(str(tmp_path / f"l{ending}")).GetMetaData("descrip")
+        assert [notice.code for notice in read.warnings] == ["LEVELS_ASSUMED"], "names are not surer than they were"
     else:
         assert read.provenance["model"] == PROVENANCE["model"]
     assert [path.name for path in tmp_path.glob("*l*.*")] == [f"l{ending}"]

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from SAUNetLib.formats.segmentations import (
     write_segmentation,
     write_table,
 )
+from SAUNetLib.relabel import relabel_file
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.volume import Geometry, to_sitk
 
@@ -342,6 +344,19 @@ def test_a_cord_without_a_canal_is_none(tmp_path: Path, whole: Segmentation) -> 
     got = read_segmentation(tmp_path / "s.nii.gz")
     assert np.array_equal(got.labels, np.where(labels == 1, 0, labels))
     assert [notice.code for notice in got.warnings] == ["CORD"] and "left out" in got.warnings[0].text
+
+
+def test_a_nifti_file_keeps_that_names_are_in_doubt(tmp_path: Path, whole: Segmentation) -> None:
+    """Its header has no room for the texts."""
+    told = tuple(Notice(code, "Long and with a ; in it.") for code in ("LEVELS_DOUBTFUL", "OTHER", "LEVELS_ASSUMED"))
+    one = replace(whole, warnings=told, provenance={"model": "a-model-with-quite-a-long-name 1.4; SHA-256 0123"})
+    write_segmentation(one, tmp_path / "s.nii.gz")
+    got = read_segmentation(tmp_path / "s.nii.gz")
+    assert [notice.code for notice in got.warnings] == ["LEVELS_ASSUMED", "LEVELS_DOUBTFUL"]
+    assert got.encoding is whole.encoding
+    assert not read_segmentation(relabel_file(tmp_path / "s.nii.gz", {"L4": "L4"}) and tmp_path / "s.nii.gz").warnings
+    write_segmentation(replace(whole, warnings=()), tmp_path / "s.nii.gz")
+    assert not read_segmentation(tmp_path / "s.nii.gz").warnings
 
 
 # --- where nothing can be written -----------------------------------------------------------------

@@ -30,7 +30,7 @@ from ..anatomy import (
     structures,
 )
 from ..errors import InputError
-from ..segmentation import Notice, Segmentation, count_labels
+from ..segmentation import SHORT, Notice, Segmentation, count_labels, short_description
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
@@ -60,7 +60,7 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
 
     ``.nii``, ``.nii.gz``, ``.nrrd``, ``.mha``: label map, uint8, on the input's grid. ``.seg.nrrd``: 3D Slicer
     segmentation, one segment per structure present. NRRD and MHA carry provenance, warnings and names as header fields;
-    NIfTI has room for the encoding only.
+    NIfTI has room for the encoding, the codes of `SHORT` and the model.
 
     Raises:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
@@ -119,8 +119,9 @@ def _write_label_map(segmentation: Segmentation, path: Path, ending: str) -> Non
     image = to_sitk(segmentation.labels, segmentation.geometry)
     fields = _fields(segmentation)
     if ending.startswith(".nii"):
-        said = "; ".join([f"SAUNet {fields[_ENCODING]}", *segmentation.provenance.get("model", "").split(";")[:1]])
-        image.SetMetaData("ITK_FileNotes", _ascii(said)[:79])  # NIfTI's field descrip, 80 bytes
+        codes = [notice.code for notice in segmentation.warnings]
+        said = short_description(fields[_ENCODING], segmentation.provenance.get("model", ""), codes)
+        image.SetMetaData("ITK_FileNotes", _ascii(said))
     else:
         fields |= {f"{_KEY}label_{row.structure.value}": row.structure.name for row in segmentation.table()}
         for key, value in fields.items():
@@ -200,7 +201,9 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
     labels, notices = _in_our_values(as_labels(volume.voxels, path.name))
-    stated = fields.get(_ENCODING) or fields.get("descrip", "").removeprefix("SAUNet ").partition(";")[0].strip()
+    short = fields.get("descrip", "").removeprefix("SAUNet ").split(";")
+    notices += tuple(Notice(code, text) for code, text in SHORT.items() if code in "".join(short[1:2]).split())
+    stated = fields.get(_ENCODING) or short[0].strip()
     read = _segmentation(labels, volume.geometry, _encoding(labels, stated, usual, path.name), fields)
     return replace(read, warnings=read.warnings + notices)
 

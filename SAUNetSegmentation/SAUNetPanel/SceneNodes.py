@@ -20,6 +20,7 @@ from SAUNetLib.anatomy import (
     Structure,
     encodings,
 )
+from SAUNetLib.segmentation import short_description
 
 from .Cards import PanelError
 from .Result import (
@@ -35,6 +36,7 @@ from .Result import (
     segmentIdOf,
     segmentsOf,
     voxelsOf,
+    warningsOf,
 )
 
 SURFACE = "Closed surface"
@@ -237,7 +239,7 @@ class SceneNodes:
     def exportLabelMap(self, node: Any, path: Path) -> None:
         """Write a label map (.nii.gz, .nii, .nrrd, .mha) on the input's grid, with its provenance.
 
-        A NIfTI header has room for 80 characters: encoding and model, as the engine's own files have it.
+        A NIfTI header has room for 80 characters: encoding, doubts and model, as the engine's own files have it.
         """
         import SimpleITK as sitk
 
@@ -251,7 +253,9 @@ class SceneNodes:
         said = {key: value.encode("ascii", "replace").decode() for key, value in provenance(node).items()}
         for key, value in said.items():
             image.SetMetaData(f"SAUNet_{key}", value)
-        image.SetMetaData("ITK_FileNotes", f"SAUNet {said.get('encoding', '')}; {said.get('model', '')}"[:79])
+        codes = [warning.get("code", "") for warning in warningsOf(node)]
+        short = short_description(said.get("encoding", ""), said.get("model", ""), codes)
+        image.SetMetaData("ITK_FileNotes", short)
         _writeBeside(path, lambda part: sitk.WriteImage(image, str(part), True))
 
     def exportSegmentation(self, node: Any, path: Path) -> None:
