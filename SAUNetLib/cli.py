@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
     for add in (
         _add_segment,
+        _add_batch,
         _add_measure,
         _add_relabel,
         _add_evaluate,
@@ -201,6 +203,59 @@ def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
         names.add(spelling)
         outputs[image] = output
     return outputs
+
+
+def _add_batch(commands: Any) -> None:
+    parser = _add(
+        commands, "batch", _batch, "Segment a whole archive, here or on a cluster; called again, what is new."
+    )
+    parser.add_argument(
+        "archive", type=Path, metavar="DIR", help="folder: DICOM, NIfTI, NRRD and MetaImage at any depth"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="folder for the results; see docs/batch.md"
+    )
+    parser.add_argument("--model", metavar="NAME|FILE", help="model to use; `saunet models` lists them")
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, metavar="N", help="processes here; default: one a core, as memory allows")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://host:8786")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _batch(options: argparse.Namespace) -> int:
+    if options.workers is not None and options.workers < 1:
+        raise UsageError("USAGE", f"{options.workers} workers", "Give at least one with --workers")
+    with _packages("a batch", "cluster"):
+        import distributed  # noqa: F401
+    from .batch import SUMMARY, run_batch
+
+    with _counter(options) as report:
+        known = run_batch(
+            options.archive, options.output, options.model, options.device, options.scheduler, options.workers, report
+        )
+    failed = [one for _, one in known.outcomes() if one["status"] == "failed"]
+    if not options.quiet:
+        print(", ".join(f"{count} {status}" for status, count in known.counts().items()))
+        print(options.output / SUMMARY)
+    for code, count in Counter(one["code"] for one in failed).items():
+        print(f"{count} failed with {code}; the same command tries them again", file=sys.stderr)
+    return int(failed[0]["exit_status"]) if failed else 0
+
+
+@contextlib.contextmanager
+def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int], None]]:
+    """A bar of the studies that are done, where somebody looks at it."""
+    if options.quiet or not sys.stderr.isatty():
+        yield lambda done, known: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("Studies"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, known: bar.update(task, completed=done, total=known)
 
 
 STAGES = {
@@ -450,7 +505,7 @@ def _add_dataset(commands: Any) -> None:
 
 
 def _dataset_check(options: argparse.Namespace) -> int:
-    with _training_packages():
+    with _packages("training", "train"):
         from .training.checks import check_dataset
     report = check_dataset(options.folder)
     if options.json:
@@ -478,20 +533,20 @@ def _train(options: argparse.Namespace) -> int:
     folders = [*options.data, *options.more]
     if not folders:
         raise UsageError("USAGE", "there is no folder to train on", "Give at least one, such as: saunet train DIR")
-    with _training_packages():
+    with _packages("training", "train"):
         from .training.run import run_training
     run_training(folders, Path(options.output), options.config, options.device, options.start)
     return 0
 
 
 @contextlib.contextmanager
-def _training_packages() -> Iterator[None]:
-    """What is imported inside needs the extra ``train``."""
+def _packages(what: str, extra: str) -> Iterator[None]:
+    """What is imported inside needs an extra."""
     try:
         yield
     except ImportError as error:
         raise UsageError(
-            "NOT_INSTALLED", f"training needs the package {error.name}", "Install saunet with its extra: saunet[train]"
+            "NOT_INSTALLED", f"{what} needs the package {error.name}", f"Install saunet with its extra: saunet[{extra}]"
         ) from error
 
 
@@ -518,7 +573,7 @@ def _add_compare(commands: Any) -> None:
 def _compare(options: argparse.Namespace) -> int:
     from .formats.atomic import check_writable
 
-    with _training_packages():
+    with _packages("training", "train"):
         from .evaluation.comparison import KEPT_OUT, SEEDS, compare
         from .evaluation.comparison_report import write_report
     seeds = SEEDS if options.seeds is None else options.seeds
