@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..anatomy import CANAL, DISC, VERTEBRA, usual_levels, vertebra_levels
-from .discs import REACH_MM, Interface
+from .column import REACH_MM
+from .discs import Interface
 from .grid import Image, rows_with
 from .profile import LEVELS, log_likelihoods
 from .spine import Spine

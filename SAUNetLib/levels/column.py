@@ -15,6 +15,8 @@ _AWAY_MM = 12.0
 """Parts of a canal lie nearer to vertebrae or discs: 4.7 mm at most in 47 volumes, fat taken for it 19 and more."""
 _BESIDE_MM = 40.0
 """Two parts of a canal that show in the same row lie nearer to each other."""
+REACH_MM = 65.0
+"""A body lies within this distance in front of the canal's anterior border."""
 
 
 class Column:
@@ -41,6 +43,11 @@ class Column:
     def depth(self, points: np.ndarray) -> np.ndarray:
         """How far points (N, 3) lie behind the line, mm."""
         return points[:, 2] - np.interp(points[:, 1], self.rows, self.back)
+
+    def in_bodies(self, points: np.ndarray) -> np.ndarray:
+        """Which points (N, 3) lie where bodies are: in front of the line, and not too far."""
+        depth = self.depth(points)
+        return (depth < 0) & (depth > -REACH_MM)
 
     def tangent(self, row: float) -> np.ndarray:
         """Unit vector (3,) down the spine."""

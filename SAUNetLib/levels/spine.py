@@ -29,8 +29,9 @@ class Spine:
     def __init__(self, grid: Grid) -> None:
         self.column, self.grid = find_column(grid)
         working = self.grid.thinned(WORKING_MM)
-        self.discs = Discs(working, self.column)
-        self.chain = Chain(working, self.column, self.discs)
+        found = Discs.of(working, self.column)
+        self.chain = Chain.of(working, self.column, found.interfaces)
+        self.discs = found.only(self.chain.interfaces)
         self.voxels = Voxels(self.grid, self.grid.classes == VERTEBRA)
         self.number = self._vertebrae()
         seen = np.flatnonzero(np.bincount(self.number - NO_BODY)) + NO_BODY
@@ -39,7 +40,7 @@ class Spine:
     def _vertebrae(self) -> np.ndarray:
         """Numbers (N,) of the vertebrae's voxels."""
         grid, chain, points = self.grid, self.chain, self.voxels.points
-        bodies = chain.in_body(points)
+        bodies = self.column.in_bodies(points)
         number = np.zeros(len(points), np.int16)
         number[bodies] = self._body_numbers(points[bodies])
         if chain.interfaces and not bodies.all():
