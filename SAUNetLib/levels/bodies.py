@@ -14,6 +14,8 @@ from .grid import Grid
 from .interfaces import between_bodies, count_above, filled, grown, joined, usual_spacings, volumes, without_false
 from .odontoid import shows_odontoid
 
+NO_BODY = -9
+"""Number of what belongs to no vertebra: less than -1, the vertebra above the highest body."""
 _WHOLE_SHARE = 0.5
 """What lies below the lowest disc is a vertebra if it has more than this share of the usual one's volume (chosen)."""
 _CUT_SHARE, _CUT_MM3 = 0.04, 200.0
@@ -70,6 +72,15 @@ class Chain:
     def last_cut(self) -> bool:
         """Whether the image's lower border cuts the lowest vertebra, and not the only one."""
         return self.lowest < self.last
+
+    def with_arches(self, cut_above: bool) -> range:
+        """Numbers of the vertebrae whose arches may be seen.
+
+        The bodies seen, and the one above where the image's upper border cuts something (`cut_above`) or C2 is seen.
+        """
+        above = cut_above or self.odontoid
+        first = 0 if self.volume[0] > 0 or above else 1
+        return range(first - int(above), self.last + 1)
 
     def body(self, points: np.ndarray) -> np.ndarray:
         """Number (N,) int16 of the body at points (N, 3) in front of the canal."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..anatomy import CANAL, CANAL_VALUE, DISC, VERTEBRA
-from .bodies import Chain
+from .bodies import NO_BODY, Chain
 from .column import find_column
+from .components import settled
 from .discs import Discs
 from .grid import WORKING_MM, Grid, Voxels
-from .posterior import NO_BODY, Parts, Posterior
+from .waves import shared_out
 
 _TRACE_MM2 = 15.0
 _RIM = 0.05
@@ -44,11 +47,10 @@ class Spine:
         number = np.zeros(len(points), np.int16)
         number[bodies] = self._body_numbers(points[bodies])
         if chain.interfaces and not bodies.all():
-            posterior = Posterior(grid, self.column, chain)
-            level, place, depth = posterior.at(self.voxels)
-            number[~bodies] = level[~bodies]
-            parts = Parts(grid, self.voxels, bodies, posterior.candidates(grid))
-            number = parts.settle(number, place, depth)
+            arches = chain.with_arches(grid.cut_above)
+            reached = shared_out(grid, self.column, chain, arches, self.voxels)
+            located = replace(reached, number=np.where(bodies, number, reached.number))
+            number = settled(grid, self.voxels, bodies, arches, located)
         if chain.odontoid:
             number[self._anterior_arch(points, number)] = -1
         return number
