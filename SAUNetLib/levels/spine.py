@@ -8,15 +8,18 @@ import numpy as np
 
 from ..anatomy import CANAL, CANAL_VALUE, DISC, VERTEBRA
 from .bodies import NO_BODY, Chain
-from .column import find_column
 from .components import settled
 from .discs import Discs
 from .grid import WORKING_MM, Grid, Voxels
+from .wall import find_column
 from .waves import shared_out
 
 _TRACE_MM2 = 15.0
+"""A slice that shows no more of a vertebra shows a trace of it (chosen)."""
 _RIM = 0.05
 """Below this share of its neighbour a body is a rim of the neighbour's that reaches past the disc."""
+_UPPER_HALF = 0.5
+"""C1's anterior arch lies higher than this part of C2's height above its disc: beside the odontoid process."""
 
 
 class Spine:
@@ -64,7 +67,7 @@ class Spine:
         high = -self.chain.interfaces[0].below(points)
         size = np.bincount(part[own], minlength=int(part.max()) + 1)
         height = np.bincount(part[own], weights=high[own], minlength=len(size)) / np.maximum(size, 1)
-        apart = (height > 0.5 * np.percentile(high[own], 99)) & (np.arange(len(size)) != size.argmax())
+        apart = (height > _UPPER_HALF * np.percentile(high[own], 99)) & (np.arange(len(size)) != size.argmax())
         return own & apart[part]
 
     def _body_numbers(self, points: np.ndarray) -> np.ndarray:
