@@ -48,7 +48,7 @@ class Spine:
         grid, chain, points = self.grid, self.chain, self.voxels.points
         bodies = self.column.in_bodies(points)
         number = np.zeros(len(points), np.int16)
-        number[bodies] = self._body_numbers(points[bodies])
+        number[bodies] = self._body_numbers(points.compress(bodies, axis=0))  # several times as fast as an index
         if chain.interfaces and not bodies.all():
             arches = chain.with_arches(grid.cut_above)
             reached = shared_out(grid, self.column, chain, arches, self.voxels)
