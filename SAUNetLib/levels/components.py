@@ -219,8 +219,9 @@ def _with_whole_processes(grid: Grid, voxels: Voxels, located: Located) -> np.nd
     own = located[behind]
     low, high = (np.full(int(piece.max()) + 1, sign * np.inf) for sign in (1, -1))
     place = own.place.astype(float)  # of one type with the others: many times as fast
-    np.minimum.at(low, piece, place)
-    np.maximum.at(high, piece, place)
+    with np.errstate(invalid="ignore"):  # behind all arches there is no place
+        np.minimum.at(low, piece, place)
+        np.maximum.at(high, piece, place)
     given = own.number - NO_BODY
     many = int(given.max()) + 1
     count = np.bincount(piece * many + given, minlength=len(low) * many).reshape(-1, many)
