@@ -521,7 +521,7 @@ def test_the_classes_given_are_not_changed(spine: np.ndarray) -> None:
 def test_waves_side_by_side_give_what_one_after_the_other_gives(
     spine: np.ndarray, whole: Levels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("SAUNetLib.levels.posterior._THREADS", 1)
+    monkeypatch.setattr("SAUNetLib.levels.waves._THREADS", 1)
     np.testing.assert_array_equal(named(spine).labels, whole.labels)
 
 

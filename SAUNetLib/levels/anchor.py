@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..anatomy import CANAL, DISC, VERTEBRA, usual_levels, vertebra_levels
-from .discs import REACH_MM, Interface
+from .column import REACH_MM
+from .discs import Interface
 from .grid import Image, rows_with
 from .profile import LEVELS, log_likelihoods
 from .spine import Spine
@@ -28,6 +29,9 @@ _LOWEST_L5, _LUMBAR = 0.5, 3.0
 often as those above: most is lumbar, as is all that the shipped model has seen."""
 _ODONTOID = 8.0
 """How the shape of C2 speaks for it: logarithm of the odds."""
+_COUNTED, _HARDLY = 0.85, 0.1
+"""How certain names are that were counted from C2 to a sacrum after an unusual number of vertebrae, and those of more
+vertebrae than a spine has (chosen)."""
 _C2_WORDS = "the highest vertebra is taller than deep and has no disc above, as C2 with its odontoid process"
 
 
@@ -77,7 +81,7 @@ def find_anchor(spine: Spine, lowest: str | None, image: Image | None = None) ->
         return _counted(spine, bottom + 2)
     fit = log_likelihoods(spine.chain)
     if not np.isfinite(fit).any():
-        return Anchor(_levels(bottom, "L5"), "sizes", "more vertebrae were found than a spine has", 0.1)
+        return Anchor(_levels(bottom, "L5"), "sizes", "more vertebrae were found than a spine has", _HARDLY)
     chance = _chances(spine, fit, sacrum)
     start = int(chance.argmax())
     at_sacrum, at_c2 = sacrum.seen and start + bottom == _L5, odontoid and start == _C2
@@ -126,7 +130,7 @@ def _counted(spine: Spine, count: int) -> Anchor:
     lowest = "L6" if count == 25 else "L4"
     text = f"{count} vertebrae lie between the skull and the sacrum instead of 24"
     basis = f"counted from C2, whose odontoid process shows, down to the sacrum: {text}"
-    return Anchor(_levels(spine.chain.lowest, lowest, last=True), "C2", basis, 0.85, (text,))
+    return Anchor(_levels(spine.chain.lowest, lowest, last=True), "C2", basis, _COUNTED, (text,))
 
 
 @dataclass(frozen=True)
@@ -148,14 +152,20 @@ class _Sacrum:
 
 _STEEP = -8.0
 """Degrees by which the lumbosacral disc falls more steeply to the front than the disc above, at least."""
-_ROOM_MM = (5.0, 30.0)
-"""Image below the lowest disc in which another vertebra would begin to show, and would show well."""
+_ROOM_MM, _ROOM_ODDS = (5.0, 30.0), (-2.0, 4.0)
+"""Image below the lowest disc in which another vertebra would begin to show, and would show well; and how the sacrum is
+spoken for where none does, here and below as logarithms of the odds (chosen)."""
+_CUT_ODDS, _DISC_ODDS, _CANAL_ODDS = -4.0, 1.0, 1.5
+"""How it is spoken for by a vertebra below that the image ends in, by a disc, and by a canal that goes on (chosen)."""
 _PROCESSES_MM = 64.0
 """From tip to tip of a lumbar vertebra's transverse processes it is at least so far."""
+_STEP, _SHORT, _WHOLE = 0.8, 0.75, 0.6
+"""Parts of the width of the vertebra below, and of lumbar ones, that the lowest thoracic one and those above it are
+narrower than, of which those count that have more than this part of the volume of the one below (chosen)."""
+_SMALL, _SHALLOW = 0.25, 0.7
+"""A rudimentary disc has less than these parts of the volume and the depth of both discs above (chosen)."""
 _CANAL_MM = 10.0
 """A canal that goes on for so long below the lowest disc lies in the sacrum, since no vertebra lies in front of it."""
-
-
 _BONE_BELOW_MM = ((7.0, 20.0), (22.0, 33.0))
 """How far from the lowest disc's plane bone must show where the sacrum is, and how far above a disc in the vertebrae
 that it is compared with (the first of both)."""
@@ -167,19 +177,21 @@ mm3 at most in 47 volumes, 390 and more where a vertebra below was found in part
 
 
 def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
+    """What lies below the lowest complete vertebra, by classes and image, and how it speaks for the sacrum."""
     chain, grid = spine.chain, spine.grid
     if chain.last_cut:
-        return _Sacrum(-4.0, False, "the image ends in the vertebra below")
+        return _Sacrum(_CUT_ODDS, False, "the image ends in the vertebra below")
     disc = chain.last < len(chain.interfaces) and chain.interfaces[chain.last].number > 0
     rows = np.flatnonzero(rows_with((grid.classes == VERTEBRA) | (grid.classes == DISC)))
     end = float(chain.interfaces[-1].point[1]) if disc else float(rows[-1] * grid.spacing[1]) if len(rows) else 0.0
-    room = float(np.interp(grid.last_row + grid.below_mm - end, _ROOM_MM, (-2.0, 4.0)))
+    room = float(np.interp(grid.last_row + grid.below_mm - end, _ROOM_MM, _ROOM_ODDS))
     canal = np.flatnonzero(rows_with(grid.classes == CANAL))
     beyond = len(canal) > 0 and canal[-1] * grid.spacing[1] - end > _CANAL_MM
+    goes_on = _CANAL_ODDS * beyond
     if not disc:
-        return _Sacrum(room + 1.5 * beyond, False, "no disc was found below the lowest complete vertebra")
+        return _Sacrum(room + goes_on, False, "no disc was found below the lowest complete vertebra")
     if room < 0.0:
-        return _Sacrum(room + 1.0, False, "the image ends at the disc below the lowest complete vertebra")
+        return _Sacrum(room + _DISC_ODDS, False, "the image ends at the disc below the lowest complete vertebra")
     if chain.volume[chain.last] <= 0 or len(spine.numbers) < 2:
         return _Sacrum(room, False, "too few vertebrae show to tell the sacrum from one that was not found")
     if _vertebra_below(spine):
@@ -190,7 +202,7 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
     words = "a disc lies below the lowest vertebra and no further vertebra, as above the sacrum"
     words += f"; it is steeper than the disc above by {-lean:.0f} degrees" if lean < _STEEP else ""
     words += "; the canal goes on below it" if beyond else ""
-    return _Sacrum(room + 1.0 + 1.5 * beyond, True, words, lean < _STEEP)
+    return _Sacrum(room + _DISC_ODDS + goes_on, True, words, lean < _STEEP)
 
 
 def _vertebra_below(spine: Spine) -> bool:
@@ -255,11 +267,11 @@ def _long_processes(spine: Spine) -> int | None:
     usual = float(np.median(row[:3])) if len(row) >= 3 else 0.0
     if usual < _PROCESSES_MM:
         return None
-    steps = [n for n in range(1, len(row)) if row[n] < 0.8 * row[n - 1]]
+    steps = [n for n in range(1, len(row)) if row[n] < _STEP * row[n - 1]]
     if not steps:
         return None
     volume = spine.chain.volume[spine.chain.lowest :: -1]
-    short = [row[n] < 0.75 * usual for n in range(steps[0], len(row)) if volume[n] > 0.6 * volume[n - 1]]
+    short = [row[n] < _SHORT * usual for n in range(steps[0], len(row)) if volume[n] > _WHOLE * volume[n - 1]]
     return steps[0] if short and all(short[:2]) else None
 
 
@@ -269,4 +281,5 @@ def _rudimentary(spine: Spine) -> bool:
     if len(discs) < 4:
         return False
     last, above = discs[-1], discs[-3:-1]
-    return last.volume < 0.25 * min(one.volume for one in above) and last.depth < 0.7 * min(one.depth for one in above)
+    small = last.volume < _SMALL * min(one.volume for one in above)
+    return small and last.depth < _SHALLOW * min(one.depth for one in above)

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cc3d
 import numpy as np
 
 from ..anatomy import DISC
-from .column import Column
+from .column import REACH_MM, Column
 from .grid import Grid, smooth
 
-REACH_MM = 65.0
-"""A body lies within this distance in front of the canal's anterior border."""
+_TINY = 0.06
+"""A component below this share of the usual one's volume is a speck (chosen)."""
+_USUAL = 0.2
+"""The usual volume is the median of those above this share of the largest (chosen)."""
+_BEHIND_MM, _ASIDE_MM = 6.0, 30.0
+"""A disc's middle lies no farther behind the canal's anterior border, and beside the column (chosen)."""
+_LONG_MM, _THICK_MM = 14.0, 15.0
+"""A component so long down the column, and so thick at its thinnest, is more than one disc."""
+_THIN, _PEAKS_MM = 0.35, 10.0
+"""It is cut where its cross-section falls below this share of the peaks beside it, so far apart at least (chosen)."""
+_IN_PLANE_MM = 6.0
+"""A part of a disc lies this close to the plane of the larger part."""
+_PART, _SAME_PLACE_MM = 0.7, 5.0
+"""It is smaller than this share of the larger part, or as close to it along the column (chosen)."""
+_FEW = 20
+"""So few voxels tell no plane."""
+_FLAT, _ALONG, _VERY_FLAT, _ALONG_LEAST = 0.5, 0.6, 0.2, 0.25
+"""A plane is clear if the spread across it is below the first share of that along it and its normal's part down the
+spine above the second; or below the third, and above the fourth (chosen)."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Interface:
     """Where two vertebrae meet: a plane by its point (3,) in mm and its normal (3,) down the spine.
 
-    A disc has a number, at least 1; an interface without a disc, because it was not segmented, has 0.
+    Attributes:
+        station: place along the column, mm.
+        volume, depth: mm3 of the disc and mm from its front to its back; 0 for none.
+        number: of the disc, at least 1; an interface without a disc, because it was not segmented, has 0.
+        parts: numbers of the discs first told apart that are this one.
     """
 
     point: np.ndarray
@@ -28,6 +51,7 @@ class Interface:
     volume: float = 0.0
     depth: float = 0.0
     number: int = 0
+    parts: tuple[int, ...] = ()
 
     @property
     def lean(self) -> float:
@@ -38,7 +62,21 @@ class Interface:
         """Distance (N,) of points (N, 3) below the plane, mm."""
         return (points - self.point.astype(np.float32)) @ self.normal.astype(np.float32)
 
+    def with_part(self, other: Interface) -> Interface:
+        """This disc and another part of it as one, which keeps the larger part's plane and number."""
+        larger = self if self.volume >= other.volume else other
+        volume = self.volume + other.volume
+        return replace(
+            larger,
+            point=(self.point * self.volume + other.point * other.volume) / volume,
+            station=(self.station * self.volume + other.station * other.volume) / volume,
+            volume=volume,
+            depth=max(self.depth, other.depth),
+            parts=self.parts + other.parts,
+        )
 
+
+@dataclass(frozen=True, eq=False)
 class Discs:
     """The discs from the top down, each with its voxels on the working grid.
 
@@ -48,90 +86,116 @@ class Discs:
         map: (S, H, W) uint8 on the working grid, a disc's number; 0 elsewhere.
     """
 
-    def __init__(self, grid: Grid, column: Column) -> None:
-        self.grid = grid
+    interfaces: tuple[Interface, ...]
+    grid: Grid
+    map: np.ndarray
+
+    @classmethod
+    def of(cls, grid: Grid, column: Column) -> Discs:
+        """The discs on a working grid, numbered from 1."""
         mask = grid.classes == DISC
-        self.map = np.zeros(mask.shape, np.uint8)
-        self.interfaces: list[Interface] = []
+        numbered = np.zeros(mask.shape, np.uint8)
         if not mask.any():
-            return
-        points = grid.positions(mask)
-        station, depth = column.station(points), column.depth(points)
-        part = self._parts(mask, points, station)
-        kept = self._plausible(part, points, depth, column)
-        groups = self._grouped([self._interface(points[part == n], depth[part == n], column, n) for n in kept])
+            return cls((), grid, numbered)
+        cloud = _Cloud(grid.positions(mask), column, grid.voxel)
+        part = _components(mask, cloud)
+        groups = _grouped([cloud.interface(part == n, n) for n in _plausible(part, cloud)])
         number = np.zeros(int(part.max()) + 1, np.uint8)
         for count, group in enumerate(groups, 1):
             number[[one.number for one in group]] = count
         numbers = number[part]
-        self.map[mask] = numbers
+        numbered[mask] = numbers
+        interfaces = []
         for count, group in enumerate(groups, 1):
-            own = numbers == count
-            whole = len(group) == 1  # most discs are one component
-            one = group[0] if whole else self._interface(points[own], depth[own], column, count)
-            self.interfaces.append(replace(one, number=count))
+            # Most discs are one component.
+            one = group[0] if len(group) == 1 else cloud.interface(numbers == count, count)
+            interfaces.append(replace(one, number=count, parts=(count,)))
+        return cls(tuple(interfaces), grid, numbered)
 
-    def join(self, one: Interface, other: Interface) -> Interface:
-        """Make two parts one disc, which keeps the larger part's plane."""
-        larger, smaller = (one, other) if one.volume >= other.volume else (other, one)
-        self.map[self.map == smaller.number] = larger.number
-        volume = one.volume + other.volume
-        point = (one.point * one.volume + other.point * other.volume) / volume
-        station = (one.station * one.volume + other.station * other.volume) / volume
-        return replace(larger, point=point, station=station, volume=volume, depth=max(one.depth, other.depth))
+    def only(self, interfaces: Sequence[Interface]) -> Discs:
+        """Those among some interfaces, with the parts that each is made of as one; what is in none is background."""
+        number = np.zeros(len(self.interfaces) + 1, np.uint8)
+        for one in interfaces:
+            number[list(one.parts)] = one.number
+        discs = tuple(one for one in interfaces if one.number)
+        same = np.array_equal(number, np.arange(len(number)))
+        return Discs(discs, self.grid, self.map if same else number[self.map])
 
-    def drop(self, one: Interface) -> None:
-        """Make what is no disc background."""
-        self.map[self.map == one.number] = 0
 
-    @staticmethod
-    def _parts(mask: np.ndarray, points: np.ndarray, station: np.ndarray) -> np.ndarray:
-        """Number (N,) of the component of each voxel; a component of several discs is cut where it is thin."""
-        part = cc3d.connected_components(mask, connectivity=6)[mask].astype(np.int32)
-        following = int(part.max()) + 1
-        order = np.argsort(part, kind="stable")
-        for own in np.split(order, np.cumsum(np.bincount(part)[1:])[:-1]):
-            if np.ptp(station[own]) < 14 or _thickness(points[own]) < 15:
-                continue
-            cuts = valleys(station[own], least=0.35, apart=10.0)
-            piece = np.searchsorted(cuts, station[own])
-            part[own] = np.where(piece > 0, following + piece, part[own])
-            following += len(cuts) + 1
-        return part
+@dataclass(frozen=True, eq=False)
+class _Cloud:
+    """The discs' voxels.
 
-    def _plausible(self, part: np.ndarray, points: np.ndarray, depth: np.ndarray, column: Column) -> list[int]:
-        """Components that may be discs: not tiny among the others, in front of the canal, near the column."""
-        volume = np.bincount(part) * self.grid.voxel
-        large = np.median(volume[volume > 0.2 * volume.max()])
-        kept = []
-        for n in np.flatnonzero(volume > 0.06 * large):
-            own = part == n
-            centre, behind = points[own].mean(axis=0), float(depth[own].mean())
-            aside = abs(centre[0] - np.interp(centre[1], column.rows, column.side))
-            if -REACH_MM < behind < 6 and aside < 30:
-                kept.append(int(n))
-        return kept
+    Attributes:
+        points: (N, 3) mm.
+        column: the line behind them.
+        voxel: volume of one, mm3.
+    """
 
-    def _interface(self, points: np.ndarray, depth: np.ndarray, column: Column, number: int) -> Interface:
-        """Centre, plane and size of one disc from its voxels (N, 3)."""
+    points: np.ndarray
+    column: Column
+    voxel: float
+
+    @cached_property
+    def station(self) -> np.ndarray:
+        """Places (N,) along the column, mm."""
+        return self.column.station(self.points)
+
+    @cached_property
+    def depth(self) -> np.ndarray:
+        """mm (N,) behind the canal's anterior border."""
+        return self.column.depth(self.points)
+
+    def interface(self, own: np.ndarray, number: int) -> Interface:
+        """Centre, plane and size of the disc whose voxels are given (N,) bool."""
+        points = self.points[own]
         centre = points.mean(axis=0).astype(float)
-        tangent = column.tangent(centre[1])
-        station = float(column.station(centre[None].astype(np.float32))[0])
-        low, high = np.percentile(depth, [3, 97])
-        normal = _plane(points, tangent)
-        return Interface(centre, normal, station, len(points) * self.grid.voxel, float(high - low), number)
+        tangent = self.column.tangent(centre[1])
+        station = float(self.column.station(centre[None].astype(np.float32))[0])
+        low, high = np.percentile(self.depth[own], [3, 97])
+        return Interface(centre, _plane(points, tangent), station, len(points) * self.voxel, float(high - low), number)
 
-    @staticmethod
-    def _grouped(parts: list[Interface]) -> list[list[Interface]]:
-        """Parts of one disc together, from the top down: the smaller lies in the larger one's plane."""
-        groups: list[list[Interface]] = []
-        for part in sorted(parts, key=lambda one: -one.volume):
-            near = next((g for g in groups if abs(float(g[0].below(part.point[None])[0])) < 6.0), None)
-            if near and (part.volume < 0.7 * near[0].volume or abs(near[0].station - part.station) < 5):
-                near.append(part)
-            else:
-                groups.append([part])
-        return sorted(groups, key=lambda group: group[0].station)
+
+def _components(mask: np.ndarray, cloud: _Cloud) -> np.ndarray:
+    """Number (N,) of the component of each voxel of a mask; a component of several discs is cut where it is thin."""
+    part = cc3d.connected_components(mask, connectivity=6)[mask].astype(np.int32)
+    following = int(part.max()) + 1
+    order = np.argsort(part, kind="stable")
+    for own in np.split(order, np.cumsum(np.bincount(part)[1:])[:-1]):
+        station = cloud.station[own]
+        if np.ptp(station) < _LONG_MM or _thickness(cloud.points[own]) < _THICK_MM:
+            continue
+        cuts = valleys(station, least=_THIN, apart=_PEAKS_MM)
+        piece = np.searchsorted(cuts, station)
+        part[own] = np.where(piece > 0, following + piece, part[own])
+        following += len(cuts) + 1
+    return part
+
+
+def _plausible(part: np.ndarray, cloud: _Cloud) -> list[int]:
+    """Components that may be discs: not tiny among the others, in front of the canal, near the column."""
+    column, volume = cloud.column, np.bincount(part) * cloud.voxel
+    large = np.median(volume[volume > _USUAL * volume.max()])
+    kept = []
+    for n in np.flatnonzero(volume > _TINY * large):
+        own = part == n
+        centre, behind = cloud.points[own].mean(axis=0), float(cloud.depth[own].mean())
+        aside = abs(centre[0] - np.interp(centre[1], column.rows, column.side))
+        if -REACH_MM < behind < _BEHIND_MM and aside < _ASIDE_MM:
+            kept.append(int(n))
+    return kept
+
+
+def _grouped(parts: list[Interface]) -> list[list[Interface]]:
+    """Parts of one disc together, from the top down: the smaller lies in the larger one's plane."""
+    groups: list[list[Interface]] = []
+    for part in sorted(parts, key=lambda one: -one.volume):
+        near = next((g for g in groups if abs(float(g[0].below(part.point[None])[0])) < _IN_PLANE_MM), None)
+        if near and (part.volume < _PART * near[0].volume or abs(near[0].station - part.station) < _SAME_PLACE_MM):
+            near.append(part)
+        else:
+            groups.append([part])
+    return sorted(groups, key=lambda group: group[0].station)
 
 
 def _plane(points: np.ndarray, tangent: np.ndarray) -> np.ndarray:
@@ -140,7 +204,7 @@ def _plane(points: np.ndarray, tangent: np.ndarray) -> np.ndarray:
     Within the slices the direction of least spread; across them the slope of what is left, since there are often too
     few slices for the three axes of spread to be told apart.
     """
-    if len(points) < 20:
+    if len(points) < _FEW:
         return tangent
     offset = (points - points.mean(axis=0)).astype(float)
     across = float((offset[:, 0] ** 2).sum())
@@ -151,7 +215,7 @@ def _plane(points: np.ndarray, tangent: np.ndarray) -> np.ndarray:
     normal = np.array([-float(slope @ normal), *normal])
     normal /= np.linalg.norm(normal)
     ratio, along = spread[0] / max(spread[1], 1e-9), float(normal @ tangent)
-    clear = (ratio < 0.5 and along > 0.6) or (ratio < 0.2 and along > 0.25)
+    clear = (ratio < _FLAT and along > _ALONG) or (ratio < _VERY_FLAT and along > _ALONG_LEAST)
     return normal if clear else tangent
 
 

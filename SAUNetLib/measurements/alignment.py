@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .landmarks import Plate
+from .plates import Plate
 from .results import ESTIMATED, FEW_SLICES, PARTIAL, Measure
 from .vertebrae import sagittal_angle
 

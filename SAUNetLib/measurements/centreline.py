@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from .space import BACK, Space
+from .space import BACK, Frame, Space
 
 STEP = 2.0
 """mm between the line's points."""
@@ -20,6 +20,10 @@ _DEEPEST, _FLAT = 0.85, 0.5
 """Parts of the deepest slice's depth from which, and up to which, an outermost slice counts as deep and as flat."""
 _APART = 6.0
 """Points beyond the canal count from this distance, mm."""
+_BORDER_MM = 1.0
+"""What lies so little behind the canal's anterior border is still in front of it: voxels of both meet there."""
+_NEAR_MM = 60.0
+"""In a structure's frame the line is followed so far up and down."""
 
 
 class Centreline:
@@ -127,6 +131,25 @@ class Centreline:
     def seen(self, station: float) -> bool:
         """Whether the canal itself, not only the line's straight continuation, is there."""
         return self.first <= station <= self.last
+
+    def in_front(self, points: np.ndarray) -> np.ndarray:
+        """Which of points (N, 3) lie in front of the canal's anterior border."""
+        station = self.station(points)
+        index = np.round(station).astype(int)
+        tangent = self.tangents[index]
+        back = BACK - tangent * (tangent @ BACK)[:, None]
+        back /= np.linalg.norm(back, axis=1, keepdims=True)
+        ahead = -np.einsum("ij,ij->i", points - self.at(station), back)
+        return np.asarray(ahead > self.half[index] - _BORDER_MM)
+
+    def y_at(self, frame: Frame, z: np.ndarray) -> np.ndarray:
+        """y (N,) of the line in a frame at heights z (N,), mm; infinite where the line does not come near."""
+        local = frame.local(self.points)
+        local = local[np.abs(local[:, 2]) < _NEAR_MM]
+        if len(local) == 0:
+            return np.full(len(z), np.inf)
+        order = np.argsort(local[:, 2])
+        return np.interp(z, local[order, 2], local[order, 1])
 
     def _cut_aside(self, space: Space, value: int) -> np.ndarray:
         """Where (N,) the canal is cut beside its middle: it is deepest in an outermost slice and flat in the other.

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from .alignment import lordosis
-from .landmarks import Landmarks, Plate, Section
+from .landmarks import Landmarks
+from .plates import Plate, Section
 from .results import ESTIMATED, LOW_CONFIDENCE, MISSING, PARTIAL, Measure
 from .space import Frame
 from .vertebrae import HEIGHTS

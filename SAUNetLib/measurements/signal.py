@@ -9,7 +9,8 @@ import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
 from .centreline import STEP
-from .landmarks import Landmarks, Section
+from .landmarks import Landmarks
+from .plates import Section
 from .results import FEW_SLICES, LOW_CONFIDENCE, MISSING, NOT_T2, Measure
 from .space import Frame, Grid, Space, resample
 

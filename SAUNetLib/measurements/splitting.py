@@ -10,7 +10,9 @@ import numpy as np
 from ..anatomy import PARTS_OFFSET, encodings
 from ..parts import merge_parts
 from ..segmentation import Notice, Segmentation
-from .landmarks import Landmarks, Section, find_landmarks, in_front_of_canal
+from .centreline import Centreline
+from .landmarks import Landmarks, find_landmarks
+from .plates import Section
 from .space import Space
 
 _WALL_MARGIN_MM = 1.0
@@ -75,24 +77,23 @@ def _rear(space: Space, landmarks: Landmarks, value: int, mask: np.ndarray) -> n
     section = landmarks.bodies.get(value)
     beyond = np.zeros(len(points), bool)
     if section is None:
-        rear[mask] = ~in_front_of_canal(points, landmarks.line)
+        rear[mask] = ~landmarks.line.in_front(points)
     else:
-        rear[mask], beyond = _behind_wall(points, landmarks, section)
+        rear[mask], beyond = _behind_wall(points, landmarks.line, section)
     reaches = np.zeros_like(mask)
     reaches[mask] = beyond
     return _tidied(mask, rear, reaches, float(np.prod(space.spacing)))
 
 
-def _behind_wall(points: np.ndarray, landmarks: Landmarks, section: Section) -> tuple[np.ndarray, np.ndarray]:
+def _behind_wall(points: np.ndarray, line: Centreline, section: Section) -> tuple[np.ndarray, np.ndarray]:
     """Which points (N, 3) lie behind the body's posterior wall, and which behind the canal's middle."""
-    assert landmarks.line is not None
     frame = section.frame
     x, y, z = frame.local(points).T
     upper, lower = frame.local(section.upper.back), frame.local(section.lower.back)
     lean = (upper[1] - lower[1]) / (upper[2] - lower[2])
     # No steeper than this beyond the corners, where a spur may have made the wall's line lean.
     wall = lower[1] + np.clip(lean, -0.5, 0.5) * (np.clip(z, lower[2], upper[2]) - lower[2])
-    canal = landmarks.canal_at(frame, z)
+    canal = line.y_at(frame, z)
     cut = np.where(np.abs(x) < _MIDLINE_MM, np.maximum(canal, wall), wall + _WALL_MARGIN_MM)
     return y > cut, y > canal
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .landmarks import Section
+from .plates import Section
 from .results import LOW_CONFIDENCE, MISSING, PARTIAL, Measure
 
 HEIGHTS = ("height_anterior_mm", "height_middle_mm", "height_posterior_mm")

@@ -1,0 +1,246 @@
+"""Components of the vertebrae that are one vertebra's given to it whole, where waves would cut them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import cc3d
+import numpy as np
+
+from .bodies import NO_BODY
+from .grid import Grid, Voxels
+from .ladder import Located
+from .waves import FARTHEST_ARCH
+
+_DEEPEST_BODY = 50.0
+"""What lies wholly farther in front of the canal than this many mm is bone of the chest or none."""
+_PROCESS_DEPTH = 14.0
+"""Behind this many mm of the canal's anterior border there are laminae and processes only."""
+_SPINOUS_DEPTH = 20.0
+"""Behind this many mm there are spinous processes only."""
+_ENDS = (3, 97)
+"""Percentiles of the places of what lies behind that count as its ends."""
+
+_BODY_MM3, _BODY_SHARE = 300.0, 0.02
+"""A component holds a body from so much bone of one, and so large a share of its volume, on (chosen)."""
+_ALONE = 0.97
+"""It holds no other if so much of that bone is one body's (chosen)."""
+_UP, _DOWN = 0.7, 1.25
+"""A vertebra's own processes reach no more levels above and below its body's middle (chosen)."""
+_MOSTLY = 0.9
+"""Or waves gave so much of the component to its body (chosen)."""
+_SAMPLE = 500
+"""About so many voxels of a component tell where it lies."""
+_ONE_LONG = 1.1
+"""A vertebra's arch and processes are shorter than so many levels, where they hang on no body (chosen)."""
+
+_LARGE_MM3 = 400.0
+"""Smaller components behind the canal tell nothing of the order of the others (chosen)."""
+_NEXT = 0.5
+"""From so many levels apart on, components in the same slices lie one below the other (chosen)."""
+_PROCESS_LONG = 1.25
+"""A spinous process is shorter than so many levels (chosen)."""
+_MOST = 0.55
+"""It belongs to the vertebra that more than this share of it went to (chosen)."""
+
+
+def settled(grid: Grid, voxels: Voxels, bodies: np.ndarray, numbers: range, located: Located) -> np.ndarray:
+    """Numbers (N,) of the vertebrae's voxels with components that are one vertebra's whole.
+
+    Waves cut what touches. Where nothing touches they may still cut a process that lies half-way between two bodies; so
+    a component that holds one body and reaches no further than its own processes, or holds none and is no longer than
+    one vertebra's, is not cut, and spinous processes one below the other belong to vertebrae one below the other.
+
+    Args:
+        grid: the classes and their components.
+        voxels: the vertebrae's, N.
+        bodies: (N,) bool, which of them lie where bodies are.
+        numbers: of the vertebrae whose arches may be seen.
+        located: (N,), with the numbers of bodies and waves.
+    """
+    if not numbers:  # no vertebra's arch can lie in the slices
+        return located.number
+    components = [
+        _component(own, voxels.points, bodies[own], numbers, located[own], grid.voxel)
+        for own in _members(voxels.of(grid.parts))
+    ]
+    number = located.number.copy()
+    for one, chosen in zip(components, _chosen(components, numbers), strict=True):
+        if chosen is not None:
+            number[one.voxels] = chosen
+    return _with_whole_processes(grid, voxels, replace(located, number=number))
+
+
+def _members(part: np.ndarray) -> list[np.ndarray]:
+    """Where the voxels of each component are in the list, given the numbers (N,) of their components."""
+    order = np.argsort(part, kind="stable")
+    return [own for own in np.split(order, np.cumsum(np.bincount(part))[:-1]) if len(own)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Component:
+    """A component of the vertebrae: which vertebra it is of, if of one, and what that rests on.
+
+    Attributes:
+        voxels: where its voxels are in the list of the vertebrae's voxels.
+        number: the vertebra that all of it belongs to, `NO_BODY` for none, or None where waves share it out.
+        volume: mm3.
+        place: mean place in levels of what lies well behind the bodies, NaN if nothing does.
+        span: extent of that along the slices, mm.
+        cost: by vertebra that it may belong to, how far it lies from where that one's arch is expected.
+    """
+
+    voxels: np.ndarray
+    number: int | None
+    volume: float = 0.0
+    place: float = np.nan
+    span: tuple[float, float] = (0.0, 0.0)
+    cost: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def tells_order(self) -> bool:
+        """Whether it is one vertebra's and large enough behind the canal to be lined up with others."""
+        return self.number is not None and bool(np.isfinite(self.place)) and self.volume > _LARGE_MM3
+
+    def apart(self, below: _Component) -> int:
+        """1 where another one lies below, so that it cannot be the same vertebra's; 0 where it may be."""
+        beside = min(self.span[1], below.span[1]) < max(self.span[0], below.span[0])
+        return int(not beside and below.place - self.place > _NEXT)
+
+
+def _component(
+    own: np.ndarray, points: np.ndarray, bodies: np.ndarray, numbers: range, located: Located, voxel: float
+) -> _Component:
+    """What is known of a component.
+
+    Args:
+        own: where its voxels (M,) are in the list of the vertebrae's.
+        points: (N, 3) mm of all of these.
+        bodies: (M,) bool, which of its voxels lie where bodies are.
+        numbers: of the vertebrae whose arches may be seen.
+        located: (M,) its voxels.
+        voxel: volume of one, mm3.
+    """
+    if located.depth.max() < -_DEEPEST_BODY or located.depth.min() > FARTHEST_ARCH:
+        return _Component(own, NO_BODY)
+    volume = len(own) * voxel
+    behind = located.depth > _PROCESS_DEPTH
+    arch = located[behind]
+    if bodies.sum() * voxel > max(_BODY_MM3, _BODY_SHARE * volume):
+        number = _of_body(located, bodies, arch)
+        cost = {} if number is None else {number: 0.0}
+    else:
+        cost = _costs(located, numbers)
+        number = min(cost, key=cost.__getitem__) if cost and _is_short(arch) else None
+    if not len(arch.place):
+        return _Component(own, number, volume, cost=cost)
+    sides = points[own[behind], 0]
+    span = float(sides.min()), float(sides.max())
+    return _Component(own, number, volume, float(arch.place.mean()), span, cost)
+
+
+def _of_body(located: Located, bodies: np.ndarray, arch: Located) -> int | None:
+    """The vertebra that a component with a body is, or None where it is not that one's alone.
+
+    Args:
+        located: its voxels (M,).
+        bodies: (M,) bool, which of them are bodies'.
+        arch: those well behind the bodies.
+    """
+    held = np.bincount(located.number[bodies] - NO_BODY)
+    body = int(held.argmax()) + NO_BODY
+    if held.max() <= _ALONE * held.sum() or body == NO_BODY:
+        return None
+    if not len(arch.place):
+        return body
+    low, high = np.percentile(arch.place, _ENDS)
+    near = low > body - _UP and high < body + _DOWN
+    if not near and (located.number == body).mean() <= _MOSTLY:
+        return None
+    # Where the arch of the one above is not seen whole, its processes may hang on this body's.
+    return None if arch.misfit(body - 1) < arch.misfit(body) else body
+
+
+def _costs(located: Located, numbers: range) -> dict[int, float]:
+    """By vertebra, how far a component without a body lies from its arch; nothing of one in front of all arches."""
+    sample = located[:: max(1, len(located.place) // _SAMPLE)]
+    sample = sample[np.isfinite(sample.place)]
+    return {k: sample.misfit(k) for k in numbers} if len(sample.place) else {}
+
+
+def _is_short(arch: Located) -> bool:
+    """Whether what lies well behind the bodies is no longer than one vertebra's."""
+    if not len(arch.place):
+        return True
+    low, high = np.percentile(arch.place, _ENDS)
+    return bool(high - low < _ONE_LONG)
+
+
+def _chosen(components: Sequence[_Component], numbers: range) -> list[int | None]:
+    """The number of each component, those behind the canal lined up with each other."""
+    chosen = [one.number for one in components]
+    row = sorted((n for n, one in enumerate(components) if one.tells_order), key=lambda n: components[n].place)
+    for n, number in zip(row, _lined_up([components[n] for n in row], numbers), strict=True):
+        chosen[n] = number
+    return chosen
+
+
+def _lined_up(row: Sequence[_Component], numbers: range) -> list[int | None]:
+    """Numbers of components from the top down, chosen together by dynamic programming down the spine.
+
+    Their costs, weighted by size, are the least in sum of all choices in which numbers never fall, and rise where one
+    component lies below the other; where there is no such choice, each keeps its own.
+    """
+    if not row:
+        return []
+    costs = [np.array([one.cost.get(k, np.inf) for k in numbers]) * np.sqrt(one.volume) for one in row]
+    total = costs[0]  # by index of a component's number: the least sum down to it
+    before: list[list[int]] = []  # by the same: the index of the number of the component above it in that sum
+    for above, below, cost in zip(row, row[1:], costs[1:], strict=False):
+        rise = above.apart(below)
+        risen = np.concatenate([np.full(rise, np.inf), total])[: len(numbers)]
+        before.append([int(np.argmin(risen[: k + 1])) - rise for k in range(len(numbers))])
+        total = np.minimum.accumulate(risen) + cost
+    if not np.isfinite(total).any():
+        return [one.number for one in row]
+    chosen = [int(np.argmin(total))]
+    for above_of in reversed(before):
+        chosen.append(above_of[chosen[-1]])
+    return [numbers[k] for k in reversed(chosen)]
+
+
+def _with_whole_processes(grid: Grid, voxels: Voxels, located: Located) -> np.ndarray:
+    """Spinous processes whole: what is one piece in a slice and no longer than one goes to whom most of it went."""
+    behind = located.depth > _SPINOUS_DEPTH
+    if not behind.any():
+        return located.number
+    piece = _pieces(grid, voxels.flat[behind])
+    own = located[behind]
+    low, high = (np.full(int(piece.max()) + 1, sign * np.inf) for sign in (1, -1))
+    place = own.place.astype(float)  # of one type with the others: many times as fast
+    with np.errstate(invalid="ignore"):  # behind all arches there is no place
+        np.minimum.at(low, piece, place)
+        np.maximum.at(high, piece, place)
+    given = own.number - NO_BODY
+    many = int(given.max()) + 1
+    count = np.bincount(piece * many + given, minlength=len(low) * many).reshape(-1, many)
+    most = count.argmax(axis=1)
+    whole = (high - low < _PROCESS_LONG) & (count.max(axis=1) > _MOST * count.sum(axis=1)) & (most > 0)
+    number = located.number.copy()
+    number[behind] = np.where(whole[piece], most[piece] + NO_BODY, own.number)
+    return number
+
+
+def _pieces(grid: Grid, flat: np.ndarray) -> np.ndarray:
+    """Number (M,), from 0, of the piece in its slice that each of some voxels (M,) of a grid belongs to."""
+    mask = np.zeros(grid.classes.shape, bool)
+    mask.ravel()[flat] = True
+    columns = np.flatnonzero(mask.any(axis=0).any(axis=0))
+    mask = np.ascontiguousarray(mask[:, :, columns[0] : columns[-1] + 1])
+    result, count = [], 0
+    for one in mask:
+        piece, more = cc3d.connected_components(one, connectivity=4, return_N=True)
+        result.append(piece[one].astype(np.int64) + count - 1)
+        count += more
+    return np.concatenate(result)

@@ -1,0 +1,262 @@
+"""From the discs found to all interfaces of the spine: parts joined, false ones left out, missing ones put in.
+
+Every function takes interfaces from the top down and gives new ones; none is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from .bone import Bone
+from .discs import Interface, valleys
+
+_SPACINGS_MM = (14.0, 45.0)
+"""From one disc to the next, in the neck of a small and in the back of a tall adult."""
+_SPACING_MM = 35.0
+"""The same where nothing tells: about that of lumbar discs, which most scans show."""
+_SPACING_PER_DEPTH = 1.05
+"""Distance of neighbouring discs by the bodies' anterior-posterior depth; about one from the neck to the sacrum."""
+_LONG = 10
+"""From this many levels on, the height of a level differs much between top and bottom."""
+_AROUND = 3
+"""Then it is taken from so many levels above and below."""
+_SOLID = 0.6
+"""Bone with a larger share of its thickness in its waist has no gap there."""
+_MIDDLE = 0.2
+"""Its waist is looked for within this part of the distance of two interfaces around the middle between them."""
+
+_NO_BONE, _NO_ROOM = 0.06, 0.6
+"""Two discs with a smaller share of the usual bone, and less than this part of the usual distance, between them are
+parts of one (chosen)."""
+_NO_LEVEL = 0.35
+"""Hardly a vertebra is so low, as a share of the usual distance of discs (SPIDER: 0.57): rather one disc in parts."""
+_ONE_LEVEL = 1.15
+"""With the level beside it such a sliver is no higher than this share of one level, if that level lacks it (chosen)."""
+
+_LITTLE, _SHALLOW = 0.4, 0.6
+"""A false disc has less than these shares of the usual volume and depth (chosen)."""
+_STILL_ONE = 1.35
+"""Without a false disc its neighbours are no farther apart than so many usual distances: one level (chosen)."""
+_FALSE_WITHIN_MM, _FALSE_BONE = 5.0, 0.5
+"""Around a false disc there is bone: so near to it, the thinnest place has more than this share of that beside it."""
+
+_GAP, _PEAKS_MM = 0.45, 10.0
+"""Where there is no disc at all, the row of bodies is interrupted where its cross-section falls below this share of the
+peaks beside it, which lie at least so far apart (chosen)."""
+_MIDDLE_MM = 15.0
+"""From the posterior wall forwards to about the middle of a body."""
+
+_HIGHEST = 0.92
+"""The highest level's height by that of those below."""
+_ONE_OR_TWO = (1.3, 1.45)
+"""Up to so many usual distances are one level, from so many on two or more; the waist tells between them."""
+_TWO_WAIST = 0.4
+"""With a narrower waist than this share of the bone beside it they are two (chosen)."""
+_TWO_TOLERANCE = 0.15
+"""That waist is looked for within this part of their distance around the middle between them (chosen)."""
+_WAIST_TOLERANCE = 0.25
+"""A missing disc is looked for within this part of a level around where it is expected (chosen)."""
+
+_STEP_TOLERANCE = 0.33
+"""The same for the next disc beyond the last one found, whose distance is less sure."""
+_ROOM, _WHOLE = 0.9, 0.5
+"""Beyond the last interface found another one is put where so many levels of bone are left, and so much beyond it."""
+_GAP_BEYOND, _PIECE = 0.35, 0.08
+"""Or less beyond it where the waist there is so narrow a gap (chosen)."""
+_MOST = 40
+"""More levels than any spine has."""
+_LAST_DISC = 0.12
+"""From the lowest body's foot to the interface that would follow, half a disc below it, by the height of a level."""
+
+
+def count_above(interfaces: Sequence[Interface], points: np.ndarray) -> np.ndarray:
+    """How many interfaces (N,) int16 lie above points (N, 3) in front of the canal: the number of the body there."""
+    if not interfaces:
+        return np.zeros(len(points), np.int16)
+    normals = np.array([one.normal for one in interfaces], np.float32)
+    offsets = np.array([one.normal @ one.point for one in interfaces], np.float32)
+    return np.asarray((normals @ points.T > offsets[:, None]).sum(axis=0, dtype=np.int16))
+
+
+def volumes(interfaces: Sequence[Interface], bone: Bone) -> np.ndarray:
+    """Volumes (len(interfaces) + 1,) in mm3 of the bodies above, between and below interfaces."""
+    return np.bincount(count_above(interfaces, bone.points), minlength=len(interfaces) + 1) * bone.voxel
+
+
+def _gaps(interfaces: Sequence[Interface]) -> np.ndarray:
+    """Distances (len(interfaces) - 1,) in mm from each to the next."""
+    points = np.array([one.point for one in interfaces]).reshape(-1, 3)
+    return np.linalg.norm(np.diff(points, axis=0), axis=1)
+
+
+def usual_spacings(interfaces: Sequence[Interface], bone: Bone) -> np.ndarray:
+    """Expected distance of each interface to the next in mm, (max(1, gaps),).
+
+    From the discs where there are enough and from the bodies' depth; where there are too many for a part of the
+    spine whose levels are about as high as each other, from those near by.
+    """
+    depth = np.array([one.depth for one in interfaces])
+    known = bone.extents if len(bone.points) else depth
+    expected = _SPACING_PER_DEPTH * float(np.median(known)) if len(known) else _SPACING_MM
+    expected = float(np.clip(expected, *_SPACINGS_MM))
+    gaps = _gaps(interfaces)
+    if len(gaps) == 0:
+        return np.array([expected])
+    if len(gaps) < _LONG:
+        levels = np.maximum(1, np.round(gaps / expected))
+        if np.median(levels) > 1 and _whole_between(interfaces, bone):
+            levels = np.maximum(1, np.round(gaps / np.median(gaps)))
+        return np.full(len(gaps), np.median(gaps / levels))
+    near = [slice(max(0, n - _AROUND), n + _AROUND + 1) for n in range(len(gaps))]
+    deep = np.array([_SPACING_PER_DEPTH * np.median(depth[part]) for part in near])
+    deep = np.where(deep > 0, np.clip(deep, *_SPACINGS_MM), expected)  # interfaces without a disc have no depth
+    usual = gaps / np.maximum(1, np.round(gaps / deep))
+    return np.array([np.median(usual[part]) for part in near])
+
+
+def _whole_between(interfaces: Sequence[Interface], bone: Bone) -> bool:
+    """Whether most neighbouring interfaces have one bone between them, which nothing narrows in its middle.
+
+    Where the slices show only the sides of the bodies, their depth is no measure of their height.
+    """
+    waists = [
+        bone.waist((above.station + below.station) / 2, _MIDDLE * (below.station - above.station))[1]
+        for above, below in pairwise(interfaces)
+    ]
+    return float(np.median(waists)) > _SOLID
+
+
+def joined(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
+    """One in the place of neighbours closer than discs are, with next to no bone or no room for it between them."""
+    if len(discs) < 2:
+        return list(discs)
+    between = volumes(discs, bone)
+    typical = float(np.median(between[between > 0])) if between.any() else 0.0
+    apart = _gaps(discs)
+    around = np.concatenate([[np.inf], apart, [np.inf]])
+    beside = np.minimum(around[:-2], around[2:])
+    result = [discs[0]]
+    gaps = zip(apart, beside, usual_spacings(discs, bone), between[1:-1], discs[1:], strict=True)
+    for gap, next_to, expected, volume, one in gaps:
+        no_bone = typical > 0 and volume < _NO_BONE * typical and gap < _NO_ROOM * expected
+        # Parts of one disc take from a level beside them what is between them; a collapsed vertebra does not.
+        in_parts = gap < _NO_LEVEL * expected and gap + next_to < _ONE_LEVEL * expected
+        if no_bone or in_parts:
+            result[-1] = result[-1].with_part(one)
+        else:
+            result.append(one)
+    return result
+
+
+def without_false(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
+    """Without false discs: small, bone around them, between neighbours that are one level apart without them."""
+    kept = list(discs)
+    for one in sorted(discs, key=lambda disc: disc.volume):
+        at = next(n for n, other in enumerate(kept) if other is one)
+        if _is_false(kept, at, bone):
+            del kept[at]
+    return kept
+
+
+def _is_false(discs: Sequence[Interface], at: int, bone: Bone) -> bool:
+    """Whether the disc of that index is none; the highest and the lowest one are never false."""
+    if not 0 < at < len(discs) - 1:
+        return False
+    one = discs[at]
+    volume, depth = np.median([disc.volume for disc in discs]), np.median([disc.depth for disc in discs])
+    if not (one.volume < _LITTLE * volume and one.depth < _SHALLOW * depth):
+        return False
+    apart = float(np.linalg.norm(discs[at + 1].point - discs[at - 1].point))
+    if not apart < _STILL_ONE * usual_spacings(discs, bone)[at]:
+        return False
+    return bone.waist(one.station, _FALSE_WITHIN_MM)[1] > _FALSE_BONE
+
+
+def between_bodies(bone: Bone) -> list[Interface]:
+    """Interfaces where the row of bodies is interrupted: what there is to go by without any disc."""
+    if len(bone.station) == 0:
+        return []
+    return [_across(bone, float(cut)) for cut in valleys(bone.station, least=_GAP, apart=_PEAKS_MM)]
+
+
+def _across(bone: Bone, station: float) -> Interface:
+    """An interface across the column at a station."""
+    point, tangent = bone.column.at(station)
+    return Interface(point - [0.0, 0.0, _MIDDLE_MM], tangent, station)
+
+
+def filled(interfaces: Sequence[Interface], bone: Bone, expected: np.ndarray) -> list[Interface]:
+    """With interfaces between two neighbours that lie so far apart that one or more between them are missing.
+
+    `expected` (gaps,) is the usual distance of each to the next, mm.
+    """
+    gaps = _gaps(interfaces)
+    if len(gaps) == 0:
+        return list(interfaces)
+    levels = np.maximum(1, np.round(gaps / expected))
+    result = [interfaces[0]]
+    for n, (above, below) in enumerate(pairwise(interfaces)):
+        near = [gaps[m] / levels[m] for m in (n - 1, n + 1) if 0 <= m < len(gaps)]
+        usual = float(np.mean([expected[n], *near])) * (_HIGHEST if n == 0 else 1.0)
+        count = _levels_between(above, below, gaps[n] / usual, bone)
+        result += [_between(above, below, step / count, gaps[n] / count, bone) for step in range(1, count)]
+        result.append(below)
+    return result
+
+
+def _between(above: Interface, below: Interface, share: float, height: float, bone: Bone) -> Interface:
+    """The interface that is missing at a share of the way between two, where levels are so high (mm)."""
+    apart = below.station - above.station
+    station, _ = bone.waist(above.station + share * apart, _WAIST_TOLERANCE * height)
+    along = (station - above.station) / apart if apart else share  # 0 beyond the end of the column
+    point = above.point + along * (below.point - above.point)
+    normal = (1 - share) * above.normal + share * below.normal
+    return Interface(point, normal / np.linalg.norm(normal), station)
+
+
+def _levels_between(above: Interface, below: Interface, ratio: float, bone: Bone) -> int:
+    """How many levels lie between two discs whose distance is `ratio` times the usual one.
+
+    No vertebra is so much higher than its neighbours as two are of which one has collapsed.
+    """
+    one, two = _ONE_OR_TWO
+    if one < ratio < two:
+        _, narrow = bone.waist((above.station + below.station) / 2, _TWO_TOLERANCE * (below.station - above.station))
+        return 2 if narrow < _TWO_WAIST else 1
+    return max(1 if ratio < two else 2, round(ratio))
+
+
+def grown(
+    interfaces: Sequence[Interface], bone: Bone, spacing_mm: tuple[float, float], upwards: bool
+) -> list[Interface]:
+    """With interfaces below the last one, and `upwards` above the first one, while whole bodies stand there.
+
+    `spacing_mm` is the usual distance at the top and at the bottom. Without any interface they are set from the lowest
+    body up.
+    """
+    top, bottom = spacing_mm
+    if len(bone.station) == 0:
+        return list(interfaces)
+    if not interfaces:
+        return _beyond(bone, bone.foot() + _LAST_DISC * bottom, -1, top)[::-1]
+    above = _beyond(bone, interfaces[0].station, -1, top)[::-1] if upwards else []
+    return [*above, *interfaces, *_beyond(bone, interfaces[-1].station, 1, bottom)]
+
+
+def _beyond(bone: Bone, start: float, way: int, usual: float) -> list[Interface]:
+    """Interfaces from a station upwards (`way` -1) or downwards (1), the nearest first, a body's height apart."""
+    end = bone.end(start, way)
+    result: list[Interface] = []
+    if end is None:
+        return result
+    station = start
+    while len(result) < _MOST and (end - station) * way >= _ROOM * usual:
+        station, narrow = bone.waist(station + way * usual, _STEP_TOLERANCE * usual)
+        left = (end - station) * way
+        if not (left > _WHOLE * usual or (narrow < _GAP_BEYOND and left > _PIECE * usual)):
+            break
+        result.append(_across(bone, station))
+    return result

@@ -1,0 +1,149 @@
+"""Bodies and discs in their order along the canal: which are neighbours, and which way each body faces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .centreline import Centreline
+from .space import BACK, Frame, Space
+
+_NEIGHBOUR_MM, _APART_MM = 34.0, 8.0
+"""A disc's neighbours have their centres within this distance of its own, and no wider gap between them and it."""
+_OUTER, _NARROW_MM = 0.04, 20.0
+"""Of a body with more than this share of its points in the outermost slices, or a narrower one, slices show a part."""
+_SMOOTH = 0.8
+"""Turns are smoothed along the spine by a Gaussian of so many bodies."""
+_KNOWN = 0.05
+"""A body's turn is known from so much weight of itself and its neighbours on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Bodies and discs along the canal, by their label values, as points (N, 3) in mm.
+
+    Attributes:
+        line: the canal's centreline.
+        bodies: what of the vertebrae lies in front of the canal, from the top down.
+        discs: the discs.
+    """
+
+    line: Centreline
+    bodies: Mapping[int, np.ndarray]
+    discs: Mapping[int, np.ndarray]
+
+    @classmethod
+    def of(cls, line: Centreline, bodies: Mapping[int, np.ndarray], discs: Mapping[int, np.ndarray]) -> Neighbours:
+        """Of bodies in any order."""
+        order = sorted(bodies, key=lambda value: _place(line, bodies[value].mean(axis=0)))
+        return cls(line, {value: bodies[value] for value in order}, discs)
+
+    @cached_property
+    def centres(self) -> dict[int, np.ndarray]:
+        """By value, the mean (3,) of a body's or disc's points."""
+        return {value: cloud.mean(axis=0) for value, cloud in (*self.bodies.items(), *self.discs.items())}
+
+    @cached_property
+    def _places(self) -> dict[int, float]:
+        """By value, the station along the canal."""
+        return {value: _place(self.line, centre) for value, centre in self.centres.items()}
+
+    @cached_property
+    def above(self) -> dict[int, int]:
+        """By disc, the nearest body above, by place along the canal and not by name.
+
+        A body beyond the next disc, or one that the disc does not lie close to, is no neighbour: the one between them
+        is not segmented.
+        """
+        place = self._places
+        result = {}
+        for disc in self.discs:
+            next_disc = max((place[other] for other in self.discs if place[other] < place[disc]), default=-np.inf)
+            between = [value for value in self._near[disc] if next_disc < place[value] < place[disc]]
+            if between:
+                result[disc] = max(between, key=place.__getitem__)
+        return result
+
+    @cached_property
+    def below(self) -> dict[int, int]:
+        """By disc, the nearest body below; otherwise as `above`."""
+        place = self._places
+        result = {}
+        for disc in self.discs:
+            next_disc = min((place[other] for other in self.discs if place[other] > place[disc]), default=np.inf)
+            between = [value for value in self._near[disc] if place[disc] < place[value] < next_disc]
+            if between:
+                result[disc] = min(between, key=place.__getitem__)
+        return result
+
+    @cached_property
+    def _near(self) -> dict[int, list[int]]:
+        """By disc, the bodies that it lies close to."""
+        return {
+            disc: [
+                value
+                for value, body in self.bodies.items()
+                if np.linalg.norm(self.centres[value] - self.centres[disc]) < _NEIGHBOUR_MM
+                and _gap(cloud, body) < _APART_MM
+            ]
+            for disc, cloud in self.discs.items()
+        }
+
+    def up(self, body: int) -> np.ndarray:
+        """A body's upward direction (3,), from disc to disc; the canal's where there are none."""
+        over = [self.centres[disc] for disc, value in self.below.items() if value == body]
+        under = [self.centres[disc] for disc, value in self.above.items() if value == body]
+        centre, down = self.centres[body], self.line.tangent(self._places[body])
+        if over and under:
+            vector = over[0] - under[0]
+        elif over or under:
+            vector = over[0] - centre if over else centre - under[0]
+            vector = vector / np.linalg.norm(vector) - down
+        else:
+            vector = -down
+        return np.asarray(vector / np.linalg.norm(vector))
+
+    def turns(self, space: Space) -> dict[int, float]:
+        """By body, radians by which its back is turned from the columns' direction toward the left; none if not known.
+
+        It faces the canal's middle, smoothly along the spine. A body of which slices show only a part tells nothing,
+        its middle is unknown: it is turned like the nearest that does.
+        """
+        own = [self._turn(body, space) for body in self.bodies]
+        angles = np.array([angle or 0.0 for angle in own])
+        apart = np.arange(len(own))[:, None] - np.arange(len(own))[None]
+        kernel = np.exp(-0.5 * (apart / _SMOOTH) ** 2) * np.array([angle is not None for angle in own], float)
+        total = kernel.sum(axis=1)
+        known = np.flatnonzero(total > _KNOWN)
+        if not len(known):
+            return {}
+        smoothed = np.interp(np.arange(len(own)), known, (kernel @ angles)[known] / total[known])
+        return dict(zip(self.bodies, smoothed.tolist(), strict=True))
+
+    def _turn(self, body: int, space: Space) -> float | None:
+        """The turn that a body alone tells, or None."""
+        cloud = self.bodies[body]
+        outer = np.isin(np.round(cloud[:, 0] / space.spacing[0]), (0, len(space.labels) - 1))
+        if outer.mean() > _OUTER or np.ptp(cloud[:, 0]) < _NARROW_MM:
+            return None
+        frame = Frame.facing(self.centres[body], self.up(body), BACK)
+        station = self.line.crossing(frame.origin, frame.axes[2])
+        if station is None or not self.line.seen(station):
+            return None
+        toward = frame.local(self.line.at(station))
+        return float(np.arctan2(toward[0], toward[1]))
+
+
+def _place(line: Centreline, point: np.ndarray) -> float:
+    """Station of a point (3,) along a line."""
+    return float(line.station(point[None])[0])
+
+
+def _gap(cloud: np.ndarray, other: np.ndarray) -> float:
+    """mm between two sets of points (N, 3) along the line between their centres, but for a few points of each."""
+    line = other.mean(axis=0) - cloud.mean(axis=0)
+    line = line / max(float(np.linalg.norm(line)), 1e-6)
+    return float(np.percentile(other @ line, 2) - np.percentile(cloud @ line, 98))

@@ -1,0 +1,235 @@
+"""Mid-sagittal sections through bodies and discs: the finder of endplates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .centreline import Centreline
+from .outline import Curve, Outline, edges, outline
+from .plates import EVEN, Plate, Section
+from .results import FEW_SLICES, LOW_CONFIDENCE
+from .space import BACK, LEFT, Frame, Grid, Space
+
+SLAB_MM = 4.0
+"""A mid-sagittal section is the mean of what lies this close to the midline on either side."""
+_LATERAL_MM, _LATERAL_STEP_MM = 14.0, 2.0
+"""Endplates are followed sideways so far, in such steps."""
+_FINEST_MM, _COARSE = 0.35, 2.0
+"""Within a section nodes lie a pixel apart, no less than this; so many times as far where it is only looked for."""
+_BONE_STEP, _DISC_STEP = 0.75, 0.5
+"""Up and down they lie closer by this factor: there heights are measured, and a disc's are the smallest."""
+_BONE_ENDS, _BONE_MARGIN_MM = (0.5, 99.5), 5.0
+_DISC_ENDS, _DISC_MARGIN_MM = (0.2, 99.8), 3.0
+"""A section reaches from the first to the second percentile of a structure's points, and so far beyond."""
+_LEAST_WIDTH_MM = 14.0
+"""A narrower band tells no sideways slope."""
+_PLATE_FROM, _PLATE_TO = 0.15, 0.75
+"""The slope is that of this part of an endplate from front to back: without its rims, and pedicles behind (chosen)."""
+_ON_PLATE_MM = 6.0
+"""What lies farther from the mid-sagittal section's surface is not the endplate (chosen)."""
+_LEAST_NODES = 30
+"""Fewer nodes tell no sideways slope."""
+_OUTLIER_MM, _OUTLIER = 0.6, 2.5
+"""A node is left out of the slope from so far off the surface on, and from so many times the median (chosen)."""
+_BORDER_MM = 5.0
+"""An endplate this close to the upper or lower border may be the border: resampled images often end in empty rows."""
+_ROUGH_MM = 1.5
+"""A body or disc whose surfaces stray further from parabolas (rms) is no regular one."""
+_SEEN = 0.5
+"""Of a section's planes at least this part lies within the slices, or there are too few of them."""
+_SACRUM_MM = 16.0
+"""So far down the sacrum's front and back are looked at."""
+_PROMONTORY_MM = 8.0
+"""So far up its endplate may rise above the disc's middle (chosen)."""
+_SACRUM_AP_MM = 30.0
+"""So far in front of and behind the disc's middle (chosen)."""
+_FEW = 20
+"""Fewer points of a sacrum are none."""
+
+Reach = tuple[tuple[float, float], tuple[float, float]]
+"""From where to where a section is sampled in its frame: y and z, mm."""
+
+
+@dataclass(frozen=True, eq=False)
+class Finder:
+    """Finds the sections of structures.
+
+    Attributes:
+        space: the labels.
+        line: the canal's centreline.
+        doubtful: values of structures of which too much lies apart.
+    """
+
+    space: Space
+    line: Centreline
+    doubtful: frozenset[int]
+
+    def body(self, value: int, cloud: np.ndarray, up: np.ndarray, turn: float) -> Section | None:
+        """A vertebral body, from its points (N, 3) in front of the canal; first roughly, then in its own frame."""
+        frame = self._frame(cloud.mean(axis=0), up, turn)
+        section = None
+        for fine in (False, True):
+            section = self._section(value, frame, _around(frame, cloud, _BONE_ENDS, _BONE_MARGIN_MM), fine, bone=True)
+            if section is None:
+                return None
+            frame = self._frame(section.centre, section.frame.axes[2], turn)
+        return section
+
+    def disc(
+        self, value: int, cloud: np.ndarray, turn: float, above: Section | None, below: Section | None
+    ) -> Section | None:
+        """A disc, in the frame half-way between its neighbours' endplates, or its own where one is missing."""
+        plates = [body for body in (above and above.lower, below and below.upper) if body and not body.cut]
+        centre = cloud.mean(axis=0)
+        station = float(self.line.station(centre[None])[0])
+        up = -self.line.tangent(station) if not plates else np.sum([plate.normal for plate in plates], axis=0)
+        frame = self._frame(centre, up, turn)
+        section = None
+        for fine in (False, True):
+            section = self._section(value, frame, _around(frame, cloud, _DISC_ENDS, _DISC_MARGIN_MM), fine, bone=False)
+            if section is None:
+                return None
+            if len(plates) < 2:
+                frame = self._frame(section.centre, section.frame.axes[2], turn)
+        return section
+
+    def sacrum(self, value: int, disc: Section) -> Section | None:
+        """The uppermost part of the sacrum, for its upper endplate; what is called its lower one has no meaning."""
+        local = disc.frame.local(self.space.points(value))
+        below = np.abs(local[:, 2] + _SACRUM_MM / 2) < _SACRUM_MM / 2 + 3
+        if (below & (np.abs(local[:, 1]) < _SACRUM_AP_MM)).sum() < _FEW:
+            return None
+        reach = (-_SACRUM_AP_MM, _SACRUM_AP_MM), (-_SACRUM_MM, _PROMONTORY_MM)
+        frame, section = disc.frame, None
+        for fine in (False, False, True):
+            section = self._section(value, frame, reach, fine, bone=True)
+            if section is None:
+                return None
+            plate = section.upper
+            frame = Frame.facing((plate.front + plate.back) / 2, plate.normal, frame.axes[1])
+        return section
+
+    def _frame(self, origin: np.ndarray, up: np.ndarray, turn: float) -> Frame:
+        """A frame that looks back by `turn` and whose mid-sagittal plane holds the canal's middle."""
+        frame = Frame.facing(origin, up, np.cos(turn) * BACK + np.sin(turn) * LEFT)
+        station = self.line.crossing(frame.origin, frame.axes[2])
+        if station is None:
+            return frame
+        aside = float(frame.local(self.line.at(station))[0])
+        return Frame(frame.point(aside, 0, 0), frame.axes)
+
+    def _section(self, value: int, frame: Frame, reach: Reach, fine: bool, bone: bool) -> Section | None:
+        """The section in a frame, of bone only what lies in front of the canal; None where it has no outline."""
+        step = max(_FINEST_MM, self.space.pixel) * (1.0 if fine else _COARSE)
+        tall = step * (_BONE_STEP if bone else _DISC_STEP)
+        grid = Grid.spanning((-_LATERAL_MM, _LATERAL_MM, _LATERAL_STEP_MM), (*reach[0], step), (*reach[1], tall))
+        shown = self._shown(frame, grid.x)
+        slab = shown & (np.abs(grid.x) <= SLAB_MM)
+        if not slab.any():
+            return None
+        share = self.space.sample(value, frame, grid)
+        if bone:
+            share[:, grid.y[:, None] > self.line.y_at(frame, grid.z)] = 0
+        shape = outline(share[slab].mean(axis=0), grid.y, grid.z)
+        if shape is None:
+            return None
+        tilts = [_tilt(share[shown], grid.x[shown], grid, shape, last) for last in (True, False)]
+        flags = {FEW_SLICES} if self._shows_little(frame, grid.x, slab) or self._aside(frame) else set()
+        if shape.residual > _ROUGH_MM or (bone and _is_uneven(shape)) or value in self.doubtful:
+            flags.add(LOW_CONFIDENCE)
+        return self._made(value, frame, shape, tilts, frozenset(flags))
+
+    def _shown(self, frame: Frame, x: np.ndarray) -> np.ndarray:
+        """Which sagittal planes (X,) of a frame lie within the slices."""
+        slices = frame.origin[0] + x * frame.axes[0, 0]
+        half = self.space.spacing[0] / 2
+        return (slices >= -half - 1e-6) & (slices <= self.space.last[0] + half + 1e-6)
+
+    def _shows_little(self, frame: Frame, x: np.ndarray, slab: np.ndarray) -> bool:
+        """Whether fewer than two slices, or few of its planes (X,), are in a section."""
+        slices = np.unique(np.round((frame.origin[0] + x[slab] * frame.axes[0, 0]) / self.space.spacing[0]))
+        return bool(len(slices) < 2 or slab.sum() < _SEEN * (np.abs(x) <= SLAB_MM).sum())
+
+    def _aside(self, frame: Frame) -> bool:
+        """Whether there is a canal, but its middle is not to be seen at a body's or disc's height."""
+        line = self.line
+        station = line.crossing(frame.origin, frame.axes[2])
+        if station is None or line.first > line.last:
+            return False
+        return bool(line.sided[round(station)]) or not line.seen(station)
+
+    def _made(
+        self, value: int, frame: Frame, shape: Outline, tilts: list[float | None], flags: frozenset[str]
+    ) -> Section:
+        """The section with its frame turned to the mean of its two surfaces."""
+        corners = [frame.point(0, y, z) for y, z in shape.corners]
+        along = [_along(frame, curve, shape.ends) for curve in (shape.upper, shape.lower)]
+        known = [tilt for tilt in tilts if tilt is not None]
+        left = frame.axes[0] + (np.mean(known) if known else 0.0) * frame.axes[2]
+        up = np.cross(left, along[0] + along[1])
+        turned = Frame.facing(np.mean(corners, axis=0), up if up @ frame.axes[2] > 0 else -up, along[0] + along[1])
+        plates = []
+        for n in (0, 1):
+            front, rear = corners[2 * n], corners[2 * n + 1]
+            middle = frame.point(0, float(shape.corners[2 * n : 2 * n + 2, 0].mean()), shape.middles[n])
+            plates.append(Plate(front, rear, middle, along[n], frame, tilts[n], self._cut(front, rear, middle), flags))
+        return Section(value, turned, plates[0], plates[1], shape, frame, flags)
+
+    def _cut(self, *points: np.ndarray) -> bool:
+        """Whether a surface lies at the upper, lower, front or back border of the image."""
+        margin = np.array([max(_BORDER_MM, self.space.spacing[1]), self.space.spacing[2]])
+        return any(bool((p[1:] < margin).any() or (p[1:] > self.space.last[1:] - margin).any()) for p in points)
+
+
+def _around(frame: Frame, cloud: np.ndarray, ends: tuple[float, float], margin: float) -> Reach:
+    """The reach of points (N, 3) in a frame, from one percentile to another and so many mm beyond."""
+    low, high = np.percentile(frame.local(cloud)[:, 1:], ends, axis=0)
+    y, z = ((float(a) - margin, float(b) + margin) for a, b in zip(low, high, strict=True))
+    return y, z
+
+
+def _is_uneven(shape: Outline) -> bool:
+    """Whether one endplate of a body is much shorter than the other."""
+    depths = np.diff(shape.corners.reshape(2, 2, 2)[:, :, 0])
+    return bool(depths.min() < EVEN * depths.max())
+
+
+def _along(frame: Frame, curve: Curve, ends: tuple[float, float]) -> np.ndarray:
+    """Unit vector (3,) from end to end of a surface."""
+    vector = (ends[1] - ends[0]) * frame.axes[1] + float(curve(ends[1]) - curve(ends[0])) * frame.axes[2]
+    return np.asarray(vector / np.linalg.norm(vector))
+
+
+def _tilt(share: np.ndarray, x: np.ndarray, grid: Grid, shape: Outline, last: bool) -> float | None:
+    """Slope of the upper (`last`) or lower surface toward the left, mm per mm; None where too little is seen.
+
+    Args:
+        share: (X, Y, Z) of the structure at a grid's nodes, in the planes within the slices.
+        x: (X,) mm of these planes.
+        grid: the nodes, for its y and z.
+        shape: the mid-sagittal outline.
+        last: which surface.
+    """
+    plate = shape.corners[:2, 0] if last else shape.corners[2:, 0]
+    low, high = plate[0] + _PLATE_FROM * np.ptp(plate), plate[0] + _PLATE_TO * np.ptp(plate)
+    inner = (grid.y > low) & (grid.y < high)
+    height = edges(share[:, inner], grid.z, last)
+    x, y = np.meshgrid(x, grid.y[inner], indexing="ij")
+    expected = (shape.upper if last else shape.lower)(y)
+    known = np.isfinite(height) & (np.abs(height - expected) < _ON_PLATE_MM)
+    if known.sum() < _LEAST_NODES or np.ptp(x[known]) < _LEAST_WIDTH_MM:
+        return None
+    return _slope(x[known], y[known], height[known])
+
+
+def _slope(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
+    """dz/dx in the middle of a smooth surface through points (N,), outliers left out."""
+    terms = np.stack([np.ones_like(x), x, y, x * x, y * y], axis=1)
+    kept = np.ones(len(z), bool)
+    for _ in range(3):
+        solution = np.linalg.lstsq(terms[kept], z[kept], rcond=None)[0]
+        off = np.abs(terms @ solution - z)
+        kept = off <= max(_OUTLIER_MM, _OUTLIER * float(np.median(off)))
+    return float(solution[1])

@@ -1,0 +1,125 @@
+"""The steps from the discs found to all interfaces of a spine, each alone, on a block spine of known truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from builders import BLOCK_DISCS, CLASS_OF, block_spine
+
+from SAUNetLib.levels.bodies import Chain
+from SAUNetLib.levels.bone import Bone
+from SAUNetLib.levels.column import Column
+from SAUNetLib.levels.discs import Discs, Interface
+from SAUNetLib.levels.grid import WORKING_MM, Grid, bounding_box
+from SAUNetLib.levels.interfaces import between_bodies, filled, grown, joined, usual_spacings, volumes, without_false
+from SAUNetLib.levels.wall import find_column
+from SAUNetLib.volume import SagittalStack
+
+
+@pytest.fixture(scope="module")
+def grid() -> Grid:
+    classes = CLASS_OF[block_spine()]
+    box = bounding_box(classes)
+    assert box is not None
+    return Grid.of(SagittalStack(classes, 4.0, (1.0, 1.0), (0, 1, 2), (False, False, False)), box).thinned(WORKING_MM)
+
+
+@pytest.fixture(scope="module")
+def column(grid: Grid) -> Column:
+    return find_column(grid)[0]
+
+
+@pytest.fixture(scope="module")
+def bone(grid: Grid, column: Column) -> Bone:
+    return Bone.of(grid, column)
+
+
+@pytest.fixture(scope="module")
+def discs(grid: Grid, column: Column) -> Discs:
+    return Discs.of(grid, column)
+
+
+def in_parts(disc: Interface, number: int) -> tuple[Interface, Interface]:
+    """A disc as two parts, the second a smaller one 3 mm below, of that number."""
+    small = replace(disc, point=disc.point + 3 * disc.normal, station=disc.station + 3, number=number, parts=(number,))
+    return replace(disc, volume=0.7 * disc.volume), replace(small, volume=0.3 * disc.volume)
+
+
+def test_a_whole_spine_stays_as_it_is(bone: Bone, discs: Discs) -> None:
+    found = discs.interfaces
+    assert len(found) == len(BLOCK_DISCS)
+    for same in (joined(found, bone), without_false(found, bone), filled(found, bone, usual_spacings(found, bone))):
+        assert [one.number for one in same] == [one.number for one in found]
+
+
+def test_parts_of_a_disc_become_one(bone: Bone, discs: Discs) -> None:
+    found, many = discs.interfaces, len(discs.interfaces)
+    parts = in_parts(found[3], many + 1)
+    result = joined([*found[:3], *parts, *found[4:]], bone)
+    assert len(result) == many
+    assert result[3].parts == (4, many + 1) and result[3].number == 4
+    assert result[3].volume == pytest.approx(found[3].volume)
+
+
+def test_a_small_disc_within_bone_is_false(bone: Bone, discs: Discs) -> None:
+    above, below = discs.interfaces[2:4]
+    speck = Interface(
+        (above.point + below.point) / 2, above.normal, (above.station + below.station) / 2, 50.0, 5.0, 99, (99,)
+    )
+    found = [*discs.interfaces[:3], speck, *discs.interfaces[3:]]
+    assert [one.number for one in without_false(found, bone)] == [one.number for one in discs.interfaces]
+
+
+@pytest.mark.parametrize("gone", [[2], [2, 3]])
+def test_missing_discs_are_filled_in_where_they_were(bone: Bone, discs: Discs, gone: list[int]) -> None:
+    found = [one for n, one in enumerate(discs.interfaces) if n not in gone]
+    result = filled(found, bone, usual_spacings(found, bone))
+    assert [n for n, one in enumerate(result) if one.number == 0] == gone
+    for n in gone:
+        assert result[n].station == pytest.approx(discs.interfaces[n].station, abs=3)
+
+
+def test_the_ends_grow_to_the_last_bodies(bone: Bone, discs: Discs) -> None:
+    spacing = usual_spacings(discs.interfaces, bone)
+    ends = float(spacing[0]), float(spacing[-1])
+    middle = discs.interfaces[2:5]
+    result = grown(middle, bone, ends, upwards=True)
+    assert np.diff([one.station for one in result]).min() > 0
+    for disc in discs.interfaces[:-1]:  # below the last one stands no body
+        assert min(abs(disc.station - one.station) for one in result) < 3
+    downwards = grown(middle, bone, ends, upwards=False)
+    assert downwards[0] is middle[0] and len(downwards) > len(middle)
+
+
+def test_gaps_between_bodies_stand_in_for_discs(bone: Bone, discs: Discs) -> None:
+    result = between_bodies(bone)
+    assert len(result) == len(discs.interfaces) - 1
+    for one, disc in zip(result, discs.interfaces, strict=False):
+        assert one.number == 0 and one.station == pytest.approx(disc.station, abs=3)
+
+
+def test_nothing_comes_of_nothing(column: Column, grid: Grid) -> None:
+    none = Bone.of(replace(grid, classes=np.zeros_like(grid.classes)), column)
+    assert joined([], none) == without_false([], none) == between_bodies(none) == []
+    assert grown([], none, (35.0, 35.0), upwards=True) == []
+    assert volumes([], none).tolist() == [0.0]
+
+
+def test_the_chain_changes_no_disc(grid: Grid, column: Column, discs: Discs) -> None:
+    before = discs.map.copy()
+    parts = in_parts(discs.interfaces[3], len(discs.interfaces) + 1)
+    found = [*discs.interfaces[:3], *parts, *discs.interfaces[4:]]
+    chain = Chain.of(grid, column, found)
+    assert len(chain.interfaces) == len(discs.interfaces)
+    np.testing.assert_array_equal(discs.map, before)
+
+
+def test_discs_are_renumbered_by_the_chain(grid: Grid, discs: Discs) -> None:
+    one, two, *others = discs.interfaces
+    result = discs.only([one.with_part(two), *others[1:]])
+    kept = one.number if one.volume >= two.volume else two.number
+    assert set(np.unique(result.map[np.isin(discs.map, (one.number, two.number))]).tolist()) == {kept}
+    assert not result.map[discs.map == others[0].number].any()
+    assert len(result.interfaces) == len(discs.interfaces) - 2
