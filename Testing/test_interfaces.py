@@ -72,6 +72,33 @@ def test_a_small_disc_within_bone_is_false(bone: Bone, discs: Discs) -> None:
     assert [one.number for one in without_false(found, bone)] == [one.number for one in discs.interfaces]
 
 
+@pytest.mark.parametrize("lowest", [True, False])
+def test_a_small_disc_too_near_the_last_one_is_false(bone: Bone, discs: Discs, lowest: bool) -> None:
+    """It would make a level so low that the usual distance falls, and a whole vertebra is cut in two."""
+    found = discs.interfaces[1:-1]
+    end, way = (found[-1], 1) if lowest else (found[0], -1)
+    speck = replace(end, point=end.point + 8 * way * end.normal, station=end.station + 8 * way, number=99, parts=(99,))
+    small = replace(speck, volume=0.1 * end.volume, depth=0.3 * end.depth)
+    for last, kept in ((small, False), (speck, True)):
+        result = without_false([*found, last] if lowest else [last, *found], bone)
+        assert (last in result) == kept and len(result) == len(found) + kept
+    assert small in without_false([end, small] if lowest else [small, end], bone), (
+        "of two it is not known which is false"
+    )
+
+
+def test_a_level_higher_than_the_bodies_are_deep_is_one(bone: Bone, discs: Discs) -> None:
+    """Where nothing narrows the bone between two discs, one vertebra lies there, also if the others are lower."""
+    shallow = replace(bone)
+    vars(shallow)["extents"] = np.full(9, 23.0)
+    found = list(discs.interfaces[:5])
+    for at in (0, 4):
+        one = found[at]
+        found[at] = replace(one, point=one.point + 6 * one.normal, station=one.station + 6)
+    assert usual_spacings(found, shallow) == pytest.approx(34.0, abs=0.7)
+    assert len(filled(found, shallow, usual_spacings(found, shallow))) == len(found)
+
+
 @pytest.mark.parametrize("gone", [[2], [2, 3]])
 def test_missing_discs_are_filled_in_where_they_were(bone: Bone, discs: Discs, gone: list[int]) -> None:
     found = [one for n, one in enumerate(discs.interfaces) if n not in gone]

@@ -215,6 +215,31 @@ def test_pieces_of_a_vertebra_below_the_lowest_disc_are_no_sacrum(spine: np.ndar
     assert "LEVELS_DOUBTFUL" in codes(named(damaged))
 
 
+@pytest.mark.parametrize(("rows", "doubtful"), [(7, False), (24, True), (58, False)])
+def test_what_lies_far_below_the_spine_is_none_of_it(spine: np.ndarray, rows: int, doubtful: bool) -> None:
+    """A rim of the lowest vertebra is near its disc, and the next vertebra no farther than one is."""
+    damaged = CLASS_OF[np.pad(spine, ((0, 0), (0, 60), (0, 0)))]
+    last = np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))[-1]
+    piece = (slice(5, 9), slice(last + rows, last + rows + 4), slice(38, 52))
+    damaged[piece] = VERTEBRA
+    result = name_structures(stack_of(damaged))
+    assert ("LEVELS_DOUBTFUL" in codes(result)) == doubtful
+    assert result.labels[piece].any() == (rows == 7)
+
+
+def test_a_rim_above_the_highest_disc_is_of_the_vertebra_above(spine: np.ndarray) -> None:
+    """Where the image ends just above a disc, with nothing of that vertebra's arch."""
+    rows = np.flatnonzero((spine == value_of("T11/T12")).any(axis=(0, 2)))
+    cut = spine[:, rows[0] - 1 :].copy()
+    above = cut == value_of("T11")
+    above[6:8, :, 30:44] = False  # what stays
+    cut[above] = 0
+    assert 20 < (cut == value_of("T11")).sum() * 4 < 300, "mm3"
+    result = named(cut)
+    body = cut == value_of("T11")
+    assert (result.labels[body] == value_of("T11")).mean() > 0.9
+
+
 def test_fat_taken_for_canal_beyond_the_canal_s_end_bends_no_column(spine: np.ndarray) -> None:
     """In other rows than the canal, so that nothing lies beside it."""
     wide = np.pad(spine, ((0, 0), (80, 0), (110, 0)))

@@ -155,7 +155,7 @@ _STEEP = -8.0
 _ROOM_MM, _ROOM_ODDS = (5.0, 30.0), (-2.0, 4.0)
 """Image below the lowest disc in which another vertebra would begin to show, and would show well; and how the sacrum is
 spoken for where none does, here and below as logarithms of the odds (chosen)."""
-_CUT_ODDS, _DISC_ODDS, _CANAL_ODDS = -4.0, 1.0, 1.5
+_CUT_ODDS, _DISC_ODDS, _CANAL_ODDS = -2.0, 1.0, 1.5
 """How it is spoken for by a vertebra below that the image ends in, by a disc, and by a canal that goes on (chosen)."""
 _PROCESSES_MM = 64.0
 """From tip to tip of a lumbar vertebra's transverse processes it is at least so far."""
@@ -171,9 +171,9 @@ _BONE_BELOW_MM = ((7.0, 20.0), (22.0, 33.0))
 that it is compared with (the first of both)."""
 _BONE = 0.3
 """Its signal is at least this share of the vertebrae's: 0.47 in 47 volumes and 207 slices; 0.09 in padding, voids."""
-_LEFT_MM3, _LEFT_BELOW_MM, _LEFT_ASIDE_MM, _LEFT_BEHIND_MM = 300.0, 15.0, 16.0, 10.0
-"""So much of a vertebra so far below the lowest disc, and no farther beside the column and behind it, is no sacrum: 140
-mm3 at most in 47 volumes, 390 and more where a vertebra below was found in part."""
+_LEFT_MM3, _LEFT_BELOW_MM, _LEFT_FAR_MM, _LEFT_ASIDE_MM, _LEFT_BEHIND_MM = 180.0, 15.0, 50.0, 16.0, 10.0
+"""So much of a vertebra so far below the lowest disc, no farther than the next one and no farther beside the column and
+behind it, is no sacrum: 140 mm3 at most in 47 volumes, 190 and more where a vertebra below was found in part."""
 
 
 def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
@@ -208,7 +208,8 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
 def _vertebra_below(spine: Spine) -> bool:
     """Whether parts of a vertebra's body were found below the lowest disc."""
     grid, column, points = spine.grid, spine.column, spine.voxels.points
-    points = points[points[:, 1] > spine.chain.interfaces[-1].point[1] + _LEFT_BELOW_MM]
+    disc = spine.chain.interfaces[-1]
+    points = points[(points[:, 1] > disc.point[1] + _LEFT_BELOW_MM) & (disc.below(points) < _LEFT_FAR_MM)]
     aside = np.abs(points[:, 0] - np.interp(points[:, 1], column.rows, column.side))
     # The arch above a steep disc reaches far down.
     depth = column.depth(points)

@@ -130,6 +130,9 @@ def _component(
     if bodies.sum() * voxel > max(_BODY_MM3, _BODY_SHARE * volume):
         number = _of_body(located, bodies, arch)
         cost = {} if number is None else {number: 0.0}
+    elif not len(arch.place) and bodies.mean() > _MOSTLY:
+        # A rim of a body whose most part lies outside of the image: between discs, it has its number.
+        return _Component(own, None, volume)
     else:
         cost = _costs(located, numbers)
         number = min(cost, key=cost.__getitem__) if cost and _is_short(arch) else None

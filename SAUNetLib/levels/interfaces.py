@@ -40,6 +40,9 @@ _LITTLE, _SHALLOW = 0.4, 0.6
 """A false disc has less than these shares of the usual volume and depth (chosen)."""
 _STILL_ONE = 1.35
 """Without a false disc its neighbours are no farther apart than so many usual distances: one level (chosen)."""
+_FEW, _NO_VERTEBRA = 4, 0.5
+"""Of so many discs and more the highest and the lowest one too may be false: closer to the next one than this share of
+the usual distance (chosen)."""
 _FALSE_WITHIN_MM, _FALSE_BONE = 5.0, 0.5
 """Around a false disc there is bone: so near to it, the thinnest place has more than this share of that beside it."""
 
@@ -107,7 +110,7 @@ def usual_spacings(interfaces: Sequence[Interface], bone: Bone) -> np.ndarray:
         return np.array([expected])
     if len(gaps) < _LONG:
         levels = np.maximum(1, np.round(gaps / expected))
-        if np.median(levels) > 1 and _whole_between(interfaces, bone):
+        if levels.max() > 1 and _whole_between(interfaces, bone):
             levels = np.maximum(1, np.round(gaps / np.median(gaps)))
         return np.full(len(gaps), np.median(gaps / levels))
     near = [slice(max(0, n - _AROUND), n + _AROUND + 1) for n in range(len(gaps))]
@@ -162,13 +165,15 @@ def without_false(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
 
 
 def _is_false(discs: Sequence[Interface], at: int, bone: Bone) -> bool:
-    """Whether the disc of that index is none; the highest and the lowest one are never false."""
-    if not 0 < at < len(discs) - 1:
-        return False
+    """Whether the disc of that index is none: a small one among others, or too near the last of a few."""
     one = discs[at]
     volume, depth = np.median([disc.volume for disc in discs]), np.median([disc.depth for disc in discs])
     if not (one.volume < _LITTLE * volume and one.depth < _SHALLOW * depth):
         return False
+    if not 0 < at < len(discs) - 1:
+        beside = 0 if at == 0 else -1
+        few = len(discs) < _FEW
+        return not few and bool(_gaps(discs)[beside] < _NO_VERTEBRA * usual_spacings(discs, bone)[beside])
     apart = float(np.linalg.norm(discs[at + 1].point - discs[at - 1].point))
     if not apart < _STILL_ONE * usual_spacings(discs, bone)[at]:
         return False

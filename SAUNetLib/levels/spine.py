@@ -16,8 +16,8 @@ from .waves import shared_out
 
 _TRACE_MM2 = 15.0
 """A slice that shows no more of a vertebra shows a trace of it (chosen)."""
-_RIM = 0.05
-"""Below this share of its neighbour a body is a rim of the neighbour's that reaches past the disc."""
+_RIM, _RIM_MM = 0.05, 12.0
+"""Below this share of its neighbour a body is a rim of the neighbour's that reaches past the disc, so far at most."""
 _UPPER_HALF = 0.5
 """C1's anterior arch lies higher than this part of C2's height above its disc: beside the odontoid process."""
 
@@ -77,7 +77,8 @@ class Spine:
         below = number > chain.last
         if below.any():
             rim = chain.volume[-1] < _RIM * chain.volume[chain.last]
-            number[below] = chain.last if rim else NO_BODY
+            near = chain.interfaces[-1].below(points[below]) < _RIM_MM
+            number[below] = np.where(near & rim, chain.last, NO_BODY)
         return number
 
     def _disc_numbers(self, voxels: Voxels) -> np.ndarray:
