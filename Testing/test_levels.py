@@ -261,6 +261,17 @@ def test_parts_of_a_disc_one_above_the_other_are_one_whatever_is_between(spine: 
     assert agreement(spine, result.labels) > 0.95
 
 
+def test_a_vertebra_found_in_part_only_is_told(spine: np.ndarray) -> None:
+    """The names above it rest on its being one."""
+    damaged = spine.copy()
+    within = damaged == value_of("L3")
+    within[6:8] = False
+    damaged[within] = 0
+    assert codes(named(spine)) == ["LEVELS_ASSUMED"]
+    told = {notice.code: notice.text for notice in named(damaged).notices}
+    assert "Of L3 far less was found" in told["VERTEBRA_SMALL"]
+
+
 def flattened(spine: np.ndarray, level: str, kept: int) -> np.ndarray:
     """A spine in which all but some rows of a body are gone, and what lies above has come down: vertebra plana."""
     body = (spine == value_of(level)) & (np.arange(spine.shape[2]) < 50)

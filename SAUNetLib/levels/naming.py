@@ -15,6 +15,10 @@ from .anchor import SACRUM, Anchor, find_anchor
 from .grid import Grid, Image, bounding_box
 from .spine import Spine
 
+_FAR_SMALLER = 0.35
+"""A body below this share of its neighbours' volume is no whole one: 0.45 and more in SPIDER's label maps, fractures
+among them, but for one that leaves the slices."""
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -140,6 +144,14 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
                 "by their height. Check the levels.",
             )
         )
+    if small := [level for k in _small(spine) if (level := anchor.level.get(k))]:
+        notices.append(
+            Notice(
+                "VERTEBRA_SMALL",
+                f"Of {', '.join(small)} far less was found than of the vertebrae beside: collapsed, outside of the "
+                "slices, or not found as a whole. Check it, and the levels above.",
+            )
+        )
     cut_sacrum = chain.last_cut and anchor.level.get(chain.last) == SACRUM  # a piece of it, taken for a vertebra's bone
     pieces = {chain.last} if cut_sacrum else set()
     extra = [k for k in present - pieces if anchor.level.get(k, SACRUM) == SACRUM]
@@ -155,6 +167,17 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
             )
         )
     return notices
+
+
+def _small(spine: Spine) -> list[int]:
+    """Numbers of the complete vertebrae whose bodies are far smaller than those of up to two on either side."""
+    volume = spine.chain.volume[: spine.chain.lowest + 1]
+    found = []
+    for k in range(1, len(volume)):
+        beside = [volume[n] for n in (k - 2, k - 1, k + 1, k + 2) if 1 <= n < len(volume)]
+        if beside and volume[k] < _FAR_SMALLER * np.median(beside):
+            found.append(k)
+    return found
 
 
 def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
