@@ -150,8 +150,9 @@ def run_batch(
             waiting = (one for one in find_studies(archive, output) if not known.is_done(one, sha256, output))
             task = {"archive": archive.resolve(), "output": output.resolve(), "model": chosen, "sha256": sha256}
             try:
-                _work(client, waiting, {**task, "device": device}, known, output / JOURNAL, report)
+                _work(client, waiting, {**task, "device": device}, output / JOURNAL, report)
             finally:
+                known = read_batch(output)  # an interrupt may have come between a line and what is known
                 with write_beside(output / SUMMARY, ".csv") as temporary:
                     _write_summary(known, temporary)
     except Timeout as busy:
@@ -235,7 +236,6 @@ def _work(
     client: Client,
     waiting: Iterator[Study],
     task: Mapping[str, Any],
-    known: Batch,
     journal: Path,
     report: Callable[[int, int], None],
 ) -> None:
@@ -274,7 +274,6 @@ def _work(
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            known.records[study.place] = record
             done += 1
             submit()
             report(done, submitted)

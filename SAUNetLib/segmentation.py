@@ -9,7 +9,7 @@ import numpy as np
 
 from .anatomy import Encoding, Structure, encodings
 from .errors import UsageError
-from .volume import Geometry
+from .volume import Geometry, SagittalStack, Volume
 
 _ORDER = {"canal": 0, "vertebra": 1, "disc": 1, "sacrum": 2}
 
@@ -99,6 +99,10 @@ class Segmentation:
     def has_parts(self) -> bool:
         """Whether vertebral bodies and posterior elements are separate structures."""
         return self.encoding.name == "parts"
+
+    def stack(self) -> SagittalStack:
+        """The labels as canonical sagittal slices."""
+        return SagittalStack.of(Volume(self.labels, self.geometry))
 
     def require_levels(self) -> None:
         """Refuse three classes where only structures with levels make sense.

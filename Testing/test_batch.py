@@ -192,7 +192,13 @@ def started(archive, tmp_path, tiny_model):
     command = [sys.executable, "-m", "SAUNetLib", "batch", str(archive), "--output", str(tmp_path / "out"),
                "--workers", "2", "--model", str(tiny_model), "--device", "cpu"]  # fmt: skip
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit it ignored
     ) as one:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and one.poll() is None and not written(tmp_path / "out"):

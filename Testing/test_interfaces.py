@@ -11,6 +11,7 @@ from builders import BLOCK_DISCS, CLASS_OF, block_spine
 from SAUNetLib.levels.bodies import Chain
 from SAUNetLib.levels.bone import Bone
 from SAUNetLib.levels.column import Column
+from SAUNetLib.levels.components import _chosen, _Component
 from SAUNetLib.levels.discs import Discs, Interface
 from SAUNetLib.levels.grid import WORKING_MM, Grid, bounding_box
 from SAUNetLib.levels.interfaces import between_bodies, filled, grown, joined, usual_spacings, volumes, without_false
@@ -150,3 +151,13 @@ def test_discs_are_renumbered_by_the_chain(grid: Grid, discs: Discs) -> None:
     assert set(np.unique(result.map[np.isin(discs.map, (one.number, two.number))]).tolist()) == {kept}
     assert not result.map[discs.map == others[0].number].any()
     assert len(result.interfaces) == len(discs.interfaces) - 2
+
+
+def test_the_tip_of_a_joint_tells_nothing_of_the_order_of_processes() -> None:
+    """It hangs on its body and lies lower than that one's arch, which is a component of its own."""
+    some = np.arange(3)
+    body = _Component(some, 5, 19000.0, 60.0, 4.8, (0.0, 0.0), {5: 0.0})
+    process = _Component(some, 5, 4200.0, 4200.0, 5.5, (0.0, 22.0), {5: 0.1, 6: 0.8})
+    above = _Component(some, 4, 3500.0, 3500.0, 4.5, (0.0, 22.0), {4: 0.1, 5: 0.8})
+    assert _chosen([above, body, process], range(8)) == [4, 5, 5]
+    assert _chosen([above, replace(body, behind=3000.0), process], range(8)) == [4, 5, 6], "as if it were the arch"

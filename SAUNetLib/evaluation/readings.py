@@ -19,7 +19,6 @@ from ..formats.volumes import read_volume
 from ..levels import name_structures
 from ..measurements import Measurements, measure
 from ..segmentation import Segmentation
-from ..volume import SagittalStack, Volume
 from .intervals import interval
 
 GRADINGS = "radiological_gradings.csv"
@@ -117,7 +116,7 @@ def read_readings(table: Path) -> list[dict[str, str]]:
 def measure_labels(labels: Path, image: Path) -> Measurements:
     """The measures of a label map of the three classes, its structures told apart by `levels.name_structures`."""
     classes, volume = read_segmentation(labels), read_volume(image)
-    stack = SagittalStack.of(Volume(classes.labels, classes.geometry))
+    stack = classes.stack()
     named = name_structures(stack)
     return measure(Segmentation(stack.restore(named.labels), classes.geometry, partial=named.partial), volume)
 

@@ -66,7 +66,7 @@ def write_preview(volume: Volume, segmentation: Segmentation, path: str | Path) 
 def draw_preview(volume: Volume, segmentation: Segmentation) -> Image.Image:
     """The picture of `write_preview`, RGB; volume and segmentation lie on one grid."""
     stack = SagittalStack.of(volume)
-    labels = SagittalStack.of(Volume(segmentation.labels, segmentation.geometry))
+    labels = segmentation.stack()
     views = _views(labels, segmentation)
     window = grey_window(stack.slices[[view.number for view in views]])
     rows, columns = (count * size for count, size in zip(stack.slices.shape[1:], stack.pixel, strict=True))

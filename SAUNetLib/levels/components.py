@@ -36,10 +36,11 @@ _ONE_LONG = 1.1
 """A vertebra's arch and processes are shorter than so many levels, where they hang on no body (chosen)."""
 
 _LARGE_MM3 = 400.0
-"""Smaller components behind the canal tell nothing of the order of the others (chosen)."""
+"""Less than this behind the canal tells nothing of the order of components (chosen): the tip of a joint that hangs on a
+body does not lie where that one's arch does."""
 _NEXT = 0.5
 """From so many levels apart on, components in the same slices lie one below the other (chosen)."""
-_PROCESS_LONG = 1.25
+_PROCESS_LONG = 1.3
 """A spinous process is shorter than so many levels (chosen)."""
 _MOST = 0.55
 """It belongs to the vertebra that more than this share of it went to (chosen)."""
@@ -86,6 +87,7 @@ class _Component:
         voxels: where its voxels are in the list of the vertebrae's voxels.
         number: the vertebra that all of it belongs to, `NO_BODY` for none, or None where waves share it out.
         volume: mm3.
+        behind: mm3 of what lies well behind the bodies.
         place: mean place in levels of what lies well behind the bodies, NaN if nothing does.
         span: extent of that along the slices, mm.
         cost: by vertebra that it may belong to, how far it lies from where that one's arch is expected.
@@ -94,6 +96,7 @@ class _Component:
     voxels: np.ndarray
     number: int | None
     volume: float = 0.0
+    behind: float = 0.0
     place: float = np.nan
     span: tuple[float, float] = (0.0, 0.0)
     cost: dict[int, float] = field(default_factory=dict)
@@ -101,7 +104,7 @@ class _Component:
     @property
     def tells_order(self) -> bool:
         """Whether it is one vertebra's and large enough behind the canal to be lined up with others."""
-        return self.number is not None and bool(np.isfinite(self.place)) and self.volume > _LARGE_MM3
+        return self.number is not None and self.behind > _LARGE_MM3
 
     def apart(self, below: _Component) -> int:
         """1 where another one lies below, so that it cannot be the same vertebra's; 0 where it may be."""
@@ -140,7 +143,7 @@ def _component(
         return _Component(own, number, volume, cost=cost)
     sides = points[own[behind], 0]
     span = float(sides.min()), float(sides.max())
-    return _Component(own, number, volume, float(arch.place.mean()), span, cost)
+    return _Component(own, number, volume, len(arch.place) * voxel, float(arch.place.mean()), span, cost)
 
 
 def _of_body(located: Located, bodies: np.ndarray, arch: Located) -> int | None:

@@ -15,8 +15,9 @@ from .column import Column
 from .grid import Box, Grid, Voxels, bounding_box
 from .ladder import Ladder, Located
 
-_GEODESIC_MM = 1.6
-"""Grid on which posterior elements are shared out: never finer."""
+_GEODESIC_MM = 2.4
+"""Grid on which posterior elements are shared out: never finer. On 1.6 mm no fewer of ten phantoms' voxels go to a wrong
+vertebra (3.2 %), and it takes twice as long."""
 _WALL_DEPTH = -5.0
 """Waves start from the bodies' voxels behind this many mm."""
 _FRONT_DEPTH = -15.0

@@ -45,7 +45,7 @@ def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measure
     check_geometry(segmentation.geometry, "the segmentation")
     segmentation, volume = _in_field(merge_parts(segmentation), volume)
     if not segmentation.partial:  # NIfTI has no room for it
-        stack = SagittalStack.of(Volume(segmentation.labels, segmentation.geometry))
+        stack = segmentation.stack()
         segmentation = replace(segmentation, partial=cut_structures(stack.slices))
     return _Measuring(segmentation, volume).result()
 
@@ -55,7 +55,7 @@ def _in_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmen
 
     Without the image, structures that are known to be cut although they do not touch the border say where it ended.
     """
-    stack = SagittalStack.of(Volume(segmentation.labels, segmentation.geometry))
+    stack = segmentation.stack()
     labelled = [np.flatnonzero(lines) for lines in _lines_with_labels(stack.slices)]
     if not len(labelled[0]):
         return segmentation, volume

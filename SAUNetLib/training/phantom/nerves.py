@@ -6,13 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...anatomy import structures
+from ...anatomy import CANAL_VALUE, structures
 from .canvas import Canvas, Region
 from .shapes import capsule, ellipsoid
 from .spine import Spine
 from .tissues import Tissue
 
-CANAL = next(value for value, row in structures().items() if row.kind == "canal")
 BONES = [value for value, row in structures().items() if row.kind in ("vertebra", "sacrum")]
 
 
@@ -75,7 +74,7 @@ def paint_sac(canvas: Canvas, spine: Spine, rng: np.random.Generator) -> None:
         # In front the bone has the right of way: where a body has slipped, its corner stands out into the canal.
         sac = inside & (r2 < 1) & ((v > 0) | ~np.isin(region.label, BONES))
         region.paint(inside & (r2 < (1 + 0.7 / b) ** 2) & ~sac & (region.label == 0), Tissue.LIGAMENT)
-        region.paint(sac, Tissue.CSF, CANAL)
+        region.paint(sac, Tissue.CSF, CANAL_VALUE)
         z = region.canvas.z[region.where[0], region.where[1]][:, :, None]
         taper = np.clip((z - conus) / 22, 0, 1)
         cord = np.where(taper > 0, (2.0 + 2.4 * taper) * spine.vertebrae[0].size, 0)
