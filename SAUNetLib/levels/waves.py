@@ -16,7 +16,7 @@ from .grid import Box, Grid, Voxels, bounding_box
 from .ladder import Ladder, Located
 
 _GEODESIC_MM = 2.4
-"""Grid on which posterior elements are shared out: never finer. On 1.6 mm no fewer of ten phantoms' voxels go to a wrong
+"""Grid on which posterior elements are shared out: never finer. On 1.6 mm as many of ten phantoms' voxels go to a wrong
 vertebra (3.2 %), and it takes twice as long."""
 _WALL_DEPTH = -5.0
 """Waves start from the bodies' voxels behind this many mm."""
