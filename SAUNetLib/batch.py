@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .formats.atomic import ending_of, write_beside
 from .formats.dicom import list_series
-from .formats.dicom_files import is_dicom
+from .formats.dicom_files import image_files
 from .formats.headers import ENDINGS
 
 if TYPE_CHECKING:
@@ -161,8 +161,12 @@ def run_batch(
 
 
 def find_studies(archive: Path, output: Path) -> Iterator[Study]:
-    """The image files and folders with DICOM files below a folder, in order; hidden ones and `output` are left out."""
-    for parent, folders, names in os.walk(archive):
+    """The image files and folders with DICOM files below a folder; hidden ones and `output` are left out.
+
+    A folder that cannot be read is one too, so that its absence is told.
+    """
+    closed: list[OSError] = []
+    for parent, folders, names in os.walk(archive, onerror=closed.append):
         here = Path(parent)
         folders[:] = sorted(one for one in folders if one[0] != "." and (here / one).resolve() != output.resolve())
         names = sorted(one for one in names if not one.startswith("."))
@@ -173,8 +177,10 @@ def find_studies(archive: Path, output: Path) -> Iterator[Study]:
             name = stem if stems[stem.casefold()] == 1 else one
             yield Study((here / one).relative_to(archive).as_posix(), name, _stamp([here / one]))
         others = [here / one for one in names if one not in images]
-        if any(is_dicom(one) for one in others):
+        if any(image_files(here, below=False, lost=[])):
             yield Study(here.relative_to(archive).as_posix(), "", _stamp(others))
+    for failure in closed:
+        yield Study(Path(failure.filename).relative_to(archive).as_posix(), "", "")
 
 
 def _stamp(paths: Sequence[Path]) -> str:

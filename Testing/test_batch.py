@@ -1,6 +1,7 @@
 """`saunet batch`: an archive on real Dask workers; what is done stays done, whatever dies or is refused meanwhile."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -149,6 +150,25 @@ def test_studies_are_found_in_order_and_results_are_none(archive):
     os.utime(first, ns=(0, 0))
     assert list(find_studies(archive, archive / "p2"))[-1].stamp != before
     assert Batch().counts() == {"segmented": 0, "refused": 0, "failed": 0}
+
+
+def test_a_folder_that_cannot_be_read_is_told(run, archive, monkeypatch):
+    listed = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("p1"):
+            raise PermissionError(errno.EACCES, "closed", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    status, _, _, told = run()
+    assert status == 0 and (told["p1"]["status"], told["p1"]["code"]) == ("refused", "INPUT_UNREADABLE")
+
+
+def test_images_that_arrived_empty_are_told(run, archive):
+    (archive / "p3").mkdir()
+    (archive / "p3" / "1.dcm").touch()
+    assert run()[3]["p3"]["code"] == "INPUT_UNREADABLE"
 
 
 def test_two_runs_do_not_share_an_output(run, tmp_path):

@@ -304,12 +304,14 @@ def test_real_worker_answers_without_torch_being_loaded_here(run, tiny_model):
     assert Path(workerCommand(ROOT)[2]).is_file()
 
 
-def test_panel_imports_no_torch():
+def test_panel_imports_neither_torch_nor_simpleitk():
+    """Slicer must not wait for them when it starts."""
     import subprocess
 
     code = (
         "import sys; sys.path[:0] = sys.argv[1:]; sys.modules['torch'] = None\n"
         "from harness import install; install()\n"
+        "sys.modules['SimpleITK'] = None\n"
         "import SAUNetPanel.Widget, SAUNetPanel.SelfTest, SAUNetPanel.SampleVolumes"
     )
     paths = [str(ROOT / "Testing"), str(ROOT / "SAUNetSegmentation")]

@@ -20,7 +20,6 @@ from SAUNetLib.anatomy import (
     Structure,
     encodings,
 )
-from SAUNetLib.segmentation import short_description
 
 from .Cards import PanelError
 from .Result import (
@@ -242,6 +241,8 @@ class SceneNodes:
         A NIfTI header has room for 80 characters: encoding, doubts and model, as the engine's own files have it.
         """
         import SimpleITK as sitk
+
+        from SAUNetLib.segmentation import short_description
 
         labels, matrix, _transform = mergedLabels(node)
         lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
