@@ -27,6 +27,10 @@ AIR_HU, CT_AIR = (-1100, -900), 0.05
 """Hounsfield units of air, and the part of the voxels that must have them in what is taken for a CT."""
 ORTHONORMAL_TOLERANCE = 1e-3
 MOST_VOXELS = 2**28
+STRAIGHTEN = "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)"
+SHRINK = "Crop it to the spine or resample it to coarser voxels"
+REPLACE = "Replace them (for example by zero) and try again"
+"""What to do about an image of which these things are wrong, wherever that is noticed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,13 +194,13 @@ def check_geometry(geometry: Geometry, name: str = "volume") -> None:
         raise InputError(
             "INPUT_DIRECTION",
             f"the axes of {name} are sheared or not of unit length",
-            "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)",
+            STRAIGHTEN,
         )
     if np.prod(np.asarray(geometry.size, float)) > MOST_VOXELS:
         raise InputError(
             "INPUT_TOO_LARGE",
             f"{name} has {' x '.join(map(str, geometry.size))} voxels",
-            "Crop it to the spine or resample it to coarser voxels",
+            SHRINK,
         )
     left_right, *in_plane = _anatomical_axes(direction)
     thick = int(np.argmax(spacing))
@@ -240,7 +244,7 @@ def check_volume(volume: Volume) -> None:
         raise InputError(
             "INPUT_VALUES",
             f"{name} holds NaN, infinite or absurdly large values",
-            "Replace them (for example by zero) and try again",
+            REPLACE,
         )
     if low == high:
         raise InputError("INPUT_CONSTANT", f"every voxel of {name} has the same value", "Choose another volume")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..volume import Geometry, orthonormal
+from ..volume import STRAIGHTEN, Geometry, orthonormal
 from .dicom_files import unreadable
 
 UNEVEN = 0.05
@@ -96,7 +96,7 @@ def ordered(series: Series) -> tuple[tuple[Frame, ...], Geometry]:
         raise InputError(
             "INPUT_DIRECTION",
             f"the slices of {name} are shifted against each other: a sheared acquisition",
-            "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)",
+            STRAIGHTEN,
         )
     geometry = Geometry(
         (first.size[1], first.size[0], len(frames)),

@@ -20,7 +20,7 @@ import nrrd
 import numpy as np
 
 from ..errors import InputError
-from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE, orthonormal
+from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE, REPLACE, SHRINK, STRAIGHTEN, orthonormal
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 MOST_BYTES = 2 * MOST_VOXELS
@@ -101,7 +101,7 @@ def check_steps(steps: np.ndarray, name: str, tolerance: float = ORTHONORMAL_TOL
         raise InputError(
             "INPUT_DIRECTION",
             f"the axes of {name} are sheared",
-            "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)",
+            STRAIGHTEN,
         )
     return lengths
 
@@ -131,7 +131,7 @@ def _check_size(size: Iterable[int], voxel_bytes: int, path: Path) -> int:
         raise InputError(
             "INPUT_TOO_LARGE",
             f"{path.name} declares {' x '.join(map(str, counts))} voxels ({total / 2**30:.1f} GiB)",
-            "Crop it to the spine or resample it to coarser voxels",
+            SHRINK,
         )
     return total
 
@@ -181,7 +181,7 @@ def _check_nifti(path: Path) -> None:
                 raise InputError(
                     "INPUT_VALUES",
                     f"{path.name} holds NaN or infinite values",
-                    "Replace them (for example by zero) and try again",
+                    REPLACE,
                 )
         _check_length(path, found, total)
 
