@@ -14,6 +14,8 @@ from .errors import InputError
 
 LARGEST_PIXEL_MM = 3.0
 """Coarser pixels than this show no disc; the image is refused."""
+SMALLEST_STEP_MM, LARGEST_STEP_MM, LARGEST_FIELD_MM = 0.05, 20.0, 2000.0
+"""From voxel to voxel, from slice to slice, and of a slice: beyond, the unit is another one than mm."""
 THICK_RATIO = 1.5
 """An axis is thick when its voxels are this many times longer than along the other two."""
 LARGEST_SPACING_MM = 50.0
@@ -25,6 +27,8 @@ LABELS, FLAT = 64, 0.8
 """A label map has at most so many values, and this part of its neighbours along a row are equal."""
 AIR_HU, CT_AIR = (-1100, -900), 0.05
 """Hounsfield units of air, and the part of the voxels that must have them in what is taken for a CT."""
+CT_RANGE = (-3100, 100)
+"""A CT's lowest value is no lower, as padding is, and its highest one higher."""
 ORTHONORMAL_TOLERANCE = 1e-3
 MOST_VOXELS = 2**28
 STRAIGHTEN = "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)"
@@ -219,7 +223,8 @@ def check_geometry(geometry: Geometry, name: str = "volume") -> None:
         )
     pixel = spacing[list(in_plane)]
     extent = pixel * np.asarray(geometry.size)[list(in_plane)]
-    if pixel.max() > LARGEST_PIXEL_MM or spacing.min() < 0.05 or spacing[left_right] > 20 or extent.max() > 2000:
+    steps = spacing.min() < SMALLEST_STEP_MM or spacing[left_right] > LARGEST_STEP_MM
+    if pixel.max() > LARGEST_PIXEL_MM or steps or extent.max() > LARGEST_FIELD_MM:
         raise InputError(
             "INPUT_SPACING",
             f"{name} has voxels of {shown} mm and sagittal slices of {extent[1]:.4g} x {extent[0]:.4g} mm",
@@ -267,7 +272,9 @@ def check_content(volume: Volume) -> None:
             f"{name} looks like a label map: few different values in large even areas",
             "Give the image on which it was drawn",
         )
-    if not (-3100 <= some.min() <= AIR_HU[1] and some.max() > 100):  # most MRI: none of it needs to be counted
+    if not (
+        CT_RANGE[0] <= some.min() <= AIR_HU[1] and some.max() > CT_RANGE[1]
+    ):  # most MRI: none of it needs to be counted
         return
     stack = SagittalStack.of(volume)
     if stack.slices[stack.field()].min() >= 0:  # padding like air around an MRI; a CT has fat and air inside, too
