@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Literal, cast
@@ -22,14 +22,15 @@ CANAL_VALUE = 2
 PARTS_OFFSET = 100
 """In a label map with parts, a vertebra's posterior elements have its label value plus this."""
 SPIDER_CANAL = 100
+"""Label value of the canal in SPIDER's masks, see `spider_classes`."""
 
 TERMINOLOGY = "Segmentation category and type - SAUNet"
 """Name of the terminology context in Resources, which Slicer must have loaded to edit (not to show) the terms."""
 REGIONS = "Anatomic codes - DICOM master list"
 """Name of Slicer's own context of regions, in which a term has none."""
 CATEGORY = ("SCT", "123037004", "Anatomical Structure")
-LEVEL_TAG, PARTIAL_TAG = "SAUNet.Level", "SAUNet.Partial"
-"""Tags of a segment: its level, and that the border of the field of view cuts it."""
+LEVEL_TAG, PARTIAL_TAG, WARNINGS_TAG = "SAUNet.Level", "SAUNet.Partial", "SAUNet.warnings"
+"""Tags of a segment: its level, that the border of the field of view cuts it, and in Slicer the result's warnings."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,17 @@ class Encoding:
         number = {"vertebra": VERTEBRA, "disc": DISC, "canal": CANAL, "sacrum": BACKGROUND}
         return {value: number[one.kind] for value, one in self.structures.items()}
 
+    def __reduce__(self) -> tuple[Callable[[str], Encoding], tuple[str]]:
+        """A copy, also in another process, is the one object there is."""
+        return _encoding, (self.name,)
+
     def to_classes(self, labels: np.ndarray) -> np.ndarray:
         """Labels uint8 of any shape -> the network's classes, uint8."""
         return remapped(labels, self.classes)
+
+
+def _encoding(name: str) -> Encoding:
+    return encodings()[name]
 
 
 @cache

@@ -29,10 +29,10 @@ class Notice:
     @property
     def about_levels(self) -> bool:
         """Whether it speaks of the names of levels, which three classes have not and a correction replaces."""
-        return self.code.startswith(("LEVELS_", "TRANSITIONAL", "TOO_MANY_VERTEBRAE"))
+        return self.code.startswith(("LEVELS_", "TRANSITIONAL", "TOO_MANY_VERTEBRAE", "VERTEBRA_SMALL"))
 
 
-SHORT = {
+KEPT_IN_NIFTI = {
     "LEVELS_ASSUMED": "When this was segmented, the names of levels were assumed, not stated.",
     "LEVELS_DOUBTFUL": "When this was segmented, the names of levels were only the most likely ones.",
 }
@@ -55,7 +55,11 @@ class Row:
 
 def short_description(encoding: str, model: str, codes: Iterable[str]) -> str:
     """What a NIfTI file's field ``descrip`` (80 bytes) says of a label map: encoding, doubts, model."""
-    parts = [f"SAUNet {encoding}", " ".join(code for code in SHORT if code in set(codes)), model.partition(";")[0]]
+    parts = [
+        f"SAUNet {encoding}",
+        " ".join(code for code in KEPT_IN_NIFTI if code in set(codes)),
+        model.partition(";")[0],
+    ]
     return "; ".join(filter(None, parts))[:79]
 
 
@@ -111,7 +115,11 @@ class Segmentation:
             UsageError: USAGE.
         """
         if not self.has_levels:
-            raise UsageError("USAGE", "this segmentation has no levels", "Give one that was made without --classes")
+            raise UsageError(
+                "USAGE",
+                "this segmentation has no levels",
+                "Give one whose structures have levels (of ours, one made without --classes)",
+            )
 
     def table(self) -> list[Row]:
         """The structures present, from the top of the spine to its bottom (canal first, sacrum last)."""

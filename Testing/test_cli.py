@@ -575,6 +575,11 @@ def test_evaluate_reads_masks_of_spider(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "ours.mha"), str(tmp_path / "spider.mha"), "--json"]) == 0
     found = {one["name"]: one["dice"] for one in json.loads(capsys.readouterr().out)["structures"]}
     assert found == {"Vertebrae": 1.0, "Intervertebral discs": 1.0, "Spinal canal": 1.0}
+    discs = Volume(np.where(spider > 200, spider, 0), geometry(size=spider.shape[::-1]))
+    sitk.WriteImage(discs.to_sitk(), str(tmp_path / "discs.mha"))
+    assert main(["evaluate", str(tmp_path / "ours.mha"), str(tmp_path / "discs.mha"), "--json"]) == 0
+    found = {one["name"]: one["dice"] for one in json.loads(capsys.readouterr().out)["structures"]}
+    assert found["Intervertebral discs"] == 1.0 and found["Vertebrae"] == 0.0, "alone they are discs, too"
 
 
 def test_tables_are_whole_in_a_pipe(phantom, capsys):

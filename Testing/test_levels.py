@@ -17,6 +17,9 @@ from scipy.ndimage import rotate
 from SAUNetLib.anatomy import CANAL, DISC, VERTEBRA, structures, value_of, vertebra_levels
 from SAUNetLib.errors import UsageError
 from SAUNetLib.levels import Levels, name_structures
+from SAUNetLib.levels.anchor import _sacrum
+from SAUNetLib.levels.grid import Grid, bounding_box
+from SAUNetLib.levels.spine import Spine
 from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
@@ -238,6 +241,17 @@ def test_a_rim_above_the_highest_disc_is_of_the_vertebra_above(spine: np.ndarray
     result = named(cut)
     body = cut == value_of("T11")
     assert (result.labels[body] == value_of("T11")).mean() > 0.9
+
+
+@pytest.mark.parametrize(("share", "odds"), [(0.15, -2.0), (0.6, -4.0)])
+def test_half_a_vertebra_at_the_border_speaks_more_strongly_against_the_sacrum(share: float, odds: float) -> None:
+    """A small piece may be the sacrum's top."""
+    truth = block_spine()
+    rows = np.flatnonzero((truth[:, :, 40:45] == value_of("L5")).any(axis=(0, 2)))
+    classes = CLASS_OF[truth[:, : rows[0] + round(share * len(rows))]]
+    box = bounding_box(classes)
+    assert box is not None
+    assert _sacrum(Spine(Grid.of(stack_of(classes), box)), None).weight == odds
 
 
 def test_fat_taken_for_canal_beyond_the_canal_s_end_bends_no_column(spine: np.ndarray) -> None:

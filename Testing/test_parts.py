@@ -121,5 +121,6 @@ def test_without_canal_and_discs_nothing_is_cut():
     whole = segmentation(geometry(**FINE))
     alone = replace(whole, labels=np.where(whole.labels == value_of("L2"), whole.labels, 0).astype(np.uint8))
     np.testing.assert_array_equal(split_parts(alone).labels, alone.labels)
-    assert [notice.code for notice in split_parts(alone).warnings] == ["PARTS_MISSING"]
+    for times in (split_parts(alone), split_parts(split_parts(alone))):
+        assert [notice.code for notice in times.warnings] == ["PARTS_MISSING"]
     assert not split_parts(whole).warnings

@@ -454,9 +454,9 @@ def test_label_map_file_is_the_engine_s(nodes, tmp_path, ending, oblique):
     assert np.allclose(read.geometry.points(corners), grid.points(corners), atol=1e-3)
     if ending == ".nii.gz":
         assert PROVENANCE["model"] in sitk.ReadImage(str(tmp_path / f"l{ending}")).GetMetaData("descrip")
-        assert [notice.code for notice in read.warnings] == ["LEVELS_ASSUMED"], "names are not surer than they were"
     else:
-        assert read.provenance["model"] == PROVENANCE["model"]
+        assert read.provenance["model"] == PROVENANCE["model"] and "warnings" not in read.provenance
+    assert [notice.code for notice in read.warnings] == ["LEVELS_ASSUMED"], "names are not surer than they were"
     assert [path.name for path in tmp_path.glob("*l*.*")] == [f"l{ending}"]
 
 
@@ -540,6 +540,27 @@ def test_label_map_of_a_result_whose_input_was_removed(nodes, tmp_path):
     nodes.exportLabelMap(node, tmp_path / "l.nrrd")
     assert np.array_equal(values_in(tmp_path / "l.nrrd"), truth().labels)
     assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node)), truth().labels)
+
+
+def test_a_saved_segmentation_tells_the_engine_what_it_told_slicer(nodes, tmp_path):
+    node = imported(nodes)
+    nodes.exportSegmentation(node, tmp_path / "r.seg.nrrd")
+    read = read_segmentation(tmp_path / "r.seg.nrrd")
+    assert [notice.code for notice in read.warnings] == ["LEVELS_ASSUMED"] and read.warnings[0].text
+
+
+def test_a_file_with_parts_keeps_its_values(nodes, tmp_path):
+    from SAUNetLib.formats.segmentations import write_segmentation
+    from SAUNetLib.measurements import split_parts
+
+    parts = split_parts(truth())
+    assert any(row.structure.value > 120 for row in parts.table()), "posterior elements"
+    write_segmentation(parts, tmp_path / "p.seg.nrrd")
+    node = loaded(tmp_path / "p.seg.nrrd")
+    Result.recognise(node)
+    nodes.exportLabelMap(node, tmp_path / "o.nii.gz")
+    read = read_segmentation(tmp_path / "o.nii.gz")
+    assert read.encoding is parts.encoding and np.array_equal(read.labels, parts.labels)
 
 
 def test_segments_keep_their_values_under_other_names_and_no_two_get_the_same(nodes):

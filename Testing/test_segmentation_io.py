@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import errno
 import importlib.util
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from hypothesis import strategies as st
 
 from SAUNetLib.anatomy import PARTS_OFFSET, encodings, structures
 from SAUNetLib.errors import InputError, UsageError
-from SAUNetLib.evaluation.evaluate import evaluate_files
+from SAUNetLib.evaluation.evaluate import evaluate, evaluate_files
 from SAUNetLib.formats import segmentations as module
 from SAUNetLib.formats.segmentations import (
     ENDINGS,
@@ -357,6 +359,12 @@ def test_a_nifti_file_keeps_that_names_are_in_doubt(tmp_path: Path, whole: Segme
     assert not read_segmentation(relabel_file(tmp_path / "s.nii.gz", {"L4": "L4"}) and tmp_path / "s.nii.gz").warnings
     write_segmentation(replace(whole, warnings=()), tmp_path / "s.nii.gz")
     assert not read_segmentation(tmp_path / "s.nii.gz").warnings
+
+
+def test_a_copy_means_what_its_original_does(whole: Segmentation) -> None:
+    """Also one that was sent to another process."""
+    for one in (copy.deepcopy(whole), pickle.loads(pickle.dumps(whole))):
+        assert one.encoding is whole.encoding and evaluate(one, whole).detections.keys() == {"vertebra", "disc"}
 
 
 # --- where nothing can be written -----------------------------------------------------------------

@@ -383,10 +383,14 @@ def test_a_run_goes_on_with_its_own_cases_only(data, tmp_path, capsys, monkeypat
     (tmp_path / "c.json").write_text(json.dumps(CONFIG))
     for _ in range(2):
         training.train([data], tmp_path / "run", TrainingConfig(**CONFIG), "cpu")
+    (tmp_path / "run" / "last.ckpt").touch()
     write_pairs(data, "p3")
     assert main(command) == 2
     assert "run on other cases" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "run" / "cases.json").read_text())["cases"][0]) == 2, "as it was"
+    (tmp_path / "run" / "last.ckpt").unlink()
+    training.train([data], tmp_path / "run", TrainingConfig(**CONFIG), "cpu")
+    assert len(json.loads((tmp_path / "run" / "cases.json").read_text())["cases"][0]) == 3, "nothing was kept"
 
 
 def test_labels_with_levels_are_read_as_classes_and_unknown_stays_unknown(data):

@@ -182,7 +182,7 @@ def write_report(data: Path, output: Path, report: Path, device: str = "auto") -
 def _head(comparison: Comparison, results: Sequence[Result]) -> Iterator[str]:
     config = comparison.config
     date = max((one.date for one in results), default="nothing is finished yet")
-    spider = comparison.kept_out == KEPT_OUT
+    spider = set(comparison.kept_out) == set(KEPT_OUT)
     yield f"# The paper's comparison on {'SPIDER' if spider else comparison.data}"
     yield (
         f"{date}. Written by `{_command(comparison, results)}`: {len(results)} trainings are finished. "
@@ -221,7 +221,7 @@ def _command(comparison: Comparison, results: Sequence[Result]) -> str:
         parts += ["--task", *tasks]
     if (seeds := len({one.seed for one in results})) not in (0, SEEDS):
         parts += ["--seeds", str(seeds)]
-    if comparison.kept_out != KEPT_OUT:
+    if set(comparison.kept_out) != set(KEPT_OUT):
         parts += ["--keep-out", *comparison.kept_out]
     return " ".join(parts)
 

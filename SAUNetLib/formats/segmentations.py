@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ..anatomy import (
     REGIONS,
     SPIDER_CANAL,
     TERMINOLOGY,
+    WARNINGS_TAG,
     Encoding,
     Structure,
     encodings,
@@ -30,7 +33,7 @@ from ..anatomy import (
     structures,
 )
 from ..errors import InputError
-from ..segmentation import SHORT, Notice, Segmentation, count_labels, short_description
+from ..segmentation import KEPT_IN_NIFTI, Notice, Segmentation, count_labels, short_description
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
@@ -60,7 +63,7 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
 
     ``.nii``, ``.nii.gz``, ``.nrrd``, ``.mha``: label map, uint8, on the input's grid. ``.seg.nrrd``: 3D Slicer
     segmentation, one segment per structure present. NRRD and MHA carry provenance, warnings and names as header fields;
-    NIfTI has room for the encoding, the codes of `SHORT` and the model.
+    NIfTI has room for the encoding, the codes of `KEPT_IN_NIFTI` and the model.
 
     Raises:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
@@ -200,11 +203,12 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     keys = image.GetMetaDataKeys()
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
-    labels, notices = _in_our_values(as_labels(volume.voxels, path.name))
+    labels, notices, meant = _in_our_values(as_labels(volume.voxels, path.name))
     short = fields.get("descrip", "").removeprefix("SAUNet ").split(";")
-    notices += tuple(Notice(code, text) for code, text in SHORT.items() if code in "".join(short[1:2]).split())
+    notices += tuple(Notice(code, text) for code, text in KEPT_IN_NIFTI.items() if code in "".join(short[1:2]).split())
     stated = fields.get(_ENCODING) or short[0].strip()
-    read = _segmentation(labels, volume.geometry, _encoding(labels, stated, usual, path.name), fields)
+    encoding = meant or _encoding(labels, stated, usual, path.name)
+    read = _segmentation(labels, volume.geometry, encoding, fields)
     return replace(read, warnings=read.warnings + notices)
 
 
@@ -224,24 +228,26 @@ def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
     return voxels.astype(np.uint8)
 
 
-def _in_our_values(labels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...]]:
-    """A label map of TotalSpineSeg or SPIDER in our own values, and word of what was changed; others as they are.
+def _in_our_values(labels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...], Encoding | None]:
+    """A label map of TotalSpineSeg or SPIDER in our own values, word of what was changed, and the encoding it has now.
+
+    Others stay as they are, and their encoding is to be found.
 
     TotalSpineSeg's spinal cord (1) lies in the canal and is a part of it. Alone it is none: it is half as wide. SPIDER
     counts vertebrae and discs from the bottom, whatever their levels: these are the three classes.
     """
     found = count_labels(labels).keys()
     if any(found <= one.structures.keys() for one in encodings().values()):
-        return labels, ()
+        return labels, (), None
     if 1 in found and found - {1} <= structures().keys():
         seen = CANAL_VALUE in found
         text = "counts as a part of the canal" if seen else "was left out, since the canal around it is not segmented"
         notice = Notice(CORD, f"The spinal cord in this label map (value 1) {text}.")
-        return np.where(labels == 1, np.uint8(CANAL_VALUE if seen else 0), labels), (notice,)
+        return np.where(labels == 1, np.uint8(CANAL_VALUE if seen else 0), labels), (notice,), encodings()["levels"]
     if found <= spider_classes().keys() and max(found) >= SPIDER_CANAL:
         notice = Notice("SPIDER", "This label map has SPIDER's values, which tell no levels: it has three classes.")
-        return remapped(labels, spider_classes()), (notice,)
-    return labels, ()
+        return remapped(labels, spider_classes()), (notice,), encodings()["classes"]
+    return labels, (), None
 
 
 def _likely(stated: str, usual: Encoding | None) -> list[Encoding]:
@@ -300,8 +306,18 @@ def _read_segments(path: Path, usual: Encoding | None) -> Segmentation | None:
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     labels, origin = _whole_grid(labels, matrix, content)
     geometry = Geometry(labels.shape, tuple(spacing.tolist()), tuple(origin.tolist()), matrix[:3, :3] / spacing)
-    fields = content | {_KEY + "partial": " ".join(map(str, cut))}  # Slicer keeps the tags only
+    # Slicer keeps the tags only.
+    fields = _warned(segments) | content | {_KEY + "partial": " ".join(map(str, cut))}
     return _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, fields)
+
+
+def _warned(segments: list[Mapping[str, Any]]) -> dict[str, str]:
+    """The warnings that Slicer's module keeps as JSON in the segments' tags, as fields of a header."""
+    tags = [one.get("tags", {}) for one in segments]
+    for text in (one[WARNINGS_TAG] for one in tags if WARNINGS_TAG in one):
+        with suppress(ValueError, TypeError, KeyError):
+            return {f"{_KEY}warning_{one['code']}": str(one["text"]) for one in json.loads(text)}
+    return {}
 
 
 def _whole_grid(labels: np.ndarray, matrix: np.ndarray, content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -165,7 +165,7 @@ def without_false(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
 
 
 def _is_false(discs: Sequence[Interface], at: int, bone: Bone) -> bool:
-    """Whether the disc of that index is none: a small one among others, or too near the last of a few."""
+    """Whether the disc of that index is none: a small one within bone, or at an end of many too near the next."""
     one = discs[at]
     volume, depth = np.median([disc.volume for disc in discs]), np.median([disc.depth for disc in discs])
     if not (one.volume < _LITTLE * volume and one.depth < _SHALLOW * depth):

@@ -186,7 +186,9 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
         return []
     level = anchor.level[spine.chain.lowest]
     text = f"The lowest complete vertebra was named {level}: {anchor.basis}."
-    if spine.chain.last_cut:
+    if spine.chain.last_cut and anchor.level.get(spine.chain.last) == SACRUM:
+        text += " What the lower border cuts below it was taken for the sacrum and has no label."
+    elif spine.chain.last_cut:
         text += " A vertebra cut by the lower border lies below it."
     notices = [Notice("LEVELS_ASSUMED", text)]
     if anchor.doubtful:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -93,7 +92,7 @@ class _Terrain:
         return cls(grid, ladder, Located(number, place.reshape(shape), depth), vertebra, pace)
 
 
-def _first(terrain: _Terrain, numbers: Iterable[int]) -> np.ndarray:
+def _first(terrain: _Terrain, numbers: range) -> np.ndarray:
     """Number (S, H, W) of the body whose wave arrives first, the lower number of two; `NO_BODY` where none does."""
     shape = terrain.vertebra.shape
     first, soonest = np.full(shape, NO_BODY, np.int16), np.full(shape, _NEVER, np.float32)

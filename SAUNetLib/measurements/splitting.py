@@ -20,7 +20,9 @@ _WALL_MARGIN_MM = 1.0
 _MIDLINE_MM = 6.0
 """So close to the midline the cut is the canal itself."""
 _ISLAND = 0.1
+"""What is cut off in front is given back unless it has this share of the body's largest part."""
 _STUB_MM3 = 300.0
+"""So is less than this behind the wall that does not reach the canal's middle."""
 
 
 _NOT_SPLIT = Notice(
@@ -56,7 +58,7 @@ def split_parts(segmentation: Segmentation) -> Segmentation:
     both = {value + PARTS_OFFSET for value in segmentation.partial if kinds.get(value) == "vertebra"}
     partial = segmentation.partial | (both & set(np.unique(source).tolist()))
     surely = {value + PARTS_OFFSET: sure for value, sure in segmentation.confidence.items() if value in vertebrae}
-    whole = landmarks.line is None and bool(vertebrae)
+    whole = landmarks.line is None and vertebrae and _NOT_SPLIT not in segmentation.warnings
     return replace(
         segmentation,
         labels=source,

@@ -142,7 +142,8 @@ class TrainedOn(BaseModel):
             UsageError: USAGE.
         """
         path = output / "cases.json"
-        if not path.exists():
+        begun = any((output / name).exists() for name in ("last.ckpt", "best.ckpt"))
+        if not path.exists() or not begun:
             write_settings(self, path)
         elif read_settings(TrainedOn, path) != self:
             raise UsageError(

@@ -46,13 +46,19 @@ def recognise(node: Any) -> None:
     segments = [] if isResult(node) else segmentsOf(node.GetSegmentation())
     for _segmentId, segment in segments:
         about = {name: _tag(segment, ATTRIBUTE + name) for name in ABOUT}
-        if _tag(segment, LEVEL_TAG):  # in a file of the engine's own it is the only one
-            about["encoding"] = about["encoding"] or "levels"
+        if _tag(segment, LEVEL_TAG) and not about["encoding"]:  # in a file of the engine's own it is the only tag
+            about["encoding"] = "parts" if _hasParts(segments) else "levels"
         if about["encoding"]:
             with slicer.util.NodeModify(node):
                 for name, value in (about | {"fingerprint": "not known"}).items():
                     node.SetAttribute(ATTRIBUTE + name, value or None)
             return
+
+
+def _hasParts(segments: list[tuple[str, Any]]) -> bool:
+    parts, whole = (encodings()[name].structures for name in ("parts", "levels"))
+    names = {one.name for one in parts.values()} - {one.name for one in whole.values()}
+    return any(segment.GetName() in names for _segmentId, segment in segments)
 
 
 def provenance(node: Any) -> dict[str, str]:

@@ -251,11 +251,11 @@ class SceneNodes:
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(lps[:3, 3].tolist())
         image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-        said = {key: value.encode("ascii", "replace").decode() for key, value in provenance(node).items()}
-        for key, value in said.items():
-            image.SetMetaData(f"SAUNet_{key}", value)
-        codes = [warning.get("code", "") for warning in warningsOf(node)]
-        short = short_description(said.get("encoding", ""), said.get("model", ""), codes)
+        said, warnings = provenance(node), {one.get("code", ""): one["text"] for one in warningsOf(node)}
+        said.pop("warnings", None)
+        for key, value in (said | {f"warning_{code}": text for code, text in warnings.items()}).items():
+            image.SetMetaData(f"SAUNet_{key}", " ".join(value.encode("ascii", "replace").decode().split()))
+        short = short_description(said.get("encoding", ""), said.get("model", ""), warnings)
         image.SetMetaData("ITK_FileNotes", short)
         _writeBeside(path, lambda part: sitk.WriteImage(image, str(part), True))
 
