@@ -20,13 +20,14 @@ from builders import CLASS_OF, SLICES_TO_LEFT, block_spine, geometry, picture
 from conftest import ROOT
 
 from SAUNetLib.anatomy import value_of
-from SAUNetLib.cli import main
+from SAUNetLib.cli import STAGES, main
 from SAUNetLib.errors import CancelledError
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
 from SAUNetLib.levels import cut_structures
 from SAUNetLib.measurements import split_parts
 from SAUNetLib.model import load_model, save_model
 from SAUNetLib.segmentation import Segmentation
+from SAUNetLib.stages import SHARES, done
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
 
@@ -635,3 +636,8 @@ def test_two_images_whose_names_begin_alike_have_results_of_their_own(monkeypatc
     monkeypatch.setattr(run, "saunet", lambda *arguments: started.append(arguments) or 0)
     assert run.segment([name]) == 0
     assert f"{stem}_spine.seg.nrrd" in [Path(one).name for one in started[0]]
+
+
+def test_every_stage_has_a_name():
+    assert list(STAGES) == list(SHARES)
+    assert done("load", 0) == 0 and done("write", 1) == pytest.approx(1)
