@@ -21,6 +21,7 @@ from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .formats.atomic import ending_of, write_beside
 from .formats.dicom import list_series
 from .formats.dicom_files import image_files
+from .formats.dicom_series import Series
 from .formats.headers import ENDINGS
 
 if TYPE_CHECKING:
@@ -35,7 +36,12 @@ QUEUED = 4
 """Studies for every worker that the scheduler knows of in advance: an archive's millions would fill its memory."""
 ANSWER_S = 20.0
 """How long a scheduler may take to answer."""
-_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.")
+MOST_NAME = 200
+"""Bytes of a result's name without its ending; file systems allow 255 with it."""
+GIVE_UP = 20
+"""So many studies in a row that fail for one reason which is none of theirs end the run."""
+_OF_THE_RUN = ("DEVICE", "MODEL_", "OUTPUT_WRITE", "NOT_INSTALLED", "CRASHED")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.nii\.gz|\.csv|\.json|\.png)$")
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,12 @@ class Study:
 
     Attributes:
         place: below the archive, with slashes.
-        name: of the results of an image file, without an ending; empty for DICOM.
+        dicom: whether it is a folder.
         stamp: changes with its files.
     """
 
     place: str
-    name: str
+    dicom: bool
     stamp: str
 
 
@@ -58,7 +64,8 @@ class Outcome:
     """What became of one series or image.
 
     Attributes:
-        status: ``segmented``; ``refused``, no image that can be segmented; or ``failed``, to be tried again.
+        status: ``segmented``; ``refused``, no image that can be segmented; or ``failed``, to be tried again, as what
+            could not be opened.
         code, text: of the refusal or failure.
         exit_status: of the failure, as `saunet segment` has it.
         output: label map below the output folder; table, measurements and preview are called like it.
@@ -115,7 +122,7 @@ def run_batch(
     """Segment all series below a folder; called again, only what is new, changed or failed.
 
     Every series gets a label map, a table, measurements and a preview under its own path below `output`. Beside them
-    lie ``batch.jsonl``, a line for every study when it is done, and ``batch.csv``, a row for every series.
+    lie ``batch.jsonl``, a line for every study when it is done, and ``batch.csv``, a row for every series there is.
 
     Args:
         archive: folder; of DICOM series the files of one lie in one folder. Not changed.
@@ -131,33 +138,54 @@ def run_batch(
 
     Raises:
         InputError: INPUT_NOT_FOUND.
-        UsageError: OUTPUT_WRITE, or USAGE where another run works on the same output or the scheduler does not answer.
+        UsageError: OUTPUT_WRITE; DEVICE; or USAGE where another run works on the same output, the scheduler does not
+            answer, or one reason that is none of the images' ends study after study.
         ModelError: the model cannot be used.
     """
     from filelock import FileLock, Timeout
 
+    from .engine import choose_device
     from .model import load_model
     from .model_card import DEFAULT_MODEL
 
     if not archive.is_dir():
         raise InputError("INPUT_NOT_FOUND", f"{archive} is not a folder", "Give the folder of the archive")
+    if archive.resolve().is_relative_to(output.resolve()):
+        raise UsageError("USAGE", f"{archive} lies in the output folder", "Give a folder beside the archive or in it")
+    if scheduler is None:
+        choose_device(device)
     chosen = model or DEFAULT_MODEL
+    chosen = os.path.abspath(chosen) if os.path.isfile(chosen) else chosen  # noqa: PTH100, PTH113 - may be a name
     sha256 = load_model(chosen).card.sha256
-    with write_beside(output / SUMMARY, ".csv") as temporary:  # whether it can be written, before the work
-        _write_summary(known := read_batch(output), temporary)
+    _write_summary(known := read_batch(output), output)  # whether it can be written, before the work
+    task = {"archive": archive.resolve(), "output": output.resolve(), "model": chosen, "sha256": sha256}
+    seen: set[str] = set()
+
+    def waiting() -> Iterator[Study]:
+        for study in find_studies(archive, output):
+            seen.add(study.place)
+            if not known.is_done(study, sha256, output):
+                yield study
+
     try:
         with FileLock(output / LOCK, timeout=0), _client(scheduler, workers, output) as client:
-            waiting = (one for one in find_studies(archive, output) if not known.is_done(one, sha256, output))
-            task = {"archive": archive.resolve(), "output": output.resolve(), "model": chosen, "sha256": sha256}
             try:
-                _work(client, waiting, {**task, "device": device}, output / JOURNAL, report)
+                _work(client, waiting(), {**task, "device": device}, output / JOURNAL, report)
             finally:
-                known = read_batch(output)  # an interrupt may have come between a line and what is known
-                with write_beside(output / SUMMARY, ".csv") as temporary:
-                    _write_summary(known, temporary)
+                _write_summary(read_batch(output), output)
     except Timeout as busy:
         raise UsageError("USAGE", f"another run works on {output}", "Wait for it, or give another folder") from busy
-    return known
+    except OSError as failure:
+        cause = f"{failure.filename or output} cannot be written ({failure.strerror})"
+        raise UsageError(
+            "OUTPUT_WRITE", cause, "Check the rights of the folder and that the disk has room"
+        ) from failure
+    if not seen:
+        raise InputError("INPUT_EMPTY", f"{archive} holds no images", "Check that it is the archive, and mounted")
+    # What has left the archive since is in the journal alone.
+    result = Batch({place: record for place, record in read_batch(output).records.items() if place in seen})
+    _write_summary(result, output)
+    return result
 
 
 def find_studies(archive: Path, output: Path) -> Iterator[Study]:
@@ -170,17 +198,14 @@ def find_studies(archive: Path, output: Path) -> Iterator[Study]:
         here = Path(parent)
         folders[:] = sorted(one for one in folders if one[0] != "." and (here / one).resolve() != output.resolve())
         names = sorted(one for one in names if not one.startswith("."))
-        images = {one: one[: len(one) - len(ending)] for one in names if (ending := ending_of(Path(one), ENDINGS))}
-        stems = Counter(stem.casefold() for stem in images.values())
-        for one, stem in images.items():
-            # Two images of one name but for their ending keep it.
-            name = stem if stems[stem.casefold()] == 1 else one
-            yield Study((here / one).relative_to(archive).as_posix(), name, _stamp([here / one]))
-        others = [here / one for one in names if one not in images]
+        images = [one for one in names if ending_of(Path(one), ENDINGS)]
+        for one in images:
+            yield Study((here / one).relative_to(archive).as_posix(), False, _stamp([here / one]))
+        others = [here / one for one in names if one not in set(images)]
         if any(image_files(here, below=False, lost=[])):
-            yield Study(here.relative_to(archive).as_posix(), "", _stamp(others))
+            yield Study(here.relative_to(archive).as_posix(), True, _stamp(others))
     for failure in closed:
-        yield Study(Path(failure.filename).relative_to(archive).as_posix(), "", "")
+        yield Study(Path(failure.filename).relative_to(archive).as_posix(), True, "")
 
 
 def _stamp(paths: Sequence[Path]) -> str:
@@ -189,8 +214,16 @@ def _stamp(paths: Sequence[Path]) -> str:
     for path in paths:
         with suppress(OSError):
             about = path.stat()
-            known.update(f"{path.name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode(errors="surrogateescape"))
+            known.update(f"{path.name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode(errors="backslashreplace"))
     return known.hexdigest()[:16]
+
+
+_LOCAL: dict[str, Any] = {
+    # No pages of what is done, and Ctrl-C, which reaches all processes of a terminal, is the command's alone.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
+}
 
 
 @contextmanager
@@ -199,7 +232,8 @@ def _client(scheduler: str | None, workers: int | None, output: Path) -> Iterato
     import dask
     from distributed import Client, LocalCluster
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what fails is in the journal
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is in the journal
     if scheduler is not None:
         try:
             client = Client(scheduler, timeout=ANSWER_S)
@@ -208,11 +242,15 @@ def _client(scheduler: str | None, workers: int | None, output: Path) -> Iterato
                 "USAGE", f"no scheduler answers at {scheduler}", "Give an address such as tcp://host:8786"
             ) from failure
         with client:
+            try:
+                client.wait_for_workers(1, timeout=ANSWER_S)
+            except TimeoutError as failure:
+                raise UsageError("USAGE", f"the scheduler at {scheduler} has no worker", "Start some") from failure
             yield client
         return
     try:
         with (
-            dask.config.set({f"distributed.{kind}.http.routes": [] for kind in ("scheduler", "worker")}),
+            dask.config.set(_LOCAL),
             # One thread each: slices have work enough for one core, and cores do not wait for each other. With keys of
             # its own: who may call a scheduler may run anything, and on its port every user of the computer may.
             LocalCluster(
@@ -226,7 +264,8 @@ def _client(scheduler: str | None, workers: int | None, output: Path) -> Iterato
     finally:
         for parent, _, names in os.walk(output):  # of workers that were stopped while they wrote
             for name in filter(_TEMPORARY.match, names):
-                Path(parent, name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    Path(parent, name).unlink()
 
 
 def _own_workers() -> int:
@@ -247,76 +286,112 @@ def _work(
 ) -> None:
     """Hand studies to the workers, a few ahead of them, and write down what comes back."""
     from distributed import as_completed
+    from distributed.client import FutureCancelledError
 
     pending = as_completed()
     studies: dict[Any, Study] = {}
-    done = submitted = 0
+    done, in_a_row, reason = 0, 0, ""
 
-    def submit() -> bool:
-        nonlocal submitted
-        study = next(waiting, None)
-        if study is None:
-            return False
-        future = client.submit(segment_study, study, **task, pure=False)
-        studies[future.key] = study
-        pending.add(future)
-        submitted += 1
-        return True
+    def fill() -> None:
+        wanted = QUEUED * max(1, sum(client.nthreads().values()))  # workers may join later
+        while len(studies) < wanted and (study := next(waiting, None)) is not None:
+            future = client.submit(segment_study, study, **task, pure=False)
+            studies[future.key] = study
+            pending.add(future)
 
     with open(journal, "a", encoding="utf-8") as file:
         file.write("\n")  # ends what a crash cut short; an empty line tells nothing
-        while submitted < QUEUED * max(1, len(client.scheduler_info(n_workers=-1)["workers"])) and submit():
-            pass
+        fill()
         for future in pending:
             study = studies.pop(future.key)
-            failure = future.exception()
-            outcomes = future.result() if failure is None else [_crashed(failure)]
-            record = {
-                "place": study.place,
-                "stamp": study.stamp,
-                "model": task["sha256"],
-                "outcomes": [asdict(one) for one in outcomes],
-            }
-            file.write(json.dumps(record) + "\n")
+            try:
+                failure = future.exception()
+            except FutureCancelledError as lost:
+                raise UsageError("USAGE", "the scheduler is gone", "Start it and give the same command") from lost
+            outcomes = [_crashed(failure)] if failure else [_seen(one, task["output"]) for one in future.result()]
+            record = {"place": study.place, "stamp": study.stamp, "model": task["sha256"]}
+            file.write(json.dumps(record | {"outcomes": [asdict(one) for one in outcomes]}) + "\n")
             file.flush()
             os.fsync(file.fileno())
             done += 1
-            submit()
-            report(done, submitted)
+            why = next((one.code for one in outcomes if one.code.startswith(_OF_THE_RUN)), "")
+            in_a_row, reason = (in_a_row + 1 if why == reason else 1, why) if why else (0, "")
+            if in_a_row >= GIVE_UP:
+                cause = f"{GIVE_UP} studies in a row failed with {reason} ({outcomes[-1].text})"
+                raise UsageError("USAGE", cause, "Mend it and give the same command")
+            fill()
+            report(done, done + len(studies))
+
+
+def _seen(one: Outcome, output: Path) -> Outcome:
+    """An outcome whose result is to be seen from here; network file systems may take a moment."""
+    for _ in range(20):
+        if not one.output or (output / one.output).is_file():
+            return one
+        time.sleep(0.5)
+    text = "the worker's result is not here: it may see another folder under this path"
+    return Outcome("failed", one.series, "OUTPUT_WRITE", text, UsageError.exit_status)
 
 
 def _crashed(failure: BaseException) -> Outcome:
     """Of a study whose workers died, or that met an error outside of its images."""
-    return Outcome(
-        "failed", code="CRASHED", text=" ".join(f"{type(failure).__name__}: {failure}".split()), exit_status=1
-    )
+    from distributed import KilledWorker
+
+    text = " ".join(f"{type(failure).__name__}: {failure}".split())
+    text = "every worker that had it died" if isinstance(failure, KilledWorker) else text
+    return Outcome("failed", code="CRASHED", text=text, exit_status=1)
 
 
 def segment_study(study: Study, archive: Path, output: Path, model: str, sha256: str, device: str) -> list[Outcome]:
     """Segment one study on a worker; whatever is wrong with its images is an outcome of theirs."""
-    folder = output / PurePosixPath(study.place)
-    if study.name:
-        return [_segmented(archive / study.place, folder.with_name(study.name), output, (model, sha256, device))]
+    image, engine = archive / study.place, (model, sha256, device)
+    target = output / PurePosixPath(_writable(study.place))
+    if not study.dicom:
+        return [_segmented(image, target, output, engine)]
     try:
-        listed = list_series(archive / study.place, below=False)
+        listed = list_series(image, below=False)
     except InputError as problem:
-        return [_refused(problem)]
+        return [_refused(problem, [image])]
     outcomes = []
     for one in listed:
         if one.problem is not None:
-            outcomes.append(_refused(one.problem, one.name))
+            outcomes.append(_refused(one.problem, one.damaged, one.name))
             continue
-        name = f"{one.number or 'series'}-{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}"
-        found = _segmented(one.frames[0].path, folder / name, output, (model, sha256, device))
-        outcomes.append(replace(found, series=one.name))
+        # A number may hold anything, as what leads into another folder.
+        number = one.number if one.number.isascii() and one.number.isalnum() else "series"
+        name = f"{number}-{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}"
+        outcomes.append(replace(_segmented(one, target / name, output, engine), series=one.name))
     return outcomes
 
 
-def _refused(problem: InputError, series: str = "") -> Outcome:
-    return Outcome("refused", series, problem.code, problem.cause, problem.exit_status)
+def _writable(place: str) -> str:
+    """A place below the archive as one for results: without letters that no file here can have, nor too long a name."""
+    plain = place.encode(errors="backslashreplace").decode()
+    plain = plain if plain == place else plain.replace("\\", "%")
+    folder, _, name = plain.rpartition("/")
+    if len(name.encode()) > MOST_NAME:
+        name = f"{name.encode()[:MOST_NAME].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{folder}/{name}" if folder else name
 
 
-def _segmented(image: Path, target: Path, output: Path, engine: tuple[str, str, str]) -> Outcome:
+def _refused(problem: InputError, files: Sequence[Path], series: str = "") -> Outcome:
+    """Of what can be opened and cannot be segmented; what cannot be opened, or for want of memory, is tried again."""
+    closed = isinstance(problem.__cause__, MemoryError) or not all(map(_opens, files))
+    return Outcome("failed" if closed else "refused", series, problem.code, problem.cause, problem.exit_status)
+
+
+def _opens(path: Path) -> bool:
+    try:
+        if path.is_dir():
+            return all(_opens(one) for one in path.iterdir() if not one.is_dir())
+        if path.is_file():  # anything else might never begin
+            open(path, "rb").close()
+        return path.exists() or path.is_symlink()
+    except OSError:
+        return False
+
+
+def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[str, str, str]) -> Outcome:
     """One image from file to files, which are called as `target` and end in their own way."""
     from .pipeline import segment_file
 
@@ -328,7 +403,7 @@ def _segmented(image: Path, target: Path, output: Path, engine: tuple[str, str, 
             preview=results[".png"],
         )  # fmt: skip
     except InputError as problem:
-        return _refused(problem)
+        return _refused(problem, [one.path for one in image.frames] if isinstance(image, Series) else [image])
     except Exception as error:
         failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
         return Outcome("failed", "", failure.code, failure.cause, failure.exit_status)
@@ -355,21 +430,31 @@ def _engine(model: str, sha256: str, device: str) -> Engine:
 
 
 def read_batch(output: Path) -> Batch:
-    """What the journal in an output folder tells; of a line that a crash cut short nothing."""
+    """What the journal in an output folder tells; nothing of a line that a crash spoilt or another version wrote."""
     known = Batch()
-    with suppress(FileNotFoundError), open(output / JOURNAL, encoding="utf-8") as file:
+    # Where it cannot be read, neither can the summary be written, which says why.
+    with suppress(OSError), open(output / JOURNAL, encoding="utf-8", errors="replace") as file:
         for line in file:
             with suppress(ValueError, KeyError, TypeError):
                 record = json.loads(line)
-                known.records[record["place"]] = record
+                outcomes = [asdict(Outcome(**one)) for one in record["outcomes"]]
+                told = {key: str(record[key]) for key in ("place", "stamp", "model")}
+                known.records[told["place"]] = told | {"outcomes": outcomes}
     return known
 
 
-def _write_summary(known: Batch, path: Path) -> None:
-    columns = ("place", "series", "status", "code", "text", "output", "seconds", "notices")
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+def _write_summary(known: Batch, output: Path) -> None:
+    """Write ``batch.csv``; a series of which several folders hold slices is noted at each."""
+    columns = ("place", "series", "status", "code", "text", "output", "seconds", "notices", "model")
+    names = Counter(PurePosixPath(one["output"]).name for _, one in known.outcomes() if one["series"] and one["output"])
+    with (
+        write_beside(output / SUMMARY, ".csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(columns)
         for place, one in known.outcomes():
-            row = {**one, "place": place, "notices": " ".join(one["notices"])}
+            split = ["SERIES_SPLIT"] if one["series"] and names[PurePosixPath(one["output"]).name] > 1 else []
+            row = {**one, "place": place, "notices": " ".join([*one["notices"], *split])}
+            row["model"] = known.records[place]["model"][:12]
             writer.writerow([row[name] for name in columns])

@@ -209,12 +209,8 @@ def _add_batch(commands: Any) -> None:
     parser = _add(
         commands, "batch", _batch, "Segment a whole archive, here or on a cluster; called again, what is new."
     )
-    parser.add_argument(
-        "archive", type=Path, metavar="DIR", help="folder: DICOM, NIfTI, NRRD and MetaImage at any depth"
-    )
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="folder for the results; see docs/batch.md"
-    )
+    parser.add_argument("archive", metavar="DIR", help="folder: DICOM, NIfTI, NRRD and MetaImage at any depth")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results; see docs/batch.md")
     parser.add_argument("--model", metavar="NAME|FILE", help="model to use; `saunet models` lists them")
     parser.add_argument("--device", default="auto", choices=DEVICES)
     where = parser.add_mutually_exclusive_group()
@@ -224,6 +220,9 @@ def _add_batch(commands: Any) -> None:
 
 
 def _batch(options: argparse.Namespace) -> int:
+    if not options.archive or not options.output:  # as of a shell's variable that is not set
+        raise UsageError("USAGE", "the archive or --output is empty", "Give the name of a folder")
+    archive, output = Path(options.archive), Path(options.output)
     if options.workers is not None and options.workers < 1:
         raise UsageError("USAGE", f"{options.workers} workers", "Give at least one with --workers")
     with _packages("a batch", "cluster"):
@@ -231,13 +230,11 @@ def _batch(options: argparse.Namespace) -> int:
     from .batch import SUMMARY, run_batch
 
     with _counter(options) as report:
-        known = run_batch(
-            options.archive, options.output, options.model, options.device, options.scheduler, options.workers, report
-        )
+        known = run_batch(archive, output, options.model, options.device, options.scheduler, options.workers, report)
     failed = [one for _, one in known.outcomes() if one["status"] == "failed"]
     if not options.quiet:
         print(", ".join(f"{count} {status}" for status, count in known.counts().items()))
-        print(options.output / SUMMARY)
+        print(output / SUMMARY)
     for code, count in Counter(one["code"] for one in failed).items():
         print(f"{count} failed with {code}; the same command tries them again", file=sys.stderr)
     return int(failed[0]["exit_status"]) if failed else 0

@@ -14,7 +14,7 @@ from .engine import Engine, Report, silent
 from .errors import UsageError
 from .formats.atomic import same_place, write_together
 from .formats.segmentations import check_output, write_segmentation, write_table
-from .formats.volumes import read_volume
+from .formats.volumes import Series, read_volume
 from .levels import check_lowest, name_structures
 from .segmentation import Notice, Segmentation
 from .volume import SagittalStack, Volume, check_content, check_volume
@@ -91,7 +91,7 @@ def _provenance(engine: Engine, levels: bool, lowest: str | None, started: datet
 
 
 def segment_file(
-    image: str | Path,
+    image: str | Path | Series,
     output: str | Path,
     engine: Engine,
     *,
@@ -147,10 +147,10 @@ def segment_file(
     return segmentation
 
 
-def _check_places(image: str | Path, output: str | Path, *others: str | Path | None) -> None:
+def _check_places(image: str | Path | Series, output: str | Path, *others: str | Path | None) -> None:
     """Refuse places of results (label map, table, measurements, preview) before the work instead of after it."""
     check_output(output)
-    if same_place(Path(output), Path(image)):
+    if not isinstance(image, Series) and same_place(Path(output), Path(image)):
         raise UsageError("OUTPUT_WRITE", f"{output} is the image itself", "Give the result another name")
     for path, endings in zip(others, ((".csv",), (".csv", ".json"), (".png",)), strict=True):
         if path is not None:

@@ -81,7 +81,7 @@ def test_every_series_gets_its_results_and_a_row(run, tmp_path):
         "p1/mr": "segmented", "p1/torn.nrrd": "refused", "p2/A.mha": "segmented", "p2/a.nii.gz": "segmented",
     }  # fmt: skip
     assert told["p1/torn.nrrd"]["code"] == "INPUT_UNREADABLE" and told["p1/mr"]["series"] == "series 4 (T2 sag)"
-    assert told["p2/a.nii.gz"]["output"] == "p2/a.nii.gz.nii.gz", "its namesake would be written over"
+    assert told["p2/a.nii.gz"]["output"] == "p2/a.nii.gz.nii.gz"
     for row in told.values():
         if row["output"]:
             label_map = tmp_path / "out" / row["output"]
@@ -118,13 +118,13 @@ def test_another_model_begins_anew_and_workers_must_have_the_same(run, tmp_path,
     run()
     monkeypatch.setattr(batch, "_engine", batch._engine.__wrapped__)
     done = len(lines(tmp_path / "out"))
-    study = Study("p2/A.mha", "A", "x")
+    study = Study("p2/A.mha", False, "x")
     archive, output = tmp_path / "archive", tmp_path / "other"
     (found,) = batch.segment_study(study, archive, output, str(tiny_model), "0" * 64, "cpu")
     assert (found.status, found.code) == ("failed", "MODEL_MISMATCH") and not output.exists()
     known = read_batch(tmp_path / "out")
     record = known.records["p2/A.mha"]
-    same = Study("p2/A.mha", "A", record["stamp"])
+    same = Study("p2/A.mha", False, record["stamp"])
     assert known.is_done(same, record["model"], tmp_path / "out")
     assert not known.is_done(same, "0" * 64, tmp_path / "out") and len(lines(tmp_path / "out")) == done
 
@@ -141,8 +141,8 @@ def test_a_journal_that_was_cut_short_loses_one_line(run, tmp_path):
 def test_studies_are_found_in_order_and_results_are_none(archive):
     sitk.WriteImage(picture().to_sitk(), str(archive / "p1" / "mr" / "beside.nrrd"))
     found = list(find_studies(archive, archive / "p2"))
-    assert [(one.place, one.name) for one in found] == [
-        ("p1/torn.nrrd", "torn"), ("p1/mr/beside.nrrd", "beside"), ("p1/mr", ""),
+    assert [(one.place, one.dicom) for one in found] == [
+        ("p1/torn.nrrd", False), ("p1/mr/beside.nrrd", False), ("p1/mr", True),
     ]  # fmt: skip
     assert list(find_studies(archive / "p1" / "mr", archive))[-1].place == "."
     before = found[-1].stamp
@@ -161,14 +161,94 @@ def test_a_folder_that_cannot_be_read_is_told(run, archive, monkeypatch):
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
     status, _, _, told = run()
-    assert status == 0 and (told["p1"]["status"], told["p1"]["code"]) == ("refused", "INPUT_UNREADABLE")
+    assert status == 3 and (told["p1"]["status"], told["p1"]["code"]) == ("failed", "INPUT_UNREADABLE")
+    monkeypatch.undo()
+    status, _, _, told = run()
+    assert status == 0 and "p1" not in told and told["p1/mr"]["status"] == "segmented"
 
 
 def test_images_that_arrived_empty_are_told(run, archive):
     (archive / "p3").mkdir()
     (archive / "p3" / "1.dcm").touch()
     assert run()[3]["p3"]["code"] == "INPUT_UNREADABLE"
+
+
+def test_nothing_is_written_outside_of_the_output(run, archive, tmp_path):
+    """A series' number is whatever its file says."""
+    shutil.rmtree(archive / "p1")
+    image = picture()
+    voxels = (1000 * (image.voxels + 9)).astype(np.int16)
+    write_dicom_series(archive / "p1" / "mr", replace(image, voxels=voxels), number=123456789)
+    for path in (archive / "p1" / "mr").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"123456789 ", b"../../esc "))
+    before = set(tmp_path.rglob("*")) - set((tmp_path / "out").rglob("*"))
+    told = run()[3]
+    assert told["p1/mr"]["output"].startswith("p1/mr/series-")
+    assert set(tmp_path.rglob("*")) - set((tmp_path / "out").rglob("*")) - {tmp_path / "out"} == before
+
+
+def test_slices_of_one_series_in_two_folders_are_noted(run, archive):
+    shutil.copytree(archive / "p1" / "mr", archive / "p1" / "mr2")
+    told = run()[3]
+    assert all("SERIES_SPLIT" in told[place]["notices"].split() for place in ("p1/mr", "p1/mr2"))
+    assert not any("SERIES_SPLIT" in row["notices"] for place, row in told.items() if place.startswith("p2"))
+
+
+def test_odd_names_and_namesakes_get_results_of_their_own(run, archive, tmp_path):
+    source = archive / "p2" / "A.mha"
+    for name in ("y.mha", "y.mha.nrrd", "batch.mha", f"{'n' * 240}.mha"):
+        sitk.WriteImage(
+            sitk.ReadImage(str(source)), str(archive / "image.nrrd" if name.endswith("nrrd") else archive / "i.mha")
+        )
+        (archive / ("image.nrrd" if name.endswith("nrrd") else "i.mha")).rename(archive / name)
+    source.rename(os.fsdecode(os.fsencode(archive) + b"/M\xfcller.mha"))
+    status, _, err, told = run()
+    assert status == 0 and not err
+    outputs = [row["output"] for row in told.values() if row["output"]]
+    assert len(outputs) == len(set(outputs)) == 7
+    assert all((tmp_path / "out" / one).is_file() for one in outputs)
+    assert "batch.mha" in told, "the summary is not its table"
+
+
+def test_results_that_are_not_to_be_seen_are_no_results(run, tmp_path, monkeypatch):
+    """As of a worker that has something else mounted there."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    whole = batch.segment_study
+    monkeypatch.setattr(
+        batch, "segment_study", lambda study, **task: whole(study, **{**task, "output": tmp_path / "elsewhere"})
+    )
+    status, _, err, told = run()
+    assert status == 2 and "failed with OUTPUT_WRITE" in err and not told["p1/mr"]["output"]
+
+
+def test_what_ends_study_after_study_ends_the_run(run, monkeypatch):
+    monkeypatch.setattr(batch, "GIVE_UP", 2)
+    monkeypatch.setattr(
+        batch, "segment_study", lambda *rest, **task: [batch.Outcome("failed", code="DEVICE", text="gone")]
+    )
+    status, _, err, _ = run()
+    assert status == 2 and "2 studies in a row failed with DEVICE (gone)" in err
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe\n", b'{"place": "p1/mr"}\n', b"[]\n", b'{"place": 1, "outcomes": [{}]}\n'])
+def test_spoilt_lines_of_the_journal_tell_nothing(run, tmp_path, line):
+    run()
+    before = read_batch(tmp_path / "out").records
+    with open(tmp_path / "out" / JOURNAL, "ab") as file:
+        file.write(line)
+    assert read_batch(tmp_path / "out").records == before and run()[0] == 0
+
+
+def test_what_has_left_the_archive_leaves_the_summary(run, archive, tmp_path):
+    run()
+    (archive / "p1" / "torn.nrrd").unlink()
+    assert "p1/torn.nrrd" not in run()[3] and "p1/torn.nrrd" in read_batch(tmp_path / "out").records
+    shutil.rmtree(archive)
+    archive.mkdir()
+    status, _, err, told = run()
+    assert status == 3 and "mounted" in err and told, "nothing is forgotten for an archive that is not there"
 
 
 def test_two_runs_do_not_share_an_output(run, tmp_path):
@@ -187,13 +267,19 @@ def test_two_runs_do_not_share_an_output(run, tmp_path):
         (["--scheduler", "nonsense://"], 2, "no scheduler answers"),
         (["--model", "nobody"], 4, "nobody"),
         (["nowhere"], 3, "not a folder"),
+        ([""], 2, "empty"),
+        (["--output", ""], 2, "empty"),
+        (["--output", "ABOVE"], 2, "lies in the output"),
+        (["--device", "cuda"], 2, "cuda"),
     ],
 )
 def test_what_cannot_be_begun_is_refused(archive, tmp_path, tiny_model, monkeypatch, capsys, options, status, word):
     monkeypatch.setattr(batch, "ANSWER_S", 0.5)
-    place = options if options[0] == "nowhere" else [str(archive), *options]
+    options = [str(archive.parent) if one == "ABOVE" else one for one in options]
+    place = options if options[0] in ("nowhere", "") else [str(archive), *options]
     model = [] if "--model" in options else ["--model", str(tiny_model)]
-    assert main(["batch", *place, "--output", str(tmp_path / "out"), *model]) == status
+    output = [] if "--output" in options else ["--output", str(tmp_path / "out")]
+    assert main(["batch", *place, *output, *model]) == status
     err = capsys.readouterr().err
     assert err.startswith("error ") and word in err and err.count("\n") == 1
 
@@ -248,7 +334,8 @@ def test_a_killed_worker_costs_nothing(started, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_cancelled_batch_keeps_what_is_done_and_goes_on(started, archive, tmp_path, tiny_model, number):
-    started.send_signal(number)
+    # A terminal signals all processes of the command.
+    (os.killpg if number == signal.SIGINT else os.kill)(started.pid, number)
     _, err = started.communicate(timeout=100)
     assert started.returncode == 6, err
     assert err.count("\n") == 1 and err.startswith("error CANCELLED"), err

@@ -58,7 +58,7 @@ def read_series(folder: Path, series: str | None) -> Volume:
     Raises:
         InputError: as `list_series`; INPUT_SERIES where a choice is needed; otherwise the series' own problem.
     """
-    return _volume(_choose(list_series(folder), series))
+    return volume_of(_choose(list_series(folder), series))
 
 
 def read_beside(path: Path) -> Volume:
@@ -81,7 +81,7 @@ def read_beside(path: Path) -> Volume:
     chosen = next(one for one in list_series(path.parent, below=False) if one.uid == own.uid)
     if chosen.problem is not None and len(own.frames) > 1:
         chosen = _examined(own, [], set())
-    return _volume(chosen)
+    return volume_of(chosen)
 
 
 def _examined(series: Series, lost: Sequence[Lost], held: Collection[Path]) -> Series:
@@ -107,8 +107,12 @@ def _examined(series: Series, lost: Sequence[Lost], held: Collection[Path]) -> S
     return replace(series, frames=frames, geometry=geometry)
 
 
-def _volume(series: Series) -> Volume:
-    """The volume of an examined series, or its problem raised."""
+def volume_of(series: Series) -> Volume:
+    """The volume of a series of `list_series`.
+
+    Raises:
+        InputError: its problem.
+    """
     if series.problem is not None:
         raise series.problem
     return load(series)

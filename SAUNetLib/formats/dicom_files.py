@@ -44,7 +44,7 @@ def image_files(folder: Path, below: bool, lost: list[Lost]) -> Iterator[Path]:
         folder, onerror=lambda failure: lost.append(Lost(Path(str(failure.filename))))
     ):
         folders[:] = sorted(folders) if below else []
-        for name in sorted(names):
+        for name in sorted(one for one in names if not one.startswith(".")):  # as of a copy that is under way
             path = Path(parent, name)
             if is_dicom(path) or _is_lost(path):
                 yield path

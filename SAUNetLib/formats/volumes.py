@@ -11,7 +11,7 @@ from ..errors import InputError, UsageError
 from ..volume import Volume, check_volume
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
-from .dicom import list_series, read_beside, read_series
+from .dicom import list_series, read_beside, read_series, volume_of
 from .dicom_files import is_dicom
 from .dicom_series import Series
 
@@ -28,12 +28,12 @@ _IMAGE_IO = {
 }
 
 
-def read_volume(path: str | Path, series: str | None = None) -> Volume:
+def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
     """The volume in a file or DICOM folder, checked by `check_volume`. The input is not changed.
 
     Args:
         path: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file; folder with a DICOM study, also
-            in folders below it; or a DICOM file, which stands for its series.
+            in folders below it; a DICOM file, which stands for its series; or one of `list_series`.
         series: number, instance UID or description of the series where a folder holds several; not with a file.
 
     Returns:
@@ -44,6 +44,10 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
         InputError: what is wrong with the input, by code.
         UsageError: USAGE, a series of a file.
     """
+    if isinstance(path, Series):
+        volume = volume_of(path)
+        check_volume(volume)
+        return volume
     path = Path(path)
     mode = _mode(path)
     if series is not None and not stat.S_ISDIR(mode):
