@@ -137,7 +137,7 @@ def run_batch(
         What is known of the archive, from earlier runs too.
 
     Raises:
-        InputError: INPUT_NOT_FOUND.
+        InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
         UsageError: OUTPUT_WRITE; DEVICE; or USAGE where another run works on the same output, the scheduler does not
             answer, or one reason that is none of the images' ends study after study.
         ModelError: the model cannot be used.
@@ -176,6 +176,8 @@ def run_batch(
     except Timeout as busy:
         raise UsageError("USAGE", f"another run works on {output}", "Wait for it, or give another folder") from busy
     except OSError as failure:
+        if failure.errno is None:  # Dask's own
+            raise UsageError("USAGE", "the scheduler is gone", "Start it and give the same command") from failure
         cause = f"{failure.filename or output} cannot be written ({failure.strerror})"
         raise UsageError(
             "OUTPUT_WRITE", cause, "Check the rights of the folder and that the disk has room"
@@ -198,10 +200,12 @@ def find_studies(archive: Path, output: Path) -> Iterator[Study]:
         here = Path(parent)
         folders[:] = sorted(one for one in folders if one[0] != "." and (here / one).resolve() != output.resolve())
         names = sorted(one for one in names if not one.startswith("."))
-        images = [one for one in names if ending_of(Path(one), ENDINGS)]
-        for one in images:
-            yield Study((here / one).relative_to(archive).as_posix(), False, _stamp([here / one]))
-        others = [here / one for one in names if one not in set(images)]
+        others = []
+        for one in names:
+            if ending_of(Path(one), ENDINGS):
+                yield Study((here / one).relative_to(archive).as_posix(), False, _stamp([here / one]))
+            else:
+                others.append(here / one)
         if any(image_files(here, below=False, lost=[])):
             yield Study(here.relative_to(archive).as_posix(), True, _stamp(others))
     for failure in closed:
@@ -255,8 +259,7 @@ def _client(scheduler: str | None, workers: int | None, output: Path) -> Iterato
             # its own: who may call a scheduler may run anything, and on its port every user of the computer may.
             LocalCluster(
                 n_workers=workers or _own_workers(), threads_per_worker=1, memory_limit=0, security=True,
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
+                dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
         ):  # fmt: skip
