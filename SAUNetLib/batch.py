@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .formats.atomic import ending_of, write_beside
 from .formats.dicom import list_series
-from .formats.dicom_files import image_files
+from .formats.dicom_files import may_be_image
 from .formats.dicom_series import Series
 from .formats.headers import ENDINGS
 
@@ -82,31 +82,51 @@ class Outcome:
     notices: tuple[str, ...] = ()
 
 
-@dataclass
-class Batch:
-    """What is known of an archive: a study's place -> its stamp, the model, and what became of its series."""
+@dataclass(frozen=True)
+class Record:
+    """A line of the journal: what became of a study's series, by which model (SHA-256)."""
 
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    place: str
+    stamp: str
+    model: str
+    outcomes: tuple[Outcome, ...]
+
+    @classmethod
+    def read(cls, line: str) -> Record:
+        """Of a line of JSON.
+
+        Raises:
+            ValueError, KeyError, TypeError: a crash spoilt it, or another version wrote it.
+        """
+        told = json.loads(line)
+        outcomes = tuple(Outcome(**{**one, "notices": tuple(one["notices"])}) for one in told["outcomes"])
+        return cls(str(told["place"]), str(told["stamp"]), str(told["model"]), outcomes)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is known of an archive, by the places of its studies."""
+
+    records: Mapping[str, Record] = field(default_factory=dict)
 
     def is_done(self, study: Study, model: str, output: Path) -> bool:
         """Whether nothing is left to do for a study: unchanged, by this model, nothing failed, all results there."""
         record = self.records.get(study.place)
-        if record is None or (record["stamp"], record["model"]) != (study.stamp, model):
+        if record is None or (record.stamp, record.model) != (study.stamp, model):
             return False
         return all(
-            one["status"] != "failed" and (not one["output"] or (output / one["output"]).is_file())
-            for one in record["outcomes"]
+            one.status != "failed" and (not one.output or (output / one.output).is_file()) for one in record.outcomes
         )
 
-    def outcomes(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Place and outcome of every series."""
-        for place in sorted(self.records):
-            for one in self.records[place]["outcomes"]:
-                yield place, one
+    def outcomes(self) -> Iterator[tuple[Record, Outcome]]:
+        """Every series with its study's record, in the order of their places."""
+        for _, record in sorted(self.records.items()):
+            for one in record.outcomes:
+                yield record, one
 
     def counts(self) -> dict[str, int]:
         """How many series were segmented, refused and failed."""
-        found = Counter(one["status"] for _, one in self.outcomes())
+        found = Counter(one.status for _, one in self.outcomes())
         return {status: found[status] for status in ("segmented", "refused", "failed")}
 
 
@@ -167,12 +187,18 @@ def run_batch(
             if not known.is_done(study, sha256, output):
                 yield study
 
+    result = known
     try:
         with FileLock(output / LOCK, timeout=0), _client(scheduler, workers, output) as client:
+            walked = False
             try:
                 _work(client, waiting(), {**task, "device": device}, output / JOURNAL, report)
+                walked = bool(seen)
             finally:
-                _write_summary(read_batch(output), output)
+                result = read_batch(output)
+                if walked:  # what has left the archive since is in the journal alone
+                    result = Batch({place: one for place, one in result.records.items() if place in seen})
+                _write_summary(result, output)
     except Timeout as busy:
         raise UsageError("USAGE", f"another run works on {output}", "Wait for it, or give another folder") from busy
     except OSError as failure:
@@ -184,9 +210,6 @@ def run_batch(
         ) from failure
     if not seen:
         raise InputError("INPUT_EMPTY", f"{archive} holds no images", "Check that it is the archive, and mounted")
-    # What has left the archive since is in the journal alone.
-    result = Batch({place: record for place, record in read_batch(output).records.items() if place in seen})
-    _write_summary(result, output)
     return result
 
 
@@ -206,7 +229,7 @@ def find_studies(archive: Path, output: Path) -> Iterator[Study]:
                 yield Study((here / one).relative_to(archive).as_posix(), False, _stamp([here / one]))
             else:
                 others.append(here / one)
-        if any(image_files(here, below=False, lost=[])):
+        if any(map(may_be_image, others)):
             yield Study(here.relative_to(archive).as_posix(), True, _stamp(others))
     for failure in closed:
         yield Study(Path(failure.filename).relative_to(archive).as_posix(), True, "")
@@ -312,8 +335,8 @@ def _work(
             except FutureCancelledError as lost:
                 raise UsageError("USAGE", "the scheduler is gone", "Start it and give the same command") from lost
             outcomes = [_crashed(failure)] if failure else [_seen(one, task["output"]) for one in future.result()]
-            record = {"place": study.place, "stamp": study.stamp, "model": task["sha256"]}
-            file.write(json.dumps(record | {"outcomes": [asdict(one) for one in outcomes]}) + "\n")
+            record = Record(study.place, study.stamp, task["sha256"], tuple(outcomes))
+            file.write(json.dumps(asdict(record)) + "\n")
             file.flush()
             os.fsync(file.fileno())
             done += 1
@@ -362,7 +385,7 @@ def segment_study(study: Study, archive: Path, output: Path, model: str, sha256:
             continue
         # A number may hold anything, as what leads into another folder.
         number = one.number if one.number.isascii() and one.number.isalnum() else "series"
-        name = f"{number}-{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}"
+        name = f"{number}-{_digits(one.uid)}"
         outcomes.append(replace(_segmented(one, target / name, output, engine), series=one.name))
     return outcomes
 
@@ -373,8 +396,13 @@ def _writable(place: str) -> str:
     plain = plain if plain == place else plain.replace("\\", "%")
     folder, _, name = plain.rpartition("/")
     if len(name.encode()) > MOST_NAME:
-        name = f"{name.encode()[:MOST_NAME].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        name = f"{name.encode()[:MOST_NAME].decode(errors='ignore')}-{_digits(name)}"
     return f"{folder}/{name}" if folder else name
+
+
+def _digits(text: str) -> str:
+    """Eight digits that hardly any other text has."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _refused(problem: InputError, files: Sequence[Path], series: str = "") -> Outcome:
@@ -434,30 +462,28 @@ def _engine(model: str, sha256: str, device: str) -> Engine:
 
 def read_batch(output: Path) -> Batch:
     """What the journal in an output folder tells; nothing of a line that a crash spoilt or another version wrote."""
-    known = Batch()
+    records: dict[str, Record] = {}
     # Where it cannot be read, neither can the summary be written, which says why.
     with suppress(OSError), open(output / JOURNAL, encoding="utf-8", errors="replace") as file:
         for line in file:
             with suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
-                outcomes = [asdict(Outcome(**one)) for one in record["outcomes"]]
-                told = {key: str(record[key]) for key in ("place", "stamp", "model")}
-                known.records[told["place"]] = told | {"outcomes": outcomes}
-    return known
+                record = Record.read(line)
+                records[record.place] = record
+    return Batch(records)
 
 
 def _write_summary(known: Batch, output: Path) -> None:
     """Write ``batch.csv``; a series of which several folders hold slices is noted at each."""
     columns = ("place", "series", "status", "code", "text", "output", "seconds", "notices", "model")
-    names = Counter(PurePosixPath(one["output"]).name for _, one in known.outcomes() if one["series"] and one["output"])
+    names = Counter(PurePosixPath(one.output).name for _, one in known.outcomes() if one.series and one.output)
     with (
         write_beside(output / SUMMARY, ".csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.writer(file)
         writer.writerow(columns)
-        for place, one in known.outcomes():
-            split = ["SERIES_SPLIT"] if one["series"] and names[PurePosixPath(one["output"]).name] > 1 else []
-            row = {**one, "place": place, "notices": " ".join([*one["notices"], *split])}
-            row["model"] = known.records[place]["model"][:12]
-            writer.writerow([row[name] for name in columns])
+        for record, one in known.outcomes():
+            split = ["SERIES_SPLIT"] if one.series and names[PurePosixPath(one.output).name] > 1 else []
+            notices = " ".join([*one.notices, *split])
+            about = (record.place, one.series, one.status, one.code, one.text, one.output, one.seconds)
+            writer.writerow([*about, notices, record.model[:12]])

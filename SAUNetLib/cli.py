@@ -226,18 +226,20 @@ def _batch(options: argparse.Namespace) -> int:
     if options.workers is not None and options.workers < 1:
         raise UsageError("USAGE", f"{options.workers} workers", "Give at least one with --workers")
     with _packages("a batch", "cluster"):
+        import cryptography  # noqa: F401
         import distributed  # noqa: F401
+        import filelock  # noqa: F401
     from .batch import SUMMARY, run_batch
 
     with _counter(options) as report:
         known = run_batch(archive, output, options.model, options.device, options.scheduler, options.workers, report)
-    failed = [one for _, one in known.outcomes() if one["status"] == "failed"]
+    failed = [one for _, one in known.outcomes() if one.status == "failed"]
     if not options.quiet:
         print(", ".join(f"{count} {status}" for status, count in known.counts().items()))
         print(output / SUMMARY)
-    for code, count in Counter(one["code"] for one in failed).items():
+    for code, count in Counter(one.code for one in failed).items():
         print(f"{count} failed with {code}; the same command tries them again", file=sys.stderr)
-    return int(failed[0]["exit_status"]) if failed else 0
+    return failed[0].exit_status if failed else 0
 
 
 @contextlib.contextmanager

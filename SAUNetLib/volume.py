@@ -272,9 +272,8 @@ def check_content(volume: Volume) -> None:
             f"{name} looks like a label map: few different values in large even areas",
             "Give the image on which it was drawn",
         )
-    if not (
-        CT_RANGE[0] <= some.min() <= AIR_HU[1] and some.max() > CT_RANGE[1]
-    ):  # most MRI: none of it needs to be counted
+    lowest, highest = CT_RANGE
+    if not (lowest <= some.min() <= AIR_HU[1] and some.max() > highest):  # most MRI: none of it needs to be counted
         return
     stack = SagittalStack.of(volume)
     if stack.slices[stack.field()].min() >= 0:  # padding like air around an MRI; a CT has fat and air inside, too

@@ -124,8 +124,8 @@ def test_another_model_begins_anew_and_workers_must_have_the_same(run, tmp_path,
     assert (found.status, found.code) == ("failed", "MODEL_MISMATCH") and not output.exists()
     known = read_batch(tmp_path / "out")
     record = known.records["p2/A.mha"]
-    same = Study("p2/A.mha", False, record["stamp"])
-    assert known.is_done(same, record["model"], tmp_path / "out")
+    same = Study("p2/A.mha", False, record.stamp)
+    assert known.is_done(same, record.model, tmp_path / "out")
     assert not known.is_done(same, "0" * 64, tmp_path / "out") and len(lines(tmp_path / "out")) == done
 
 

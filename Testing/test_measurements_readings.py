@@ -76,11 +76,16 @@ def test_a_folder_without_readings_is_refused(tmp_path):
     assert failure.value.code == "INPUT_NOT_FOUND"
 
 
-def test_a_slipped_vertebra_of_a_patient(shared_data):
+def measured(shared_data, patient):
+    """The measures of a patient of SPIDER's label map."""
     folder = shared_data / "spider_t2space"
-    if not (folder / "200_labels.nii.gz").is_file():
+    if not (folder / f"{patient}_labels.nii.gz").is_file():
         pytest.skip("needs spider_t2space in ../shared/data")
-    found = measure_labels(folder / "200_labels.nii.gz", folder / "200_image.nii.gz")
+    return measure_labels(folder / f"{patient}_labels.nii.gz", folder / f"{patient}_image.nii.gz")
+
+
+def test_a_slipped_vertebra_of_a_patient(shared_data):
+    found = measured(shared_data, "200")
     assert found.value("L5/S1", "slip_mm") == pytest.approx(9.5, abs=2)
     band = found.row("L5/S1").measures["meyerding_grade"]
     assert band.value >= 1 and "low_confidence" not in band.flags
@@ -90,9 +95,6 @@ def test_a_slipped_vertebra_of_a_patient(shared_data):
 
 def test_a_small_slip_on_an_estimated_endplate_is_doubtful(shared_data):
     """No reader saw one there."""
-    folder = shared_data / "spider_t2space"
-    if not (folder / "078_labels.nii.gz").is_file():
-        pytest.skip("needs spider_t2space in ../shared/data")
-    found = measure_labels(folder / "078_labels.nii.gz", folder / "078_image.nii.gz")
+    found = measured(shared_data, "078")
     assert found.value("L5/S1", "slip_mm") == pytest.approx(3.1, abs=0.5)
     assert "low_confidence" in found.row("L5/S1").measures["meyerding_grade"].flags

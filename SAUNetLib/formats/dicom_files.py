@@ -38,6 +38,11 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def may_be_image(path: Path) -> bool:
+    """Whether a file is DICOM, or is named as images are and nothing of it arrived."""
+    return is_dicom(path) or _is_lost(path)
+
+
 def image_files(folder: Path, below: bool, lost: list[Lost]) -> Iterator[Path]:
     """DICOM files, and files that are none because nothing of them arrived; folders that cannot be read are `lost`."""
     for parent, folders, names in os.walk(
@@ -46,7 +51,7 @@ def image_files(folder: Path, below: bool, lost: list[Lost]) -> Iterator[Path]:
         folders[:] = sorted(folders) if below else []
         for name in sorted(one for one in names if not one.startswith(".")):  # as of a copy that is under way
             path = Path(parent, name)
-            if is_dicom(path) or _is_lost(path):
+            if may_be_image(path):
                 yield path
 
 

@@ -58,19 +58,16 @@ class Neighbours:
         A body beyond the next disc, or one that the disc does not lie close to, is no neighbour: the one between them
         is not segmented.
         """
-        place = self._places
-        result = {}
-        for disc in self.discs:
-            next_disc = max((place[other] for other in self.discs if place[other] < place[disc]), default=-np.inf)
-            between = [value for value in self._near[disc] if next_disc < place[value] < place[disc]]
-            if between:
-                result[disc] = max(between, key=place.__getitem__)
-        return result
+        return self._nearest(-1)
 
     @cached_property
     def below(self) -> dict[int, int]:
         """By disc, the nearest body below; otherwise as `above`."""
-        place = self._places
+        return self._nearest(1)
+
+    def _nearest(self, way: int) -> dict[int, int]:
+        """By disc, the nearest body upwards (`way` -1) or downwards (1)."""
+        place = {value: way * station for value, station in self._places.items()}
         result = {}
         for disc in self.discs:
             next_disc = min((place[other] for other in self.discs if place[other] > place[disc]), default=np.inf)

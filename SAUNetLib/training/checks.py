@@ -250,7 +250,7 @@ def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, c
     if missing:
         case.notes.append(Finding("ABSENT", f"no {' and no '.join(missing)} in it, though said to be drawn."))
     if BACKGROUND not in classes:
-        text = "no voxel of it is background (0): where nothing was found on looking, 255 teaches nothing."
+        text = "no voxel of it is background (0), so that nothing in it teaches what is no spine."
         case.notes.append(Finding("UNKNOWN", text))
     elif case.unknown > MOSTLY_UNKNOWN:
         case.notes.append(Finding("UNKNOWN", f"{case.unknown:.0%} of it is labelled 255, not known."))

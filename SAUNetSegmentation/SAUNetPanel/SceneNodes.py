@@ -17,6 +17,7 @@ from SAUNetLib.anatomy import (
     PARTIAL_TAG,
     REGIONS,
     TERMINOLOGY,
+    WARNINGS_TAG,
     Structure,
     encodings,
 )
@@ -345,7 +346,7 @@ def _about(summary: dict[str, Any], levels: bool) -> dict[str, str]:
     """Tags of every segment and attributes of the node: provenance, encoding and warnings."""
     about = {ATTRIBUTE + key: str(value) for key, value in summary.get("provenance", {}).items()}
     about[ATTRIBUTE + "encoding"] = "levels" if levels else "classes"
-    about[ATTRIBUTE + "warnings"] = json.dumps(summary.get("warnings", []), ensure_ascii=True)
+    about[WARNINGS_TAG] = json.dumps(summary.get("warnings", []), ensure_ascii=True)
     return about
 
 
