@@ -20,6 +20,10 @@ _MOST = {"both": 0.98, "sacrum": 0.92, "C2": 0.92, "sizes": 0.75}
 vertebrae, which shows only to those who count from both ends."""
 _UNUSUAL = 0.6
 """Nor than this where something speaks for a transitional vertebra."""
+_SHARPER = 2.0
+"""Names by sizes alone are right more often than their probabilities say: in 1,000 crops without a sacrum of 45 scans of
+three scanners 62 % were right, where 34 % were stated in the mean; raised to this power it is 48 %, and the logarithm of
+the right name's probability is best at 2 to 3 on each scanner."""
 _SURE = 0.7
 """A less probable name is doubtful."""
 _MISSED = 0.85
@@ -94,6 +98,8 @@ def find_anchor(spine: Spine, lowest: str | None, image: Image | None = None) ->
     }[source]
     unusual = _unusual(spine, source)
     most = min(_MOST[source], _UNUSUAL) if unusual else _MOST[source]
+    if source == "sizes":
+        chance = chance**_SHARPER / np.sum(chance**_SHARPER)
     return Anchor(_levels(bottom, LEVELS[start + bottom]), source, basis, min(most, float(chance[start])), unusual)
 
 
