@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..anatomy import CLASS_NAMES, VERTEBRA
 from ..engine import GPU_CHUNK, computes_bfloat16, network_input, resample
 from ..metrics import agreement, compare_labels
-from ..network import DenseUNet, SAUNet, fold_batch_norm, pack_for_processor
+from ..network import DenseUNet, SAUNet, fold_batch_norm
 from ..training.datasets import can_thicken, thick_volume
 from ..training.folders import UNKNOWN, read_pair
 from ..training.run import VALIDATIONS
@@ -79,7 +79,7 @@ def measure(
                 )
             )
         if isinstance(network, SAUNet) and network.attention == "scores":
-            without = predict(_Rough(network), one.volume, pixel_mm, device)
+            without = np.where(one.labels == UNKNOWN, 0, predict(_Rough(network), one.volume, pixel_mm, device))
             moved.append(int(np.sum(found != without)) / max(1, int(np.sum(found > 0))))
     return figures, float(np.mean(moved)) if moved else None
 
@@ -164,14 +164,16 @@ def network_costs(
 
 
 def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A network made ready to answer, as the engine makes SAU-Net; batch norm is folded into every one."""
+    """A network made ready to answer: batch norm folded, in its final precision.
+
+    Weights packed for the processor, as the engine has them, are left out: the other networks have none.
+    """
     network = fold_batch_norm(network.eval())
     for block in network.modules():
         if isinstance(block, UnetBasicBlock):
             block.conv1.conv, block.norm1 = fuse_conv_bn_eval(block.conv1.conv, block.norm1), nn.Identity()
             block.conv2.conv, block.norm2 = fuse_conv_bn_eval(block.conv2.conv, block.norm2), nn.Identity()
-    network = network.to(device, dtype)
-    return pack_for_processor(network) if device.type == "cpu" and isinstance(network, SAUNet) else network
+    return network.to(device, dtype)
 
 
 def _answer(network: nn.Module, image: Tensor) -> None:

@@ -347,8 +347,9 @@ def _moved(table: Table) -> Iterator[str]:
             f"the predicted foreground: {'; '.join(told)}. The written form multiplies a slice's score F by "
             "1 + A(i-1) + A(i+1), which is never below 1 where the masks A come from a sigmoid. With one score it "
             "changes how sure the network is, but never the sign of F, so at a threshold of one half the mask before "
-            "and after ISA is the same: whatever it brings, it brings through the training. With several scores it can "
-            "change which of them is largest, and on features, ahead of the scores, there is no such limit."
+            "and after ISA is the same at the network's own pixels (a few change since scores are interpolated to the "
+            "image's before the threshold): whatever it brings, it brings through the training. With several scores it "
+            "can change which of them is largest, and on features, ahead of the scores, there is no such limit."
         )
 
 
