@@ -22,7 +22,7 @@ from .formats.atomic import ending_of, write_beside
 from .formats.dicom import list_series
 from .formats.dicom_files import may_be_image
 from .formats.dicom_series import Series
-from .formats.headers import ENDINGS
+from .formats.headers import ENDINGS, voxel_file
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -225,8 +225,9 @@ def find_studies(archive: Path, output: Path) -> Iterator[Study]:
         names = sorted(one for one in names if not one.startswith("."))
         others = []
         for one in names:
-            if ending_of(Path(one), ENDINGS):
-                yield Study((here / one).relative_to(archive).as_posix(), False, _stamp([here / one]))
+            if ending := ending_of(Path(one), ENDINGS):
+                files = {here / one, voxel_file(here / one, ending)}
+                yield Study((here / one).relative_to(archive).as_posix(), False, _stamp(sorted(files)))
             else:
                 others.append(here / one)
         if any(map(may_be_image, others)):

@@ -152,6 +152,26 @@ def test_studies_are_found_in_order_and_results_are_none(archive):
     assert Batch().counts() == {"segmented": 0, "refused": 0, "failed": 0}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+def test_other_voxels_beside_the_same_header_are_another_image(archive, ending):
+    def stamp():
+        return next(one.stamp for one in find_studies(archive, archive / "p1") if one.place == f"a{ending}")
+
+    sitk.WriteImage(picture().to_sitk(), str(archive / f"a{ending}"))
+    before, (voxels,) = stamp(), archive.glob("a.*raw*")
+    assert stamp() == before
+    os.utime(voxels, ns=(0, 0))
+    changed = stamp()
+    voxels.unlink()
+    assert len({before, changed, stamp()}) == 3
+    (archive / f"a{ending}").write_bytes(b"NRRD0004\n\xff")
+    assert stamp()
+    (archive / f"a{ending}").unlink()
+    os.mkfifo(archive / f"a{ending}")
+    assert stamp(), "and does not wait"
+
+
 def test_a_folder_that_cannot_be_read_is_told(run, archive, monkeypatch):
     listed = os.scandir
 
