@@ -42,7 +42,7 @@ MOST_NAME = 200
 GIVE_UP = 20
 """So many studies in a row that fail for one reason which is none of theirs end the run."""
 _OF_THE_RUN = ("DEVICE", "MODEL_", "OUTPUT_WRITE", "NOT_INSTALLED", "CRASHED")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.nii\.gz|\.csv|\.json|\.png)$")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}((\.nii)?\.gz|\.csv|\.json|\.png)$")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from filelock import FileLock
 from SAUNetLib import batch
 from SAUNetLib.batch import JOURNAL, LOCK, SUMMARY, Batch, Study, find_studies, read_batch
 from SAUNetLib.cli import main
+from SAUNetLib.formats import atomic
+from SAUNetLib.formats.atomic import write_beside
 from SAUNetLib.formats.segmentations import read_segmentation
 
 
@@ -293,6 +295,17 @@ def test_what_another_run_did_before_it_ended_is_not_done_again(run, tmp_path, m
 
     monkeypatch.setattr(FileLock, "acquire", acquire)
     assert run()[0] == 0 and (tmp_path / "out" / JOURNAL).read_bytes().strip() == whole.strip()
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".csv", ".json", ".png"])
+def test_what_stopped_workers_leave_beside_their_results_is_known(tmp_path, ending):
+    result = tmp_path / f"a{ending}"
+    result.touch()
+    with write_beside(result, ending) as temporary:
+        temporary.touch()
+    for one in (temporary, atomic._spare_name(result)):
+        assert batch._TEMPORARY.match(one.name)
+    assert not batch._TEMPORARY.match(result.name)
 
 
 def test_a_file_called_like_the_model_is_not_taken_for_it(run, tiny_model, tmp_path, monkeypatch):
