@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from .formats.atomic import ending_of, write_beside
 from .formats.dicom import list_series
 from .formats.dicom_files import may_be_image
 from .formats.dicom_series import Series
-from .formats.headers import ENDINGS
+from .formats.headers import ENDINGS, voxel_file
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -41,7 +42,7 @@ MOST_NAME = 200
 GIVE_UP = 20
 """So many studies in a row that fail for one reason which is none of theirs end the run."""
 _OF_THE_RUN = ("DEVICE", "MODEL_", "OUTPUT_WRITE", "NOT_INSTALLED", "CRASHED")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.nii\.gz|\.csv|\.json|\.png)$")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}((\.nii)?\.gz|\.csv|\.json|\.png)$")
 
 
 @dataclass(frozen=True)
@@ -175,11 +176,12 @@ def run_batch(
     if scheduler is None:
         choose_device(device)
     chosen = model or DEFAULT_MODEL
-    chosen = os.path.abspath(chosen) if os.path.isfile(chosen) else chosen  # noqa: PTH100, PTH113 - may be a name
+    if Path(chosen).suffix == ".safetensors":  # else it is a name, also where a file here is called so
+        chosen = os.path.abspath(chosen)  # noqa: PTH100 - no failure for any path
     sha256 = load_model(chosen).card.sha256
-    _write_summary(known := read_batch(output), output)  # whether it can be written, before the work
     task = {"archive": archive.resolve(), "output": output.resolve(), "model": chosen, "sha256": sha256}
     seen: set[str] = set()
+    known = Batch()
 
     def waiting() -> Iterator[Study]:
         for study in find_studies(archive, output):
@@ -187,18 +189,21 @@ def run_batch(
             if not known.is_done(study, sha256, output):
                 yield study
 
-    result = known
     try:
-        with FileLock(output / LOCK, timeout=0), _client(scheduler, workers, output) as client:
-            walked = False
-            try:
-                _work(client, waiting(), {**task, "device": device}, output / JOURNAL, report)
-                walked = bool(seen)
-            finally:
-                result = read_batch(output)
-                if walked:  # what has left the archive since is in the journal alone
-                    result = Batch({place: one for place, one in result.records.items() if place in seen})
-                _write_summary(result, output)
+        with FileLock(output / LOCK, timeout=0):
+            result = known = read_batch(output)
+            _try_summary(known, output)
+            with _client(scheduler, workers, output) as client:
+                walked = False
+                try:
+                    _work(client, waiting(), {**task, "device": device}, output / JOURNAL, report)
+                    walked = True
+                finally:
+                    if seen:  # else the summary stays what it was
+                        result = read_batch(output)
+                        if walked:  # what has left the archive since is in the journal alone
+                            result = Batch({place: one for place, one in result.records.items() if place in seen})
+                        _write_summary(result, output)
     except Timeout as busy:
         raise UsageError("USAGE", f"another run works on {output}", "Wait for it, or give another folder") from busy
     except OSError as failure:
@@ -225,8 +230,9 @@ def find_studies(archive: Path, output: Path) -> Iterator[Study]:
         names = sorted(one for one in names if not one.startswith("."))
         others = []
         for one in names:
-            if ending_of(Path(one), ENDINGS):
-                yield Study((here / one).relative_to(archive).as_posix(), False, _stamp([here / one]))
+            if ending := ending_of(Path(one), ENDINGS):
+                files = {here / one, voxel_file(here / one, ending)}
+                yield Study((here / one).relative_to(archive).as_posix(), False, _stamp(sorted(files)))
             else:
                 others.append(here / one)
         if any(map(may_be_image, others)):
@@ -470,6 +476,15 @@ def read_batch(output: Path) -> Batch:
                 record = Record.read(line)
                 records[record.place] = record
     return Batch(records)
+
+
+def _try_summary(known: Batch, output: Path) -> None:
+    """See before the work that the summary can be written; one that is there stays what it is."""
+    if not (output / SUMMARY).is_file():
+        _write_summary(known, output)
+        return
+    with write_beside(output / SUMMARY, ".csv") as temporary:
+        shutil.copyfile(output / SUMMARY, temporary)
 
 
 def _write_summary(known: Batch, output: Path) -> None:
