@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..anatomy import CLASS_NAMES, VERTEBRA
 from ..engine import GPU_CHUNK, computes_bfloat16, network_input, resample
 from ..metrics import agreement, compare_labels
-from ..network import DenseUNet, SAUNet, fold_batch_norm
+from ..network import DenseUNet, SAUNet, fold_batch_norm, pack_for_processor
 from ..training.datasets import can_thicken, thick_volume
 from ..training.folders import UNKNOWN, read_pair
 from ..training.run import VALIDATIONS
@@ -164,16 +164,17 @@ def network_costs(
 
 
 def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A network made ready to answer: batch norm folded, in its final precision.
+    """A network made ready to answer, as the engine makes SAU-Net; batch norm is folded into every one.
 
-    Weights packed for the processor, as the engine has them, are left out: the other networks have none.
+    Packed weights bring MONAI's U-Nets nothing: 2 % of the two-dimensional one's time, none of the other's.
     """
     network = fold_batch_norm(network.eval())
     for block in network.modules():
         if isinstance(block, UnetBasicBlock):
             block.conv1.conv, block.norm1 = fuse_conv_bn_eval(block.conv1.conv, block.norm1), nn.Identity()
             block.conv2.conv, block.norm2 = fuse_conv_bn_eval(block.conv2.conv, block.norm2), nn.Identity()
-    return network.to(device, dtype)
+    network = network.to(device, dtype)
+    return pack_for_processor(network) if device.type == "cpu" and isinstance(network, SAUNet) else network
 
 
 def _answer(network: nn.Module, image: Tensor) -> None:

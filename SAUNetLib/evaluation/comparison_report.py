@@ -295,8 +295,9 @@ def _costs(comparison: Comparison, table: Table) -> Iterator[str]:
         f"Time of the network alone for the kept-out patients, all networks in turn in one run ({comparison.device}, "
         f"{comparison.precision}; on a processor the processor's time of one thread), as a share of the 3D U-Net's; "
         "size and the paper's columns likewise. All are made ready to answer: batch norm folded, weights in that "
-        "precision, slices one after the other where a network takes them alone. Operations are those of the "
-        "convolutions. The training time was taken beside other work."
+        "precision, slices one after the other where a network takes them alone; on a processor the Dense U-Net and "
+        "SAU-Net as the engine has them, with packed weights, which bring the U-Nets nothing. Operations are those "
+        "of the convolutions. The training time was taken beside other work."
     )
     for task, costs in comparison.costs.items():
         yield {
