@@ -461,8 +461,34 @@ def test_lordosis_ends_at_whole_vertebrae(thick):
 def test_an_unknown_turn_of_the_patient_is_said(thin):
     slices = slice(8, 17)  # 18 mm in the middle
     found = measure(part(Segmentation(thin.labels, thin.volume.geometry), k=slices))
-    coronal = [row.measures["coronal_angle_deg"] for row in found.rows if "coronal_angle_deg" in row.measures]
-    assert len(coronal) == 1 and coronal[0].flags == ("few_slices",)
+    ((_, angle),) = coronal_angles(found)
+    assert angle.flags == ("few_slices",)
+
+
+def test_bodies_cut_by_thin_slices_on_one_side_tell_no_turn(thin):
+    """Their middle is not the middle of what shows, and the angle was twice the true one."""
+    grid = thin.volume.geometry
+    halved = replace(grid, size=(*grid.size[:2], 2 * grid.size[2]), spacing=(*grid.spacing[:2], grid.spacing[2] / 2))
+    whole = Segmentation(np.repeat(thin.labels, 2, axis=0), halved)
+    ((_, wanted),) = coronal_angles(measure(whole))
+    assert not wanted.flags
+    middle = int(np.argwhere(whole.labels == 2)[:, 0].mean())
+    for slices in (slice(middle - 9, None), slice(None, middle + 10)):
+        ((_, angle),) = coronal_angles(measure(part(whole, k=slices)))
+        assert angle.flags == ("few_slices",) and angle.value == pytest.approx(wanted.value, abs=1.5)
+
+
+def test_an_estimated_endplate_is_no_end_of_the_coronal_angle(thin):
+    """It follows the border of a disc, and the outermost tilt makes the angle."""
+    labels = np.where(thin.labels == value_of("S1"), 0, thin.labels).astype(np.uint8)
+    for one, last in ((thin.labels, "S1"), (labels, "L5")):
+        ((level, angle),) = coronal_angles(measure(Segmentation(one, thin.volume.geometry)))
+        assert level.endswith(f"-{last}") and not angle.flags
+
+
+def coronal_angles(found: Measurements) -> list[tuple[str, Measure]]:
+    """The coronal angles with their levels."""
+    return [(row.level, row.measures["coronal_angle_deg"]) for row in found.rows if "coronal_angle_deg" in row.measures]
 
 
 def test_a_vertebra_that_is_not_segmented_makes_no_tall_disc():

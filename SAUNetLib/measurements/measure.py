@@ -218,7 +218,7 @@ class _Measuring:
                 angle = lordosis(starts[0][2], ends[-1][2])
                 yield StructureMeasures(0, level, f"{name} {level}", "spine", {"lordosis_deg": angle})
         plates = [(level, plate) for level, body in chain for plate in (body.upper, body.lower) if not plate.cut]
-        if sacrum is not None:
+        if sacrum is not None and not sacrum.estimated:  # a disc's border is no bone's, and its tilt the outermost
             plates.append(("S1", sacrum))
         if len(plates) >= 3:
             level = f"{plates[0][0]}-{plates[-1][0]}"
