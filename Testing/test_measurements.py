@@ -29,10 +29,12 @@ from SAUNetLib.measurements import (
     write_picture,
 )
 from SAUNetLib.measurements.centreline import smooth
-from SAUNetLib.measurements.discs import NO_SLIP_MM
+from SAUNetLib.measurements.discs import NO_SLIP_MM, _slip
 from SAUNetLib.measurements.outline import edges, outline
 from SAUNetLib.measurements.picture import _cells, draw_picture
+from SAUNetLib.measurements.plates import Plate
 from SAUNetLib.measurements.results import StructureMeasures
+from SAUNetLib.measurements.space import BACK, Frame
 from SAUNetLib.measurements.vertebrae import HEIGHTS, height_losses, sagittal_angle
 from SAUNetLib.parts import merge_parts
 from SAUNetLib.segmentation import Notice, Segmentation
@@ -687,6 +689,29 @@ def test_a_small_displacement_is_no_slip():
     row = found.row("L2/L3").measures
     assert abs(row["slip_mm"].value) < NO_SLIP_MM
     assert row["meyerding_grade"].value == 0
+
+
+def plate(depth: float, back: float, estimated: bool = False) -> Plate:
+    """A level endplate of a depth that ends so many mm behind the space's origin."""
+    frame = Frame.facing(np.zeros(3), np.array([0.0, -1, 0]), BACK)
+    front, rear = (back - depth) * BACK, back * BACK
+    return Plate(front, rear, (front + rear) / 2, BACK, frame, 0.0, estimated=estimated)
+
+
+@pytest.mark.parametrize(("estimated", "percent", "grade"), [(True, 100 / 3, 2), (False, 25, 1)])
+def test_a_slip_is_no_part_of_an_estimated_endplate(estimated, percent, grade):
+    """The disc that it is estimated from reaches as far as the body above has slipped."""
+    slip = _slip(plate(30, -10), plate(40, 0, estimated))
+    assert slip["slip_mm"].value == pytest.approx(10)
+    assert slip["slip_percent"].value == pytest.approx(percent) and slip["meyerding_grade"].value == grade
+
+
+@pytest.mark.parametrize(("back", "depth", "doubtful"), [(5, 30, False), (6.5, 40, True), (5, 24, True)])
+def test_a_slip_far_back_is_doubtful(back, depth, doubtful):
+    """So far back lie rounded corners and spurs."""
+    slip = _slip(plate(depth, back), plate(depth, 0))
+    assert slip["slip_mm"].value == pytest.approx(-back) and slip["meyerding_grade"].value == 0
+    assert all(("low_confidence" in one.flags) == doubtful for one in slip.values())
 
 
 def test_meyerding_s_bands_are_of_slips_forwards(measured):
