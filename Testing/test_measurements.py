@@ -627,9 +627,6 @@ def test_sagittal_angle_is_the_difference_of_slopes(first, second):
 @given(st.lists(st.floats(10, 40), min_size=2, max_size=8), st.floats(0, 60))
 @settings(max_examples=40)
 def test_height_loss_is_that_against_equal_neighbours(heights, lost):
-    def body(height: float) -> dict[str, Measure]:
-        return dict.fromkeys(HEIGHTS, Measure.of(height))
-
     alone = height_losses([body(20)])
     assert alone[0]["height_loss_percent"] == Measure(None, ("missing",))
     bodies = [body(30), body(30), body(30 * (1 - lost / 100)), body(30), body(30)]
@@ -642,11 +639,34 @@ def test_height_loss_is_that_against_equal_neighbours(heights, lost):
     last_two = height_losses([body(30), body(30), body(30), body(18), body(30 * (1 - lost / 100))])
     assert last_two[4]["height_loss_percent"].value == pytest.approx(lost, abs=1e-6)
     assert last_two[4]["genant_grade"].flags == ("low_confidence",)  # all it is compared with lies above
-    assert last_two[3]["height_loss_percent"] == Measure.of(last_two[3]["height_loss_percent"].value)
-    doubtful = dict.fromkeys(HEIGHTS, Measure.of(90, {"low_confidence"}))
+    doubtful = body(90, "low_confidence")
     beside = height_losses([body(30), body(30), body(30), doubtful, body(30), body(30)])
     assert beside[4]["height_loss_percent"] == Measure.of(0.0)
     assert height_losses([body(30), doubtful, body(30)])[0]["height_loss_percent"].flags == ("low_confidence",)
+
+
+def body(height: float, *flags: str, depth: float = 40) -> dict[str, Measure]:
+    """A block's measures."""
+    return dict.fromkeys(HEIGHTS, Measure.of(height, flags)) | {"depth_mm": Measure.of(depth, flags)}
+
+
+def test_a_body_is_compared_with_as_many_above_as_below():
+    """Bodies become taller down a healthy spine, by 1.5 mm from one to the next."""
+    losses = [one["height_loss_percent"] for one in height_losses([body(24 + 1.5 * n) for n in range(6)])]
+    assert [one.flags for one in losses] == [("low_confidence",), (), (), (), (), ("low_confidence",)]
+    assert [one.value for one in losses[1:-1]] == pytest.approx([0] * 4)
+
+
+@pytest.mark.parametrize(("lower", "flags"), [(29, ()), (20, ("low_confidence",))])
+def test_one_body_on_each_side_tells_the_usual_height_if_both_are_alike(lower, flags):
+    assert height_losses([body(30), body(30), body(lower)])[1]["height_loss_percent"].flags == flags
+
+
+@pytest.mark.parametrize(("height", "flags"), [(18, ("low_confidence",)), (26, ())])
+def test_where_all_bodies_are_flat_no_loss_is_sure(height, flags):
+    """It would be 0 throughout a spine of collapsed bodies."""
+    middle = height_losses([body(height, depth=36)] * 5)[2]
+    assert middle == {"height_loss_percent": Measure.of(0, flags), "genant_grade": Measure.of(0, flags)}
 
 
 @given(st.floats(-8, 8), st.floats(0.3, 2.0))
