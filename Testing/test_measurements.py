@@ -202,6 +202,37 @@ def test_signal_ratio_by_fluid_that_is_cut_off_is_flagged(thick):
     assert "low_confidence" not in measure(labelled, thick.volume).row("L3/L4").measures["signal_ratio"].flags
 
 
+def test_signal_ratio_needs_fluid_brighter_than_discs(thick):
+    """Water images show fluid brighter than marrow, and discs nearly as bright as fluid."""
+    discs = np.isin(thick.labels, [value_of(level) for level in thick.truth.discs])
+    fluid = np.percentile(thick.volume.voxels[thick.labels == 2], 75)
+    for brightness, told in ((0.5, True), (0.75, False)):
+        water = replace(thick.volume, voxels=np.where(discs, brightness * fluid, thick.volume.voxels))
+        found = measure(Segmentation(thick.labels, thick.volume.geometry), water)
+        assert (found.value("L3/L4", "signal_ratio") is not None) == told
+        assert ("NOT_T2" in [one.code for one in found.warnings]) != told
+
+
+def test_a_disc_brighter_than_fluid_is_doubtful(thick):
+    bright = np.where(thick.labels == value_of("L3/L4"), thick.volume.voxels.max(), thick.volume.voxels)
+    found = measure(Segmentation(thick.labels, thick.volume.geometry), replace(thick.volume, voxels=bright))
+    assert found.value("L3/L4", "signal_ratio") > 1
+    for level, flags in (("L3/L4", ("low_confidence",)), ("L2/L3", ())):
+        assert found.row(level).measures["signal_ratio"].flags == flags
+
+
+def test_signal_ratio_of_a_disc_that_the_image_cuts_is_flagged(thick):
+    whole = Segmentation(thick.labels, thick.volume.geometry)
+    columns = np.flatnonzero((thick.labels == value_of("L3/L4")).any(axis=(0, 1)))
+    rows = np.flatnonzero((thick.labels == value_of("L4/L5")).any(axis=(0, 2)))
+    ends = slice(rows[len(rows) // 2], None), slice(columns[12], None)
+    for level, j, i in (("L4/L5", ends[0], slice(None)), ("L3/L4", slice(None), ends[1])):
+        cut = part(whole, j=j, i=i)
+        found = measure(cut, Volume(np.ascontiguousarray(thick.volume.voxels[:, j, i]), cut.geometry))
+        assert "partial" in found.row(level).measures["signal_ratio"].flags
+    assert measure(whole, thick.volume).row("L3/L4").measures["signal_ratio"].flags == ()
+
+
 def test_the_canal_behind_a_cut_body_is_flagged(thick):
     """Its middle is the middle of what shows, another place than the whole body's."""
     whole = Segmentation(thick.labels, thick.volume.geometry)
