@@ -467,6 +467,25 @@ def test_a_canal_that_is_cut_says_so(thick):
     assert not measure(whole).row("L3").measures["canal_ap_mm"].flags
 
 
+@pytest.mark.parametrize("spacing", [0.9, 1.0, 2.0])
+def test_a_thin_slab_of_a_canal_s_side_says_so(spacing):
+    """Its depth rises toward the middle, which may lie outside; slices over less than 4 mm tell no side at all."""
+    grid = geometry(size=(56, 76, round(40 / spacing)), spacing=(0.9, 1.25, spacing))
+    whole = segmentation(grid)
+    left, back, up = np.moveaxis(builders_points(grid), -1, 0)
+    labels = np.where(whole.labels == 2, 0, whole.labels)
+    labels[(left**2 + (back - 13) ** 2 < 81) & (np.abs(up) < 46)] = 2
+    round_canal = replace(whole, labels=labels)
+    wanted = measure(round_canal).row("L2").measures["canal_ap_mm"]
+    assert wanted.flags == () and wanted.value == pytest.approx(17.5, abs=1)
+    middle = grid.size[2] / 2
+    for first, last, doubtful in ((1, 7, True), (-4, 4, False), (-1, 2, True), (-9, 9, False)):
+        slab = slice(round(middle + first / spacing), round(middle + last / spacing))
+        one = measure(part(round_canal, k=slab)).row("L2").measures["canal_ap_mm"]
+        assert one.flags == (("few_slices",) if doubtful else ())
+        assert doubtful or one.value == pytest.approx(wanted.value, abs=0.5)
+
+
 def test_where_the_canal_is_not_seen_the_figures_say_so(thick):
     """As in a scoliotic spine that leaves the slices."""
     whole = Segmentation(thick.labels, thick.volume.geometry)
