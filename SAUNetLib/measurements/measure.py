@@ -226,6 +226,9 @@ class _Measuring:
             yield StructureMeasures(0, level, f"Spine {level}, coronal", "spine", {"coronal_angle_deg": angle})
 
     def _notices(self) -> Iterator[Notice]:
+        if not self._table:
+            yield Notice("NOTHING_FOUND", "No part of the spine is segmented; nothing was measured.")
+            return
         if self._canal is None:
             yield Notice("CANAL_MISSING", "The spinal canal is not segmented; what needs it was not measured.")
         if self._landmarks.lumbosacral and self._landmarks.lumbosacral not in self._landmarks.below:
