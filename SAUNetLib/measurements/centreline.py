@@ -191,11 +191,14 @@ class Centreline:
 
 
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Values (N, D) along an even line smoothed by a Gaussian of `sigma` steps; straight lines stay straight."""
+    """Values (N, D) along an even line smoothed by a Gaussian of `sigma` steps; straight lines stay straight.
+
+    Its ends are means of many voxels and stay where they are: the values are mirrored through them. The ends of
+    `levels.grid.smooth` are single rows, of which none is held.
+    """
     reach = min(int(3 * sigma), len(values) - 1)
     if reach < 1:
         return values
-    # Mirrored through the end points, so that neither place nor slope is pulled inwards.
     padded = np.pad(values, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd")
     return gaussian_filter1d(padded, sigma, axis=0, radius=reach)[reach:-reach]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..anatomy import value_of
 from ..levels import cut_structures
+from ..levels.grid import Box, bounding_box
 from ..parts import merge_parts
 from ..segmentation import Notice, Row, Segmentation
 from ..volume import SagittalStack, Volume, check_geometry, on_grid
@@ -56,17 +57,14 @@ def _in_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmen
     Without the image, structures that are known to be cut although they do not touch the border say where it ended.
     """
     stack = segmentation.stack()
-    labelled = [np.flatnonzero(lines) for lines in _lines_with_labels(stack.slices)]
-    if not len(labelled[0]):
+    labelled = bounding_box(stack.slices)
+    if labelled is None:
         return segmentation, volume
     if volume is not None:
         field = SagittalStack.of(volume).field()
     else:
         field = (slice(0, stack.slices.shape[0]), *_borders_told(stack.slices, labelled, segmentation.partial))
-    box = [
-        slice(min(part.start, int(lines[0])), max(part.stop, int(lines[-1]) + 1))
-        for part, lines in zip(field, labelled, strict=True)
-    ]
+    box = [slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(field, labelled, strict=True)]
     if all(part == slice(0, count) for part, count in zip(box, stack.slices.shape, strict=True)):
         return segmentation, volume
     part = stack.source_box((box[0], box[1], box[2]))
@@ -75,21 +73,14 @@ def _in_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmen
     return segmentation, volume and Volume(volume.voxels[part], geometry, volume.name)
 
 
-def _lines_with_labels(slices: np.ndarray) -> list[np.ndarray]:
-    """Which slices, rows and columns of labels (S, H, W) hold any."""
-    return [np.asarray(slices.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-
-
-def _borders_told(slices: np.ndarray, labelled: list[np.ndarray], partial: frozenset[int]) -> tuple[slice, slice]:
+def _borders_told(slices: np.ndarray, labelled: Box, partial: frozenset[int]) -> tuple[slice, slice]:
     """Rows and columns at which the field of view must end, by the structures known to be cut."""
-    hidden = partial - cut_structures(slices[labelled[0][0] : labelled[0][-1] + 1])
+    hidden = partial - cut_structures(slices[labelled[0]])
     field = []
     for axis in (1, 2):
-        lines, first, end = np.moveaxis(slices, axis, 0), 0, slices.shape[axis]
-        if hidden & set(np.unique(lines[labelled[axis][0]]).tolist()):
-            first = int(labelled[axis][0])
-        if hidden & set(np.unique(lines[labelled[axis][-1]]).tolist()):
-            end = int(labelled[axis][-1]) + 1
+        lines, part = np.moveaxis(slices, axis, 0), labelled[axis]
+        first = part.start if hidden & set(np.unique(lines[part.start]).tolist()) else 0
+        end = part.stop if hidden & set(np.unique(lines[part.stop - 1]).tolist()) else slices.shape[axis]
         field.append(slice(first, end))
     return field[0], field[1]
 

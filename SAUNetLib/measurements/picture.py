@@ -18,6 +18,7 @@ from ..formats.pages import (
     grey_levels,
     grey_window,
     heading,
+    middle_slice,
     page,
     text_font,
     write_directions,
@@ -91,9 +92,7 @@ def _slices(space: Space, marks: tuple[Mark, ...]) -> np.ndarray:
     count, rows = space.labels.shape[:2]
     points = [space.from_patient(mark.points).mean(axis=0) for mark in marks if mark.kind in ("disc", "canal")]
     if not points:
-        area = (space.labels > 0).sum(axis=(1, 2))
-        middle = int(np.searchsorted(np.cumsum(area), area.sum() / 2)) if area.any() else count // 2
-        return np.full(rows, min(middle, count - 1))
+        return np.full(rows, middle_slice((space.labels > 0).sum(axis=(1, 2))))
     known = np.array(sorted(points, key=lambda point: float(point[1])))
     place = np.interp(np.arange(rows) * space.spacing[1], known[:, 1], known[:, 0]) / space.spacing[0]
     width = max(3, round(20 / space.spacing[1]) | 1)
