@@ -12,7 +12,7 @@ from builders import axis_orders, geometry, labels_at, rotation, segmentation, v
 from builders import points as builders_points
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from SAUNetLib.anatomy import encodings, value_of
 from SAUNetLib.errors import InputError, UsageError
@@ -31,7 +31,7 @@ from SAUNetLib.measurements import (
 from SAUNetLib.measurements.centreline import smooth
 from SAUNetLib.measurements.discs import NO_SLIP_MM, _slip
 from SAUNetLib.measurements.outline import edges, outline
-from SAUNetLib.measurements.picture import _cells, draw_picture
+from SAUNetLib.measurements.picture import _cells, _curve, draw_picture, in_front
 from SAUNetLib.measurements.plates import Plate
 from SAUNetLib.measurements.results import StructureMeasures
 from SAUNetLib.measurements.space import BACK, Frame
@@ -649,6 +649,36 @@ def test_the_picture_shows_the_landmarks(thick, tmp_path):
 def test_a_loss_is_shown_with_its_band_and_not_rounded_over_a_limit(loss, grade, shown):
     measures = {"height_loss_percent": loss} | ({"genant_grade": grade} if grade else {})
     assert _cells(StructureMeasures(44, "L4", "L4 vertebra", "vertebra", measures))[1] == shown
+
+
+def test_an_angle_of_none_has_no_sign():
+    assert _curve(Measure.of(-0.3)) == "0°" and _curve(Measure.of(-12.4, {"partial"})) == "-12°*"
+
+
+def test_levels_are_written_on_bodies():
+    """Not on the canal, where a mask holds a body with its arch behind."""
+    mask, canal = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
+    mask[5:30, 10:55], canal[:25, 30:40] = True, True
+    assert in_front(np.argwhere(mask & ~canal), canal).mean(axis=0) == pytest.approx([17, 19.5])
+    assert len(in_front(np.argwhere(canal & ~canal), canal)) == 0
+    assert in_front(np.argwhere(mask), canal & ~canal)[:, 1].max() < 33
+
+
+def test_no_level_is_written_on_the_directions(thick, monkeypatch):
+    """Where the upper border leaves little of a body."""
+    whole = Segmentation(thick.labels, thick.volume.geometry)
+    rows = slice(row_of(whole, "L1", 0.45), None)
+    cut = part(whole, j=rows)
+    written: dict[str, tuple[float, float]] = {}
+    text = ImageDraw.ImageDraw.text
+
+    def noted(draw: ImageDraw.ImageDraw, place: tuple[float, float], word: str, *arguments: object, **rest: object):
+        written.setdefault(word, place)
+        text(draw, place, word, *arguments, **rest)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
+    draw_picture(Volume(np.ascontiguousarray(thick.volume.voxels[:, rows]), cut.geometry), cut, measure(cut))
+    assert written["L1"][1] - written["S"][1] > 25 and written["L2"][1] > written["L1"][1] + 10
 
 
 def test_the_picture_holds_every_row(thick):
