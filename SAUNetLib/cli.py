@@ -11,7 +11,7 @@ import threading
 import traceback
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from .stages import done
 
 if TYPE_CHECKING:
     from .engine import Engine, Report
-    from .segmentation import Segmentation
+    from .segmentation import Notice, Segmentation
     from .work_thread import WorkThread
 
 # Everything heavy is imported by the subcommand that needs it: `saunet --help` answers at once.
@@ -295,7 +295,6 @@ def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Report]:
 
 
 def _print_result(segmentation: Segmentation, options: argparse.Namespace) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
@@ -312,11 +311,18 @@ def _print_result(segmentation: Segmentation, options: argparse.Namespace) -> No
         )
     console = table_console()
     console.print(table)
-    for notice in segmentation.warnings:
-        console.print(f"[yellow]note {notice.code}:[/] {escape(notice.text)}")
+    _print_notices(segmentation.warnings)
     for title, path in _written(options):
         if path:
             console.print(f"{title + ':':<11}{path}", markup=False)
+
+
+def _print_notices(notices: Iterable[Notice]) -> None:
+    from rich.markup import escape
+
+    console = table_console()
+    for notice in notices:
+        console.print(f"[yellow]note {notice.code}:[/] {escape(notice.text)}")
 
 
 def _written(options: argparse.Namespace) -> list[tuple[str, str | None]]:
@@ -357,6 +363,7 @@ def _measure(options: argparse.Namespace) -> int:
         write_measurements(measured, options.output)
         if options.picture and volume is not None:
             write_picture(volume, segmentation, measured, options.picture)
+    _print_notices(measured.warnings)
     print(*filter(None, (options.output, options.picture)), sep="\n")
     return 0
 

@@ -518,6 +518,15 @@ def test_an_image_given_for_a_segmentation_is_told_in_one_line(tmp_path, capsys,
     assert told.startswith("error INPUT_LABELS: ") and words in told and len(told) < 300
 
 
+@pytest.mark.parametrize("ending", [".csv", ".json"])
+def test_measure_says_that_there_is_nothing_to_measure(tmp_path, capsys, ending):
+    grid = geometry()
+    write_segmentation(Segmentation(np.zeros(grid.size[::-1], np.uint8), grid), tmp_path / "empty.nii.gz")
+    table = tmp_path / f"m{ending}"
+    assert main(["measure", str(tmp_path / "empty.nii.gz"), "--output", str(table)]) == 0
+    assert "NOTHING_FOUND" in capsys.readouterr().out and table.exists()
+
+
 def test_measure_writes_all_or_nothing(phantom, tmp_path, capsys):
     image, labels = phantom
     table = tmp_path / "m.json"

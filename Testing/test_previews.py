@@ -168,3 +168,8 @@ def test_refusals(tmp_path: Path, volume: Volume, segmentation: Segmentation) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert full.value.code == "OUTPUT_WRITE"
     assert not list(tmp_path.iterdir())
+
+
+def test_the_middle_slice_halves_an_area():
+    for areas, middle in (([0, 3, 1, 0], 1), ([0, 0, 2, 4], 3), ([0, 0, 0, 0], 2), ([5], 0)):
+        assert pages.middle_slice(np.array(areas)) == middle

@@ -14,6 +14,11 @@ GAP, MARGIN = 10, 26
 PAPER, INK, FAINT = (17, 20, 24), (236, 239, 242), (150, 158, 167)
 
 
+def middle_slice(areas: np.ndarray) -> int:
+    """The slice that halves what fills so much (S,) of each slice; the middle one where nothing does."""
+    return int(np.searchsorted(np.cumsum(areas), areas.sum() / 2)) if areas.any() else len(areas) // 2
+
+
 def grey_window(slices: np.ndarray) -> tuple[float, float]:
     """The grey values that become black and white: percentiles of what is not background."""
     seen = slices[slices > slices.min()]

@@ -22,6 +22,7 @@ from .pages import (
     grey_levels,
     grey_window,
     heading,
+    middle_slice,
     page,
     text_font,
     write_directions,
@@ -111,11 +112,10 @@ def _views(labels: SagittalStack, segmentation: Segmentation) -> list[_View]:
 
 def _middle(slices: np.ndarray, segmentation: Segmentation) -> int:
     """The slice that halves the canal and the discs, else the vertebrae, else the stack."""
-    for kinds in (("canal", "disc"), ("vertebra", "sacrum")):
-        areas = _of_kind(slices, segmentation, kinds).sum(axis=(1, 2))
-        if areas.any():
-            return int(np.searchsorted(np.cumsum(areas), areas.sum() / 2))
-    return len(slices) // 2
+    central, rest = (
+        _of_kind(slices, segmentation, kinds).sum(axis=(1, 2)) for kinds in (("canal", "disc"), ("vertebra", "sacrum"))
+    )
+    return middle_slice(central if central.any() else rest)
 
 
 def _of_kind(slices: np.ndarray, segmentation: Segmentation, kinds: tuple[str, ...]) -> np.ndarray:

@@ -6,6 +6,6 @@ elements by their places on the `ladder`), all of which is a `spine`; then `anch
 and `naming`. Each step takes what the ones before it made and changes none of it.
 """
 
-from .naming import Levels, check_lowest, cut_structures, name_structures
+from .naming import Levels, check_lowest, cut_by_slices, cut_structures, name_structures
 
-__all__ = ["Levels", "check_lowest", "cut_structures", "name_structures"]
+__all__ = ["Levels", "check_lowest", "cut_by_slices", "cut_structures", "name_structures"]

@@ -185,7 +185,11 @@ class Voxels:
 
 
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Values (N,) on an even grid smoothed by a Gaussian of `sigma` steps; straight lines stay straight at the ends."""
+    """Values (N,) on an even grid smoothed by a Gaussian of `sigma` steps; straight lines stay straight at the ends.
+
+    They go on beyond the ends as they did in the mean over the last steps, since a profile's last row may be a speck;
+    `measurements.centreline.smooth` holds the ends.
+    """
     reach = max(1, int(3 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     ends = np.arange(reach, 0, -1)

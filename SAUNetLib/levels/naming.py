@@ -18,6 +18,8 @@ from .spine import Spine
 _FAR_SMALLER = 0.35
 """A body below this share of its neighbours' volume is no whole one: 0.45 and more in SPIDER's label maps, fractures
 among them, but for one that leaves the slices."""
+_CUT = 0.4
+"""An outermost slice that shows this part of what the fullest one shows cuts the structure (chosen)."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +219,7 @@ def _count(number: int, one: str, many: str) -> str:
 def cut_structures(labels: np.ndarray) -> frozenset[int]:
     """Values that the field of view cuts: at rows and columns where they touch its border, at slices where much does.
 
-    A structure ends by itself in the outermost slice if little of it is there; it is cut if that slice shows at least
-    two fifths of what its fullest slice shows.
+    At slices as `cut_by_slices`.
 
     Args:
         labels: (S, H, W), canonical slices of the whole field of view.
@@ -234,9 +235,18 @@ def cut_structures(labels: np.ndarray) -> frozenset[int]:
             cut |= set(np.unique(lines[0]).tolist())
         if box[axis].stop == shape[axis]:
             cut |= set(np.unique(lines[-1]).tolist())
-    outer = [n for n, at_border in ((0, box[0].start == 0), (-1, box[0].stop == shape[0])) if at_border]
-    if outer:
+    if box[0].start == 0 or box[0].stop == shape[0]:
         area = np.stack([np.bincount(one[one > 0], minlength=256) for one in labels])
-        most = area[outer].max(axis=0)
-        cut |= set(np.flatnonzero((most > 0) & (most >= 0.4 * area.max(axis=0))).tolist())
+        area = np.pad(area, ((box[0].start, shape[0] - box[0].stop), (0, 0)))
+        cut |= set(np.flatnonzero(cut_by_slices(area)).tolist())
     return frozenset(cut - {0})
+
+
+def cut_by_slices(area: np.ndarray) -> np.ndarray:
+    """Whether the outermost slices cut structures of which the slices show so much: (S, ...) to (...) bool.
+
+    A structure ends by itself in an outermost slice that shows little of it; it is cut where that shows at least two
+    fifths of what its fullest slice shows.
+    """
+    most = area.max(axis=0)
+    return np.asarray((most > 0) & (area[[0, -1]].max(axis=0) >= _CUT * most))

@@ -18,6 +18,10 @@ _BEYOND = 60.0
 _ASIDE_MM = 5.0
 _DEEPEST, _FLAT = 0.85, 0.5
 """Parts of the deepest slice's depth from which, and up to which, an outermost slice counts as deep and as flat."""
+_SLAB_MM, _RISING = 9.0, 0.8
+"""In slices over less than this, half of a canal's width, this part of the deepest slice's depth is flat (chosen)."""
+_LEAST_SPAN_MM = 4.0
+"""Slices over less than the diameter is a mean of tell no side from the middle."""
 _APART = 6.0
 """Points beyond the canal count from this distance, mm."""
 _BORDER_MM = 1.0
@@ -155,12 +159,16 @@ class Centreline:
         """Where (N,) the canal is cut beside its middle: it is deepest in an outermost slice and flat in the other.
 
         A canal is deepest in its middle, and where it is cut evenly on both sides that is the middle of what is seen.
+        A few slices may all lie on one side of it: then the depth rises throughout toward an outermost one.
         """
         area = (space.labels == value).sum(axis=2).astype(float)  # slices, rows
         near = np.ones(2 * round(_ASIDE_MM / space.spacing[1]) + 1)
         area = np.stack([np.convolve(one, near, mode="same")[: area.shape[1]] for one in area])
         low, high = np.sort(area[[0, -1]], axis=0)
-        aside = (high > _DEEPEST * area.max(axis=0)) & ((low < _FLAT * area.max(axis=0)) | (len(area) < 3))
+        span = len(area) * space.spacing[0]
+        flat = _FLAT if span >= _SLAB_MM else _RISING
+        few = len(area) < 3 or span < _LEAST_SPAN_MM
+        aside = (high > _DEEPEST * area.max(axis=0)) & ((low < flat * area.max(axis=0)) | few)
         rows = np.clip(np.round(self.points[:, 1] / space.spacing[1]).astype(int), 0, len(aside) - 1)
         return np.asarray(aside[rows])
 
@@ -183,11 +191,14 @@ class Centreline:
 
 
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Values (N, D) along an even line smoothed by a Gaussian of `sigma` steps; straight lines stay straight."""
+    """Values (N, D) along an even line smoothed by a Gaussian of `sigma` steps; straight lines stay straight.
+
+    Its ends are means of many voxels and stay where they are: the values are mirrored through them. The ends of
+    `levels.grid.smooth` are single rows, of which none is held.
+    """
     reach = min(int(3 * sigma), len(values) - 1)
     if reach < 1:
         return values
-    # Mirrored through the end points, so that neither place nor slope is pulled inwards.
     padded = np.pad(values, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd")
     return gaussian_filter1d(padded, sigma, axis=0, radius=reach)[reach:-reach]
 

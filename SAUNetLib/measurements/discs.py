@@ -20,7 +20,9 @@ NAMES = (
 NO_SLIP_MM = 3.0
 """A smaller displacement is no slip: grade 0."""
 _SURE_SLIP_MM = 5.0
-"""A smaller slip on an estimated endplate may be none: up to 3.9 mm were measured where no reader saw one."""
+"""A smaller slip on an estimated endplate may be none: up to 3.9 mm were measured where none is to be seen."""
+_FAR_BACK_MM, _FAR_BACK_PERCENT = -6.0, -20.0
+"""A slip further back rests on a rounded corner or a spur: SPIDER's others without a flag reach -5.1 mm and -18 %."""
 _TALLEST_MM = 25.0
 _SHORTEST_MM = 5.0
 """A shorter endplate is a remnant of one."""
@@ -93,15 +95,19 @@ def _slip(above: Plate, below: Plate) -> dict[str, Measure]:
 
     In mm along the lower endplate, positive forwards; in percent of the depth of that endplate; in Meyerding's bands of
     25 % (1932), which are of slips forwards: 1 up to 25 %, 2 up to 50 %, 3 up to 75 %, 4 up to 100 %, 5 beyond; 0 below
-    3 mm and backwards, where half of all healthy L4/L5 discs would have a band (docs/measurements.md).
+    3 mm and backwards, where two fifths of all healthy L4/L5 discs would have a band (docs/measurements.md).
+
+    A disc reaches as far as the body above has slipped, and an endplate estimated from it is too long by that: it
+    counts as no longer than the endplate above.
     """
     names = ("slip_mm", "slip_percent", "meyerding_grade")
     if below.depth < _SHORTEST_MM:
         return dict.fromkeys(names, Measure.none(LOW_CONFIDENCE))
     slip = float((below.back - above.back) @ below.along)
-    percent = 100 * slip / below.depth
+    percent = 100 * slip / (min(above.depth, below.depth) if below.estimated else below.depth)
     grade = 0 if slip < NO_SLIP_MM else int(np.clip(np.ceil(percent / 25), 1, 5))
-    flags = _caveat(above, below)
+    far_back = slip < _FAR_BACK_MM or percent < _FAR_BACK_PERCENT
+    flags = _caveat(above, below) | ({LOW_CONFIDENCE} if far_back else set())
     doubt = {LOW_CONFIDENCE} if below.estimated and grade and slip < _SURE_SLIP_MM else set()
     return {
         "slip_mm": Measure.of(slip, flags),

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..anatomy import value_of
 from ..levels import cut_structures
+from ..levels.grid import Box, bounding_box
 from ..parts import merge_parts
 from ..segmentation import Notice, Row, Segmentation
 from ..volume import SagittalStack, Volume, check_geometry, on_grid
@@ -56,17 +57,14 @@ def _in_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmen
     Without the image, structures that are known to be cut although they do not touch the border say where it ended.
     """
     stack = segmentation.stack()
-    labelled = [np.flatnonzero(lines) for lines in _lines_with_labels(stack.slices)]
-    if not len(labelled[0]):
+    labelled = bounding_box(stack.slices)
+    if labelled is None:
         return segmentation, volume
     if volume is not None:
         field = SagittalStack.of(volume).field()
     else:
         field = (slice(0, stack.slices.shape[0]), *_borders_told(stack.slices, labelled, segmentation.partial))
-    box = [
-        slice(min(part.start, int(lines[0])), max(part.stop, int(lines[-1]) + 1))
-        for part, lines in zip(field, labelled, strict=True)
-    ]
+    box = [slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(field, labelled, strict=True)]
     if all(part == slice(0, count) for part, count in zip(box, stack.slices.shape, strict=True)):
         return segmentation, volume
     part = stack.source_box((box[0], box[1], box[2]))
@@ -75,21 +73,14 @@ def _in_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmen
     return segmentation, volume and Volume(volume.voxels[part], geometry, volume.name)
 
 
-def _lines_with_labels(slices: np.ndarray) -> list[np.ndarray]:
-    """Which slices, rows and columns of labels (S, H, W) hold any."""
-    return [np.asarray(slices.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-
-
-def _borders_told(slices: np.ndarray, labelled: list[np.ndarray], partial: frozenset[int]) -> tuple[slice, slice]:
+def _borders_told(slices: np.ndarray, labelled: Box, partial: frozenset[int]) -> tuple[slice, slice]:
     """Rows and columns at which the field of view must end, by the structures known to be cut."""
-    hidden = partial - cut_structures(slices[labelled[0][0] : labelled[0][-1] + 1])
+    hidden = partial - cut_structures(slices[labelled[0]])
     field = []
     for axis in (1, 2):
-        lines, first, end = np.moveaxis(slices, axis, 0), 0, slices.shape[axis]
-        if hidden & set(np.unique(lines[labelled[axis][0]]).tolist()):
-            first = int(labelled[axis][0])
-        if hidden & set(np.unique(lines[labelled[axis][-1]]).tolist()):
-            end = int(labelled[axis][-1]) + 1
+        lines, part = np.moveaxis(slices, axis, 0), labelled[axis]
+        first = part.start if hidden & set(np.unique(lines[part.start]).tolist()) else 0
+        end = part.stop if hidden & set(np.unique(lines[part.stop - 1]).tolist()) else slices.shape[axis]
         field.append(slice(first, end))
     return field[0], field[1]
 
@@ -218,7 +209,7 @@ class _Measuring:
                 angle = lordosis(starts[0][2], ends[-1][2])
                 yield StructureMeasures(0, level, f"{name} {level}", "spine", {"lordosis_deg": angle})
         plates = [(level, plate) for level, body in chain for plate in (body.upper, body.lower) if not plate.cut]
-        if sacrum is not None:
+        if sacrum is not None and not sacrum.estimated:  # a disc's border is no bone's, and its tilt the outermost
             plates.append(("S1", sacrum))
         if len(plates) >= 3:
             level = f"{plates[0][0]}-{plates[-1][0]}"
@@ -226,6 +217,9 @@ class _Measuring:
             yield StructureMeasures(0, level, f"Spine {level}, coronal", "spine", {"coronal_angle_deg": angle})
 
     def _notices(self) -> Iterator[Notice]:
+        if not self._table:
+            yield Notice("NOTHING_FOUND", "No part of the spine is segmented; nothing was measured.")
+            return
         if self._canal is None:
             yield Notice("CANAL_MISSING", "The spinal canal is not segmented; what needs it was not measured.")
         if self._landmarks.lumbosacral and self._landmarks.lumbosacral not in self._landmarks.below:
@@ -235,5 +229,6 @@ class _Measuring:
             )
         if self._signal is not None and not self._signal.is_t2:
             yield Notice(
-                "NOT_T2", "The fluid in the canal is not bright: no T2 image. Signal ratios were not measured."
+                "NOT_T2",
+                "The fluid in the canal does not outshine marrow and discs: no T2. Signal ratios were not measured.",
             )

@@ -8,13 +8,16 @@ from functools import cached_property
 
 import numpy as np
 
+from ..levels import cut_by_slices
 from .centreline import Centreline
 from .space import BACK, Frame, Space
 
 _NEIGHBOUR_MM, _APART_MM = 34.0, 8.0
 """A disc's neighbours have their centres within this distance of its own, and no wider gap between them and it."""
-_OUTER, _NARROW_MM = 0.04, 20.0
-"""Of a body with more than this share of its points in the outermost slices, or a narrower one, slices show a part."""
+_NARROW_MM = 20.0
+"""Of a narrower body slices show a part."""
+_FINE = np.array([0.0, 1.5, 1.5])
+"""mm between the points that tell how much of a body each slice shows: of every slice some."""
 _SMOOTH = 0.8
 """Turns are smoothed along the spine by a Gaussian of so many bodies."""
 _KNOWN = 0.05
@@ -122,9 +125,10 @@ class Neighbours:
 
     def _turn(self, body: int, space: Space) -> float | None:
         """The turn that a body alone tells, or None."""
-        cloud = self.bodies[body]
-        outer = np.isin(np.round(cloud[:, 0] / space.spacing[0]), (0, len(space.labels) - 1))
-        if outer.mean() > _OUTER or np.ptp(cloud[:, 0]) < _NARROW_MM:
+        cloud = space.points(body, _FINE)
+        number = np.round(cloud[self.line.in_front(cloud), 0] / space.spacing[0]).astype(int)
+        shown = np.bincount(number, minlength=len(space.labels))
+        if cut_by_slices(shown) or np.ptp(number) * space.spacing[0] < _NARROW_MM:
             return None
         frame = Frame.facing(self.centres[body], self.up(body), BACK)
         station = self.line.crossing(frame.origin, frame.axes[2])

@@ -18,19 +18,25 @@ from ..formats.pages import (
     grey_levels,
     grey_window,
     heading,
+    middle_slice,
     page,
     text_font,
     write_directions,
 )
 from ..segmentation import Segmentation
 from ..volume import Volume, on_grid
-from .results import DISCLAIMER, Mark, Measurements, StructureMeasures
+from .results import DISCLAIMER, Mark, Measure, Measurements, StructureMeasures
 from .space import Space
 
 ENDINGS = (".png",)
 TALL, WIDE = 1100, 760
 _MARGIN_MM = 12.0
+_LEAST_PIXELS = 30
+"""Less of a body has no name."""
+_LETTER = 36
+"""So near to the upper and lower border, in pixels, the directions stand."""
 _COLOURS = {"endplate": (255, 221, 87), "disc": (92, 200, 255), "canal": (255, 128, 190)}
+_CURVES = {"lordosis_deg": "Lordosis", "coronal_angle_deg": "Coronal angle"}
 _EXPLAINED = {"endplate": "corners and middles of bodies", "disc": "disc heights", "canal": "canal, front to back"}
 
 
@@ -91,9 +97,7 @@ def _slices(space: Space, marks: tuple[Mark, ...]) -> np.ndarray:
     count, rows = space.labels.shape[:2]
     points = [space.from_patient(mark.points).mean(axis=0) for mark in marks if mark.kind in ("disc", "canal")]
     if not points:
-        area = (space.labels > 0).sum(axis=(1, 2))
-        middle = int(np.searchsorted(np.cumsum(area), area.sum() / 2)) if area.any() else count // 2
-        return np.full(rows, min(middle, count - 1))
+        return np.full(rows, middle_slice((space.labels > 0).sum(axis=(1, 2))))
     known = np.array(sorted(points, key=lambda point: float(point[1])))
     place = np.interp(np.arange(rows) * space.spacing[1], known[:, 1], known[:, 0]) / space.spacing[0]
     width = max(3, round(20 / space.spacing[1]) | 1)
@@ -125,14 +129,23 @@ def _draw(draw: ImageDraw.ImageDraw, mark: Mark, points: np.ndarray) -> None:
 def _write_levels(
     draw: ImageDraw.ImageDraw, measurements: Measurements, labels: np.ndarray, factor: np.ndarray
 ) -> None:
-    named = {row.value: row.level for row in measurements.rows if row.kind == "vertebra"}
-    for value, level in named.items():
-        place = np.argwhere(labels == value)
-        if len(place) < 30:
+    """The name of its level on each vertebral body: on what of the vertebra lies in front of the canal."""
+    canals = [row.value for row in measurements.rows if row.kind == "canal"]
+    for vertebra in (row for row in measurements.rows if row.kind == "vertebra"):
+        place = in_front(np.argwhere(labels == vertebra.value), np.isin(labels, canals))
+        if len(place) < _LEAST_PIXELS:
             continue
-        front = place[place[:, 1] < np.percentile(place[:, 1], 50)]
-        row, column = front.mean(axis=0) * factor
-        draw.text((column, row), level, INK, text_font(17), "mm", stroke_width=2, stroke_fill=(0, 0, 0))
+        row, column = place.mean(axis=0) * factor
+        row = float(np.clip(row, _LETTER, len(labels) * factor[0] - _LETTER))
+        draw.text((column, row), vertebra.level, INK, text_font(17), "mm", stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+def in_front(place: np.ndarray, canal: np.ndarray) -> np.ndarray:
+    """Of pixels (N, 2) those in front of a canal's (H, W), or the front half where there is none."""
+    rows = np.flatnonzero(canal.any(axis=1))
+    if not len(rows):
+        return place[place[:, 1] < np.median(place[:, 1])] if len(place) else place
+    return place[place[:, 1] < np.interp(place[:, 0], rows, canal[rows].argmax(axis=1))]
 
 
 def _figures(measurements: Measurements, height: int) -> Image.Image:
@@ -155,9 +168,7 @@ def _figures(measurements: Measurements, height: int) -> Image.Image:
             draw.text((start + (indent if start == 0 else 0), top), text, colour, font)
         top += line
     for row, name, one in curves:
-        word = {"lordosis_deg": "Lordosis", "coronal_angle_deg": "Coronal angle"}[name]
-        shown = "not measured" if one.value is None else f"{one.value:.0f}°{'*' if one.flags else ''}"
-        draw.text((0, top + 8), f"{word} {row.level}: {shown}", INK, font)
+        draw.text((0, top + 8), f"{_CURVES[name]} {row.level}: {_curve(one)}", INK, font)
         top += 22
     for kind, text in _EXPLAINED.items():
         draw.line((0, top + 24, 22, top + 24), _COLOURS[kind], 2)
@@ -173,8 +184,7 @@ def _cells(row: StructureMeasures) -> tuple[str, ...]:
         one = row.measures.get(name)
         if one is None:
             return ""
-        text = "-" if one.value is None else f"{one.value:{form}}{'*' if one.flags else ''}"
-        return text.removeprefix("-") if text.strip("-0.*") == "" and len(text) > 1 else text
+        return "-" if one.value is None else f"{_number(one.value, form)}{'*' if one.flags else ''}"
 
     heights = [shown(f"height_{place}_mm", ".1f") for place in ("anterior", "middle", "posterior")]
     joined = " / ".join(one.rstrip("*") for one in heights) + ("*" if any(one.endswith("*") for one in heights) else "")
@@ -192,6 +202,17 @@ def _cells(row: StructureMeasures) -> tuple[str, ...]:
         middle = loss
         angle = shown("wedge_angle_deg", ".0f")
     return joined, middle, angle, shown("slip_mm", ".1f"), shown("canal_ap_mm", ".1f"), shown("signal_ratio", ".2f")
+
+
+def _curve(angle: Measure) -> str:
+    """An angle of the spine as text; a star marks one with a flag."""
+    return "not measured" if angle.value is None else f"{_number(angle.value, '.0f')}°{'*' if angle.flags else ''}"
+
+
+def _number(value: float, form: str) -> str:
+    """A value in a format, no -0 among them."""
+    text = f"{value:{form}}"
+    return text if text.strip("-0.") else text.removeprefix("-")
 
 
 def _footer(measurements: Measurements, width: int) -> Image.Image:

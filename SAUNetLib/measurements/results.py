@@ -24,10 +24,10 @@ FLAGS = {
     "padding at the image's borders is no part of the field of view",
     FEW_SLICES: "too few slices show it, or they show one side of the canal rather than its middle",
     LOW_CONFIDENCE: "its outline is not that of a regular body or disc; pieces of it lie apart; its neighbours are "
-    "unsuitable for comparison",
+    "unsuitable for comparison; or the figure is beyond what is usual, as a slip of more than 6 mm or 20 % backwards",
     MISSING: "a structure that it needs is not segmented",
     ESTIMATED: "there is no sacrum in the label map; its endplate was taken from the L5/S1 disc's lower border",
-    NOT_T2: "the fluid in the canal is not bright, or no image was given",
+    NOT_T2: "the fluid in the canal does not outshine marrow and discs, or no image was given",
 }
 """What the flags of a measure say. A measure without one is good."""
 
@@ -46,7 +46,7 @@ QUANTITIES = {
     "disc_height_depth_ratio": "anterior plus posterior disc height by the depths of the two endplates",
     "segmental_angle_deg": "angle between the endplates beside a disc, positive in lordosis",
     "slip_mm": "slip of the upper body, positive forwards",
-    "slip_percent": "slip in percent of the lower endplate's depth",
+    "slip_percent": "slip in percent of the lower endplate's depth; of the shorter one's where the lower is estimated",
     "meyerding_grade": "Meyerding's band of a slip forwards, 0 to 5",
     "canal_ap_mm": "anterior-posterior diameter of the canal",
     "signal_ratio": "signal of the disc by that of the cerebrospinal fluid",

@@ -109,8 +109,8 @@ class Space:
         part = self.box(value)[axis]
         return part.start == 0 or part.stop == self.labels.shape[axis]
 
-    def points(self, value: int, apart: float = 1.5) -> np.ndarray:
-        """Positions (N, 3) of a structure's voxels, thinned to about `apart` mm; N > 0."""
+    def points(self, value: int, apart: float | np.ndarray = 1.5) -> np.ndarray:
+        """Positions (N, 3) of a structure's voxels, thinned to about `apart` mm, one or (3,) by axis; N > 0."""
         box = self.box(value)
         step = np.maximum(1, np.round(apart / self.spacing)).astype(int)
         step = np.minimum(step, [max(1, (part.stop - part.start) // 2) for part in box])

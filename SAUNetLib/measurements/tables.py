@@ -40,10 +40,9 @@ def _write_csv(measurements: Measurements, file: TextIO) -> None:
     writer.writeheader()
     note = "; ".join((DISCLAIMER, *(notice.code for notice in measurements.warnings)))
     for row in measurements.rows:
-        figures = {name: rounded(measure.value) for name, measure in row.measures.items()}
-        shown = {name: f"{figure:g}" for name, figure in figures.items() if figure is not None}
+        figures = {name: rounded(measure.value) for name, measure in row.measures.items()}  # None is written as nothing
         about = {"value": row.value or "", "name": row.name, "level": row.level, "kind": row.kind}
-        writer.writerow({**about, **shown, "quality": _quality(row), "note": note})
+        writer.writerow({**about, **figures, "quality": _quality(row), "note": note})
 
 
 def _quality(row: StructureMeasures) -> str:

@@ -16,10 +16,14 @@ GRADED = ("T4", "L4")
 """The bodies from here to there have Genant's bands."""
 TALLEST_MM = 45.0
 """No lumbar body is so tall: two are labelled as one."""
-_COMPARED = 4
-"""So many bodies a body is compared with, where there are so many."""
-_LEAST_COMPARED = 3
-"""Among fewer, one that is itself collapsed counts."""
+_COMPARED = (*HEIGHTS, "depth_mm")
+_EACH_SIDE = 2
+"""So many bodies above and below a body are compared with, where there are so many."""
+_ALIKE = 0.8
+"""Of two bodies one of which is lower than this part of the other, one may be collapsed (Genant's lowest limit)."""
+_FLAT = 0.6
+"""Bodies whose middle height is below this part of their depth are flat themselves: in the median over their bodies
+SPIDER's patients have 0.6 to 0.9, but for one with 0.5, in whom all are collapsed."""
 _DERIVED = ("depth_mm", "wedge_ratio", "biconcavity_ratio", "wedge_angle_deg")
 
 
@@ -62,38 +66,48 @@ def sagittal_angle(first: np.ndarray, second: np.ndarray, left: np.ndarray) -> f
     return float(np.degrees(np.arctan2(second @ up / np.linalg.norm(up), second @ back / np.linalg.norm(back))))
 
 
-def height_losses(heights: Sequence[Mapping[str, Measure]]) -> list[dict[str, Measure]]:
+def height_losses(bodies: Sequence[Mapping[str, Measure]]) -> list[dict[str, Measure]]:
     """Height loss and Genant's band of bodies given from the top down, consecutive ones beside each other.
 
-    Each of the three heights is compared with the median of the same height of the four nearest bodies whose figures
-    are good, so that one among them which is itself collapsed does not count; the loss is the largest of the three, at
-    least 0. Where there are not three such bodies, others are taken too and the figure is flagged; so it is where all
-    of them lie on one side, since bodies differ in height along a healthy spine. The bands follow Genant et al. 1993:
-    from 20 % grade 1, from 25 % grade 2, from 40 % grade 3.
+    Each of the three heights is compared with the median of the same height of the two nearest bodies above and the two
+    below whose figures are good, so that one among them which is itself collapsed does not count, and one of each where
+    there are not two; the loss is the largest of the three, at least 0. Since bodies become taller down a healthy
+    spine, it is flagged where all that can be compared lie on one side. It is flagged too where a single pair differs
+    so much that one of it may be collapsed, and where the bodies compared with are flat themselves. The bands follow
+    Genant et al. 1993: from 20 % grade 1, from 25 % grade 2, from 40 % grade 3.
     """
-    table = np.array([[np.nan if h[name].value is None else h[name].value for name in HEIGHTS] for h in heights], float)
+    table = np.array([[np.nan if one[name].value is None else one[name].value for name in _COMPARED] for one in bodies])
+    sure = [not one[HEIGHTS[0]].flags for one in bodies]
     results = []
-    flagged = [bool(one[HEIGHTS[0]].flags) for one in heights]
     for n, own in enumerate(table):
-        others = [m for m in range(len(table)) if m != n and np.isfinite(table[m]).all()]
-        others.sort(key=lambda m: abs(m - n))
-        near = [m for m in others if not flagged[m]][:_COMPARED]
-        good = len(near) >= _LEAST_COMPARED
-        if not good:
-            near = others[:_COMPARED]
+        near, doubt = _compared_with(n, table, sure)
+        flags = set(bodies[n][HEIGHTS[0]].flags)
         if not np.isfinite(own).all():
-            results.append(_no_loss(*heights[n][HEIGHTS[0]].flags))
-            continue
-        if not near:
+            results.append(_no_loss(*flags))
+        elif not near:
             results.append(_no_loss(MISSING))
-            continue
-        loss = float(np.max(1 - own / np.median(table[near], axis=0)))
-        loss = 100 * max(0.0, loss)
-        one_sided = all(m > n for m in near) or all(m < n for m in near)
-        flags = set(heights[n][HEIGHTS[0]].flags) | ({LOW_CONFIDENCE} if one_sided or not good else set())
-        grade = int(np.searchsorted(GENANT_PERCENT, loss, side="right"))
-        results.append({"height_loss_percent": Measure.of(loss, flags), "genant_grade": Measure.of(grade, flags)})
+        else:
+            usual = np.median(table[near], axis=0)
+            loss = 100 * max(0.0, float(np.max(1 - own[:3] / usual[:3])))
+            if doubt or usual[1] < _FLAT * usual[3]:
+                flags.add(LOW_CONFIDENCE)
+            grade = int(np.searchsorted(GENANT_PERCENT, loss, side="right"))
+            results.append({"height_loss_percent": Measure.of(loss, flags), "genant_grade": Measure.of(grade, flags)})
     return results
+
+
+def _compared_with(n: int, table: np.ndarray, sure: Sequence[bool]) -> tuple[list[int], bool]:
+    """The bodies that body `n` of a table (N, 4) is compared with, and whether what they tell is doubtful."""
+    others = [m for m in range(len(table)) if m != n and np.isfinite(table[m]).all()]
+    others.sort(key=lambda m: abs(m - n))
+    good = [m for m in others if sure[m]]
+    above, below = [m for m in good if m < n][:_EACH_SIDE], [m for m in good if m > n][:_EACH_SIDE]
+    count = min(len(above), len(below))
+    if not count:
+        return (good if len(good) > _EACH_SIDE else others)[: 2 * _EACH_SIDE], True
+    near = [*above[:count], *below[:count]]
+    heights = table[near, :3]
+    return near, count == 1 and bool((heights.min(axis=0) < _ALIKE * heights.max(axis=0)).any())
 
 
 def _no_loss(*flags: str) -> dict[str, Measure]:
