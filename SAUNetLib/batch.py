@@ -2,132 +2,33 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import logging
 import os
-import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
-from pathlib import Path, PurePosixPath
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
-from .formats.atomic import ending_of, write_beside
-from .formats.dicom import list_series
+from .batch_cluster import connected
+from .batch_journal import JOURNAL, Batch, Outcome, Record, Study, read_batch, write_summary
+from .batch_study import segment_study
+from .errors import InputError, UsageError
+from .formats.atomic import ending_of
 from .formats.dicom_files import may_be_image
-from .formats.dicom_series import Series
 from .formats.headers import ENDINGS
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from .engine import Engine
-
-JOURNAL, SUMMARY, LOCK = "batch.jsonl", "batch.csv", "batch.lock"
-WORKER_BYTES = 1.2e9
-"""Memory that a worker needs at most, see docs/speed.md."""
+LOCK = "batch.lock"
 QUEUED = 4
 """Studies for every worker that the scheduler knows of in advance: an archive's millions would fill its memory."""
-ANSWER_S = 20.0
-"""How long a scheduler may take to answer."""
-MOST_NAME = 200
-"""Bytes of a result's name without its ending; file systems allow 255 with it."""
 GIVE_UP = 20
 """So many studies in a row that fail for one reason which is none of theirs end the run."""
 _OF_THE_RUN = ("DEVICE", "MODEL_", "OUTPUT_WRITE", "NOT_INSTALLED", "CRASHED")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.nii\.gz|\.csv|\.json|\.png)$")
-
-
-@dataclass(frozen=True)
-class Study:
-    """What one task segments: an image file, or the DICOM files that lie in one folder.
-
-    Attributes:
-        place: below the archive, with slashes.
-        dicom: whether it is a folder.
-        stamp: changes with its files.
-    """
-
-    place: str
-    dicom: bool
-    stamp: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one series or image.
-
-    Attributes:
-        status: ``segmented``; ``refused``, no image that can be segmented; or ``failed``, to be tried again, as what
-            could not be opened.
-        code, text: of the refusal or failure.
-        exit_status: of the failure, as `saunet segment` has it.
-        output: label map below the output folder; table, measurements and preview are called like it.
-        notices: codes of what is to be known of the result.
-    """
-
-    status: str
-    series: str = ""
-    code: str = ""
-    text: str = ""
-    exit_status: int = 0
-    output: str = ""
-    seconds: float = 0.0
-    notices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Record:
-    """A line of the journal: what became of a study's series, by which model (SHA-256)."""
-
-    place: str
-    stamp: str
-    model: str
-    outcomes: tuple[Outcome, ...]
-
-    @classmethod
-    def read(cls, line: str) -> Record:
-        """Of a line of JSON.
-
-        Raises:
-            ValueError, KeyError, TypeError: a crash spoilt it, or another version wrote it.
-        """
-        told = json.loads(line)
-        outcomes = tuple(Outcome(**{**one, "notices": tuple(one["notices"])}) for one in told["outcomes"])
-        return cls(str(told["place"]), str(told["stamp"]), str(told["model"]), outcomes)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What is known of an archive, by the places of its studies."""
-
-    records: Mapping[str, Record] = field(default_factory=dict)
-
-    def is_done(self, study: Study, model: str, output: Path) -> bool:
-        """Whether nothing is left to do for a study: unchanged, by this model, nothing failed, all results there."""
-        record = self.records.get(study.place)
-        if record is None or (record.stamp, record.model) != (study.stamp, model):
-            return False
-        return all(
-            one.status != "failed" and (not one.output or (output / one.output).is_file()) for one in record.outcomes
-        )
-
-    def outcomes(self) -> Iterator[tuple[Record, Outcome]]:
-        """Every series with its study's record, in the order of their places."""
-        for _, record in sorted(self.records.items()):
-            for one in record.outcomes:
-                yield record, one
-
-    def counts(self) -> dict[str, int]:
-        """How many series were segmented, refused and failed."""
-        found = Counter(one.status for _, one in self.outcomes())
-        return {status: found[status] for status in ("segmented", "refused", "failed")}
 
 
 def run_batch(
@@ -177,7 +78,7 @@ def run_batch(
     chosen = model or DEFAULT_MODEL
     chosen = os.path.abspath(chosen) if os.path.isfile(chosen) else chosen  # noqa: PTH100, PTH113 - may be a name
     sha256 = load_model(chosen).card.sha256
-    _write_summary(known := read_batch(output), output)  # whether it can be written, before the work
+    write_summary(known := read_batch(output), output)  # whether it can be written, before the work
     task = {"archive": archive.resolve(), "output": output.resolve(), "model": chosen, "sha256": sha256}
     seen: set[str] = set()
 
@@ -189,7 +90,7 @@ def run_batch(
 
     result = known
     try:
-        with FileLock(output / LOCK, timeout=0), _client(scheduler, workers, output) as client:
+        with FileLock(output / LOCK, timeout=0), connected(scheduler, workers, output) as client:
             walked = False
             try:
                 _work(client, waiting(), {**task, "device": device}, output / JOURNAL, report)
@@ -198,7 +99,7 @@ def run_batch(
                 result = read_batch(output)
                 if walked:  # what has left the archive since is in the journal alone
                     result = Batch({place: one for place, one in result.records.items() if place in seen})
-                _write_summary(result, output)
+                write_summary(result, output)
     except Timeout as busy:
         raise UsageError("USAGE", f"another run works on {output}", "Wait for it, or give another folder") from busy
     except OSError as failure:
@@ -243,64 +144,6 @@ def _stamp(paths: Sequence[Path]) -> str:
             about = path.stat()
             known.update(f"{path.name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode(errors="backslashreplace"))
     return known.hexdigest()[:16]
-
-
-_LOCAL: dict[str, Any] = {
-    # No pages of what is done, and Ctrl-C, which reaches all processes of a terminal, is the command's alone.
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-    "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
-}
-
-
-@contextmanager
-def _client(scheduler: str | None, workers: int | None, output: Path) -> Iterator[Client]:
-    """A connection to the scheduler, or to workers of our own that end with it."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    for name in ("distributed", "distributed.client"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is in the journal
-    if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout=ANSWER_S)
-        except (OSError, ValueError) as failure:
-            raise UsageError(
-                "USAGE", f"no scheduler answers at {scheduler}", "Give an address such as tcp://host:8786"
-            ) from failure
-        with client:
-            try:
-                client.wait_for_workers(1, timeout=ANSWER_S)
-            except TimeoutError as failure:
-                raise UsageError("USAGE", f"the scheduler at {scheduler} has no worker", "Start some") from failure
-            yield client
-        return
-    try:
-        with (
-            dask.config.set(_LOCAL),
-            # One thread each: slices have work enough for one core, and cores do not wait for each other. With keys of
-            # its own: who may call a scheduler may run anything, and on its port every user of the computer may.
-            LocalCluster(
-                n_workers=workers or _own_workers(), threads_per_worker=1, memory_limit=0, security=True,
-                dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
-            ) as cluster,
-            Client(cluster) as client,
-        ):  # fmt: skip
-            yield client
-    finally:
-        for parent, _, names in os.walk(output):  # of workers that were stopped while they wrote
-            for name in filter(_TEMPORARY.match, names):
-                with suppress(OSError):
-                    Path(parent, name).unlink()
-
-
-def _own_workers() -> int:
-    import psutil
-    from dask.system import CPU_COUNT
-    from distributed.system import MEMORY_LIMIT
-
-    free = min(MEMORY_LIMIT, psutil.virtual_memory().available)
-    return max(1, min(CPU_COUNT, int(free / WORKER_BYTES)))
 
 
 def _work(
@@ -366,124 +209,3 @@ def _crashed(failure: BaseException) -> Outcome:
     text = " ".join(f"{type(failure).__name__}: {failure}".split())
     text = "every worker that had it died" if isinstance(failure, KilledWorker) else text
     return Outcome("failed", code="CRASHED", text=text, exit_status=1)
-
-
-def segment_study(study: Study, archive: Path, output: Path, model: str, sha256: str, device: str) -> list[Outcome]:
-    """Segment one study on a worker; whatever is wrong with its images is an outcome of theirs."""
-    image, engine = archive / study.place, (model, sha256, device)
-    target = output / PurePosixPath(_writable(study.place))
-    if not study.dicom:
-        return [_segmented(image, target, output, engine)]
-    try:
-        listed = list_series(image, below=False)
-    except InputError as problem:
-        return [_refused(problem, [image])]
-    outcomes = []
-    for one in listed:
-        if one.problem is not None:
-            outcomes.append(_refused(one.problem, one.damaged, one.name))
-            continue
-        # A number may hold anything, as what leads into another folder.
-        number = one.number if one.number.isascii() and one.number.isalnum() else "series"
-        name = f"{number}-{_digits(one.uid)}"
-        outcomes.append(replace(_segmented(one, target / name, output, engine), series=one.name))
-    return outcomes
-
-
-def _writable(place: str) -> str:
-    """A place below the archive as one for results: without letters that no file here can have, nor too long a name."""
-    plain = place.encode(errors="backslashreplace").decode()
-    plain = plain if plain == place else plain.replace("\\", "%")
-    folder, _, name = plain.rpartition("/")
-    if len(name.encode()) > MOST_NAME:
-        name = f"{name.encode()[:MOST_NAME].decode(errors='ignore')}-{_digits(name)}"
-    return f"{folder}/{name}" if folder else name
-
-
-def _digits(text: str) -> str:
-    """Eight digits that hardly any other text has."""
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _refused(problem: InputError, files: Sequence[Path], series: str = "") -> Outcome:
-    """Of what can be opened and cannot be segmented; what cannot be opened, or for want of memory, is tried again."""
-    closed = isinstance(problem.__cause__, MemoryError) or not all(map(_opens, files))
-    return Outcome("failed" if closed else "refused", series, problem.code, problem.cause, problem.exit_status)
-
-
-def _opens(path: Path) -> bool:
-    try:
-        if path.is_dir():
-            return all(_opens(one) for one in path.iterdir() if not one.is_dir())
-        if path.is_file():  # anything else might never begin
-            open(path, "rb").close()
-        return path.exists() or path.is_symlink()
-    except OSError:
-        return False
-
-
-def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[str, str, str]) -> Outcome:
-    """One image from file to files, which are called as `target` and end in their own way."""
-    from .pipeline import segment_file
-
-    started = time.perf_counter()
-    results = {ending: target.with_name(target.name + ending) for ending in (".nii.gz", ".csv", ".json", ".png")}
-    try:
-        result = segment_file(
-            image, results[".nii.gz"], _engine(*engine), table=results[".csv"], measurements=results[".json"],
-            preview=results[".png"],
-        )  # fmt: skip
-    except InputError as problem:
-        return _refused(problem, [one.path for one in image.frames] if isinstance(image, Series) else [image])
-    except Exception as error:
-        failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
-        return Outcome("failed", "", failure.code, failure.cause, failure.exit_status)
-    return Outcome(
-        "segmented",
-        output=results[".nii.gz"].relative_to(output).as_posix(),
-        seconds=round(time.perf_counter() - started, 2),
-        notices=tuple(notice.code for notice in result.warnings),
-    )
-
-
-@cache
-def _engine(model: str, sha256: str, device: str) -> Engine:
-    """The engine of a worker's process, which must have the very model that the batch was begun with."""
-    from .engine import Engine
-    from .model import load_model
-
-    loaded = load_model(model)
-    if loaded.card.sha256 != sha256:
-        raise ModelError(
-            "MODEL_MISMATCH", f"this computer's {model} is another model", "Install the same version everywhere"
-        )
-    return Engine(loaded, device)
-
-
-def read_batch(output: Path) -> Batch:
-    """What the journal in an output folder tells; nothing of a line that a crash spoilt or another version wrote."""
-    records: dict[str, Record] = {}
-    # Where it cannot be read, neither can the summary be written, which says why.
-    with suppress(OSError), open(output / JOURNAL, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with suppress(ValueError, KeyError, TypeError):
-                record = Record.read(line)
-                records[record.place] = record
-    return Batch(records)
-
-
-def _write_summary(known: Batch, output: Path) -> None:
-    """Write ``batch.csv``; a series of which several folders hold slices is noted at each."""
-    columns = ("place", "series", "status", "code", "text", "output", "seconds", "notices", "model")
-    names = Counter(PurePosixPath(one.output).name for _, one in known.outcomes() if one.series and one.output)
-    with (
-        write_beside(output / SUMMARY, ".csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for record, one in known.outcomes():
-            split = ["SERIES_SPLIT"] if one.series and names[PurePosixPath(one.output).name] > 1 else []
-            notices = " ".join([*one.notices, *split])
-            about = (record.place, one.series, one.status, one.code, one.text, one.output, one.seconds)
-            writer.writerow([*about, notices, record.model[:12]])

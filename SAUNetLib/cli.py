@@ -229,7 +229,8 @@ def _batch(options: argparse.Namespace) -> int:
         import cryptography  # noqa: F401
         import distributed  # noqa: F401
         import filelock  # noqa: F401
-    from .batch import SUMMARY, run_batch
+    from .batch import run_batch
+    from .batch_journal import SUMMARY
 
     with _counter(options) as report:
         known = run_batch(archive, output, options.model, options.device, options.scheduler, options.workers, report)

@@ -21,8 +21,9 @@ from conftest import ROOT
 from distributed import LocalCluster
 from filelock import FileLock
 
-from SAUNetLib import batch
-from SAUNetLib.batch import JOURNAL, LOCK, SUMMARY, Batch, Study, find_studies, read_batch
+from SAUNetLib import batch, batch_cluster, batch_study
+from SAUNetLib.batch import LOCK, find_studies
+from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Study, read_batch
 from SAUNetLib.cli import main
 from SAUNetLib.formats.segmentations import read_segmentation
 
@@ -116,11 +117,11 @@ def test_what_failed_is_told_and_tried_again(run, tmp_path, monkeypatch):
 
 def test_another_model_begins_anew_and_workers_must_have_the_same(run, tmp_path, tiny_model, monkeypatch):
     run()
-    monkeypatch.setattr(batch, "_engine", batch._engine.__wrapped__)
+    monkeypatch.setattr(batch_study, "_engine", batch_study._engine.__wrapped__)
     done = len(lines(tmp_path / "out"))
     study = Study("p2/A.mha", False, "x")
     archive, output = tmp_path / "archive", tmp_path / "other"
-    (found,) = batch.segment_study(study, archive, output, str(tiny_model), "0" * 64, "cpu")
+    (found,) = batch_study.segment_study(study, archive, output, str(tiny_model), "0" * 64, "cpu")
     assert (found.status, found.code) == ("failed", "MODEL_MISMATCH") and not output.exists()
     known = read_batch(tmp_path / "out")
     record = known.records["p2/A.mha"]
@@ -225,9 +226,7 @@ def test_results_that_are_not_to_be_seen_are_no_results(run, tmp_path, monkeypat
 
 def test_what_ends_study_after_study_ends_the_run(run, monkeypatch):
     monkeypatch.setattr(batch, "GIVE_UP", 2)
-    monkeypatch.setattr(
-        batch, "segment_study", lambda *rest, **task: [batch.Outcome("failed", code="DEVICE", text="gone")]
-    )
+    monkeypatch.setattr(batch, "segment_study", lambda *rest, **task: [Outcome("failed", code="DEVICE", text="gone")])
     status, _, err, _ = run()
     assert status == 2 and "2 studies in a row failed with DEVICE (gone)" in err
 
@@ -274,7 +273,7 @@ def test_two_runs_do_not_share_an_output(run, tmp_path):
     ],
 )
 def test_what_cannot_be_begun_is_refused(archive, tmp_path, tiny_model, monkeypatch, capsys, options, status, word):
-    monkeypatch.setattr(batch, "ANSWER_S", 0.5)
+    monkeypatch.setattr(batch_cluster, "ANSWER_S", 0.5)
     options = [str(archive.parent) if one == "ABOVE" else one for one in options]
     place = options if options[0] in ("nowhere", "") else [str(archive), *options]
     model = [] if "--model" in options else ["--model", str(tiny_model)]

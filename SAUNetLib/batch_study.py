@@ -1,0 +1,114 @@
+"""What a worker of a batch does: segment the series of one study, each from file to files."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from .batch_journal import Outcome, Study
+from .errors import InputError, ModelError, SAUNetError, unforeseen
+from .formats.dicom import list_series
+from .formats.dicom_series import Series
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+MOST_NAME = 200
+"""Bytes of a result's name without its ending; file systems allow 255 with it."""
+
+
+def segment_study(study: Study, archive: Path, output: Path, model: str, sha256: str, device: str) -> list[Outcome]:
+    """Segment one study on a worker; whatever is wrong with its images is an outcome of theirs."""
+    image, engine = archive / study.place, (model, sha256, device)
+    target = output / PurePosixPath(_writable(study.place))
+    if not study.dicom:
+        return [_segmented(image, target, output, engine)]
+    try:
+        listed = list_series(image, below=False)
+    except InputError as problem:
+        return [_refused(problem, [image])]
+    outcomes = []
+    for one in listed:
+        if one.problem is not None:
+            outcomes.append(_refused(one.problem, one.damaged, one.name))
+            continue
+        # A number may hold anything, as what leads into another folder.
+        number = one.number if one.number.isascii() and one.number.isalnum() else "series"
+        name = f"{number}-{_digits(one.uid)}"
+        outcomes.append(replace(_segmented(one, target / name, output, engine), series=one.name))
+    return outcomes
+
+
+def _writable(place: str) -> str:
+    """A place below the archive as one for results: without letters that no file here can have, nor too long a name."""
+    plain = place.encode(errors="backslashreplace").decode()
+    plain = plain if plain == place else plain.replace("\\", "%")
+    folder, _, name = plain.rpartition("/")
+    if len(name.encode()) > MOST_NAME:
+        name = f"{name.encode()[:MOST_NAME].decode(errors='ignore')}-{_digits(name)}"
+    return f"{folder}/{name}" if folder else name
+
+
+def _digits(text: str) -> str:
+    """Eight digits that hardly any other text has."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _refused(problem: InputError, files: Sequence[Path], series: str = "") -> Outcome:
+    """Of what can be opened and cannot be segmented; what cannot be opened, or for want of memory, is tried again."""
+    closed = isinstance(problem.__cause__, MemoryError) or not all(map(_opens, files))
+    return Outcome("failed" if closed else "refused", series, problem.code, problem.cause, problem.exit_status)
+
+
+def _opens(path: Path) -> bool:
+    try:
+        if path.is_dir():
+            return all(_opens(one) for one in path.iterdir() if not one.is_dir())
+        if path.is_file():  # anything else might never begin
+            open(path, "rb").close()
+        return path.exists() or path.is_symlink()
+    except OSError:
+        return False
+
+
+def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[str, str, str]) -> Outcome:
+    """One image from file to files, which are called as `target` and end in their own way."""
+    from .pipeline import segment_file
+
+    started = time.perf_counter()
+    results = {ending: target.with_name(target.name + ending) for ending in (".nii.gz", ".csv", ".json", ".png")}
+    try:
+        result = segment_file(
+            image, results[".nii.gz"], _engine(*engine), table=results[".csv"], measurements=results[".json"],
+            preview=results[".png"],
+        )  # fmt: skip
+    except InputError as problem:
+        return _refused(problem, [one.path for one in image.frames] if isinstance(image, Series) else [image])
+    except Exception as error:
+        failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
+        return Outcome("failed", "", failure.code, failure.cause, failure.exit_status)
+    return Outcome(
+        "segmented",
+        output=results[".nii.gz"].relative_to(output).as_posix(),
+        seconds=round(time.perf_counter() - started, 2),
+        notices=tuple(notice.code for notice in result.warnings),
+    )
+
+
+@cache
+def _engine(model: str, sha256: str, device: str) -> Engine:
+    """The engine of a worker's process, which must have the very model that the batch was begun with."""
+    from .engine import Engine
+    from .model import load_model
+
+    loaded = load_model(model)
+    if loaded.card.sha256 != sha256:
+        raise ModelError(
+            "MODEL_MISMATCH", f"this computer's {model} is another model", "Install the same version everywhere"
+        )
+    return Engine(loaded, device)
