@@ -5,30 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .batch_cluster import connected
+from .batch_cluster import Crew, WorkersDied, connected, scheduler_kept
 from .batch_journal import JOURNAL, Batch, Outcome, Record, Study, read_batch, write_summary
-from .batch_study import segment_study
+from .batch_study import appears, segment_study, try_worker
 from .errors import InputError, UsageError
 from .formats.atomic import ending_of
 from .formats.dicom_files import may_be_image
 from .formats.headers import ENDINGS
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 LOCK = "batch.lock"
-QUEUED = 4
-"""Studies for every worker that the scheduler knows of in advance: an archive's millions would fill its memory."""
 GIVE_UP = 20
 """So many studies in a row that fail for one reason which is none of theirs end the run."""
-_OF_THE_RUN = ("DEVICE", "MODEL_", "OUTPUT_WRITE", "NOT_INSTALLED", "CRASHED")
+_OF_THE_RUN = ("INPUT_NOT_FOUND", "DEVICE", "MODEL_", "OUTPUT_WRITE", "NOT_INSTALLED", "CRASHED")
 
 
 def run_batch(
@@ -39,6 +34,7 @@ def run_batch(
     scheduler: str | None = None,
     workers: int | None = None,
     report: Callable[[int, int], None] = lambda done, known: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Batch:
     """Segment all series below a folder; called again, only what is new, changed or failed.
 
@@ -53,6 +49,7 @@ def run_batch(
         scheduler: address of a Dask scheduler such as ``tcp://host:8786``; default: workers on this computer.
         workers: processes on this computer; default: one a core, as far as memory suffices.
         report: told how many studies are done and how many are known of.
+        warn: told of workers that are no good, and where there is none.
 
     Returns:
         What is known of the archive, from earlier runs too.
@@ -60,8 +57,9 @@ def run_batch(
     Raises:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
         UsageError: OUTPUT_WRITE; DEVICE; or USAGE where another run works on the same output, the scheduler does not
-            answer, or one reason that is none of the images' ends study after study.
+            answer, no worker comes, or one reason that is none of the images' ends study after study.
         ModelError: the model cannot be used.
+        SAUNetError: of the workers that came none can do the work, for this reason.
     """
     from filelock import FileLock, Timeout
 
@@ -90,10 +88,15 @@ def run_batch(
 
     result = known
     try:
-        with FileLock(output / LOCK, timeout=0), connected(scheduler, workers, output) as client:
+        with (
+            FileLock(output / LOCK, timeout=0),
+            scheduler_kept(),
+            connected(scheduler, workers, output) as client,
+        ):
             walked = False
             try:
-                _work(client, waiting(), {**task, "device": device}, output / JOURNAL, report)
+                crew = partial(Crew, client, warn=warn)
+                _work(crew, waiting(), {**task, "device": device}, output / JOURNAL, scheduler is not None, report)
                 walked = bool(seen)
             finally:
                 result = read_batch(output)
@@ -103,8 +106,6 @@ def run_batch(
     except Timeout as busy:
         raise UsageError("USAGE", f"another run works on {output}", "Wait for it, or give another folder") from busy
     except OSError as failure:
-        if failure.errno is None:  # Dask's own
-            raise UsageError("USAGE", "the scheduler is gone", "Start it and give the same command") from failure
         cause = f"{failure.filename or output} cannot be written ({failure.strerror})"
         raise UsageError(
             "OUTPUT_WRITE", cause, "Check the rights of the folder and that the disk has room"
@@ -147,65 +148,78 @@ def _stamp(paths: Sequence[Path]) -> str:
 
 
 def _work(
-    client: Client,
+    crew_of: Callable[..., Crew],
     waiting: Iterator[Study],
     task: Mapping[str, Any],
     journal: Path,
+    try_workers: bool,
     report: Callable[[int, int], None],
 ) -> None:
     """Hand studies to the workers, a few ahead of them, and write down what comes back."""
-    from distributed import as_completed
-    from distributed.client import FutureCancelledError
-
-    pending = as_completed()
-    studies: dict[Any, Study] = {}
-    done, in_a_row, reason = 0, 0, ""
-
-    def fill() -> None:
-        wanted = QUEUED * max(1, sum(client.nthreads().values()))  # workers may join later
-        while len(studies) < wanted and (study := next(waiting, None)) is not None:
-            future = client.submit(segment_study, study, **task, pure=False)
-            studies[future.key] = study
-            pending.add(future)
-
     with open(journal, "a", encoding="utf-8") as file:
         file.write("\n")  # ends what a crash cut short; an empty line tells nothing
-        fill()
-        for future in pending:
-            study = studies.pop(future.key)
-            try:
-                failure = future.exception()
-            except FutureCancelledError as lost:
-                raise UsageError("USAGE", "the scheduler is gone", "Start it and give the same command") from lost
-            outcomes = [_crashed(failure)] if failure else [_seen(one, task["output"]) for one in future.result()]
+        file.flush()
+        upcoming = next(waiting, None)
+        if upcoming is None:
+            return
+        trial = partial(try_worker, upcoming.place, **task) if try_workers else None
+        crew = crew_of(partial(segment_study, **task), trial)
+        done, watch = 0, _Watch()
+        while upcoming is not None or len(crew):
+            crew.look()
+            while upcoming is not None and crew.has_room():
+                crew.give(upcoming)
+                upcoming = next(waiting, None)
+            back = crew.take()
+            if back is None:
+                continue
+            study, made = back
+            outcomes = (
+                [_crashed(made)] if isinstance(made, BaseException) else [_seen(one, task["output"]) for one in made]
+            )
             record = Record(study.place, study.stamp, task["sha256"], tuple(outcomes))
             file.write(json.dumps(asdict(record)) + "\n")
             file.flush()
             os.fsync(file.fileno())
             done += 1
-            why = next((one.code for one in outcomes if one.code.startswith(_OF_THE_RUN)), "")
-            in_a_row, reason = (in_a_row + 1 if why == reason else 1, why) if why else (0, "")
-            if in_a_row >= GIVE_UP:
-                cause = f"{GIVE_UP} studies in a row failed with {reason} ({outcomes[-1].text})"
-                raise UsageError("USAGE", cause, "Mend it and give the same command")
-            fill()
-            report(done, done + len(studies))
+            watch.see(outcomes)
+            report(done, done + len(crew))
+
+
+class _Watch:
+    """Ends a run in which one reason that is none of the images' ends study after study."""
+
+    def __init__(self) -> None:
+        self._in_a_row, self._reason = 0, ""
+
+    def see(self, outcomes: Sequence[Outcome]) -> None:
+        """Look at what became of a study.
+
+        Raises:
+            UsageError: USAGE, it was the last of too many in a row.
+        """
+        why = next((one for one in outcomes if one.code.startswith(_OF_THE_RUN)), None)
+        if why is None:
+            self._in_a_row, self._reason = 0, ""
+            return
+        self._in_a_row = self._in_a_row + 1 if why.code == self._reason else 1
+        self._reason = why.code
+        if self._in_a_row >= GIVE_UP:
+            where = f"on {why.host}: " if why.host else ""
+            cause = f"{GIVE_UP} studies in a row failed with {why.code} ({where}{why.text})"
+            raise UsageError("USAGE", cause, "Mend it and give the same command")
 
 
 def _seen(one: Outcome, output: Path) -> Outcome:
-    """An outcome whose result is to be seen from here; network file systems may take a moment."""
-    for _ in range(20):
-        if not one.output or (output / one.output).is_file():
-            return one
-        time.sleep(0.5)
+    """An outcome whose result is to be seen from here."""
+    if not one.output or appears(output / one.output):
+        return one
     text = "the worker's result is not here: it may see another folder under this path"
-    return Outcome("failed", one.series, "OUTPUT_WRITE", text, UsageError.exit_status)
+    return Outcome("failed", one.series, "OUTPUT_WRITE", text, UsageError.exit_status, host=one.host)
 
 
 def _crashed(failure: BaseException) -> Outcome:
     """Of a study whose workers died, or that met an error outside of its images."""
-    from distributed import KilledWorker
-
-    text = " ".join(f"{type(failure).__name__}: {failure}".split())
-    text = "every worker that had it died" if isinstance(failure, KilledWorker) else text
-    return Outcome("failed", code="CRASHED", text=text, exit_status=1)
+    host = failure.host if isinstance(failure, WorkersDied) else ""
+    text = str(failure) if host else " ".join(f"{type(failure).__name__}: {failure}".split())
+    return Outcome("failed", code="CRASHED", text=text, exit_status=1, host=host)

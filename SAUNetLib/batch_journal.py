@@ -41,6 +41,7 @@ class Outcome:
         exit_status: of the failure, as `saunet segment` has it.
         output: label map below the output folder; table, measurements and preview are called like it.
         notices: codes of what is to be known of the result.
+        host: computer on which it failed.
     """
 
     status: str
@@ -51,6 +52,7 @@ class Outcome:
     output: str = ""
     seconds: float = 0.0
     notices: tuple[str, ...] = ()
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def read_batch(output: Path) -> Batch:
 
 def write_summary(known: Batch, output: Path) -> None:
     """Write ``batch.csv``; a series of which several folders hold slices is noted at each."""
-    columns = ("place", "series", "status", "code", "text", "output", "seconds", "notices", "model")
+    columns = ("place", "series", "status", "code", "text", "output", "seconds", "notices", "model", "host")
     names = Counter(PurePosixPath(one.output).name for _, one in known.outcomes() if one.series and one.output)
     with (
         write_beside(output / SUMMARY, ".csv") as temporary,
@@ -127,4 +129,4 @@ def write_summary(known: Batch, output: Path) -> None:
             split = ["SERIES_SPLIT"] if one.series and names[PurePosixPath(one.output).name] > 1 else []
             notices = " ".join([*one.notices, *split])
             about = (record.place, one.series, one.status, one.code, one.text, one.output, one.seconds)
-            writer.writerow([*about, notices, record.model[:12]])
+            writer.writerow([*about, notices, record.model[:12], one.host])

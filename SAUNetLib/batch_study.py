@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
+from socket import gethostname
 from typing import TYPE_CHECKING
 
-from .batch_journal import Outcome, Study
-from .errors import InputError, ModelError, SAUNetError, unforeseen
+from .batch_journal import JOURNAL, Outcome, Study
+from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .formats.dicom import list_series
 from .formats.dicom_series import Series
 
@@ -20,11 +23,62 @@ if TYPE_CHECKING:
 
 MOST_NAME = 200
 """Bytes of a result's name without its ending; file systems allow 255 with it."""
+PROBE_BYTES = 2**20
+"""Written to see whether a folder takes results: an empty file has room on many a full disk."""
+
+
+def try_worker(
+    place: str, archive: Path, output: Path, model: str, sha256: str, device: str
+) -> tuple[str, dict[str, str | int] | None]:
+    """Whether this worker can do its work: its host, and what is wrong as `SAUNetError.as_dict` tells it.
+
+    Args:
+        place: something in the archive: a folder where nothing is mounted is there, but empty.
+        archive, output, model, sha256, device: as for `segment_study`.
+    """
+    try:
+        if not os.path.lexists(archive / place):
+            cause = f"{archive} is not there, or not the same as where the command runs"
+            raise InputError("INPUT_NOT_FOUND", cause, "Mount the archive under the same path on all computers")
+        _check_output(output)
+        _engine(model, sha256, device)
+    except Exception as error:
+        failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
+        return gethostname(), failure.as_dict()
+    return gethostname(), None
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a folder for results that is not the command's own, or that takes no file."""
+    if not appears(output / JOURNAL):
+        cause = f"{output} is not there, or not the same as where the command runs"
+        raise UsageError("OUTPUT_WRITE", cause, "Mount the folder of the results under the same path on all computers")
+    probe = output / f".{secrets.token_hex(6)}.json"  # named as what a stopped run may leave
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+        probe.unlink()
+    except OSError as failure:
+        cause = f"{output} cannot be written to ({failure.strerror})"
+        raise UsageError("OUTPUT_WRITE", cause, "Check the rights and the room of that computer's user") from failure
+
+
+def appears(path: Path) -> bool:
+    """Whether a file of another computer is to be seen from here; network file systems may take a moment."""
+    for _ in range(20):
+        if path.is_file():
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def segment_study(study: Study, archive: Path, output: Path, model: str, sha256: str, device: str) -> list[Outcome]:
     """Segment one study on a worker; whatever is wrong with its images is an outcome of theirs."""
-    image, engine = archive / study.place, (model, sha256, device)
+    outcomes = _outcomes(study, archive, output, (model, sha256, device))
+    return [replace(one, host=gethostname()) if one.status == "failed" else one for one in outcomes]
+
+
+def _outcomes(study: Study, archive: Path, output: Path, engine: tuple[str, str, str]) -> list[Outcome]:
+    image = archive / study.place
     target = output / PurePosixPath(_writable(study.place))
     if not study.dicom:
         return [_segmented(image, target, output, engine)]

@@ -233,13 +233,18 @@ def _batch(options: argparse.Namespace) -> int:
     from .batch_journal import SUMMARY
 
     with _counter(options) as report:
-        known = run_batch(archive, output, options.model, options.device, options.scheduler, options.workers, report)
+        known = run_batch(
+            archive, output, options.model, options.device, options.scheduler, options.workers, report,
+            warn=lambda text: print(text, file=sys.stderr, flush=True),
+        )  # fmt: skip
     failed = [one for _, one in known.outcomes() if one.status == "failed"]
     if not options.quiet:
         print(", ".join(f"{count} {status}" for status, count in known.counts().items()))
         print(output / SUMMARY)
     for code, count in Counter(one.code for one in failed).items():
-        print(f"{count} failed with {code}; the same command tries them again", file=sys.stderr)
+        hosts = sorted({one.host for one in failed if one.code == code and one.host})
+        where = f" on {', '.join(hosts[:3])}{' and others' if len(hosts) > 3 else ''}" if hosts else ""
+        print(f"{count} failed with {code}{where}; the same command tries them again", file=sys.stderr)
     return failed[0].exit_status if failed else 0
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -9,8 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from socket import gethostname
+from threading import Timer
 
 import numpy as np
 import psutil
@@ -18,13 +22,16 @@ import pytest
 import SimpleITK as sitk
 from builders import picture, write_dicom_series
 from conftest import ROOT
-from distributed import LocalCluster
+from distributed import LocalCluster, get_worker
+from distributed.client import FutureCancelledError
 from filelock import FileLock
 
 from SAUNetLib import batch, batch_cluster, batch_study
 from SAUNetLib.batch import LOCK, find_studies
+from SAUNetLib.batch_cluster import Crew, WorkersDied, scheduler_kept
 from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Study, read_batch
 from SAUNetLib.cli import main
+from SAUNetLib.errors import UsageError
 from SAUNetLib.formats.segmentations import read_segmentation
 
 
@@ -229,6 +236,197 @@ def test_what_ends_study_after_study_ends_the_run(run, monkeypatch):
     monkeypatch.setattr(batch, "segment_study", lambda *rest, **task: [Outcome("failed", code="DEVICE", text="gone")])
     status, _, err, _ = run()
     assert status == 2 and "2 studies in a row failed with DEVICE (gone)" in err
+
+
+# --- workers that are no good, come late or are gone -----------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No waiting for workers."""
+    for name, seconds in (("LOOK_S", 0.1), ("OTHERS_S", 0.5), ("TELL_S", 0.3), ("NO_WORKER_S", 1.5), ("ANSWER_S", 1)):
+        monkeypatch.setattr(batch_cluster, name, seconds)
+
+
+@pytest.fixture
+def crowd(archive, tmp_path, tiny_model, quick, capsys):
+    """`saunet batch` on a cluster of some workers in this process: exit status and stderr; and the cluster."""
+
+    @contextmanager
+    def call(workers):
+        with LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0"
+        ) as one:
+
+            def go():
+                command = ["batch", str(archive), "--output", str(tmp_path / "out"), "--model", str(tiny_model)]
+                status = main([*command, "--device", "cpu", "--scheduler", one.scheduler_address])
+                return status, capsys.readouterr().err
+
+            yield one, go
+
+    return call
+
+
+USED: list[int] = []
+"""Workers of this process, by the studies that they had."""
+
+
+def noted_study(study, **task):
+    """`segment_study`; not inside the test, whose list would be pickled."""
+    USED.append(get_worker().name)
+    return batch_study.segment_study(study, **task)
+
+
+def test_a_worker_that_is_no_good_gets_no_study(crowd, tmp_path, monkeypatch):
+    checked = batch_study._check_output
+
+    def check(output):
+        if get_worker().name == 0:
+            raise UsageError("OUTPUT_WRITE", f"{output} is not there", "Mount it")
+        checked(output)
+
+    monkeypatch.setattr(batch_study, "_check_output", check)
+    monkeypatch.setattr(batch, "segment_study", noted_study)
+    USED.clear()
+    with crowd(2) as (_, go):
+        status, err = go()
+    assert status == 0 and USED == [1] * 4, err
+    assert err.count("\n") == 1 and gethostname() in err and "is not there. Mount it. This worker gets no study." in err
+    assert not list((tmp_path / "out").glob(".*.json")), "the trial leaves nothing"
+
+
+@pytest.mark.parametrize("what", ["archive", "results", "model"])
+def test_without_a_good_worker_the_run_ends_with_its_failure(crowd, archive, tmp_path, monkeypatch, what):
+    tried = batch.try_worker
+    other = {"archive": tmp_path / "empty"} if what == "archive" else {"output": tmp_path / "empty"}
+    other = {"model": "nobody"} if what == "model" else other
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(batch, "try_worker", lambda *place, **task: tried(*place, **{**task, **other}))
+    monkeypatch.setattr("SAUNetLib.batch_study.time.sleep", lambda seconds: None)
+    with crowd(1) as (_, go):
+        status, err = go()
+    code = {"archive": "INPUT_NOT_FOUND", "results": "OUTPUT_WRITE", "model": "MODEL_NOT_FOUND"}[what]
+    assert status == {"archive": 3, "results": 2, "model": 4}[what] and not lines(tmp_path / "out")
+    assert err.count(f"error {code}: {gethostname()}: ") == 2, "once for the worker, once for the run"
+
+
+class Unknown:
+    """What only this process can unpickle."""
+
+    def __call__(self, *rest, **more):
+        raise AssertionError
+
+    def __reduce__(self):
+        return importlib.import_module, ("SAUNetLib_of_another_computer",)
+
+
+def test_workers_without_saunet_end_the_run(crowd, monkeypatch):
+    monkeypatch.setattr(batch, "try_worker", Unknown())
+    with crowd(1) as (_, go):
+        status, err = go()
+    assert status == 2 and "NOT_INSTALLED" in err and "Install the same version" in err
+
+
+def test_workers_may_come_late_and_their_absence_is_told(crowd, monkeypatch):
+    monkeypatch.setattr(batch_cluster, "NO_WORKER_S", 60.0)
+    with crowd(0) as (cluster, go):
+        late = Timer(1.5, cluster.scale, [1])
+        late.start()
+        status, err = go()
+        late.join()
+    assert status == 0 and err == "No worker is ready. One is waited for, 1 minutes at most.\n"
+
+
+def test_a_run_without_workers_ends(crowd):
+    with crowd(0) as (_, go):
+        status, err = go()
+    assert status == 2 and "no worker was there for" in err.splitlines()[-1]
+
+
+def test_a_scheduler_that_dies_without_a_worker_is_told(crowd, monkeypatch):
+    monkeypatch.setattr(batch_cluster, "NO_WORKER_S", 60.0)
+    with crowd(0) as (cluster, go):
+        end = Timer(1.0, cluster.close)
+        end.start()
+        status, err = go()
+        end.join()
+    assert status == 2 and "the scheduler is gone" in err.splitlines()[-1]
+
+
+class Answer:
+    """A future of `Cluster`."""
+
+    def __init__(self, key):
+        self.key, self.cancelled, self.made, self.error = key, False, None, None
+
+    def done(self):
+        return self.made is not None or self.error is not None
+
+    def exception(self):
+        return self.error
+
+    def result(self):
+        return self.made
+
+    def cancel(self):
+        self.cancelled = True
+
+    def add_done_callback(self, function):
+        pass
+
+
+class Cluster:
+    """Stands in for a client: workers come and go as told, and trials succeed."""
+
+    def __init__(self):
+        self.threads, self.submitted = {}, []
+
+    def nthreads(self):
+        return dict(self.threads)
+
+    def submit(self, function, *rest, workers=None, **more):
+        one = Answer(len(self.submitted))
+        self.submitted.append((one, workers))
+        if not rest:
+            one.made = ("host", None)
+        return one
+
+
+def test_a_study_whose_workers_all_left_is_handed_out_again_but_not_for_ever(quick, monkeypatch):
+    monkeypatch.setattr(batch_cluster, "LOOK_S", 0.0)
+    cluster = Cluster()
+    crew = Crew(cluster, lambda study: study, lambda: None, print)
+    cluster.threads = {"tcp://h:1": 1}
+    crew.look()
+    crew.give(Study("a", False, ""))
+    for number in range(2, 5):
+        cluster.threads = {f"tcp://h:{number}": 1}
+        crew.look()
+        assert cluster.submitted[-1][1] == [f"tcp://h:{number}"] and len(crew) == 1
+    cluster.threads = {"tcp://h:5": 1}
+    crew.look()
+    study, made = crew.take()
+    assert study.place == "a" and isinstance(made, WorkersDied) and not len(crew)
+
+
+def test_a_study_that_was_lost_with_the_scheduler_says_so(quick):
+    cluster = Cluster()
+    crew = Crew(cluster, lambda study: study, None, print)
+    crew.give(Study("a", False, ""))
+    future = cluster.submitted[-1][0]
+    future.error = FutureCancelledError("a", "lost")
+    future.exception = future.result = lambda: (_ for _ in ()).throw(future.error)
+    crew._done.put(future)
+    with pytest.raises(UsageError, match="the scheduler is gone"), scheduler_kept():
+        crew.take()
+
+
+def test_a_failure_names_its_computer(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", lambda *rest, **more: {}["gone"])
+    status, _, err, told = run()
+    assert status == 1 and f"failed with INTERNAL on {gethostname()};" in err
+    assert told["p1/mr"]["host"] == lines(tmp_path / "out")[0]["outcomes"][0]["host"] == gethostname()
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe\n", b'{"place": "p1/mr"}\n', b"[]\n", b'{"place": 1, "outcomes": [{}]}\n'])
