@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import errno
 import io
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
 from .process import prepare_process, signals_to
 
+CANCELLING = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if sys.platform != "win32" else ()))
 BUG = "This is a bug: please report it with what --debug prints"
 
 
@@ -28,6 +30,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError("USAGE", message, f"See {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is not known here: the parser above would name its own help."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def tool(run: Callable[[argparse.Namespace], None], description: str | None) -> Parser:
@@ -53,8 +62,9 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     prepare_process()
     try:
         options = parser.parse_args(arguments)
-        # A polite request to end, as schedulers send it, cancels like Ctrl-C, with everything cleaned up.
-        with signals_to(_interrupt, signal.SIGTERM):
+        # A polite request to end, as schedulers send it, cancels like Ctrl-C, with everything cleaned up; and so does a
+        # terminal that is closed.
+        with signals_to(_interrupt, *CANCELLING[1:]):
             status = int(options.run(options) or 0)
             sys.stdout.flush()
             return status
@@ -104,4 +114,12 @@ def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def interrupt_once(*_: object) -> NoReturn:
+    """Cancel; what is put in order then, also by libraries at the process's end, is not disturbed again."""
+    for number in CANCELLING:
+        signal.signal(number, signal.SIG_IGN)
+        atexit.register(signal.signal, number, signal.SIG_IGN)  # runs before what was registered before
     raise KeyboardInterrupt
