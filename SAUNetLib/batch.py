@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import os
+import secrets
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .batch_cluster import Crew, WorkersDied, connected, scheduler_kept
-from .batch_journal import JOURNAL, Batch, Outcome, Record, Study, read_batch, write_summary
+from .batch_journal import Batch, Outcome, Record, Study, journal, read_batch, write_summary
 from .batch_study import appears, segment_study, try_worker
 from .errors import InputError, UsageError
-from .formats.atomic import ending_of
+from .formats.atomic import ending_of, spelling
 from .formats.dicom_files import may_be_image
 from .formats.headers import ENDINGS
 
 LOCK = "batch.lock"
 GIVE_UP = 20
 """So many studies in a row that fail for one reason which is none of theirs end the run."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+_VOXELS = (".raw", ".zraw", ".raw.gz", ".img")
+"""What lies beside the headers of MetaImage and NRRD files."""
 _OF_THE_RUN = ("INPUT_NOT_FOUND", "DEVICE", "MODEL_", "OUTPUT_WRITE", "NOT_INSTALLED", "CRASHED")
 
 
@@ -33,7 +38,7 @@ def run_batch(
     device: str = "auto",
     scheduler: str | None = None,
     workers: int | None = None,
-    report: Callable[[int, int], None] = lambda done, known: None,
+    report: Callable[[int, int, int], None] = lambda done, known, failed: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Batch:
     """Segment all series below a folder; called again, only what is new, changed or failed.
@@ -48,7 +53,7 @@ def run_batch(
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         scheduler: address of a Dask scheduler such as ``tcp://host:8786``; default: workers on this computer.
         workers: processes on this computer; default: one a core, as far as memory suffices.
-        report: told how many studies are done and how many are known of.
+        report: told how many studies are done, how many are known of, and how many failed.
         warn: told of workers that are no good, and where there is none.
 
     Returns:
@@ -56,8 +61,9 @@ def run_batch(
 
     Raises:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
-        UsageError: OUTPUT_WRITE; DEVICE; or USAGE where another run works on the same output, the scheduler does not
-            answer, no worker comes, or one reason that is none of the images' ends study after study.
+        UsageError: OUTPUT_WRITE; DEVICE; or USAGE where another run works on the same output, it is of another archive,
+            the scheduler does not answer, no worker comes, or one reason that is none of the images' ends study after
+            study.
         ModelError: the model cannot be used.
         SAUNetError: of the workers that came none can do the work, for this reason.
     """
@@ -76,12 +82,15 @@ def run_batch(
     chosen = model or DEFAULT_MODEL
     chosen = os.path.abspath(chosen) if os.path.isfile(chosen) else chosen  # noqa: PTH100, PTH113 - may be a name
     sha256 = load_model(chosen).card.sha256
-    write_summary(known := read_batch(output), output)  # whether it can be written, before the work
+    known = read_batch(output)
+    known.check_archive(archive, output)
+    write_summary(known, output)  # whether it can be written, before the work
     task = {"archive": archive.resolve(), "output": output.resolve(), "model": chosen, "sha256": sha256}
     seen: set[str] = set()
+    left_out: Counter[str] = Counter()
 
     def waiting() -> Iterator[Study]:
-        for study in find_studies(archive, output):
+        for study in _told_apart(find_studies(archive, output, left_out), output):
             seen.add(study.place)
             if not known.is_done(study, sha256, output):
                 yield study
@@ -95,30 +104,73 @@ def run_batch(
         ):
             walked = False
             try:
-                crew = partial(Crew, client, warn=warn)
-                _work(crew, waiting(), {**task, "device": device}, output / JOURNAL, scheduler is not None, report)
+                with journal(known, archive, output) as note:
+                    crew = partial(Crew, client, warn=warn)
+                    _work(crew, waiting(), {**task, "device": device}, note, scheduler is not None, report)
                 walked = bool(seen)
             finally:
                 result = read_batch(output)
-                if walked:  # what has left the archive since is in the journal alone
-                    result = Batch({place: one for place, one in result.records.items() if place in seen})
+                if walked:
+                    result = replace(result.only(seen, output), left_out=left_out)
                 write_summary(result, output)
     except Timeout as busy:
-        raise UsageError("USAGE", f"another run works on {output}", "Wait for it, or give another folder") from busy
+        raise _busy(output) from busy
     except OSError as failure:
-        cause = f"{failure.filename or output} cannot be written ({failure.strerror})"
-        raise UsageError(
-            "OUTPUT_WRITE", cause, "Check the rights of the folder and that the disk has room"
-        ) from failure
+        raise _unwritten(output, failure) from failure
     if not seen:
-        raise InputError("INPUT_EMPTY", f"{archive} holds no images", "Check that it is the archive, and mounted")
+        others = f", only {sum(left_out.values())} files of other kinds" if left_out else ""
+        raise InputError(
+            "INPUT_EMPTY", f"{archive} holds no images{others}", "Check that it is the archive, and mounted"
+        )
     return result
 
 
-def find_studies(archive: Path, output: Path) -> Iterator[Study]:
+def _busy(output: Path) -> UsageError:
+    """The failure of a run on a folder that another one holds."""
+    last = read_batch(output).last
+    who = f" (process {last.process} on {last.host}, as far as is known)" if last else ""
+    remedy = f"Wait for it, or give another folder; it holds {output / LOCK}"
+    return UsageError("USAGE", f"another run works on {output}{who}", remedy)
+
+
+def _unwritten(output: Path, failure: OSError) -> UsageError:
+    """The failure of a run whose own files cannot be written."""
+    if failure.errno in _NO_LOCKS:
+        cause = (
+            f"the file system of {output} has no locks ({failure.strerror}), as {LOCK} needs one against a second run"
+        )
+        return UsageError("OUTPUT_WRITE", cause, "Mount it with locks (NFS: its lock service), or give another folder")
+    cause = f"{failure.filename or output} cannot be written ({failure.strerror})"
+    return UsageError("OUTPUT_WRITE", cause, "Check the rights of the folder and that the disk has room")
+
+
+def _told_apart(studies: Iterator[Study], output: Path) -> Iterator[Study]:
+    """Studies; those marked whose results would replace another's, where the file system of the results is such."""
+    if not _is_case_blind(output):
+        yield from studies
+        return
+    met: set[str] = set()
+    for study in studies:
+        yield replace(study, twin=spelling(study.place) in met)
+        met.add(spelling(study.place))
+
+
+def _is_case_blind(folder: Path) -> bool:
+    """Whether the file system of a folder takes upper and lower case for one."""
+    probe = folder / f".{secrets.token_hex(6)}.json"
+    try:
+        probe.touch()
+        return probe.with_name(probe.name.upper()).exists()
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
+def find_studies(archive: Path, output: Path, left_out: Counter[str] | None = None) -> Iterator[Study]:
     """The image files and folders with DICOM files below a folder; hidden ones and `output` are left out.
 
-    A folder that cannot be read is one too, so that its absence is told.
+    A folder that cannot be read is one too, so that its absence is told. In `left_out` other files are counted by their
+    endings; not beside DICOM files, all of which would have to be opened.
     """
     closed: list[OSError] = []
     for parent, folders, names in os.walk(archive, onerror=closed.append):
@@ -133,6 +185,8 @@ def find_studies(archive: Path, output: Path) -> Iterator[Study]:
                 others.append(here / one)
         if any(map(may_be_image, others)):
             yield Study(here.relative_to(archive).as_posix(), True, _stamp(others))
+        elif left_out is not None:
+            left_out.update(one.suffix.lower() for one in others if not one.name.lower().endswith(_VOXELS))
     for failure in closed:
         yield Study(Path(failure.filename).relative_to(archive).as_posix(), True, "")
 
@@ -151,39 +205,32 @@ def _work(
     crew_of: Callable[..., Crew],
     waiting: Iterator[Study],
     task: Mapping[str, Any],
-    journal: Path,
+    note: Callable[[Record], None],
     try_workers: bool,
-    report: Callable[[int, int], None],
+    report: Callable[[int, int, int], None],
 ) -> None:
     """Hand studies to the workers, a few ahead of them, and write down what comes back."""
-    with open(journal, "a", encoding="utf-8") as file:
-        file.write("\n")  # ends what a crash cut short; an empty line tells nothing
-        file.flush()
-        upcoming = next(waiting, None)
-        if upcoming is None:
-            return
-        trial = partial(try_worker, upcoming.place, **task) if try_workers else None
-        crew = crew_of(partial(segment_study, **task), trial)
-        done, watch = 0, _Watch()
-        while upcoming is not None or len(crew):
-            crew.look()
-            while upcoming is not None and crew.has_room():
-                crew.give(upcoming)
-                upcoming = next(waiting, None)
-            back = crew.take()
-            if back is None:
-                continue
-            study, made = back
-            outcomes = (
-                [_crashed(made)] if isinstance(made, BaseException) else [_seen(one, task["output"]) for one in made]
-            )
-            record = Record(study.place, study.stamp, task["sha256"], tuple(outcomes))
-            file.write(json.dumps(asdict(record)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            done += 1
-            watch.see(outcomes)
-            report(done, done + len(crew))
+    upcoming = next(waiting, None)
+    if upcoming is None:
+        return
+    trial = partial(try_worker, upcoming.place, **task) if try_workers else None
+    crew = crew_of(partial(segment_study, **task), trial)
+    done, failed, watch = 0, 0, _Watch()
+    while upcoming is not None or len(crew):
+        crew.look()
+        while upcoming is not None and crew.has_room():
+            crew.give(upcoming)
+            upcoming = next(waiting, None)
+        back = crew.take()
+        if back is None:
+            continue
+        study, made = back
+        crashed = isinstance(made, BaseException)
+        outcomes = [_crashed(made)] if crashed else [_seen(one, task["output"]) for one in made]
+        note(Record(study.place, study.stamp, task["sha256"], tuple(outcomes)))
+        done, failed = done + 1, failed + any(one.status == "failed" for one in outcomes)
+        watch.see(outcomes)
+        report(done, done + len(crew), failed)
 
 
 class _Watch:
@@ -212,10 +259,12 @@ class _Watch:
 
 def _seen(one: Outcome, output: Path) -> Outcome:
     """An outcome whose result is to be seen from here."""
-    if not one.output or appears(output / one.output):
+    if all(appears(output / name) for name in one.files()):
         return one
     text = "the worker's result is not here: it may see another folder under this path"
-    return Outcome("failed", one.series, "OUTPUT_WRITE", text, UsageError.exit_status, host=one.host)
+    return replace(
+        one, status="failed", code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status, output="", notices=()
+    )
 
 
 def _crashed(failure: BaseException) -> Outcome:

@@ -98,6 +98,12 @@ def _reached(scheduler: str) -> Client:
 
     try:
         return Client(scheduler, timeout=ANSWER_S)
+    except TypeError as failure:  # for want of keys, as Dask has it
+        raise UsageError(
+            "USAGE",
+            f"the scheduler at {scheduler} is to be reached by TLS, and no keys are set ({failure})",
+            "Set distributed.comm.tls in Dask's configuration, see docs/batch.md",
+        ) from failure
     except (OSError, ValueError) as failure:
         raise UsageError(
             "USAGE", f"no scheduler answers at {scheduler}", "Give an address such as tcp://host:8786"
@@ -185,7 +191,8 @@ class Crew:
             future = self._done.get(timeout=LOOK_S)
         except Empty:
             return None
-        if future.key not in self._given:  # cancelled, and handed out again
+        if future.key not in self._given:  # a trial's, or one that was cancelled and handed out again
+            self._next_look = 0.0
             return None
         study = self._given.pop(future.key)[0]
         error = future.exception()
@@ -222,6 +229,7 @@ class Crew:
             self._failures.pop(address, None)
         for address in threads.keys() - self._trials.keys():
             self._trials[address] = self._client.submit(trial, workers=[address], pure=False, priority=1)
+            self._trials[address].add_done_callback(self._done.put)
         for address, future in self._trials.items():
             if future.done() and address not in self._failures:
                 self._failures[address] = failure = _failure(address, future)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from socket import gethostname
 from typing import TYPE_CHECKING
 
-from .batch_journal import JOURNAL, Outcome, Study
+from .batch_journal import JOURNAL, RESULTS, Outcome, Study
 from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .formats.dicom import list_series
 from .formats.dicom_series import Series
@@ -78,6 +78,9 @@ def segment_study(study: Study, archive: Path, output: Path, model: str, sha256:
 
 
 def _outcomes(study: Study, archive: Path, output: Path, engine: tuple[str, str, str]) -> list[Outcome]:
+    if study.twin:
+        text = "its results would replace those of another image, whose name differs in upper and lower case only"
+        return [Outcome("failed", code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status)]
     image = archive / study.place
     target = output / PurePosixPath(_writable(study.place))
     if not study.dicom:
@@ -88,13 +91,14 @@ def _outcomes(study: Study, archive: Path, output: Path, engine: tuple[str, str,
         return [_refused(problem, [image])]
     outcomes = []
     for one in listed:
-        if one.problem is not None:
-            outcomes.append(_refused(one.problem, one.damaged, one.name))
-            continue
         # A number may hold anything, as what leads into another folder.
         number = one.number if one.number.isascii() and one.number.isalnum() else "series"
         name = f"{number}-{_digits(one.uid)}"
-        outcomes.append(replace(_segmented(one, target / name, output, engine), series=one.name))
+        if one.problem is not None:
+            outcome = _refused(one.problem, one.damaged)
+        else:
+            outcome = _segmented(one, target / name, output, engine)
+        outcomes.append(replace(outcome, series=one.name, name=name))
     return outcomes
 
 
@@ -113,10 +117,10 @@ def _digits(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _refused(problem: InputError, files: Sequence[Path], series: str = "") -> Outcome:
+def _refused(problem: InputError, files: Sequence[Path]) -> Outcome:
     """Of what can be opened and cannot be segmented; what cannot be opened, or for want of memory, is tried again."""
     closed = isinstance(problem.__cause__, MemoryError) or not all(map(_opens, files))
-    return Outcome("failed" if closed else "refused", series, problem.code, problem.cause, problem.exit_status)
+    return Outcome("failed" if closed else "refused", "", problem.code, problem.cause, problem.exit_status)
 
 
 def _opens(path: Path) -> bool:
@@ -135,7 +139,7 @@ def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[s
     from .pipeline import segment_file
 
     started = time.perf_counter()
-    results = {ending: target.with_name(target.name + ending) for ending in (".nii.gz", ".csv", ".json", ".png")}
+    results = {ending: target.with_name(target.name + ending) for ending in RESULTS}
     try:
         result = segment_file(
             image, results[".nii.gz"], _engine(*engine), table=results[".csv"], measurements=results[".json"],

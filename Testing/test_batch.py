@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from socket import gethostname
 from threading import Timer
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -26,13 +27,14 @@ from distributed import LocalCluster, get_worker
 from distributed.client import FutureCancelledError
 from filelock import FileLock
 
-from SAUNetLib import batch, batch_cluster, batch_study
+from SAUNetLib import batch, batch_cluster, batch_journal, batch_study
 from SAUNetLib.batch import LOCK, find_studies
 from SAUNetLib.batch_cluster import Crew, WorkersDied, scheduler_kept
-from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Study, read_batch
+from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Record, Study, _remove_left, read_batch
 from SAUNetLib.cli import main
 from SAUNetLib.errors import UsageError
 from SAUNetLib.formats.segmentations import read_segmentation
+from SAUNetLib.formats.volumes import read_volume
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +74,43 @@ def run(archive, tmp_path, tiny_model, cluster, capsys):
     return call
 
 
+@pytest.fixture
+def fast(monkeypatch):
+    """Images are read, and their results are empty files."""
+
+    def segment_file(image, output, engine, **beside):
+        read_volume(image)
+        for path in (output, *beside.values()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return SimpleNamespace(warnings=())
+
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", segment_file)
+
+
 def rows(output: Path) -> dict[str, dict[str, str]]:
-    with open(output / SUMMARY, newline="", encoding="utf-8") as file:
+    with open(output / SUMMARY, newline="", encoding="utf-8-sig") as file:
         return {row["place"]: row for row in csv.DictReader(file)}
 
 
 def lines(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / JOURNAL).read_text().splitlines() if line]
+    """The journal's records."""
+    found = [json.loads(line) for line in (output / JOURNAL).read_text().splitlines() if line]
+    return [one for one in found if "place" in one]
 
 
 def test_every_series_gets_its_results_and_a_row(run, tmp_path):
     status, out, err, told = run()
-    assert status == 0 and not err and out.split() == ["3", "segmented,", "1", "refused,", "0", "failed",
-                                                       str(tmp_path / "out" / SUMMARY)]  # fmt: skip
+    assert (
+        status == 0
+        and not err
+        and out.splitlines()
+        == [
+            "3 segmented, 1 refused, 0 failed",
+            "1 files are no known image and were left out (1 .txt)",
+            str(tmp_path / "out" / SUMMARY),
+        ]
+    )
     assert {place: row["status"] for place, row in told.items()} == {
         "p1/mr": "segmented", "p1/torn.nrrd": "refused", "p2/A.mha": "segmented", "p2/a.nii.gz": "segmented",
     }  # fmt: skip
@@ -104,7 +130,8 @@ def test_what_is_done_is_not_done_again(run, archive, tmp_path):
     before = lines(tmp_path / "out")
     assert run()[0] == 0 and lines(tmp_path / "out") == before
     sitk.WriteImage(picture((5, 64, 48)).to_sitk(), str(archive / "p2" / "A.mha"))
-    (tmp_path / "out" / rows(tmp_path / "out")["p1/mr"]["output"]).unlink()
+    result = tmp_path / "out" / rows(tmp_path / "out")["p1/mr"]["output"]
+    result.with_name(result.name.replace(".nii.gz", ".png")).unlink()
     assert run()[0] == 0
     assert {one["place"] for one in lines(tmp_path / "out")[len(before) :]} == {"p1/mr", "p2/A.mha"}
     assert len(rows(tmp_path / "out")) == 4
@@ -137,7 +164,7 @@ def test_another_model_begins_anew_and_workers_must_have_the_same(run, tmp_path,
     assert not known.is_done(same, "0" * 64, tmp_path / "out") and len(lines(tmp_path / "out")) == done
 
 
-def test_a_journal_that_was_cut_short_loses_one_line(run, tmp_path):
+def test_a_journal_that_was_cut_short_loses_one_line(run, fast, tmp_path):
     run()
     journal = tmp_path / "out" / JOURNAL
     journal.write_bytes(journal.read_bytes()[:-40])
@@ -160,7 +187,7 @@ def test_studies_are_found_in_order_and_results_are_none(archive):
     assert Batch().counts() == {"segmented": 0, "refused": 0, "failed": 0}
 
 
-def test_a_folder_that_cannot_be_read_is_told(run, archive, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_told(run, fast, archive, monkeypatch):
     listed = os.scandir
 
     def refuse(path):
@@ -197,11 +224,19 @@ def test_nothing_is_written_outside_of_the_output(run, archive, tmp_path):
     assert set(tmp_path.rglob("*")) - set((tmp_path / "out").rglob("*")) - {tmp_path / "out"} == before
 
 
-def test_slices_of_one_series_in_two_folders_are_noted(run, archive):
+def test_slices_of_one_series_in_two_folders_are_noted(run, fast, archive):
     shutil.copytree(archive / "p1" / "mr", archive / "p1" / "mr2")
     told = run()[3]
     assert all("SERIES_SPLIT" in told[place]["notices"].split() for place in ("p1/mr", "p1/mr2"))
     assert not any("SERIES_SPLIT" in row["notices"] for place, row in told.items() if place.startswith("p2"))
+    shutil.rmtree(archive / "p1" / "mr2")
+    (archive / "p1" / "mr3").mkdir()
+    slices = sorted((archive / "p1" / "mr").iterdir())
+    for path in (slices[0], slices[2], slices[3]):  # with a gap: refused, and a part all the same
+        path.rename(archive / "p1" / "mr3" / path.name)
+    _, out, _, told = run()
+    assert told["p1/mr3"]["code"] == "INPUT_SLICES" and "1 series lie in several folders" in out
+    assert all("SERIES_SPLIT" in told[place]["notices"].split() for place in ("p1/mr", "p1/mr3"))
 
 
 def test_odd_names_and_namesakes_get_results_of_their_own(run, archive, tmp_path):
@@ -278,7 +313,7 @@ def noted_study(study, **task):
     return batch_study.segment_study(study, **task)
 
 
-def test_a_worker_that_is_no_good_gets_no_study(crowd, tmp_path, monkeypatch):
+def test_a_worker_that_is_no_good_gets_no_study(crowd, fast, tmp_path, monkeypatch):
     checked = batch_study._check_output
 
     def check(output):
@@ -328,7 +363,7 @@ def test_workers_without_saunet_end_the_run(crowd, monkeypatch):
     assert status == 2 and "NOT_INSTALLED" in err and "Install the same version" in err
 
 
-def test_workers_may_come_late_and_their_absence_is_told(crowd, monkeypatch):
+def test_workers_may_come_late_and_their_absence_is_told(crowd, fast, monkeypatch):
     monkeypatch.setattr(batch_cluster, "NO_WORKER_S", 60.0)
     with crowd(0) as (cluster, go):
         late = Timer(1.5, cluster.scale, [1])
@@ -430,7 +465,7 @@ def test_a_failure_names_its_computer(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe\n", b'{"place": "p1/mr"}\n', b"[]\n", b'{"place": 1, "outcomes": [{}]}\n'])
-def test_spoilt_lines_of_the_journal_tell_nothing(run, tmp_path, line):
+def test_spoilt_lines_of_the_journal_tell_nothing(run, fast, tmp_path, line):
     run()
     before = read_batch(tmp_path / "out").records
     with open(tmp_path / "out" / JOURNAL, "ab") as file:
@@ -438,21 +473,108 @@ def test_spoilt_lines_of_the_journal_tell_nothing(run, tmp_path, line):
     assert read_batch(tmp_path / "out").records == before and run()[0] == 0
 
 
-def test_what_has_left_the_archive_leaves_the_summary(run, archive, tmp_path):
+def test_what_has_left_the_archive_leaves_the_summary(run, fast, archive, tmp_path):
     run()
     (archive / "p1" / "torn.nrrd").unlink()
-    assert "p1/torn.nrrd" not in run()[3] and "p1/torn.nrrd" in read_batch(tmp_path / "out").records
+    (archive / "p2" / "A.mha").unlink()
+    _, out, _, told = run()
+    assert "p1/torn.nrrd" not in told and "p1/torn.nrrd" in read_batch(tmp_path / "out").records
+    assert told["p2/A.mha"]["status"] == "gone" and "1 studies have left the archive" in out
     shutil.rmtree(archive)
     archive.mkdir()
     status, _, err, told = run()
     assert status == 3 and "mounted" in err and told, "nothing is forgotten for an archive that is not there"
 
 
-def test_two_runs_do_not_share_an_output(run, tmp_path):
+def test_two_runs_do_not_share_an_output(run, fast, tmp_path):
     run()
     with FileLock(tmp_path / "out" / LOCK):
         status, _, err, _ = run()
     assert status == 2 and "another run works" in err
+    assert f"process {os.getpid()} on {gethostname()}" in err and LOCK in err
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(run, monkeypatch, number):
+    def flock(*rest):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    status, _, err, _ = run()
+    assert status == 2 and "has no locks" in err and LOCK in err
+
+
+def test_another_archive_into_the_same_folder_is_refused(run, fast, archive, tmp_path):
+    run()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    archive.rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", archive / "elsewhere")
+    command = ["batch", str(archive / "elsewhere"), "--output", str(tmp_path / "out"), "--workers", "1"]
+    assert main(command) == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    journal = tmp_path / "out" / JOURNAL
+    first, *rest = journal.read_text().splitlines()
+    assert json.loads(first)["archive"] == str(archive)
+    journal.write_text("\n".join([first.replace(str(archive), str(archive / "elsewhere")), *rest]))
+    assert read_batch(tmp_path / "out").check_archive(archive / "elsewhere", tmp_path / "out") is None
+
+
+def test_results_of_what_is_refused_now_are_removed(run, fast, archive, tmp_path):
+    before = run()[3]
+    (archive / "p2" / "A.mha").write_bytes(b"nothing")
+    shutil.rmtree(archive / "p1" / "mr")
+    image = picture()
+    write_dicom_series(
+        archive / "p1" / "mr", replace(image, voxels=(1000 * (image.voxels + 9)).astype(np.int16)), number=9
+    )
+    told = run()[3]
+    assert told["p2/A.mha"]["status"] == "refused" and not list((tmp_path / "out" / "p2").glob("A.mha*"))
+    assert told["p1/mr"]["output"] != before["p1/mr"]["output"]
+    assert len(list((tmp_path / "out" / "p1" / "mr").iterdir())) == 4, "those of the new series"
+
+
+def test_a_journal_cannot_remove_files_elsewhere(tmp_path):
+    (tmp_path / "x.nii.gz").touch()
+    (tmp_path / "out").mkdir()
+    for place in ("../x.nii.gz", str(tmp_path / "x.nii.gz")):
+        before = Record("a", "", "", (Outcome("segmented", output=place),))
+        _remove_left(before, Record("a", "", "", (Outcome("refused"),)), tmp_path / "out")
+    assert (tmp_path / "x.nii.gz").exists()
+
+
+def test_twins_do_not_replace_each_other_where_case_does_not_count(run, fast, archive, tmp_path, monkeypatch):
+    shutil.copy(archive / "p2" / "A.mha", archive / "p2" / "a.mha")
+    assert {run()[3][place]["status"] for place in ("p2/A.mha", "p2/a.mha")} == {"segmented"}
+    assert not batch._is_case_blind(tmp_path) or sys.platform != "linux"
+    monkeypatch.setattr(batch, "_is_case_blind", lambda folder: True)
+    shutil.rmtree(tmp_path / "out")
+    status, _, _, told = run()
+    assert status == 2 and [told[place]["status"] for place in ("p2/A.mha", "p2/a.mha")] == ["segmented", "failed"]
+
+
+def test_a_spreadsheet_reads_names_as_names(run, fast, archive, tmp_path):
+    (archive / "=1+2.nii").write_bytes(b"no image")
+    (archive / "M\u00fcller.nii").write_bytes(b"no image")
+    told = run()[3]
+    assert "'=1+2.nii" in told and (tmp_path / "out" / SUMMARY).read_bytes().startswith(b"\xef\xbb\xbfplace,")
+    assert "M\u00fcller.nii" in told
+
+
+def test_a_long_run_tells_how_far_it_is(run, fast, tmp_path, monkeypatch):
+    written = []
+    whole = batch_journal.write_summary
+    monkeypatch.setattr(batch_journal, "SUMMARY_S", 0.0)
+    monkeypatch.setattr(
+        batch_journal, "write_summary", lambda known, output: written.append(known) or whole(known, output)
+    )
+    monkeypatch.setattr("SAUNetLib.cli.COUNT_S", 0.0)
+    status, _, err, _ = run()
+    assert status == 0 and "3 done, 0 failed\n4 done, 0 failed\n" in err and len(written) >= 1
+
+
+def test_keys_that_are_not_set_are_told(run, tmp_path):
+    status, _, err, _ = run("--scheduler", "tls://127.0.0.1:1")
+    assert status == 2 and "distributed.comm.tls" in err
 
 
 @pytest.mark.parametrize(
@@ -531,8 +653,10 @@ def test_a_killed_worker_costs_nothing(started, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_cancelled_batch_keeps_what_is_done_and_goes_on(started, archive, tmp_path, tiny_model, number):
-    # A terminal signals all processes of the command.
-    (os.killpg if number == signal.SIGINT else os.kill)(started.pid, number)
+    # A terminal signals all processes of the command, and who is in a hurry presses more than once.
+    for _ in range(3 if number == signal.SIGINT else 1):
+        (os.killpg if number == signal.SIGINT else os.kill)(started.pid, number)
+        time.sleep(0.3)
     _, err = started.communicate(timeout=100)
     assert started.returncode == 6, err
     assert err.count("\n") == 1 and err.startswith("error CANCELLED"), err
