@@ -95,7 +95,7 @@ def run_batch(
             if not known.is_done(study, sha256, output):
                 yield study
 
-    result = known
+    result, records = known, dict(known.records)
     try:
         with (
             FileLock(output / LOCK, timeout=0),
@@ -104,12 +104,12 @@ def run_batch(
         ):
             walked = False
             try:
-                with journal(known, archive, output) as note:
+                with journal(records, archive, output) as note:
                     crew = partial(Crew, client, warn=warn)
                     _work(crew, waiting(), {**task, "device": device}, note, scheduler is not None, report)
                 walked = bool(seen)
             finally:
-                result = read_batch(output)
+                result = replace(known, records=records)
                 if walked:
                     result = replace(result.only(seen, output), left_out=left_out)
                 write_summary(result, output)

@@ -193,12 +193,12 @@ def read_batch(output: Path) -> Batch:
 
 
 @contextmanager
-def journal(known: Batch, archive: Path, output: Path) -> Iterator[Callable[[Record], None]]:
+def journal(records: dict[str, Record], archive: Path, output: Path) -> Iterator[Callable[[Record], None]]:
     """Open the journal for a run. What is called with a record writes it down, for good when it returns.
 
-    Files of the study's earlier results that it has no longer are removed. The summary is written now and then.
+    The record takes its place in `records`, and files of the study's earlier results that it has no longer are removed.
+    The summary is written now and then.
     """
-    records = dict(known.records)
     due = time.monotonic() + SUMMARY_S
     with open(output / JOURNAL, "a", encoding="utf-8") as file:
 
