@@ -229,7 +229,8 @@ def _work(
         outcomes = [_crashed(made)] if crashed else [_seen(one, task["output"]) for one in made]
         note(Record(study.place, study.stamp, task["sha256"], tuple(outcomes)))
         done, failed = done + 1, failed + any(one.status == "failed" for one in outcomes)
-        watch.see(outcomes)
+        if watch.see(outcomes):
+            crew.doubt()
         report(done, done + len(crew), failed)
 
 
@@ -239,22 +240,23 @@ class _Watch:
     def __init__(self) -> None:
         self._in_a_row, self._reason = 0, ""
 
-    def see(self, outcomes: Sequence[Outcome]) -> None:
-        """Look at what became of a study.
+    def see(self, outcomes: Sequence[Outcome]) -> bool:
+        """Look at what became of a study; whether it was the worker's fault, as far as the code tells.
 
         Raises:
             UsageError: USAGE, it was the last of too many in a row.
         """
-        why = next((one for one in outcomes if one.code.startswith(_OF_THE_RUN)), None)
+        why = next((one for one in outcomes if one.code.startswith(_OF_THE_RUN) and not one.own), None)
         if why is None:
             self._in_a_row, self._reason = 0, ""
-            return
+            return False
         self._in_a_row = self._in_a_row + 1 if why.code == self._reason else 1
         self._reason = why.code
         if self._in_a_row >= GIVE_UP:
             where = f"on {why.host}: " if why.host else ""
             cause = f"{GIVE_UP} studies in a row failed with {why.code} ({where}{why.text})"
             raise UsageError("USAGE", cause, "Mend it and give the same command")
+        return True
 
 
 def _seen(one: Outcome, output: Path) -> Outcome:

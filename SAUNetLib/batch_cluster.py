@@ -164,7 +164,8 @@ class Crew:
         self._done: SimpleQueue[Future] = SimpleQueue()
         self._tries: Counter[str] = Counter()
         self._lost: list[Study] = []
-        self._since, self._told, self._next_look = time.monotonic(), False, 0.0
+        self._latest: Future | None = None
+        self._since, self._told, self._began, self._next_look = time.monotonic(), False, False, 0.0
 
     def __len__(self) -> int:
         """Number of studies that have not come back."""
@@ -194,11 +195,22 @@ class Crew:
         if future.key not in self._given:  # a trial's, or one that was cancelled and handed out again
             self._next_look = 0.0
             return None
-        study = self._given.pop(future.key)[0]
+        study, self._latest, _ = self._given.pop(future.key)
         error = future.exception()
         if isinstance(error, KilledWorker):
             return study, WorkersDied(_host(error.last_worker.address))
         return study, error or future.result()
+
+    def doubt(self) -> None:
+        """Try the worker again whose study was taken last, before it gets a further one: its disk may be gone."""
+        if self._trial is None or self._latest is None:
+            return
+        for addresses in self._client.who_has([self._latest]).values():
+            for address in addresses:
+                self._trials.pop(address, None)
+                self._failures.pop(address, None)
+                self._threads.pop(address, None)
+        self._next_look = 0.0
 
     def look(self) -> None:
         """See who has come and gone; hand out again what nobody has now.
@@ -255,11 +267,11 @@ class Crew:
     def _wait(self) -> None:
         """Without a good worker: say so, and in the end give up."""
         if self._threads:
-            self._since, self._told = time.monotonic(), False
+            self._since, self._told, self._began = time.monotonic(), False, True
             return
         waited = time.monotonic() - self._since
         failures = [one for one in self._failures.values() if one is not None]
-        if failures and len(failures) == len(self._trials) and waited >= OTHERS_S:
+        if failures and len(failures) == len(self._trials) and waited >= OTHERS_S and not self._began:
             raise failures[0]
         if waited >= NO_WORKER_S:
             cause = f"no worker was there for {NO_WORKER_S / 60:.0f} minutes"

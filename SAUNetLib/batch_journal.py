@@ -53,6 +53,7 @@ class Outcome:
         output: label map below the output folder; table, measurements and preview are called like it.
         notices: codes of what is to be known of the result.
         host: computer on which it failed.
+        own: whether it failed for its own name, while other files could be written.
         name: of a DICOM series, what its results are called; the same in every folder that holds slices of it.
     """
 
@@ -66,6 +67,7 @@ class Outcome:
     notices: tuple[str, ...] = ()
     host: str = ""
     name: str = ""
+    own: bool = False
 
     def files(self) -> tuple[str, ...]:
         """Its results below the output folder."""

@@ -53,6 +53,11 @@ def _check_output(output: Path) -> None:
     if not appears(output / JOURNAL):
         cause = f"{output} is not there, or not the same as where the command runs"
         raise UsageError("OUTPUT_WRITE", cause, "Mount the folder of the results under the same path on all computers")
+    _write_probe(output)
+
+
+def _write_probe(output: Path) -> None:
+    """Write a file and remove it again; raises UsageError (OUTPUT_WRITE)."""
     probe = output / f".{secrets.token_hex(6)}.json"  # named as what a stopped run may leave
     try:
         probe.write_bytes(bytes(PROBE_BYTES))
@@ -60,6 +65,14 @@ def _check_output(output: Path) -> None:
     except OSError as failure:
         cause = f"{output} cannot be written to ({failure.strerror})"
         raise UsageError("OUTPUT_WRITE", cause, "Check the rights and the room of that computer's user") from failure
+
+
+def _takes_files(output: Path) -> bool:
+    try:
+        _write_probe(output)
+    except UsageError:
+        return False
+    return True
 
 
 def appears(path: Path) -> bool:
@@ -149,7 +162,8 @@ def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[s
         return _refused(problem, [one.path for one in image.frames] if isinstance(image, Series) else [image])
     except Exception as error:
         failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
-        return Outcome("failed", "", failure.code, failure.cause, failure.exit_status)
+        own = failure.code == "OUTPUT_WRITE" and _takes_files(output)
+        return Outcome("failed", "", failure.code, failure.cause, failure.exit_status, own=own)
     return Outcome(
         "segmented",
         output=results[".nii.gz"].relative_to(output).as_posix(),

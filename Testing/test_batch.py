@@ -331,6 +331,33 @@ def test_a_worker_that_is_no_good_gets_no_study(crowd, fast, tmp_path, monkeypat
     assert not list((tmp_path / "out").glob(".*.json")), "the trial leaves nothing"
 
 
+def lost_study(study, **task):
+    """`segment_study`, where the first worker loses its disk with its first study."""
+    if get_worker().name == 0:
+        USED.append(0)
+        return [Outcome("failed", code="INPUT_NOT_FOUND", text="gone", exit_status=3)]
+    return batch_study.segment_study(study, **task)
+
+
+def test_a_worker_that_loses_its_disk_gets_no_more(crowd, fast, archive, monkeypatch):
+    checked = batch_study._check_output
+
+    def check(output):
+        if get_worker().name == 0 and USED:
+            raise UsageError("OUTPUT_WRITE", f"{output} is gone", "Mount it")
+        checked(output)
+
+    for number in range(20):
+        shutil.copy(archive / "p2" / "A.mha", archive / f"{number}.mha")
+    monkeypatch.setattr(batch_study, "_check_output", check)
+    monkeypatch.setattr(batch, "segment_study", lost_study)
+    USED.clear()
+    with crowd(2) as (_, go):
+        status, err = go()
+    assert status == 3 and "is gone. Mount it. This worker gets no study." in err
+    assert 1 <= len(USED) < 10, "of 24"
+
+
 @pytest.mark.parametrize("what", ["archive", "results", "model"])
 def test_without_a_good_worker_the_run_ends_with_its_failure(crowd, archive, tmp_path, monkeypatch, what):
     tried = batch.try_worker
@@ -462,6 +489,18 @@ def test_a_failure_names_its_computer(run, tmp_path, monkeypatch):
     status, _, err, told = run()
     assert status == 1 and f"failed with INTERNAL on {gethostname()};" in err
     assert told["p1/mr"]["host"] == lines(tmp_path / "out")[0]["outcomes"][0]["host"] == gethostname()
+
+
+def test_names_that_cannot_be_written_do_not_end_the_run(run, tmp_path, monkeypatch):
+    def refuse(image, output, *rest, **more):
+        raise UsageError("OUTPUT_WRITE", f"{output} could not be written: Invalid argument", "Choose another name")
+
+    monkeypatch.setattr(batch, "GIVE_UP", 2)
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", refuse)
+    status, _, err, told = run()
+    assert status == 2 and "4 failed with OUTPUT_WRITE" in err and "in a row" not in err and len(told) == 4
+    monkeypatch.setattr(batch_study, "_takes_files", lambda output: False)  # as on a full disk
+    assert "2 studies in a row failed with OUTPUT_WRITE" in run()[2]
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe\n", b'{"place": "p1/mr"}\n', b"[]\n", b'{"place": 1, "outcomes": [{}]}\n'])
