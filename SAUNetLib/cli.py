@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .command import BUG, CANCELLING, Parser, interrupt_once, run_command
+from .command import BUG, Parser, cancelling, interrupt_once, run_command
 from .console import table_console
 from .errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .process import signals_to
@@ -234,7 +234,7 @@ def _batch(options: argparse.Namespace) -> int:
     from .batch import run_batch
     from .batch_journal import SUMMARY
 
-    with signals_to(interrupt_once, *CANCELLING), _counter(options) as report:
+    with signals_to(interrupt_once, *cancelling()), _counter(options) as report:
         known = run_batch(
             archive, output, options.model, options.device, options.scheduler, options.workers, report,
             warn=lambda text: print(text, file=sys.stderr, flush=True),

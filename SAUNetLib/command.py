@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
 from .process import prepare_process, signals_to
 
-CANCELLING = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if sys.platform != "win32" else ()))
 BUG = "This is a bug: please report it with what --debug prints"
 
 
@@ -64,7 +63,7 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         # A polite request to end, as schedulers send it, cancels like Ctrl-C, with everything cleaned up; and so does a
         # terminal that is closed.
-        with signals_to(_interrupt, *CANCELLING[1:]):
+        with signals_to(_interrupt, *cancelling()):
             status = int(options.run(options) or 0)
             sys.stdout.flush()
             return status
@@ -113,13 +112,19 @@ def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
     return error.exit_status
 
 
+def cancelling() -> tuple[signal.Signals, ...]:
+    """The signals that cancel a command; one that is ignored stays so, as `nohup` asks for it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if sys.platform != "win32" else ()))
+    return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
+
+
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
 def interrupt_once(*_: object) -> NoReturn:
     """Cancel; what is put in order then, also by libraries at the process's end, is not disturbed again."""
-    for number in CANCELLING:
+    for number in cancelling():
         signal.signal(number, signal.SIG_IGN)
         atexit.register(signal.signal, number, signal.SIG_IGN)  # runs before what was registered before
     raise KeyboardInterrupt

@@ -48,11 +48,7 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def signals_to(handler: Callable[[int, FrameType | None], Any], *numbers: signal.Signals) -> Iterator[None]:
-    """Hand signals to a function while inside; outside of the main thread nothing changes: they are the caller's.
-
-    One that is ignored stays so: `nohup` has asked for it.
-    """
-    numbers = tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
+    """Hand signals to a function while inside; outside of the main thread nothing changes: they are the caller's."""
     try:
         before = [signal.signal(number, handler) for number in numbers]
     except ValueError:
