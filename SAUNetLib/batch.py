@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from .batch_cluster import Crew, WorkersDied, connected, scheduler_kept
-from .batch_journal import Batch, Outcome, Record, Study, journal, read_batch, write_summary
+from .batch_journal import Batch, Outcome, Record, Study, journal, read_batch, try_summary, write_summary
 from .batch_study import appears, segment_study, try_worker
 from .errors import InputError, UsageError
 from .formats.atomic import ending_of, spelling
 from .formats.dicom_files import may_be_image
-from .formats.headers import ENDINGS
+from .formats.headers import ENDINGS, voxel_file
 
 LOCK = "batch.lock"
 GIVE_UP = 20
@@ -80,14 +80,13 @@ def run_batch(
     if scheduler is None:
         choose_device(device)
     chosen = model or DEFAULT_MODEL
-    chosen = os.path.abspath(chosen) if os.path.isfile(chosen) else chosen  # noqa: PTH100, PTH113 - may be a name
+    if Path(chosen).suffix == ".safetensors":  # else it is a name, also where a file here is called so
+        chosen = os.path.abspath(chosen)  # noqa: PTH100 - no failure for any path
     sha256 = load_model(chosen).card.sha256
-    known = read_batch(output)
-    known.check_archive(archive, output)
-    write_summary(known, output)  # whether it can be written, before the work
     task = {"archive": archive.resolve(), "output": output.resolve(), "model": chosen, "sha256": sha256}
     seen: set[str] = set()
     left_out: Counter[str] = Counter()
+    known = Batch()
 
     def waiting() -> Iterator[Study]:
         for study in _told_apart(find_studies(archive, output, left_out), output):
@@ -95,24 +94,25 @@ def run_batch(
             if not known.is_done(study, sha256, output):
                 yield study
 
-    result, records = known, dict(known.records)
     try:
-        with (
-            FileLock(output / LOCK, timeout=0),
-            scheduler_kept(),
-            connected(scheduler, workers, output) as client,
-        ):
-            walked = False
-            try:
-                with journal(records, archive, output) as note:
-                    crew = partial(Crew, client, warn=warn)
-                    _work(crew, waiting(), {**task, "device": device}, note, scheduler is not None, report)
-                walked = bool(seen)
-            finally:
-                result = replace(known, records=records)
-                if walked:
-                    result = replace(result.only(seen, output), left_out=left_out)
-                write_summary(result, output)
+        with FileLock(output / LOCK, timeout=0), scheduler_kept():
+            result = known = read_batch(output)
+            known.check_archive(archive, output)
+            try_summary(known, output)
+            records = dict(known.records)
+            with connected(scheduler, workers, output) as client:
+                walked = False
+                try:
+                    with journal(records, archive, output) as note:
+                        crew = partial(Crew, client, warn=warn)
+                        _work(crew, waiting(), {**task, "device": device}, note, scheduler is not None, report)
+                    walked = True
+                finally:
+                    if seen:  # else the summary stays what it was
+                        result = replace(known, records=records)
+                        if walked:
+                            result = replace(result.only(seen, output), left_out=left_out)
+                        write_summary(result, output)
     except Timeout as busy:
         raise _busy(output) from busy
     except OSError as failure:
@@ -179,8 +179,9 @@ def find_studies(archive: Path, output: Path, left_out: Counter[str] | None = No
         names = sorted(one for one in names if not one.startswith("."))
         others = []
         for one in names:
-            if ending_of(Path(one), ENDINGS):
-                yield Study((here / one).relative_to(archive).as_posix(), False, _stamp([here / one]))
+            if ending := ending_of(Path(one), ENDINGS):
+                files = {here / one, voxel_file(here / one, ending)}
+                yield Study((here / one).relative_to(archive).as_posix(), False, _stamp(sorted(files)))
             else:
                 others.append(here / one)
         if any(map(may_be_image, others)):

@@ -42,7 +42,7 @@ NO_WORKER_S = 900.0
 
 Jobs that may wait in a queue for hours should begin this command themselves.
 """
-_TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.nii\.gz|\.csv|\.json|\.png)$")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}((\.nii)?\.gz|\.csv|\.json|\.png)$")
 
 _LOCAL: dict[str, Any] = {
     # No pages of what is done, and Ctrl-C, which reaches all processes of a terminal, is the command's alone.
@@ -134,9 +134,9 @@ class WorkersDied(Exception):
 class Crew:
     """The workers that are given studies, and the studies that they have.
 
-    Of a cluster's workers each is tried once before, and one that fails gets no study: who fails at once is
-    always free for the next, so that one computer without the archive would fail nearly all of it. Nothing is changed
-    on the cluster: studies are submitted for the workers that are good.
+    Of a cluster's workers each is tried once before, and one that fails gets no study: who fails at once is always free
+    for the next, so that one computer without the archive would fail nearly all of it. Nothing is changed on the
+    cluster: studies are submitted for the workers that are good.
     """
 
     def __init__(
@@ -165,6 +165,7 @@ class Crew:
         self._tries: Counter[str] = Counter()
         self._lost: list[Study] = []
         self._latest: Future | None = None
+        # When a worker was good last or was tried; whether their absence was told; whether those that were good left.
         self._since, self._told, self._began, self._next_look = time.monotonic(), False, False, 0.0
 
     def __len__(self) -> int:
@@ -210,7 +211,7 @@ class Crew:
                 self._trials.pop(address, None)
                 self._failures.pop(address, None)
                 self._threads.pop(address, None)
-        self._next_look = 0.0
+        self._began, self._next_look = False, 0.0
 
     def look(self) -> None:
         """See who has come and gone; hand out again what nobody has now.
@@ -226,7 +227,7 @@ class Crew:
         else:
             self._try_out(self._trial, threads)
             self._threads = {one: threads[one] for one, failure in self._failures.items() if failure is None}
-            self._give_again()
+            self._give_again({one for one in threads if self._failures.get(one) is None})
         self._wait()
         self._next_look = time.monotonic() + LOOK_S
 
@@ -249,12 +250,12 @@ class Crew:
                 if failure is not None:
                     self._warn(f"{failure} This worker gets no study.")
 
-    def _give_again(self) -> None:
-        """Hand out again the studies of which every worker that might do them has left."""
+    def _give_again(self, able: set[str]) -> None:
+        """Hand out again the studies of which every worker that might do them has left, or is no good."""
         if not self._threads:
             return
         for key, (study, future, workers) in list(self._given.items()):
-            if future.done() or workers & self._threads.keys():
+            if future.done() or workers & able:
                 continue
             del self._given[key]
             future.cancel()
@@ -272,6 +273,8 @@ class Crew:
         waited = time.monotonic() - self._since
         failures = [one for one in self._failures.values() if one is not None]
         if failures and len(failures) == len(self._trials) and waited >= OTHERS_S and not self._began:
+            raise failures[0]
+        if waited >= NO_WORKER_S and failures:
             raise failures[0]
         if waited >= NO_WORKER_S:
             cause = f"no worker was there for {NO_WORKER_S / 60:.0f} minutes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -234,6 +235,15 @@ def _remove_left(before: Record, now: Record, output: Path) -> None:
         if not place.is_absolute() and ".." not in place.parts:  # a journal is a file that anyone may have changed
             with suppress(OSError):
                 (output / place).unlink()
+
+
+def try_summary(known: Batch, output: Path) -> None:
+    """See before the work that the summary can be written; one that is there stays what it is."""
+    if not (output / SUMMARY).is_file():
+        write_summary(known, output)
+        return
+    with write_beside(output / SUMMARY, ".csv") as temporary:
+        shutil.copyfile(output / SUMMARY, temporary)
 
 
 def write_summary(known: Batch, output: Path) -> None:

@@ -160,8 +160,8 @@ def _check(output: Path, slicer: str, platform: str) -> None:
 
 def _pack(output: Path, about: dict[str, object], files: dict[str, Path]) -> None:
     entries = [{"name": name, "size": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()]
-    # Wheels and weights are compressed already.
-    with write_beside(output, ".zip") as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+    # Wheels and weights are compressed already, and may be dated before 1980, where the years of a zip file begin.
+    with write_beside(output, ".zip") as part, zipfile.ZipFile(part, "w", strict_timestamps=False) as archive:
         archive.writestr(MANIFEST, json.dumps(about | {"files": entries}, indent=1))
         for name, path in files.items():
             archive.write(path, name)

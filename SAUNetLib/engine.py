@@ -111,7 +111,8 @@ class Engine:
         while True:
             try:
                 found = self._classes(stack, report)
-                return found, (*notices, *([FRONT_AND_BACK] if self._seems_turned(stack, found) else []))
+                notices += [FRONT_AND_BACK] if self._seems_turned(stack, found) else []
+                return found, tuple({one.code: one for one in notices}.values())  # of each kind what came last
             except (RuntimeError, MemoryError) as error:
                 failed = self._failed(self.device, error)
                 if failed is None and not is_out_of_memory(error):
@@ -129,7 +130,8 @@ class Engine:
         if failed is None and self.chunk > 1:
             self.chunk //= 2
             self._stepped_down = True
-            return Notice("SMALLER_CHUNKS", f"Memory ran short; continued with {self.chunk} slices at a time.")
+            number = "one slice" if self.chunk == 1 else f"{self.chunk} slices"
+            return Notice("SMALLER_CHUNKS", f"Memory ran short; continued with {number} at a time.")
         if self.device.type != "cpu":
             self._prepare(torch.device("cpu"))
             self._stepped_down = True

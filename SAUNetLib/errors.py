@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 
 class SAUNetError(Exception):
@@ -36,6 +36,10 @@ class SAUNetError(Exception):
             "remedy": self.remedy,
             "exit_status": self.exit_status,
         }
+
+    def __reduce__(self) -> tuple[Callable[..., SAUNetError], tuple[object, ...]]:
+        """Pickled as it is described: made again from its message alone, it would end whole pools of processes."""
+        return error_of, (self.as_dict(),)
 
 
 class UsageError(SAUNetError):
@@ -104,7 +108,7 @@ class CancelledError(SAUNetError):
         super().__init__("CANCELLED", "The run was cancelled", remedy)
 
 
-def error_of(said: Mapping[str, str]) -> SAUNetError:
+def error_of(said: Mapping[str, Any]) -> SAUNetError:
     """The error that `SAUNetError.as_dict` described in another process."""
     kinds = (UsageError, InputError, ModelError, OutOfMemoryError, CancelledError)
     kind = next((one for one in kinds if said["code"] in one.codes), SAUNetError)

@@ -99,9 +99,12 @@ def add_model(path: Path) -> ModelCard:
     """Verify a model file and copy it with its card to the user's models, so that its name selects it everywhere.
 
     Raises:
-        ModelError: as `load_model`.
+        ModelError: as `load_model`; MODEL_NOT_FOUND for a name too, as that model is there already.
         UsageError: as `keep_model`.
     """
+    if path.suffix != ".safetensors":
+        remedy = "Give the path of a file NAME.safetensors, beside which its card NAME.json lies"
+        raise ModelError("MODEL_NOT_FOUND", f"{path} is no model file", remedy)
     card = load_model(str(path)).card
     keep_model(path, card)
     return card

@@ -157,6 +157,8 @@ def _new_values(present: list[int], wanted: Mapping[int, int]) -> dict[int, int]
     """
     known = structures()
     old = _old_places(present)
+    if all(value == new for value, new in wanted.items()):
+        return {value: value for value in present}  # whatever its count is, nothing was said against it
     fixed = dict(wanted)
     sacrum = next((value for value in present if known[value].kind == "sacrum"), None)
     if sacrum is not None:
@@ -191,12 +193,19 @@ def _end(value: int, old: Mapping[int, float], shift: float, chain: tuple[str, .
 
 
 def _old_places(present: list[int]) -> dict[int, float]:
-    """Places of the structures as they are named now, in the first kind of spine that has them all."""
+    """Places of the structures as they are named now, in the first kind of spine that has them all.
+
+    Of several, the one in which most of them touch: where no vertebra lies between L4 and the disc L5/S1, none is
+    missing there.
+    """
     best: dict[int, float] = {}
+    touching = -1
     for chain in _chains():
         at = {value: place for place, value in _places(chain).items() if value in present}
-        if len(at) > len(best):
-            best = at
+        places = set(at.values())
+        pairs = sum(place + 0.5 in places for place in places)
+        if (len(at), pairs) > (len(best), touching):
+            best, touching = at, pairs
     missing = [structures()[value].name for value in present if value not in best]
     if missing:
         raise _refusal(

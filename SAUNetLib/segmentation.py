@@ -63,6 +63,15 @@ def short_description(encoding: str, model: str, codes: Iterable[str]) -> str:
     return "; ".join(filter(None, parts))[:79]
 
 
+def said_in_short(description: str) -> tuple[str, tuple[str, ...], str]:
+    """The encoding, the codes of `KEPT_IN_NIFTI` and the model that a `short_description` names; of others nothing."""
+    encoding, *rest = (part.strip() for part in description.split(";"))
+    if not encoding.startswith("SAUNet "):
+        return "", (), ""
+    codes = tuple(code for code in KEPT_IN_NIFTI if rest and code in rest[0].split())
+    return encoding.removeprefix("SAUNet "), codes, "".join(rest[1:] if codes else rest)
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """A label map on the grid of the image that it was made from.

@@ -142,8 +142,10 @@ class Volume:
 
 
 def to_sitk(voxels: np.ndarray, geometry: Geometry) -> sitk.Image:
-    """A SimpleITK image of voxels (k, j, i) on a grid."""
-    image = sitk.GetImageFromArray(voxels)
+    """A SimpleITK image of voxels (k, j, i) of any real type on a grid; ITK has no half floats and no truth values."""
+    kept: dict[str, np.dtype] = {"?": np.dtype(np.uint8), "e": np.dtype(np.float32), "g": np.dtype(np.float64)}
+    dtype = kept.get(voxels.dtype.char, voxels.dtype.newbyteorder("="))
+    image = sitk.GetImageFromArray(voxels.astype(dtype, copy=False))
     image.SetSpacing(geometry.spacing)
     image.SetOrigin(geometry.origin)
     image.SetDirection(np.asarray(geometry.direction).ravel().tolist())
@@ -241,7 +243,7 @@ def check_volume(volume: Volume) -> None:
     voxels, name = volume.voxels, volume.name
     if voxels.ndim != 3 or tuple(reversed(voxels.shape)) != tuple(volume.geometry.size) or 0 in voxels.shape:
         raise InputError("INPUT_DIMENSION", f"{name} has the shape {voxels.shape}", "Give one 3D volume")
-    if voxels.dtype.kind not in "biuf":
+    if voxels.dtype.kind not in "iuf":
         raise InputError("INPUT_PIXEL_TYPE", f"{name} holds {voxels.dtype} voxels", "Give a greyscale image")
     check_geometry(volume.geometry, name)
     low, high = float(voxels.min()), float(voxels.max())

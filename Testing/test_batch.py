@@ -33,6 +33,8 @@ from SAUNetLib.batch_cluster import Crew, WorkersDied, scheduler_kept
 from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Record, Study, _remove_left, read_batch
 from SAUNetLib.cli import main
 from SAUNetLib.errors import UsageError
+from SAUNetLib.formats import atomic
+from SAUNetLib.formats.atomic import write_beside
 from SAUNetLib.formats.segmentations import read_segmentation
 from SAUNetLib.formats.volumes import read_volume
 
@@ -185,6 +187,26 @@ def test_studies_are_found_in_order_and_results_are_none(archive):
     os.utime(first, ns=(0, 0))
     assert list(find_studies(archive, archive / "p2"))[-1].stamp != before
     assert Batch().counts() == {"segmented": 0, "refused": 0, "failed": 0}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+def test_other_voxels_beside_the_same_header_are_another_image(archive, ending):
+    def stamp():
+        return next(one.stamp for one in find_studies(archive, archive / "p1") if one.place == f"a{ending}")
+
+    sitk.WriteImage(picture().to_sitk(), str(archive / f"a{ending}"))
+    before, (voxels,) = stamp(), archive.glob("a.*raw*")
+    assert stamp() == before
+    os.utime(voxels, ns=(0, 0))
+    changed = stamp()
+    voxels.unlink()
+    assert len({before, changed, stamp()}) == 3
+    (archive / f"a{ending}").write_bytes(b"NRRD0004\n\xff")
+    assert stamp()
+    (archive / f"a{ending}").unlink()
+    os.mkfifo(archive / f"a{ending}")
+    assert stamp(), "and does not wait"
 
 
 def test_a_folder_that_cannot_be_read_is_told(run, fast, archive, monkeypatch):
@@ -516,31 +538,35 @@ def test_what_has_left_the_archive_leaves_the_summary(run, fast, archive, tmp_pa
     run()
     (archive / "p1" / "torn.nrrd").unlink()
     (archive / "p2" / "A.mha").unlink()
-    _, out, _, told = run()
-    assert "p1/torn.nrrd" not in told and "p1/torn.nrrd" in read_batch(tmp_path / "out").records
-    assert told["p2/A.mha"]["status"] == "gone" and "1 studies have left the archive" in out
+    _, out, _, before = run()
+    assert "p1/torn.nrrd" not in before and "p1/torn.nrrd" in read_batch(tmp_path / "out").records
+    assert before["p2/A.mha"]["status"] == "gone" and "1 studies have left the archive" in out
     shutil.rmtree(archive)
     archive.mkdir()
     status, _, err, told = run()
-    assert status == 3 and "mounted" in err and told, "nothing is forgotten for an archive that is not there"
+    assert status == 3 and "mounted" in err
+    assert told == before, "nothing is forgotten, nor comes back, for an archive that is not there"
 
 
 def test_two_runs_do_not_share_an_output(run, fast, tmp_path):
     run()
+    (tmp_path / "out" / SUMMARY).write_text("place\nof the run at work\n")
     with FileLock(tmp_path / "out" / LOCK):
-        status, _, err, _ = run()
-    assert status == 2 and "another run works" in err
+        status, _, err, told = run()
+    assert status == 2 and "another run works" in err and list(told) == ["of the run at work"]
     assert f"process {os.getpid()} on {gethostname()}" in err and LOCK in err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows locks in another way")
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_told(run, monkeypatch, number):
+def test_a_file_system_without_locks_is_told(archive, tmp_path, monkeypatch, capsys, number):
     def flock(*rest):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", flock)
-    status, _, err, _ = run()
-    assert status == 2 and "has no locks" in err and LOCK in err
+    assert main(["batch", str(archive), "--output", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "has no locks" in err and LOCK in err
 
 
 def test_another_archive_into_the_same_folder_is_refused(run, fast, archive, tmp_path):
@@ -614,6 +640,39 @@ def test_a_long_run_tells_how_far_it_is(run, fast, tmp_path, monkeypatch):
 def test_keys_that_are_not_set_are_told(run, tmp_path):
     status, _, err, _ = run("--scheduler", "tls://127.0.0.1:1")
     assert status == 2 and "distributed.comm.tls" in err
+
+
+def test_what_another_run_did_before_it_ended_is_not_done_again(run, tmp_path, monkeypatch):
+    """The journal is read when the lock is had: a run that waited for nothing knows all that was done."""
+    run()
+    whole, done, kept = (tmp_path / "out" / JOURNAL).read_bytes(), lines(tmp_path / "out"), FileLock.acquire
+    (tmp_path / "out" / JOURNAL).unlink()
+
+    def acquire(self, *rest, **more):
+        (tmp_path / "out" / JOURNAL).write_bytes(whole)
+        return kept(self, *rest, **more)
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    assert run()[0] == 0 and lines(tmp_path / "out") == done
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".csv", ".json", ".png"])
+def test_what_stopped_workers_leave_beside_their_results_is_known(tmp_path, ending):
+    result = tmp_path / f"a{ending}"
+    result.touch()
+    with write_beside(result, ending) as temporary:
+        temporary.touch()
+    for one in (temporary, atomic._spare_name(result)):
+        assert batch_cluster._TEMPORARY.match(one.name)
+    assert not batch_cluster._TEMPORARY.match(result.name)
+
+
+def test_a_file_called_like_the_model_is_not_taken_for_it(run, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAUNET_MODELS", str(tiny_model.parent))
+    Path(tiny_model.stem).touch()
+    status, _, err, _ = run("--model", tiny_model.stem)
+    assert status == 0, err
 
 
 @pytest.mark.parametrize(

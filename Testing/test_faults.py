@@ -320,6 +320,32 @@ def test_where_the_second_of_two_files_cannot_get_to_its_place_the_first_is_as_i
     assert sorted(left(tmp_path)) == ["a"] and (tmp_path / "a").read_text() == "before"
 
 
+@pytest.mark.parametrize("step", ["link", "replace"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_where_a_signal_comes_while_files_are_moved_all_are_as_they_were(tmp_path, monkeypatch, step, number):
+    """Right after a file got its second name or its place, as SIGTERM and Ctrl-C may."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("before")
+    home, done = (os, os.link) if step == "link" else (Path, Path.replace)
+    calls = []
+
+    def interrupted(*arguments):
+        done(*arguments)
+        calls.append(arguments)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(home, step, interrupted)
+    if (step, number) == ("link", 3):
+        (tmp_path / "c").write_text("before")
+    there = sorted(left(tmp_path))
+    with pytest.raises(KeyboardInterrupt), write_together():
+        for name in ("a", "b", "c"):
+            with write_beside(tmp_path / name, ".txt") as temporary:
+                temporary.write_text("after")
+    assert sorted(left(tmp_path)) == there and all((tmp_path / name).read_text() == "before" for name in there)
+
+
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
 def test_a_volume_that_did_not_get_onto_the_disk_is_not_left_there(tmp_path, ending, share):

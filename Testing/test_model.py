@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -186,6 +187,15 @@ def test_a_model_that_its_name_would_not_choose_is_not_added(model, tmp_path, mo
     with pytest.raises(UsageError) as caught:
         add_model(model)
     assert "newer" in caught.value.cause and not (tmp_path / "own").exists()
+
+
+def test_a_model_is_added_from_a_file_not_by_a_name(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
+    for name in ("saunet-lumbar", "tiny", str(model.with_suffix(".json"))):
+        with pytest.raises(ModelError) as caught:
+            add_model(Path(name))
+        assert caught.value.code == "MODEL_NOT_FOUND" and f"{name} is no model file" in caught.value.cause
+    assert not (tmp_path / "own").exists()
 
 
 def test_a_folder_of_models_that_cannot_be_written_to_is_no_bug(model, tmp_path, monkeypatch):

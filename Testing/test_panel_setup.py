@@ -284,6 +284,7 @@ def made(tmp_path, monkeypatch):
     models.mkdir()
     card = json.loads((ROOT / "Resources" / "models" / "saunet-lumbar.json").read_text(encoding="utf-8"))
     (models / "saunet-lumbar.safetensors").write_bytes(b"weights")
+    os.utime(models / "saunet-lumbar.safetensors", (0, 0))  # before the years of a zip file begin
     (models / "saunet-lumbar.json").write_text(json.dumps(card | {"version": "99"}))
     monkeypatch.setenv("SAUNET_MODELS", str(models))
     commands = []

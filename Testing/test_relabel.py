@@ -93,6 +93,30 @@ def test_four_lumbar_vertebrae_when_the_sacrum_stays():
     assert levels_of(relabel(unseen, {"L5": "L4", "100": "L5/S1"})) == ["L3", "L3/L4", "L4", "L5/S1"]
 
 
+FOUR = ["L2", "L2/L3", "L3", "L3/L4", "L4", "L5/S1"]
+ELEVEN = ["T10", "T10/T11", "T11", "T12/L1", "L1", "L1/L2", "L2"]
+
+
+@pytest.mark.parametrize(
+    ("old", "said", "new"),
+    [
+        (FOUR, {"L5/S1": "L4/L5"}, ["L2", "L2/L3", "L3", "L3/L4", "L4", "L4/L5"]),
+        (FOUR, {"L4": "L5"}, ["L3", "L3/L4", "L4", "L4/L5", "L5", "L5/S1"]),
+        (ELEVEN, {"T12/L1": "T11/T12"}, ["T10", "T10/T11", "T11", "T11/T12", "T12", "T12/L1", "L1"]),
+        (["L3", "L3/L4", "L5", "L5/S1"], {"L5": "L4"}, ["L2", "L2/L3", "L4", "L4/L5"]),
+        (["T10", "L2", "L2/L3"], {"L2": "L3"}, ["T11", "L3", "L3/L4"]),
+    ],
+)
+def test_what_touches_stays_together_and_a_gap_stays_one(old, said, new):
+    """Names that skip a level tell of a spine with fewer vertebrae, not of one that is missing."""
+    assert levels_of(relabel(line(*old), said)) == new
+
+
+@pytest.mark.parametrize("names", [FOUR, ELEVEN, ["T12", "T12/T13", "T13"], ["L5", "L5/L6", "L6"], ["L4", "S1"]])
+def test_what_is_so_already_moves_nothing(names):
+    assert all(levels_of(relabel(line(*names), {level: level})) == names for level in names)
+
+
 def test_the_lowest_vertebra_may_turn_out_to_be_the_sacrum():
     assert levels_of(relabel(line("L3", "L3/L4", "L4", "L4/L5", "L5"), {"L4": "L5"})) == [
         "L4",

@@ -348,6 +348,24 @@ def test_a_cord_without_a_canal_is_none(tmp_path: Path, whole: Segmentation) -> 
     assert [notice.code for notice in got.warnings] == ["CORD"] and "left out" in got.warnings[0].text
 
 
+@pytest.mark.parametrize("codes", [(), ("LEVELS_ASSUMED",)])
+def test_a_nifti_file_that_is_relabelled_keeps_its_model(tmp_path: Path, whole: Segmentation, codes: tuple) -> None:
+    told = tuple(Notice(code, "text") for code in codes)
+    one = replace(whole, warnings=told, provenance={"model": "saunet-lumbar 1.4"})
+    write_segmentation(one, tmp_path / "s.nii.gz")
+    relabel_file(tmp_path / "s.nii.gz", {"L4": "L5"})
+    assert sitk.ReadImage(str(tmp_path / "s.nii.gz")).GetMetaData("descrip") == "SAUNet levels; saunet-lumbar 1.4"
+    assert read_segmentation(tmp_path / "s.nii.gz").provenance["model"] == "saunet-lumbar 1.4"
+
+
+@pytest.mark.parametrize("text", ["", "FSL5.0; by hand", "SAUNet levels", "levels; somebody's"])
+def test_what_others_say_of_a_nifti_file_is_no_model(tmp_path: Path, whole: Segmentation, text: str) -> None:
+    image = to_sitk(whole.labels, whole.geometry)
+    image.SetMetaData("ITK_FileNotes", text)
+    sitk.WriteImage(image, str(tmp_path / "s.nii.gz"))
+    assert "model" not in read_segmentation(tmp_path / "s.nii.gz").provenance
+
+
 def test_a_nifti_file_keeps_that_names_are_in_doubt(tmp_path: Path, whole: Segmentation) -> None:
     """Its header has no room for the texts."""
     told = tuple(Notice(code, "Long and with a ; in it.") for code in ("LEVELS_DOUBTFUL", "OTHER", "LEVELS_ASSUMED"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,8 +30,17 @@ from SAUNetLib.training.folders import (
     read_pair,
     recognise,
 )
+from SAUNetLib.training.train import TrainingConfig, train
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
+SMALL = {
+    "network": {"widths": (2, 2, 2, 2, 2)},
+    "pixel_mm": 3.0,
+    "crop": (32, 32),
+    "slices": 2,
+    "stacks": 1,
+    "steps": 1,
+}
 SPIDER = np.array([0, 3, 203, 100], np.uint8)
 LEVELS = np.array([0, 43, 93, 2], np.uint8)
 
@@ -337,6 +347,63 @@ def test_what_a_folder_cannot_teach_is_told(tmp_path):
     write(tmp_path / "d", "b", seed=1)
     report = check_dataset(tmp_path / "d")
     assert not report.notes and not any("background" in one.text for one in report.cases[1].notes)
+
+
+def test_pictures_of_a_patient_who_is_validated_on_teach_nothing(tmp_path):
+    """Where the folder says whose they are, whatever they are called."""
+    for name in ("005", "127"):
+        write(tmp_path / "whole", name, seed=int(name))
+    for seed, name in enumerate(("005_t1", "127_t1", "127_t2")):
+        write(tmp_path / "pictures", name, seed=seed)
+    (tmp_path / "pictures" / "dataset.json").write_text('{"patient_before": "_"}')
+    config = TrainingConfig(**SMALL, validation=("127",))
+    train([tmp_path / "whole", tmp_path / "pictures"], tmp_path / "run", config, "cpu")
+    told = json.loads((tmp_path / "run" / "cases.json").read_text())["cases"]
+    assert told == [["005"], ["005_t1"]]
+    (tmp_path / "pictures" / "005_t1_image.nii.gz").unlink(), (tmp_path / "pictures" / "005_t1_labels.nii.gz").unlink()
+    with pytest.raises(InputError, match="are validated on") as caught:
+        train([tmp_path / "whole", tmp_path / "pictures"], tmp_path / "other", config, "cpu")
+    assert caught.value.code == "INPUT_EMPTY"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("anna_t1", "anna_t2", "bert_t1"), True),
+        (("case_1", "case_2", "case_3"), False),
+        (("a_1", "b_1", "c_1"), False),
+    ],
+)
+def test_names_that_look_like_one_patient_are_told(tmp_path, names, said):
+    for seed, name in enumerate(names):
+        write(tmp_path, name, seed=seed)
+    assert ["patient_before" in one.text for one in check_dataset(tmp_path).notes] == [True] * said
+    (tmp_path / "dataset.json").write_text('{"patient_before": "_"}')
+    assert not any("patient_before" in one.text for one in check_dataset(tmp_path).notes)
+
+
+@pytest.mark.parametrize(("left", "word"), [([], None), ([4], "between"), ([0, 1, 2, 3, 6, 7, 8, 9], "only 2 of 10")])
+def test_slices_that_were_left_undrawn_are_told(tmp_path, left, word):
+    labels = labelled(0)[1].copy()
+    labels[left] = 0
+    geometry = replace(labelled(0)[0].geometry, spacing=(1.5, 1.5, 4.4))
+    write(tmp_path, "a", labels, geometry=geometry)
+    told = [one.text for one in check_dataset(tmp_path).cases[0].notes if one.code == "UNDRAWN"]
+    assert [word in text for text in told] == [True] * (word is not None)
+    labels[left] = UNKNOWN
+    write(tmp_path, "a", labels, geometry=geometry)
+    assert not any(one.code == "UNDRAWN" for one in check_dataset(tmp_path).cases[0].notes)
+
+
+def test_a_structure_that_only_the_validation_has_is_told_so(tmp_path):
+    labels = labelled(0)[1]
+    for seed, name in enumerate(("a", "b")):
+        write(tmp_path, name, np.where(labels == 2, 0, labels), seed=seed)
+    write(tmp_path, "c", seed=2)
+    assert check_dataset(tmp_path).usable
+    with pytest.raises(InputError, match="a disc") as caught:
+        train([tmp_path], tmp_path / "run", TrainingConfig(**SMALL, validation=("c",)), "cpu")
+    assert "validat" in caught.value.remedy and "draws" not in caught.value.remedy
 
 
 @pytest.mark.parametrize("lost", ["image", "labels"])

@@ -162,6 +162,22 @@ def test_sitk_and_back_is_exact():
     assert again.geometry.same_grid(source.geometry)
 
 
+@pytest.mark.parametrize("dtype", [bool, ">i2", ">u2", ">f4", "<f2", ">f2", np.longdouble, np.int64])
+def test_voxels_of_any_real_type_go_into_itk(dtype):
+    source = volume()
+    voxels = source.voxels.astype(dtype)
+    again = Volume.from_sitk(to_sitk(voxels, source.geometry)).voxels
+    assert np.array_equal(again, voxels) and again.dtype.isnative and again.dtype.kind in "iuf"
+
+
+@pytest.mark.parametrize("dtype", [bool, complex, object])
+def test_voxels_that_are_no_intensities_are_refused(dtype):
+    source = volume()
+    with pytest.raises(InputError) as caught:
+        check_volume(Volume(source.voxels.astype(dtype), source.geometry))
+    assert caught.value.code == "INPUT_PIXEL_TYPE"
+
+
 def test_grids_are_compared_by_position():
     one = volume().geometry
     assert one.same_grid(Geometry(one.size, one.spacing, (3.0 + 1e-6, -20.0, 70.0), one.direction))

@@ -16,7 +16,7 @@ from ..errors import InputError, UsageError
 from ..training.datasets import Case, load_cases
 from ..training.folders import UNKNOWN, case_names, patients_of, write_settings
 from ..training.folders import patients as cases_by_patient
-from ..training.train import NetworkConfig, TrainingConfig, TrainingRun, fit
+from ..training.train import NetworkConfig, RunData, TrainingConfig, TrainingRun, fit
 from .comparison_measures import kept_out_patients, measure, network_costs
 from .comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial
 from .comparison_records import SETTINGS, SHIPPED, Comparison, Result, is_finished, read_comparison, write_trial
@@ -130,8 +130,10 @@ def _begin(data: Path, output: Path, budget: str, kept_out: Sequence[str], devic
         write_settings(wanted, file)
         return wanted
     found, _ = read_comparison(output)
-    if any(getattr(found, key) != getattr(wanted, key) for key in ("config", "kept_out", "trained_on")):
-        raise UsageError("USAGE", f"{output} holds a comparison with another budget or data", "Give another folder")
+    if any(getattr(found, key) != getattr(wanted, key) for key in ("config", "kept_out", "trained_on", "device")):
+        raise UsageError(
+            "USAGE", f"{output} holds a comparison with another budget, data or device", "Give another folder"
+        )
     return found
 
 
@@ -153,8 +155,9 @@ def _train(
     trial: Trial, config: TrainingConfig, cases: Sequence[Case], folder: Path, device: torch.device
 ) -> tuple[nn.Module, float]:
     """The trained network on the device, and the seconds of its training."""
-    config = config.model_copy(update={"seed": trial.seed})
+    # Of several devices each would have a process that goes through the whole comparison.
+    config = config.model_copy(update={"seed": trial.seed, "devices": 1})
     pl.seed_everything(trial.seed, verbose=False)
-    run = _Run(config, [cases], [], trial.build(config))
-    seconds = fit(run, folder, device.type)
+    run = _Run(config, trial.build(config))
+    seconds = fit(run, RunData(config, [cases], []), folder, device.type)
     return run.network.eval().to(device), seconds

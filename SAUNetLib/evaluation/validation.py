@@ -241,9 +241,9 @@ def write_pictures(
 
 def _routine_picture(engine: Engine, slices: Sequence[Path], path: Path) -> Path:
     shares = {one: float(np.mean(sitk.GetArrayFromImage(sitk.ReadImage(_truth(one))) > 0)) for one in slices}
-    lateral = max((one for one in slices if shares[one] < LATERAL), key=lambda one: shares[one])
+    lateral = [one for one in slices if shares[one] < LATERAL]
     parts = []
-    for one in (max(slices, key=lambda one: shares[one]), lateral):
+    for one in (max(some, key=lambda one: shares[one]) for some in (slices, lateral) if some):
         volume = single_slice(one)
         stack = SagittalStack.of(volume)
         labels = stack.restore(engine.classes(stack)[0])

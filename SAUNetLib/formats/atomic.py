@@ -112,40 +112,45 @@ def write_together() -> Iterator[None]:
     """Files that `write_beside` writes inside the block appear at its end, and none of them when it ends badly.
 
     Raises:
-        UsageError: OUTPUT_WRITE, a file could not be moved to its place; those before it are what they were again.
+        UsageError: OUTPUT_WRITE, a file could not be moved to its place; those before it are what they were again, as
+            they are where a signal comes in between.
     """
     together: dict[Path, Path] = {}
     before: dict[Path, Path | None] = {}
     token = _waiting.set(together)
     try:
         yield
-        for temporary, target in together.items():
-            try:
-                before[target] = _spare(target) if len(together) > 1 else None
+        try:
+            for temporary, target in together.items():
+                if len(together) > 1 and target not in before:
+                    before[target] = _spare_name(target)
+                    _keep(target, before[target])
                 temporary.replace(target)
-            except OSError as failure:
-                _put_back({path: spare for path, spare in before.items() if path != target})
+        except BaseException as failure:  # a signal may come right after a file was moved
+            moved = [target for temporary, target in together.items() if not os.path.lexists(temporary)]
+            _put_back({target: before[target] for target in moved if target in before})
+            if isinstance(failure, OSError):
                 raise _unwritten(target, failure) from failure
+            raise
     finally:
         _waiting.reset(token)
         for path in (*together, *filter(None, before.values())):
             _remove(path)
 
 
-def _spare(target: Path) -> Path | None:
-    """A second name or a copy of a file that is going to be replaced; None where there is none."""
-    if not target.exists():
-        return None
-    spare = target.with_name(f".{secrets.token_hex(6)}{target.suffix}")
+def _spare_name(target: Path) -> Path | None:
+    """Where a file that is going to be replaced can be kept meanwhile; None where there is none."""
+    return target.with_name(f".{secrets.token_hex(6)}{target.suffix}") if target.exists() else None
+
+
+def _keep(target: Path, spare: Path | None) -> None:
+    """Give a file a second name, or copy it there."""
+    if spare is None:
+        return
     try:
         os.link(target, spare)  # at no cost; not every file system has that
     except OSError:
-        try:
-            shutil.copyfile(target, spare)
-        except OSError:
-            _remove(spare)
-            raise
-    return spare
+        shutil.copyfile(target, spare)
 
 
 def _put_back(before: Mapping[Path, Path | None]) -> None:

@@ -27,6 +27,8 @@ MOST_BYTES = 2 * MOST_VOXELS
 MOST_AFTER = 64 << 20
 """Bytes after the voxels that are read to reach the end of a stream."""
 CHUNK = 1 << 20
+LARGEST_HEADER = 1 << 16
+"""Bytes of a file that is a header alone; a larger one is taken to hold its voxels."""
 ITK_SHEAR = 1e-4
 """ITK refuses an sform of more shear where there is no quaternion to fall back to."""
 
@@ -58,6 +60,18 @@ def check_file(path: Path, ending: str) -> None:
             _check_meta(path)
     except (OSError, EOFError, ValueError, zlib.error) as failure:
         raise damaged(path, _why(failure)) from failure
+
+
+def voxel_file(path: Path, ending: str) -> Path:
+    """The file that holds the voxels of an image: another one where its header names one that is there."""
+    try:
+        if ending.startswith(".nii") or not path.is_file() or path.stat().st_size > LARGEST_HEADER:
+            return path  # a pipe might never begin
+        nrrd_header = ending in (".nrrd", ".nhdr")
+        stored = _nrrd_data(path).get("datafile") if nrrd_header else _meta_header(path)[0]["ElementDataFile"]
+        return path if stored is None or stored.upper() == "LOCAL" else _check_beside(path, stored)
+    except (OSError, ValueError, InputError):  # it is told when the image is read
+        return path
 
 
 def damaged(path: Path, why: str) -> InputError:

@@ -33,7 +33,7 @@ from ..anatomy import (
     structures,
 )
 from ..errors import InputError
-from ..segmentation import KEPT_IN_NIFTI, Notice, Segmentation, count_labels, short_description
+from ..segmentation import KEPT_IN_NIFTI, Notice, Segmentation, count_labels, said_in_short, short_description
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
@@ -204,11 +204,10 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
     labels, notices, meant = _in_our_values(as_labels(volume.voxels, path.name))
-    short = fields.get("descrip", "").removeprefix("SAUNet ").split(";")
-    notices += tuple(Notice(code, text) for code, text in KEPT_IN_NIFTI.items() if code in "".join(short[1:2]).split())
-    stated = fields.get(_ENCODING) or short[0].strip()
-    encoding = meant or _encoding(labels, stated, usual, path.name)
-    read = _segmentation(labels, volume.geometry, encoding, fields)
+    stated, codes, model = said_in_short(fields.get("descrip", ""))
+    notices += tuple(Notice(code, KEPT_IN_NIFTI[code]) for code in codes)
+    encoding = meant or _encoding(labels, fields.get(_ENCODING) or stated, usual, path.name)
+    read = _segmentation(labels, volume.geometry, encoding, ({_KEY + "model": model} if model else {}) | fields)
     return replace(read, warnings=read.warnings + notices)
 
 

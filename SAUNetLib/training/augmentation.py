@@ -36,6 +36,7 @@ class Augmentation:
 
     def __init__(self, crop: tuple[int, int], contrasts: float = 1.0) -> None:
         self.contrasts = contrasts
+        self.crop = crop
         self.geometry = RandAffined(
             ("image", "label"),
             prob=1.0,
@@ -58,6 +59,8 @@ class Augmentation:
         )
 
     def __call__(self, images: Tensor, labels: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        rows, columns = (_window(*sizes, random) for sizes in zip(images.shape[1:], self.crop, strict=True))
+        images, labels = images[:, rows, columns], labels[:, rows, columns]
         seed = int(random.integers(2**31))
         sample = self.geometry.set_random_state(seed)({"image": images, "label": labels.float()})
         label = torch.as_tensor(sample["label"]).to(torch.uint8)
@@ -76,6 +79,17 @@ class Augmentation:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             return self.artefacts(images.movedim(0, -1)[None])[0].movedim(-1, 0)
+
+
+def _window(size: int, crop: int, random: np.random.Generator) -> slice:
+    """The part of a large field of view, along one axis, about whose middle the affine map will look.
+
+    Its middle is drawn from the whole and moved inside, so that borders are seen as often as those of small fields;
+    of these, as `RandAffined` reaches their borders by itself, nothing is cut off.
+    """
+    wide = crop * 3 // 2
+    start = int(np.clip(random.uniform(-wide / 2, size - wide / 2), 0, max(0, size - wide)))
+    return slice(start, start + wide)
 
 
 def _moved(images: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..segmentation import count_labels
 from ..volume import Geometry, SagittalStack, Volume, check_content, check_geometry, check_volume, on_grid
 from .folders import (
     DRAWN,
+    INFO,
     UNKNOWN,
     CaseFiles,
     DatasetInfo,
@@ -36,6 +38,8 @@ from .folders import (
 USUAL_PIXEL_MM = (0.2, 1.6)
 USUAL_SLICES_MM = (0.5, 6.0)
 MOSTLY_UNKNOWN = 0.9
+NARROWEST_MM = 30.0
+"""Vertebral bodies are wider."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +147,9 @@ def check_dataset(folder: Path) -> DatasetReport:
     report.problems += _lonely(images, labels)
     seen: dict[str, str] = {}
     with _noted(report.problems):
-        pairs = pair_files(folder, images, labels)
+        pairs = pair_files(folder, images, labels, info)
         report.cases += [_check_case(files, info, seen) for files in pairs.values()]
-        if len({files.patient for files in pairs.values()}) == 1:
-            text = "one patient alone leaves none to validate on: train with it as a further folder, or add a patient."
-            report.notes.append(Finding("PATIENTS", text))
+        report.notes += _about_patients(pairs.values())
     with _noted(report.problems):
         check_one_encoding((case.encoding for case in report.cases), folder)
     report.problems += _never_drawn(report, info)
@@ -171,6 +173,22 @@ def _lonely(images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Ite
             if len(paths) > 1:
                 names = ", ".join(path.name for path in paths)
                 yield Finding("INPUT_SERIES", f"{names} are the same case: remove all but one.")
+
+
+def _about_patients(pairs: Collection[CaseFiles]) -> Iterator[Finding]:
+    if len({files.patient for files in pairs}) == 1:
+        text = "one patient alone leaves none to validate on: train with it as a further folder, or add a patient."
+        yield Finding("PATIENTS", text)
+    begun = Counter(files.name.partition("_")[0] for files in pairs)
+    apart = all(files.patient == files.name for files in pairs)
+    if apart and 1 < len(begun) < len(pairs):  # not where all begin alike, as in case_1, case_2
+        alike = next(name for name, count in begun.items() if count > 1)
+        one, other = [files.name for files in pairs if files.name.partition("_")[0] == alike][:2]
+        yield Finding(
+            "PATIENTS",
+            f"{one} and {other} count as two patients. If they are one, whose images must not be both trained and "
+            f'validated on, say so in {INFO}: {{"patient_before": "_"}}',
+        )
 
 
 def _never_drawn(report: DatasetReport, info: DatasetInfo) -> Iterator[Finding]:
@@ -197,6 +215,8 @@ def _check_case(files: CaseFiles, info: DatasetInfo, seen: dict[str, str]) -> Ca
         with _noted(case.problems):
             classes, case.encoding = as_classes(truth.voxels, info, files.name)
             _check_labels(classes, truth.geometry.voxel_volume, info, case)
+            if case.slices is not None:
+                case.notes += _undrawn_slices(SagittalStack.of(replace(truth, voxels=classes)))
     return case
 
 
@@ -235,6 +255,18 @@ def _odd_spacing(stack: SagittalStack) -> Iterator[Finding]:
         yield Finding("SPACING", f"pixels of {rows:.3g} x {columns:.3g} mm are not square.")
     if stack.slice_spacing == rows == columns == 1:
         yield Finding("SPACING", "voxels of exactly 1 x 1 x 1 mm: is that what the scanner said?")
+
+
+def _undrawn_slices(stack: SagittalStack) -> Iterator[Finding]:
+    """Slices without a label, though vertebrae show in them for sure: they would be taught as background."""
+    drawn: np.ndarray = np.any(stack.slices, axis=(1, 2))
+    shown = np.flatnonzero(drawn)
+    remedy = "If they were not drawn, label them 255 (not known): as 0 they teach that no spine is there."
+    if len(shown) and (gaps := int(np.count_nonzero(~drawn[shown[0] : shown[-1]]))):
+        yield Finding("UNDRAWN", f"{gaps} slices between drawn ones have no label. {remedy}")
+    whole, wide = len(drawn) * stack.slice_spacing, len(shown) * stack.slice_spacing
+    if wide < NARROWEST_MM < whole:
+        yield Finding("UNDRAWN", f"only {len(shown)} of {len(drawn)} slices, {wide:.0f} mm, have a label. {remedy}")
 
 
 def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, case: CaseReport) -> None:

@@ -32,7 +32,10 @@ from .folders import (
 
 LABELS = torch.tensor([0, 1, 2, 3, UNKNOWN], dtype=torch.uint8)
 THICKEST_MM = 6.0
-"""Simulated slices get no thicker than clinical ones are."""
+"""Simulated slices get no thicker, and lie no farther apart, than clinical ones."""
+
+FEWEST = 4
+"""Thick slices that a patient must be good for; a stack of more has these once more, back and forth."""
 
 
 @dataclass(frozen=True)
@@ -113,31 +116,65 @@ def load_cases(folder: Path, names: Sequence[str], pixel_mm: float) -> list[Case
     return cases
 
 
-def check_drawn(cases: Sequence[Case], folder: Path) -> None:
+def check_drawn(cases: Sequence[Case], folder: Path, kept_out: Sequence[Case] = ()) -> None:
     """Refuse a folder in which a structure that is said to be drawn never occurs: it would be taught as background.
+
+    Args:
+        cases: those to train on.
+        folder: that they are from.
+        kept_out: those of it to validate on.
 
     Raises:
         InputError: INPUT_LABELS.
     """
-    found = {name for name, value in DRAWN.items() if any(bool((case.labels == value).any()) for case in cases)}
-    missing, remedy = never_drawn(read_info(folder), found)
-    if cases and missing:
-        raise InputError("INPUT_LABELS", f"no case of {folder.name} has a {' or a '.join(missing)}", remedy)
+
+    def found(some: Sequence[Case]) -> set[str]:
+        return {name for name, value in DRAWN.items() if any(bool((case.labels == value).any()) for case in some)}
+
+    missing, remedy = never_drawn(read_info(folder), found(cases))
+    if not missing:
+        return
+    if found(kept_out) & set(missing):
+        remedy = "Only cases to validate on have it: name others as validation in the configuration"
+    raise InputError("INPUT_LABELS", f"no case to train on of {folder.name} has a {' or a '.join(missing)}", remedy)
 
 
-def thick_slices(images: Tensor, labels: Tensor, count: int, gap: int = 0) -> tuple[Tensor, Tensor]:
+def thick_slices(
+    images: Tensor, labels: Tensor, count: int, gap: int = 0, profile: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Slices averaged in groups of ``count``, ``gap`` slices left out between groups; labels by majority.
+
+    Where two labels have as many slices, the one in the middle decides: if it were always background, every structure
+    would lose half a slice's thickness where its sides lie.
+
+    Args:
+        images, labels: thin slices.
+        count, gap: see above.
+        profile: what each slice of a group weighs (count,); default: all the same, as a rectangular profile has it.
 
     Shape:
         (S, H, W) each -> (S', H, W) each; an incomplete last group is dropped.
     """
     if count == 1 and gap == 0:
         return images, labels
+    weight = torch.ones(count) if profile is None else count * profile / profile.sum()
     groups = (images.shape[0] + gap) // (count + gap)
-    starts = [group * (count + gap) for group in range(groups)]
-    thick = torch.stack([images[start : start + count].float().mean(0) for start in starts]).to(images.dtype)
-    votes = [torch.stack([(labels[s : s + count] == value).sum(0) for value in LABELS]) for s in starts]
-    return thick, torch.stack([LABELS[vote.argmax(0)] for vote in votes])
+    parts = [slice(start, start + count) for start in range(0, groups * (count + gap), count + gap)]
+    thick = torch.stack([torch.einsum("s,shw->hw", weight / count, images[part].float()) for part in parts])
+    weight[count // 2] += 0.01
+    votes = (
+        torch.stack([torch.einsum("s,shw->hw", weight, (labels[part] == value).float()) for value in LABELS])
+        for part in parts
+    )
+    return thick.to(images.dtype), torch.stack([LABELS[vote.argmax(0)] for vote in votes])
+
+
+def slice_profile(count: int, random: np.random.Generator) -> Tensor:
+    """How much each of ``count`` thin slices counts in a thick one: rectangular, or a bell of a random width."""
+    if random.random() < 0.5:
+        return torch.ones(count)
+    place = (torch.arange(count) + 0.5) / count - 0.5
+    return torch.exp(-0.5 * (place / float(random.uniform(0.25, 0.6))) ** 2)
 
 
 def can_thicken(slices: int, slice_spacing: float, count: int) -> bool:
@@ -224,17 +261,19 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         # five, as far as the patient has slices enough.
         most = max(1, int(THICKEST_MM / case.slice_spacing))
         count = 1 if random.random() < 0.4 else int(random.integers(1, min(5, most) + 1))
-        gap = int(random.integers(0, 2 if count > 1 else 3)) if most > 1 else 0
-        while count > 1 and self.slices * (count + gap) - gap > available:
+        gap = min(int(random.integers(0, 2 if count > 1 else 3)), max(0, most - count))
+        while count > 1 and min(self.slices, FEWEST) * (count + gap) - gap > available:
             count, gap = count - 1, 0
         while gap and self.slices * (count + gap) - gap > available:
             gap -= 1
         needed = min(available, self.slices * (count + gap) - gap)
         start = int(random.integers(available - needed + 1))
         part = slice(start, start + needed)
-        images, labels = thick_slices(case.images[part], case.labels[part], count, gap)
+        profile = slice_profile(count, random)
+        images, labels = thick_slices(case.images[part], case.labels[part], count, gap, profile)
         if random.random() < 0.5:
             images, labels = images.flip(0), labels.flip(0)
-        # A patient with fewer slices than a stack has repeats them.
-        order = torch.arange(self.slices) % images.shape[0]
+        # A patient with fewer slices than a stack has goes back and forth: neighbours in the stack are neighbours.
+        there_and_back = torch.arange(self.slices) % max(1, 2 * len(images) - 2)
+        order = torch.minimum(there_and_back, 2 * (len(images) - 1) - there_and_back)
         return images[order].float(), labels[order]

@@ -49,12 +49,15 @@ class DatasetInfo(BaseModel):
     Attributes:
         encoding: of the label maps, see `meanings`; default: recognised by the values of each.
         draws: the structures that were drawn. Where one was not, background only means "none of the drawn ones".
+        patient_before: a case's name up to this text is its patient's; default: the whole name, or, in SPIDER's
+            layout, what stands before the first ``_``. All images of a patient are trained on, or none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     encoding: EncodingName | None = None
     draws: tuple[Literal["vertebra", "disc", "canal"], ...] = Field(("vertebra", "disc", "canal"), min_length=1)
+    patient_before: str | None = Field(None, min_length=1)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -84,7 +87,7 @@ class Labelled:
 
     Attributes:
         volume: the image.
-        labels: (k, j, i) uint8 classes, `UNKNOWN` where not known; specks removed.
+        labels: (k, j, i) uint8 classes, `UNKNOWN` where not known, as specks are.
         encoding: of the label map; None where it is empty.
     """
 
@@ -236,15 +239,17 @@ def _named(folder: Path, tail: str) -> dict[str, list[Path]]:
     return found
 
 
-def pair_files(folder: Path, images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> dict[str, CaseFiles]:
+def pair_files(
+    folder: Path, images: dict[str, list[Path]], labels: dict[str, list[Path]], info: DatasetInfo
+) -> dict[str, CaseFiles]:
     """The pairs among the files that `list_files` found in a folder, by name.
 
     Raises:
         InputError: INPUT_EMPTY.
     """
-    several = _spider_layout(folder)  # N_t1 and N_t2 are patient N
+    before = info.patient_before or ("_" if _spider_layout(folder) else None)
     cases = {
-        name: CaseFiles(name, images[name][0], labels[name][0], name.partition("_")[0] if several else name)
+        name: CaseFiles(name, images[name][0], labels[name][0], name.partition(before)[0] if before else name)
         for name in sorted(images.keys() & labels.keys())
     }
     if not cases:
@@ -261,9 +266,10 @@ def find_cases(folder: Path) -> dict[str, CaseFiles]:
 
     Raises:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
+        UsageError: as `read_info`.
     """
     images, labels = list_files(folder)
-    cases = pair_files(folder, images, labels)
+    cases = pair_files(folder, images, labels, read_info(folder))
     lonely = sorted(images.keys() ^ labels.keys())
     if lonely:
         raise InputError(
@@ -338,9 +344,10 @@ def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.nda
 
 
 def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray, int]:
-    """Class labels without components below `SPECK_MM3`, and how many were removed; voxel volume in mm3.
+    """Class labels with components below `SPECK_MM3` not known, and how many these are; voxel volume in mm3.
 
-    A lone slice is left as it is: a small piece may be all that it shows of a structure.
+    What should stand there instead, the background or the structure around it, a speck does not say. A lone slice is
+    left as it is: a small piece may be all that it shows of a structure.
     """
     if min(labels.shape) == 1:
         return labels, 0
@@ -348,7 +355,7 @@ def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray,
     small = np.bincount(components.ravel()) < SPECK_MM3 / voxel_volume
     small[0] = False
     specks = small[components] & (labels != UNKNOWN)
-    return np.where(specks, np.uint8(BACKGROUND), labels), len(np.unique(components[specks]))
+    return np.where(specks, np.uint8(UNKNOWN), labels), len(np.unique(components[specks]))
 
 
 def never_drawn(info: DatasetInfo, found: Collection[str]) -> tuple[list[str], str]:

@@ -97,7 +97,7 @@ def _print_figures(figures: Mapping[str, Mapping[str, Sequence[float | None]]]) 
 def _card(config: TrainingConfig, data: Sequence[Path]) -> dict[str, Any]:
     """The entries of the model's card but for its figures."""
     origin = f" --from {Path(config.start).stem}" if config.start else ""
-    folders = " ".join(folder.name for folder in data)
+    folders = " ".join(folder.resolve().name for folder in data)
     return {
         "name": config.name,
         "version": config.version,
@@ -210,7 +210,7 @@ def validate(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict
 
 
 def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """As `validate`: validation set -> figure -> one value for each patient. Structures not drawn are left out."""
+    """As `validate`: validation set -> figure -> one value for each patient who has it, among the structures drawn."""
     info = read_info(data)
     result: dict[str, dict[str, list[float]]] = {}
     for name in names:
@@ -227,11 +227,15 @@ def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, d
 def _figures(engine: Engine, volume: Volume, labels: np.ndarray, drawn: Sequence[int]) -> dict[str, float]:
     known = labels != UNKNOWN
     predicted = segment(volume, engine, levels=False).labels * known
-    found = compare_labels(predicted, labels * known, tuple(reversed(volume.geometry.spacing)), drawn)
+    truth = labels * known
+    # What is neither there nor found says nothing: it would count as perfect.
+    there = [value for value in drawn if (truth == value).any() or (predicted == value).any()]
+    found = compare_labels(predicted, truth, tuple(reversed(volume.geometry.spacing)), there)
     figures: dict[str, float] = {}
     for value, one in found.items():
         structure = CLASS_NAMES[value]
         for figure, measured in zip(FIGURES, (one.dice, one.hausdorff_mm, one.hausdorff95_mm), strict=True):
             figures[f"{figure} {structure}"] = measured
-    figures["dice mean"] = float(np.mean([one.dice for one in found.values()]))
+    if found:
+        figures["dice mean"] = float(np.mean([one.dice for one in found.values()]))
     return figures

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..formats.volumes import write_volume
 from ..model import Model, load_model
 from ..volume import Geometry, Intensity, Volume
-from .datasets import UNKNOWN
+from .folders import INFO, UNKNOWN, DatasetInfo, write_settings
 
 FIELD_MM = 280.0
 """Pictures come without their pixel size: the longer side is taken for a usual lumbar field of view."""
@@ -94,6 +94,9 @@ def complete_labels(model: Model, volume: Volume, vertebra: np.ndarray) -> np.nd
 def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: Sequence[str] = ()) -> tuple[int, int]:
     """Write the pairs of a data folder; returns how many pictures were kept and how many there were.
 
+    The folder's ``dataset.json`` says whose pictures they are, so that none of a patient is trained on who is validated
+    on in another folder.
+
     Args:
         model: the teacher.
         pictures: ``NAME.jpg``, ``NAME.png``, or pairs ``NAME_image.png`` and ``NAME_vertebra.png`` (drawn by hand).
@@ -129,6 +132,8 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
             write_volume(volume, folder / f"{name}_image.nii.gz")
             write_volume(Volume(labels, volume.geometry), folder / f"{name}_labels.nii.gz")
             kept += 1
+    if kept and not (folder / INFO).exists():
+        write_settings(DatasetInfo(patient_before="_"), folder / INFO)
     return kept, len(paths)
 
 

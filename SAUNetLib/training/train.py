@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -23,13 +24,14 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from monai.losses import DiceLoss
+from monai.metrics import DiceMetric
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..anatomy import CLASS_NAMES
 from ..engine import best_class, choose_device, computes_bfloat16, network_input
-from ..errors import CancelledError, UsageError
+from ..errors import CancelledError, InputError, UsageError
 from ..model import load_model
 from ..model_card import is_model_name
 from ..network import DenseUNet, SAUNet
@@ -42,6 +44,8 @@ from .folders import ANY_OF, UNKNOWN, patients, patients_of, read_settings, writ
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
+MOST_WORKERS = 8
+"""Processes that prepare batches; each holds what it draws from."""
 GOES_ON = "The same command goes on from the last checkpoint"
 BEGINS_ANEW = "Nothing was kept yet: the same command begins anew"
 Sixteens = Annotated[int, Field(ge=16, multiple_of=DenseUNet.stride)]
@@ -154,34 +158,19 @@ class TrainedOn(BaseModel):
             )
 
 
-class TrainingRun(pl.LightningModule):
-    """Loss, optimiser and validation of one run.
-
-    Batches are those of `StackDataset`. The loss is Dice over the batch's foreground plus cross-entropy. The
-    optimiser is AdamW with a warm-up of 5 % of the steps and a cosine to zero.
+class RunData(pl.LightningDataModule):
+    """What a run is trained on and watched by; apart from the network, of which Lightning keeps a second, averaged one.
 
     Args:
         config: of the run.
         sources: cases of every data set to train on.
-        validation: cases to watch while training; none where the network is not SAU-Net.
-        network: default: the one that the configuration describes; another has `SAUNet`'s shapes.
+        validation: cases to watch while training.
     """
 
-    def __init__(
-        self,
-        config: TrainingConfig,
-        sources: Sequence[Sequence[Case]],
-        validation: Sequence[Case],
-        network: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, config: TrainingConfig, sources: Sequence[Sequence[Case]], validation: Sequence[Case]) -> None:
         super().__init__()
-        self.config = config
-        if network is None:
-            network = config.network.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network: nn.Module = network
-        self.dice = DiceLoss(include_background=False, batch=True)
-        self.sources, self.validation_cases = sources, validation
-        # Only what every case has: of several processes each must log the same figures, or they wait for each other.
+        self.config, self.sources, self.validation = config, sources, validation
+        # Only what every case has: of several processes each must watch the same, or they wait for each other.
         self.watched = {
             name: count
             for name, count in (("native", 1), ("thick", 4))
@@ -189,23 +178,46 @@ class TrainingRun(pl.LightningModule):
         }
 
     def train_dataloader(self) -> DataLoader[Any]:
-        config = self.config
+        config, trainer = self.config, cast(pl.Trainer, self.trainer)
         # The last epoch has the rest: with Lightning's limit of steps a resumed run would repeat one of the last epoch.
-        steps = min(STEPS_PER_EPOCH, config.steps - self.current_epoch * STEPS_PER_EPOCH)
+        steps = min(STEPS_PER_EPOCH, config.steps - trainer.current_epoch * STEPS_PER_EPOCH)
         dataset = StackDataset(
             self.sources,
             config.shares or [len(cases) for cases in self.sources],
-            steps * config.stacks * self.trainer.world_size,
+            steps * config.stacks * trainer.world_size,
             config.slices,
             config.crop,
             config.seed,
             config.contrasts,
         )
-        dataset.epoch = self.current_epoch
-        return DataLoader(dataset, config.stacks, num_workers=1, prefetch_factor=4)
+        dataset.epoch = trainer.current_epoch
+        # An item is drawn from its number alone, whichever worker makes it.
+        workers = min(MOST_WORKERS, suggested_max_num_workers(trainer.num_devices))
+        return DataLoader(dataset, config.stacks, num_workers=workers, prefetch_factor=4)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(list(range(len(self.validation_cases))), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(list(range(len(self.validation))), batch_size=None)  # type: ignore[arg-type]
+
+
+class TrainingRun(pl.LightningModule):
+    """Loss, optimiser and validation of one run on the batches of `RunData`.
+
+    The loss is Dice over the batch's foreground plus cross-entropy. The optimiser is AdamW under PyTorch's one-cycle
+    policy: a warm-up of 5 % of the steps and a cosine to zero, its first beta from 0.95 to 0.85 and back.
+
+    Args:
+        config: of the run.
+        network: default: the one that the configuration describes; another has `SAUNet`'s shapes.
+    """
+
+    def __init__(self, config: TrainingConfig, network: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        if network is None:
+            network = config.network.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = network
+        self.dice = DiceLoss(include_background=False, batch=True)
+        self.agreement: dict[str, DiceMetric] = {}
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         links = {"apart": batch["apart"]} if batch["apart"].any() else {}
@@ -220,17 +232,25 @@ class TrainingRun(pl.LightningModule):
         return marginal_loss(scores, labels, self.dice)
 
     def validation_step(self, number: Tensor | int, _: int) -> None:
-        case = self.validation_cases[int(number)]
-        for name, count in self.watched.items():
+        data = cast(RunData, self.trainer.datamodule)  # type: ignore[attr-defined]
+        case = data.validation[int(number)]
+        for name, count in data.watched.items():
             images, labels = thick_slices(case.images, case.labels, count)
-            found = predict(cast(SAUNet, self.network), images.float()).masked_fill(labels == UNKNOWN, 0)
-            for value in case.drawn:
-                structure = CLASS_NAMES[value]
-                both = ((found == value) & (labels == value)).sum()
-                total = (found == value).sum() + (labels == value).sum()
-                dice = 2 * both / total.clamp(min=1)
-                self.log(f"{name}/{structure}", dice.float(), batch_size=1, sync_dist=True)
-                self.log(f"{name}/mean", dice.float(), batch_size=1, sync_dist=True)
+            unknown = labels == UNKNOWN
+            found = predict(cast(SAUNet, self.network), images.float())
+            metric = self.agreement.setdefault(name, _dice_metric())
+            metric(*(one.masked_fill(unknown, 0)[None, None] for one in (found, labels)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean Dice of each structure over the cases that have it, and of these over the structures."""
+        for name, metric in self.agreement.items():
+            dice, cases = metric.aggregate()
+            metric.reset()
+            drawn = cases > 0
+            for structure, value, known in zip(CLASS_NAMES[1:], dice, drawn, strict=True):
+                if known:
+                    self.log(f"{name}/{structure}", float(value))
+            self.log(f"{name}/mean", float(dice[drawn].mean()) if drawn.any() else 0.0)
 
     def configure_optimizers(self) -> Any:
         config = self.config
@@ -241,6 +261,11 @@ class TrainingRun(pl.LightningModule):
             optimiser, config.learning_rate, total_steps=config.steps + 1, pct_start=0.05, div_factor=25
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _dice_metric() -> DiceMetric:
+    """Dice by structure; what a case has not is no part of the mean."""
+    return DiceMetric(include_background=False, reduction="mean_batch", get_not_nans=True, num_classes=len(CLASS_NAMES))
 
 
 def marginal_loss(scores: Tensor, labels: Tensor, dice: DiceLoss) -> Tensor:
@@ -287,7 +312,7 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
         The network with its averaged weights, on the CPU.
 
     Raises:
-        InputError: as `load_cases` and `check_drawn`.
+        InputError: as `load_cases` and `check_drawn`; INPUT_EMPTY, a folder has no case to train on.
         UsageError: USAGE, the run was begun on other cases.
     """
     pl.seed_everything(config.seed, verbose=False)
@@ -296,10 +321,14 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
     own = [patients(folder) for folder in folders]
     unseen = patients_of(kept, own[0])
     names = [[name for patient, cases in one.items() if patient not in unseen for name in cases] for one in own]
+    for folder, some in zip(folders, names, strict=True):
+        if not some:
+            raise InputError("INPUT_EMPTY", f"all patients of {folder} are validated on", "Leave this folder out")
     sources = [load_cases(folder, some, config.pixel_mm) for folder, some in zip(folders, names, strict=True)]
+    data = RunData(config, sources, load_cases(folders[0], kept, config.pixel_mm))
     for folder, cases in zip(folders, sources, strict=True):
-        check_drawn(cases, folder)
-    run = TrainingRun(config, sources, load_cases(folders[0], kept, config.pixel_mm))
+        check_drawn(cases, folder, data.validation if folder == folders[0] else ())
+    run = TrainingRun(config)
     output.mkdir(parents=True, exist_ok=True)
     TrainedOn(cases=tuple(map(tuple, names))).keep(output)
     if not (output / "config.json").exists():
@@ -307,11 +336,11 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
     last = output / "last.ckpt"
     if config.start and not last.exists():
         run.network.load_state_dict(load_model(config.start).network.state_dict())
-    fit(run, output, accelerator)
+    fit(run, data, output, accelerator)
     return cast(SAUNet, run.network)
 
 
-def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
+def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto") -> float:
     """Train, or go on from ``last.ckpt`` in the run's folder; the run then holds its averaged weights, on the CPU.
 
     Returns:
@@ -345,7 +374,7 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
         gradient_clip_val=1.0,
         logger=TensorBoardLogger(output, name="", version="log"),
         callbacks=callbacks,
-        limit_val_batches=1.0 if run.validation_cases else 0,
+        limit_val_batches=1.0 if data.validation else 0,
         enable_model_summary=False,
         log_every_n_steps=20,
     )
@@ -354,7 +383,7 @@ def fit(run: TrainingRun, output: Path, accelerator: str = "auto") -> float:
         with signals_to(interruptible.ask, *numbers):
             try:
                 trainer.fit(
-                    run, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None
+                    run, data, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None
                 )
             except (SystemExit, SIGTERMException) as error:  # Lightning's own ends of a process that was interrupted
                 if trainer.interrupted:

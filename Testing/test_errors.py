@@ -1,0 +1,38 @@
+"""Errors cross processes: a pool that runs the pipeline gets them as they were, and works on."""
+
+import copy
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from SAUNetLib.errors import (
+    CancelledError,
+    InputError,
+    ModelError,
+    OutOfMemoryError,
+    SAUNetError,
+    UsageError,
+    out_of_memory,
+)
+from SAUNetLib.formats.atomic import check_writable
+
+KINDS = (SAUNetError, UsageError, InputError, ModelError, OutOfMemoryError)
+ERRORS = [kind(code, "The cause...", "a remedy; and more") for kind in KINDS for code in kind.codes]
+
+
+@pytest.mark.parametrize("error", [*ERRORS, CancelledError("later"), out_of_memory()], ids=lambda one: one.code)
+@pytest.mark.parametrize("again", [lambda one: pickle.loads(pickle.dumps(one)), copy.copy])
+def test_every_error_is_pickled_whole(error, again):
+    got = again(error)
+    assert type(got) is type(error) and str(got) == str(error) and got.as_dict() == error.as_dict()
+
+
+def test_a_refusal_in_a_pool_of_processes_is_told_and_the_pool_works_on():
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with pytest.raises(UsageError) as caught:
+            pool.submit(check_writable, Path("a.png"), (".csv",)).result()
+        assert caught.value.code == "OUTPUT_FORMAT"
+        assert pool.submit(check_writable, Path("a.csv"), (".csv",)).result() == ".csv"
