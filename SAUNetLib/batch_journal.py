@@ -208,14 +208,15 @@ def journal(records: dict[str, Record], archive: Path, output: Path) -> Iterator
         def write(line: Record | Run) -> None:
             file.write(json.dumps(asdict(line)) + "\n")
             file.flush()
-            os.fsync(file.fileno())
 
         def add(record: Record) -> None:
             nonlocal due
+            before = records.get(record.place)
             write(record)
-            if record.place in records:
-                _remove_left(records[record.place], record, output)
-            records[record.place] = record
+            records[record.place] = record  # before the disk is waited for: a signal then finds both alike
+            os.fsync(file.fileno())
+            if before is not None:
+                _remove_left(before, record, output)
             if (began := time.monotonic()) >= due:
                 write_summary(Batch(records), output)
                 took = time.monotonic() - began

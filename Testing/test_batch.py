@@ -598,6 +598,18 @@ def test_results_of_what_is_refused_now_are_removed(run, fast, archive, tmp_path
     assert len(list((tmp_path / "out" / "p1" / "mr").iterdir())) == 4, "those of the new series"
 
 
+def test_a_signal_while_the_disk_is_waited_for_leaves_journal_and_summary_alike(tmp_path, monkeypatch):
+    def interrupt(*rest):
+        raise KeyboardInterrupt
+
+    records: dict[str, Record] = {}
+    with batch_journal.journal(records, tmp_path, tmp_path) as note:
+        monkeypatch.setattr(os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            note(Record("a", "", "", (Outcome("refused"),)))
+    assert records == read_batch(tmp_path).records and "a" in records
+
+
 def test_a_journal_cannot_remove_files_elsewhere(tmp_path):
     (tmp_path / "x.nii.gz").touch()
     (tmp_path / "out").mkdir()
