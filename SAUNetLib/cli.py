@@ -8,20 +8,22 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .command import BUG, Parser, run_command
+from .command import BUG, Parser, cancelling, interrupt_once, run_command
 from .console import table_console
 from .errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, unforeseen
+from .process import signals_to
 from .stages import done
 
 if TYPE_CHECKING:
+    from .batch_journal import Batch
     from .engine import Engine, Report
     from .segmentation import Notice, Segmentation
     from .work_thread import WorkThread
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 # Everything heavy is imported by the subcommand that needs it: `saunet --help` answers at once.
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+COUNT_S = 300.0
+"""How often to say in a log how many studies of an archive are done."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,7 +189,7 @@ def _segment_many(options: argparse.Namespace) -> int:
 
 
 def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    from .formats.atomic import ending_of
+    from .formats.atomic import ending_of, spelling
     from .formats.headers import ENDINGS
 
     endings = (*ENDINGS, ".dcm")
@@ -196,11 +200,9 @@ def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
     for image in images:
         name = Path(os.path.abspath(image)).name  # noqa: PTH100 - of a link its own, and no failure for a loop of them
         output = folder / f"{name[: len(name) - len(ending_of(Path(name), endings))]}.nii.gz"
-        # Windows and macOS take two spellings of one name for one file; a folder may be theirs on any computer.
-        spelling = unicodedata.normalize("NFC", output.name).casefold()
-        if spelling in names:
+        if spelling(output.name) in names:
             raise UsageError("USAGE", f"two images would both be written to {output}", "Rename one, or run them apart")
-        names.add(spelling)
+        names.add(spelling(output.name))
         outputs[image] = output
     return outputs
 
@@ -229,24 +231,60 @@ def _batch(options: argparse.Namespace) -> int:
         import cryptography  # noqa: F401
         import distributed  # noqa: F401
         import filelock  # noqa: F401
-    from .batch import SUMMARY, run_batch
+    from .batch import run_batch
+    from .batch_journal import SUMMARY
 
-    with _counter(options) as report:
-        known = run_batch(archive, output, options.model, options.device, options.scheduler, options.workers, report)
+    with signals_to(interrupt_once, *cancelling()), _counter(options) as report:
+        known = run_batch(
+            archive, output, options.model, options.device, options.scheduler, options.workers, report,
+            warn=lambda text: print(text, file=sys.stderr, flush=True),
+        )  # fmt: skip
     failed = [one for _, one in known.outcomes() if one.status == "failed"]
     if not options.quiet:
         print(", ".join(f"{count} {status}" for status, count in known.counts().items()))
+        _print_remarks(known)
         print(output / SUMMARY)
     for code, count in Counter(one.code for one in failed).items():
-        print(f"{count} failed with {code}; the same command tries them again", file=sys.stderr)
+        hosts = sorted({one.host for one in failed if one.code == code and one.host})
+        where = f" on {', '.join(hosts[:3])}{' and others' if len(hosts) > 3 else ''}" if hosts else ""
+        print(f"{count} failed with {code}{where}; the same command tries them again", file=sys.stderr)
     return failed[0].exit_status if failed else 0
 
 
+def _print_remarks(known: Batch) -> None:
+    """What somebody who gave the wrong folder, or one of another kind, should see at once."""
+    if known.left_out:
+        print(f"{sum(known.left_out.values())} files are no known image and were left out ({_endings(known.left_out)})")
+    if split := known.split():
+        print(
+            f"{len(split)} series lie in several folders, as parts or copies, and every folder has a result of its own "
+            "(SERIES_SPLIT): export an archive that is meant to have a folder for each series"
+        )
+    if known.gone:
+        print(f"{len(known.gone)} studies have left the archive; their results are still there (status gone)")
+
+
+def _endings(counts: Mapping[str, int]) -> str:
+    most = Counter(counts).most_common(3)
+    return ", ".join(f"{count} {ending or 'without ending'}" for ending, count in most)
+
+
 @contextlib.contextmanager
-def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int], None]]:
-    """A bar of the studies that are done, where somebody looks at it."""
-    if options.quiet or not sys.stderr.isatty():
-        yield lambda done, known: None
+def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int, int], None]]:
+    """A bar of the studies that are done, where somebody looks at it, else a line now and then."""
+    if options.quiet:
+        yield lambda done, known, failed: None
+        return
+    if not sys.stderr.isatty():
+        due = time.monotonic() + COUNT_S
+
+        def count(done: int, known: int, failed: int) -> None:
+            nonlocal due
+            if time.monotonic() >= due:
+                print(f"{done} done, {failed} failed", file=sys.stderr, flush=True)
+                due = time.monotonic() + COUNT_S
+
+        yield count
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -254,7 +292,7 @@ def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int], None]
     columns = (TextColumn("Studies"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        yield lambda done, known: bar.update(task, completed=done, total=known)
+        yield lambda done, known, failed: bar.update(task, completed=done, total=known)
 
 
 STAGES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import errno
 import io
@@ -29,6 +30,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError("USAGE", message, f"See {self.prog} --help")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is not known here: the parser above would name its own help."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
 
 def tool(run: Callable[[argparse.Namespace], None], description: str | None) -> Parser:
     """The parser of a command beside `saunet`, as ``python -m`` runs them, for `run_command`."""
@@ -53,8 +61,9 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     prepare_process()
     try:
         options = parser.parse_args(arguments)
-        # A polite request to end, as schedulers send it, cancels like Ctrl-C, with everything cleaned up.
-        with signals_to(_interrupt, signal.SIGTERM):
+        # A polite request to end, as schedulers send it, cancels like Ctrl-C, with everything cleaned up; and so does a
+        # terminal that is closed.
+        with signals_to(_interrupt, *cancelling()):
             status = int(options.run(options) or 0)
             sys.stdout.flush()
             return status
@@ -103,5 +112,19 @@ def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
     return error.exit_status
 
 
+def cancelling() -> tuple[signal.Signals, ...]:
+    """The signals that cancel a command; one that is ignored stays so, as `nohup` asks for it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if sys.platform != "win32" else ()))
+    return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
+
+
 def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def interrupt_once(*_: object) -> NoReturn:
+    """Cancel; what is put in order then, also by libraries at the process's end, is not disturbed again."""
+    for number in cancelling():
+        signal.signal(number, signal.SIG_IGN)
+        atexit.register(signal.signal, number, signal.SIG_IGN)  # runs before what was registered before
     raise KeyboardInterrupt

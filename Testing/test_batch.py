@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -9,8 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from socket import gethostname
+from threading import Timer
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -18,15 +23,20 @@ import pytest
 import SimpleITK as sitk
 from builders import picture, write_dicom_series
 from conftest import ROOT
-from distributed import LocalCluster
+from distributed import LocalCluster, get_worker
+from distributed.client import FutureCancelledError
 from filelock import FileLock
 
-from SAUNetLib import batch
-from SAUNetLib.batch import JOURNAL, LOCK, SUMMARY, Batch, Study, find_studies, read_batch
+from SAUNetLib import batch, batch_cluster, batch_journal, batch_study
+from SAUNetLib.batch import LOCK, find_studies
+from SAUNetLib.batch_cluster import Crew, WorkersDied, scheduler_kept
+from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Record, Study, _remove_left, read_batch
 from SAUNetLib.cli import main
+from SAUNetLib.errors import UsageError
 from SAUNetLib.formats import atomic
 from SAUNetLib.formats.atomic import write_beside
 from SAUNetLib.formats.segmentations import read_segmentation
+from SAUNetLib.formats.volumes import read_volume
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +76,43 @@ def run(archive, tmp_path, tiny_model, cluster, capsys):
     return call
 
 
+@pytest.fixture
+def fast(monkeypatch):
+    """Images are read, and their results are empty files."""
+
+    def segment_file(image, output, engine, **beside):
+        read_volume(image)
+        for path in (output, *beside.values()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return SimpleNamespace(warnings=())
+
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", segment_file)
+
+
 def rows(output: Path) -> dict[str, dict[str, str]]:
-    with open(output / SUMMARY, newline="", encoding="utf-8") as file:
+    with open(output / SUMMARY, newline="", encoding="utf-8-sig") as file:
         return {row["place"]: row for row in csv.DictReader(file)}
 
 
 def lines(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / JOURNAL).read_text().splitlines() if line]
+    """The journal's records."""
+    found = [json.loads(line) for line in (output / JOURNAL).read_text().splitlines() if line]
+    return [one for one in found if "place" in one]
 
 
 def test_every_series_gets_its_results_and_a_row(run, tmp_path):
     status, out, err, told = run()
-    assert status == 0 and not err and out.split() == ["3", "segmented,", "1", "refused,", "0", "failed",
-                                                       str(tmp_path / "out" / SUMMARY)]  # fmt: skip
+    assert (
+        status == 0
+        and not err
+        and out.splitlines()
+        == [
+            "3 segmented, 1 refused, 0 failed",
+            "1 files are no known image and were left out (1 .txt)",
+            str(tmp_path / "out" / SUMMARY),
+        ]
+    )
     assert {place: row["status"] for place, row in told.items()} == {
         "p1/mr": "segmented", "p1/torn.nrrd": "refused", "p2/A.mha": "segmented", "p2/a.nii.gz": "segmented",
     }  # fmt: skip
@@ -98,7 +132,8 @@ def test_what_is_done_is_not_done_again(run, archive, tmp_path):
     before = lines(tmp_path / "out")
     assert run()[0] == 0 and lines(tmp_path / "out") == before
     sitk.WriteImage(picture((5, 64, 48)).to_sitk(), str(archive / "p2" / "A.mha"))
-    (tmp_path / "out" / rows(tmp_path / "out")["p1/mr"]["output"]).unlink()
+    result = tmp_path / "out" / rows(tmp_path / "out")["p1/mr"]["output"]
+    result.with_name(result.name.replace(".nii.gz", ".png")).unlink()
     assert run()[0] == 0
     assert {one["place"] for one in lines(tmp_path / "out")[len(before) :]} == {"p1/mr", "p2/A.mha"}
     assert len(rows(tmp_path / "out")) == 4
@@ -118,11 +153,11 @@ def test_what_failed_is_told_and_tried_again(run, tmp_path, monkeypatch):
 
 def test_another_model_begins_anew_and_workers_must_have_the_same(run, tmp_path, tiny_model, monkeypatch):
     run()
-    monkeypatch.setattr(batch, "_engine", batch._engine.__wrapped__)
+    monkeypatch.setattr(batch_study, "_engine", batch_study._engine.__wrapped__)
     done = len(lines(tmp_path / "out"))
     study = Study("p2/A.mha", False, "x")
     archive, output = tmp_path / "archive", tmp_path / "other"
-    (found,) = batch.segment_study(study, archive, output, str(tiny_model), "0" * 64, "cpu")
+    (found,) = batch_study.segment_study(study, archive, output, str(tiny_model), "0" * 64, "cpu")
     assert (found.status, found.code) == ("failed", "MODEL_MISMATCH") and not output.exists()
     known = read_batch(tmp_path / "out")
     record = known.records["p2/A.mha"]
@@ -131,7 +166,7 @@ def test_another_model_begins_anew_and_workers_must_have_the_same(run, tmp_path,
     assert not known.is_done(same, "0" * 64, tmp_path / "out") and len(lines(tmp_path / "out")) == done
 
 
-def test_a_journal_that_was_cut_short_loses_one_line(run, tmp_path):
+def test_a_journal_that_was_cut_short_loses_one_line(run, fast, tmp_path):
     run()
     journal = tmp_path / "out" / JOURNAL
     journal.write_bytes(journal.read_bytes()[:-40])
@@ -174,7 +209,7 @@ def test_other_voxels_beside_the_same_header_are_another_image(archive, ending):
     assert stamp(), "and does not wait"
 
 
-def test_a_folder_that_cannot_be_read_is_told(run, archive, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_told(run, fast, archive, monkeypatch):
     listed = os.scandir
 
     def refuse(path):
@@ -211,11 +246,19 @@ def test_nothing_is_written_outside_of_the_output(run, archive, tmp_path):
     assert set(tmp_path.rglob("*")) - set((tmp_path / "out").rglob("*")) - {tmp_path / "out"} == before
 
 
-def test_slices_of_one_series_in_two_folders_are_noted(run, archive):
+def test_slices_of_one_series_in_two_folders_are_noted(run, fast, archive):
     shutil.copytree(archive / "p1" / "mr", archive / "p1" / "mr2")
     told = run()[3]
     assert all("SERIES_SPLIT" in told[place]["notices"].split() for place in ("p1/mr", "p1/mr2"))
     assert not any("SERIES_SPLIT" in row["notices"] for place, row in told.items() if place.startswith("p2"))
+    shutil.rmtree(archive / "p1" / "mr2")
+    (archive / "p1" / "mr3").mkdir()
+    slices = sorted((archive / "p1" / "mr").iterdir())
+    for path in (slices[0], slices[2], slices[3]):  # with a gap: refused, and a part all the same
+        path.rename(archive / "p1" / "mr3" / path.name)
+    _, out, _, told = run()
+    assert told["p1/mr3"]["code"] == "INPUT_SLICES" and "1 series lie in several folders" in out
+    assert all("SERIES_SPLIT" in told[place]["notices"].split() for place in ("p1/mr", "p1/mr3"))
 
 
 def test_odd_names_and_namesakes_get_results_of_their_own(run, archive, tmp_path):
@@ -247,15 +290,243 @@ def test_results_that_are_not_to_be_seen_are_no_results(run, tmp_path, monkeypat
 
 def test_what_ends_study_after_study_ends_the_run(run, monkeypatch):
     monkeypatch.setattr(batch, "GIVE_UP", 2)
-    monkeypatch.setattr(
-        batch, "segment_study", lambda *rest, **task: [batch.Outcome("failed", code="DEVICE", text="gone")]
-    )
+    monkeypatch.setattr(batch, "segment_study", lambda *rest, **task: [Outcome("failed", code="DEVICE", text="gone")])
     status, _, err, _ = run()
     assert status == 2 and "2 studies in a row failed with DEVICE (gone)" in err
 
 
+# --- workers that are no good, come late or are gone -----------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No waiting for workers."""
+    for name, seconds in (("LOOK_S", 0.1), ("OTHERS_S", 0.5), ("TELL_S", 0.3), ("NO_WORKER_S", 1.5), ("ANSWER_S", 1)):
+        monkeypatch.setattr(batch_cluster, name, seconds)
+
+
+@pytest.fixture
+def crowd(archive, tmp_path, tiny_model, quick, capsys):
+    """`saunet batch` on a cluster of some workers in this process: exit status and stderr; and the cluster."""
+
+    @contextmanager
+    def call(workers):
+        with LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0"
+        ) as one:
+
+            def go():
+                command = ["batch", str(archive), "--output", str(tmp_path / "out"), "--model", str(tiny_model)]
+                status = main([*command, "--device", "cpu", "--scheduler", one.scheduler_address])
+                return status, capsys.readouterr().err
+
+            yield one, go
+
+    return call
+
+
+USED: list[int] = []
+"""Workers of this process, by the studies that they had."""
+
+
+def noted_study(study, **task):
+    """`segment_study`; not inside the test, whose list would be pickled."""
+    USED.append(get_worker().name)
+    return batch_study.segment_study(study, **task)
+
+
+def test_a_worker_that_is_no_good_gets_no_study(crowd, fast, tmp_path, monkeypatch):
+    checked = batch_study._check_output
+
+    def check(output):
+        if get_worker().name == 0:
+            raise UsageError("OUTPUT_WRITE", f"{output} is not there", "Mount it")
+        checked(output)
+
+    monkeypatch.setattr(batch_study, "_check_output", check)
+    monkeypatch.setattr(batch, "segment_study", noted_study)
+    USED.clear()
+    with crowd(2) as (_, go):
+        status, err = go()
+    assert status == 0 and USED == [1] * 4, err
+    assert err.count("\n") == 1 and gethostname() in err and "is not there. Mount it. This worker gets no study." in err
+    assert not list((tmp_path / "out").glob(".*.json")), "the trial leaves nothing"
+
+
+def lost_study(study, **task):
+    """`segment_study`, where the first worker loses its disk with its first study."""
+    if get_worker().name == 0:
+        USED.append(0)
+        return [Outcome("failed", code="INPUT_NOT_FOUND", text="gone", exit_status=3)]
+    return batch_study.segment_study(study, **task)
+
+
+def test_a_worker_that_loses_its_disk_gets_no_more(crowd, fast, archive, monkeypatch):
+    checked = batch_study._check_output
+
+    def check(output):
+        if get_worker().name == 0 and USED:
+            raise UsageError("OUTPUT_WRITE", f"{output} is gone", "Mount it")
+        checked(output)
+
+    for number in range(20):
+        shutil.copy(archive / "p2" / "A.mha", archive / f"{number}.mha")
+    monkeypatch.setattr(batch_study, "_check_output", check)
+    monkeypatch.setattr(batch, "segment_study", lost_study)
+    USED.clear()
+    with crowd(2) as (_, go):
+        status, err = go()
+    assert status == 3 and "is gone. Mount it. This worker gets no study." in err
+    assert 1 <= len(USED) < 10, "of 24"
+
+
+@pytest.mark.parametrize("what", ["archive", "results", "model"])
+def test_without_a_good_worker_the_run_ends_with_its_failure(crowd, archive, tmp_path, monkeypatch, what):
+    tried = batch.try_worker
+    other = {"archive": tmp_path / "empty"} if what == "archive" else {"output": tmp_path / "empty"}
+    other = {"model": "nobody"} if what == "model" else other
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(batch, "try_worker", lambda *place, **task: tried(*place, **{**task, **other}))
+    monkeypatch.setattr("SAUNetLib.batch_study.time.sleep", lambda seconds: None)
+    with crowd(1) as (_, go):
+        status, err = go()
+    code = {"archive": "INPUT_NOT_FOUND", "results": "OUTPUT_WRITE", "model": "MODEL_NOT_FOUND"}[what]
+    assert status == {"archive": 3, "results": 2, "model": 4}[what] and not lines(tmp_path / "out")
+    assert err.count(f"error {code}: {gethostname()}: ") == 2, "once for the worker, once for the run"
+
+
+class Unknown:
+    """What only this process can unpickle."""
+
+    def __call__(self, *rest, **more):
+        raise AssertionError
+
+    def __reduce__(self):
+        return importlib.import_module, ("SAUNetLib_of_another_computer",)
+
+
+def test_workers_without_saunet_end_the_run(crowd, monkeypatch):
+    monkeypatch.setattr(batch, "try_worker", Unknown())
+    with crowd(1) as (_, go):
+        status, err = go()
+    assert status == 2 and "NOT_INSTALLED" in err and "Install the same version" in err
+
+
+def test_workers_may_come_late_and_their_absence_is_told(crowd, fast, monkeypatch):
+    monkeypatch.setattr(batch_cluster, "NO_WORKER_S", 60.0)
+    with crowd(0) as (cluster, go):
+        late = Timer(1.5, cluster.scale, [1])
+        late.start()
+        status, err = go()
+        late.join()
+    assert status == 0 and err == "No worker is ready. One is waited for, 1 minutes at most.\n"
+
+
+def test_a_run_without_workers_ends(crowd):
+    with crowd(0) as (_, go):
+        status, err = go()
+    assert status == 2 and "no worker was there for" in err.splitlines()[-1]
+
+
+def test_a_scheduler_that_dies_without_a_worker_is_told(crowd, monkeypatch):
+    monkeypatch.setattr(batch_cluster, "NO_WORKER_S", 60.0)
+    with crowd(0) as (cluster, go):
+        end = Timer(1.0, cluster.close)
+        end.start()
+        status, err = go()
+        end.join()
+    assert status == 2 and "the scheduler is gone" in err.splitlines()[-1]
+
+
+class Answer:
+    """A future of `Cluster`."""
+
+    def __init__(self, key):
+        self.key, self.cancelled, self.made, self.error = key, False, None, None
+
+    def done(self):
+        return self.made is not None or self.error is not None
+
+    def exception(self):
+        return self.error
+
+    def result(self):
+        return self.made
+
+    def cancel(self):
+        self.cancelled = True
+
+    def add_done_callback(self, function):
+        pass
+
+
+class Cluster:
+    """Stands in for a client: workers come and go as told, and trials succeed."""
+
+    def __init__(self):
+        self.threads, self.submitted = {}, []
+
+    def nthreads(self):
+        return dict(self.threads)
+
+    def submit(self, function, *rest, workers=None, **more):
+        one = Answer(len(self.submitted))
+        self.submitted.append((one, workers))
+        if not rest:
+            one.made = ("host", None)
+        return one
+
+
+def test_a_study_whose_workers_all_left_is_handed_out_again_but_not_for_ever(quick, monkeypatch):
+    monkeypatch.setattr(batch_cluster, "LOOK_S", 0.0)
+    cluster = Cluster()
+    crew = Crew(cluster, lambda study: study, lambda: None, print)
+    cluster.threads = {"tcp://h:1": 1}
+    crew.look()
+    crew.give(Study("a", False, ""))
+    for number in range(2, 5):
+        cluster.threads = {f"tcp://h:{number}": 1}
+        crew.look()
+        assert cluster.submitted[-1][1] == [f"tcp://h:{number}"] and len(crew) == 1
+    cluster.threads = {"tcp://h:5": 1}
+    crew.look()
+    study, made = crew.take()
+    assert study.place == "a" and isinstance(made, WorkersDied) and not len(crew)
+
+
+def test_a_study_that_was_lost_with_the_scheduler_says_so(quick):
+    cluster = Cluster()
+    crew = Crew(cluster, lambda study: study, None, print)
+    crew.give(Study("a", False, ""))
+    future = cluster.submitted[-1][0]
+    future.error = FutureCancelledError("a", "lost")
+    future.exception = future.result = lambda: (_ for _ in ()).throw(future.error)
+    crew._done.put(future)
+    with pytest.raises(UsageError, match="the scheduler is gone"), scheduler_kept():
+        crew.take()
+
+
+def test_a_failure_names_its_computer(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", lambda *rest, **more: {}["gone"])
+    status, _, err, told = run()
+    assert status == 1 and f"failed with INTERNAL on {gethostname()};" in err
+    assert told["p1/mr"]["host"] == lines(tmp_path / "out")[0]["outcomes"][0]["host"] == gethostname()
+
+
+def test_names_that_cannot_be_written_do_not_end_the_run(run, tmp_path, monkeypatch):
+    def refuse(image, output, *rest, **more):
+        raise UsageError("OUTPUT_WRITE", f"{output} could not be written: Invalid argument", "Choose another name")
+
+    monkeypatch.setattr(batch, "GIVE_UP", 2)
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", refuse)
+    status, _, err, told = run()
+    assert status == 2 and "4 failed with OUTPUT_WRITE" in err and "in a row" not in err and len(told) == 4
+    monkeypatch.setattr(batch_study, "_takes_files", lambda output: False)  # as on a full disk
+    assert "2 studies in a row failed with OUTPUT_WRITE" in run()[2]
+
+
 @pytest.mark.parametrize("line", [b"\xff\xfe\n", b'{"place": "p1/mr"}\n', b"[]\n", b'{"place": 1, "outcomes": [{}]}\n'])
-def test_spoilt_lines_of_the_journal_tell_nothing(run, tmp_path, line):
+def test_spoilt_lines_of_the_journal_tell_nothing(run, fast, tmp_path, line):
     run()
     before = read_batch(tmp_path / "out").records
     with open(tmp_path / "out" / JOURNAL, "ab") as file:
@@ -263,11 +534,13 @@ def test_spoilt_lines_of_the_journal_tell_nothing(run, tmp_path, line):
     assert read_batch(tmp_path / "out").records == before and run()[0] == 0
 
 
-def test_what_has_left_the_archive_leaves_the_summary(run, archive, tmp_path):
+def test_what_has_left_the_archive_leaves_the_summary(run, fast, archive, tmp_path):
     run()
     (archive / "p1" / "torn.nrrd").unlink()
-    before = run()[3]
+    (archive / "p2" / "A.mha").unlink()
+    _, out, _, before = run()
     assert "p1/torn.nrrd" not in before and "p1/torn.nrrd" in read_batch(tmp_path / "out").records
+    assert before["p2/A.mha"]["status"] == "gone" and "1 studies have left the archive" in out
     shutil.rmtree(archive)
     archive.mkdir()
     status, _, err, told = run()
@@ -275,18 +548,116 @@ def test_what_has_left_the_archive_leaves_the_summary(run, archive, tmp_path):
     assert told == before, "nothing is forgotten, nor comes back, for an archive that is not there"
 
 
-def test_two_runs_do_not_share_an_output(run, tmp_path):
+def test_two_runs_do_not_share_an_output(run, fast, tmp_path):
     run()
     (tmp_path / "out" / SUMMARY).write_text("place\nof the run at work\n")
     with FileLock(tmp_path / "out" / LOCK):
         status, _, err, told = run()
     assert status == 2 and "another run works" in err and list(told) == ["of the run at work"]
+    assert f"process {os.getpid()} on {gethostname()}" in err and LOCK in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows locks in another way")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(archive, tmp_path, monkeypatch, capsys, number):
+    def flock(*rest):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert main(["batch", str(archive), "--output", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "has no locks" in err and LOCK in err
+
+
+def test_another_archive_into_the_same_folder_is_refused(run, fast, archive, tmp_path):
+    run()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    archive.rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", archive / "elsewhere")
+    command = ["batch", str(archive / "elsewhere"), "--output", str(tmp_path / "out"), "--workers", "1"]
+    assert main(command) == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    journal = tmp_path / "out" / JOURNAL
+    first, *rest = journal.read_text().splitlines()
+    assert json.loads(first)["archive"] == str(archive)
+    journal.write_text("\n".join([first.replace(str(archive), str(archive / "elsewhere")), *rest]))
+    assert read_batch(tmp_path / "out").check_archive(archive / "elsewhere", tmp_path / "out") is None
+
+
+def test_results_of_what_is_refused_now_are_removed(run, fast, archive, tmp_path):
+    before = run()[3]
+    (archive / "p2" / "A.mha").write_bytes(b"nothing")
+    shutil.rmtree(archive / "p1" / "mr")
+    image = picture()
+    write_dicom_series(
+        archive / "p1" / "mr", replace(image, voxels=(1000 * (image.voxels + 9)).astype(np.int16)), number=9
+    )
+    told = run()[3]
+    assert told["p2/A.mha"]["status"] == "refused" and not list((tmp_path / "out" / "p2").glob("A.mha*"))
+    assert told["p1/mr"]["output"] != before["p1/mr"]["output"]
+    assert len(list((tmp_path / "out" / "p1" / "mr").iterdir())) == 4, "those of the new series"
+
+
+def test_a_signal_while_the_disk_is_waited_for_leaves_journal_and_summary_alike(tmp_path, monkeypatch):
+    def interrupt(*rest):
+        raise KeyboardInterrupt
+
+    records: dict[str, Record] = {}
+    with batch_journal.journal(records, tmp_path, tmp_path) as note:
+        monkeypatch.setattr(os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            note(Record("a", "", "", (Outcome("refused"),)))
+    assert records == read_batch(tmp_path).records and "a" in records
+
+
+def test_a_journal_cannot_remove_files_elsewhere(tmp_path):
+    (tmp_path / "x.nii.gz").touch()
+    (tmp_path / "out").mkdir()
+    for place in ("../x.nii.gz", str(tmp_path / "x.nii.gz")):
+        before = Record("a", "", "", (Outcome("segmented", output=place),))
+        _remove_left(before, Record("a", "", "", (Outcome("refused"),)), tmp_path / "out")
+    assert (tmp_path / "x.nii.gz").exists()
+
+
+def test_twins_do_not_replace_each_other_where_case_does_not_count(run, fast, archive, tmp_path, monkeypatch):
+    shutil.copy(archive / "p2" / "A.mha", archive / "p2" / "a.mha")
+    assert {run()[3][place]["status"] for place in ("p2/A.mha", "p2/a.mha")} == {"segmented"}
+    assert not batch._is_case_blind(tmp_path) or sys.platform != "linux"
+    monkeypatch.setattr(batch, "_is_case_blind", lambda folder: True)
+    shutil.rmtree(tmp_path / "out")
+    status, _, _, told = run()
+    assert status == 2 and [told[place]["status"] for place in ("p2/A.mha", "p2/a.mha")] == ["segmented", "failed"]
+
+
+def test_a_spreadsheet_reads_names_as_names(run, fast, archive, tmp_path):
+    (archive / "=1+2.nii").write_bytes(b"no image")
+    (archive / "M\u00fcller.nii").write_bytes(b"no image")
+    told = run()[3]
+    assert "'=1+2.nii" in told and (tmp_path / "out" / SUMMARY).read_bytes().startswith(b"\xef\xbb\xbfplace,")
+    assert "M\u00fcller.nii" in told
+
+
+def test_a_long_run_tells_how_far_it_is(run, fast, tmp_path, monkeypatch):
+    written = []
+    whole = batch_journal.write_summary
+    monkeypatch.setattr(batch_journal, "SUMMARY_S", 0.0)
+    monkeypatch.setattr(
+        batch_journal, "write_summary", lambda known, output: written.append(known) or whole(known, output)
+    )
+    monkeypatch.setattr("SAUNetLib.cli.COUNT_S", 0.0)
+    status, _, err, _ = run()
+    assert status == 0 and "3 done, 0 failed\n4 done, 0 failed\n" in err and len(written) >= 1
+
+
+def test_keys_that_are_not_set_are_told(run, tmp_path):
+    status, _, err, _ = run("--scheduler", "tls://127.0.0.1:1")
+    assert status == 2 and "distributed.comm.tls" in err
 
 
 def test_what_another_run_did_before_it_ended_is_not_done_again(run, tmp_path, monkeypatch):
     """The journal is read when the lock is had: a run that waited for nothing knows all that was done."""
     run()
-    whole, kept = (tmp_path / "out" / JOURNAL).read_bytes(), FileLock.acquire
+    whole, done, kept = (tmp_path / "out" / JOURNAL).read_bytes(), lines(tmp_path / "out"), FileLock.acquire
     (tmp_path / "out" / JOURNAL).unlink()
 
     def acquire(self, *rest, **more):
@@ -294,7 +665,7 @@ def test_what_another_run_did_before_it_ended_is_not_done_again(run, tmp_path, m
         return kept(self, *rest, **more)
 
     monkeypatch.setattr(FileLock, "acquire", acquire)
-    assert run()[0] == 0 and (tmp_path / "out" / JOURNAL).read_bytes().strip() == whole.strip()
+    assert run()[0] == 0 and lines(tmp_path / "out") == done
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".csv", ".json", ".png"])
@@ -304,8 +675,8 @@ def test_what_stopped_workers_leave_beside_their_results_is_known(tmp_path, endi
     with write_beside(result, ending) as temporary:
         temporary.touch()
     for one in (temporary, atomic._spare_name(result)):
-        assert batch._TEMPORARY.match(one.name)
-    assert not batch._TEMPORARY.match(result.name)
+        assert batch_cluster._TEMPORARY.match(one.name)
+    assert not batch_cluster._TEMPORARY.match(result.name)
 
 
 def test_a_file_called_like_the_model_is_not_taken_for_it(run, tiny_model, tmp_path, monkeypatch):
@@ -332,7 +703,7 @@ def test_a_file_called_like_the_model_is_not_taken_for_it(run, tiny_model, tmp_p
     ],
 )
 def test_what_cannot_be_begun_is_refused(archive, tmp_path, tiny_model, monkeypatch, capsys, options, status, word):
-    monkeypatch.setattr(batch, "ANSWER_S", 0.5)
+    monkeypatch.setattr(batch_cluster, "ANSWER_S", 0.5)
     options = [str(archive.parent) if one == "ABOVE" else one for one in options]
     place = options if options[0] in ("nowhere", "") else [str(archive), *options]
     model = [] if "--model" in options else ["--model", str(tiny_model)]
@@ -392,8 +763,10 @@ def test_a_killed_worker_costs_nothing(started, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_cancelled_batch_keeps_what_is_done_and_goes_on(started, archive, tmp_path, tiny_model, number):
-    # A terminal signals all processes of the command.
-    (os.killpg if number == signal.SIGINT else os.kill)(started.pid, number)
+    # A terminal signals all processes of the command, and who is in a hurry presses more than once.
+    for _ in range(3 if number == signal.SIGINT else 1):
+        (os.killpg if number == signal.SIGINT else os.kill)(started.pid, number)
+        time.sleep(0.3)
     _, err = started.communicate(timeout=100)
     assert started.returncode == 6, err
     assert err.count("\n") == 1 and err.startswith("error CANCELLED"), err

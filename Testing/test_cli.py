@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from conftest import ROOT
 
 from SAUNetLib.anatomy import value_of
 from SAUNetLib.cli import STAGES, main
+from SAUNetLib.command import run_command, tool
 from SAUNetLib.errors import CancelledError
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
 from SAUNetLib.levels import cut_structures
@@ -650,3 +652,23 @@ def test_two_images_whose_names_begin_alike_have_results_of_their_own(monkeypatc
 def test_every_stage_has_a_name():
     assert list(STAGES) == list(SHARES)
     assert done("load", 0) == 0 and done("write", 1) == pytest.approx(1)
+
+
+def test_an_unknown_option_leads_to_the_help_of_its_command(capsys):
+    assert main(["batch", "archive", "--output", "out", "--everything"]) == 2
+    assert capsys.readouterr().err == ("error USAGE: unrecognized arguments: --everything. See saunet batch --help.\n")
+    assert main(["--everything", "models", "list"]) == 2 and "See saunet --help." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signal")
+def test_a_terminal_that_is_closed_cancels_unless_that_is_ignored(capsys):
+    def run(options):
+        signal.raise_signal(signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        assert run_command(tool(run, None), []) == 6
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        assert run_command(tool(run, None), []) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -9,6 +9,7 @@ import errno
 import gzip
 import itertools
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,11 +21,13 @@ from typing import Any
 
 import builders
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from bad_inputs import FORMATS, GOOD, WORKS, Case, changed, images, nifti, save
 
 from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.formats.dicom_files import is_dicom
 from SAUNetLib.formats.volumes import list_series, read_volume, write_volume
 from SAUNetLib.volume import Geometry, Volume
 
@@ -563,3 +566,42 @@ def test_an_image_is_not_written_under_a_segmentation_s_name(tmp_path):
     with pytest.raises(UsageError) as caught:
         write_volume(builders.picture((6, 20, 16)), tmp_path / "a.seg.nrrd")
     assert caught.value.code == "OUTPUT_FORMAT" and not list(tmp_path.iterdir())
+
+
+# --- DICOM files without the mark -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["group", "implicit", "explicit"])
+def test_dicom_files_without_the_mark_are_read(tmp_path, kind):
+    """As old archives keep them: from the file's own group on, or without that, too."""
+    image = builders.picture()
+    image = replace(image, voxels=(1000 * (image.voxels + 9)).astype(np.int16))
+    paths = builders.write_dicom_series(tmp_path / "mr", image)
+    expected = read_volume(tmp_path / "mr").voxels
+    for path in paths:
+        if kind == "group":
+            path.write_bytes(path.read_bytes()[132:])
+            continue
+        data = pydicom.dcmread(path)
+        del data.file_meta
+        data.preamble = None
+        pydicom.dcmwrite(path, data, implicit_vr=kind == "implicit", little_endian=True, enforce_file_format=False)
+    assert all(map(is_dicom, paths)) and all(path.read_bytes()[128:132] != b"DICM" for path in paths)
+    assert np.array_equal(read_volume(tmp_path / "mr").voxels, expected)
+    shutil.move(paths[0], tmp_path / "one")
+    assert read_volume(tmp_path / "one").voxels.shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"", b"\x08", b"\x08\0", b"\x08\0\x16\0", b"PK\x03\x04" + bytes(200), b"NRRD0004\n" + b" " * 200, bytes(352),
+        np.arange(352, dtype="<u2").tobytes(), np.full(352, 8, "<u2").tobytes(), np.full(352, 2, "<u2").tobytes(),
+        b"\x08\0\x16\0UI\xff\xff" + bytes(400), b"\x08\0\x05\0OB\0\0\xff\xff\xff\x7f" + bytes(400),
+        b"\x08\0\x05\0CS\x02\0AA\x08\0\x05\0CS\x02\0AA" + bytes(200),
+        b"\x08\0\x99\x99CS\x02\0AA\x08\0\x9a\x99CS\x02\0AA" + bytes(200),
+    ],
+)  # fmt: skip
+def test_nothing_else_is_taken_for_dicom(tmp_path, head):
+    (tmp_path / "a").write_bytes(head)
+    assert not is_dicom(tmp_path / "a")

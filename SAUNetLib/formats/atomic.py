@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -59,6 +60,11 @@ def same_place(first: Path, second: Path) -> bool:
         return first.resolve() == second.resolve()
     except (OSError, RuntimeError, ValueError):
         return False
+
+
+def spelling(name: str) -> str:
+    """What is the same of names that Windows and macOS take for one file; a folder may be theirs on any computer."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def ending_of(path: Path, endings: Iterable[str]) -> str:

@@ -14,12 +14,19 @@ DEEPEST = 64
 """Open sequences and items at most; GDCM recurses into them."""
 LONGEST_VALUE = 2**16
 """Longer values are not kept."""
+LONGEST_FIRST = 256
+"""Bytes of the first values of a file."""
 _SYNTAX = 0x00020010
 _IMPLICIT, _EXPLICIT, _BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 _COMPRESSED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")
 _SHORT = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _UNDEFINED = 0xFFFFFFFF
+_FIRST = (
+    0x00020000, 0x00020001, 0x00020002, 0x00080000, 0x00080001, 0x00080005, 0x00080006, 0x00080008, 0x00080012,
+    0x00080016, 0x00080018,
+)  # fmt: skip
+"""What a file without the mark may begin with."""
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
 
@@ -105,12 +112,34 @@ class _Container:
     explicit: bool
 
 
+def begins_plainly(head: bytes) -> bool:
+    """Whether these are the first bytes of DICOM elements without the 128 bytes and the mark before them.
+
+    Old archives keep images so. Two elements of the first groups, one behind the other, stand in hardly any other file.
+    """
+    first = _plain_element(head)
+    second = _plain_element(head[first[1] :]) if first else None
+    return first is not None and second is not None and first[0] in _FIRST and first[0] < second[0] < 0x00090000
+
+
+def _plain_element(head: bytes) -> tuple[int, int] | None:
+    """Tag and size, header and value, of a short element in little endian at the beginning of these bytes."""
+    if len(head) < 8:
+        return None
+    group, number, kind, short = struct.unpack("<HH2sH", head[:8])
+    length = short if kind in _SHORT else struct.unpack("<I", head[4:8])[0]
+    if kind in _LONG:
+        length = 4 + struct.unpack("<I", head[8:12].ljust(4, b"\xff"))[0]
+    return (group << 16 | number, 8 + length) if group in (2, 8) and not length % 2 and length < LONGEST_FIRST else None
+
+
 class _Walk:
     def __init__(self, file: IO[bytes], wanted: frozenset[int]) -> None:
         self.syntax = ""
         self._file, self._wanted = file, wanted
         self._size = os.fstat(file.fileno()).st_size
-        self._place, self._order = 132, "<"
+        head = file.read(132)
+        self._place, self._order = (132 if head[128:] == b"DICM" else 0), "<"
         self._inside: list[_Container] = [_Container(_ITEM, self._size, False, True)]
         self._fragments = 0
 
@@ -134,6 +163,9 @@ class _Walk:
             element = self._next()
             if element is not None and element.tag == _SYNTAX:
                 self.syntax = element.value.decode("latin-1").strip("\0 ")
+        if not self.syntax and self._place == 0:  # what no group of the file's own tells is seen
+            self.syntax = _EXPLICIT if self._file.read(6)[4:] in _SHORT | _LONG else _IMPLICIT
+            self._file.seek(self._place)
         explicit = self.syntax in (_EXPLICIT, _BIG_ENDIAN) or self.syntax.startswith(_COMPRESSED)
         if not explicit and self.syntax != _IMPLICIT:
             raise ValueError(f"the transfer syntax {self.syntax[:64]} is not known")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from .dicom_elements import LONGEST_FIRST, begins_plainly
 
 _IMAGE_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7")
 _SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"
@@ -28,12 +29,13 @@ class Lost:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do."""
+    """Whether a file begins as DICOM files do, with the mark or, as old archives keep them, without."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would never begin
             return False
         with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            head = file.read(2 * LONGEST_FIRST)
+        return head[128:132] == b"DICM" or begins_plainly(head)
     except OSError:
         return False
 

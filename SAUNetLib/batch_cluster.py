@@ -1,0 +1,302 @@
+"""The workers of a batch: this computer's own, or those of a Dask cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from .batch_journal import Study
+from .errors import SAUNetError, UsageError, error_of
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+WORKER_BYTES = 1.2e9
+"""Memory that a worker needs at most, see docs/speed.md."""
+ANSWER_S = 20.0
+"""How long a scheduler may take to answer."""
+QUEUED = 2
+"""Studies for each thread of a worker that are handed out: the one that it does and the next.
+
+An archive's millions would fill the scheduler's memory, and what lies at a worker that dies counts as tried.
+"""
+TRIES = 3
+"""So often a study is tried again whose worker died, as Dask itself does."""
+LOOK_S = 2.0
+"""How often to see which workers have come and gone."""
+OTHERS_S = 20.0
+"""Where every worker that has come is no good: how long others may take, which a job starts at about the same time."""
+TELL_S = 60.0
+"""After how long without a worker to say that one is waited for."""
+NO_WORKER_S = 900.0
+"""How long to wait for a worker: a computer of a cloud takes minutes to start.
+
+Jobs that may wait in a queue for hours should begin this command themselves.
+"""
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}((\.nii)?\.gz|\.csv|\.json|\.png)$")
+
+_LOCAL: dict[str, Any] = {
+    # No pages of what is done, and Ctrl-C, which reaches all processes of a terminal, is the command's alone.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
+}
+
+
+@contextmanager
+def connected(scheduler: str | None, workers: int | None, output: Path) -> Iterator[Client]:
+    """A connection to the scheduler, or to workers of our own that end with it."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is in the journal
+    if scheduler is not None:
+        with _reached(scheduler) as client:
+            yield client
+        return
+    try:
+        with (
+            dask.config.set(_LOCAL),
+            # One thread each: slices have work enough for one core, and cores do not wait for each other. With keys of
+            # its own: who may call a scheduler may run anything, and on its port every user of the computer may.
+            LocalCluster(
+                n_workers=workers or _own_workers(), threads_per_worker=1, memory_limit=0, security=True,
+                dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
+            ) as cluster,
+            Client(cluster) as client,
+        ):  # fmt: skip
+            yield client
+    finally:
+        for parent, _, names in os.walk(output):  # of workers that were stopped while they wrote
+            for name in filter(_TEMPORARY.match, names):
+                with suppress(OSError):
+                    Path(parent, name).unlink()
+
+
+def _own_workers() -> int:
+    import psutil
+    from dask.system import CPU_COUNT
+    from distributed.system import MEMORY_LIMIT
+
+    free = min(MEMORY_LIMIT, psutil.virtual_memory().available)
+    return max(1, min(CPU_COUNT, int(free / WORKER_BYTES)))
+
+
+def _reached(scheduler: str) -> Client:
+    """A connection to the scheduler at an address."""
+    from distributed import Client
+
+    try:
+        return Client(scheduler, timeout=ANSWER_S)
+    except TypeError as failure:  # for want of keys, as Dask has it
+        raise UsageError(
+            "USAGE",
+            f"the scheduler at {scheduler} is to be reached by TLS, and no keys are set ({failure})",
+            "Set distributed.comm.tls in Dask's configuration, see docs/batch.md",
+        ) from failure
+    except (OSError, ValueError) as failure:
+        raise UsageError(
+            "USAGE", f"no scheduler answers at {scheduler}", "Give an address such as tcp://host:8786"
+        ) from failure
+
+
+@contextmanager
+def scheduler_kept() -> Iterator[None]:
+    """Whatever Dask raises inside when the scheduler is no more is one failure."""
+    from distributed.client import ClosedClientError, FutureCancelledError
+
+    try:
+        yield
+    except (FutureCancelledError, ClosedClientError, OSError) as lost:
+        if isinstance(lost, OSError) and lost.errno is not None:  # a disk's
+            raise
+        raise UsageError("USAGE", "the scheduler is gone", "Start it and give the same command") from lost
+
+
+class WorkersDied(Exception):
+    """Every worker that had a study died; `host` had it last."""
+
+    def __init__(self, host: str = "") -> None:
+        super().__init__("every worker that had it died" + (f", the last on {host}" if host else ""))
+        self.host = host
+
+
+class Crew:
+    """The workers that are given studies, and the studies that they have.
+
+    Of a cluster's workers each is tried once before, and one that fails gets no study: who fails at once is always free
+    for the next, so that one computer without the archive would fail nearly all of it. Nothing is changed on the
+    cluster: studies are submitted for the workers that are good.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        work: Callable[[Study], Any],
+        trial: Callable[[], tuple[str, Mapping[str, Any] | None]] | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        """Begin without any worker.
+
+        Args:
+            client: a connection.
+            work: done with a study on a worker.
+            trial: done once on a worker; its host, and its failure as `SAUNetError.as_dict` tells it. None for workers
+                that need none.
+            warn: told of every worker that is no good, and of having none.
+        """
+        self._client, self._work, self._trial, self._warn = client, work, trial, warn
+        self._threads: dict[str, int] = {}  # of the good workers, by address
+        self._trials: dict[str, Future] = {}
+        self._failures: dict[str, SAUNetError | None] = {}  # of the workers that have been tried
+        self._call: Future | None = None
+        self._given: dict[Any, tuple[Study, Future, frozenset[str]]] = {}
+        self._done: SimpleQueue[Future] = SimpleQueue()
+        self._tries: Counter[str] = Counter()
+        self._lost: list[Study] = []
+        self._latest: Future | None = None
+        # When a worker was good last or was tried; whether their absence was told; whether those that were good left.
+        self._since, self._told, self._began, self._next_look = time.monotonic(), False, False, 0.0
+
+    def __len__(self) -> int:
+        """Number of studies that have not come back."""
+        return len(self._given) + len(self._lost)
+
+    def has_room(self) -> bool:
+        """Whether a further study can be handed out now."""
+        return len(self) < QUEUED * sum(self._threads.values())
+
+    def give(self, study: Study) -> None:
+        """Hand out a study."""
+        workers = list(self._threads) if self._trial else None
+        future = self._client.submit(self._work, study, workers=workers, pure=False)
+        self._given[future.key] = study, future, frozenset(workers or ())
+        future.add_done_callback(self._done.put)
+
+    def take(self) -> tuple[Study, Any] | None:
+        """A study that came back, with what was made of it or the exception; None where none did for a while."""
+        from distributed import KilledWorker
+
+        if self._lost:
+            return self._lost.pop(), WorkersDied()
+        try:
+            future = self._done.get(timeout=LOOK_S)
+        except Empty:
+            return None
+        if future.key not in self._given:  # a trial's, or one that was cancelled and handed out again
+            self._next_look = 0.0
+            return None
+        study, self._latest, _ = self._given.pop(future.key)
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            return study, WorkersDied(_host(error.last_worker.address))
+        return study, error or future.result()
+
+    def doubt(self) -> None:
+        """Try the worker again whose study was taken last, before it gets a further one: its disk may be gone."""
+        if self._trial is None or self._latest is None:
+            return
+        for addresses in self._client.who_has([self._latest]).values():
+            for address in addresses:
+                self._trials.pop(address, None)
+                self._failures.pop(address, None)
+                self._threads.pop(address, None)
+        self._began, self._next_look = False, 0.0
+
+    def look(self) -> None:
+        """See who has come and gone; hand out again what nobody has now.
+
+        Raises:
+            SAUNetError: no worker is good, or none came for long.
+        """
+        if time.monotonic() < self._next_look:
+            return
+        threads = self._client.nthreads()
+        if self._trial is None:
+            self._threads = threads
+        else:
+            self._try_out(self._trial, threads)
+            self._threads = {one: threads[one] for one, failure in self._failures.items() if failure is None}
+            self._give_again({one for one in threads if self._failures.get(one) is None})
+        self._wait()
+        self._next_look = time.monotonic() + LOOK_S
+
+    def _try_out(self, trial: Callable[[], Any], threads: dict[str, int]) -> None:
+        """Try the workers that are new, and hear of those that were tried."""
+        if threads:
+            self._call = None
+        elif self._call is None:  # an adaptive cluster starts workers only where something is to be done
+            self._call = self._client.submit(trial, pure=False)
+        for address in self._trials.keys() - threads.keys():
+            del self._trials[address]
+            self._failures.pop(address, None)
+        for address in threads.keys() - self._trials.keys():
+            self._trials[address] = self._client.submit(trial, workers=[address], pure=False, priority=1)
+            self._trials[address].add_done_callback(self._done.put)
+        for address, future in self._trials.items():
+            if future.done() and address not in self._failures:
+                self._failures[address] = failure = _failure(address, future)
+                self._since = time.monotonic()
+                if failure is not None:
+                    self._warn(f"{failure} This worker gets no study.")
+
+    def _give_again(self, able: set[str]) -> None:
+        """Hand out again the studies of which every worker that might do them has left, or is no good."""
+        if not self._threads:
+            return
+        for key, (study, future, workers) in list(self._given.items()):
+            if future.done() or workers & able:
+                continue
+            del self._given[key]
+            future.cancel()
+            self._tries[study.place] += 1
+            if self._tries[study.place] <= TRIES:
+                self.give(study)
+            else:
+                self._lost.append(study)
+
+    def _wait(self) -> None:
+        """Without a good worker: say so, and in the end give up."""
+        if self._threads:
+            self._since, self._told, self._began = time.monotonic(), False, True
+            return
+        waited = time.monotonic() - self._since
+        failures = [one for one in self._failures.values() if one is not None]
+        if failures and len(failures) == len(self._trials) and waited >= OTHERS_S and not self._began:
+            raise failures[0]
+        if waited >= NO_WORKER_S and failures:
+            raise failures[0]
+        if waited >= NO_WORKER_S:
+            cause = f"no worker was there for {NO_WORKER_S / 60:.0f} minutes"
+            raise UsageError("USAGE", cause, "Start workers and give the same command")
+        if waited >= TELL_S and not self._told:
+            self._warn(f"No worker is ready. One is waited for, {NO_WORKER_S / 60:.0f} minutes at most.")
+            self._told = True
+
+
+def _failure(address: str, trial: Future) -> SAUNetError | None:
+    """What the trial of a worker found."""
+    error = trial.exception()
+    if error is not None:  # it could not even begin
+        host, text = _host(address), " ".join(f"{type(error).__name__}: {error}".split())
+        return UsageError(
+            "NOT_INSTALLED",
+            f"{host}: the worker cannot run SAUNet ({text})",
+            "Install the same version of SAUNet with the extra cluster on all computers, the scheduler's too",
+        )
+    host, said = trial.result()
+    return None if said is None else error_of({**said, "cause": f"{host}: {said['cause']}"})
+
+
+def _host(address: str) -> str:
+    return urlsplit(address).hostname or address

@@ -1,0 +1,186 @@
+"""What a worker of a batch does: segment the series of one study, each from file to files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path, PurePosixPath
+from socket import gethostname
+from typing import TYPE_CHECKING
+
+from .batch_journal import JOURNAL, RESULTS, Outcome, Study
+from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
+from .formats.dicom import list_series
+from .formats.dicom_series import Series
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+MOST_NAME = 200
+"""Bytes of a result's name without its ending; file systems allow 255 with it."""
+PROBE_BYTES = 2**20
+"""Written to see whether a folder takes results: an empty file has room on many a full disk."""
+
+
+def try_worker(
+    place: str, archive: Path, output: Path, model: str, sha256: str, device: str
+) -> tuple[str, dict[str, str | int] | None]:
+    """Whether this worker can do its work: its host, and what is wrong as `SAUNetError.as_dict` tells it.
+
+    Args:
+        place: something in the archive: a folder where nothing is mounted is there, but empty.
+        archive, output, model, sha256, device: as for `segment_study`.
+    """
+    try:
+        if not os.path.lexists(archive / place):
+            cause = f"{archive} is not there, or not the same as where the command runs"
+            raise InputError("INPUT_NOT_FOUND", cause, "Mount the archive under the same path on all computers")
+        _check_output(output)
+        _engine(model, sha256, device)
+    except Exception as error:
+        failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
+        return gethostname(), failure.as_dict()
+    return gethostname(), None
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a folder for results that is not the command's own, or that takes no file."""
+    if not appears(output / JOURNAL):
+        cause = f"{output} is not there, or not the same as where the command runs"
+        raise UsageError("OUTPUT_WRITE", cause, "Mount the folder of the results under the same path on all computers")
+    _write_probe(output)
+
+
+def _write_probe(output: Path) -> None:
+    """Write a file and remove it again; raises UsageError (OUTPUT_WRITE)."""
+    probe = output / f".{secrets.token_hex(6)}.json"  # named as what a stopped run may leave
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+        probe.unlink()
+    except OSError as failure:
+        cause = f"{output} cannot be written to ({failure.strerror})"
+        raise UsageError("OUTPUT_WRITE", cause, "Check the rights and the room of that computer's user") from failure
+
+
+def _takes_files(output: Path) -> bool:
+    try:
+        _write_probe(output)
+    except UsageError:
+        return False
+    return True
+
+
+def appears(path: Path) -> bool:
+    """Whether a file of another computer is to be seen from here; network file systems may take a moment."""
+    for _ in range(20):
+        if path.is_file():
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def segment_study(study: Study, archive: Path, output: Path, model: str, sha256: str, device: str) -> list[Outcome]:
+    """Segment one study on a worker; whatever is wrong with its images is an outcome of theirs."""
+    outcomes = _outcomes(study, archive, output, (model, sha256, device))
+    return [replace(one, host=gethostname()) if one.status == "failed" else one for one in outcomes]
+
+
+def _outcomes(study: Study, archive: Path, output: Path, engine: tuple[str, str, str]) -> list[Outcome]:
+    if study.twin:
+        text = "its results would replace those of another image, whose name differs in upper and lower case only"
+        return [Outcome("failed", code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status)]
+    image = archive / study.place
+    target = output / PurePosixPath(_writable(study.place))
+    if not study.dicom:
+        return [_segmented(image, target, output, engine)]
+    try:
+        listed = list_series(image, below=False)
+    except InputError as problem:
+        return [_refused(problem, [image])]
+    outcomes = []
+    for one in listed:
+        # A number may hold anything, as what leads into another folder.
+        number = one.number if one.number.isascii() and one.number.isalnum() else "series"
+        name = f"{number}-{_digits(one.uid)}"
+        if one.problem is not None:
+            outcome = _refused(one.problem, one.damaged)
+        else:
+            outcome = _segmented(one, target / name, output, engine)
+        outcomes.append(replace(outcome, series=one.name, name=name))
+    return outcomes
+
+
+def _writable(place: str) -> str:
+    """A place below the archive as one for results: without letters that no file here can have, nor too long a name."""
+    plain = place.encode(errors="backslashreplace").decode()
+    plain = plain if plain == place else plain.replace("\\", "%")
+    folder, _, name = plain.rpartition("/")
+    if len(name.encode()) > MOST_NAME:
+        name = f"{name.encode()[:MOST_NAME].decode(errors='ignore')}-{_digits(name)}"
+    return f"{folder}/{name}" if folder else name
+
+
+def _digits(text: str) -> str:
+    """Eight digits that hardly any other text has."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _refused(problem: InputError, files: Sequence[Path]) -> Outcome:
+    """Of what can be opened and cannot be segmented; what cannot be opened, or for want of memory, is tried again."""
+    closed = isinstance(problem.__cause__, MemoryError) or not all(map(_opens, files))
+    return Outcome("failed" if closed else "refused", "", problem.code, problem.cause, problem.exit_status)
+
+
+def _opens(path: Path) -> bool:
+    try:
+        if path.is_dir():
+            return all(_opens(one) for one in path.iterdir() if not one.is_dir())
+        if path.is_file():  # anything else might never begin
+            open(path, "rb").close()
+        return path.exists() or path.is_symlink()
+    except OSError:
+        return False
+
+
+def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[str, str, str]) -> Outcome:
+    """One image from file to files, which are called as `target` and end in their own way."""
+    from .pipeline import segment_file
+
+    started = time.perf_counter()
+    results = {ending: target.with_name(target.name + ending) for ending in RESULTS}
+    try:
+        result = segment_file(
+            image, results[".nii.gz"], _engine(*engine), table=results[".csv"], measurements=results[".json"],
+            preview=results[".png"],
+        )  # fmt: skip
+    except InputError as problem:
+        return _refused(problem, [one.path for one in image.frames] if isinstance(image, Series) else [image])
+    except Exception as error:
+        failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
+        own = failure.code == "OUTPUT_WRITE" and _takes_files(output)
+        return Outcome("failed", "", failure.code, failure.cause, failure.exit_status, own=own)
+    return Outcome(
+        "segmented",
+        output=results[".nii.gz"].relative_to(output).as_posix(),
+        seconds=round(time.perf_counter() - started, 2),
+        notices=tuple(notice.code for notice in result.warnings),
+    )
+
+
+@cache
+def _engine(model: str, sha256: str, device: str) -> Engine:
+    """The engine of a worker's process, which must have the very model that the batch was begun with."""
+    from .engine import Engine
+    from .model import load_model
+
+    loaded = load_model(model)
+    if loaded.card.sha256 != sha256:
+        raise ModelError(
+            "MODEL_MISMATCH", f"this computer's {model} is another model", "Install the same version everywhere"
+        )
+    return Engine(loaded, device)
