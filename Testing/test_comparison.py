@@ -181,7 +181,7 @@ def test_u_nets_take_stacks_as_sau_net_does_and_only_the_3d_one_looks_across_sli
 
 
 def test_one_score_is_trained_as_a_sigmoid():
-    run = compared._Run(BUDGETS["smoke"], [], [], torch.nn.Identity())
+    run = compared._Run(BUDGETS["smoke"], torch.nn.Identity())
     scores, labels = torch.randn(2, 1, 16, 16), torch.randint(0, 4, (2, 16, 16))
     truth = (labels == 1).float()[:, None]
     wanted = F.binary_cross_entropy_with_logits(scores, truth) + DiceLoss(sigmoid=True, batch=True)(scores, truth)

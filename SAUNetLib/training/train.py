@@ -193,7 +193,13 @@ class RunData(pl.LightningDataModule):
         dataset.epoch = trainer.current_epoch
         # An item is drawn from its number alone, whichever worker makes it.
         workers = min(MOST_WORKERS, suggested_max_num_workers(trainer.num_devices))
-        return DataLoader(dataset, config.stacks, num_workers=workers, prefetch_factor=4)
+        # What connects several processes does not survive a fork; each worker then gets its cases by shared memory.
+        context = None if trainer.world_size == 1 else "spawn"
+        if context:
+            torch.multiprocessing.set_sharing_strategy("file_system")  # not a file descriptor for every case
+        return DataLoader(
+            dataset, config.stacks, num_workers=workers, prefetch_factor=4, multiprocessing_context=context
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(list(range(len(self.validation))), batch_size=None)  # type: ignore[arg-type]
