@@ -1,6 +1,7 @@
 """`saunet compare`: networks trained alike, a comparison that can be stopped, tables that say what was found."""
 
 import csv
+import json
 import shutil
 from itertools import islice
 
@@ -138,6 +139,21 @@ def test_what_cannot_be_compared_is_explained(finished, data, capsys, change, st
     err = capsys.readouterr().err
     assert word in err and err.count("\n") == 1
     assert sorted(finished.rglob("*")) == before
+
+
+def test_a_comparison_goes_on_where_it_was_begun(finished, data, tmp_path, capsys):
+    """Times of two devices are not compared, and of several one is used."""
+    (tmp_path / "other").mkdir()
+    begun = json.loads((finished / "comparison.json").read_text(encoding="utf-8"))
+    (tmp_path / "other" / "comparison.json").write_text(json.dumps(begun | {"device": "cuda"}), encoding="utf-8")
+    assert main(["compare", str(data), "--output", str(tmp_path / "other"), *SMOKE]) == 2
+    assert "or device" in capsys.readouterr().err
+
+    used = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compared, "fit", lambda run, data, folder, device: used.append((run.config, data.config)) or 0.0)
+        compared._train(Trial("dense", "spine", 7), BUDGETS["smoke"], [], tmp_path, torch.device("cpu"))
+    assert [(one.devices, one.seed) for one in used[0]] == [(1, 7)] * 2
 
 
 def test_a_folder_without_a_comparison_has_no_report(data, tmp_path, capsys):
