@@ -22,8 +22,8 @@ _UNUSUAL = 0.6
 """Nor than this where something speaks for a transitional vertebra."""
 _SHARPER = 2.0
 """Names by sizes alone are right more often than their probabilities say: in 1,000 crops without a sacrum of 45 scans
-of three scanners 62 % were right, where 34 % were stated in the mean; raised to this power it is 48 %, and the right
-name's logarithm is best at 2 to 3 on each scanner."""
+of three scanners 62 % were right, where 34 % were stated in the mean; raised to this power it is 48 %, and the mean
+logarithm of the right name's probability is highest at 2 to 3 on each scanner."""
 _SURE = 0.7
 """A less probable name is doubtful."""
 _MISSED = 0.85

@@ -258,11 +258,13 @@ def _odd_spacing(stack: SagittalStack) -> Iterator[Finding]:
 
 
 def _undrawn_slices(stack: SagittalStack) -> Iterator[Finding]:
-    """Slices without a label, though vertebrae show in them for sure: they would be taught as background."""
+    """Slices that seem to have been left out: all that they show would be taught as background."""
     drawn: np.ndarray = np.any(stack.slices, axis=(1, 2))
     shown = np.flatnonzero(drawn)
+    if not len(shown):
+        return  # which is told as a problem
     remedy = "If they were not drawn, label them 255 (not known): as 0 they teach that no spine is there."
-    if len(shown) and (gaps := int(np.count_nonzero(~drawn[shown[0] : shown[-1]]))):
+    if gaps := int(np.count_nonzero(~drawn[shown[0] : shown[-1]])):
         yield Finding("UNDRAWN", f"{gaps} slices between drawn ones have no label. {remedy}")
     whole, wide = len(drawn) * stack.slice_spacing, len(shown) * stack.slice_spacing
     if wide < NARROWEST_MM < whole:

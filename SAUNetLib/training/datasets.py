@@ -33,7 +33,6 @@ from .folders import (
 LABELS = torch.tensor([0, 1, 2, 3, UNKNOWN], dtype=torch.uint8)
 THICKEST_MM = 6.0
 """Simulated slices get no thicker, and lie no farther apart, than clinical ones."""
-
 FEWEST = 4
 """Thick slices that a patient must be good for; a stack of more has these once more, back and forth."""
 
@@ -144,8 +143,8 @@ def thick_slices(
 ) -> tuple[Tensor, Tensor]:
     """Slices averaged in groups of ``count``, ``gap`` slices left out between groups; labels by majority.
 
-    Where two labels have as many slices, the one in the middle decides: if it were always background, every structure
-    would lose half a slice's thickness where its sides lie.
+    Where two labels have as many slices, the one in the middle decides: if background always won, every structure would
+    become narrower.
 
     Args:
         images, labels: thin slices.
@@ -161,7 +160,7 @@ def thick_slices(
     groups = (images.shape[0] + gap) // (count + gap)
     parts = [slice(start, start + count) for start in range(0, groups * (count + gap), count + gap)]
     thick = torch.stack([torch.einsum("s,shw->hw", weight / count, images[part].float()) for part in parts])
-    weight[count // 2] += 0.01
+    weight[count // 2] += 0.01  # less than any difference but none
     votes = (
         torch.stack([torch.einsum("s,shw->hw", weight, (labels[part] == value).float()) for value in LABELS])
         for part in parts

@@ -159,7 +159,9 @@ class TrainedOn(BaseModel):
 
 
 class RunData(pl.LightningDataModule):
-    """What a run is trained on and watched by; apart from the network, of which Lightning keeps a second, averaged one.
+    """What a run is trained on and watched by.
+
+    No part of `TrainingRun`: Lightning copies that for its averaged weights, and would copy all images with it.
 
     Args:
         config: of the run.
