@@ -31,7 +31,7 @@ from SAUNetLib.measurements import (
 from SAUNetLib.measurements.centreline import smooth
 from SAUNetLib.measurements.discs import NO_SLIP_MM, _slip
 from SAUNetLib.measurements.outline import edges, outline
-from SAUNetLib.measurements.picture import _cells, _curve, draw_picture, in_front
+from SAUNetLib.measurements.picture import _cells, _curve, draw_picture
 from SAUNetLib.measurements.plates import Plate
 from SAUNetLib.measurements.results import StructureMeasures
 from SAUNetLib.measurements.space import BACK, Frame
@@ -653,15 +653,6 @@ def test_a_loss_is_shown_with_its_band_and_not_rounded_over_a_limit(loss, grade,
 
 def test_an_angle_of_none_has_no_sign():
     assert _curve(Measure.of(-0.3)) == "0°" and _curve(Measure.of(-12.4, {"partial"})) == "-12°*"
-
-
-def test_levels_are_written_on_bodies():
-    """Not on the canal, where a mask holds a body with its arch behind."""
-    mask, canal = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
-    mask[5:30, 10:55], canal[:25, 30:40] = True, True
-    assert in_front(np.argwhere(mask & ~canal), canal).mean(axis=0) == pytest.approx([17, 19.5])
-    assert len(in_front(np.argwhere(canal & ~canal), canal)) == 0
-    assert in_front(np.argwhere(mask), canal & ~canal)[:, 1].max() < 33
 
 
 def test_no_level_is_written_on_the_directions(thick, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import builders
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from SAUNetLib.anatomy import encodings
 from SAUNetLib.errors import InputError, UsageError
@@ -173,3 +173,32 @@ def test_refusals(tmp_path: Path, volume: Volume, segmentation: Segmentation) ->
 def test_the_middle_slice_halves_an_area():
     for areas, middle in (([0, 3, 1, 0], 1), ([0, 0, 2, 4], 3), ([0, 0, 0, 0], 2), ([5], 0)):
         assert pages.middle_slice(np.array(areas)) == middle
+
+
+def test_levels_are_written_on_bodies():
+    """Not on the canal, where a mask holds a body with its arch behind, nor on a stray piece."""
+    mask, canal = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
+    mask[5:30, 10:55], mask[35:38, 2:5], canal[:25, 30:40] = True, True, True
+    assert pages.in_front(mask & ~canal, canal).mean(axis=0) == pytest.approx([17, 19.5])
+    assert len(pages.in_front(canal & ~canal, canal)) == 0
+    assert len(pages.in_front(canal & ~canal, canal & ~canal)) == 0
+    assert pages.in_front(mask, canal & ~canal)[:, 1].max() < 33
+    assert pages.in_front(mask, canal & ~canal)[:, 1].min() == 10
+
+
+def test_a_body_with_its_arch_is_called_in_front_of_the_canal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the mid-sagittal slice meets the pedicles of a turned vertebra."""
+    grid = builders.geometry(size=(60, 40, 1), spacing=(2, 2, 4))
+    labels = np.zeros((1, 40, 60), np.uint8)
+    labels[0, :, 30:36], labels[0, 10:20, 12:52] = 2, 43
+    written: dict[str, float] = {}
+    text = ImageDraw.ImageDraw.text
+
+    def noted(draw: ImageDraw.ImageDraw, place: tuple[float, float], word: str, *rest: object, **more: object) -> None:
+        written[word] = place[0]
+        text(draw, place, word, *rest, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
+    draw_preview(Volume(np.random.default_rng(0).random(labels.shape), grid), Segmentation(labels, grid))
+    scale = 2 * min(previews.TALL / 80, previews.WIDE / 120)
+    assert written["L3"] / scale == pytest.approx((12 + 30) / 2, abs=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cc3d
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -12,6 +13,8 @@ from ..segmentation import Notice
 GAP, MARGIN = 10, 26
 """Pixels between the parts of a page, and around them."""
 PAPER, INK, FAINT = (17, 20, 24), (236, 239, 242), (150, 158, 167)
+BODY_LETTERS, DISC_LETTERS = 18, 13
+"""Sizes of the levels' names on bodies and on discs."""
 
 
 def middle_slice(areas: np.ndarray) -> int:
@@ -43,6 +46,45 @@ def write_directions(panel: Image.Image) -> None:
         ("P", (width - 6, height / 2), "rm"),
     ):
         draw.text(place, letter, (255, 214, 102), text_font(16), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+def in_front(mask: np.ndarray, canal: np.ndarray) -> np.ndarray:
+    """The pixels (N, 2) of a structure's mask (H, W) in front of the canal's, stray ones left out: a body, no arch.
+
+    A vertebra may show its body and arch as one piece. Where no canal shows, they are the front half of the largest
+    piece, which is the body's in any case.
+    """
+    rows = np.flatnonzero(canal.any(axis=1))
+    if len(rows):
+        border = np.interp(np.arange(len(mask)), rows, canal[rows].argmax(axis=1))
+        return np.argwhere(_largest_piece(mask & (np.arange(mask.shape[1]) < border[:, None])))
+    place = np.argwhere(_largest_piece(mask))
+    return place[place[:, 1] < np.median(place[:, 1])] if len(place) else place
+
+
+def _largest_piece(mask: np.ndarray) -> np.ndarray:
+    pieces = cc3d.connected_components(mask, connectivity=4)
+    sizes = np.bincount(pieces.ravel(), minlength=2)
+    return np.asarray(pieces == sizes[1:].argmax() + 1)
+
+
+def write_level(
+    draw: ImageDraw.ImageDraw, level: str, place: np.ndarray, size: int = BODY_LETTERS, away: float = 0.0
+) -> None:
+    """A level's name in the middle of a structure, where it is high enough for the letters.
+
+    Args:
+        draw: of the picture.
+        level: the name.
+        place: (N, 2), rows and columns in the picture of points that fill the structure evenly.
+        size: of the letters.
+        away: so many pixels from the upper and lower border at least.
+    """
+    if not len(place) or np.ptp(place[:, 0]) < size - 4:  # about the height of a capital letter
+        return
+    row, column = place.mean(axis=0)
+    row = float(np.clip(row, away, draw.im.size[1] - away))
+    draw.text((column, row), level, INK, text_font(size), "mm", stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def heading(title: str, note: str, width: int) -> Image.Image:

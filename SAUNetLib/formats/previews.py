@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cc3d
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -14,6 +13,8 @@ from ..segmentation import Segmentation
 from ..volume import SagittalStack, Volume, on_grid
 from .atomic import check_writable, write_beside
 from .pages import (
+    BODY_LETTERS,
+    DISC_LETTERS,
     GAP,
     INK,
     PAPER,
@@ -22,10 +23,12 @@ from .pages import (
     grey_levels,
     grey_window,
     heading,
+    in_front,
     middle_slice,
     page,
     text_font,
     write_directions,
+    write_level,
 )
 
 ENDINGS = (".png",)
@@ -193,32 +196,12 @@ def _border(labels: np.ndarray) -> np.ndarray:
 def _write_levels(panel: Image.Image, labels: np.ndarray, segmentation: Segmentation) -> None:
     """The name of its level on each vertebral body and disc; where there is no room, on the bodies only."""
     draw = ImageDraw.Draw(panel)
-    canal = np.argwhere(_of_kind(labels, segmentation, ("canal",)))
+    canal = _of_kind(labels, segmentation, ("canal",))
     for value in np.unique(labels[labels > 0]):
         structure = segmentation.known[int(value)]
-        if not structure.level:
-            continue
-        place = _body(labels == value, canal)
-        size, least = (13, 9) if structure.kind == "disc" else (18, 14)
-        if len(place) < 40 or np.ptp(place[:, 0]) < least:
-            continue
-        row, column = place.mean(axis=0)
-        draw.text((column, row), structure.level, INK, text_font(size), "mm", stroke_width=2, stroke_fill=(0, 0, 0))
-
-
-def _body(mask: np.ndarray, canal: np.ndarray) -> np.ndarray:
-    """The pixels (n, 2) of a structure's largest piece in front of the canal's pixels: the body, not its process."""
-    pieces = cc3d.connected_components(mask, connectivity=4)
-    places = [np.argwhere(pieces == number) for number in range(1, int(pieces.max()) + 1)]
-    if len(canal):
-        places = [place for place in places if place[:, 1].mean() < _canal_column(canal, place[:, 0].mean())]
-    return max(places, key=len, default=np.empty((0, 2), int))
-
-
-def _canal_column(canal: np.ndarray, row: float) -> float:
-    """Where the canal's pixels (n, 2) run at the height of a row, or nearest to it."""
-    away = np.abs(canal[:, 0] - row)
-    return float(np.median(canal[away <= away.min() + 10, 1]))
+        if structure.level:
+            size = DISC_LETTERS if structure.kind == "disc" else BODY_LETTERS
+            write_level(draw, structure.level, in_front(labels == value, canal), size)
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -18,10 +18,12 @@ from ..formats.pages import (
     grey_levels,
     grey_window,
     heading,
+    in_front,
     middle_slice,
     page,
     text_font,
     write_directions,
+    write_level,
 )
 from ..segmentation import Segmentation
 from ..volume import Volume, on_grid
@@ -31,8 +33,6 @@ from .space import Space
 ENDINGS = (".png",)
 TALL, WIDE = 1100, 760
 _MARGIN_MM = 12.0
-_LEAST_PIXELS = 30
-"""Less of a body has no name."""
 _LETTER = 36
 """So near to the upper and lower border, in pixels, the directions stand."""
 _COLOURS = {"endplate": (255, 221, 87), "disc": (92, 200, 255), "canal": (255, 128, 190)}
@@ -129,23 +129,11 @@ def _draw(draw: ImageDraw.ImageDraw, mark: Mark, points: np.ndarray) -> None:
 def _write_levels(
     draw: ImageDraw.ImageDraw, measurements: Measurements, labels: np.ndarray, factor: np.ndarray
 ) -> None:
-    """The name of its level on each vertebral body: on what of the vertebra lies in front of the canal."""
-    canals = [row.value for row in measurements.rows if row.kind == "canal"]
+    """The name of its level on each vertebral body; a pixel of the labels (H, W) is `factor` (2,) of the picture's."""
+    canal = np.isin(labels, [row.value for row in measurements.rows if row.kind == "canal"])
     for vertebra in (row for row in measurements.rows if row.kind == "vertebra"):
-        place = in_front(np.argwhere(labels == vertebra.value), np.isin(labels, canals))
-        if len(place) < _LEAST_PIXELS:
-            continue
-        row, column = place.mean(axis=0) * factor
-        row = float(np.clip(row, _LETTER, len(labels) * factor[0] - _LETTER))
-        draw.text((column, row), vertebra.level, INK, text_font(17), "mm", stroke_width=2, stroke_fill=(0, 0, 0))
-
-
-def in_front(place: np.ndarray, canal: np.ndarray) -> np.ndarray:
-    """Of pixels (N, 2) those in front of a canal's (H, W), or the front half where there is none."""
-    rows = np.flatnonzero(canal.any(axis=1))
-    if not len(rows):
-        return place[place[:, 1] < np.median(place[:, 1])] if len(place) else place
-    return place[place[:, 1] < np.interp(place[:, 0], rows, canal[rows].argmax(axis=1))]
+        place = in_front(labels == vertebra.value, canal) * factor
+        write_level(draw, vertebra.level, place, away=_LETTER)
 
 
 def _figures(measurements: Measurements, height: int) -> Image.Image:
