@@ -45,12 +45,9 @@ def agreement(predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, ..
     union = found + there - both
     hausdorff = hausdorff95 = mean = math.nan
     if found and there:
-        box = _bounding_box(predicted | truth)
         flat = tuple(axis for axis, count in enumerate(truth.shape) if count == 1)[: truth.ndim - 2]
         sizes = [size for axis, size in enumerate(spacing) if axis not in flat]
-        distances = surface_distance.compute_surface_distances(
-            truth[box].squeeze(flat), predicted[box].squeeze(flat), sizes
-        )
+        distances = surface_distance.compute_surface_distances(truth.squeeze(flat), predicted.squeeze(flat), sizes)
         hausdorff = float(surface_distance.compute_robust_hausdorff(distances, 100.0))
         hausdorff95 = float(surface_distance.compute_robust_hausdorff(distances, 95.0))
         mean = _mean_distance(distances)
@@ -65,15 +62,6 @@ def agreement(predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, ..
         hausdorff95,
         mean,
     )
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The box of a mask with a margin of one voxel, so that its surface closes."""
-    box = []
-    for axis in range(mask.ndim):
-        seen = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(max(0, int(seen[0]) - 1), int(seen[-1]) + 2))
-    return tuple(box)
 
 
 def _mean_distance(distances: dict[str, np.ndarray]) -> float:
