@@ -85,7 +85,10 @@ def _beside_spine(grid: Grid, pieces: np.ndarray, box: Box) -> np.ndarray:
 
 
 def _near(mask: np.ndarray, spacing: np.ndarray, reach_mm: float) -> np.ndarray:
-    """Which pixels lie no farther than so from a mask (H, W); without an ITK filter, whose threads survive no fork."""
+    """Which pixels lie no farther than so from a mask (H, W).
+
+    Not by an ITK filter: without memory, or in a forked process, its threads were waited for without end.
+    """
     result = np.zeros_like(mask)
     rows, columns = mask.shape
     seen = np.pad(np.cumsum(mask, axis=1), ((0, 0), (1, 0)))
