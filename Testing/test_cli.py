@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -457,6 +458,28 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_what_extras_bring_is_needed_by_their_commands_alone(tmp_path):
+    """And those say which extra that is."""
+    code = (
+        "import importlib, sys\n"
+        "for name in ('pydantic', 'monai', 'torchio', 'lightning', 'tensorboard', 'distributed', 'filelock'):\n"
+        "    sys.modules[name] = None\n"
+        "from SAUNetLib.cli import main\n"
+        "for name in sys.argv[2:]:\n    importlib.import_module(name)\n"
+        "dataset, train = (main([*one, sys.argv[1]]) for one in (['dataset', 'check'], ['train', '--output', 'r']))\n"
+        "print(dataset, train, main(['batch', '.', '--output', sys.argv[1]]))"
+    )
+    files = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "SAUNetLib").rglob("*.py"))
+    modules = [".".join(path.parts) for path in files if path.stem != "__main__"]
+    extra = re.compile(r"training\.(?!phantom)|evaluation\.(comparison|fine_tuning|validation)")
+    base = [name for name in modules if not extra.search(name)]
+    arguments = [sys.executable, "-c", code, str(tmp_path), *base]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.stdout == "2 2 2\n", done.stderr
+    needed = re.findall(r"error NOT_INSTALLED: .*(saunet\[\w+])", done.stderr)
+    assert needed == ["saunet[train]", "saunet[train]", "saunet[cluster]"]
 
 
 def test_segmenting_opens_no_connection(image, tmp_path, tiny_model):
