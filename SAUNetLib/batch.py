@@ -20,7 +20,8 @@ from .batch_study import appears, segment_study, try_worker
 from .errors import InputError, UsageError
 from .formats.atomic import ending_of, spelling
 from .formats.dicom_files import may_be_image
-from .formats.headers import ENDINGS, voxel_file
+from .formats.endings import IMAGES
+from .formats.headers import voxel_file
 
 LOCK = "batch.lock"
 GIVE_UP = 20
@@ -179,7 +180,7 @@ def find_studies(archive: Path, output: Path, left_out: Counter[str] | None = No
         names = sorted(one for one in names if not one.startswith("."))
         others = []
         for one in names:
-            if ending := ending_of(Path(one), ENDINGS):
+            if ending := ending_of(Path(one), IMAGES):
                 files = {here / one, voxel_file(here / one, ending)}
                 yield Study((here / one).relative_to(archive).as_posix(), False, _stamp(sorted(files)))
             else:

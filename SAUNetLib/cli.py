@@ -190,10 +190,10 @@ def _segment_many(options: argparse.Namespace) -> int:
 
 def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
     from .formats.atomic import ending_of, spelling
-    from .formats.headers import ENDINGS
+    from .formats.endings import IMAGES
 
-    endings = (*ENDINGS, ".dcm")
-    if folder.name.lower().endswith(ENDINGS) and not folder.is_dir():
+    endings = (*IMAGES, ".dcm")
+    if folder.name.lower().endswith(IMAGES) and not folder.is_dir():
         raise UsageError("USAGE", "several images need a folder as --output", "Give a folder's name")
     outputs: dict[Path, Path] = {}
     names = set()
@@ -382,8 +382,9 @@ def _add_measure(commands: Any) -> None:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from .formats.atomic import write_together
-    from .formats.segmentations import check_output, read_segmentation
+    from .formats.atomic import check_writable, write_together
+    from .formats.endings import MEASUREMENTS, PICTURES
+    from .formats.segmentations import read_segmentation
     from .formats.volumes import read_volume
     from .measurements import measure, write_measurements, write_picture
 
@@ -391,9 +392,9 @@ def _measure(options: argparse.Namespace) -> int:
         raise UsageError("USAGE", "--picture needs the image to draw on", "Give it with --image")
     if options.series and not options.image:
         raise UsageError("USAGE", "--series chooses the image's series", "Give the image with --image")
-    check_output(options.output, (".csv", ".json"))
+    check_writable(options.output, MEASUREMENTS)
     if options.picture:
-        check_output(options.picture, (".png",))
+        check_writable(options.picture, PICTURES)
     segmentation = read_segmentation(options.segmentation)
     volume = read_volume(options.image, options.series) if options.image else None
     measured = measure(segmentation, volume)
@@ -464,9 +465,8 @@ def _add_phantom(commands: Any) -> None:
 
 
 def _phantom(options: argparse.Namespace) -> int:
-    from .formats.atomic import ending_of
-    from .formats.segmentations import ENDINGS
-    from .formats.volumes import check_volume_output
+    from .formats.atomic import check_writable, ending_of
+    from .formats.endings import VOLUMES
     from .training.phantom import PhantomOptions, make_phantom
     from .training.phantom.dataset import write_phantom, write_phantoms
 
@@ -483,10 +483,10 @@ def _phantom(options: argparse.Namespace) -> int:
         write_phantoms(output, options.count, options.seed)
         print(output)
         return 0
-    stem = output.name[: len(output.name) - len(ending_of(output, ENDINGS))]
+    stem = output.name[: len(output.name) - len(ending_of(output, VOLUMES))]
     labels = output.with_name(f"{stem}_labels.nii.gz")
     for path in (output, labels):
-        check_volume_output(path)
+        check_writable(path, VOLUMES)
     made = make_phantom(PhantomOptions(seed=options.seed, **chosen))
     write_phantom(made, output, labels)
     print(output, labels, sep="\n")
@@ -648,7 +648,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from .formats.atomic import check_writable
 
     if options.output:
-        check_writable(Path(options.output), (".json",))
+        check_writable(options.output, (".json",))
     measured = benchmark(
         BUDGETS[options.budget], options.device, options.model, say=lambda text: print(text, file=sys.stderr)
     )

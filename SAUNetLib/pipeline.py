@@ -12,8 +12,9 @@ from . import __version__
 from .anatomy import encodings
 from .engine import Engine, Report, silent
 from .errors import UsageError
-from .formats.atomic import same_place, write_together
-from .formats.segmentations import check_output, write_segmentation, write_table
+from .formats.atomic import check_writable, same_place, write_together
+from .formats.endings import MEASUREMENTS, PICTURES, SEGMENTATIONS, TABLES
+from .formats.segmentations import write_segmentation, write_table
 from .formats.volumes import Series, read_volume
 from .levels import check_lowest, name_structures
 from .segmentation import Notice, Segmentation
@@ -149,12 +150,12 @@ def segment_file(
 
 def _check_places(image: str | Path | Series, output: str | Path, *others: str | Path | None) -> None:
     """Refuse places of results (label map, table, measurements, preview) before the work instead of after it."""
-    check_output(output)
+    check_writable(output, SEGMENTATIONS)
     if not isinstance(image, Series) and same_place(Path(output), Path(image)):
         raise UsageError("OUTPUT_WRITE", f"{output} is the image itself", "Give the result another name")
-    for path, endings in zip(others, ((".csv",), (".csv", ".json"), (".png",)), strict=True):
+    for path, endings in zip(others, (TABLES, MEASUREMENTS, PICTURES), strict=True):
         if path is not None:
-            check_output(path, endings)
+            check_writable(path, endings)
     for one, other in itertools.combinations([path for path in (output, *others) if path], 2):
         if same_place(Path(one), Path(other)):
             raise UsageError("USAGE", f"two results would be written to {one}", "Give each a name of its own")

@@ -11,8 +11,9 @@ import numpy as np
 
 from .anatomy import PARTS_OFFSET, disc_between, encodings, structures, usual_levels, value_of
 from .errors import UsageError
-from .formats.atomic import same_place
-from .formats.segmentations import CORD, check_output, read_segmentation, write_segmentation
+from .formats.atomic import check_writable, same_place
+from .formats.endings import SEGMENTATIONS
+from .formats.segmentations import CORD, read_segmentation, write_segmentation
 from .segmentation import Segmentation, count_labels
 
 
@@ -67,7 +68,7 @@ def relabel_file(path: str | Path, assignments: Mapping[str, str], output: str |
         UsageError: as `relabel`; OUTPUT_FORMAT or OUTPUT_WRITE; USAGE where the file would lose its spinal cord.
     """
     target = Path(path if output is None else output)
-    check_output(target)
+    check_writable(target, SEGMENTATIONS)
     found = read_segmentation(path)
     if same_place(target, Path(path)) and any(notice.code == CORD for notice in found.warnings):
         cause = f"{target.name} holds a spinal cord, which would be lost"

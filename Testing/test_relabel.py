@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from SAUNetLib.anatomy import CANAL_VALUE, PARTS_OFFSET, disc_between, encodings, structures, usual_levels, value_of
 from SAUNetLib.errors import InputError, UsageError
-from SAUNetLib.formats.segmentations import ENDINGS, read_segmentation, write_segmentation
+from SAUNetLib.formats.endings import SEGMENTATIONS
+from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
 from SAUNetLib.measurements import split_parts
 from SAUNetLib.relabel import relabel, relabel_file
 from SAUNetLib.segmentation import Notice, Segmentation
@@ -188,7 +189,7 @@ def test_classes_are_refused():
         relabel(Segmentation(np.minimum(one.labels, 3), one.geometry, encodings()["classes"]), {"L4": "L3"})
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", SEGMENTATIONS)
 def test_files_of_every_format(tmp_path, ending):
     path = tmp_path / f"result{ending}"
     whole = segmentation(geometry())

@@ -30,13 +30,9 @@ from SAUNetLib.anatomy import PARTS_OFFSET, encodings, structures
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.evaluation.evaluate import evaluate, evaluate_files
 from SAUNetLib.formats import segmentations as module
-from SAUNetLib.formats.segmentations import (
-    ENDINGS,
-    check_output,
-    read_segmentation,
-    write_segmentation,
-    write_table,
-)
+from SAUNetLib.formats.atomic import check_writable
+from SAUNetLib.formats.endings import SEGMENTATIONS, TABLES, VOLUMES
+from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation, write_table
 from SAUNetLib.relabel import relabel_file
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.volume import Geometry, to_sitk
@@ -88,7 +84,7 @@ def matrix_ras(grid: Geometry) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", GRIDS)
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", SEGMENTATIONS)
 def test_read_back(tmp_path: Path, kind: str, ending: str) -> None:
     wanted = sample(kind)
     path = tmp_path / "new folder" / f"wirbelsäule 脊椎{ending}"
@@ -106,7 +102,7 @@ def test_read_back(tmp_path: Path, kind: str, ending: str) -> None:
         assert np.allclose(found.geometry.origin, wanted.geometry.origin, atol=1e-12)
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", SEGMENTATIONS)
 @pytest.mark.parametrize("values", [(1, 2, 3), (2,)])
 def test_classes_stay_classes(tmp_path: Path, ending: str, values: tuple[int, ...]) -> None:
     """Value 2 alone is the disc class here, although it is the canal among the levels."""
@@ -130,7 +126,7 @@ def test_any_labels_on_any_grid(tmp_path: Path, data: st.DataObject) -> None:
     direction = builders.rotation(data.draw(st.floats(-180, 180)), (1, -2, 0.5))
     direction = direction * data.draw(st.sampled_from([1.0, -1.0]))
     wanted = Segmentation(labels, Geometry(size, spacing, origin, direction))  # type: ignore[arg-type]
-    path = tmp_path / f"s{data.draw(st.sampled_from(ENDINGS))}"
+    path = tmp_path / f"s{data.draw(st.sampled_from(SEGMENTATIONS))}"
     write_segmentation(wanted, path)
     found = read_segmentation(path)
     assert np.array_equal(found.labels, labels)
@@ -147,7 +143,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         pytest.skip("needs the package slicer-core")
     folder = tmp_path_factory.mktemp("opened")
     for kind in GRIDS:
-        for ending in ENDINGS:
+        for ending in SEGMENTATIONS:
             write_segmentation(sample(kind), folder / f"{kind}{ending}")
     write_segmentation(class_sample(), folder / "classes.seg.nrrd")
     script = Path(__file__).with_name("slicer_reader.py")
@@ -180,7 +176,7 @@ def test_slicer_opens_the_segmentation(opened: tuple[Path, dict[str, Any]], kind
 
 
 @pytest.mark.parametrize("kind", GRIDS)
-@pytest.mark.parametrize("ending", [one for one in ENDINGS if one != ".seg.nrrd"])
+@pytest.mark.parametrize("ending", [one for one in SEGMENTATIONS if one != ".seg.nrrd"])
 def test_slicer_opens_the_label_map(opened: tuple[Path, dict[str, Any]], kind: str, ending: str) -> None:
     folder, found = opened
     wanted, got = sample(kind), found[f"{kind}{ending}"]
@@ -300,7 +296,7 @@ def test_other_bad_label_maps(tmp_path: Path, whole: Segmentation) -> None:
     image = to_sitk(whole.labels, whole.geometry)
     sitk.WriteImage(image[:, :, 2], str(tmp_path / "flat.nrrd"))
     assert refusal(tmp_path / "flat.nrrd").code == "INPUT_DIMENSION"
-    for ending in ENDINGS:
+    for ending in SEGMENTATIONS:
         write_segmentation(whole, tmp_path / f"whole{ending}")
         raw = (tmp_path / f"whole{ending}").read_bytes()
         (tmp_path / f"cut{ending}").write_bytes(raw[: len(raw) - 400])
@@ -390,37 +386,50 @@ def test_a_copy_means_what_its_original_does(whole: Segmentation) -> None:
 
 @pytest.mark.parametrize("name", ["s.dcm", "s.nhdr", "s", ".nii.gz", "s.nii.bz2", "s.png"])
 def test_unknown_formats(tmp_path: Path, whole: Segmentation, name: str) -> None:
-    for act in (lambda: check_output(tmp_path / name), lambda: write_segmentation(whole, tmp_path / name)):
+    for act in (
+        lambda: check_writable(tmp_path / name, SEGMENTATIONS),
+        lambda: write_segmentation(whole, tmp_path / name),
+    ):
         with pytest.raises(UsageError) as caught:
             act()
         assert caught.value.code == "OUTPUT_FORMAT"
-        assert all(ending in caught.value.remedy for ending in ENDINGS)
+        assert all(ending in caught.value.remedy for ending in SEGMENTATIONS)
     assert not list(tmp_path.iterdir())
 
 
-def test_check_output(tmp_path: Path) -> None:
-    check_output(tmp_path / "a" / "b" / "S.NII.GZ")
-    check_output(tmp_path / "t.csv", module.TABLE_ENDINGS)
+@pytest.mark.parametrize("name", ["s.seg.nrrd", "S.SEG.NRRD"])
+def test_a_volume_is_not_called_as_a_segmentation(tmp_path: Path, name: str) -> None:
+    """Its last ending is one of a volume."""
+    with pytest.raises(UsageError, match="segmentation's name") as caught:
+        check_writable(tmp_path / name, VOLUMES)
+    assert caught.value.code == "OUTPUT_FORMAT" and ".seg" not in caught.value.remedy
+    assert check_writable(str(tmp_path / name), SEGMENTATIONS) == ".seg.nrrd"
+    assert check_writable(tmp_path / "s.nrrd", VOLUMES) == check_writable(tmp_path / "s.nrrd", SEGMENTATIONS)
+
+
+def test_a_place_is_checked(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b" / "S.NII.GZ", SEGMENTATIONS)
+    check_writable(tmp_path / "t.csv", TABLES)
     assert not list(tmp_path.iterdir())
     (tmp_path / "folder.nrrd").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe.mha")
     for name in ("folder.nrrd", "file/s.nrrd", "pipe.mha"):
         with pytest.raises(UsageError) as caught:
-            check_output(tmp_path / name)
+            check_writable(tmp_path / name, SEGMENTATIONS)
         assert caught.value.code == "OUTPUT_WRITE"
         assert caught.value.exit_status == 2
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a file system that takes no files")
-def test_check_output_where_nothing_can_be_made(whole: Segmentation) -> None:
+def test_a_place_is_checked_where_nothing_can_be_made(whole: Segmentation) -> None:
     with pytest.raises(UsageError) as caught:
         write_segmentation(whole, "/proc/s.nrrd")
     assert caught.value.code == "OUTPUT_WRITE"
 
 
 @pytest.mark.parametrize("existing", [True, False])
-@pytest.mark.parametrize("ending", [*ENDINGS, ".csv"])
+@pytest.mark.parametrize("ending", [*SEGMENTATIONS, ".csv"])
 def test_full_disk(tmp_path: Path, ending: str, existing: bool) -> None:
     """The system stops every file at 600 bytes: no partial file, no temporary one, the old one untouched."""
     resource = pytest.importorskip("resource")
@@ -492,7 +501,7 @@ def test_a_link_keeps_pointing(tmp_path: Path, whole: Segmentation) -> None:
 
 def test_long_paths(tmp_path: Path, whole: Segmentation) -> None:
     folder = tmp_path.joinpath(*["ordner mit sehr langem namen " * 4] * 5)
-    for ending in ENDINGS:
+    for ending in SEGMENTATIONS:
         path = folder / ("x" * (255 - len(ending)) + ending)
         write_segmentation(whole, path)
         assert np.array_equal(read_segmentation(path).labels, whole.labels)

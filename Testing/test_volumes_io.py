@@ -27,8 +27,9 @@ import SimpleITK as sitk
 from bad_inputs import FORMATS, GOOD, WORKS, Case, changed, images, nifti, save
 
 from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.formats.dicom import list_series
 from SAUNetLib.formats.dicom_files import is_dicom
-from SAUNetLib.formats.volumes import list_series, read_volume, write_volume
+from SAUNetLib.formats.volumes import read_volume, write_volume
 from SAUNetLib.volume import Geometry, Volume
 
 GRID = builders.geometry()

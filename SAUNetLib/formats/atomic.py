@@ -6,32 +6,32 @@ import os
 import secrets
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
 from ..errors import UsageError
 from . import itk
+from .endings import SEGMENTS
 
 _waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
 """Whole files under their temporary names, and their places, in a block of `write_together`."""
 
 
-def check_writable(path: Path, endings: Iterable[str]) -> str:
+def check_writable(path: str | Path, endings: Collection[str]) -> str:
     """The ending of a path that a result can be written to; nothing is created.
 
     Raises:
-        UsageError: OUTPUT_FORMAT for an ending that is not among those given; OUTPUT_WRITE for a folder, a special or a
-            protected file, or a parent folder that cannot be written to or created.
+        UsageError: OUTPUT_FORMAT for an ending that is not among those given, of which `.nrrd` is not `.seg.nrrd`'s;
+            OUTPUT_WRITE for a folder, a special or a protected file, or a parent folder that cannot be written to or
+            created.
     """
-    ending = ending_of(path, endings)
-    if not ending:
-        raise UsageError(
-            "OUTPUT_FORMAT",
-            f"{path.name or path} does not end in a known format",
-            f"Choose one of {', '.join(endings)}",
-        )
+    path = Path(path)
+    ending = ending_of(path, {*endings, SEGMENTS})
+    if ending not in endings:
+        what = "is a segmentation's name" if ending else "does not end in a known format"
+        raise UsageError("OUTPUT_FORMAT", f"{path.name or path} {what}", f"Choose one of {', '.join(endings)}")
     try:
         _check_place(path)
     except (OSError, RuntimeError, ValueError) as failure:  # too long a name, a loop of links, a NUL

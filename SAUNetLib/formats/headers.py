@@ -22,7 +22,6 @@ import numpy as np
 from ..errors import InputError
 from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE, REPLACE, SHRINK, STRAIGHTEN, orthonormal
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 MOST_BYTES = 2 * MOST_VOXELS
 MOST_AFTER = 64 << 20
 """Bytes after the voxels that are read to reach the end of a stream."""

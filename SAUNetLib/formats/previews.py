@@ -12,6 +12,7 @@ from ..anatomy import Structure
 from ..segmentation import Segmentation
 from ..volume import SagittalStack, Volume, on_grid
 from .atomic import check_writable, write_beside
+from .endings import PICTURES
 from .pages import (
     BODY_LETTERS,
     DISC_LETTERS,
@@ -31,7 +32,6 @@ from .pages import (
     write_level,
 )
 
-ENDINGS = (".png",)
 TALL, WIDE = 700, 720
 """Most pixels of a mid-sagittal panel."""
 FILL = 0.38
@@ -60,7 +60,7 @@ def write_preview(volume: Volume, segmentation: Segmentation, path: str | Path) 
         InputError: INPUT_GEOMETRY where volume and segmentation do not lie on one grid.
     """
     path = Path(path)
-    ending = check_writable(path, ENDINGS)
+    ending = check_writable(path, PICTURES)
     volume = on_grid(volume, segmentation.geometry, "its segmentation")
     picture = draw_preview(volume, segmentation)
     with write_beside(path, ending) as temporary:

@@ -37,25 +37,15 @@ from ..segmentation import KEPT_IN_NIFTI, Notice, Segmentation, count_labels, sa
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
+from .endings import SEGMENTATIONS, SEGMENTS, TABLES
 from .volumes import read_image
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd")
-TABLE_ENDINGS = (".csv",)
 CORD = "CORD"
 """Code of the notice that a label map held a spinal cord."""
 _REFERENCE = "Reference image geometry"
 """Slicer's conversion parameter that tells the grid of the segmented image."""
 _KEY = "SAUNet_"
 _ENCODING = _KEY + "encoding"
-
-
-def check_output(path: str | Path, endings: tuple[str, ...] = ENDINGS) -> None:
-    """Refuse an output path before the work instead of after it.
-
-    Raises:
-        UsageError: OUTPUT_FORMAT for an unknown ending, OUTPUT_WRITE for a place that cannot be written to.
-    """
-    check_writable(Path(path), endings)
 
 
 def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
@@ -69,13 +59,13 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
     """
     path = Path(path)
-    ending = check_writable(path, ENDINGS)
+    ending = check_writable(path, SEGMENTATIONS)
     with write_beside(path, ending) as temporary:
-        if ending == ".seg.nrrd":
+        if ending == SEGMENTS:
             _write_segments(segmentation, temporary)
         else:
             _write_label_map(segmentation, temporary, ending)
-        headers.check_written(temporary, ".nrrd" if ending == ".seg.nrrd" else ending)
+        headers.check_written(temporary, ".nrrd" if ending == SEGMENTS else ending)
 
 
 def write_table(segmentation: Segmentation, path: str | Path) -> None:
@@ -87,7 +77,7 @@ def write_table(segmentation: Segmentation, path: str | Path) -> None:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
     """
     path = Path(path)
-    ending = check_writable(path, TABLE_ENDINGS)
+    ending = check_writable(path, TABLES)
     with write_beside(path, ending) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
@@ -195,7 +185,7 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
         InputError: INPUT_LABELS for values or segments without a meaning here; otherwise as `read_volume`.
     """
     path = Path(path)
-    if ending_of(path, ENDINGS) == ".seg.nrrd" and os.path.isfile(path):  # noqa: PTH113 - no failure for any path
+    if ending_of(path, SEGMENTATIONS) == SEGMENTS and os.path.isfile(path):  # noqa: PTH113 - no failure for any path
         segmentation = _read_segments(path, usual)
         if segmentation is not None:
             return segmentation

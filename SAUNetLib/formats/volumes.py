@@ -11,13 +11,13 @@ from ..errors import InputError, UsageError
 from ..volume import Volume, check_volume
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
-from .dicom import list_series, read_beside, read_series, volume_of
+from .dicom import read_beside, read_series, volume_of
 from .dicom_files import is_dicom
 from .dicom_series import Series
+from .endings import IMAGES, VOLUMES
 
-__all__ = ["Series", "list_series", "read_image", "read_volume", "write_volume"]
+__all__ = ["Series", "read_image", "read_volume", "write_volume"]
 
-_WRITTEN = (".nii.gz", ".nii", ".nrrd", ".mha")
 _IMAGE_IO = {
     ".nii": "NiftiImageIO",
     ".nii.gz": "NiftiImageIO",
@@ -33,7 +33,7 @@ def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
 
     Args:
         path: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file; folder with a DICOM study, also
-            in folders below it; a DICOM file, which stands for its series; or one of `list_series`.
+            in folders below it; a DICOM file, which stands for its series; or one of `dicom.list_series`.
         series: number, instance UID or description of the series where a folder holds several; not with a file.
 
     Returns:
@@ -58,7 +58,7 @@ def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
         )
     if stat.S_ISDIR(mode):
         volume = read_series(path, series)
-    elif stat.S_ISREG(mode) and not ending_of(path, headers.ENDINGS) and is_dicom(path):
+    elif stat.S_ISREG(mode) and not ending_of(path, IMAGES) and is_dicom(path):
         volume = read_beside(path)
     else:
         volume = Volume.from_sitk(read_image(path), path.name)
@@ -72,14 +72,14 @@ def read_image(path: Path) -> sitk.Image:
     Raises:
         InputError: INPUT_NOT_FOUND, INPUT_EMPTY, INPUT_UNREADABLE, INPUT_TOO_LARGE, INPUT_SPACING or INPUT_DIRECTION.
     """
-    regular, ending = stat.S_ISREG(_mode(path)), ending_of(path, headers.ENDINGS)
+    regular, ending = stat.S_ISREG(_mode(path)), ending_of(path, IMAGES)
     if not regular or not ending:
         if regular and path.stat().st_size == 0:
             raise InputError("INPUT_EMPTY", f"{path.name} is an empty file", "Copy or export the image again")
         raise InputError(
             "INPUT_UNREADABLE",
             f"{path.name} is not an image of a known kind",
-            f"Give a file that ends in {', '.join(headers.ENDINGS)}, or a folder with a DICOM study",
+            f"Give a file that ends in {', '.join(IMAGES)}, or a folder with a DICOM study",
         )
     headers.check_file(path, ending)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is said by check_file
@@ -105,19 +105,6 @@ def _mode(path: Path) -> int:
         raise InputError("INPUT_NOT_FOUND", cause, "Check the path") from failure
 
 
-def check_volume_output(path: Path) -> str:
-    """The ending of a path that a volume can be written to; nothing is created.
-
-    Raises:
-        UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
-    """
-    ending = check_writable(path, (*_WRITTEN, ".seg.nrrd"))
-    if ending == ".seg.nrrd":
-        remedy = f"Choose one of {', '.join(_WRITTEN)}"
-        raise UsageError("OUTPUT_FORMAT", f"{path.name} is a segmentation's name", remedy)
-    return ending
-
-
 def write_volume(volume: Volume, path: str | Path) -> None:
     """Write a volume as .nii, .nii.gz, .nrrd or .mha; the file appears whole or not at all.
 
@@ -125,7 +112,7 @@ def write_volume(volume: Volume, path: str | Path) -> None:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
     """
     path = Path(path)
-    ending = check_volume_output(path)
+    ending = check_writable(path, VOLUMES)
     with write_beside(path, ending) as temporary:
         with itk.unheard():
             sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)

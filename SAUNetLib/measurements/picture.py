@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..formats.atomic import check_writable, write_beside
+from ..formats.endings import PICTURES
 from ..formats.pages import (
     FAINT,
     GAP,
@@ -30,7 +31,6 @@ from ..volume import Volume, on_grid
 from .results import DISCLAIMER, Mark, Measure, Measurements, StructureMeasures
 from .space import Space
 
-ENDINGS = (".png",)
 TALL, WIDE = 1100, 760
 _MARGIN_MM = 12.0
 _LETTER = 36
@@ -48,7 +48,7 @@ def write_picture(volume: Volume, segmentation: Segmentation, measurements: Meas
         InputError: INPUT_GEOMETRY where volume and segmentation do not lie on one grid.
     """
     path = Path(path)
-    ending = check_writable(path, ENDINGS)
+    ending = check_writable(path, PICTURES)
     picture = draw_picture(volume, segmentation, measurements)
     with write_beside(path, ending) as temporary:
         picture.save(temporary)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TextIO
 
 from ..formats.atomic import check_writable, write_beside
+from ..formats.endings import MEASUREMENTS
 from .results import DISCLAIMER, QUANTITIES, Measurements, StructureMeasures, rounded
 
-ENDINGS = (".csv", ".json")
 COLUMNS = ("value", "name", "level", "kind", *QUANTITIES, "quality", "note")
 
 
@@ -26,7 +26,7 @@ def write_measurements(measurements: Measurements, path: str | Path) -> None:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
     """
     path = Path(path)
-    ending = check_writable(path, ENDINGS)
+    ending = check_writable(path, MEASUREMENTS)
     with write_beside(path, ending) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         if ending == ".json":
             json.dump(measurements.summary(), file, indent=1, ensure_ascii=False, allow_nan=False)

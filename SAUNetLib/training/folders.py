@@ -24,7 +24,7 @@ from ..anatomy import (
 )
 from ..errors import InputError, UsageError
 from ..formats.atomic import ending_of, write_beside
-from ..formats.headers import ENDINGS
+from ..formats.endings import IMAGES
 from ..formats.segmentations import as_labels
 from ..formats.volumes import read_image
 from ..segmentation import count_labels
@@ -232,7 +232,7 @@ def _named(folder: Path, tail: str) -> dict[str, list[Path]]:
     """Image files whose names end in a tail before their ending, by what stands before it."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        ending = ending_of(path, ENDINGS)
+        ending = ending_of(path, IMAGES)
         stem = path.name[: len(path.name) - len(ending)]
         if ending and not stem.startswith(".") and stem.endswith(tail) and stem != tail:
             found.setdefault(stem.removesuffix(tail), []).append(path)

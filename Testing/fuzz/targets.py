@@ -27,7 +27,9 @@ import numpy as np
 from SAUNetLib import worker
 from SAUNetLib.errors import SAUNetError
 from SAUNetLib.evaluation.readings import read_readings
-from SAUNetLib.formats.segmentations import check_output, read_segmentation
+from SAUNetLib.formats.atomic import check_writable
+from SAUNetLib.formats.endings import SEGMENTATIONS
+from SAUNetLib.formats.segmentations import read_segmentation
 from SAUNetLib.formats.volumes import read_volume
 from SAUNetLib.model import load_model, save_model
 from SAUNetLib.network import SAUNet
@@ -142,7 +144,7 @@ class _Worker(worker.Worker):
 
 def _segment_file(image: str, output: str, engine: object, **options: object) -> Segmentation:
     """In the place of the pipeline: looks at the paths as it does, computes and writes nothing."""
-    check_output(output)
+    check_writable(output, SEGMENTATIONS)
     with refusals():
         read_volume(image)
     return _segmentation()
