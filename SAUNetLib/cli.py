@@ -513,7 +513,7 @@ def _models(options: argparse.Namespace) -> int:
 def _models_add(options: argparse.Namespace) -> int:
     from .model import add_model
 
-    return _print_cards([add_model(Path(options.file))], options)
+    return _print_cards([add_model(options.file)], options)
 
 
 def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
@@ -653,7 +653,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         BUDGETS[options.budget], options.device, options.model, say=lambda text: print(text, file=sys.stderr)
     )
     if options.output:
-        write_benchmark(measured, Path(options.output))
+        write_benchmark(measured, options.output)
     print(markdown(measured))
     return 0
 

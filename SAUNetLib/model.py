@@ -30,8 +30,8 @@ class Model:
     card: ModelCard
 
 
-def load_model(model: str = DEFAULT_MODEL) -> Model:
-    """Find, verify and load a model. Nothing is unpickled.
+def load_model(model: str | Path = DEFAULT_MODEL) -> Model:
+    """Find, verify and load a model, given by name or by path. Nothing is unpickled.
 
     Raises:
         ModelError: MODEL_NOT_FOUND; MODEL_CARD; MODEL_DAMAGED, the file's SHA-256 is not the card's; MODEL_MISMATCH,
@@ -75,12 +75,13 @@ def _verified_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
         raise ModelError("MODEL_DAMAGED", f"{path.name} is no safetensors file", REINSTALL) from error
 
 
-def save_model(network: SAUNet, path: Path, card: Mapping[str, Any]) -> ModelCard:
+def save_model(network: SAUNet, path: str | Path, card: Mapping[str, Any]) -> ModelCard:
     """Write NAME.safetensors (float16) and NAME.json; ``card`` holds the card's entries but for ``sha256``.
 
     Raises:
         UsageError: OUTPUT_WRITE; a model that was there stays as it was.
     """
+    path = Path(path)
     half = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in network.state_dict().items()
@@ -95,16 +96,17 @@ def save_model(network: SAUNet, path: Path, card: Mapping[str, Any]) -> ModelCar
     return result
 
 
-def add_model(path: Path) -> ModelCard:
+def add_model(path: str | Path) -> ModelCard:
     """Verify a model file and copy it with its card to the user's models, so that its name selects it everywhere.
 
     Raises:
         ModelError: as `load_model`; MODEL_NOT_FOUND for a name too, as that model is there already.
         UsageError: as `keep_model`.
     """
+    path = Path(path)
     if path.suffix != ".safetensors":
         remedy = "Give the path of a file NAME.safetensors, beside which its card NAME.json lies"
         raise ModelError("MODEL_NOT_FOUND", f"{path} is no model file", remedy)
-    card = load_model(str(path)).card
+    card = load_model(path).card
     keep_model(path, card)
     return card

@@ -129,7 +129,7 @@ def available_models() -> list[ModelCard]:
     return cards
 
 
-def find_model(model: str = DEFAULT_MODEL) -> Path:
+def find_model(model: str | Path = DEFAULT_MODEL) -> Path:
     """The weights file of a model given by name or by path; of several versions of one name the newest.
 
     Raises:
@@ -140,11 +140,12 @@ def find_model(model: str = DEFAULT_MODEL) -> Path:
         if os.path.isfile(path):  # noqa: PTH113 - no failure for a name that no system takes
             return path
         raise ModelError("MODEL_NOT_FOUND", f"there is no file {model}", "Check the path")
-    newest = newest_model(model) if path.name == model else None
+    name = str(model)
+    newest = newest_model(name) if path.name == name else None
     if newest is not None:
         return newest
     names = ", ".join(card.name for card in available_models()) or "none"
-    cause = f"{model} is no model file" if os.path.isfile(path) else f"there is no model {model!r}"  # noqa: PTH113
+    cause = f"{model} is no model file" if os.path.isfile(path) else f"there is no model {name!r}"  # noqa: PTH113
     raise ModelError("MODEL_NOT_FOUND", cause, f"Give a file NAME.safetensors or one of these names: {names}")
 
 

@@ -185,7 +185,7 @@ class Worker:
             from .model import load_model
 
             self._engine = None  # never two at once in memory
-            self._engine = (key, Engine(load_model(str(weights)), request.device))
+            self._engine = (key, Engine(load_model(weights), request.device))
         return self._engine[1]
 
     def _send(self, **event: Any) -> None:

@@ -53,7 +53,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_model: Path) -> Engine:
     """The tiny model on the processor, in float32."""
-    return Engine(load_model(str(tiny_model)), "cpu", "float32")
+    return Engine(load_model(tiny_model), "cpu", "float32")
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_the_parts_of_a_run_add_up(image, tiny_model):
     for run in row["runs"]:
         assert math.isclose(sum(run[stage] for stage in module.STAGES), run["total"], rel_tol=1e-6)
         assert 0 < run["network"] < run["segment"] < run["total"]
-    fine, coarse = (load_model(str(tiny_model)).network.cost(size, size)[1] for size in (64, 48))
+    fine, coarse = (load_model(tiny_model).network.cost(size, size)[1] for size in (64, 48))
     assert row["gflop"] == pytest.approx((3 * fine + 2 * coarse) / 1e9)
     assert row["matrix_gflops"] > 0 and row["memory_gbs"] > 0
     json.dumps(row)
@@ -116,7 +116,7 @@ def test_the_stopwatch_sees_the_whole_network_and_changes_nothing(tiny_model, im
     from SAUNetLib.volume import SagittalStack
 
     stack = SagittalStack.of(read_volume(image))
-    plain, watched = (Engine(load_model(str(tiny_model)), "cpu", "float32") for _ in range(2))
+    plain, watched = (Engine(load_model(tiny_model), "cpu", "float32") for _ in range(2))
     stopwatch = benchmark_child.Stopwatch(watched)
     assert (plain.classes(stack)[0] == watched.classes(stack)[0]).all()
     first = stopwatch.seconds
@@ -125,7 +125,7 @@ def test_the_stopwatch_sees_the_whole_network_and_changes_nothing(tiny_model, im
 
 
 def test_traffic_counts_every_convolution_s_input_weights_and_result(tiny_model):
-    network = load_model(str(tiny_model)).network
+    network = load_model(tiny_model).network
     one = benchmark_child.traffic(network, 16, 16, 2)
     assert benchmark_child.traffic(network, 16, 16, 4) == 2 * one
     weights = sum(

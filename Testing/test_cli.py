@@ -395,7 +395,7 @@ def test_models_lists_and_adds(tiny_model, tmp_path, monkeypatch, capsys):
 def test_another_model_of_one_name_and_version_replaces_nothing(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
     assert main(["models", "add", str(tiny_model)]) == main(["models", "add", str(tiny_model)]) == 0
-    network, card = load_model(str(tiny_model)).network, json.loads(tiny_model.with_suffix(".json").read_text())
+    network, card = load_model(tiny_model).network, json.loads(tiny_model.with_suffix(".json").read_text())
     with torch.no_grad():
         next(network.parameters()).add_(1)
     del card["sha256"]

@@ -43,7 +43,7 @@ def test_padding_changes_no_intensities(tiny_engine, fill):
 
 @pytest.mark.parametrize("slices", [1, 2, 7])
 def test_result_does_not_depend_on_the_chunk(tiny_model, slices):
-    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    engine = Engine(load_model(tiny_model), "cpu", "float32")
     results = []
     for chunk in (1, 2, 3, 16):
         engine.chunk = chunk
@@ -54,7 +54,7 @@ def test_result_does_not_depend_on_the_chunk(tiny_model, slices):
 
 
 def test_engine_equals_the_network_on_the_whole_stack(tiny_model):
-    model = load_model(str(tiny_model))
+    model = load_model(tiny_model)
     stack = stack_of(4, 64, 48)
     found, _ = Engine(model, "cpu", "float32").classes(stack)
     intensity = engine_module.Intensity.of(stack.slices)
@@ -64,7 +64,7 @@ def test_engine_equals_the_network_on_the_whole_stack(tiny_model):
 
 
 def test_every_slice_is_encoded_once_whatever_the_chunk(tiny_model):
-    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    engine = Engine(load_model(tiny_model), "cpu", "float32")
     encoded = []
     engine.network.encoder.register_forward_hook(lambda _m, inputs, _r: encoded.append(inputs[0].shape[0]))
     engine.chunk = 2
@@ -112,7 +112,7 @@ def test_packing_changes_nothing_but_the_layers(dtype, options):
 
 def test_without_onednn_the_engine_answers_the_same(tiny_model, tiny_engine, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    plain = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    plain = Engine(load_model(tiny_model), "cpu", "float32")
     assert any(isinstance(module, torch.nn.Conv2d) for module in plain.network.modules())
     assert np.mean(plain.classes(stack_of(4))[0] != tiny_engine.classes(stack_of(4))[0]) < 1e-4
 
@@ -131,7 +131,7 @@ def test_another_form_of_onednns_operation_leaves_the_network_as_it_is(monkeypat
 
 
 def test_the_model_itself_is_not_changed(tiny_model):
-    model = load_model(str(tiny_model))
+    model = load_model(tiny_model)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     Engine(model, "cpu").classes(stack_of(2))
     after = model.network.state_dict()
@@ -201,17 +201,17 @@ OUT_OF_MEMORY = [
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cudnn", "cudnn status", "allocator", "python"])
 def test_out_of_memory_takes_smaller_chunks_and_says_so(tiny_model, error):
-    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    engine = Engine(load_model(tiny_model), "cpu", "float32")
     engine.chunk = 4
     tried = failing(engine, error, 2)
     found, notices = engine.classes(stack_of(4))
     assert tried[:3] == [4, 2, 1]
     assert [notice.text for notice in notices] == ["Memory ran short; continued with one slice at a time."]
-    assert np.array_equal(found, Engine(load_model(str(tiny_model)), "cpu", "float32").classes(stack_of(4))[0])
+    assert np.array_equal(found, Engine(load_model(tiny_model), "cpu", "float32").classes(stack_of(4))[0])
 
 
 def test_out_of_memory_on_a_gpu_ends_on_the_processor(tiny_model, monkeypatch):
-    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    engine = Engine(load_model(tiny_model), "cpu", "float32")
     engine.chunk = 1
     engine.device = torch.device("meta")  # stands for a device that is not the processor
     tried = failing(engine, torch.OutOfMemoryError("out of memory"), 1)
@@ -223,13 +223,13 @@ def test_out_of_memory_on_a_gpu_ends_on_the_processor(tiny_model, monkeypatch):
 def test_a_gpu_that_fails_is_left_where_nobody_asked_for_it(tiny_model):
     """As one for which this build of PyTorch has no kernels, or whose driver was reset."""
     error = RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
-    engine = Engine(load_model(str(tiny_model)), "auto", "float32")
+    engine = Engine(load_model(tiny_model), "auto", "float32")
     engine._chosen = engine.device = torch.device("meta")  # stands for a device that is not the processor
     failing(engine, error, 1)
     found, notices = engine.classes(stack_of(2))
     assert [notice.code for notice in notices] == ["GPU_FAILED"] and "no kernel image" in notices[0].text
-    assert np.array_equal(found, Engine(load_model(str(tiny_model)), "cpu", "float32").classes(stack_of(2))[0])
-    asked = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    assert np.array_equal(found, Engine(load_model(tiny_model), "cpu", "float32").classes(stack_of(2))[0])
+    asked = Engine(load_model(tiny_model), "cpu", "float32")
     asked.device = torch.device("meta")
     failing(asked, error, 1)
     with pytest.raises(RuntimeError, match="no kernel image"):
@@ -237,7 +237,7 @@ def test_a_gpu_that_fails_is_left_where_nobody_asked_for_it(tiny_model):
 
 
 def test_a_bug_on_the_processor_stays_one(tiny_model):
-    engine = Engine(load_model(str(tiny_model)), "auto", "float32")
+    engine = Engine(load_model(tiny_model), "auto", "float32")
     engine._chosen = torch.device("meta")
     failing(engine, RuntimeError("a bug"), 1)
     with pytest.raises(RuntimeError, match="a bug"):
@@ -254,7 +254,7 @@ def test_a_gpu_that_is_full_before_the_work_is_left_for_the_processor(tiny_model
 
     monkeypatch.setattr(Engine, "_prepare", preparing)
     monkeypatch.setattr("SAUNetLib.engine.choose_device", lambda device: torch.device("meta"))
-    engine = Engine(load_model(str(tiny_model)), "cuda", "float32")
+    engine = Engine(load_model(tiny_model), "cuda", "float32")
     for _ in range(2):
         assert [notice.code for notice in engine.classes(stack_of(2))[1]] == ["MOVED_TO_CPU"]
     full[0] = False
@@ -263,7 +263,7 @@ def test_a_gpu_that_is_full_before_the_work_is_left_for_the_processor(tiny_model
 
 
 def test_the_stack_after_one_that_did_not_fit_is_given_the_gpu_again(tiny_model, monkeypatch):
-    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    engine = Engine(load_model(tiny_model), "cpu", "float32")
     engine.device = engine._chosen = torch.device("meta")  # stands for a device that is not the processor
     failing(engine, torch.OutOfMemoryError("out of memory"), 1)
     engine.classes(stack_of(2))
@@ -274,7 +274,7 @@ def test_the_stack_after_one_that_did_not_fit_is_given_the_gpu_again(tiny_model,
 
 
 def test_out_of_memory_on_the_processor_is_an_error_of_its_own(tiny_model):
-    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    engine = Engine(load_model(tiny_model), "cpu", "float32")
     failing(engine, MemoryError(), 99)
     with pytest.raises(OutOfMemoryError) as caught:
         engine.classes(stack_of(2))
@@ -282,7 +282,7 @@ def test_out_of_memory_on_the_processor_is_an_error_of_its_own(tiny_model):
 
 
 def test_other_failures_are_not_taken_for_a_lack_of_memory(tiny_model):
-    engine = Engine(load_model(str(tiny_model)), "cpu", "float32")
+    engine = Engine(load_model(tiny_model), "cpu", "float32")
     failing(engine, RuntimeError("shapes do not match"), 1)
     with pytest.raises(RuntimeError, match="shapes"):
         engine.classes(stack_of(2))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -25,7 +24,7 @@ def model(tiny_model, tmp_path):
 
 def refused(path) -> ModelError:
     with pytest.raises(ModelError) as caught:
-        load_model(str(path))
+        load_model(path)
     assert caught.value.exit_status == 4 and caught.value.remedy
     return caught.value
 
@@ -46,7 +45,7 @@ def edit_card(model, **changes):
 def test_saved_and_loaded_weights_are_the_same_in_half_precision(tmp_path):
     network = SAUNet(**CARD["network"])
     save_model(network, tmp_path / "a.safetensors", CARD)
-    loaded = load_model(str(tmp_path / "a.safetensors"))
+    loaded = load_model(tmp_path / "a.safetensors")
     for name, value in network.state_dict().items():
         torch.testing.assert_close(loaded.network.state_dict()[name], value, rtol=1e-3, atol=1e-6)
     assert not loaded.network.training and loaded.card.name == "tiny"
@@ -193,7 +192,7 @@ def test_a_model_is_added_from_a_file_not_by_a_name(model, tmp_path, monkeypatch
     monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
     for name in ("saunet-lumbar", "tiny", str(model.with_suffix(".json"))):
         with pytest.raises(ModelError) as caught:
-            add_model(Path(name))
+            add_model(name)
         assert caught.value.code == "MODEL_NOT_FOUND" and f"{name} is no model file" in caught.value.cause
     assert not (tmp_path / "own").exists()
 

@@ -313,7 +313,7 @@ def targets(measured: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_benchmark(measured: dict[str, Any], path: Path) -> None:
+def write_benchmark(measured: dict[str, Any], path: str | Path) -> None:
     """Write the figures as JSON.
 
     Raises:
@@ -321,7 +321,7 @@ def write_benchmark(measured: dict[str, Any], path: Path) -> None:
     """
     from ..formats.atomic import check_writable, write_beside
 
-    with write_beside(path, check_writable(path, (".json",))) as temporary:
+    with write_beside(Path(path), check_writable(path, (".json",))) as temporary:
         temporary.write_text(json.dumps(measured, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -66,12 +66,13 @@ def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
     return volume
 
 
-def read_image(path: Path) -> sitk.Image:
+def read_image(path: str | Path) -> sitk.Image:
     """A NIfTI, NRRD or MetaImage file as ITK reads it, once its header has been found trustworthy.
 
     Raises:
         InputError: INPUT_NOT_FOUND, INPUT_EMPTY, INPUT_UNREADABLE, INPUT_TOO_LARGE, INPUT_SPACING or INPUT_DIRECTION.
     """
+    path = Path(path)
     regular, ending = stat.S_ISREG(_mode(path)), ending_of(path, IMAGES)
     if not regular or not ending:
         if regular and path.stat().st_size == 0:

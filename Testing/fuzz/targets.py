@@ -75,7 +75,7 @@ def weights(data: bytes, folder: Path) -> None:
     card = CARD | {"sha256": hashlib.sha256(data).hexdigest()}
     (folder / "m.json").write_text(json.dumps(card))
     with refusals():
-        load_model(str(folder / "m.safetensors"))
+        load_model(folder / "m.safetensors")
 
 
 def card(data: bytes, folder: Path) -> None:
@@ -87,7 +87,7 @@ def card(data: bytes, folder: Path) -> None:
             data = json.dumps(entries | {"sha256": hashlib.sha256(_good_weights()).hexdigest()}).encode()
     (folder / "m.json").write_bytes(data)
     with refusals():
-        load_model(str(folder / "m.safetensors"))
+        load_model(folder / "m.safetensors")
 
 
 @cache
