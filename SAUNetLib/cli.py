@@ -71,6 +71,15 @@ def _add(
     return parser
 
 
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=DEVICES,
+        help="where to compute; default: a GPU if there is one, else the CPU",
+    )
+
+
 def _add_segment(commands: Any) -> None:
     parser = _add(commands, "segment", _segment, "Segment spine MRI: vertebrae and discs by level, spinal canal.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="NIfTI, NRRD or MetaImage file, or DICOM folder")
@@ -80,8 +89,10 @@ def _add_segment(commands: Any) -> None:
     )  # fmt: skip
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--classes", action="store_true", help="three classes: 1 vertebrae, 2 discs, 3 spinal canal")
-    kind.add_argument("--levels", action="store_true", help="one label per structure (default)")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    kind.add_argument(
+        "--levels", action="store_true", help="one label per structure: the default, as opposed to --classes"
+    )
+    _add_device(parser)
     parser.add_argument("--model", metavar="NAME|FILE", help="model to use; `saunet models` lists them")
     parser.add_argument(
         "--lowest",
@@ -214,7 +225,7 @@ def _add_batch(commands: Any) -> None:
     parser.add_argument("archive", metavar="DIR", help="folder: DICOM, NIfTI, NRRD and MetaImage at any depth")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results; see docs/batch.md")
     parser.add_argument("--model", metavar="NAME|FILE", help="model to use; `saunet models` lists them")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    _add_device(parser)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, metavar="N", help="processes here; default: one a core, as memory allows")
     where.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://host:8786")
@@ -456,7 +467,7 @@ def _add_phantom(commands: Any) -> None:
     parser.add_argument(
         "output", metavar="OUT", help="image to write, such as phantom.nii.gz; labels go to OUT's stem + _labels"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="every number is another patient; default: %(default)s")
     parser.add_argument("--contrast", choices=("t1", "t2", "stir", "random"), help="default: t2")
     parser.add_argument("--slice-thickness", type=float, metavar="MM", help="default: 4")
     parser.add_argument(
@@ -564,13 +575,15 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "data", nargs="*", type=Path, metavar="DIR", help="folders of labelled images, see `saunet dataset check`"
     )
-    parser.add_argument("--data", nargs="+", type=Path, dest="more", metavar="DIR", default=[], help="the same")
+    parser.add_argument(
+        "--data", nargs="+", type=Path, dest="more", metavar="DIR", default=[], help="the same as DIR alone"
+    )
     parser.add_argument("--from", dest="start", metavar="NAME|FILE", help="model to adapt to the data (fine-tuning)")
     parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run; an unfinished run goes on")
     parser.add_argument(
         "--config", metavar="FILE.json", help="training configuration; default: the run's own, else the standard"
     )
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    _add_device(parser)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -611,7 +624,7 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("--keep-out", nargs="+", metavar="NAME", help="cases to measure on; default: SPIDER's five")
     parser.add_argument("--report", type=Path, metavar="FILE.md", help="report to write; default: RUN/results.md")
     parser.add_argument("--finished", action="store_true", help="train nothing, report what is finished")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    _add_device(parser)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -638,7 +651,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _add_benchmark(commands: Any) -> None:
     parser = _add(commands, "benchmark", _benchmark, "Measure speed and memory here, beside other networks.")
     parser.add_argument("--output", metavar="FILE.json", help="write all figures; the tables go to stdout (Markdown)")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    _add_device(parser)
     parser.add_argument("--model", metavar="NAME|FILE", help="model to measure; `saunet models` lists them")
     parser.add_argument("--budget", default="full", choices=("full", "smoke"), help="smoke: tiny volumes, seconds")
 
@@ -662,7 +675,7 @@ def _add_bundle(commands: Any) -> None:
     parser = _add(
         commands, "bundle", _bundle, "Pack what a computer without a connection needs to run SAUNet in Slicer."
     )
-    parser.add_argument("output", metavar="OUT.zip")
+    parser.add_argument("output", metavar="OUT.zip", help="file to write")
     parser.add_argument("--slicer", required=True, help="Slicer's version there: 5.10 or 5.12")
     parser.add_argument("--platform", required=True, help="linux, windows or macos-arm64")
     parser.add_argument("--index", metavar="URL", help="a further package index, such as PyTorch's of processor builds")

@@ -1,5 +1,6 @@
 """The command line: exit statuses, one clear line for each failure, several images, JSON."""
 
+import argparse
 import csv
 import errno
 import itertools
@@ -22,7 +23,7 @@ from builders import CLASS_OF, SLICES_TO_LEFT, block_spine, geometry, picture
 from conftest import ROOT
 
 from SAUNetLib.anatomy import value_of
-from SAUNetLib.cli import STAGES, main
+from SAUNetLib.cli import STAGES, _parser, main
 from SAUNetLib.command import run_command, tool
 from SAUNetLib.errors import CancelledError
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
@@ -448,6 +449,20 @@ def test_a_phantom_s_place_is_checked_before_it_is_made(tmp_path, capsys, monkey
     monkeypatch.setattr(phantom, "make_phantom", lambda *_: None)
     assert main(["phantom", str(tmp_path / "UP.NII.GZ")]) == 0
     assert [path.name for path in written] == ["UP.NII.GZ", "UP_labels.nii.gz"]
+
+
+def test_every_option_says_what_it_is():
+    def options(parser: argparse.ArgumentParser, name: str) -> list[str]:
+        unsaid = []
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for one, child in action.choices.items():
+                    unsaid += options(child, f"{name} {one}")
+            elif not action.help:
+                unsaid.append(f"{name} {action.dest}")
+        return unsaid
+
+    assert options(_parser(), "saunet") == []
 
 
 def test_help_loads_nothing_heavy():
