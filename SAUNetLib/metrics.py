@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import surface_distance
 
+LEAST_SHARED = 0.5
+"""An instance is found where at least this part of its voxels is."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -96,17 +99,11 @@ class Detection:
     missed: tuple[int, ...]
     spurious: tuple[int, ...]
 
-    @property
-    def recall(self) -> float:
-        """Share of the true instances that were matched; nan where there are none."""
-        number = len(self.matches) + len(self.missed)
-        return len(self.matches) / number if number else math.nan
 
-
-def detect(predicted: np.ndarray, truth: np.ndarray, least: float = 0.5) -> Detection:
+def detect(predicted: np.ndarray, truth: np.ndarray) -> Detection:
     """Match true to predicted instances, one to one, largest overlap first.
 
-    A pair counts when it shares at least ``least`` of the true instance's voxels. Numbers need not agree.
+    A pair counts when it shares at least half of the true instance's voxels (`LEAST_SHARED`). Numbers need not agree.
     """
     both = (truth > 0) & (predicted > 0)
     joint, counts = np.unique(np.stack((truth[both], predicted[both])).astype(np.int64), axis=1, return_counts=True)
@@ -116,7 +113,7 @@ def detect(predicted: np.ndarray, truth: np.ndarray, least: float = 0.5) -> Dete
     )
     matches: dict[int, int] = {}
     for number, true, found in pairs:
-        if true not in matches and found not in matches.values() and number >= least * sizes[true]:
+        if true not in matches and found not in matches.values() and number >= LEAST_SHARED * sizes[true]:
             matches[true] = found
     present = {int(value) for value in np.unique(predicted)} - {0}
     return Detection(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ModelError, UsageError
+from .formats.atomic import write_beside, write_together
 from .resources import resource
 
 DEFAULT_MODEL = "saunet-lumbar"
@@ -155,8 +156,6 @@ def keep_model(weights: Path, card: ModelCard) -> None:
     Raises:
         UsageError: USAGE, there is a newer or another model of its name, or no place for one; OUTPUT_WRITE.
     """
-    from .formats.atomic import write_beside, write_together
-
     newest = newest_model(card.name)
     if newest is not None and model_version(newest) > model_version(weights):
         raise UsageError(

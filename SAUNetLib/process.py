@@ -26,24 +26,21 @@ def prepare_process() -> None:
     keep_freed_memory()
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Spare the system from clearing the same pages over and over: large arrays come and go with every slice.
 
     By itself glibc gives the memory of large arrays back when they are freed, and the system hands it out again page by
     page, zeroed: some 30,000 page faults for a volume of 20 slices (docs/speed.md). Every thread of its own heap would
-    keep what another could use, so all share one.
-
-    Returns:
-        Whether anything was set: not on macOS and Windows, nor with another C library.
+    keep what another could use, so all share one. On macOS and Windows, and with another C library, nothing is set.
     """
     if sys.platform != "linux":
-        return False
+        return
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
-        return False
+        return
     # The threshold for maps of their own stops glibc from adjusting both by itself.
-    wanted = ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, LARGEST_KEPT), (M_TRIM_THRESHOLD, KEPT))
-    return all(library.mallopt(name, value) for name, value in wanted)
+    for name, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, LARGEST_KEPT), (M_TRIM_THRESHOLD, KEPT)):
+        library.mallopt(name, value)
 
 
 @contextlib.contextmanager

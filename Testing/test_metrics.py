@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from SAUNetLib.metrics import agreement, compare_labels, detect
+from SAUNetLib.metrics import Detection, agreement, compare_labels, detect
 
 
 def cube(start: int, stop: int, size: int = 20) -> np.ndarray:
@@ -106,7 +106,6 @@ def test_instances_are_matched_by_overlap_not_by_number():
     result = detect(found, truth)
     assert result.matches == {1: 45, 2: 44}
     assert result.missed == (3,) and result.spurious == (43,)
-    assert result.recall == pytest.approx(2 / 3)
 
 
 def test_one_prediction_serves_one_instance_only():
@@ -118,4 +117,4 @@ def test_one_prediction_serves_one_instance_only():
 
 def test_nothing_to_find():
     nothing = np.zeros((1, 3, 3), int)
-    assert math.isnan(detect(nothing, nothing).recall)
+    assert detect(nothing, nothing) == Detection({}, (), ())
