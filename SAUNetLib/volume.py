@@ -18,7 +18,6 @@ SMALLEST_STEP_MM, LARGEST_STEP_MM, LARGEST_FIELD_MM = 0.05, 20.0, 2000.0
 """From voxel to voxel, from slice to slice, and of a slice: beyond, the unit is another one than mm."""
 THICK_RATIO = 1.5
 """An axis is thick when its voxels are this many times longer than along the other two."""
-LARGEST_SPACING_MM = 50.0
 SMALLEST_SLICE = 4
 """Rows and columns that a sagittal slice has at least."""
 LARGEST_VALUE = 1e30
@@ -188,27 +187,30 @@ def check_geometry(geometry: Geometry, name: str = "volume") -> None:
     Raises:
         InputError: INPUT_SPACING, INPUT_DIRECTION, INPUT_NOT_SAGITTAL, INPUT_DIMENSION or INPUT_TOO_LARGE.
     """
-    spacing, direction = np.asarray(geometry.spacing, float), np.asarray(geometry.direction, float)
-    shown = " x ".join(f"{value:.4g}" for value in spacing)
-    if not ((spacing > 0).all() and (spacing <= LARGEST_SPACING_MM).all()):
-        raise InputError("INPUT_SPACING", f"{name} has voxels of {shown} mm", "Correct the voxel size in its header")
+    _check_grid(geometry, name)
+    left_right, *in_plane = _anatomical_axes(np.asarray(geometry.direction, float))
+    _check_plane(geometry, left_right, in_plane, name)
+    _check_units(geometry, left_right, in_plane, name)
+
+
+def _check_grid(geometry: Geometry, name: str) -> None:
+    """Refuse what is no grid of voxels, wherever its axes lead, and too large a one."""
+    spacing = np.asarray(geometry.spacing, float)
+    if not ((spacing > 0) & (spacing <= LARGEST_FIELD_MM)).all():
+        cause = f"{name} has voxels of {_by_axis(spacing)} mm"
+        raise InputError("INPUT_SPACING", cause, "Correct the voxel size in its header")
     if not np.isfinite(geometry.origin).all():
-        raise InputError(
-            "INPUT_DIRECTION", f"{name} has the origin {geometry.origin}", "Correct the position in its header"
-        )
-    if not orthonormal(direction):
-        raise InputError(
-            "INPUT_DIRECTION",
-            f"the axes of {name} are sheared or not of unit length",
-            STRAIGHTEN,
-        )
+        cause = f"{name} has the origin {geometry.origin}"
+        raise InputError("INPUT_DIRECTION", cause, "Correct the position in its header")
+    if not orthonormal(np.asarray(geometry.direction, float)):
+        raise InputError("INPUT_DIRECTION", f"the axes of {name} are sheared or not of unit length", STRAIGHTEN)
     if np.prod(np.asarray(geometry.size, float)) > MOST_VOXELS:
-        raise InputError(
-            "INPUT_TOO_LARGE",
-            f"{name} has {' x '.join(map(str, geometry.size))} voxels",
-            SHRINK,
-        )
-    left_right, *in_plane = _anatomical_axes(direction)
+        raise InputError("INPUT_TOO_LARGE", f"{name} has {_by_axis(geometry.size)} voxels", SHRINK)
+
+
+def _check_plane(geometry: Geometry, left_right: int, in_plane: list[int], name: str) -> None:
+    """Refuse thick slices of another plane, and slices that are none."""
+    spacing = np.asarray(geometry.spacing, float)
     thick = int(np.argmax(spacing))
     if thick != left_right and spacing[thick] > THICK_RATIO * np.median(spacing):
         plane = {in_plane[0]: "an axial", in_plane[1]: "a coronal"}[thick]
@@ -220,18 +222,27 @@ def check_geometry(geometry: Geometry, name: str = "volume") -> None:
     if min(geometry.size[axis] for axis in in_plane) < SMALLEST_SLICE:
         raise InputError(
             "INPUT_DIMENSION",
-            f"{name} has {' x '.join(map(str, geometry.size))} voxels, so that its sagittal slices are mere lines",
+            f"{name} has {_by_axis(geometry.size)} voxels, so that its sagittal slices are mere lines",
             "Give the whole sagittal series",
         )
-    pixel = spacing[list(in_plane)]
-    extent = pixel * np.asarray(geometry.size)[list(in_plane)]
+
+
+def _check_units(geometry: Geometry, left_right: int, in_plane: list[int], name: str) -> None:
+    """Refuse sizes that no spine MRI has in mm."""
+    spacing = np.asarray(geometry.spacing, float)
+    pixel = spacing[in_plane]
+    extent = pixel * np.asarray(geometry.size)[in_plane]
     steps = spacing.min() < SMALLEST_STEP_MM or spacing[left_right] > LARGEST_STEP_MM
     if pixel.max() > LARGEST_PIXEL_MM or steps or extent.max() > LARGEST_FIELD_MM:
         raise InputError(
             "INPUT_SPACING",
-            f"{name} has voxels of {shown} mm and sagittal slices of {extent[1]:.4g} x {extent[0]:.4g} mm",
+            f"{name} has voxels of {_by_axis(spacing)} mm and sagittal slices of {extent[1]:.4g} x {extent[0]:.4g} mm",
             "Check the unit of the voxel size in its header: it must be millimetres",
         )
+
+
+def _by_axis(values: Sequence[float] | np.ndarray) -> str:
+    return " x ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
 
 
 def check_volume(volume: Volume) -> None:
