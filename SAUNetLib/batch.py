@@ -74,55 +74,82 @@ def run_batch(
     from .model import load_model
     from .model_card import DEFAULT_MODEL
 
-    if not archive.is_dir():
-        raise InputError("INPUT_NOT_FOUND", f"{archive} is not a folder", "Give the folder of the archive")
-    if archive.resolve().is_relative_to(output.resolve()):
-        raise UsageError("USAGE", f"{archive} lies in the output folder", "Give a folder beside the archive or in it")
+    _check_folders(archive, output)
     if scheduler is None:
         choose_device(device)
     chosen = model or DEFAULT_MODEL
     if Path(chosen).suffix == ".safetensors":  # else it is a name, also where a file here is called so
         chosen = os.path.abspath(chosen)  # noqa: PTH100 - no failure for any path
     sha256 = load_model(chosen).card.sha256
-    task = {"archive": archive.resolve(), "output": output.resolve(), "model": chosen, "sha256": sha256}
-    seen: set[str] = set()
-    left_out: Counter[str] = Counter()
-    known = Batch()
-
-    def waiting() -> Iterator[Study]:
-        for study in _told_apart(find_studies(archive, output, left_out), output):
-            seen.add(study.place)
-            if not known.is_done(study, sha256, output):
-                yield study
-
+    task = {
+        "archive": archive.resolve(), "output": output.resolve(), "model": chosen, "sha256": sha256, "device": device,
+    }  # fmt: skip
+    found = _Found(archive, output)
     try:
         with FileLock(output / LOCK, timeout=0), scheduler_kept():
-            result = known = read_batch(output)
+            known = read_batch(output)
             known.check_archive(archive, output)
             try_summary(known, output)
-            records = dict(known.records)
             with connected(scheduler, workers, output) as client:
-                walked = False
-                try:
-                    with journal(records, archive, output) as note:
-                        crew = partial(Crew, client, warn=warn)
-                        _work(crew, waiting(), {**task, "device": device}, note, scheduler is not None, report)
-                    walked = True
-                finally:
-                    if seen:  # else the summary stays what it was
-                        result = replace(known, records=records)
-                        if walked:
-                            result = replace(result.only(seen, output), left_out=left_out)
-                        write_summary(result, output)
+                crew = partial(Crew, client, warn=warn)
+                result = _segment_all(found, known, crew, task, scheduler is not None, report)
     except Timeout as busy:
         raise _busy(output) from busy
     except OSError as failure:
         raise _unwritten(output, failure) from failure
-    if not seen:
-        others = f", only {sum(left_out.values())} files of other kinds" if left_out else ""
+    if not found.places:
+        others = f", only {sum(found.left_out.values())} files of other kinds" if found.left_out else ""
         raise InputError(
             "INPUT_EMPTY", f"{archive} holds no images{others}", "Check that it is the archive, and mounted"
         )
+    return result
+
+
+def _check_folders(archive: Path, output: Path) -> None:
+    """Refuse what is no archive, and one that lies among its own results."""
+    if not archive.is_dir():
+        raise InputError("INPUT_NOT_FOUND", f"{archive} is not a folder", "Give the folder of the archive")
+    if archive.resolve().is_relative_to(output.resolve()):
+        raise UsageError("USAGE", f"{archive} lies in the output folder", "Give a folder beside the archive or in it")
+
+
+class _Found:
+    """What an archive is found to hold, on the way through it: places of studies, and other files by their endings."""
+
+    def __init__(self, archive: Path, output: Path) -> None:
+        self.places: set[str] = set()
+        self.left_out: Counter[str] = Counter()
+        self.archive, self.output = archive, output
+
+    def waiting(self, known: Batch, sha256: str) -> Iterator[Study]:
+        """Go through the archive; the studies of which something is left to do."""
+        for study in _told_apart(find_studies(self.archive, self.output, self.left_out), self.output):
+            self.places.add(study.place)
+            if not known.is_done(study, sha256, self.output):
+                yield study
+
+
+def _segment_all(
+    found: _Found,
+    known: Batch,
+    crew_of: Callable[..., Crew],
+    task: Mapping[str, Any],
+    try_workers: bool,
+    report: Callable[[int, int, int], None],
+) -> Batch:
+    """Do what is left to do of an archive; the summary is written however that ends."""
+    result, records, output = known, dict(known.records), found.output
+    walked = False
+    try:
+        with journal(records, found.archive, output) as note:
+            _work(crew_of, found.waiting(known, task["sha256"]), task, note, try_workers, report)
+        walked = True
+    finally:
+        if found.places:  # else the summary stays what it was
+            result = replace(known, records=records)
+            if walked:
+                result = replace(result.only(found.places, output), left_out=found.left_out)
+            write_summary(result, output)
     return result
 
 
