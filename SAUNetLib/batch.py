@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .batch_cluster import Crew, WorkersDied, connected, scheduler_kept
-from .batch_journal import Batch, Outcome, Record, Study, journal, read_batch, try_summary, write_summary
-from .batch_study import appears, segment_study, try_worker
+from .batch_journal import Batch, Outcome, Record, Source, journal, read_batch, try_summary, write_summary
+from .batch_source import appears, segment_source, try_worker
 from .errors import InputError, UsageError
 from .formats.atomic import ending_of, spelling
 from .formats.dicom_files import may_be_image
@@ -25,7 +25,7 @@ from .formats.headers import voxel_file
 
 LOCK = "batch.lock"
 GIVE_UP = 20
-"""So many studies in a row that fail for one reason which is none of theirs end the run."""
+"""So many sources in a row that fail for one reason which is none of theirs end the run."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _VOXELS = (".raw", ".zraw", ".raw.gz", ".img")
 """What lies beside the headers of MetaImage and NRRD files."""
@@ -45,7 +45,7 @@ def run_batch(
     """Segment all series below a folder; called again, only what is new, changed or failed.
 
     Every series gets a label map, a table, measurements and a preview under its own path below `output`. Beside them
-    lie ``batch.jsonl``, a line for every study when it is done, and ``batch.csv``, a row for every series there is.
+    lie ``batch.jsonl``, a line for every source when it is done, and ``batch.csv``, a row for every series there is.
 
     Args:
         archive: folder; of DICOM series the files of one lie in one folder. Not changed.
@@ -54,7 +54,7 @@ def run_batch(
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         scheduler: address of a Dask scheduler such as ``tcp://host:8786``; default: workers on this computer.
         workers: processes on this computer; default: one a core, as far as memory suffices.
-        report: told how many studies are done, how many are known of, and how many failed.
+        report: told how many sources are done, how many are known of, and how many failed.
         warn: told of workers that are no good, and where there is none.
 
     Returns:
@@ -63,8 +63,8 @@ def run_batch(
     Raises:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
         UsageError: OUTPUT_WRITE; DEVICE; or USAGE where another run works on the same output, it is of another archive,
-            the scheduler does not answer, no worker comes, or one reason that is none of the images' ends study after
-            study.
+            the scheduler does not answer, no worker comes, or one reason that is none of the images' ends source after
+            source.
         ModelError: the model cannot be used.
         SAUNetError: of the workers that came none can do the work, for this reason.
     """
@@ -114,19 +114,19 @@ def _check_folders(archive: Path, output: Path) -> None:
 
 
 class _Found:
-    """What an archive is found to hold, on the way through it: places of studies, and other files by their endings."""
+    """What an archive is found to hold, on the way through it: places of sources, and other files by their endings."""
 
     def __init__(self, archive: Path, output: Path) -> None:
         self.places: set[str] = set()
         self.left_out: Counter[str] = Counter()
         self.archive, self.output = archive, output
 
-    def waiting(self, known: Batch, sha256: str) -> Iterator[Study]:
-        """Go through the archive; the studies of which something is left to do."""
-        for study in _told_apart(find_studies(self.archive, self.output, self.left_out), self.output):
-            self.places.add(study.place)
-            if not known.is_done(study, sha256, self.output):
-                yield study
+    def waiting(self, known: Batch, sha256: str) -> Iterator[Source]:
+        """Go through the archive; the sources of which something is left to do."""
+        for source in _told_apart(find_sources(self.archive, self.output, self.left_out), self.output):
+            self.places.add(source.place)
+            if not known.is_done(source, sha256, self.output):
+                yield source
 
 
 def _segment_all(
@@ -172,15 +172,15 @@ def _unwritten(output: Path, failure: OSError) -> UsageError:
     return UsageError("OUTPUT_WRITE", cause, "Check the rights of the folder and that the disk has room")
 
 
-def _told_apart(studies: Iterator[Study], output: Path) -> Iterator[Study]:
-    """Studies; those marked whose results would replace another's, where the file system of the results is such."""
+def _told_apart(sources: Iterator[Source], output: Path) -> Iterator[Source]:
+    """Sources; those marked whose results would replace another's, where the file system of the results is such."""
     if not _is_case_blind(output):
-        yield from studies
+        yield from sources
         return
     met: set[str] = set()
-    for study in studies:
-        yield replace(study, twin=spelling(study.place) in met)
-        met.add(spelling(study.place))
+    for source in sources:
+        yield replace(source, twin=spelling(source.place) in met)
+        met.add(spelling(source.place))
 
 
 def _is_case_blind(folder: Path) -> bool:
@@ -194,7 +194,7 @@ def _is_case_blind(folder: Path) -> bool:
             probe.unlink()
 
 
-def find_studies(archive: Path, output: Path, left_out: Counter[str] | None = None) -> Iterator[Study]:
+def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = None) -> Iterator[Source]:
     """The image files and folders with DICOM files below a folder; hidden ones and `output` are left out.
 
     A folder that cannot be read is one too, so that its absence is told. In `left_out` other files are counted by their
@@ -209,15 +209,15 @@ def find_studies(archive: Path, output: Path, left_out: Counter[str] | None = No
         for one in names:
             if ending := ending_of(Path(one), IMAGES):
                 files = {here / one, voxel_file(here / one, ending)}
-                yield Study((here / one).relative_to(archive).as_posix(), False, _stamp(sorted(files)))
+                yield Source((here / one).relative_to(archive).as_posix(), False, _stamp(sorted(files)))
             else:
                 others.append(here / one)
         if any(map(may_be_image, others)):
-            yield Study(here.relative_to(archive).as_posix(), True, _stamp(others))
+            yield Source(here.relative_to(archive).as_posix(), True, _stamp(others))
         elif left_out is not None:
             left_out.update(one.suffix.lower() for one in others if not one.name.lower().endswith(_VOXELS))
     for failure in closed:
-        yield Study(Path(failure.filename).relative_to(archive).as_posix(), True, "")
+        yield Source(Path(failure.filename).relative_to(archive).as_posix(), True, "")
 
 
 def _stamp(paths: Sequence[Path]) -> str:
@@ -232,18 +232,18 @@ def _stamp(paths: Sequence[Path]) -> str:
 
 def _work(
     crew_of: Callable[..., Crew],
-    waiting: Iterator[Study],
+    waiting: Iterator[Source],
     task: Mapping[str, Any],
     note: Callable[[Record], None],
     try_workers: bool,
     report: Callable[[int, int, int], None],
 ) -> None:
-    """Hand studies to the workers, a few ahead of them, and write down what comes back."""
+    """Hand sources to the workers, a few ahead of them, and write down what comes back."""
     upcoming = next(waiting, None)
     if upcoming is None:
         return
     trial = partial(try_worker, upcoming.place, **task) if try_workers else None
-    crew = crew_of(partial(segment_study, **task), trial)
+    crew = crew_of(partial(segment_source, **task), trial)
     done, failed, watch = 0, 0, _Watch()
     while upcoming is not None or len(crew):
         crew.look()
@@ -253,10 +253,10 @@ def _work(
         back = crew.take()
         if back is None:
             continue
-        study, made = back
+        source, made = back
         crashed = isinstance(made, BaseException)
         outcomes = [_crashed(made)] if crashed else [_seen(one, task["output"]) for one in made]
-        note(Record(study.place, study.stamp, task["sha256"], tuple(outcomes)))
+        note(Record(source.place, source.stamp, task["sha256"], tuple(outcomes)))
         done, failed = done + 1, failed + any(one.status == "failed" for one in outcomes)
         if watch.see(outcomes):
             crew.doubt()
@@ -264,13 +264,13 @@ def _work(
 
 
 class _Watch:
-    """Ends a run in which one reason that is none of the images' ends study after study."""
+    """Ends a run in which one reason that is none of the images' ends source after source."""
 
     def __init__(self) -> None:
         self._in_a_row, self._reason = 0, ""
 
     def see(self, outcomes: Sequence[Outcome]) -> bool:
-        """Look at what became of a study; whether it was the worker's fault, as far as the code tells.
+        """Look at what became of a source; whether it was the worker's fault, as far as the code tells.
 
         Raises:
             UsageError: USAGE, it was the last of too many in a row.
@@ -283,7 +283,7 @@ class _Watch:
         self._reason = why.code
         if self._in_a_row >= GIVE_UP:
             where = f"on {why.host}: " if why.host else ""
-            cause = f"{GIVE_UP} studies in a row failed with {why.code} ({where}{why.text})"
+            cause = f"{GIVE_UP} sources in a row failed with {why.code} ({where}{why.text})"
             raise UsageError("USAGE", cause, "Mend it and give the same command")
         return True
 
@@ -299,7 +299,7 @@ def _seen(one: Outcome, output: Path) -> Outcome:
 
 
 def _crashed(failure: BaseException) -> Outcome:
-    """Of a study whose workers died, or that met an error outside of its images."""
+    """Of a source whose workers died, or that met an error outside of its images."""
     host = failure.host if isinstance(failure, WorkersDied) else ""
     text = str(failure) if host else " ".join(f"{type(failure).__name__}: {failure}".split())
     return Outcome("failed", code="CRASHED", text=text, exit_status=1, host=host)

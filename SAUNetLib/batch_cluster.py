@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from .batch_journal import Study
+from .batch_journal import Source
 from .errors import SAUNetError, UsageError, error_of
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ WORKER_BYTES = 1.2e9
 ANSWER_S = 20.0
 """How long a scheduler may take to answer."""
 QUEUED = 2
-"""Studies for each thread of a worker that are handed out: the one that it does and the next.
+"""Sources for each thread of a worker that are handed out: the one that it does and the next.
 
 An archive's millions would fill the scheduler's memory, and what lies at a worker that dies counts as tried.
 """
 TRIES = 3
-"""So often a study is tried again whose worker died, as Dask itself does."""
+"""So often a source is tried again whose worker died, as Dask itself does."""
 LOOK_S = 2.0
 """How often to see which workers have come and gone."""
 OTHERS_S = 20.0
@@ -124,7 +124,7 @@ def scheduler_kept() -> Iterator[None]:
 
 
 class WorkersDied(Exception):
-    """Every worker that had a study died; `host` had it last."""
+    """Every worker that had a source died; `host` had it last."""
 
     def __init__(self, host: str = "") -> None:
         super().__init__("every worker that had it died" + (f", the last on {host}" if host else ""))
@@ -132,17 +132,17 @@ class WorkersDied(Exception):
 
 
 class Crew:
-    """The workers that are given studies, and the studies that they have.
+    """The workers that are given sources, and the sources that they have.
 
-    Of a cluster's workers each is tried once before, and one that fails gets no study: who fails at once is always free
-    for the next, so that one computer without the archive would fail nearly all of it. Nothing is changed on the
-    cluster: studies are submitted for the workers that are good.
+    Of a cluster's workers each is tried once before, and one that fails gets none: who fails at once is always free for
+    the next, so that one computer without the archive would fail nearly all of it. Nothing is changed on the
+    cluster: sources are submitted for the workers that are good.
     """
 
     def __init__(
         self,
         client: Client,
-        work: Callable[[Study], Any],
+        work: Callable[[Source], Any],
         trial: Callable[[], tuple[str, Mapping[str, Any] | None]] | None,
         warn: Callable[[str], None],
     ) -> None:
@@ -150,7 +150,7 @@ class Crew:
 
         Args:
             client: a connection.
-            work: done with a study on a worker.
+            work: done with a source on a worker.
             trial: done once on a worker; its host, and its failure as `SAUNetError.as_dict` tells it. None for workers
                 that need none.
             warn: told of every worker that is no good, and of having none.
@@ -160,31 +160,31 @@ class Crew:
         self._trials: dict[str, Future] = {}
         self._failures: dict[str, SAUNetError | None] = {}  # of the workers that have been tried
         self._call: Future | None = None
-        self._given: dict[Any, tuple[Study, Future, frozenset[str]]] = {}
+        self._given: dict[Any, tuple[Source, Future, frozenset[str]]] = {}
         self._done: SimpleQueue[Future] = SimpleQueue()
         self._tries: Counter[str] = Counter()
-        self._lost: list[Study] = []
+        self._lost: list[Source] = []
         self._latest: Future | None = None
         # When a worker was good last or was tried; whether their absence was told; whether those that were good left.
         self._since, self._told, self._began, self._next_look = time.monotonic(), False, False, 0.0
 
     def __len__(self) -> int:
-        """Number of studies that have not come back."""
+        """Number of sources that have not come back."""
         return len(self._given) + len(self._lost)
 
     def has_room(self) -> bool:
-        """Whether a further study can be handed out now."""
+        """Whether a further source can be handed out now."""
         return len(self) < QUEUED * sum(self._threads.values())
 
-    def give(self, study: Study) -> None:
-        """Hand out a study."""
+    def give(self, source: Source) -> None:
+        """Hand out a source."""
         workers = list(self._threads) if self._trial else None
-        future = self._client.submit(self._work, study, workers=workers, pure=False)
-        self._given[future.key] = study, future, frozenset(workers or ())
+        future = self._client.submit(self._work, source, workers=workers, pure=False)
+        self._given[future.key] = source, future, frozenset(workers or ())
         future.add_done_callback(self._done.put)
 
-    def take(self) -> tuple[Study, Any] | None:
-        """A study that came back, with what was made of it or the exception; None where none did for a while."""
+    def take(self) -> tuple[Source, Any] | None:
+        """A source that came back, with what was made of it or the exception; None where none did for a while."""
         from distributed import KilledWorker
 
         if self._lost:
@@ -196,14 +196,14 @@ class Crew:
         if future.key not in self._given:  # a trial's, or one that was cancelled and handed out again
             self._next_look = 0.0
             return None
-        study, self._latest, _ = self._given.pop(future.key)
+        source, self._latest, _ = self._given.pop(future.key)
         error = future.exception()
         if isinstance(error, KilledWorker):
-            return study, WorkersDied(_host(error.last_worker.address))
-        return study, error or future.result()
+            return source, WorkersDied(_host(error.last_worker.address))
+        return source, error or future.result()
 
     def doubt(self) -> None:
-        """Try the worker again whose study was taken last, before it gets a further one: its disk may be gone."""
+        """Try the worker again whose source was taken last, before it gets a further one: its disk may be gone."""
         if self._trial is None or self._latest is None:
             return
         for addresses in self._client.who_has([self._latest]).values():
@@ -248,22 +248,22 @@ class Crew:
                 self._failures[address] = failure = _failure(address, future)
                 self._since = time.monotonic()
                 if failure is not None:
-                    self._warn(f"{failure} This worker gets no study.")
+                    self._warn(f"{failure} This worker gets no work.")
 
     def _give_again(self, able: set[str]) -> None:
-        """Hand out again the studies of which every worker that might do them has left, or is no good."""
+        """Hand out again the sources of which every worker that might do them has left, or is no good."""
         if not self._threads:
             return
-        for key, (study, future, workers) in list(self._given.items()):
+        for key, (source, future, workers) in list(self._given.items()):
             if future.done() or workers & able:
                 continue
             del self._given[key]
             future.cancel()
-            self._tries[study.place] += 1
-            if self._tries[study.place] <= TRIES:
-                self.give(study)
+            self._tries[source.place] += 1
+            if self._tries[source.place] <= TRIES:
+                self.give(source)
             else:
-                self._lost.append(study)
+                self._lost.append(source)
 
     def _wait(self) -> None:
         """Without a good worker: say so, and in the end give up."""

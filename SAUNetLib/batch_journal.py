@@ -1,4 +1,4 @@
-"""What is known of an archive: its studies and what became of them; the journal, and the summary made from it."""
+"""What is known of an archive: its sources and what became of them; the journal, and the summary made from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUMMARY_S = 300.0
 
 
 @dataclass(frozen=True)
-class Study:
+class Source:
     """What one task segments: an image file, or the DICOM files that lie in one folder.
 
     Attributes:
@@ -77,7 +77,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Record:
-    """A line of the journal: what became of a study's series, by which model (SHA-256)."""
+    """A line of the journal: what became of a source's series, by which model (SHA-256)."""
 
     place: str
     stamp: str
@@ -116,8 +116,8 @@ class Batch:
     """What is known of an archive.
 
     Attributes:
-        records: by the places of its studies.
-        gone: likewise of studies that have left the archive, and whose results are still there.
+        records: by the places of its sources.
+        gone: likewise of sources that have left the archive, and whose results are still there.
         left_out: how many files are no known image, by their endings.
         first, last: runs, where there was one.
     """
@@ -142,17 +142,17 @@ class Batch:
                 f"{output / JOURNAL}",
             )
 
-    def is_done(self, study: Study, model: str, output: Path) -> bool:
-        """Whether nothing is left to do for a study: unchanged, by this model, nothing failed, all results there."""
-        record = self.records.get(study.place)
-        if record is None or (record.stamp, record.model) != (study.stamp, model):
+    def is_done(self, source: Source, model: str, output: Path) -> bool:
+        """Whether nothing is left to do for a source: unchanged, by this model, nothing failed, all results there."""
+        record = self.records.get(source.place)
+        if record is None or (record.stamp, record.model) != (source.stamp, model):
             return False
         return all(
             one.status != "failed" and all((output / name).is_file() for name in one.files()) for one in record.outcomes
         )
 
     def outcomes(self) -> Iterator[tuple[Record, Outcome]]:
-        """Every series with its study's record, in the order of their places."""
+        """Every series with its source's record, in the order of their places."""
         for _, record in sorted(self.records.items()):
             for one in record.outcomes:
                 yield record, one
@@ -199,8 +199,8 @@ def read_batch(output: Path) -> Batch:
 def journal(records: dict[str, Record], archive: Path, output: Path) -> Iterator[Callable[[Record], None]]:
     """Open the journal for a run. What is called with a record writes it down, for good when it returns.
 
-    The record takes its place in `records`, and files of the study's earlier results that it has no longer are removed.
-    The summary is written now and then.
+    The record takes its place in `records`, and files of the source's earlier results that it has no longer are
+    removed. The summary is written now and then.
     """
     due = time.monotonic() + SUMMARY_S
     with open(output / JOURNAL, "a", encoding="utf-8") as file:
@@ -220,7 +220,7 @@ def journal(records: dict[str, Record], archive: Path, output: Path) -> Iterator
             if (began := time.monotonic()) >= due:
                 write_summary(Batch(records), output)
                 took = time.monotonic() - began
-                due = began + max(SUMMARY_S, 20 * took)  # of millions of studies it takes a while
+                due = began + max(SUMMARY_S, 20 * took)  # of millions of sources it takes a while
 
         if file.tell():
             file.write("\n")  # ends what a crash cut short; an empty line tells nothing
@@ -229,7 +229,7 @@ def journal(records: dict[str, Record], archive: Path, output: Path) -> Iterator
 
 
 def _remove_left(before: Record, now: Record, output: Path) -> None:
-    """Remove the files of a study's earlier results that its new ones do not replace."""
+    """Remove the files of a source's earlier results that its new ones do not replace."""
     kept = {name for one in now.outcomes for name in one.files()}
     for name in {name for one in before.outcomes for name in one.files()} - kept:
         place = PurePosixPath(name)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 COUNT_S = 300.0
-"""How often to say in a log how many studies of an archive are done."""
+"""How often to say in a log how many sources of an archive are done."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -272,7 +272,8 @@ def _print_remarks(known: Batch) -> None:
             "(SERIES_SPLIT): export an archive that is meant to have a folder for each series"
         )
     if known.gone:
-        print(f"{len(known.gone)} studies have left the archive; their results are still there (status gone)")
+        have, their = ("source has", "its") if len(known.gone) == 1 else ("sources have", "their")
+        print(f"{len(known.gone)} {have} left the archive; {their} results are still there (status gone)")
 
 
 def _endings(counts: Mapping[str, int]) -> str:
@@ -282,7 +283,7 @@ def _endings(counts: Mapping[str, int]) -> str:
 
 @contextlib.contextmanager
 def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar of the studies that are done, where somebody looks at it, else a line now and then."""
+    """A bar of the sources that are done, where somebody looks at it, else a line now and then."""
     if options.quiet:
         yield lambda done, known, failed: None
         return
@@ -300,7 +301,7 @@ def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int, int], 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("Studies"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("Sources"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, known, failed: bar.update(task, completed=done, total=known)

@@ -27,10 +27,10 @@ from distributed import LocalCluster, get_worker
 from distributed.client import FutureCancelledError
 from filelock import FileLock
 
-from SAUNetLib import batch, batch_cluster, batch_journal, batch_study
-from SAUNetLib.batch import LOCK, find_studies
+from SAUNetLib import batch, batch_cluster, batch_journal, batch_source
+from SAUNetLib.batch import LOCK, find_sources
 from SAUNetLib.batch_cluster import Crew, WorkersDied, scheduler_kept
-from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Record, Study, _remove_left, read_batch
+from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Record, Source, _remove_left, read_batch
 from SAUNetLib.cli import main
 from SAUNetLib.errors import UsageError
 from SAUNetLib.formats import atomic
@@ -153,15 +153,15 @@ def test_what_failed_is_told_and_tried_again(run, tmp_path, monkeypatch):
 
 def test_another_model_begins_anew_and_workers_must_have_the_same(run, tmp_path, tiny_model, monkeypatch):
     run()
-    monkeypatch.setattr(batch_study, "_engine", batch_study._engine.__wrapped__)
+    monkeypatch.setattr(batch_source, "_engine", batch_source._engine.__wrapped__)
     done = len(lines(tmp_path / "out"))
-    study = Study("p2/A.mha", False, "x")
+    source = Source("p2/A.mha", False, "x")
     archive, output = tmp_path / "archive", tmp_path / "other"
-    (found,) = batch_study.segment_study(study, archive, output, str(tiny_model), "0" * 64, "cpu")
+    (found,) = batch_source.segment_source(source, archive, output, str(tiny_model), "0" * 64, "cpu")
     assert (found.status, found.code) == ("failed", "MODEL_MISMATCH") and not output.exists()
     known = read_batch(tmp_path / "out")
     record = known.records["p2/A.mha"]
-    same = Study("p2/A.mha", False, record.stamp)
+    same = Source("p2/A.mha", False, record.stamp)
     assert known.is_done(same, record.model, tmp_path / "out")
     assert not known.is_done(same, "0" * 64, tmp_path / "out") and len(lines(tmp_path / "out")) == done
 
@@ -175,17 +175,17 @@ def test_a_journal_that_was_cut_short_loses_one_line(run, fast, tmp_path):
     assert len(read_batch(tmp_path / "out").records) == 4
 
 
-def test_studies_are_found_in_order_and_results_are_none(archive):
+def test_sources_are_found_in_order_and_results_are_none(archive):
     sitk.WriteImage(picture().to_sitk(), str(archive / "p1" / "mr" / "beside.nrrd"))
-    found = list(find_studies(archive, archive / "p2"))
+    found = list(find_sources(archive, archive / "p2"))
     assert [(one.place, one.dicom) for one in found] == [
         ("p1/torn.nrrd", False), ("p1/mr/beside.nrrd", False), ("p1/mr", True),
     ]  # fmt: skip
-    assert list(find_studies(archive / "p1" / "mr", archive))[-1].place == "."
+    assert list(find_sources(archive / "p1" / "mr", archive))[-1].place == "."
     before = found[-1].stamp
     first = next(path for path in (archive / "p1" / "mr").iterdir() if path.suffix != ".nrrd")
     os.utime(first, ns=(0, 0))
-    assert list(find_studies(archive, archive / "p2"))[-1].stamp != before
+    assert list(find_sources(archive, archive / "p2"))[-1].stamp != before
     assert Batch().counts() == {"segmented": 0, "refused": 0, "failed": 0}
 
 
@@ -193,7 +193,7 @@ def test_studies_are_found_in_order_and_results_are_none(archive):
 @pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
 def test_other_voxels_beside_the_same_header_are_another_image(archive, ending):
     def stamp():
-        return next(one.stamp for one in find_studies(archive, archive / "p1") if one.place == f"a{ending}")
+        return next(one.stamp for one in find_sources(archive, archive / "p1") if one.place == f"a{ending}")
 
     sitk.WriteImage(picture().to_sitk(), str(archive / f"a{ending}"))
     before, (voxels,) = stamp(), archive.glob("a.*raw*")
@@ -280,19 +280,19 @@ def test_odd_names_and_namesakes_get_results_of_their_own(run, archive, tmp_path
 def test_results_that_are_not_to_be_seen_are_no_results(run, tmp_path, monkeypatch):
     """As of a worker that has something else mounted there."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    whole = batch.segment_study
+    whole = batch.segment_source
     monkeypatch.setattr(
-        batch, "segment_study", lambda study, **task: whole(study, **{**task, "output": tmp_path / "elsewhere"})
+        batch, "segment_source", lambda source, **task: whole(source, **{**task, "output": tmp_path / "elsewhere"})
     )
     status, _, err, told = run()
     assert status == 2 and "failed with OUTPUT_WRITE" in err and not told["p1/mr"]["output"]
 
 
-def test_what_ends_study_after_study_ends_the_run(run, monkeypatch):
+def test_what_ends_source_after_source_ends_the_run(run, monkeypatch):
     monkeypatch.setattr(batch, "GIVE_UP", 2)
-    monkeypatch.setattr(batch, "segment_study", lambda *rest, **task: [Outcome("failed", code="DEVICE", text="gone")])
+    monkeypatch.setattr(batch, "segment_source", lambda *rest, **task: [Outcome("failed", code="DEVICE", text="gone")])
     status, _, err, _ = run()
-    assert status == 2 and "2 studies in a row failed with DEVICE (gone)" in err
+    assert status == 2 and "2 sources in a row failed with DEVICE (gone)" in err
 
 
 # --- workers that are no good, come late or are gone -----------------------------------------------
@@ -326,43 +326,43 @@ def crowd(archive, tmp_path, tiny_model, quick, capsys):
 
 
 USED: list[int] = []
-"""Workers of this process, by the studies that they had."""
+"""Workers of this process, by the sources that they had."""
 
 
-def noted_study(study, **task):
-    """`segment_study`; not inside the test, whose list would be pickled."""
+def noted_source(source, **task):
+    """`segment_source`; not inside the test, whose list would be pickled."""
     USED.append(get_worker().name)
-    return batch_study.segment_study(study, **task)
+    return batch_source.segment_source(source, **task)
 
 
-def test_a_worker_that_is_no_good_gets_no_study(crowd, fast, tmp_path, monkeypatch):
-    checked = batch_study._check_output
+def test_a_worker_that_is_no_good_gets_no_work(crowd, fast, tmp_path, monkeypatch):
+    checked = batch_source._check_output
 
     def check(output):
         if get_worker().name == 0:
             raise UsageError("OUTPUT_WRITE", f"{output} is not there", "Mount it")
         checked(output)
 
-    monkeypatch.setattr(batch_study, "_check_output", check)
-    monkeypatch.setattr(batch, "segment_study", noted_study)
+    monkeypatch.setattr(batch_source, "_check_output", check)
+    monkeypatch.setattr(batch, "segment_source", noted_source)
     USED.clear()
     with crowd(2) as (_, go):
         status, err = go()
     assert status == 0 and USED == [1] * 4, err
-    assert err.count("\n") == 1 and gethostname() in err and "is not there. Mount it. This worker gets no study." in err
+    assert err.count("\n") == 1 and gethostname() in err and "is not there. Mount it. This worker gets no work." in err
     assert not list((tmp_path / "out").glob(".*.json")), "the trial leaves nothing"
 
 
-def lost_study(study, **task):
-    """`segment_study`, where the first worker loses its disk with its first study."""
+def lost_source(source, **task):
+    """`segment_source`, where the first worker loses its disk with its first source."""
     if get_worker().name == 0:
         USED.append(0)
         return [Outcome("failed", code="INPUT_NOT_FOUND", text="gone", exit_status=3)]
-    return batch_study.segment_study(study, **task)
+    return batch_source.segment_source(source, **task)
 
 
 def test_a_worker_that_loses_its_disk_gets_no_more(crowd, fast, archive, monkeypatch):
-    checked = batch_study._check_output
+    checked = batch_source._check_output
 
     def check(output):
         if get_worker().name == 0 and USED:
@@ -371,12 +371,12 @@ def test_a_worker_that_loses_its_disk_gets_no_more(crowd, fast, archive, monkeyp
 
     for number in range(20):
         shutil.copy(archive / "p2" / "A.mha", archive / f"{number}.mha")
-    monkeypatch.setattr(batch_study, "_check_output", check)
-    monkeypatch.setattr(batch, "segment_study", lost_study)
+    monkeypatch.setattr(batch_source, "_check_output", check)
+    monkeypatch.setattr(batch, "segment_source", lost_source)
     USED.clear()
     with crowd(2) as (_, go):
         status, err = go()
-    assert status == 3 and "is gone. Mount it. This worker gets no study." in err
+    assert status == 3 and "is gone. Mount it. This worker gets no work." in err
     assert 1 <= len(USED) < 10, "of 24"
 
 
@@ -387,7 +387,7 @@ def test_without_a_good_worker_the_run_ends_with_its_failure(crowd, archive, tmp
     other = {"model": "nobody"} if what == "model" else other
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(batch, "try_worker", lambda *place, **task: tried(*place, **{**task, **other}))
-    monkeypatch.setattr("SAUNetLib.batch_study.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("SAUNetLib.batch_source.time.sleep", lambda seconds: None)
     with crowd(1) as (_, go):
         status, err = go()
     code = {"archive": "INPUT_NOT_FOUND", "results": "OUTPUT_WRITE", "model": "MODEL_NOT_FOUND"}[what]
@@ -477,27 +477,27 @@ class Cluster:
         return one
 
 
-def test_a_study_whose_workers_all_left_is_handed_out_again_but_not_for_ever(quick, monkeypatch):
+def test_a_source_whose_workers_all_left_is_handed_out_again_but_not_for_ever(quick, monkeypatch):
     monkeypatch.setattr(batch_cluster, "LOOK_S", 0.0)
     cluster = Cluster()
-    crew = Crew(cluster, lambda study: study, lambda: None, print)
+    crew = Crew(cluster, lambda source: source, lambda: None, print)
     cluster.threads = {"tcp://h:1": 1}
     crew.look()
-    crew.give(Study("a", False, ""))
+    crew.give(Source("a", False, ""))
     for number in range(2, 5):
         cluster.threads = {f"tcp://h:{number}": 1}
         crew.look()
         assert cluster.submitted[-1][1] == [f"tcp://h:{number}"] and len(crew) == 1
     cluster.threads = {"tcp://h:5": 1}
     crew.look()
-    study, made = crew.take()
-    assert study.place == "a" and isinstance(made, WorkersDied) and not len(crew)
+    source, made = crew.take()
+    assert source.place == "a" and isinstance(made, WorkersDied) and not len(crew)
 
 
-def test_a_study_that_was_lost_with_the_scheduler_says_so(quick):
+def test_a_source_that_was_lost_with_the_scheduler_says_so(quick):
     cluster = Cluster()
-    crew = Crew(cluster, lambda study: study, None, print)
-    crew.give(Study("a", False, ""))
+    crew = Crew(cluster, lambda source: source, None, print)
+    crew.give(Source("a", False, ""))
     future = cluster.submitted[-1][0]
     future.error = FutureCancelledError("a", "lost")
     future.exception = future.result = lambda: (_ for _ in ()).throw(future.error)
@@ -521,8 +521,8 @@ def test_names_that_cannot_be_written_do_not_end_the_run(run, tmp_path, monkeypa
     monkeypatch.setattr("SAUNetLib.pipeline.segment_file", refuse)
     status, _, err, told = run()
     assert status == 2 and "4 failed with OUTPUT_WRITE" in err and "in a row" not in err and len(told) == 4
-    monkeypatch.setattr(batch_study, "_takes_files", lambda output: False)  # as on a full disk
-    assert "2 studies in a row failed with OUTPUT_WRITE" in run()[2]
+    monkeypatch.setattr(batch_source, "_takes_files", lambda output: False)  # as on a full disk
+    assert "2 sources in a row failed with OUTPUT_WRITE" in run()[2]
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe\n", b'{"place": "p1/mr"}\n', b"[]\n", b'{"place": 1, "outcomes": [{}]}\n'])
@@ -540,7 +540,7 @@ def test_what_has_left_the_archive_leaves_the_summary(run, fast, archive, tmp_pa
     (archive / "p2" / "A.mha").unlink()
     _, out, _, before = run()
     assert "p1/torn.nrrd" not in before and "p1/torn.nrrd" in read_batch(tmp_path / "out").records
-    assert before["p2/A.mha"]["status"] == "gone" and "1 studies have left the archive" in out
+    assert before["p2/A.mha"]["status"] == "gone" and "1 source has left the archive" in out
     shutil.rmtree(archive)
     archive.mkdir()
     status, _, err, told = run()

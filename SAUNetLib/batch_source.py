@@ -1,4 +1,4 @@
-"""What a worker of a batch does: segment the series of one study, each from file to files."""
+"""What a worker of a batch does: segment the series of one source, each from file to files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from socket import gethostname
 from typing import TYPE_CHECKING
 
-from .batch_journal import JOURNAL, RESULTS, Outcome, Study
+from .batch_journal import JOURNAL, RESULTS, Outcome, Source
 from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .formats.dicom import list_series
 from .formats.dicom_series import Series
@@ -34,7 +34,7 @@ def try_worker(
 
     Args:
         place: something in the archive: a folder where nothing is mounted is there, but empty.
-        archive, output, model, sha256, device: as for `segment_study`.
+        archive, output, model, sha256, device: as for `segment_source`.
     """
     try:
         if not os.path.lexists(archive / place):
@@ -84,19 +84,19 @@ def appears(path: Path) -> bool:
     return False
 
 
-def segment_study(study: Study, archive: Path, output: Path, model: str, sha256: str, device: str) -> list[Outcome]:
-    """Segment one study on a worker; whatever is wrong with its images is an outcome of theirs."""
-    outcomes = _outcomes(study, archive, output, (model, sha256, device))
+def segment_source(source: Source, archive: Path, output: Path, model: str, sha256: str, device: str) -> list[Outcome]:
+    """Segment one source on a worker; whatever is wrong with its images is an outcome of theirs."""
+    outcomes = _outcomes(source, archive, output, (model, sha256, device))
     return [replace(one, host=gethostname()) if one.status == "failed" else one for one in outcomes]
 
 
-def _outcomes(study: Study, archive: Path, output: Path, engine: tuple[str, str, str]) -> list[Outcome]:
-    if study.twin:
+def _outcomes(source: Source, archive: Path, output: Path, engine: tuple[str, str, str]) -> list[Outcome]:
+    if source.twin:
         text = "its results would replace those of another image, whose name differs in upper and lower case only"
         return [Outcome("failed", code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status)]
-    image = archive / study.place
-    target = output / PurePosixPath(_writable(study.place))
-    if not study.dicom:
+    image = archive / source.place
+    target = output / PurePosixPath(_writable(source.place))
+    if not source.dicom:
         return [_segmented(image, target, output, engine)]
     try:
         listed = list_series(image, below=False)
