@@ -46,6 +46,8 @@ STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
 MOST_WORKERS = 8
 """Processes that prepare batches; each holds what it draws from."""
+LAST, BEST = "last.ckpt", "best.ckpt"
+"""Checkpoints in a run's folder: of its end, and of its best validation where it has patience."""
 GOES_ON = "The same command goes on from the last checkpoint"
 BEGINS_ANEW = "Nothing was kept yet: the same command begins anew"
 Sixteens = Annotated[int, Field(ge=16, multiple_of=DenseUNet.stride)]
@@ -146,7 +148,7 @@ class TrainedOn(BaseModel):
             UsageError: USAGE.
         """
         path = output / "cases.json"
-        begun = any((output / name).exists() for name in ("last.ckpt", "best.ckpt"))
+        begun = any((output / name).exists() for name in (LAST, BEST))
         if not path.exists() or not begun:
             write_settings(self, path)
         elif read_settings(TrainedOn, path) != self:
@@ -341,7 +343,7 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
     TrainedOn(cases=tuple(map(tuple, names))).keep(output)
     if not (output / "config.json").exists():
         write_settings(config, output / "config.json")
-    last = output / "last.ckpt"
+    last = output / LAST
     if config.start and not last.exists():
         run.network.load_state_dict(load_model(config.start).network.state_dict())
     fit(run, data, output, accelerator)
@@ -355,22 +357,51 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
         Seconds of training, those before an interruption included.
     """
     _without_chatter()
-    config, last, best, timer = run.config, output / "last.ckpt", output / "best.ckpt", Timer()
-    # The first half only leads away from the start; an average over it would lag behind. Yet what is to be stopped
-    # early has to be the average from the beginning.
+    last, timer = output / LAST, Timer()
+    interruptible = _Interruptible(last)
+    trainer = _trainer(run.config, data, output, accelerator, [*_callbacks(run.config, output), timer, interruptible])
+    if not (last.exists() and _stopped_early(last)):
+        numbers = () if trainer.world_size > 1 else (signal.SIGINT, signal.SIGTERM)
+        with signals_to(interruptible.ask, *numbers):
+            try:
+                trainer.fit(
+                    run, data, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None
+                )
+            except (SystemExit, SIGTERMException) as error:  # Lightning's own ends of a process that was interrupted
+                if trainer.interrupted:
+                    raise interruptible.cancelled() from error
+                raise
+    # Lightning gives a run that was already finished its last weights, not the averaged ones.
+    best = output / BEST
+    chosen = best if run.config.patience is not None and best.exists() else last
+    run.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
+    run.cpu()
+    return timer.time_elapsed()
+
+
+def _callbacks(config: TrainingConfig, output: Path) -> list[Callback]:
+    """Averaging, checkpoints and an early end."""
+    # The first half only leads away from the start; an average over it would lag behind. A run that may end early is
+    # averaged almost from its beginning, though: it may never come so far.
     averaged_from = config.steps // (2 if config.patience is None else 20)
     callbacks: list[Callback] = [
         WeightAveraging(avg_fn=partial(_averaged, decay=config.averaging, start=averaged_from)),
-        ModelCheckpoint(output, "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False),
+        ModelCheckpoint(
+            output, Path(LAST).stem, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+        ),
         LearningRateMonitor("step"),
-        timer,
-        interruptible := _Interruptible(last),
     ]
     if config.patience is not None:
         watched: dict[str, Any] = {"monitor": "native/mean", "mode": "max"}
         callbacks.append(EarlyStopping(patience=config.patience, **watched))
-        callbacks.append(ModelCheckpoint(output, best.stem, enable_version_counter=False, **watched))
-    trainer = pl.Trainer(
+        callbacks.append(ModelCheckpoint(output, Path(BEST).stem, enable_version_counter=False, **watched))
+    return callbacks
+
+
+def _trainer(
+    config: TrainingConfig, data: RunData, output: Path, accelerator: str, callbacks: list[Callback]
+) -> pl.Trainer:
+    return pl.Trainer(
         accelerator=accelerator,
         devices=config.devices,
         num_nodes=config.nodes,
@@ -386,22 +417,6 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
         enable_model_summary=False,
         log_every_n_steps=20,
     )
-    if not (last.exists() and _stopped_early(last)):
-        numbers = () if trainer.world_size > 1 else (signal.SIGINT, signal.SIGTERM)
-        with signals_to(interruptible.ask, *numbers):
-            try:
-                trainer.fit(
-                    run, data, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None
-                )
-            except (SystemExit, SIGTERMException) as error:  # Lightning's own ends of a process that was interrupted
-                if trainer.interrupted:
-                    raise interruptible.cancelled() from error
-                raise
-    # Lightning gives a run that was already finished its last weights, not the averaged ones.
-    chosen = best if config.patience is not None and best.exists() else last
-    run.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
-    run.cpu()
-    return timer.time_elapsed()
 
 
 def _without_chatter() -> None:
