@@ -187,17 +187,13 @@ behind it, is no sacrum: 140 mm3 at most in 47 volumes, 190 and more where a ver
 
 def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
     """What lies below the lowest complete vertebra, by classes and image, and how it speaks for the sacrum."""
-    chain, grid = spine.chain, spine.grid
+    chain = spine.chain
     if chain.last_cut:
         share = chain.volume[chain.last] / max(float(np.median(chain.volume[max(0, chain.last - 3) : chain.last])), 1.0)
         odds = float(np.interp(share, _CUT_SHARE, _CUT_ODDS))
         return _Sacrum(odds, False, "the image ends in the vertebra below")
     disc = chain.last < len(chain.interfaces) and chain.interfaces[chain.last].number > 0
-    rows = np.flatnonzero(rows_with((grid.classes == VERTEBRA) | (grid.classes == DISC)))
-    end = float(chain.interfaces[-1].point[1]) if disc else float(rows[-1] * grid.spacing[1]) if len(rows) else 0.0
-    room = float(np.interp(grid.last_row + grid.below_mm - end, _ROOM_MM, _ROOM_ODDS))
-    canal = np.flatnonzero(rows_with(grid.classes == CANAL))
-    beyond = len(canal) > 0 and canal[-1] * grid.spacing[1] - end > _CANAL_MM
+    room, beyond = _below(spine, disc)
     goes_on = _CANAL_ODDS * beyond
     if not disc:
         return _Sacrum(room + goes_on, False, "no disc was found below the lowest complete vertebra")
@@ -214,6 +210,17 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
     words += f"; it is steeper than the disc above by {-lean:.0f} degrees" if lean < _STEEP else ""
     words += "; the canal goes on below it" if beyond else ""
     return _Sacrum(room + _DISC_ODDS + goes_on, True, words, lean < _STEEP)
+
+
+def _below(spine: Spine, disc: bool) -> tuple[float, bool]:
+    """How the image below the last disc or vertebra speaks for the sacrum, and whether the canal goes on in it."""
+    grid = spine.grid
+    rows = np.flatnonzero(rows_with((grid.classes == VERTEBRA) | (grid.classes == DISC)))
+    last = float(rows[-1] * grid.spacing[1]) if len(rows) else 0.0
+    end = float(spine.chain.interfaces[-1].point[1]) if disc else last
+    canal = np.flatnonzero(rows_with(grid.classes == CANAL))
+    room = float(np.interp(grid.last_row + grid.below_mm - end, _ROOM_MM, _ROOM_ODDS))
+    return room, len(canal) > 0 and bool(canal[-1] * grid.spacing[1] - end > _CANAL_MM)
 
 
 def _vertebra_below(spine: Spine) -> bool:

@@ -124,51 +124,62 @@ def _confidence(spine: Spine, anchor: Anchor, vertebrae: dict[int, int], discs: 
 
 def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
     """What the names rest on and what is doubtful about them."""
-    chain, present = spine.chain, spine.numbers
-    discs = sum(one.number > 0 for one in chain.interfaces)
-    if not present and not discs:
+    discs = sum(one.number > 0 for one in spine.chain.interfaces)
+    if not spine.numbers and not discs:
         return [Notice("FEW_STRUCTURES", "No vertebra and no disc was found, so no level could be named.")]
+    return [
+        *_about_number(len(spine.numbers), discs),
+        *_about_anchor(spine, anchor),
+        *_about_sizes(spine, anchor),
+        *_about_ends(spine, anchor),
+    ]
+
+
+def _about_number(vertebrae: int, discs: int) -> list[Notice]:
+    """That there are too few to be a spine."""
+    if vertebrae >= 2 and discs:
+        return []
+    text = (
+        f"Only {_count(vertebrae, 'vertebra', 'vertebrae')} and {_count(discs, 'disc', 'discs')} were found. "
+        "Check whether the volume shows the spine."
+    )
+    return [Notice("FEW_STRUCTURES", text)]
+
+
+def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
+    """Where discs were not found, and where a body is small."""
     notices = []
-    if len(present) < 2 or not discs:
-        notices.append(
-            Notice(
-                "FEW_STRUCTURES",
-                f"Only {_count(len(present), 'vertebra', 'vertebrae')} and {_count(discs, 'disc', 'discs')} were "
-                "found. Check whether the volume shows the spine.",
-            )
+    if missing := spine.chain.guessed:
+        text = (
+            f"{_count(missing, 'disc was', 'discs were')} not found and the vertebrae there were told apart by their "
+            "height. Check the levels."
         )
-    notices += _about_anchor(spine, anchor)
-    if chain.guessed:
-        notices.append(
-            Notice(
-                "DISC_MISSING",
-                f"{_count(chain.guessed, 'disc was', 'discs were')} not found and the vertebrae there were told apart "
-                "by their height. Check the levels.",
-            )
-        )
+        notices.append(Notice("DISC_MISSING", text))
     if small := [level for k in _small(spine) if (level := anchor.level.get(k))]:
-        notices.append(
-            Notice(
-                "VERTEBRA_SMALL",
-                f"Of {', '.join(small)} far less was found than of the vertebrae beside: collapsed, outside of the "
-                "slices, or not found as a whole. Check it, and the levels above.",
-            )
+        text = (
+            f"Of {', '.join(small)} far less was found than of the vertebrae beside: collapsed, outside of the slices, "
+            "or not found as a whole. Check it, and the levels above."
         )
+        notices.append(Notice("VERTEBRA_SMALL", text))
+    return notices
+
+
+def _about_ends(spine: Spine, anchor: Anchor) -> list[Notice]:
+    """What lies beyond the ends of a spine that is named like this."""
+    chain = spine.chain
     cut_sacrum = chain.last_cut and anchor.level.get(chain.last) == SACRUM  # a piece of it, taken for a vertebra's bone
     pieces = {chain.last} if cut_sacrum else set()
-    extra = [k for k in present - pieces if anchor.level.get(k, SACRUM) == SACRUM]
+    extra = [k for k in spine.numbers - pieces if anchor.level.get(k, SACRUM) == SACRUM]
     # Between C1 and C2 there is no disc.
     above = sum(one.number > 0 and anchor.level.get(k + 1) in ("C1", "C2") for k, one in enumerate(chain.interfaces))
-    if extra or above:
-        number = _count(len(extra), "vertebra", "vertebrae") if extra else _count(above, "disc", "discs")
-        notices.append(
-            Notice(
-                "TOO_MANY_VERTEBRAE",
-                f"{number} beyond the end of the spine with these names: left "
-                "without a label. State the right level of the lowest vertebra.",
-            )
-        )
-    return notices
+    if not extra and not above:
+        return []
+    number = _count(len(extra), "vertebra", "vertebrae") if extra else _count(above, "disc", "discs")
+    text = (
+        f"{number} beyond the end of the spine with these names: left without a label. State the right level of the "
+        "lowest vertebra."
+    )
+    return [Notice("TOO_MANY_VERTEBRAE", text)]
 
 
 def _small(spine: Spine) -> list[int]:
