@@ -157,6 +157,21 @@ def _one_apart(
     return thread.run(lambda: _one(options, engine, image, output, heard), interrupted.set)
 
 
+def _one_of_many(
+    thread: WorkThread, options: argparse.Namespace, engine: Engine, image: Path, output: Path
+) -> Segmentation | SAUNetError:
+    """`_one_apart`, or why there is no result of this image."""
+    try:
+        with _progress(options, image.name) as report:
+            return _one_apart(thread, options, engine, image, output, report)
+    except (CancelledError, KeyboardInterrupt):
+        return CancelledError()
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        return error if isinstance(error, SAUNetError) else unforeseen(error, BUG)
+
+
 def _segment_many(options: argparse.Namespace) -> int:
     """Every image for itself: a failure is told and the next one goes on; the first failure's status is returned."""
     from .work_thread import WorkThread
@@ -172,27 +187,19 @@ def _segment_many(options: argparse.Namespace) -> int:
     results: list[dict[str, Any]] = []
     status = 0
     for image, output in outputs.items():
-        try:
-            with _progress(options, image.name) as report:
-                segmentation = _one_apart(thread, options, engine, image, output, report)
-        except (CancelledError, KeyboardInterrupt):
-            failure: SAUNetError = CancelledError()
-        except Exception as error:
-            failure = error if isinstance(error, SAUNetError) else unforeseen(error, BUG)
-            if options.debug:
-                traceback.print_exc()
-        else:
-            results.append({"image": str(image), "output": str(output), **segmentation.summary()})
+        made = _one_of_many(thread, options, engine, image, output)
+        if not isinstance(made, SAUNetError):
+            results.append({"image": str(image), "output": str(output), **made.summary()})
             if not (options.quiet or options.json):
                 print(output)
-                for notice in segmentation.warnings:
+                for notice in made.warnings:
                     print(f"  note {notice.code}: {notice.text}")
             continue
-        results.append({"image": str(image), "error": failure.as_dict()})
-        print(" ".join(f"{image}: {failure}".splitlines()), file=sys.stderr)
-        status = status or failure.exit_status
-        if isinstance(failure, CancelledError):  # of all that were to come
-            status = failure.exit_status
+        results.append({"image": str(image), "error": made.as_dict()})
+        print(" ".join(f"{image}: {made}".splitlines()), file=sys.stderr)
+        status = status or made.exit_status
+        if isinstance(made, CancelledError):  # of all that were to come
+            status = made.exit_status
             break
     if options.json:
         print(json.dumps(results))  # ASCII: a name may hold what has no UTF-8
