@@ -45,7 +45,7 @@ def saunet(*arguments: str) -> int:
     """Run the command `saunet` of the environment; returns its exit status."""
     command = [str(PYTHON), "-m", "SAUNetLib", *arguments]
     status = run(command, cwd=Path.cwd(), env=_environment())
-    if status != -9:  # the system's last means against a process; most often the memory did not suffice
+    if status != -9:  # SIGKILL; most often the memory did not suffice
         return status
     print(f"error MEMORY: the system ended saunet {arguments[0]}, most often for lack of memory. "
           "Close other programs, or crop the volume to the spine.", file=sys.stderr)  # fmt: skip

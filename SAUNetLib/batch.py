@@ -53,7 +53,7 @@ def run_batch(
         model: name or file; default: the shipped model.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         scheduler: address of a Dask scheduler such as ``tcp://host:8786``; default: workers on this computer.
-        workers: processes on this computer; default: one a core, as far as memory suffices.
+        workers: processes on this computer; default: one per core, as far as memory suffices.
         report: told how many sources are done, how many are known of, and how many failed.
         warn: told of workers that are no good, and where there is none.
 
@@ -100,7 +100,9 @@ def run_batch(
     if not found.places:
         others = f", only {sum(found.left_out.values())} files of other kinds" if found.left_out else ""
         raise InputError(
-            "INPUT_EMPTY", f"{archive} holds no images{others}", "Check that it is the archive, and mounted"
+            "INPUT_EMPTY",
+            f"{archive} holds no images{others}",
+            "Check that this is the archive, and that it is mounted",
         )
     return result
 
@@ -110,7 +112,9 @@ def _check_folders(archive: Path, output: Path) -> None:
     if not archive.is_dir():
         raise InputError("INPUT_NOT_FOUND", f"{archive} is not a folder", "Give the folder of the archive")
     if archive.resolve().is_relative_to(output.resolve()):
-        raise UsageError("USAGE", f"{archive} lies in the output folder", "Give a folder beside the archive or in it")
+        raise UsageError(
+            "USAGE", f"{archive} lies in the output folder", "Give a folder beside the archive or inside it"
+        )
 
 
 class _Found:
@@ -157,8 +161,8 @@ def _busy(output: Path) -> UsageError:
     """The failure of a run on a folder that another one holds."""
     last = read_batch(output).last
     who = f" (process {last.process} on {last.host}, as far as is known)" if last else ""
-    remedy = f"Wait for it, or give another folder; it holds {output / LOCK}"
-    return UsageError("USAGE", f"another run works on {output}{who}", remedy)
+    remedy = f"Wait until it has finished, or give another folder; it holds {output / LOCK}"
+    return UsageError("USAGE", f"another run is working on {output}{who}", remedy)
 
 
 def _unwritten(output: Path, failure: OSError) -> UsageError:
@@ -167,9 +171,11 @@ def _unwritten(output: Path, failure: OSError) -> UsageError:
         cause = (
             f"the file system of {output} has no locks ({failure.strerror}), as {LOCK} needs one against a second run"
         )
-        return UsageError("OUTPUT_WRITE", cause, "Mount it with locks (NFS: its lock service), or give another folder")
+        return UsageError(
+            "OUTPUT_WRITE", cause, "Mount it with locks (NFS: with its lock service), or give another folder"
+        )
     cause = f"{failure.filename or output} cannot be written ({failure.strerror})"
-    return UsageError("OUTPUT_WRITE", cause, "Check the rights of the folder and that the disk has room")
+    return UsageError("OUTPUT_WRITE", cause, "Check the permissions of the folder and that the disk has space")
 
 
 def _told_apart(sources: Iterator[Source], output: Path) -> Iterator[Source]:
@@ -284,7 +290,7 @@ class _Watch:
         if self._in_a_row >= GIVE_UP:
             where = f"on {why.host}: " if why.host else ""
             cause = f"{GIVE_UP} sources in a row failed with {why.code} ({where}{why.text})"
-            raise UsageError("USAGE", cause, "Mend it and give the same command")
+            raise UsageError("USAGE", cause, "Fix the cause and run the same command again")
         return True
 
 
@@ -292,7 +298,7 @@ def _seen(one: Outcome, output: Path) -> Outcome:
     """An outcome whose result is to be seen from here."""
     if all(appears(output / name) for name in one.files()):
         return one
-    text = "the worker's result is not here: it may see another folder under this path"
+    text = "the worker's result cannot be found here: the worker may see another folder under this path"
     return replace(
         one, status="failed", code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status, output="", notices=()
     )

@@ -101,7 +101,7 @@ def _reached(scheduler: str) -> Client:
     except TypeError as failure:  # for want of keys, as Dask has it
         raise UsageError(
             "USAGE",
-            f"the scheduler at {scheduler} is to be reached by TLS, and no keys are set ({failure})",
+            f"the scheduler at {scheduler} requires TLS, but no certificates are configured ({failure})",
             "Set distributed.comm.tls in Dask's configuration, see docs/batch.md",
         ) from failure
     except (OSError, ValueError) as failure:
@@ -120,14 +120,16 @@ def scheduler_kept() -> Iterator[None]:
     except (FutureCancelledError, ClosedClientError, OSError) as lost:
         if isinstance(lost, OSError) and lost.errno is not None:  # a disk's
             raise
-        raise UsageError("USAGE", "the scheduler is gone", "Start it and give the same command") from lost
+        raise UsageError(
+            "USAGE", "the connection to the scheduler was lost", "Start it and run the same command again"
+        ) from lost
 
 
 class WorkersDied(Exception):
     """Every worker that had a source died; `host` had it last."""
 
     def __init__(self, host: str = "") -> None:
-        super().__init__("every worker that had it died" + (f", the last on {host}" if host else ""))
+        super().__init__("every worker that was given it died" + (f", the last on {host}" if host else ""))
         self.host = host
 
 
@@ -277,10 +279,10 @@ class Crew:
         if waited >= NO_WORKER_S and failures:
             raise failures[0]
         if waited >= NO_WORKER_S:
-            cause = f"no worker was there for {NO_WORKER_S / 60:.0f} minutes"
-            raise UsageError("USAGE", cause, "Start workers and give the same command")
+            cause = f"no worker was available for {NO_WORKER_S / 60:.0f} minutes"
+            raise UsageError("USAGE", cause, "Start workers and run the same command again")
         if waited >= TELL_S and not self._told:
-            self._warn(f"No worker is ready. One is waited for, {NO_WORKER_S / 60:.0f} minutes at most.")
+            self._warn(f"No worker is ready. Waiting for one, {NO_WORKER_S / 60:.0f} minutes at most.")
             self._told = True
 
 
@@ -292,7 +294,7 @@ def _failure(address: str, trial: Future) -> SAUNetError | None:
         return UsageError(
             "NOT_INSTALLED",
             f"{host}: the worker cannot run SAUNet ({text})",
-            "Install the same version of SAUNet with the extra cluster on all computers, the scheduler's too",
+            "Install the same version of SAUNet with the extra cluster on all computers, including the scheduler's",
         )
     host, said = trial.result()
     return None if said is None else error_of({**said, "cause": f"{host}: {said['cause']}"})

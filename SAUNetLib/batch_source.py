@@ -38,7 +38,7 @@ def try_worker(
     """
     try:
         if not os.path.lexists(archive / place):
-            cause = f"{archive} is not there, or not the same as where the command runs"
+            cause = f"{archive} is missing here, or is not the same folder as where the command runs"
             raise InputError("INPUT_NOT_FOUND", cause, "Mount the archive under the same path on all computers")
         _check_output(output)
         _engine(model, sha256, device)
@@ -51,7 +51,7 @@ def try_worker(
 def _check_output(output: Path) -> None:
     """Refuse a folder for results that is not the command's own, or that takes no file."""
     if not appears(output / JOURNAL):
-        cause = f"{output} is not there, or not the same as where the command runs"
+        cause = f"{output} is missing here, or is not the same folder as where the command runs"
         raise UsageError("OUTPUT_WRITE", cause, "Mount the folder of the results under the same path on all computers")
     _write_probe(output)
 
@@ -64,7 +64,9 @@ def _write_probe(output: Path) -> None:
         probe.unlink()
     except OSError as failure:
         cause = f"{output} cannot be written to ({failure.strerror})"
-        raise UsageError("OUTPUT_WRITE", cause, "Check the rights and the room of that computer's user") from failure
+        raise UsageError(
+            "OUTPUT_WRITE", cause, "Check the permissions of that computer's user and the space on its disk"
+        ) from failure
 
 
 def _takes_files(output: Path) -> bool:
@@ -92,7 +94,7 @@ def segment_source(source: Source, archive: Path, output: Path, model: str, sha2
 
 def _outcomes(source: Source, archive: Path, output: Path, engine: tuple[str, str, str]) -> list[Outcome]:
     if source.twin:
-        text = "its results would replace those of another image, whose name differs in upper and lower case only"
+        text = "its results would replace those of another image, whose name differs only in upper and lower case"
         return [Outcome("failed", code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status)]
     image = archive / source.place
     target = output / PurePosixPath(_writable(source.place))
@@ -181,6 +183,8 @@ def _engine(model: str, sha256: str, device: str) -> Engine:
     loaded = load_model(model)
     if loaded.card.sha256 != sha256:
         raise ModelError(
-            "MODEL_MISMATCH", f"this computer's {model} is another model", "Install the same version everywhere"
+            "MODEL_MISMATCH",
+            f"the model {model} on this computer is a different one",
+            "Install the same version everywhere",
         )
     return Engine(loaded, device)

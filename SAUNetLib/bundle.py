@@ -138,7 +138,9 @@ def _needed(
     wheel = found.get(canonicalize_name(requirement.name))
     if wheel is None or not requirement.specifier.contains(wheel.version, prereleases=True):
         raise UsageError(
-            "NOT_INSTALLED", f"no downloaded wheel satisfies {requirement}", "Please report it: the packages do not fit"
+            "NOT_INSTALLED",
+            f"no downloaded wheel satisfies {requirement}",
+            "Please report it: the packages do not fit together",
         )
     needed = set()
     for one in map(Requirement, wheel.requires or ()):
@@ -154,7 +156,7 @@ def _check(output: Path, slicer: str, platform: str) -> None:
     if slicer not in PYTHONS:
         raise UsageError("USAGE", f"Slicer {slicer} is not supported", f"Choose one of {', '.join(PYTHONS)}")
     if platform not in PLATFORMS:
-        raise UsageError("USAGE", f"{platform} is no known platform", f"Choose one of {', '.join(PLATFORMS)}")
+        raise UsageError("USAGE", f"{platform} is not a known platform", f"Choose one of {', '.join(PLATFORMS)}")
     check_writable(output, (".zip",))
 
 

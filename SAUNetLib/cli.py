@@ -97,10 +97,10 @@ def _add_segment(commands: Any) -> None:
     parser.add_argument(
         "--lowest",
         metavar="LEVEL",
-        help="what the lowest complete vertebra is, such as L5 (default: found by the sacrum, C2 or the sizes)",
+        help="level of the lowest complete vertebra, such as L5 (default: found by the sacrum, C2 or the sizes)",
     )
     parser.add_argument("--series", help="number, UID or description of the series to take from a DICOM folder")
-    parser.add_argument("--parts", action="store_true", help="vertebral bodies and posterior elements apart")
+    parser.add_argument("--parts", action="store_true", help="label vertebral bodies and posterior elements separately")
     parser.add_argument("--measurements", metavar="FILE", help="write heights, slips, angles, ... to a .csv or .json")
     parser.add_argument("--table", metavar="FILE.csv", help="write the structures with their volumes")
     parser.add_argument("--preview", metavar="FILE.png", help="write a picture: mid-sagittal and lateral slices")
@@ -179,7 +179,7 @@ def _segment_many(options: argparse.Namespace) -> int:
     if options.table or options.preview or options.measurements:
         raise UsageError(
             "USAGE",
-            "--table, --measurements and --preview go with one image and a file as --output",
+            "--table, --measurements and --preview need one image and a file as --output",
             "Leave them out, or give one image and the name of a file",
         )
     outputs = _output_names([Path(image) for image in options.images], Path(options.output))
@@ -219,7 +219,9 @@ def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
         name = Path(os.path.abspath(image)).name  # noqa: PTH100 - of a link its own, and no failure for a loop of them
         output = folder / f"{name[: len(name) - len(ending_of(Path(name), endings))]}.nii.gz"
         if spelling(output.name) in names:
-            raise UsageError("USAGE", f"two images would both be written to {output}", "Rename one, or run them apart")
+            raise UsageError(
+                "USAGE", f"two images would both be written to {output}", "Rename one, or segment them separately"
+            )
         names.add(spelling(output.name))
         outputs[image] = output
     return outputs
@@ -227,15 +229,17 @@ def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 def _add_batch(commands: Any) -> None:
     parser = _add(
-        commands, "batch", _batch, "Segment a whole archive, here or on a cluster; called again, what is new."
+        commands, "batch", _batch, "Segment a whole archive, here or on a cluster; run again, only what is new."
     )
     parser.add_argument("archive", metavar="DIR", help="folder: DICOM, NIfTI, NRRD and MetaImage at any depth")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results; see docs/batch.md")
     parser.add_argument("--model", metavar="NAME|FILE", help="model to use; `saunet models` lists them")
     _add_device(parser)
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, metavar="N", help="processes here; default: one a core, as memory allows")
-    where.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://host:8786")
+    where.add_argument(
+        "--workers", type=int, metavar="N", help="processes here; default: one per core, as memory allows"
+    )
+    where.add_argument("--scheduler", metavar="ADDRESS", help="address of a Dask scheduler, such as tcp://host:8786")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -244,7 +248,7 @@ def _batch(options: argparse.Namespace) -> int:
         raise UsageError("USAGE", "the archive or --output is empty", "Give the name of a folder")
     archive, output = Path(options.archive), Path(options.output)
     if options.workers is not None and options.workers < 1:
-        raise UsageError("USAGE", f"{options.workers} workers", "Give at least one with --workers")
+        raise UsageError("USAGE", f"--workers is {options.workers}", "Give at least 1")
     with _packages("a batch", "cluster"):
         import cryptography  # noqa: F401
         import distributed  # noqa: F401
@@ -272,11 +276,13 @@ def _batch(options: argparse.Namespace) -> int:
 def _print_remarks(known: Batch) -> None:
     """What somebody who gave the wrong folder, or one of another kind, should see at once."""
     if known.left_out:
-        print(f"{sum(known.left_out.values())} files are no known image and were left out ({_endings(known.left_out)})")
+        count = sum(known.left_out.values())
+        files = "1 file of another kind was" if count == 1 else f"{count} files of other kinds were"
+        print(f"{files} left out ({_endings(known.left_out)})")
     if split := known.split():
         print(
-            f"{len(split)} series lie in several folders, as parts or copies, and every folder has a result of its own "
-            "(SERIES_SPLIT): export an archive that is meant to have a folder for each series"
+            f"{len(split)} series lie in several folders, as parts or copies, and each folder has a result of its own "
+            "(SERIES_SPLIT): export the archive with a folder for each series if that is not meant"
         )
     if known.gone:
         have, their = ("source has", "its") if len(known.gone) == 1 else ("sources have", "their")
@@ -427,7 +433,9 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _add_relabel(commands: Any) -> None:
-    parser = _add(commands, "relabel", _relabel, "Correct the levels: say what a structure is, and all names move.")
+    parser = _add(
+        commands, "relabel", _relabel, "Correct the levels: say what one structure is, and all names move with it."
+    )
     parser.add_argument("file", metavar="FILE", help="label map or .seg.nrrd with levels")
     parser.add_argument(
         "--set", required=True, action="append", metavar="IS=SHOULD",
@@ -496,7 +504,7 @@ def _phantom(options: argparse.Namespace) -> int:
         if options.count < 1 or chosen:
             raise UsageError(
                 "USAGE",
-                "--count takes a number from 1 on, and draws contrast and slice thickness by itself",
+                "--count takes a number of 1 or more, and contrast and slice thickness are then drawn at random",
                 "Leave out --contrast and --slice-thickness, or --count",
             )
         write_phantoms(output, options.count, options.seed)
@@ -517,7 +525,9 @@ def _add_models(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print the cards as JSON")
     actions = parser.add_subparsers(metavar="list | add", parser_class=Parser)
     listing = _add(actions, "list", _models, "List the models (what `saunet models` alone does).")
-    adding = _add(actions, "add", _models_add, "Verify a model file with its card and keep it under its name.")
+    adding = _add(
+        actions, "add", _models_add, "Verify a model file and its card, and keep them under the model's name."
+    )
     adding.add_argument("file", metavar="FILE", help="NAME.safetensors; its card NAME.json lies beside it")
     for action in (listing, adding):
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print the cards as JSON")
@@ -557,9 +567,9 @@ def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
 
 
 def _add_dataset(commands: Any) -> None:
-    parser = _add(commands, "dataset", _dataset_check, "Look after a folder of labelled images to train on.")
+    parser = _add(commands, "dataset", _dataset_check, "Check a folder of labelled images to train on.")
     actions = parser.add_subparsers(required=True, metavar="check", parser_class=Parser)
-    check = _add(actions, "check", _dataset_check, "Say everything that is wrong with a folder of labelled images.")
+    check = _add(actions, "check", _dataset_check, "List everything that is wrong with a folder of labelled images.")
     check.add_argument(
         "folder", type=Path, metavar="DIR",
         help="pairs NAME_image and NAME_labels, or images/NAME and masks/NAME, in .nii.gz, .nii, .nrrd or .mha",
@@ -579,7 +589,7 @@ def _dataset_check(options: argparse.Namespace) -> int:
 
 
 def _add_train(commands: Any) -> None:
-    parser = _add(commands, "train", _train, "Train a model, or go on with a run that was stopped.")
+    parser = _add(commands, "train", _train, "Train a model, or continue a run that was stopped.")
     parser.add_argument(
         "data", nargs="*", type=Path, metavar="DIR", help="folders of labelled images, see `saunet dataset check`"
     )
@@ -587,7 +597,9 @@ def _add_train(commands: Any) -> None:
         "--data", nargs="+", type=Path, dest="more", metavar="DIR", default=[], help="the same as DIR alone"
     )
     parser.add_argument("--from", dest="start", metavar="NAME|FILE", help="model to adapt to the data (fine-tuning)")
-    parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run; an unfinished run goes on")
+    parser.add_argument(
+        "--output", required=True, metavar="RUN", help="folder of the run; an unfinished run is continued"
+    )
     parser.add_argument(
         "--config", metavar="FILE.json", help="training configuration; default: the run's own, else the standard"
     )
@@ -619,7 +631,11 @@ def _add_compare(commands: Any) -> None:
     parser = _add(commands, "compare", _compare, "Train U-Nets and SAU-Nets alike and write the paper's table.")
     parser.add_argument("data", type=Path, metavar="DIR", help="folder of labelled cases, as for `saunet train`")
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="RUN", help="folder of the runs; an unfinished comparison goes on"
+        "--output",
+        required=True,
+        type=Path,
+        metavar="RUN",
+        help="folder of the runs; an unfinished comparison is continued",
     )
     parser.add_argument(
         "--budget", default="small", choices=("smoke", "small", "medium", "full"), help="default: %(default)s"
@@ -643,7 +659,7 @@ def _compare(options: argparse.Namespace) -> int:
         from .evaluation.comparison_report import write_report
     seeds = SEEDS if options.seeds is None else options.seeds
     if seeds < 1:
-        raise UsageError("USAGE", f"{seeds} trainings of every network", "Give at least one with --seeds")
+        raise UsageError("USAGE", f"--seeds is {seeds}", "Give at least 1")
     report = options.report or options.output / "results.md"
     check_writable(report, (".md",))
 
@@ -661,7 +677,12 @@ def _add_benchmark(commands: Any) -> None:
     parser.add_argument("--output", metavar="FILE.json", help="write all figures; the tables go to stdout (Markdown)")
     _add_device(parser)
     parser.add_argument("--model", metavar="NAME|FILE", help="model to measure; `saunet models` lists them")
-    parser.add_argument("--budget", default="full", choices=("full", "smoke"), help="smoke: tiny volumes, seconds")
+    parser.add_argument(
+        "--budget",
+        default="full",
+        choices=("full", "smoke"),
+        help="smoke: tiny volumes, takes seconds (default: %(default)s)",
+    )
 
 
 def _benchmark(options: argparse.Namespace) -> int:
@@ -684,9 +705,9 @@ def _add_bundle(commands: Any) -> None:
         commands, "bundle", _bundle, "Pack what a computer without a connection needs to run SAUNet in Slicer."
     )
     parser.add_argument("output", metavar="OUT.zip", help="file to write")
-    parser.add_argument("--slicer", required=True, help="Slicer's version there: 5.10 or 5.12")
+    parser.add_argument("--slicer", required=True, help="version of Slicer there: 5.10 or 5.12")
     parser.add_argument("--platform", required=True, help="linux, windows or macos-arm64")
-    parser.add_argument("--index", metavar="URL", help="a further package index, such as PyTorch's of processor builds")
+    parser.add_argument("--index", metavar="URL", help="a further package index, such as PyTorch's for CPU builds")
 
 
 def _bundle(options: argparse.Namespace) -> int:

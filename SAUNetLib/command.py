@@ -78,7 +78,7 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and error.filename is None:
             # Files of ours say so by an error of ours: this is most likely what prints, into a file on a full disk.
-            cause, remedy = f"stdout or a file cannot be written ({error.strerror})", "Check that the disk has room"
+            cause, remedy = f"stdout or a file cannot be written ({error.strerror})", "Check that the disk has space"
             return _fail(UsageError("OUTPUT_WRITE", cause, remedy), debug, as_json)
         return _fail(unforeseen(error, BUG), debug, as_json)
 

@@ -27,7 +27,7 @@ GPU_CHUNK = 16
 MOVED_TO_CPU = Notice("MOVED_TO_CPU", "Not enough GPU memory; continued on the processor (slower).")
 FRONT_AND_BACK = Notice(
     "FRONT_AND_BACK",
-    "Front and back of this image seem to be exchanged. If they are, the canal and much else is wrong: correct the "
+    "Front and back of this image seem to be swapped. If they are, the canal and much else are wrong: correct the "
     "orientation in the file, or export it again.",
 )
 COARSER = 4 / 3

@@ -46,7 +46,9 @@ def load_model(model: str | Path = DEFAULT_MODEL) -> Model:
             warnings.simplefilter("ignore")
             network = SAUNet(**card.network)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise ModelError("MODEL_CARD", f"the card of {path.name} describes no possible network", REINSTALL) from error
+        raise ModelError(
+            "MODEL_CARD", f"the card of {path.name} does not describe a possible network", REINSTALL
+        ) from error
     expected = {name: _kind(value) for name, value in network.state_dict().items()}
     weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     found = {name: _kind(value) for name, value in weights.items()}
@@ -72,7 +74,7 @@ def _verified_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ModelError("MODEL_DAMAGED", f"{path.name} is no safetensors file", REINSTALL) from error
+        raise ModelError("MODEL_DAMAGED", f"{path.name} is not a safetensors file", REINSTALL) from error
 
 
 def save_model(network: SAUNet, path: str | Path, card: Mapping[str, Any]) -> ModelCard:
@@ -106,7 +108,7 @@ def add_model(path: str | Path) -> ModelCard:
     path = Path(path)
     if path.suffix != ".safetensors":
         remedy = "Give the path of a file NAME.safetensors, beside which its card NAME.json lies"
-        raise ModelError("MODEL_NOT_FOUND", f"{path} is no model file", remedy)
+        raise ModelError("MODEL_NOT_FOUND", f"{path} is not a model file", remedy)
     card = load_model(path).card
     keep_model(path, card)
     return card

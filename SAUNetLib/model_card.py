@@ -16,7 +16,7 @@ from .formats.atomic import write_beside, write_together
 from .resources import resource
 
 DEFAULT_MODEL = "saunet-lumbar"
-REINSTALL = "Remove it where it is one of your own, or install SAUNet again"
+REINSTALL = "Remove it if it is one of your own, or install SAUNet again"
 LARGEST_CARD = 2**20
 """Bytes; more is not read."""
 
@@ -69,7 +69,7 @@ class ModelCard:
             raise ModelError("MODEL_CARD", f"there is no card {path.name} beside the weights", remedy)
         try:
             if not path.is_file() or path.stat().st_size > LARGEST_CARD:
-                raise OSError("it is no file of a card's size")
+                raise OSError("it is not a file, or too large for a card")
             card = cls(**json.loads(path.read_text(encoding="utf-8")))
             usable = card._usable()
         except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -146,7 +146,7 @@ def find_model(model: str | Path = DEFAULT_MODEL) -> Path:
     if newest is not None:
         return newest
     names = ", ".join(card.name for card in available_models()) or "none"
-    cause = f"{model} is no model file" if os.path.isfile(path) else f"there is no model {name!r}"  # noqa: PTH113
+    cause = f"{model} is not a model file" if os.path.isfile(path) else f"there is no model {name!r}"  # noqa: PTH113
     raise ModelError("MODEL_NOT_FOUND", cause, f"Give a file NAME.safetensors or one of these names: {names}")
 
 
@@ -159,12 +159,12 @@ def keep_model(weights: Path, card: ModelCard) -> None:
     newest = newest_model(card.name)
     if newest is not None and model_version(newest) > model_version(weights):
         raise UsageError(
-            "USAGE", f"there is a newer model {card.name} already", "Rename it in its card, or use the file"
+            "USAGE", f"there is already a newer model {card.name}", "Rename it in its card, or use the file"
         )
     if newest is not None and model_version(newest) == model_version(weights):
         with contextlib.suppress(ModelError):  # one that is damaged may be replaced
             if ModelCard.read(newest.with_suffix(".json")).sha256 != card.sha256:
-                cause = f"there is another model {card.name} {card.version} already"
+                cause = f"there is already another model {card.name} {card.version}"
                 raise UsageError("USAGE", cause, "Give this one another name or version in its card")
     if len(model_folders()) < 2:
         raise UsageError(

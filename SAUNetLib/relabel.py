@@ -210,7 +210,7 @@ def _old_places(present: list[int]) -> dict[int, float]:
     missing = [structures()[value].name for value in present if value not in best]
     if missing:
         raise _refusal(
-            f"{', '.join(missing)} fits into no spine together with the other levels", "Correct the label map by hand"
+            f"{', '.join(missing)} cannot be placed in one spine with the other levels", "Correct the label map by hand"
         )
     return best
 

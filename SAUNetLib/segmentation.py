@@ -127,7 +127,7 @@ class Segmentation:
             raise UsageError(
                 "USAGE",
                 "this segmentation has no levels",
-                "Give one whose structures have levels (of ours, one made without --classes)",
+                "Give one whose structures have levels (such as one made without --classes)",
             )
 
     def table(self) -> list[Row]:

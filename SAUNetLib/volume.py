@@ -282,7 +282,7 @@ def check_content(volume: Volume) -> None:
     if flat > FLAT and len(np.unique(some)) <= LABELS:
         raise InputError(
             "INPUT_PIXEL_TYPE",
-            f"{name} looks like a label map: few different values in large even areas",
+            f"{name} looks like a label map: few different values in large uniform areas",
             "Give the image on which it was drawn",
         )
     lowest, highest = CT_RANGE

@@ -67,7 +67,7 @@ class Request:
         Raises:
             UsageError: USAGE, it is none.
         """
-        remedy = "Send one JSON object a line, as the worker's documentation describes it"
+        remedy = "Send one JSON object per line, as the worker's documentation describes it"
         try:
             entries = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -231,7 +231,7 @@ def main() -> int:
     try:
         Worker(requests, events).serve()
     except BrokenPipeError:
-        log.info("nobody reads the events any more")
+        log.info("nobody reads the events any longer")
     except KeyboardInterrupt:
         return CancelledError.exit_status
     return 0

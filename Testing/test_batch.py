@@ -109,7 +109,7 @@ def test_every_series_gets_its_results_and_a_row(run, tmp_path):
         and out.splitlines()
         == [
             "3 segmented, 1 refused, 0 failed",
-            "1 files are no known image and were left out (1 .txt)",
+            "1 file of another kind was left out (1 .txt)",
             str(tmp_path / "out" / SUMMARY),
         ]
     )
@@ -419,13 +419,13 @@ def test_workers_may_come_late_and_their_absence_is_told(crowd, fast, monkeypatc
         late.start()
         status, err = go()
         late.join()
-    assert status == 0 and err == "No worker is ready. One is waited for, 1 minutes at most.\n"
+    assert status == 0 and err == "No worker is ready. Waiting for one, 1 minutes at most.\n"
 
 
 def test_a_run_without_workers_ends(crowd):
     with crowd(0) as (_, go):
         status, err = go()
-    assert status == 2 and "no worker was there for" in err.splitlines()[-1]
+    assert status == 2 and "no worker was available for" in err.splitlines()[-1]
 
 
 def test_a_scheduler_that_dies_without_a_worker_is_told(crowd, monkeypatch):
@@ -435,7 +435,7 @@ def test_a_scheduler_that_dies_without_a_worker_is_told(crowd, monkeypatch):
         end.start()
         status, err = go()
         end.join()
-    assert status == 2 and "the scheduler is gone" in err.splitlines()[-1]
+    assert status == 2 and "the connection to the scheduler was lost" in err.splitlines()[-1]
 
 
 class Answer:
@@ -502,7 +502,7 @@ def test_a_source_that_was_lost_with_the_scheduler_says_so(quick):
     future.error = FutureCancelledError("a", "lost")
     future.exception = future.result = lambda: (_ for _ in ()).throw(future.error)
     crew._done.put(future)
-    with pytest.raises(UsageError, match="the scheduler is gone"), scheduler_kept():
+    with pytest.raises(UsageError, match="the connection to the scheduler was lost"), scheduler_kept():
         crew.take()
 
 
@@ -553,7 +553,7 @@ def test_two_runs_do_not_share_an_output(run, fast, tmp_path):
     (tmp_path / "out" / SUMMARY).write_text("place\nof the run at work\n")
     with FileLock(tmp_path / "out" / LOCK):
         status, _, err, told = run()
-    assert status == 2 and "another run works" in err and list(told) == ["of the run at work"]
+    assert status == 2 and "another run is working" in err and list(told) == ["of the run at work"]
     assert f"process {os.getpid()} on {gethostname()}" in err and LOCK in err
 
 

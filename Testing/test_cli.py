@@ -583,7 +583,7 @@ def test_a_series_is_chosen_from_a_folder_only(run, image, tmp_path):
 @pytest.mark.parametrize("options", [["--contrast", "t1"], ["--slice-thickness", "1"], ["--count", "0"]])
 def test_many_phantoms_draw_their_own_options(tmp_path, capsys, options):
     assert main(["phantom", str(tmp_path / "many"), "--count", "2", *options]) == 2
-    assert "draws contrast and slice thickness" in capsys.readouterr().err and not (tmp_path / "many").exists()
+    assert "contrast and slice thickness are then drawn" in capsys.readouterr().err and not (tmp_path / "many").exists()
 
 
 def test_a_lowest_level_is_refused_where_none_is_named(image, tmp_path, capsys):

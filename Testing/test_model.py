@@ -193,7 +193,7 @@ def test_a_model_is_added_from_a_file_not_by_a_name(model, tmp_path, monkeypatch
     for name in ("saunet-lumbar", "tiny", str(model.with_suffix(".json"))):
         with pytest.raises(ModelError) as caught:
             add_model(name)
-        assert caught.value.code == "MODEL_NOT_FOUND" and f"{name} is no model file" in caught.value.cause
+        assert caught.value.code == "MODEL_NOT_FOUND" and f"{name} is not a model file" in caught.value.cause
     assert not (tmp_path / "own").exists()
 
 

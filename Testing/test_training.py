@@ -318,7 +318,7 @@ def test_an_interrupted_run_is_cancelled_and_goes_on(data, tmp_path, number):
         one.send_signal(number)
         err = one.communicate(timeout=90)[1]
     assert one.returncode == 6, err
-    told = "goes on from the last checkpoint" if (run / "last.ckpt").exists() else "begins anew"
+    told = "continues from the last checkpoint" if (run / "last.ckpt").exists() else "starts from the beginning"
     assert "error CANCELLED" in err and told in err
 
 

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_errors(options: argparse.Namespace) -> None:
     if options.count < 1:
-        raise UsageError("USAGE", f"{options.count} phantoms", "Give at least one with --count")
+        raise UsageError("USAGE", f"--count is {options.count}", "Give at least 1")
     table: dict[str, dict[str, list[float]]] = {"1 mm slices": {}, "4 mm slices": {}, "4 mm slices, turned": {}}
     for number in range(options.count):
         phantom = sick_phantom(number)

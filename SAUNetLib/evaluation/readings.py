@@ -108,7 +108,7 @@ def read_readings(table: Path) -> list[dict[str, str]]:
             int(row["Patient"]), row["Disc narrowing"], row["Spondylolisthesis"]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as failure:
         raise InputError(
-            "INPUT_UNREADABLE", f"{table.name} is no table of readings", "Take the file from SPIDER's archive again"
+            "INPUT_UNREADABLE", f"{table.name} is not a table of readings", "Take the file from SPIDER's archive again"
         ) from failure
     return rows
 

@@ -35,7 +35,7 @@ def check_writable(path: str | Path, endings: Collection[str]) -> str:
     try:
         _check_place(path)
     except (OSError, RuntimeError, ValueError) as failure:  # too long a name, a loop of links, a NUL
-        why = _reason(failure) if isinstance(failure, OSError) else "it is no place for a file"
+        why = _reason(failure) if isinstance(failure, OSError) else "no file can be there"
         raise UsageError("OUTPUT_WRITE", f"{path} cannot be written to: {why}", "Choose another name") from failure
     return ending
 
@@ -172,11 +172,11 @@ def _unwritten(path: Path, failure: OSError | RuntimeError) -> UsageError:
     return UsageError(
         "OUTPUT_WRITE",
         f"{path} could not be written: {_reason(failure)}",
-        "Check that the disk has room and that the folder may be written to",
+        "Check that the disk has space and that the folder may be written to",
     )
 
 
 def _reason(failure: OSError | RuntimeError) -> str:
     if isinstance(failure, OSError):
         return failure.strerror or "the system refused"
-    return "the file did not become whole"
+    return "the file was not written completely"

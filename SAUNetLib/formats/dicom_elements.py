@@ -189,12 +189,12 @@ class _Walk:
         self._place += count
         found = self._file.read(count)
         if len(found) < count:
-            raise ValueError("the file has become shorter")
+            raise ValueError("the file became shorter meanwhile")
         return found
 
     def _fit(self, length: int) -> None:
         if length > self._inside[-1].end - self._place:
-            raise ValueError("an element is longer than what it lies in")
+            raise ValueError("an element is longer than what contains it")
 
     def _numbers(self, form: str) -> tuple[int, ...]:
         form = self._order + form
@@ -208,12 +208,12 @@ class _Walk:
             return self._mark(tag, *self._numbers("I"))
         within = self._inside[-1]
         if within.kind != _ITEM:
-            raise ValueError("a sequence holds something beside items")
+            raise ValueError("a sequence holds something other than items")
         kind = self._take(2) if within.explicit else b""
         if kind in _LONG:
             self._take(2)
         elif within.explicit and kind not in _SHORT:
-            raise ValueError("an element is of no known kind")
+            raise ValueError("an element is of an unknown kind")
         (length,) = self._numbers("H" if kind in _SHORT else "I")
         if length == _UNDEFINED and kind not in _SHORT:
             if tag != PIXEL_DATA and kind not in (b"SQ", b"UN", b""):
@@ -254,12 +254,12 @@ class _Walk:
             if within.kind == PIXEL_DATA:
                 return Element(PIXEL_DATA, *self._depth(), self._fragments)
         else:
-            raise ValueError("items and sequences do not fit into each other")
+            raise ValueError("items and sequences are not properly nested")
         return None
 
     def _enter(self, kind: int, length: int | None, explicit: bool) -> None:
         if len(self._inside) > DEEPEST:
-            raise ValueError("sequences lie too deep in each other")
+            raise ValueError("sequences are nested too deeply")
         if length is not None:
             self._fit(length)
         end = self._inside[-1].end if length is None else self._place + length

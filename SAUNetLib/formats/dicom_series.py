@@ -68,7 +68,7 @@ class Series:
     @property
     def name(self) -> str:
         """What messages call it; nothing of the patient."""
-        return f"series {self.number or 'without number'}" + (f" ({self.description})" if self.description else "")
+        return f"series {self.number or 'without a number'}" + (f" ({self.description})" if self.description else "")
 
 
 def ordered(series: Series) -> tuple[tuple[Frame, ...], Geometry]:
@@ -145,7 +145,7 @@ def _step(heights: np.ndarray, thickness: float, name: str) -> float:
     if gaps.min() <= 0.01:
         raise InputError(
             "INPUT_SLICES",
-            f"{name} has several slices at one place",
+            f"{name} has several slices at the same place",
             "Give one volume: separate its echoes, time points or copies first",
         )
     if np.abs(gaps - step).max() > UNEVEN * step:

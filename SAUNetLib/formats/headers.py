@@ -99,7 +99,7 @@ def check_written(path: Path, ending: str) -> None:
         if ending == ".nrrd":
             _check_nrrd_end(path)
     except InputError as failure:
-        raise OSError(0, "the file did not become whole") from failure
+        raise OSError(0, "the file was not written completely") from failure
 
 
 def check_steps(steps: np.ndarray, name: str, tolerance: float = ORTHONORMAL_TOLERANCE) -> np.ndarray:
@@ -129,7 +129,7 @@ def _check_spacing(spacing: Iterable[float], name: str) -> None:
 def _unplaced(path: Path) -> InputError:
     return InputError(
         "INPUT_DIRECTION",
-        f"{path.name} does not say how it lies in the patient",
+        f"{path.name} does not say how the image lies in the patient",
         "Export it again from the DICOM series with its orientation",
     )
 
@@ -169,7 +169,9 @@ def _check_nifti(path: Path) -> None:
     with open(path, "rb") as plain:
         compressed = plain.read(2) == b"\x1f\x8b"
     if compressed != path.name.lower().endswith(".gz"):
-        raise damaged(path, "it is not what its ending says" if compressed else "it is not compressed by gzip")
+        raise damaged(
+            path, "it is not of the kind that its ending says" if compressed else "it is not compressed by gzip"
+        )
     opener: Any = gzip.open if compressed else open
     with opener(path, "rb") as file:
         head = file.read(348)

@@ -234,7 +234,9 @@ def _in_our_values(labels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...], 
         notice = Notice(CORD, f"The spinal cord in this label map (value 1) {text}.")
         return np.where(labels == 1, np.uint8(CANAL_VALUE if seen else 0), labels), (notice,), encodings()["levels"]
     if found <= spider_classes().keys() and max(found) >= SPIDER_CANAL:
-        notice = Notice("SPIDER", "This label map has SPIDER's values, which tell no levels: it has three classes.")
+        notice = Notice(
+            "SPIDER", "This label map has SPIDER's values, which do not tell the levels: it has three classes."
+        )
         return remapped(labels, spider_classes()), (notice,), encodings()["classes"]
     return labels, (), None
 
@@ -282,7 +284,7 @@ def _read_segments(path: Path, usual: Encoding | None) -> Segmentation | None:
         voxels, matrix = content["voxels"], content["ijkToLPS"]
         segments = content.get("segments", [])
     except Exception as failure:  # slicerio meets nonsense with whatever exception comes first
-        raise headers.damaged(path, "it is not a whole 3D Slicer segmentation") from failure
+        raise headers.damaged(path, "it is not a complete 3D Slicer segmentation") from failure
     if voxels.ndim not in (3, 4):
         raise InputError("INPUT_DIMENSION", f"{path.name} has {voxels.ndim} dimensions", "Give a 3D segmentation")
     if not segments and voxels.any():
@@ -372,7 +374,7 @@ def _check_once(
             raise InputError(
                 "INPUT_LABELS",
                 f"{name} holds several segments that mean {known[value].name}: {', '.join(same)}",
-                "Rename or remove all but one, their terminology too",
+                "Rename all but one, also in their terminology, or remove them",
             )
 
 

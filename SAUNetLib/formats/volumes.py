@@ -88,7 +88,7 @@ def read_image(path: str | Path) -> sitk.Image:
         with itk.readable(path, ending) as place, itk.unheard():
             return sitk.ReadImage(str(place), imageIO=_IMAGE_IO[ending])
     except MemoryError as failure:
-        raise InputError("INPUT_TOO_LARGE", f"{path.name} does not fit into the memory", "Crop it first") from failure
+        raise InputError("INPUT_TOO_LARGE", f"{path.name} does not fit into memory", "Crop it first") from failure
     except RuntimeError as failure:
         raise headers.damaged(path, "ITK finds it incomplete or malformed") from failure
 

@@ -157,8 +157,8 @@ def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
         notices.append(Notice("DISC_MISSING", text))
     if small := [level for k in _small(spine) if (level := anchor.level.get(k))]:
         text = (
-            f"Of {', '.join(small)} far less was found than of the vertebrae beside: collapsed, outside of the slices, "
-            "or not found as a whole. Check it, and the levels above."
+            f"Far less was found of {', '.join(small)} than of the vertebrae beside: collapsed, outside the slices, or "
+            "not found completely. Check this, and the levels above."
         )
         notices.append(Notice("VERTEBRA_SMALL", text))
     return notices
@@ -176,8 +176,8 @@ def _about_ends(spine: Spine, anchor: Anchor) -> list[Notice]:
         return []
     number = _count(len(extra), "vertebra", "vertebrae") if extra else _count(above, "disc", "discs")
     text = (
-        f"{number} beyond the end of the spine with these names: left without a label. State the right level of the "
-        "lowest vertebra."
+        f"With these names {number} would lie beyond the end of the spine and got no label. State the right level of "
+        "the lowest vertebra."
     )
     return [Notice("TOO_MANY_VERTEBRAE", text)]
 

@@ -230,5 +230,6 @@ class _Measuring:
         if self._signal is not None and not self._signal.is_t2:
             yield Notice(
                 "NOT_T2",
-                "The fluid in the canal does not outshine marrow and discs: no T2. Signal ratios were not measured.",
+                "The fluid in the canal does not outshine marrow and discs: this is not a T2 image. Signal ratios were "
+                "not measured.",
             )

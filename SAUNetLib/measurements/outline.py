@@ -67,7 +67,7 @@ def edges(share: np.ndarray, nodes: np.ndarray, last: bool) -> np.ndarray:
 def outline(share: np.ndarray, y: np.ndarray, z: np.ndarray) -> Outline | None:
     """The outline of a section's share (Y, Z), 0 to 1, at nodes y (Y,) to the back and z (Z,) upwards, mm.
 
-    None where the section is too small to have one, or a quarter of it is empty.
+    None where the section is too small to have one, or where nothing of it lies in one of its four corners.
     """
     if (share >= 0.5).sum() < 20:
         return None

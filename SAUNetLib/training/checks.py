@@ -282,7 +282,7 @@ def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, c
         return
     missing = [name for name in info.draws if name not in case.volumes_ml]
     if missing:
-        case.notes.append(Finding("ABSENT", f"no {' and no '.join(missing)} in it, though said to be drawn."))
+        case.notes.append(Finding("ABSENT", f"no {' and no '.join(missing)} in it, though it is said to be drawn."))
     if BACKGROUND not in classes:
         text = "no voxel of it is background (0), so that nothing in it teaches what is no spine."
         case.notes.append(Finding("UNKNOWN", text))

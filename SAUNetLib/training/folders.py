@@ -126,9 +126,9 @@ def recognise(values: Iterable[int], name: str) -> EncodingName | None:
     if fitting == ["spider"] and max(found) < SPIDER_CANAL:
         raise InputError(
             "INPUT_LABELS",
-            f"the labels of {name} are small numbers alone: {found}",
-            "Slicer's own export numbers the segments so: export from SAUNet's panel instead. If they are SPIDER's "
-            f'vertebrae, say so in {INFO}: {{"encoding": "spider", "draws": ["vertebra"]}}',
+            f"the labels of {name} hold only small numbers, which fit no encoding: {found}",
+            "Slicer's own export numbers the segments like this: export from SAUNet's panel instead. If they are "
+            f'vertebrae in the values of SPIDER, say so in {INFO}: {{"encoding": "spider", "draws": ["vertebra"]}}',
         )
     if not fitting:
         nowhere = [value for value in found if not any(value in meaning for meaning in meanings().values())]
@@ -159,7 +159,7 @@ def check_one_encoding(found: Iterable[EncodingName | None], folder: Path) -> No
     if len(kinds) > 1:
         raise InputError(
             "INPUT_LABELS",
-            f"the label maps in {folder.name} look as if in several encodings: {', '.join(sorted(kinds))}",
+            f"the label maps in {folder.name} seem to have several encodings: {', '.join(sorted(kinds))}",
             f"Say which one in {INFO}, or put the cases into a folder for each",
         )
 
@@ -179,7 +179,7 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
         where = ".".join(map(str, first["loc"]))
         said = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
         if first["type"] == "extra_forbidden":
-            said = "is no setting"
+            said = "is not a setting"
         raise UsageError("USAGE", " ".join([f"{path.name}:", where, said]), "Correct the configuration") from error
 
 
@@ -220,7 +220,7 @@ def list_files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path
         return _named(folder, "_image"), _named(folder, "_labels")
     except OSError as failure:
         raise InputError(
-            "INPUT_UNREADABLE", f"{folder} cannot be read ({failure.strerror})", "Check the rights of the folder"
+            "INPUT_UNREADABLE", f"{folder} cannot be read ({failure.strerror})", "Check the permissions of the folder"
         ) from failure
 
 

@@ -48,8 +48,8 @@ MOST_WORKERS = 8
 """Processes that prepare batches; each holds what it draws from."""
 LAST, BEST = "last.ckpt", "best.ckpt"
 """Checkpoints in a run's folder: of its end, and of its best validation where it has patience."""
-GOES_ON = "The same command goes on from the last checkpoint"
-BEGINS_ANEW = "Nothing was kept yet: the same command begins anew"
+GOES_ON = "The same command continues from the last checkpoint"
+BEGINS_ANEW = "Nothing was saved yet: the same command starts from the beginning"
 Sixteens = Annotated[int, Field(ge=16, multiple_of=DenseUNet.stride)]
 
 
@@ -124,13 +124,13 @@ class TrainingConfig(BaseModel):
     @classmethod
     def _is_name(cls, text: str) -> str:
         if not is_model_name(text):
-            raise ValueError("a model's name is one that a file can have, without its ending")
+            raise ValueError("a model's name must be a name that a file can have, without an ending")
         return text
 
     @model_validator(mode="after")
     def _watched(self) -> TrainingConfig:
         if self.patience is not None and self.steps < STEPS_PER_EPOCH:
-            raise ValueError(f"patience needs at least {STEPS_PER_EPOCH} steps, the first validation comes after them")
+            raise ValueError(f"patience needs at least {STEPS_PER_EPOCH} steps: the first validation comes after them")
         return self
 
 
@@ -155,7 +155,7 @@ class TrainedOn(BaseModel):
             raise UsageError(
                 "USAGE",
                 f"{output} holds a run on other cases",
-                "Give that run's data folders in their order, another folder as --output, or start from its model "
+                "Give that run's data folders in the same order, another folder as --output, or start from its model "
                 "with --from",
             )
 

@@ -64,7 +64,7 @@ class PhantomOptions:
 
     def __post_init__(self) -> None:
         if self.contrast not in get_args(Contrast):
-            raise UsageError("USAGE", f"no contrast {self.contrast!r}", "Choose t1, t2, stir or random")
+            raise UsageError("USAGE", f"{self.contrast!r} is not a contrast", "Choose t1, t2, stir or random")
         _check("seed", self.seed, 0, 2**63)
         _check("lumbar", self.lumbar, 4, 6)
         _check("slice_thickness", self.slice_thickness, 0.3, 10)
