@@ -11,11 +11,24 @@ STEP = 2.0
 """mm between the line's points."""
 _LEAST_MM = 10.0
 """Discs that lie closer together from the top down tell no line; two of the neck lie about 15 mm apart."""
-_SMOOTH = 3.0
-_SMOOTH_TANGENT = 4.0
+_FEW, _FEW_MM, _FEW_MEANS = 20, 15.0, 10
+"""Fewer voxels of a canal, or mm from the top down, tell no line; one of no more points is not smoothed (chosen)."""
+_ROUNDS = 3
+"""So often the line is drawn anew through the means of what lies beside each of its points (chosen)."""
+_SPARSE = 0.3
+"""A canal does not end in a step that holds less than this part of the usual number of voxels (chosen)."""
+_SMOOTH, _SMOOTH_TANGENT, _SMOOTH_BORDER = 3.0, 4.0, 1.5
+"""Steps by which the line, its directions and its distance from the anterior border are smoothed (chosen)."""
 _BEYOND = 60.0
-"""The line goes on straight for so many mm beyond its ends."""
+"""The line goes on straight for so many mm beyond its ends, far enough for the whole of a vertebra (chosen)."""
+_END = 10
+"""In the direction of so many steps at its ends (chosen)."""
+_MIDDLE_MM, _FRONT = 5.0, 96
+"""The anterior border is told by what lies so close to the middle from side to side: this percentile of it."""
+_HALF_MM = 7.0
+"""From the line to a border that does not show: half of a usual canal's depth (chosen)."""
 _ASIDE_MM = 5.0
+"""How deep a canal is in a slice is told over so many mm up and down (chosen)."""
 _DEEPEST, _FLAT = 0.85, 0.5
 """Parts of the deepest slice's depth from which, and up to which, an outermost slice counts as deep and as flat."""
 _SLAB_MM, _RISING = 9.0, 0.8
@@ -56,11 +69,11 @@ class Centreline:
         Above and below what is seen of the canal the line runs through the points `beyond` (M, 3) that lie there.
         """
         cloud = space.points(value).astype(np.float32)
-        if len(cloud) < 20 or np.ptp(cloud[:, 1]) < 15:
+        if len(cloud) < _FEW or np.ptp(cloud[:, 1]) < _FEW_MM:
             return None
         row = cloud[:, 1]
         line = cls._means(cloud, np.floor((row - row.min()) / STEP).astype(int))
-        for _ in range(3):
+        for _ in range(_ROUNDS):
             one = cls._through(line)
             line = cls._means(cloud, np.round(one.station(cloud)).astype(int))
         result = cls._through(line, beyond)
@@ -83,7 +96,7 @@ class Centreline:
 
     @classmethod
     def _through(cls, means: np.ndarray, beyond: np.ndarray | None = None) -> Centreline:
-        line = smooth(means, _SMOOTH) if len(means) > 10 else means
+        line = smooth(means, _SMOOTH) if len(means) > _FEW_MEANS else means
         ends = line[0], line[-1]
         if beyond is not None and len(beyond):
             beyond = beyond[np.argsort(beyond[:, 1])]
@@ -98,7 +111,7 @@ class Centreline:
         """Mean point of each bin, in their order, without sparse bins at the ends."""
         bins = bins - bins.min()
         count = np.bincount(bins)
-        full = np.flatnonzero(count > 0.3 * np.median(count[count > 0]))
+        full = np.flatnonzero(count > _SPARSE * np.median(count[count > 0]))
         sums = np.stack([np.bincount(bins, cloud[:, axis]) for axis in range(3)], axis=1)
         kept = np.arange(full[0], full[-1] + 1)
         kept = kept[count[kept] > 0]
@@ -176,18 +189,18 @@ class Centreline:
         """mm (N,) from the line to the canal's anterior border near its middle."""
         station = self.station(cloud)
         off = cloud - self.at(station)
-        near = np.abs(off[:, 0]) < 5
+        near = np.abs(off[:, 0]) < _MIDDLE_MM
         bins = np.round(station[near]).astype(int)
         depth = -(off[near] @ BACK)
         front = np.full(len(self.points), np.nan)
         for n in np.unique(bins):
-            front[n] = np.percentile(depth[bins == n], 96)
+            front[n] = np.percentile(depth[bins == n], _FRONT)
         known = np.isfinite(front)
         known[: self.first] = known[self.last + 1 :] = False
         if not known.any():
-            return np.full(len(self.points), 7.0)
+            return np.full(len(self.points), _HALF_MM)
         index = np.arange(len(front))
-        return smooth(np.interp(index, index[known], front[known])[:, None], 1.5)[:, 0]
+        return smooth(np.interp(index, index[known], front[known])[:, None], _SMOOTH_BORDER)[:, 0]
 
 
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
@@ -208,7 +221,7 @@ def _longer(line: np.ndarray, beyond: float) -> np.ndarray:
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
     even = np.linspace(0, along[-1], max(2, round(along[-1] / STEP) + 1))
     line = np.stack([np.interp(even, along, line[:, axis]) for axis in range(3)], axis=1)
-    reach = min(10, len(line) - 1)
+    reach = min(_END, len(line) - 1)
     step = even[1] - even[0]
     up, down = line[0] - line[reach], line[-1] - line[-1 - reach]
     ahead = np.arange(1, round(beyond / step) + 1)[:, None] * step

@@ -8,8 +8,20 @@ import numpy as np
 
 _CENTRAL = 0.9
 """The part of a surface that its curve is fitted to: rounded corners and spurs lie outside."""
-_OUTLIER_MM = 0.4
+_FEW_NODES, _FEW_POINTS = 20, 5
+"""Fewer nodes of a section have no outline, fewer points of a surface no curve."""
+_USUAL, _HALF = 75, 0.5
+"""A section ends where it has less than this part of its usual height, which is this percentile of it (chosen)."""
+_OUTLIER_MM, _OUTLIER, _FITS = 0.4, 2.5, 4
+"""A point is left out of a curve from so many mm off it on, and from so many times the median; so often the curve is
+fitted anew (chosen)."""
+_WALL, _WALL_POINTS, _WALL_MM, _STEEPEST = 0.8, 8, 10.0, 0.7
+"""The part of a wall's height that its line is fitted to, of at least so many points and in a section at least so high,
+which a disc is not; and its steepest lean, mm by mm (chosen)."""
 _NEAR_CORNER_MM = 0.2
+"""Of the outline's points so close to the nearest one the mean is the corner (chosen)."""
+_MIDDLE = 0.2
+"""The part of a surface between its corners of which the mean is its middle (chosen)."""
 _BLUNTED = 0.6
 """Pixels by which the outline of a mask falls short of a sharp corner."""
 
@@ -69,12 +81,12 @@ def outline(share: np.ndarray, y: np.ndarray, z: np.ndarray) -> Outline | None:
 
     None where the section is too small to have one, or where nothing of it lies in one of its four corners.
     """
-    if (share >= 0.5).sum() < 20:
+    if (share >= 0.5).sum() < _FEW_NODES:
         return None
     tops, bottoms = edges(share, z, last=True), edges(share, z, last=False)
     height = tops - bottoms
-    usual = np.nanpercentile(height, 75)
-    there = np.flatnonzero(np.nan_to_num(height) >= 0.5 * usual)
+    usual = np.nanpercentile(height, _USUAL)
+    there = np.flatnonzero(np.nan_to_num(height) >= _HALF * usual)
     ends = (float(y[there[0]]), float(y[there[-1]]))
     central = np.abs(y - sum(ends) / 2) <= _CENTRAL * (ends[1] - ends[0]) / 2
     upper, lower = (_fit(y[central], edge[central]) for edge in (tops, bottoms))
@@ -99,17 +111,17 @@ def outline(share: np.ndarray, y: np.ndarray, z: np.ndarray) -> Outline | None:
 
 
 def _fit(at: np.ndarray, values: np.ndarray) -> Curve | None:
-    """The parabola through points, outliers left out; None for fewer than five points."""
+    """The parabola through points, outliers left out; None where there are too few of them."""
     known = np.isfinite(values)
     at, values = at[known], values[known]
-    if len(at) < 5:
+    if len(at) < _FEW_POINTS:
         return None
     kept = np.ones(len(at), bool)
-    for _ in range(4):
+    for _ in range(_FITS):
         coefficients = np.polynomial.polynomial.polyfit(at[kept], values[kept], 2)
         off = np.abs(np.polyval(coefficients[::-1], at) - values)
-        kept = off <= max(_OUTLIER_MM, 2.5 * float(np.median(off)))
-        if kept.sum() < 5:
+        kept = off <= max(_OUTLIER_MM, _OUTLIER * float(np.median(off)))
+        if kept.sum() < _FEW_POINTS:
             break
     return Curve(coefficients, float(np.sqrt(np.mean(off**2))))
 
@@ -121,10 +133,10 @@ def _slope(plate: Curve, ends: tuple[float, float]) -> float:
 
 def _lean(wall: np.ndarray, z: np.ndarray, span: tuple[float, float]) -> float:
     """dy/dz of the line through a wall's y over the central part of its height; 0 for a wall too short to lean."""
-    known = np.isfinite(wall) & (np.abs(z - sum(span) / 2) <= 0.4 * (span[1] - span[0]))
-    if known.sum() < 8 or span[1] - span[0] < 10:
+    known = np.isfinite(wall) & (np.abs(z - sum(span) / 2) <= _WALL / 2 * (span[1] - span[0]))
+    if known.sum() < _WALL_POINTS or span[1] - span[0] < _WALL_MM:
         return 0.0
-    return float(np.clip(np.polyfit(z[known], wall[known], 1)[0], -0.7, 0.7))
+    return float(np.clip(np.polyfit(z[known], wall[known], 1)[0], -_STEEPEST, _STEEPEST))
 
 
 def _corner(cloud: np.ndarray, slope: float, lean: float, pixel: float, back: int, up: int) -> np.ndarray:
@@ -147,5 +159,5 @@ def _corner(cloud: np.ndarray, slope: float, lean: float, pixel: float, back: in
 
 def _middle(edge: np.ndarray, y: np.ndarray, ends: np.ndarray) -> float:
     """Mean z of an edge over the middle fifth between two corners."""
-    values = edge[np.abs(y - ends.mean()) <= max(0.1 * np.ptp(ends), y[1] - y[0])]
+    values = edge[np.abs(y - ends.mean()) <= max(_MIDDLE / 2 * np.ptp(ends), y[1] - y[0])]
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

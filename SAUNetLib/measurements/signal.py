@@ -14,17 +14,25 @@ from .plates import Section
 from .results import LOW_CONFIDENCE, MISSING, NOT_T2, PARTIAL, Measure
 from .space import Frame, Grid, Space, resample
 
-_BIAS_MM = 7.0
-_BIAS_MARGIN_MM = 8.0
-_BIAS_ITERATIONS = (40, 40)
-_BIAS_THRESHOLD = 1e-6
+_BIAS_MM, _BIAS_MARGIN_MM = 7.0, 8.0
+"""Edge of the voxels that the bias is found on, over which it hardly changes, and margin around the vertebrae
+(chosen)."""
+_BIAS_ITERATIONS, _BIAS_THRESHOLD = (40, 40), 1e-6
+"""N4's own: most iterations of its coarse and its fine level, and the change of the field that ends them (chosen)."""
 _BIAS_WIDTH = 0.3
 """Full width at half maximum of N4's histogram kernel: wider than usual, since marrow is one tissue and not several."""
 _BIAS_SHARE = 0.8
 """A coarse voxel tells of the bias if so much of it is marrow."""
 _BIAS_LEAST = 40
-_FLUID_MM = 30.0
-_FLUID_PERCENTILE = 75.0
+"""Fewer of them tell no bias (chosen)."""
+_FLUID_MM, _FLUID_PERCENTILE = 30.0, 75.0
+"""The fluid's signal is this percentile of the canal's so far up and down: roots and cord are darker (chosen)."""
+_FEW_FLUID, _FEW_DISC = 30, 10
+"""Fewer voxels of the canal, or nodes of a disc's middle, tell no signal."""
+_DISC_MM, _DISC_PART = 8.0, 0.5
+"""A disc's middle: so wide, and this part of its depth and height (chosen)."""
+_MARROW_MM = (2.0, 5.0, 4.0)
+"""Marrow is looked at so far to either side, in front and behind, above and below a body's middle (chosen)."""
 _NEGATIVE = 0.05
 """Interpolation may leave the darkest hundredth of an image so far below zero, as a part of the fluid's signal."""
 _BRIGHTER = 1.15
@@ -76,7 +84,7 @@ class Signal:
             return Measure.none(NOT_T2)
         here = float(self._landmarks.line.station(section.centre[None])[0])
         near = np.abs(self._station - here) * STEP <= _FLUID_MM
-        if near.sum() < 30:
+        if near.sum() < _FEW_FLUID:
             return Measure.none(MISSING)
         fluid = float(np.percentile(self._fluid[near], _FLUID_PERCENTILE))
         disc = self._middle_of(section)
@@ -100,16 +108,18 @@ class Signal:
     def _middle_of(self, section: Section) -> float | None:
         frame, shape = section.seen_in, section.shape
         low, high = shape.ends
-        quarter = (high - low) / 4
+        quarter = (high - low) * (1 - _DISC_PART) / 2
         pixel = self._space.pixel
         middle = sum(shape.middles) / 2
-        reach = max(abs(shape.middles[0] - shape.middles[1]) / 4, pixel)
+        reach = max(abs(shape.middles[0] - shape.middles[1]) * _DISC_PART / 2, pixel)
         grid = Grid.spanning(
-            (-4, 4, 2), (low + quarter, high - quarter, pixel), (middle - reach, middle + reach, pixel / 2)
+            (-_DISC_MM / 2, _DISC_MM / 2, 2),
+            (low + quarter, high - quarter, pixel),
+            (middle - reach, middle + reach, pixel / 2),
         )
         share = self._space.sample(section.value, frame, grid)
         inside = share >= 0.5
-        return float(self._sampled(frame, grid)[inside].mean()) if inside.sum() >= 10 else None
+        return float(self._sampled(frame, grid)[inside].mean()) if inside.sum() >= _FEW_DISC else None
 
     def _fluid_is_bright(self) -> bool:
         """Whether the canal's fluid outshines marrow and discs, where there are any."""
@@ -121,7 +131,7 @@ class Signal:
             return False
         marrow = []
         for body in self._landmarks.bodies.values():
-            grid = Grid.spanning((-2, 2, 2), (-5, 5, 1), (-4, 4, 1))
+            grid = Grid.spanning(*((-reach, reach, step) for reach, step in zip(_MARROW_MM, (2, 1, 1), strict=True)))
             marrow.append(float(np.median(self._sampled(Frame(body.centre, body.frame.axes), grid))))
         return not marrow or fluid > _BRIGHTER * float(np.median(marrow))
 

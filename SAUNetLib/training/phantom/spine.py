@@ -11,7 +11,8 @@ from ...errors import UsageError
 from .options import PhantomOptions
 from .truth import BodyTruth, DiscTruth, Truth
 
-# Lumbar measures from L5 to L1, then thoracic ones from T12 upwards (the last is repeated with a decrement).
+# Of a patient of size 1, from L5 to L1 and from T12 to T8; above that the last one, smaller from level to level.
+# mm, and chosen, as every number here that names no source: to look like adults' spines, not to be a norm.
 BODY_HEIGHT = (27.5, 28.0, 27.5, 27.0, 26.0, 25.0, 23.5, 22.5, 22.0, 21.5)
 BODY_DEPTH = (34.5, 34.5, 34.0, 33.0, 32.0, 30.5, 29.5, 29.0, 28.5, 28.0)
 BODY_WIDTH = (51.0, 49.0, 47.0, 45.0, 43.0, 41.0, 38.5, 36.0, 34.0, 33.0)
@@ -19,13 +20,21 @@ DISC_HEIGHT = (10.0, 11.0, 10.5, 9.5, 8.5, 7.0, 6.0, 5.5, 5.0, 4.5)
 PEDICLE_WIDTH = (15.0, 12.5, 10.5, 9.0, 8.5, 8.5, 8.5, 7.5, 7.0, 6.5)
 CANAL_WIDTH = (27.0, 25.0, 24.0, 23.0, 22.5, 22.0, 20.0, 18.0, 17.5, 17.0)
 TRANSVERSE_TIP = (37.0, 37.0, 39.0, 37.0, 33.0, 23.0, 24.0, 27.0, 28.0, 28.0)
+"""From the middle to a transverse process's tip."""
+DECREMENT = 0.985
+"""What is left of a measure at the next level above T8."""
 LORDOSIS_OF_DISC = (14.0, 10.0, 8.0, 6.0, 4.0)
 LORDOSIS_OF_BODY = (9.0, 3.0, 1.0, -1.0, -2.0)
+"""Degrees from endplate to endplate; what a patient's lordosis is more or less than their sum is spread over them."""
 SACRUM_HEIGHT = (30.0, 25.0, 21.0, 17.0, 15.0, 26.0)
+"""Of S1 to S5 and the coccyx, mm."""
 SACRUM_DEPTH = (31.0, 22.0, 16.5, 12.5, 10.0, 8.0, 4.0)
 SACRUM_HALF_WIDTH = (32.0, 33.0, 31.0, 28.0, 23.0, 9.0, 4.0)
+"""At their upper ends and at the last one's lower end, mm."""
 SACRAL_HOLLOW = 1.0
+"""Depth of the concavity of S1's endplate, mm."""
 SACRUM_TURN = (6.0, 4.0, -6.0, -22.0, -42.0, -75.0)
+"""Degrees by which each lower end leans further forward than the sacrum's endplate, times the patient's own bend."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,6 @@ def build_spine(options: PhantomOptions, rng: np.random.Generator) -> Spine:
     plan = _Plan.draw(options, rng, levels, discs, size, wear)
     turns = _sagittal_turns(options, plan, lordosis)
     vertebrae, between_them = _stack(plan, turns, slope, scoliosis)
-    top = vertebrae[0]
     sacrum = _sacrum_frames(between_them[0].lower, size, rng)
     sac, depth, width, points = _dural_sac(options, rng, vertebrae, between_them, sacrum)
     truth = Truth(
@@ -159,7 +167,7 @@ def build_spine(options: PhantomOptions, rng: np.random.Generator) -> Spine:
         {name: diameter for name, (_, diameter) in points.items()},
         {name: centre for name, (centre, _) in points.items()},
     )
-    return Spine(vertebrae, between_them, sacrum, size * top.depth / (34.5 * size), sac, depth, width, truth)
+    return Spine(vertebrae, between_them, sacrum, size, sac, depth, width, truth)
 
 
 def _check_levels(options: PhantomOptions, levels: list[str], discs: list[str]) -> None:
@@ -267,7 +275,7 @@ def _by_level(values: tuple[float, ...], lumbar: int, count: int) -> np.ndarray:
     """Lumbar values spread over 4 to 6 vertebrae, then the thoracic ones, then shrinking ones."""
     low = np.interp(np.linspace(0, 4, lumbar), np.arange(5), values[:5])
     high = np.array(values[5:])
-    rest = high[-1] * 0.985 ** np.arange(1, 20)
+    rest = high[-1] * DECREMENT ** np.arange(1, 20)
     return np.concatenate((low, high, rest))[:count]
 
 
