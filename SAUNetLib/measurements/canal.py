@@ -10,7 +10,7 @@ from .centreline import STEP
 from .landmarks import Landmarks
 from .outline import edges
 from .results import FEW_SLICES, LOW_CONFIDENCE, MISSING, PARTIAL, Measure
-from .space import Frame, Grid, Space
+from .space import Frame, Nodes, Space
 
 _BAND_MM = 2.0
 """The diameter is that of the mean of what lies this close to the midline on either side."""
@@ -43,9 +43,9 @@ def canal_diameter(space: Space, canal: int | None, landmarks: Landmarks, place:
         return Diameter(Measure.none(_why_not_seen(space, canal)))
     frame = Frame.facing(line.at(station), -line.tangent(station), place.axes[1])
     step = max(0.25, space.pixel / 2)
-    grid = Grid.spanning((-_BAND_MM, _BAND_MM, 1.0), (-20, 20, step), (-_LENGTH_MM, _LENGTH_MM, 0.75))
-    share, alone = _middle_run(space.sample(canal, frame, grid).mean(axis=(0, 2)), grid.y)
-    front, back = float(edges(share, grid.y, last=False)), float(edges(share, grid.y, last=True))
+    nodes = Nodes.spanning((-_BAND_MM, _BAND_MM, 1.0), (-20, 20, step), (-_LENGTH_MM, _LENGTH_MM, 0.75))
+    share, alone = _middle_run(space.sample(canal, frame, nodes).mean(axis=(0, 2)), nodes.y)
+    front, back = float(edges(share, nodes.y, last=False)), float(edges(share, nodes.y, last=True))
     if not back - front > 0:
         return Diameter(Measure.none(MISSING))
     ends = np.stack([frame.point(0, front, 0), frame.point(0, back, 0)])

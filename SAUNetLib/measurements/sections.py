@@ -10,7 +10,7 @@ from .centreline import Centreline
 from .outline import Curve, Outline, edges, outline
 from .plates import EVEN, Plate, Section
 from .results import FEW_SLICES, LOW_CONFIDENCE
-from .space import BACK, LEFT, Frame, Grid, Space
+from .space import BACK, LEFT, Frame, Nodes, Space
 
 SLAB_MM = 4.0
 """A mid-sagittal section is the mean of what lies this close to the midline on either side."""
@@ -124,19 +124,19 @@ class Finder:
         """The section in a frame, of bone only what lies in front of the canal; None where it has no outline."""
         step = max(_FINEST_MM, self.space.pixel) * (1.0 if fine else _COARSE)
         tall = step * (_BONE_STEP if bone else _DISC_STEP)
-        grid = Grid.spanning((-_LATERAL_MM, _LATERAL_MM, _LATERAL_STEP_MM), (*reach[0], step), (*reach[1], tall))
-        shown = self._shown(frame, grid.x)
-        slab = shown & (np.abs(grid.x) <= SLAB_MM)
+        nodes = Nodes.spanning((-_LATERAL_MM, _LATERAL_MM, _LATERAL_STEP_MM), (*reach[0], step), (*reach[1], tall))
+        shown = self._shown(frame, nodes.x)
+        slab = shown & (np.abs(nodes.x) <= SLAB_MM)
         if not slab.any():
             return None
-        share = self.space.sample(value, frame, grid)
+        share = self.space.sample(value, frame, nodes)
         if bone:
-            share[:, grid.y[:, None] > self.line.y_at(frame, grid.z)] = 0
-        shape = outline(share[slab].mean(axis=0), grid.y, grid.z)
+            share[:, nodes.y[:, None] > self.line.y_at(frame, nodes.z)] = 0
+        shape = outline(share[slab].mean(axis=0), nodes.y, nodes.z)
         if shape is None:
             return None
-        tilts = [_tilt(share[shown], grid.x[shown], grid, shape, last) for last in (True, False)]
-        flags = {FEW_SLICES} if self._shows_little(frame, grid.x, slab) or self._aside(frame) else set()
+        tilts = [_tilt(share[shown], nodes.x[shown], nodes, shape, last) for last in (True, False)]
+        flags = {FEW_SLICES} if self._shows_little(frame, nodes.x, slab) or self._aside(frame) else set()
         if shape.residual > _ROUGH_MM or (bone and _is_uneven(shape)) or value in self.doubtful:
             flags.add(LOW_CONFIDENCE)
         return self._made(value, frame, shape, tilts, frozenset(flags))
@@ -202,21 +202,21 @@ def _along(frame: Frame, curve: Curve, ends: tuple[float, float]) -> np.ndarray:
     return np.asarray(vector / np.linalg.norm(vector))
 
 
-def _tilt(share: np.ndarray, x: np.ndarray, grid: Grid, shape: Outline, last: bool) -> float | None:
+def _tilt(share: np.ndarray, x: np.ndarray, nodes: Nodes, shape: Outline, last: bool) -> float | None:
     """Slope of the upper (`last`) or lower surface toward the left, mm per mm; None where too little is seen.
 
     Args:
-        share: (X, Y, Z) of the structure at a grid's nodes, in the planes within the slices.
+        share: (X, Y, Z) of the structure at the nodes, in the planes within the slices.
         x: (X,) mm of these planes.
-        grid: the nodes, for its y and z.
+        nodes: for their y and z.
         shape: the mid-sagittal outline.
         last: which surface.
     """
     plate = shape.corners[:2, 0] if last else shape.corners[2:, 0]
     low, high = plate[0] + _PLATE_FROM * np.ptp(plate), plate[0] + _PLATE_TO * np.ptp(plate)
-    inner = (grid.y > low) & (grid.y < high)
-    height = edges(share[:, inner], grid.z, last)
-    x, y = np.meshgrid(x, grid.y[inner], indexing="ij")
+    inner = (nodes.y > low) & (nodes.y < high)
+    height = edges(share[:, inner], nodes.z, last)
+    x, y = np.meshgrid(x, nodes.y[inner], indexing="ij")
     expected = (shape.upper if last else shape.lower)(y)
     known = np.isfinite(height) & (np.abs(height - expected) < _ON_PLATE_MM)
     if known.sum() < _LEAST_NODES or np.ptp(x[known]) < _LEAST_WIDTH_MM:

@@ -12,7 +12,7 @@ from .centreline import STEP
 from .landmarks import Landmarks
 from .plates import Section
 from .results import LOW_CONFIDENCE, MISSING, NOT_T2, PARTIAL, Measure
-from .space import Frame, Grid, Space, resample
+from .space import Frame, Nodes, Space, resample
 
 _BIAS_MM, _BIAS_MARGIN_MM = 7.0, 8.0
 """Edge of the voxels that the bias is found on, over which it hardly changes, and margin around the vertebrae
@@ -112,14 +112,14 @@ class Signal:
         pixel = self._space.pixel
         middle = sum(shape.middles) / 2
         reach = max(abs(shape.middles[0] - shape.middles[1]) * _DISC_PART / 2, pixel)
-        grid = Grid.spanning(
+        nodes = Nodes.spanning(
             (-_DISC_MM / 2, _DISC_MM / 2, 2),
             (low + quarter, high - quarter, pixel),
             (middle - reach, middle + reach, pixel / 2),
         )
-        share = self._space.sample(section.value, frame, grid)
+        share = self._space.sample(section.value, frame, nodes)
         inside = share >= 0.5
-        return float(self._sampled(frame, grid)[inside].mean()) if inside.sum() >= _FEW_DISC else None
+        return float(self._sampled(frame, nodes)[inside].mean()) if inside.sum() >= _FEW_DISC else None
 
     def _fluid_is_bright(self) -> bool:
         """Whether the canal's fluid outshines marrow and discs, where there are any."""
@@ -131,22 +131,22 @@ class Signal:
             return False
         marrow = []
         for body in self._landmarks.bodies.values():
-            grid = Grid.spanning(*((-reach, reach, step) for reach, step in zip(_MARROW_MM, (2, 1, 1), strict=True)))
-            marrow.append(float(np.median(self._sampled(Frame(body.centre, body.frame.axes), grid))))
+            nodes = Nodes.spanning(*((-reach, reach, step) for reach, step in zip(_MARROW_MM, (2, 1, 1), strict=True)))
+            marrow.append(float(np.median(self._sampled(Frame(body.centre, body.frame.axes), nodes))))
         return not marrow or fluid > _BRIGHTER * float(np.median(marrow))
 
-    def _sampled(self, frame: Frame, grid: Grid) -> np.ndarray:
-        """Corrected signal (X, Y, Z) at a grid's nodes."""
+    def _sampled(self, frame: Frame, nodes: Nodes) -> np.ndarray:
+        """Corrected signal (X, Y, Z) at nodes."""
         corners = np.array(
-            [frame.point(x, y, z) for x in grid.x[[0, -1]] for y in grid.y[[0, -1]] for z in grid.z[[0, -1]]]
+            [frame.point(x, y, z) for x in nodes.x[[0, -1]] for y in nodes.y[[0, -1]] for z in nodes.z[[0, -1]]]
         )
         spacing, shape = self._space.spacing, np.array(self._image.shape)
         first = np.clip(np.floor(corners.min(axis=0) / spacing).astype(int) - 1, 0, shape - 1)
         last = np.clip(np.ceil(corners.max(axis=0) / spacing).astype(int) + 2, first + 1, shape)
         part = self._image[tuple(slice(a, b) for a, b in zip(first, last, strict=True))].astype(np.float32)
         padded = np.pad(part, 1, mode="edge")
-        values = resample(padded, (first - 1) * spacing, spacing, frame, grid)
-        x, y, z = np.meshgrid(grid.x, grid.y, grid.z, indexing="ij")
+        values = resample(padded, (first - 1) * spacing, spacing, frame, nodes)
+        x, y, z = np.meshgrid(nodes.x, nodes.y, nodes.z, indexing="ij")
         points = frame.origin + np.stack([x, y, z], axis=-1).reshape(-1, 3) @ frame.axes
         return values / self._bias(points).reshape(values.shape)
 

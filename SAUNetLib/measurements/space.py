@@ -121,8 +121,8 @@ class Space:
         # A few voxels may all lie between those looked at.
         return (np.argwhere(self.labels[box] == value) + [part.start for part in box]) * self.spacing
 
-    def sample(self, value: int, frame: Frame, grid: Grid) -> np.ndarray:
-        """How much of a structure lies at the nodes of a grid in a frame: (X, Y, Z) float32, 0 to 1.
+    def sample(self, value: int, frame: Frame, nodes: Nodes) -> np.ndarray:
+        """How much of a structure lies at nodes in a frame: (X, Y, Z) float32, 0 to 1.
 
         Between voxels the mask is interpolated linearly; its outline is where the value is one half.
         """
@@ -134,11 +134,11 @@ class Space:
         # A structure goes on beyond the outermost slice; above, below, in front and behind it ends with the image.
         mask = np.pad(np.pad(mask, ((1, 1), (0, 0), (0, 0)), mode="edge"), ((0, 0), (1, 1), (1, 1)))
         first = (np.array([part.start for part in box]) - 1) * self.spacing
-        return resample(mask, first, self.spacing, frame, grid)
+        return resample(mask, first, self.spacing, frame, nodes)
 
 
 @dataclass(frozen=True)
-class Grid:
+class Nodes:
     """Evenly spaced nodes along a frame's axes: left x (X,), posterior y (Y,), superior z (Z,), mm."""
 
     x: np.ndarray
@@ -148,22 +148,22 @@ class Grid:
     @classmethod
     def spanning(
         cls, x: tuple[float, float, float], y: tuple[float, float, float], z: tuple[float, float, float]
-    ) -> Grid:
+    ) -> Nodes:
         """From first, last and step of each axis."""
         return cls(*(np.linspace(a, b, max(2, round((b - a) / step) + 1)) for a, b, step in (x, y, z)))
 
 
-def resample(values: np.ndarray, first: np.ndarray, spacing: np.ndarray, frame: Frame, grid: Grid) -> np.ndarray:
-    """Values (S, H, W) float32, whose first voxel lies at `first`, at a grid's nodes: (X, Y, Z) float32, 0 outside."""
+def resample(values: np.ndarray, first: np.ndarray, spacing: np.ndarray, frame: Frame, nodes: Nodes) -> np.ndarray:
+    """Values (S, H, W) float32, whose first voxel lies at `first`, at nodes: (X, Y, Z) float32, 0 outside."""
     image = sitk.GetImageFromArray(values)
     image.SetOrigin(first[::-1].tolist())
     image.SetSpacing([float(size) for size in spacing[::-1]])
-    nodes = (grid.x, grid.y, grid.z)
-    # ITK's axes (x fastest) are the space's columns, rows, slices; the output's fastest axis is the grid's z.
+    axes = (nodes.x, nodes.y, nodes.z)
+    # ITK's axes (x fastest) are the space's columns, rows, slices; the output's fastest axis is the nodes' z.
     direction = frame.axes[::-1, ::-1].T
-    origin = frame.point(*(axis[0] for axis in nodes))[::-1]
+    origin = frame.point(*(axis[0] for axis in axes))[::-1]
     result = sitk.Resample(
-        image, [len(axis) for axis in reversed(nodes)], sitk.Transform(), sitk.sitkLinear, origin.tolist(),
-        [float(axis[1] - axis[0]) for axis in reversed(nodes)], direction.ravel().tolist(), 0.0, sitk.sitkFloat32, True,
+        image, [len(axis) for axis in reversed(axes)], sitk.Transform(), sitk.sitkLinear, origin.tolist(),
+        [float(axis[1] - axis[0]) for axis in reversed(axes)], direction.ravel().tolist(), 0.0, sitk.sitkFloat32, True,
     )  # fmt: skip
     return sitk.GetArrayFromImage(result)
