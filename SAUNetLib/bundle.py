@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -72,7 +72,7 @@ def write_bundle(
     output = Path(output)
     _check(output, slicer, platform)
     weights = find_model()
-    with tempfile.TemporaryDirectory(prefix="saunet-bundle-") as folder:
+    with tempfile.TemporaryDirectory(prefix="saunet-bundle-", ignore_cleanup_errors=True) as folder:
         wheels = Path(folder)
         _download(wheels, slicer, platform, index, run or _run)
         files = {f"wheels/{path.name}": path for path in sorted(wheels.glob("*.whl"))}
@@ -121,15 +121,21 @@ def _download(folder: Path, slicer: str, platform: str, index: str | None, run: 
         wanted = sorted({one for name in wanted for one in _needed(Requirement(name), found, there)} - known)
 
 
-def _wheels(folder: Path) -> dict[str, importlib.metadata.Distribution]:
-    """The wheels in a folder by their canonical names."""
-    wheels = importlib.metadata.distributions(path=[str(path) for path in folder.glob("*.whl")])
-    return {canonicalize_name(one.name): one for one in wheels}
+def _wheels(folder: Path) -> dict[str, Metadata]:
+    """What the wheels in a folder say of themselves, by their canonical names.
+
+    Python's own reader keeps wheels open, and what is open Windows does not remove.
+    """
+    wheels: dict[str, Metadata] = {}
+    for path in folder.glob("*.whl"):
+        with zipfile.ZipFile(path) as archive:
+            about = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+            wheel = Metadata.from_email(archive.read(about), validate=False)
+        wheels[canonicalize_name(wheel.name)] = wheel
+    return wheels
 
 
-def _needed(
-    requirement: Requirement, found: dict[str, importlib.metadata.Distribution], there: dict[str, str]
-) -> set[str]:
+def _needed(requirement: Requirement, found: dict[str, Metadata], there: dict[str, str]) -> set[str]:
     """What the wheel that meets a requirement needs in an environment, without conditions.
 
     Raises:
@@ -141,7 +147,7 @@ def _needed(
             "NOT_INSTALLED", f"no downloaded wheel satisfies {requirement}", "Please report it: the packages do not fit"
         )
     needed = set()
-    for one in map(Requirement, wheel.requires or ()):
+    for one in wheel.requires_dist or ():
         if one.marker is None or any(
             one.marker.evaluate(there | {"extra": extra}) for extra in ("", *requirement.extras)
         ):
