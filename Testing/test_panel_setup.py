@@ -58,11 +58,26 @@ def test_requirements_are_those_of_the_engine():
     assert list(bundle.PACKAGES) == [Dependencies.TORCH, *wanted] and known["torch"] == Dependencies.TORCH
 
 
-def test_versions_are_compared_as_numbers(needs):
-    needs.installed["torch"] = "2.10.0"
-    assert Dependencies.isMet("torch>=2.4")
-    needs.installed["torch"] = "2.3.9"
-    assert not Dependencies.isMet("torch>=2.4") and not Dependencies.isMet("nowhere>=1")
+@pytest.mark.parametrize("wanted, found, met", [
+    ("torch>=2.4", "2.10.0", True), ("torch>=2.4", "2.3.9", False), ("torch>=2.4", "2.4.0rc1", False),
+    ("torch>=2.4", "2.13.0+cpu", True), ("torch>=2.4", "2.14.0.dev20261101+cu130", True),
+    ("torch>=2.4", "2.4.1a0+git", True), ("torch>=1.0.0", "1.0", True), ("torch>=1.3,<2", "2.0", False),
+    ("torch", "0.1", True), ("torch>=2", "unknown", False), ("nowhere>=1", "", False),
+    ("nowhere>=1; python_version < '3'", "", True), ("torch>=9; python_version >= '3'", "2.4", False),
+])  # fmt: skip
+def test_requirements_are_understood_as_pip_does(needs, wanted, found, met):
+    needs.installed["torch"] = found
+    assert Dependencies.isMet(wanted) is met
+
+
+def test_requirement_for_other_computers_is_not_looked_for(needs, tmp_path):
+    path = tmp_path / "requirements.txt"
+    path.write_text(
+        "# what is needed\npynrrd>=1.0\nother>=1; sys_platform == 'amiga'\nmore>=1 ; python_version >= '3'\n"
+    )
+    elsewhere = Dependencies.Dependencies(path)
+    assert elsewhere.missing() == ["more>=1 ; python_version >= '3'"]
+    assert [row.fine for row in elsewhere.check() if row.name in ("pynrrd", "other", "more")] == [True, False]
 
 
 def test_check_says_what_is_there_and_what_is_not(needs):
