@@ -278,8 +278,8 @@ class Widget:
             cause = _("These packages are missing: {packages}.").format(packages=", ".join(missing))
             self._showCard(cardOf({"code": "NOT_INSTALLED", "cause": cause}))
             return
-        replace, replaceEdited = self._choosePrevious()
-        if replace == "cancel":
+        previous = self._previousOptions()
+        if previous is None:
             return
         self._showCard(None)
         self._log.clear()
@@ -287,21 +287,23 @@ class Widget:
         self._stage, self._share, self._started = _("Starting the engine"), 0.0, time.monotonic()
         self._clock.start()
         volume = self._parameters.inputVolume
-        self.logic.start(volume, **self._options(), replace=replace, replaceEdited=replaceEdited)
+        self.logic.start(volume, **self._options(), **previous)
         self._update()
 
-    def _choosePrevious(self) -> tuple[Any, bool]:
-        """The result to replace or None, and whether the user gave up what was edited by hand; ("cancel", False)."""
+    def _previousOptions(self) -> dict[str, Any] | None:
+        """What becomes of the previous result, as the logic's options; None where the user cancelled."""
         parameters = self._parameters
         node = parameters.result
         if not self.logic.nodes.isResultOf(node, parameters.inputVolume):
             node = self.logic.nodes.previousResult(parameters.inputVolume)
         if node is None or parameters.previous is Previous.KEEP:
-            return None, False
+            return {}
         if not isEdited(node):
-            return node, False
+            return {"replace": node}
         answer = self.dialogs.replaceEdited(node.GetName())
-        return ("cancel", False) if answer == "cancel" else (node, True) if answer == "replace" else (None, False)
+        if answer == "cancel":
+            return None
+        return {"replace": node, "replaceEdited": True} if answer == "replace" else {}
 
     def _onProgressed(self, stage: str, share: float) -> None:
         self._stage, self._share = stage, max(share, self._share)
