@@ -222,6 +222,29 @@ def test_card_is_complete_and_its_button_exists(code):
     assert "--" not in card.title + card.cause + card.remedy  # no command line's words
 
 
+def test_every_button_of_a_card_does_something(panel_of):  # noqa: F811
+    panel = panel_of()
+    remedies = panel.widget._remedies()
+    assert remedies.keys() == Cards.actions().keys() and all(map(callable, remedies.values()))
+    assert {Cards.cardOf({"code": code}).action for code in Cards.codes()} - {""} <= remedies.keys()
+
+
+@pytest.mark.parametrize("code, pressed", [
+    ("ENGINE_START", lambda panel: not panel.ui.setupSection.collapsed and panel.ui.setupBrowser.plainText),
+    ("MODEL_DAMAGED", lambda panel: panel.widget._parameters.model == "" and panel.logic.running),
+    ("ENGINE_KILLED", lambda panel: panel.logic.running),
+    ("INPUT_EMPTY", lambda panel: not panel.logic.running),
+])  # fmt: skip
+def test_button_of_a_card_closes_it_and_applies_the_remedy(panel_of, code, pressed):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.widget._parameters.model = "another"
+    panel.widget._showCard(Cards.cardOf({"code": code}))
+    panel.ui.cardActionButton.click()
+    assert panel.widget._card is None and not panel.ui.cardFrame.isVisibleTo(panel.top) and pressed(panel)
+    assert panel.wait()
+
+
 def test_missing_package_in_the_engine_is_no_bug():
     cause = "the engine failed unexpectedly (ModuleNotFoundError: No module named 'cc3d')."
     event = withMissingPackage({"code": "INTERNAL", "cause": cause})

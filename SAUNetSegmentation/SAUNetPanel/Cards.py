@@ -16,7 +16,7 @@ class Card:
         title: one line.
         cause: plain words.
         remedy: what the user can do.
-        action: name of the `ACTIONS` entry that applies the remedy, or empty.
+        action: name of the entry of `actions` that applies the remedy, or empty.
     """
 
     code: str

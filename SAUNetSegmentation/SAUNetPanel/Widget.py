@@ -1,6 +1,7 @@
 """The panel: shows what the logic does, and does what is clicked. Qt only; every decision is the logic's."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -446,35 +447,50 @@ class Widget:
     def onCardAction(self) -> None:
         """Apply the card's remedy."""
         action = self._card.action if self._card else ""
-        volume = self._parameters.inputVolume
-        if action != "log":
+        if action != "log":  # which is read beside the card
             self.onCardClosed()
-        if action == "cpu":
-            self._parameters.device = Device.CPU
+        if action:
+            self._remedies()[action]()
+
+    def _remedies(self) -> dict[str, Callable[[], Any]]:
+        """What the buttons do whose texts are `Cards.actions`."""
+        return {
+            "cpu": self._useProcessor,
+            "pick": self.ui.inputSelector.setFocus,
+            "harden": self._hardenTransform,
+            "install": self._openAndInstall,
+            "check": self._openAndCheck,
+            "model": self._useStandardModel,
+            "retry": self._start,
+            "log": self._openLog,
+            "crop": lambda: slicer.util.selectModule("CropVolume"),
+            "extensions": lambda: slicer.app.openExtensionsManagerDialog(),
+        }
+
+    def _useProcessor(self) -> None:
+        self._parameters.device = Device.CPU
+        self._start()
+
+    def _useStandardModel(self) -> None:
+        self._parameters.model = ""
+        self._showModel()
+        self._start()
+
+    def _hardenTransform(self) -> None:
+        if self._parameters.inputVolume is not None:
+            self._parameters.inputVolume.HardenTransform()
             self._start()
-        elif action == "model":
-            self._parameters.model = ""
-            self._showModel()
-            self._start()
-        elif action == "harden" and volume is not None:
-            volume.HardenTransform()
-            self._start()
-        elif action == "retry":
-            self._start()
-        elif action == "install":
-            self.ui.setupSection.collapsed = False
-            self.onInstall()
-        elif action == "check":
-            self.ui.setupSection.collapsed = False
-            self.onCheck()
-        elif action == "log":
-            self.ui.logSection.collapsed = False
-        elif action == "pick":
-            self.ui.inputSelector.setFocus()
-        elif action == "crop":
-            slicer.util.selectModule("CropVolume")
-        elif action == "extensions":
-            slicer.app.openExtensionsManagerDialog()
+
+    def _openAndInstall(self) -> None:
+        self.ui.setupSection.collapsed = False
+        self.onInstall()
+
+    def _openAndCheck(self) -> None:
+        self.ui.setupSection.collapsed = False
+        self.onCheck()
+
+    def _openLog(self) -> None:
+        self.ui.logSection.collapsed = False
 
     def onCopyReport(self) -> None:
         """Put versions, code and log on the clipboard, without paths and patient data."""
