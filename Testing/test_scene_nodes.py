@@ -25,6 +25,7 @@ from harness.fixtures import (  # noqa: F401
     segments,
     truth,
 )
+from harness.terminology import terminology
 from SAUNetPanel import PrivateFolder, Result, SceneNodes
 from SAUNetPanel.Cards import PanelError
 
@@ -808,8 +809,6 @@ def test_slicer_finds_every_term(nodes):
 
 def test_a_term_that_several_structures_share_names_none_of_them():
     """Slicer names a segment after the term that is chosen for it."""
-    from SAUNetPanel.Terminology import terminology
-
     (category,) = terminology()["SegmentationCodes"]["Category"]
     labels = {one["CodeMeaning"]: one["3dSlicerLabel"] for one in category["Type"]}
     assert labels["Vertebra"] == "Vertebra" and labels["Intervertebral disc"] == "Intervertebral disc"
@@ -817,8 +816,6 @@ def test_a_term_that_several_structures_share_names_none_of_them():
 
 
 def test_terminology_file_is_made_from_the_anatomy():
-    from SAUNetPanel.Terminology import terminology
-
     path = ROOT / "Resources" / "SegmentationCategoryTypeModifier-SAUNet.term.json"
     assert json.loads(path.read_text(encoding="utf-8")) == terminology()
 
