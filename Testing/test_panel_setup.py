@@ -311,7 +311,7 @@ def made(tmp_path, monkeypatch):
         return 0
 
     path = tmp_path / "bundle.zip"
-    names = bundle.write_bundle(path, "5.12", Bundle.thisPlatform(), run=download)
+    names = bundle.write_bundle(path, "5.12", bundle.this_platform(), run=download)
     return types.SimpleNamespace(path=path, names=names, command=commands[0], models=models)
 
 
@@ -400,6 +400,39 @@ def test_intel_macs_are_refused_as_pytorch_has_no_wheels_for_them(made, tmp_path
     with pytest.raises(UsageError) as raised:
         bundle.write_bundle(tmp_path / "b.zip", "5.12", "macos-x86_64")
     assert raised.value.code == "USAGE" and "macos-arm64" in raised.value.remedy
+
+
+SYSTEMS = [
+    ("linux", "x86_64", "linux-x86_64", "linux"),
+    ("linux", "aarch64", "linux-aarch64", "linux-aarch64"),
+    ("win32", "AMD64", "win-amd64", "windows"),
+    ("win32", "ARM64", "win-amd64", "windows"),  # a Slicer for x86_64
+    ("win32", "ARM64", "win-arm64", "windows-arm64"),
+    ("darwin", "arm64", "macosx-11.0-universal2", "macos-arm64"),
+    ("darwin", "x86_64", "macosx-10.13-universal2", "macos-x86_64"),
+]
+"""The system, its processor, what Python was built for, and what we call it."""
+
+
+@pytest.mark.parametrize("system, machine, python, name", SYSTEMS)
+def test_a_bundle_is_taken_by_the_platform_that_it_is_made_for(
+    made, monkeypatch, tmp_path, system, machine, python, name
+):
+    monkeypatch.setattr(Bundle, "this_platform", bundle.this_platform)  # fuzzing has one of its own
+    monkeypatch.setattr(bundle, "sys", types.SimpleNamespace(platform=system))
+    monkeypatch.setattr(bundle, "machine", lambda: machine)
+    monkeypatch.setattr(bundle.sysconfig, "get_platform", lambda: python)
+    assert bundle.this_platform() == name
+    for platform in bundle.PLATFORMS:
+        rewrite(made.path, {"platform": platform})
+        if platform == name:
+            (tmp_path / "unpacked").mkdir()
+            assert Bundle.openBundle(made.path, tmp_path / "unpacked", (5, 12))["platform"] == name
+            continue
+        with pytest.raises(PanelError) as raised:
+            Bundle.openBundle(made.path, tmp_path, (5, 12))
+        assert raised.value.code == ("BUNDLE" if name in bundle.PLATFORMS else "BUNDLE_PLATFORM")
+        assert f"this is {name}." in raised.value.card.cause
 
 
 @pytest.mark.parametrize("change", [{"slicer": "4.11"}, {"platform": "amiga"}, {"output": "b.tar"},

@@ -171,7 +171,7 @@ class Dependencies:
         """Install packages and model from a bundle, without a connection; False without consent.
 
         Raises:
-            PanelError: BUNDLE, INSTALL_FAILED or INSTALL_WRITE.
+            PanelError: BUNDLE, BUNDLE_PLATFORM, INSTALL_FAILED or INSTALL_WRITE.
         """
         folder = PrivateFolder.makePrivateFolder()
         try:
