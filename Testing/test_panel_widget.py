@@ -105,7 +105,7 @@ def test_progress_is_shown_while_running(panel_of):  # noqa: F811
     panel.ui.segmentButton.click()
     assert panel.ui.segmentButton.text == "Cancel" and panel.ui.progressBar.isVisibleTo(panel.top)
     assert not panel.ui.inputSelector.enabled and not panel.ui.deviceComboBox.enabled
-    assert "while the engine works" in panel.ui.deviceComboBox.toolTip
+    assert "while the engine is working" in panel.ui.deviceComboBox.toolTip
     assert process_events(lambda: panel.ui.statusLabel.text.startswith("Segmenting"))
     assert panel.ui.progressBar.value == round(1000 * done("segment", 0))
     press_later(panel)
@@ -991,7 +991,7 @@ def test_file_that_gets_its_ending_here_is_not_replaced_unasked(scene, tmp_path,
 
     in_dialog(choose)
     path = Dialogs().saveFile("Export", "name", "NRRD (*.nrrd)")
-    assert asked == ["The file result.nrrd exists. Replace it?"]
+    assert asked == ["The file result.nrrd already exists. Replace it?"]
     assert path == (tmp_path / "result.nrrd" if agreed else None)
 
 

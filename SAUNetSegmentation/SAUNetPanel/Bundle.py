@@ -48,7 +48,7 @@ def _check(manifest: dict[str, Any], slicerVersion: tuple[int, int]) -> None:
         cause = _("Bundles are made for {names}; this is {found}.").format(names=", ".join(PLATFORMS), found=here)
         raise PanelError("BUNDLE_PLATFORM", cause)
     if manifest["format"] != FORMAT:
-        raise PanelError("BUNDLE", _("It was made by another version of SAUNet."))
+        raise PanelError("BUNDLE", _("It was made with another version of SAUNet."))
     wanted = ".".join(map(str, slicerVersion))
     if manifest["slicer"] != wanted:
         cause = _("It was made for Slicer {made}; this is {found}.").format(made=manifest["slicer"], found=wanted)
@@ -74,4 +74,4 @@ def _unpack(archive: zipfile.ZipFile, entry: dict[str, Any], folder: Path) -> No
             digest.update(block)
             file.write(block)
     if left or digest.hexdigest() != entry["sha256"]:
-        raise PanelError("BUNDLE", _("It is damaged: {name} is not what it should be.").format(name=target.name))
+        raise PanelError("BUNDLE", _("It is damaged: the SHA-256 of {name} does not match.").format(name=target.name))

@@ -122,7 +122,7 @@ class Dependencies:
         except (SAUNetError, OSError):
             return Row(_("Model"), False, _("not installed"))
         if found != card.sha256:
-            return Row(_("Model"), False, _("damaged: its SHA-256 is wrong"))
+            return Row(_("Model"), False, _("damaged: its SHA-256 does not match"))
         return Row(_("Model"), True, f"{card.name} {card.version} ({found[:12]})")
 
     def remember(self, volumeNode: Any, device: str, seconds: float) -> None:
@@ -155,7 +155,7 @@ class Dependencies:
         if TORCH in missing:
             _pytorchUtils()  # asked for consent, one expects to be able to give it
             _checkTorchReplaceable()
-        text = _("These packages will be installed into Slicer's Python:\n\n{packages}\n\nThis can take some minutes.")
+        text = _("These packages will be installed into Slicer's Python:\n\n{packages}\n\nThis can take a few minutes.")
         if not ask(text.format(packages="\n".join(missing))):
             return False
         self.log.emit(_("Installing {packages}").format(packages=", ".join(missing)))

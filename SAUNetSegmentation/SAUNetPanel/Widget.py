@@ -270,7 +270,7 @@ class Widget:
         elif time.monotonic() - self._started >= DOUBLE_CLICK_S:
             self.ui.segmentButton.enabled = False
             self.ui.segmentButton.text = _("Cancelling...")
-            self.ui.segmentButton.toolTip = _("The engine is told to stop; this takes two seconds at most.")
+            self.ui.segmentButton.toolTip = _("The engine has been told to stop; this takes at most two seconds.")
             self.logic.cancel()
 
     def _start(self) -> None:
@@ -363,7 +363,7 @@ class Widget:
         button.enabled = running or (volume is not None and not self._installing)
         button.toolTip = self._segmentToolTip(running, volume)
         self.ui.progressBar.visible = running
-        busy = _("Not while the engine works or is being installed.")
+        busy = _("Not available while the engine is working or being installed.")
         if self._installing:
             button.toolTip = busy
         for widget, toolTip in self._whileIdle:
@@ -372,7 +372,7 @@ class Widget:
         if running:
             self._showProgress()
         elif self._installing:
-            self._say(_("Installing. This can take some minutes; the log says what is being done."))
+            self._say(_("Installing. This can take a few minutes; the log shows what is being done."))
         elif self._card is not None:
             self._say("")
         elif volume is None:
@@ -386,10 +386,10 @@ class Widget:
     @staticmethod
     def _segmentToolTip(running: bool, volume: Any) -> str:
         if running:
-            return _("Stop the engine. Nothing is changed.")
+            return _("Stop the engine. Nothing will be changed.")
         if volume is None:
-            return _("Choose a volume first: load a sagittal spine MRI with the module Add Data or DICOM.")
-        return _("Segment vertebrae, discs and spinal canal of {name}.").format(name=volume.GetName())
+            return _("Choose a volume first: load a sagittal spine MRI with Add Data or the module DICOM.")
+        return _("Segment the vertebrae, discs and spinal canal in {name}.").format(name=volume.GetName())
 
     def _showResult(self, node: Any) -> None:
         ui, editor = self.ui, self.ui.editor
