@@ -6,10 +6,12 @@ import hashlib
 import json
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from platform import machine
 
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
@@ -29,7 +31,10 @@ PLATFORMS = {
     "windows": ("win_amd64",),
     "macos-arm64": ("macosx_14_0_arm64",),
 }
-"""Tags of the wheels a platform takes. PyTorch after 2.2 has none for Intel Macs; the pinned one needs macOS 14."""
+"""Tags of the wheels a platform takes; Linux and Windows are those on x86_64.
+
+PyTorch after 2.2 has none for Intel Macs; the pinned one needs macOS 14.
+"""
 _MARKERS = {
     "linux": {"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
     "windows": {"os_name": "nt", "sys_platform": "win32", "platform_system": "Windows", "platform_machine": "AMD64"},
@@ -79,6 +84,19 @@ def write_bundle(
         files |= {f"models/{path.name}": path for path in (weights, weights.with_suffix(".json"))}
         _pack(output, {"format": FORMAT, "slicer": slicer, "platform": platform, "python": PYTHONS[slicer]}, files)
     return list(files)
+
+
+def this_platform() -> str:
+    """This computer's platform: one of `PLATFORMS`, or a name like linux-aarch64 for which there is no bundle.
+
+    On Windows it is the one that this Python was built for: a Slicer for x86_64 runs on ARM, too.
+    """
+    processor = (sysconfig.get_platform().rpartition("-")[2] if sys.platform == "win32" else machine()).lower()
+    for name, there in _MARKERS.items():
+        if (sys.platform, processor) == (there["sys_platform"], there["platform_machine"].lower()):
+            return name
+    system = {"win32": "windows", "darwin": "macos"}.get(sys.platform, sys.platform)
+    return f"{system}-{processor}"
 
 
 def download_command(

@@ -666,7 +666,7 @@ def _add_bundle(commands: Any) -> None:
     )
     parser.add_argument("output", metavar="OUT.zip")
     parser.add_argument("--slicer", required=True, help="Slicer's version there: 5.10 or 5.12")
-    parser.add_argument("--platform", required=True, help="linux, windows or macos-arm64")
+    parser.add_argument("--platform", required=True, help="linux or windows (both x86_64), or macos-arm64")
     parser.add_argument("--index", metavar="URL", help="a further package index, such as PyTorch's of processor builds")
 
 

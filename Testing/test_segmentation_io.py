@@ -447,7 +447,7 @@ def test_failure_while_writing(tmp_path: Path, whole: Segmentation, monkeypatch:
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module.sitk, "WriteImage", half)
+    monkeypatch.setattr(sitk, "WriteImage", half)
     with pytest.raises(UsageError) as caught:
         write_segmentation(whole, tmp_path / "s.nii.gz")
     assert caught.value.code == "OUTPUT_WRITE" and os.strerror(errno.ENOSPC) in caught.value.cause
@@ -456,7 +456,7 @@ def test_failure_while_writing(tmp_path: Path, whole: Segmentation, monkeypatch:
     def cancelled(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.sitk, "WriteImage", cancelled)
+    monkeypatch.setattr(sitk, "WriteImage", cancelled)
     with pytest.raises(KeyboardInterrupt):
         write_segmentation(whole, tmp_path / "s.nii.gz")
     assert not list(tmp_path.iterdir())
@@ -472,7 +472,7 @@ def test_a_write_that_fails_without_saying_so(
         raw = Path(path).read_bytes()
         Path(path).write_bytes(raw[: len(raw) // 2])
 
-    monkeypatch.setattr(module.sitk, "WriteImage", short)
+    monkeypatch.setattr(sitk, "WriteImage", short)
     for ending in (".nii", ".nii.gz", ".mha"):
         with pytest.raises(UsageError) as caught:
             write_segmentation(whole, tmp_path / f"s{ending}")
