@@ -16,6 +16,7 @@ import numpy as np
 from ..anatomy import (
     CANAL_VALUE,
     CATEGORY,
+    CONFIDENCE_TAG,
     LEVEL_TAG,
     PARTIAL_TAG,
     REGIONS,
@@ -30,7 +31,7 @@ from ..anatomy import (
     structures,
 )
 from ..errors import InputError
-from ..segmentation import KEPT_IN_NIFTI, Notice, Segmentation, count_labels, said_in_short
+from ..segmentation import KEPT_IN_NIFTI, Notice, Row, Segmentation, count_labels, said_in_short
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk, label_maps
 from .atomic import check_writable, ending_of, write_beside
@@ -118,7 +119,7 @@ def _write_segments(segmentation: Segmentation, path: Path) -> None:
         "ijkToLPS": matrix,
         "containedRepresentationNames": ["Binary labelmap"],
         "conversionParameters": [_reference_grid(matrix, geometry)],
-        "segments": [_segment(row.structure, row.partial) for row in segmentation.table()],
+        "segments": [_segment(row) for row in segmentation.table()],
     }
     slicerio.write_segmentation(str(path), content | _header(segmentation).fields(), compression_level=6)
 
@@ -132,8 +133,13 @@ def _reference_grid(matrix: np.ndarray, geometry: Geometry) -> dict[str, str]:
     return {"name": _REFERENCE, "value": value, "description": "Grid of the segmented image.&"}
 
 
-def _segment(structure: Structure, partial: bool) -> dict[str, Any]:
-    tags = {LEVEL_TAG: structure.level} if structure.level else {}
+def _segment(row: Row) -> dict[str, Any]:
+    structure = row.structure
+    tags = {
+        LEVEL_TAG: structure.level,
+        PARTIAL_TAG: "1" if row.partial else "",
+        CONFIDENCE_TAG: "" if row.confidence is None else f"{row.confidence:.2f}",
+    }
     return {
         "id": f"SAUNet_{structure.value}",
         "name": structure.name,
@@ -149,7 +155,7 @@ def _segment(structure: Structure, partial: bool) -> dict[str, Any]:
             "type": ["SCT", structure.code, structure.meaning],
             "anatomicContextName": REGIONS,
         },
-        "tags": tags | ({PARTIAL_TAG: "1"} if partial else {}),
+        "tags": {key: value for key, value in tags.items() if value},
     }
 
 
@@ -278,9 +284,19 @@ def _read_segments(path: Path, usual: Encoding | None) -> Segmentation | None:
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     labels, origin = _whole_grid(labels, matrix, content)
     geometry = Geometry(labels.shape, tuple(spacing.tolist()), tuple(origin.tolist()), matrix[:3, :3] / spacing)
+    sure = dict(filter(None, map(_confidence, values, segments)))
     # Slicer keeps the tags only.
     fields = _warned(segments) | content | {KEY + "partial": " ".join(map(str, cut))}
-    return _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, fields)
+    read = _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, fields)
+    return replace(read, confidence=sure)
+
+
+def _confidence(value: int, segment: Mapping[str, Any]) -> tuple[int, float] | None:
+    """How sure a structure's level is; None where its segment does not say it."""
+    with suppress(ValueError, TypeError, KeyError):
+        sure = float(segment.get("tags", {})[CONFIDENCE_TAG])
+        return (value, sure) if 0 <= sure <= 1 else None
+    return None
 
 
 def _warned(segments: list[Mapping[str, Any]]) -> dict[str, str]:

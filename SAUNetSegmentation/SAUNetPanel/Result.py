@@ -46,7 +46,7 @@ def recognise(node: Any) -> None:
     segments = [] if isResult(node) else segmentsOf(node.GetSegmentation())
     for _segmentId, segment in segments:
         about = {name: _tag(segment, ATTRIBUTE + name) for name in ABOUT}
-        if _tag(segment, LEVEL_TAG) and not about["encoding"]:  # in a file of the engine's own it is the only tag
+        if _tag(segment, LEVEL_TAG) and not about["encoding"]:  # a file of the engine's own does not say it in its tags
             about["encoding"] = "parts" if _hasParts(segments) else "levels"
         if about["encoding"]:
             with slicer.util.NodeModify(node):

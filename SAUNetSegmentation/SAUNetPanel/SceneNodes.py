@@ -13,6 +13,7 @@ from slicer.i18n import tr as _
 
 from SAUNetLib.anatomy import (
     CATEGORY,
+    CONFIDENCE_TAG,
     LEVEL_TAG,
     PARTIAL_TAG,
     REGIONS,
@@ -363,7 +364,7 @@ def _makeSegment(structure: Structure, image: Any, row: dict[str, Any], about: d
     own = {
         LEVEL_TAG: structure.level,
         PARTIAL_TAG: "1" if row.get("partial") else "",
-        "SAUNet.Confidence": str(row.get("confidence") or ""),
+        CONFIDENCE_TAG: str(row.get("confidence") or ""),
     }
     for key, value in (about | own).items():
         if value:
