@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import builders
 import nrrd
@@ -705,6 +706,30 @@ def test_surfaces_of_another_patient_are_not_replaced_unasked(nodes, tmp_path, a
     assert asked == ["T2 sag spine_T12-L1 disc.stl"] and len(files) == (10 if agreed else 0)
     assert len(list(tmp_path.glob("*.stl"))) == (10 if agreed else 1)
     assert (tmp_path / "T2 sag spine_T12-L1 disc.stl").read_bytes().startswith(b"another") is not agreed
+
+
+@pytest.mark.parametrize("fails", ["writing", "moving"])
+def test_surfaces_are_all_there_or_none(nodes, tmp_path, monkeypatch, fails):
+    node, folder = imported(nodes), tmp_path / "surfaces"
+    folder.mkdir()
+    (folder / "T2 sag spine_T12-L1 disc.stl").write_text("the one before")
+    count = iter(range(100))
+    plain = SceneNodes._writeSurface if fails == "writing" else Path.replace
+
+    def failing(*arguments):
+        if next(count) == 5:
+            raise OSError("full")
+        return plain(*arguments)
+
+    owner, name = (SceneNodes, "_writeSurface") if fails == "writing" else (Path, "replace")
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(PanelError) as raised:
+        nodes.exportSurfaces(node, folder, lambda names: True)
+    monkeypatch.undo()
+    assert raised.value.code == "EXPORT_FAILED"
+    assert [(one.name, one.read_text()) for one in folder.iterdir()] == [
+        ("T2 sag spine_T12-L1 disc.stl", "the one before")
+    ]
 
 
 def test_surfaces_of_two_segments_with_one_name_are_two_files(nodes, tmp_path):

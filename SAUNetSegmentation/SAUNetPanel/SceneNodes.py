@@ -23,7 +23,7 @@ from SAUNetLib.anatomy import (
     encodings,
 )
 from SAUNetLib.errors import UsageError
-from SAUNetLib.formats.atomic import check_writable, write_beside
+from SAUNetLib.formats.atomic import check_writable, write_beside, write_together
 
 from .Cards import PanelError
 from .Result import (
@@ -282,7 +282,7 @@ class SceneNodes:
                 called the same.
 
         Returns:
-            The files; none where they may not be replaced.
+            The files, which appear together or not at all; none where they may not be replaced.
 
         Raises:
             PanelError: EXPORT_FAILED.
@@ -307,9 +307,13 @@ class SceneNodes:
         there = [path.name for path in surfaces if path.exists()]
         if there and not mayReplace(there):
             return []
-        for path, surface in surfaces.items():
-            with _writeBeside(path, (".stl",)) as (part, _ending):
-                _writeSurface(surface, part)
+        try:
+            with write_together():
+                for path, surface in surfaces.items():
+                    with _writeBeside(path, (".stl",)) as (part, _ending):
+                        _writeSurface(surface, part)
+        except UsageError as error:
+            raise PanelError("EXPORT_FAILED") from error
         return list(surfaces)
 
 
