@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from socket import gethostname
 
 from .errors import UsageError
-from .formats.atomic import write_beside
+from .formats.atomic import same_place, write_beside
 
 JOURNAL, SUMMARY = "batch.jsonl", "batch.csv"
 RESULTS = (".nii.gz", ".csv", ".json", ".png")
@@ -134,7 +134,7 @@ class Batch:
         Raises:
             UsageError: USAGE.
         """
-        if self.first is not None and self.first.archive != str(archive.resolve()):
+        if self.first is not None and not same_place(Path(self.first.archive), archive):
             raise UsageError(
                 "USAGE",
                 f"{output} holds the results of another archive, {self.first.archive}",

@@ -1,8 +1,9 @@
-"""What is done for Windows alone, as far as another system can show it."""
+"""What is done for Windows and macOS alone, as far as another system can show it."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from SAUNetLib.batch import find_studies, run_batch
+from SAUNetLib.batch_journal import Batch, Run
+from SAUNetLib.errors import UsageError
 from SAUNetLib.formats import itk
+from SAUNetLib.formats.atomic import same_place
 from SAUNetLib.formats.volumes import read_volume, write_volume
+from SAUNetLib.pipeline import segment_file
 from SAUNetLib.training.phantom.build import DIRECTION
 from SAUNetLib.volume import Geometry, Volume
 
@@ -117,3 +123,66 @@ def test_no_library_waits_for_the_worker_s_requests(platform, loaded):
         finally:
             child.kill()
     assert said == f"b'' {loaded}\n"
+
+
+@pytest.fixture
+def case_blind(monkeypatch):
+    """A file system that finds names in other letters, too."""
+    stat, access = os.stat, os.access
+
+    def spelt(path):
+        try:
+            stat(path)
+        except FileNotFoundError:
+            found = Path("/")
+            for part in Path(path).parts[1:]:
+                names = [one.name for one in found.iterdir()] if found.is_dir() else []
+                found /= next((name for name in names if name.casefold() == part.casefold()), part)
+            return found
+        return path
+
+    monkeypatch.setattr(os, "stat", lambda path, **options: stat(spelt(path), **options))
+    monkeypatch.setattr(os, "access", lambda path, mode, **options: access(spelt(path), mode, **options))
+
+
+def test_the_image_itself_is_known_in_other_letters(case_blind, tmp_path, tiny_engine):
+    image = tmp_path / "IMG.NII.GZ"
+    image.write_bytes(b"an image")
+    with pytest.raises(UsageError, match="is the image itself"):
+        segment_file(image, tmp_path / "IMG.nii.gz", tiny_engine)
+    assert image.read_bytes() == b"an image" and list(tmp_path.iterdir()) == [image]
+
+
+def test_an_archive_s_results_are_known_in_other_letters(case_blind, tmp_path):
+    results = tmp_path / "Results"
+    results.mkdir()
+    for folder in (tmp_path, results):
+        (folder / "scan.nii.gz").touch()
+    assert [study.place for study in find_studies(tmp_path, tmp_path / "results")] == ["scan.nii.gz"]
+    with pytest.raises(UsageError, match="lies in the output folder"):
+        run_batch(results, tmp_path.with_name(tmp_path.name.upper()))
+    Batch(first=Run(str(results), "", 0)).check_archive(tmp_path / "results", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("scan.csv", "SCAN.csv", True),
+        ("new/a.csv", "New/A.csv", True),
+        ("folder/a.csv", "Folder/a.csv", True),
+        ("new/a.csv", "newer/a.csv", False),
+        ("there.csv", "There.csv", True),
+        ("there.csv", "linked.csv", False),
+    ],
+)
+def test_two_names_are_one_place(case_blind, tmp_path, one, other, same):
+    (tmp_path / "there.csv").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "linked.csv").hardlink_to(tmp_path / "there.csv")
+    assert same_place(tmp_path / one, tmp_path / other) is same
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take both for one")
+def test_where_letters_count_two_files_are_two_places(tmp_path):
+    (tmp_path / "there.csv").touch()
+    assert not same_place(tmp_path / "there.csv", tmp_path / "There.csv")

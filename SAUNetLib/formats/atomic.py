@@ -55,9 +55,19 @@ def _check_place(path: Path) -> None:
 
 
 def same_place(first: Path, second: Path) -> bool:
-    """Whether two paths name one file; not where one of them names nothing, as a link to itself does."""
+    """Whether two paths name one file or folder, as it is or will be; not where one is none, as a link to itself.
+
+    Letters tell only that two may be one: the system is asked whether scan.nii is there as Scan.nii, too.
+    """
     try:
-        return first.resolve() == second.resolve()
+        one, other = first.resolve(), second.resolve()
+        if one == other:
+            return True
+        if spelling(one.name) != spelling(other.name):  # also a hard link: writing one of them leaves the other
+            return False
+        if one.exists() or other.exists():
+            return one.samefile(other)
+        return one != one.parent and same_place(one.parent, other.parent)
     except (OSError, RuntimeError, ValueError):
         return False
 
