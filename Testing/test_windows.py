@@ -16,8 +16,8 @@ import SimpleITK as sitk
 from SAUNetLib.batch import find_studies, run_batch
 from SAUNetLib.batch_journal import Batch, Run
 from SAUNetLib.errors import UsageError
-from SAUNetLib.formats import itk
-from SAUNetLib.formats.atomic import same_place
+from SAUNetLib.formats import atomic, itk
+from SAUNetLib.formats.atomic import same_place, write_beside, write_together
 from SAUNetLib.formats.volumes import read_volume, write_volume
 from SAUNetLib.pipeline import segment_file
 from SAUNetLib.training.phantom.build import DIRECTION
@@ -186,3 +186,78 @@ def test_two_names_are_one_place(case_blind, tmp_path, one, other, same):
 def test_where_letters_count_two_files_are_two_places(tmp_path):
     (tmp_path / "there.csv").touch()
     assert not same_place(tmp_path / "there.csv", tmp_path / "There.csv")
+
+
+@pytest.fixture
+def win32(monkeypatch):
+    """What asks for the system is told that it is Windows."""
+    monkeypatch.setattr(sys, "platform", "win32")
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """A function that lets a file be in use by another program: its name, what is refused, how often."""
+
+    def hold(name, refused="replace", times=1):
+        plain, count = getattr(Path, refused), iter(range(times))
+
+        def act(self, *rest):
+            if name in (self.name, *(Path(one).name for one in rest)) and next(count, None) is not None:
+                raise PermissionError(13, "The process cannot access the file")
+            return plain(self, *rest)
+
+        monkeypatch.setattr(Path, refused, act)
+
+    return hold
+
+
+def write_texts(folder, *names):
+    with write_together():
+        for name in names:
+            with write_beside(folder / name, ".csv") as temporary:
+                temporary.write_text("after")
+
+
+@pytest.mark.parametrize("names", [("a.csv",), ("a.csv", "b.csv")])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_virus_scanner_that_looks_at_a_new_file_costs_no_result(win32, held, tmp_path, names, there):
+    if there:
+        (tmp_path / names[-1]).write_text("before")
+    held(names[-1], times=2)
+    write_texts(tmp_path, *names)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(names, "after")
+
+
+def test_what_cannot_be_put_back_at_once_is_put_back_a_moment_later(win32, held, tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "PATIENCE_S", 0.25)
+    (tmp_path / "a.csv").write_text("before")
+    held("c.csv", times=99)
+    held("b.csv", "unlink")
+    keep = atomic._put_back
+    monkeypatch.setattr(atomic, "_put_back", lambda before: held("a.csv") or keep(before))
+    with pytest.raises(UsageError, match=r"c\.csv could not be written.* no other program has the file open"):
+        write_texts(tmp_path, "a.csv", "b.csv", "c.csv")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.csv": "before"}
+
+
+def test_what_cannot_be_put_back_is_kept_and_told(win32, held, tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "PATIENCE_S", 0.0)
+    (tmp_path / "a.csv").write_text("before")
+    held("c.csv", times=99)
+    held("b.csv", "unlink", 99)
+    keep = atomic._put_back
+    monkeypatch.setattr(atomic, "_put_back", lambda before: held("a.csv", times=99) or keep(before))
+    with pytest.raises(UsageError) as caught:
+        write_texts(tmp_path, "a.csv", "b.csv", "c.csv")
+    (kept,) = (path for path in tmp_path.iterdir() if path.name not in ("a.csv", "b.csv"))
+    assert kept.read_text() == "before" and f"a.csv is new, what it was is {kept.name}" in str(caught.value)
+    assert "b.csv is new. Check" in str(caught.value)
+
+
+def test_elsewhere_what_is_not_permitted_is_told_at_once(held, tmp_path, monkeypatch):
+    if sys.platform == "win32":
+        pytest.skip("there it is tried again")
+    monkeypatch.setattr(atomic.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    held("a.csv", times=99)
+    with pytest.raises(UsageError):
+        write_texts(tmp_path, "a.csv")

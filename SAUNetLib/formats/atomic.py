@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
+import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 from ..errors import UsageError
 from . import itk
 
+PATIENCE_S = 5.0
+"""How long Windows may refuse: a virus scanner or a synchronised folder soon lets go of a new file."""
 _waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
 """Whole files under their temporary names, and their places, in a block of `write_together`."""
 
@@ -103,18 +107,17 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
         if target.exists():
             with suppress(OSError):  # not every file system knows of rights
                 shutil.copymode(target, temporary)  # who may read it is not ours to change
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # some systems report a full disk only here
+        _patiently(lambda: _synchronise(temporary))
         together = _waiting.get()
         if together is None:
-            temporary.replace(target)
+            replace(temporary, target)
         else:
             together[temporary] = target
     except (OSError, RuntimeError) as failure:
         raise _unwritten(path, failure) from failure
     finally:
         if temporary not in (_waiting.get() or ()):
-            _remove(temporary)
+            discard(temporary)
 
 
 @contextmanager
@@ -123,7 +126,7 @@ def write_together() -> Iterator[None]:
 
     Raises:
         UsageError: OUTPUT_WRITE, a file could not be moved to its place; those before it are what they were again, as
-            they are where a signal comes in between.
+            they are where a signal comes in between. What cannot be put back is kept beside its place.
     """
     together: dict[Path, Path] = {}
     before: dict[Path, Path | None] = {}
@@ -135,17 +138,50 @@ def write_together() -> Iterator[None]:
                 if len(together) > 1 and target not in before:
                     before[target] = _spare_name(target)
                     _keep(target, before[target])
-                temporary.replace(target)
+                replace(temporary, target)
         except BaseException as failure:  # a signal may come right after a file was moved
             moved = [target for temporary, target in together.items() if not os.path.lexists(temporary)]
-            _put_back({target: before[target] for target in moved if target in before})
+            left = _put_back({target: before[target] for target in moved if target in before})
+            before.update(dict.fromkeys(left))  # nothing else is left of what they were
             if isinstance(failure, OSError):
-                raise _unwritten(target, failure) from failure
+                raise _unwritten(target, failure, left) from failure
             raise
     finally:
         _waiting.reset(token)
         for path in (*together, *filter(None, before.values())):
-            _remove(path)
+            discard(path)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Move a file to a place, whatever is there; on Windows again and again where another program has one of them open.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    _patiently(lambda: source.replace(target))
+
+
+def discard(path: Path) -> None:
+    """Remove a file, if the system lets us, likewise: with its folder or disk gone, another failure must be told."""
+    with suppress(OSError):
+        _patiently(path.unlink)
+
+
+def _patiently(act: Callable[[], object]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            act()
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() >= until:
+                raise
+        time.sleep(0.1)
+
+
+def _synchronise(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())  # some systems report a full disk only here
 
 
 def _spare_name(target: Path) -> Path | None:
@@ -160,29 +196,34 @@ def _keep(target: Path, spare: Path | None) -> None:
     try:
         os.link(target, spare)  # at no cost; not every file system has that
     except OSError:
-        shutil.copyfile(target, spare)
+        _patiently(lambda: shutil.copyfile(target, spare))
 
 
-def _put_back(before: Mapping[Path, Path | None]) -> None:
-    """Files as they were, by place: their second names, None for those that were not there."""
+def _put_back(before: Mapping[Path, Path | None]) -> dict[Path, Path | None]:
+    """Files as they were, by place: their second names, None for those that were not there; returns the others."""
+    left = {}
     for target, spare in before.items():
-        with suppress(OSError):  # the first failure is what must be told
+        try:
             if spare is None:
-                target.unlink()
+                _patiently(target.unlink)
             else:
-                spare.replace(target)
+                replace(spare, target)
+        except OSError:
+            left[target] = spare
+    return left
 
 
-def _remove(temporary: Path) -> None:
-    with suppress(OSError):  # with its folder or disk gone, the failure to write is what must be told
-        temporary.unlink()
-
-
-def _unwritten(path: Path, failure: OSError | RuntimeError) -> UsageError:
+def _unwritten(
+    path: Path, failure: OSError | RuntimeError, left: Mapping[Path, Path | None] | None = None
+) -> UsageError:
+    """The failure of a file; `left` are others that could not be put back, by place, with their second names."""
+    more = [
+        f"; {one} is new" + (f", what it was is {spare.name}" if spare else "") for one, spare in (left or {}).items()
+    ]
     return UsageError(
         "OUTPUT_WRITE",
-        f"{path} could not be written: {_reason(failure)}",
-        "Check that the disk has room and that the folder may be written to",
+        f"{path} could not be written: {_reason(failure)}{''.join(more)}",
+        "Check that the disk has room, that the folder may be written to and that no other program has the file open",
     )
 
 
