@@ -218,7 +218,8 @@ def journal(records: dict[str, Record], archive: Path, output: Path) -> Iterator
             if before is not None:
                 _remove_left(before, record, output)
             if (began := time.monotonic()) >= due:
-                write_summary(Batch(records), output)
+                with suppress(UsageError):  # a spreadsheet may have it open; the last one, at the end, tells it
+                    write_summary(Batch(records), output)
                 took = time.monotonic() - began
                 due = began + max(SUMMARY_S, 20 * took)  # of millions of studies it takes a while
 
