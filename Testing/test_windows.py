@@ -98,6 +98,25 @@ def test_where_a_drive_keeps_no_short_names_a_copy_is_read(image, windows, tmp_p
     assert not Path(windows[0]).exists()
 
 
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+@pytest.mark.parametrize("links", [True, False])
+def test_voxels_in_a_file_of_their_own_are_read_with_their_header(image, windows, tmp_path, monkeypatch, ending, links):
+    """Also in a plain folder where the header names a file that ITK cannot open."""
+    volume = read_volume(image)
+    plain = tmp_path / f"plain{ending}"
+    for header in (image.with_suffix(ending), plain):
+        sitk.WriteImage(volume.to_sitk(), str(header), useCompression=False)
+    plain.write_bytes(plain.read_bytes().replace(b"plain.raw", f"{UMLAUT}.raw".encode()))
+    plain.with_suffix(".raw").rename(plain.with_name(f"{UMLAUT}.raw"))
+    (tmp_path / "short").rename(tmp_path / "none")
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("no right to make links")))
+    windows.clear()
+    for header in (image.with_suffix(ending), plain):
+        np.testing.assert_array_equal(read_volume(header).voxels, volume.voxels)
+    assert all(Path(name).name == f"image{ending}" and not Path(name).exists() for name in windows)
+
+
 def test_plain_names_stay_as_they_are(windows, tmp_path):
     assert itk.short_name(tmp_path) == tmp_path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _lock = threading.Lock()
+_STORED = re.compile(rb"^(ElementDataFile[ \t]*=|data ?file:)[^\r\n]*", re.MULTILINE | re.IGNORECASE)
+"""Where the header of a MetaImage or NRRD file names the file with its voxels."""
 
 
 def is_name(path: Path) -> bool:
@@ -39,28 +42,38 @@ def short_name(path: Path) -> Path:
 
 
 @contextmanager
-def readable(path: Path, ending: str = "") -> Iterator[Path]:
-    """A name under which ITK reads this very file.
+def readable(path: Path, ending: str = "", voxels: Path | None = None) -> Iterator[Path]:
+    """A name under which ITK reads this very file; `voxels` is the one that its header names, where it names one.
 
     For NAME.nii.gz the NIfTI library takes the voxels of NAME.nii where that lies beside it, and it does not know
     NAME.Nii.Gz; names from elsewhere, as on old CDs, may be no UTF-8; and on Windows see `short_name`.
     """
+    voxels = None if voxels == path else voxels
     spelt = path.name[len(path.name) - len(ending) :]
     known = spelt in (ending, ending.upper())
     if is_name(path) and known and not (ending == ".nii.gz" and path.with_suffix("").exists()):
         # The short name of NAME.nii.gz would end in .GZ alone, of which the NIfTI library makes nothing.
         whole = path.name.isascii() or ending == ".nii.gz"
         place = short_name(path.parent) / path.name if whole else short_name(path)
-        if sys.platform != "win32" or str(place).isascii():
+        if sys.platform != "win32" or (str(place).isascii() and (voxels is None or voxels.name.isascii())):
             yield place
             return
     with tempfile.TemporaryDirectory(prefix="saunet-", dir=short_name(Path(tempfile.gettempdir()))) as folder:
         place = Path(folder, f"image{ending}")
-        try:
-            place.symlink_to(path.resolve())
-        except OSError:  # Windows without the right to make links
-            shutil.copyfile(path, place)
+        if voxels is None:
+            _lend(path, place)
+        else:
+            place.write_bytes(_STORED.sub(rb"\1 voxels", path.read_bytes(), count=1))
+            _lend(voxels, place.with_name("voxels"))
         yield place
+
+
+def _lend(path: Path, place: Path) -> None:
+    """Give a file a second name, or copy it there."""
+    try:
+        place.symlink_to(path.resolve())
+    except OSError:  # Windows without the right to make links
+        shutil.copyfile(path, place)
 
 
 @contextmanager

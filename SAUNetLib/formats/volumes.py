@@ -84,7 +84,7 @@ def read_image(path: Path) -> sitk.Image:
     headers.check_file(path, ending)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is said by check_file
     try:
-        with itk.readable(path, ending) as place, itk.unheard():
+        with itk.readable(path, ending, headers.voxel_file(path, ending)) as place, itk.unheard():
             return sitk.ReadImage(str(place), imageIO=_IMAGE_IO[ending])
     except MemoryError as failure:
         raise InputError("INPUT_TOO_LARGE", f"{path.name} does not fit into the memory", "Crop it first") from failure
