@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +15,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from SAUNetLib.anatomy import encodings
 from SAUNetLib.batch import find_studies, run_batch
 from SAUNetLib.batch_journal import Batch, Run
-from SAUNetLib.errors import UsageError
+from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import atomic, itk
 from SAUNetLib.formats.atomic import same_place, write_beside, write_together
+from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume, write_volume
 from SAUNetLib.pipeline import segment_file
+from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.training.phantom.build import DIRECTION
 from SAUNetLib.volume import Geometry, Volume
 
@@ -98,9 +103,67 @@ def test_where_a_drive_keeps_no_short_names_a_copy_is_read(image, windows, tmp_p
     assert not Path(windows[0]).exists()
 
 
+@pytest.fixture
+def no_short_names(windows, tmp_path, monkeypatch):
+    """A drive that keeps none; returns the names that ITK was given, and none of them is left at the end."""
+    (tmp_path / "short").rename(tmp_path / "none")
+    windows.clear()
+    yield windows
+    assert windows and all(name.isascii() and not Path(name).parent.exists() for name in windows)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_what_itk_cannot_write_in_its_place_gets_there_all_the_same(image, no_short_names, ending):
+    source = read_volume(image)
+    path = image.with_name(f"Ergebnis für ihn{ending}")
+    write_volume(source, path)
+    labels = Segmentation(np.full((5, 40, 30), 44, np.uint8), source.geometry, encodings()["levels"], {}, ())
+    write_segmentation(labels, path.with_name(f"labels{ending}"))
+    assert sorted(one.name for one in image.parent.iterdir()) == sorted((path.name, f"labels{ending}", image.name))
+    np.testing.assert_array_equal(read_volume(path).voxels, source.voxels)
+    assert (read_segmentation(path.with_name(f"labels{ending}")).labels == 44).all()
+
+
+@pytest.mark.parametrize("places", [("PUBLIC",), ("PUBLIC", "PROGRAMDATA")])
+def test_the_folder_for_copies_has_a_plain_name_too(image, no_short_names, tmp_path, monkeypatch, places):
+    """Of several common folders the last one is there."""
+    for name in ("PUBLIC", "PROGRAMDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name in places:
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / places[-1]).mkdir()
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(image.parent))
+    kept, made = itk._folder_in, []
+    monkeypatch.setattr(itk, "_folder_in", lambda place: made.append(kept(place)) or made[-1])
+    write_volume(read_volume(image), image.with_suffix(".mha"))
+    assert len(made) == 2 and {one.parent for one in made} == {tmp_path / places[-1]}
+    assert len({one.name for one in made}) == 2 and list((tmp_path / places[-1]).iterdir()) == []
+
+
+def test_a_copy_that_a_virus_scanner_looks_at_is_read_and_goes_away_later(image, no_short_names, monkeypatch):
+    remove, tries = shutil.rmtree, []
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **more: len(tries) < 3 or remove(*args, **more))
+    monkeypatch.setattr(itk, "time", SimpleNamespace(sleep=tries.append))
+    assert read_volume(image).voxels.shape == (5, 40, 30) and len(tries) == 3
+
+
+def test_a_copy_that_has_no_room_is_told(image, windows, tmp_path, monkeypatch):
+    (tmp_path / "short").rename(tmp_path / "none")
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    monkeypatch.setattr(shutil, "copyfile", refuse)
+    with pytest.raises(InputError, match=r"No space left on device.*Make room for temporary files"):
+        read_volume(image)
+
+
 @pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
 @pytest.mark.parametrize("links", [True, False])
-def test_voxels_in_a_file_of_their_own_are_read_with_their_header(image, windows, tmp_path, monkeypatch, ending, links):
+def test_voxels_in_a_file_of_their_own_are_read_with_their_header(
+    image, no_short_names, tmp_path, monkeypatch, ending, links
+):
     """Also in a plain folder where the header names a file that ITK cannot open."""
     volume = read_volume(image)
     plain = tmp_path / f"plain{ending}"
@@ -108,13 +171,12 @@ def test_voxels_in_a_file_of_their_own_are_read_with_their_header(image, windows
         sitk.WriteImage(volume.to_sitk(), str(header), useCompression=False)
     plain.write_bytes(plain.read_bytes().replace(b"plain.raw", f"{UMLAUT}.raw".encode()))
     plain.with_suffix(".raw").rename(plain.with_name(f"{UMLAUT}.raw"))
-    (tmp_path / "short").rename(tmp_path / "none")
     if not links:
         monkeypatch.setattr(Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("no right to make links")))
-    windows.clear()
+    no_short_names.clear()
     for header in (image.with_suffix(ending), plain):
         np.testing.assert_array_equal(read_volume(header).voxels, volume.voxels)
-    assert all(Path(name).name == f"image{ending}" and not Path(name).exists() for name in windows)
+    assert all(Path(name).name == f"image{ending}" for name in no_short_names)
 
 
 def test_plain_names_stay_as_they_are(windows, tmp_path):

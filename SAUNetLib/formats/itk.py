@@ -5,13 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from ..errors import InputError
 
 _lock = threading.Lock()
 _STORED = re.compile(rb"^(ElementDataFile[ \t]*=|data ?file:)[^\r\n]*", re.MULTILINE | re.IGNORECASE)
@@ -58,14 +62,63 @@ def readable(path: Path, ending: str = "", voxels: Path | None = None) -> Iterat
         if sys.platform != "win32" or (str(place).isascii() and (voxels is None or voxels.name.isascii())):
             yield place
             return
-    with tempfile.TemporaryDirectory(prefix="saunet-", dir=short_name(Path(tempfile.gettempdir()))) as folder:
-        place = Path(folder, f"image{ending}")
-        if voxels is None:
-            _lend(path, place)
-        else:
-            place.write_bytes(_STORED.sub(rb"\1 voxels", path.read_bytes(), count=1))
-            _lend(voxels, place.with_name("voxels"))
+    with ExitStack() as stack:
+        try:
+            place = stack.enter_context(_plain_folder()) / f"image{ending}"
+            if voxels is None:
+                _lend(path, place)
+            else:
+                place.write_bytes(_STORED.sub(rb"\1 voxels", path.read_bytes(), count=1))
+                _lend(voxels, place.with_name("voxels"))
+        except OSError as failure:
+            raise InputError(
+                "INPUT_UNREADABLE",
+                f"{path.name} cannot be read: it cannot be copied under a name that ITK takes ({failure.strerror})",
+                "Make room for temporary files, or give the file and its folders names of plain letters",
+            ) from failure
         yield place
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[Path]:
+    """A name under which ITK writes a file. Where Windows has none, the file is written elsewhere and copied."""
+    if sys.platform != "win32" or str(path).isascii():
+        yield path
+        return
+    with _plain_folder() as folder:
+        yield folder / path.name
+        shutil.copyfile(folder / path.name, path)
+
+
+@contextmanager
+def _plain_folder() -> Iterator[Path]:
+    """A temporary folder whose name ITK takes, for this user alone."""
+    folder = _make_folder()
+    try:
+        yield folder
+    finally:
+        for _ in range(50):  # five seconds for a virus scanner to let go of what was in it
+            shutil.rmtree(folder, ignore_errors=True)
+            if sys.platform != "win32" or not folder.exists():
+                break
+            time.sleep(0.1)
+
+
+def _make_folder() -> Path:
+    places = [short_name(Path(tempfile.gettempdir()))]
+    if sys.platform == "win32" and not str(places[0]).isascii():
+        common = (os.environ.get(name, "") for name in ("PUBLIC", "PROGRAMDATA"))
+        places[:0] = [Path(place) for place in common if place and place.isascii()]
+    for place in places[:-1]:
+        with suppress(OSError):
+            return _folder_in(place)
+    return _folder_in(places[-1])
+
+
+def _folder_in(place: Path) -> Path:
+    folder = place / f"saunet-{secrets.token_hex(6)}"  # where Windows permits none, tempfile tries two billion names
+    folder.mkdir(0o700)  # heeded by Windows from Python 3.11.10 and 3.12.4 on
+    return folder
 
 
 def _lend(path: Path, place: Path) -> None:

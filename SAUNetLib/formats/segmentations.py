@@ -129,8 +129,8 @@ def _write_label_map(segmentation: Segmentation, path: Path, ending: str) -> Non
         fields |= {f"{_KEY}label_{row.structure.value}": row.structure.name for row in segmentation.table()}
         for key, value in fields.items():
             image.SetMetaData(key, value)
-    with itk.unheard():
-        sitk.WriteImage(image, str(path), ending != ".nii")
+    with itk.writable(path) as place, itk.unheard():
+        sitk.WriteImage(image, str(place), ending != ".nii")
 
 
 def _write_segments(segmentation: Segmentation, path: Path) -> None:

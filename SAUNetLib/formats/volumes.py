@@ -127,6 +127,6 @@ def write_volume(volume: Volume, path: str | Path) -> None:
     path = Path(path)
     ending = check_volume_output(path)
     with write_beside(path, ending) as temporary:
-        with itk.unheard():
-            sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)
+        with itk.writable(temporary) as place, itk.unheard():
+            sitk.WriteImage(volume.to_sitk(), str(place), useCompression=True)
         headers.check_written(temporary, ending)
