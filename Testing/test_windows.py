@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import shutil
 import subprocess
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from SAUNetLib import worker
 from SAUNetLib.anatomy import encodings
 from SAUNetLib.batch import find_studies, run_batch
 from SAUNetLib.batch_journal import Batch, Run
+from SAUNetLib.command import run_command, tool
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import atomic, itk
 from SAUNetLib.formats.atomic import same_place, write_beside, write_together
@@ -342,3 +345,35 @@ def test_elsewhere_what_is_not_permitted_is_told_at_once(held, tmp_path, monkeyp
     held("a.csv", times=99)
     with pytest.raises(UsageError):
         write_texts(tmp_path, "a.csv")
+
+
+class ClosedPipe(io.RawIOBase):
+    """A pipe that nobody reads, as Windows tells of it."""
+
+    def writable(self):
+        return True
+
+    def write(self, _):
+        raise OSError(22, "Invalid argument")
+
+
+def closed_pipe():
+    return io.TextIOWrapper(io.BufferedWriter(ClosedPipe()), encoding="cp1252")
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_reader_that_has_seen_enough_is_no_bug(win32, capsys, monkeypatch, name):
+    monkeypatch.setattr(sys, name, closed_pipe())
+    assert run_command(tool(lambda options: print("a table", file=getattr(sys, name), flush=True), None), []) == 0
+
+
+def test_another_invalid_argument_stays_a_bug(win32, capsys):
+    def run(options):
+        raise OSError(22, "Invalid argument")
+
+    assert run_command(tool(run, None), []) == 1 and "INTERNAL" in capsys.readouterr().err
+
+
+def test_the_worker_ends_where_nobody_reads_its_events():
+    with pytest.raises(BrokenPipeError):
+        worker.Worker(io.StringIO(), closed_pipe()).serve()
