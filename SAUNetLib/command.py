@@ -118,7 +118,7 @@ def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
         print(error, file=sys.stderr, flush=True)
     try:
         if as_json:
-            print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+            print(json.dumps({"error": error.as_dict()}))  # ASCII: stdout may have any encoding
         sys.stdout.flush()
     except OSError:
         sys.stdout = None  # the interpreter would try again, and complain

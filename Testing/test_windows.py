@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from SAUNetLib import worker
 from SAUNetLib.anatomy import encodings
 from SAUNetLib.batch import find_studies, run_batch
 from SAUNetLib.batch_journal import Batch, Run
+from SAUNetLib.cli import main
 from SAUNetLib.command import run_command, tool
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import atomic, itk
@@ -359,6 +361,26 @@ class ClosedPipe(io.RawIOBase):
 
 def closed_pipe():
     return io.TextIOWrapper(io.BufferedWriter(ClosedPipe()), encoding="cp1252")
+
+
+@pytest.mark.parametrize("command", ["segment", "dataset check", "models"])
+def test_json_is_json_in_any_encoding(tiny_model, tmp_path, monkeypatch, command):
+    """As in a file to which Windows redirects stdout."""
+    name = f"{UMLAUT} \U0001f9b4"
+    stdout = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stdout, encoding="cp1252"))
+    if command == "segment":
+        assert main([command, f"{name}.nii", "--output", str(tmp_path / "x.nii"), "--json"]) == 3
+    elif command == "models":
+        shutil.copy(tiny_model, tmp_path)
+        card = json.loads(tiny_model.with_suffix(".json").read_text(encoding="utf-8")) | {"description": name}
+        (tmp_path / tiny_model.name).with_suffix(".json").write_text(json.dumps(card), encoding="utf-8")
+        monkeypatch.setenv("SAUNET_MODELS", str(tmp_path))
+        assert main([command, "--json"]) == 0
+    else:
+        (tmp_path / f"{name}_labels.nii.gz").touch()
+        assert main([*command.split(), str(tmp_path), "--json"]) == 3
+    assert name in str(json.loads(stdout.getvalue()))
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
