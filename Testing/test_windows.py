@@ -6,6 +6,7 @@ import ctypes
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from SAUNetLib.cli import main
 from SAUNetLib.command import run_command, tool
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import atomic, itk
-from SAUNetLib.formats.atomic import same_place, write_beside, write_together
+from SAUNetLib.formats.atomic import check_writable, same_place, write_beside, write_together
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume, write_volume
 from SAUNetLib.pipeline import segment_file
@@ -399,3 +400,28 @@ def test_another_invalid_argument_stays_a_bug(win32, capsys):
 def test_the_worker_ends_where_nobody_reads_its_events():
     with pytest.raises(BrokenPipeError):
         worker.Worker(io.StringIO(), closed_pipe()).serve()
+
+
+@pytest.mark.parametrize(("below", "refused"), [("", "touch"), ("new/newer", "mkdir")])
+def test_a_folder_that_takes_nothing_is_told_before_the_work(win32, tmp_path, monkeypatch, below, refused):
+    """On Windows os.access knows of no rights; some folders, as C:, take folders and no files."""
+    path = tmp_path / below / "a.csv"
+    assert check_writable(path, (".csv",)) == ".csv" and list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(Path, {"touch": "mkdir", "mkdir": "touch"}[refused], lambda self: pytest.fail("not asked for"))
+    assert check_writable(path, (".csv",)) == ".csv" and list(tmp_path.iterdir()) == []
+
+    def refuse(self):
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr(Path, refused, refuse)
+    with pytest.raises(UsageError, match=f"the folder {tmp_path} cannot be written to"):
+        check_writable(path, (".csv",))
+
+
+@pytest.mark.timeout(30)
+def test_a_drive_that_is_not_there_is_told(tmp_path, monkeypatch):
+    """It has no parent that is there."""
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    monkeypatch.setattr(Path, "is_dir", lambda self: False)
+    with pytest.raises(UsageError, match=f"the folder {re.escape(tmp_path.anchor)} cannot be"):
+        check_writable(tmp_path / "a.csv", (".csv",))

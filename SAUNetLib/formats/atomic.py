@@ -23,7 +23,7 @@ _waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=No
 
 
 def check_writable(path: Path, endings: Iterable[str]) -> str:
-    """The ending of a path that a result can be written to; nothing is created.
+    """The ending of a path that a result can be written to; nothing of a trial is left there.
 
     Raises:
         UsageError: OUTPUT_FORMAT for an ending that is not among those given; OUTPUT_WRITE for a folder, a special or a
@@ -51,11 +51,28 @@ def _check_place(path: Path) -> None:
         raise UsageError("OUTPUT_WRITE", f"{path} is a folder", "Give the name of a file in it")
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
         raise UsageError("OUTPUT_WRITE", f"{path} is a protected or special file", "Choose another name")
-    parent = path.resolve().parent
-    while not parent.exists():
+    folder = parent = path.resolve().parent
+    while not parent.exists() and parent != parent.parent:  # a drive may not be there
         parent = parent.parent
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK) and _takes(parent, folders=parent != folder)):
         raise UsageError("OUTPUT_WRITE", f"the folder {parent} cannot be written to", "Choose another folder")
+
+
+def _takes(folder: Path, folders: bool) -> bool:
+    """Whether a folder takes files, or folders; it is tried on Windows, where os.access says so of every one."""
+    if sys.platform != "win32":
+        return True
+    probe = folder / f".{secrets.token_hex(6)}.json"  # named as what a stopped run may leave
+    try:
+        if folders:
+            probe.mkdir()
+        else:
+            probe.touch()
+    except OSError:
+        return False
+    with suppress(OSError):
+        _patiently(probe.rmdir if folders else probe.unlink)
+    return True
 
 
 def same_place(first: Path, second: Path) -> bool:
