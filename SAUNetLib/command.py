@@ -126,8 +126,15 @@ def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
 
 
 def cancelling() -> tuple[signal.Signals, ...]:
-    """The signals that cancel a command; one that is ignored stays so, as `nohup` asks for it."""
-    numbers = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if sys.platform != "win32" else ()))
+    """The signals that cancel a command; one that is ignored stays so, as `nohup` asks for it.
+
+    SIGHUP says that a terminal was closed. On Windows SIGBREAK is Ctrl-Break, and the one request to end that a process
+    can send to another there: SIGTERM ends it at once.
+    """
+    if sys.platform == "win32":
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK)
+    else:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
 
 

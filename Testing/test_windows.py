@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -279,6 +280,8 @@ def test_where_letters_count_two_files_are_two_places(tmp_path):
 def win32(monkeypatch):
     """What asks for the system is told that it is Windows."""
     monkeypatch.setattr(sys, "platform", "win32")
+    if not hasattr(signal, "SIGBREAK"):
+        monkeypatch.setattr(signal, "SIGBREAK", signal.SIGHUP, raising=False)
 
 
 @pytest.fixture
@@ -425,3 +428,12 @@ def test_a_drive_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "is_dir", lambda self: False)
     with pytest.raises(UsageError, match=f"the folder {re.escape(tmp_path.anchor)} cannot be"):
         check_writable(tmp_path / "a.csv", (".csv",))
+
+
+def test_ctrl_break_cancels(win32, capsys):
+    before = signal.signal(signal.SIGBREAK, lambda *_: None)
+    try:
+        assert run_command(tool(lambda options: signal.raise_signal(signal.SIGBREAK), None), []) == 6
+    finally:
+        signal.signal(signal.SIGBREAK, before)
+    assert "error CANCELLED" in capsys.readouterr().err
