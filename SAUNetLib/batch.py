@@ -18,7 +18,7 @@ from .batch_cluster import Crew, WorkersDied, connected, scheduler_kept
 from .batch_journal import Batch, Outcome, Record, Study, journal, read_batch, try_summary, write_summary
 from .batch_study import appears, segment_study, try_worker
 from .errors import InputError, UsageError
-from .formats.atomic import ending_of, same_place, spelling
+from .formats.atomic import discard, ending_of, same_place, spelling
 from .formats.dicom_files import may_be_image
 from .formats.headers import ENDINGS, voxel_file
 
@@ -162,8 +162,7 @@ def _is_case_blind(folder: Path) -> bool:
         probe.touch()
         return probe.with_name(probe.name.upper()).exists()
     finally:
-        with suppress(OSError):
-            probe.unlink()
+        discard(probe)
 
 
 def find_studies(archive: Path, output: Path, left_out: Counter[str] | None = None) -> Iterator[Study]:

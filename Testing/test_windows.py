@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from SAUNetLib import worker
+from SAUNetLib import batch_study, worker
 from SAUNetLib.anatomy import encodings
 from SAUNetLib.batch import find_studies, run_batch
 from SAUNetLib.batch_journal import Batch, Run
@@ -437,3 +437,33 @@ def test_ctrl_break_cancels(win32, capsys):
     finally:
         signal.signal(signal.SIGBREAK, before)
     assert "error CANCELLED" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("letters", "why"), [(240, r"may be too long for Windows \(\d+ letters\)"), (9, "No such")])
+def test_a_path_that_is_too_long_is_told_as_such(win32, tmp_path, monkeypatch, letters, why):
+    """Windows says of it that it is not there."""
+
+    def refuse(*_, **more):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UsageError, match=f"could not be written: .*{why}"):
+        write_texts(Path("/") / ("x" * letters), "a.csv")
+
+
+def test_a_worker_s_trial_that_a_virus_scanner_looks_at_is_no_failure(win32, held, tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "PATIENCE_S", 0.0)
+    plain = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda self, data: held(self.name, "unlink", 99) or plain(self, data))
+    assert batch_study._takes_files(tmp_path)
+
+
+def test_a_worker_s_trial_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    plain = Path.write_bytes
+
+    def write(self, data):
+        plain(self, data[:9])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    assert not batch_study._takes_files(tmp_path) and list(tmp_path.iterdir()) == []

@@ -18,6 +18,8 @@ from . import itk
 
 PATIENCE_S = 5.0
 """How long Windows may refuse: a virus scanner or a synchronised folder soon lets go of a new file."""
+LONG_PATH = 230
+"""Letters; beside what is longer a temporary name may have 260, of which Windows says that it is not there."""
 _waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
 """Whole files under their temporary names, and their places, in a block of `write_together`."""
 
@@ -39,7 +41,7 @@ def check_writable(path: Path, endings: Iterable[str]) -> str:
     try:
         _check_place(path)
     except (OSError, RuntimeError, ValueError) as failure:  # too long a name, a loop of links, a NUL
-        why = _reason(failure) if isinstance(failure, OSError) else "it is no place for a file"
+        why = _reason(path, failure) if isinstance(failure, OSError) else "it is no place for a file"
         raise UsageError("OUTPUT_WRITE", f"{path} cannot be written to: {why}", "Choose another name") from failure
     return ending
 
@@ -239,12 +241,15 @@ def _unwritten(
     ]
     return UsageError(
         "OUTPUT_WRITE",
-        f"{path} could not be written: {_reason(failure)}{''.join(more)}",
+        f"{path} could not be written: {_reason(path, failure)}{''.join(more)}",
         "Check that the disk has room, that the folder may be written to and that no other program has the file open",
     )
 
 
-def _reason(failure: OSError | RuntimeError) -> str:
+def _reason(path: Path, failure: OSError | RuntimeError) -> str:
+    letters = len(str(path.absolute()))
+    if sys.platform == "win32" and isinstance(failure, FileNotFoundError) and letters > LONG_PATH:
+        return f"its path may be too long for Windows ({letters} letters)"
     if isinstance(failure, OSError):
         return failure.strerror or "the system refused"
     return "the file did not become whole"
