@@ -414,6 +414,7 @@ def _add_relabel(commands: Any) -> None:
         help="a structure (label value, level or name) and its true level, such as 95=L3/L4",
     )  # fmt: skip
     parser.add_argument("--output", metavar="PATH", help="where to write; default: FILE itself")
+    parser.add_argument("--table", metavar="FILE.csv", help="write the table of structures with the new names")
 
 
 def _relabel(options: argparse.Namespace) -> int:
@@ -426,9 +427,10 @@ def _relabel(options: argparse.Namespace) -> int:
     for key, _, text in pairs:
         if told.setdefault(key, text) != text:
             raise UsageError("USAGE", f"{key} was given two levels, {told[key]} and {text}", "Give one level for each")
-    changed = relabel_file(options.file, told, options.output)
+    changed = relabel_file(options.file, told, options.output, options.table)
     for row in changed.table():
         print(row.structure.value, row.structure.name, sep="\t")
+    print("note: tables, pictures and measurements that were made before keep the old names", file=sys.stderr)
     return 0
 
 
@@ -457,7 +459,7 @@ def _add_phantom(commands: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--contrast", choices=("t1", "t2", "stir", "random"), help="default: t2")
-    parser.add_argument("--slice-thickness", type=float, metavar="MM", help="default: 4")
+    parser.add_argument("--slice-thickness", type=float, metavar="MM", help="default: 4; from slice to slice 0.4 more")
     parser.add_argument(
         "--count", type=int, metavar="N", help="write N different pairs into the folder OUT, to train on"
     )
@@ -664,7 +666,7 @@ def _add_bundle(commands: Any) -> None:
     )
     parser.add_argument("output", metavar="OUT.zip")
     parser.add_argument("--slicer", required=True, help="Slicer's version there: 5.10 or 5.12")
-    parser.add_argument("--platform", required=True, help="linux, windows or macos-arm64")
+    parser.add_argument("--platform", required=True, help="linux or windows (both x86_64), or macos-arm64")
     parser.add_argument("--index", metavar="URL", help="a further package index, such as PyTorch's of processor builds")
 
 
