@@ -467,3 +467,9 @@ def test_a_worker_s_trial_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", write)
     assert not batch_study._takes_files(tmp_path) and list(tmp_path.iterdir()) == []
+
+
+def test_a_working_folder_that_was_removed_hides_no_failure(tmp_path, monkeypatch):
+    failure = FileNotFoundError(2, "No such file or directory")
+    monkeypatch.setattr(Path, "absolute", lambda self: pytest.fail("it is asked for"))
+    assert sys.platform == "win32" or atomic._reason(Path("a.csv"), failure) == failure.strerror

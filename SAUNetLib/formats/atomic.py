@@ -247,9 +247,10 @@ def _unwritten(
 
 
 def _reason(path: Path, failure: OSError | RuntimeError) -> str:
-    letters = len(str(path.absolute()))
-    if sys.platform == "win32" and isinstance(failure, FileNotFoundError) and letters > LONG_PATH:
-        return f"its path may be too long for Windows ({letters} letters)"
+    if sys.platform == "win32" and isinstance(failure, FileNotFoundError):
+        letters = len(str(path.absolute()))
+        if letters > LONG_PATH:
+            return f"its path may be too long for Windows ({letters} letters)"
     if isinstance(failure, OSError):
         return failure.strerror or "the system refused"
     return "the file did not become whole"
