@@ -446,7 +446,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     report = evaluate_files(options.predicted, options.truth)
     if options.json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False))
+        print(json.dumps(report.as_dict()))
     else:
         report.print()
     return 0
@@ -525,7 +525,7 @@ def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
     from .model_card import find_model
 
     if options.json:
-        print(json.dumps([asdict(card) for card in cards], ensure_ascii=False))
+        print(json.dumps([asdict(card) for card in cards]))
         return 0
     for card in cards:
         print(f"{card.name} {card.version}: {card.description} ({card.licence})")
@@ -555,7 +555,7 @@ def _dataset_check(options: argparse.Namespace) -> int:
         from .training.checks import check_dataset
     report = check_dataset(options.folder)
     if options.json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False))
+        print(json.dumps(report.as_dict()))
     else:
         report.print()
     return 0 if report.usable else InputError.exit_status

@@ -11,7 +11,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from ..segmentation import Notice, short_description
-from . import headers
+from . import headers, itk
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 KEY = "SAUNet_"
@@ -78,5 +78,6 @@ def write_label_map(image: sitk.Image, header: Header, path: Path, ending: str) 
     short = {"ITK_FileNotes": header.in_short()}
     for key, value in (short if ending.startswith(".nii") else header.fields() | header.label_fields()).items():
         image.SetMetaData(key, value)
-    sitk.WriteImage(image, str(path), ending != ".nii")
+    with itk.writable(path) as place:
+        sitk.WriteImage(image, str(place), ending != ".nii")
     headers.check_written(path, ending)
