@@ -28,14 +28,16 @@ def install(extra: str) -> None:
         return
     if not PYTHON.exists():
         print(f"Making the virtual environment {ENVIRONMENT.name} ...", flush=True)
-        venv.create(ENVIRONMENT)
+        venv.create(ENVIRONMENT, symlinks=os.name != "nt")
     if subprocess.run([str(PYTHON), "-m", "pip", "--version"], capture_output=True).returncode:
         # Also into an environment that was left half made.
         subprocess.run([str(PYTHON), "-m", "ensurepip", "--default-pip"], stdout=subprocess.DEVNULL, check=True)
     print("Installing the pinned packages; this takes a few minutes the first time ...", flush=True)
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
     # torch first and alone: a bare requirement of another package would take a larger build.
-    for package in (["torch"], ["-e", f".[{extra}]" if extra else "."]):
+    # What an editable install writes of a folder in other letters, Python before 3.13 cannot read back on Windows.
+    editable = ["-e"] if str(ROOT).isascii() else []
+    for package in (["torch"], [*editable, f".[{extra}]" if extra else "."]):
         subprocess.run([*pip, *package], cwd=ROOT, check=True)
     kept = done[1:] if done[:1] == [wanted] else []
     stamp.write_text("\n".join([wanted, *kept, extra]))
@@ -98,6 +100,8 @@ def test(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if sys.version_info < (3, 11):  # noqa: UP036 - nothing else has looked at it yet
+        sys.exit(f"error SETUP: this is Python {sys.version.split()[0]}. Run it with Python 3.11 or newer.")
     commands = {"segment": segment, "test": test}
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit("usage: python3 run.py segment [IMAGE [options of `saunet segment`]] | test [options of pytest]")

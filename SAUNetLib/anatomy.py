@@ -29,7 +29,8 @@ TERMINOLOGY = "Segmentation category and type - SAUNet"
 REGIONS = "Anatomic codes - DICOM master list"
 """Name of Slicer's own context of regions, in which a term has none."""
 CATEGORY = ("SCT", "123037004", "Anatomical Structure")
-LEVEL_TAG, PARTIAL_TAG, WARNINGS_TAG = "SAUNet.Level", "SAUNet.Partial", "SAUNet.warnings"
+LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG = "SAUNet.Level", "SAUNet.Partial", "SAUNet.Confidence"
+WARNINGS_TAG = "SAUNet.warnings"
 """Tags of a segment: its level, that the border of the field of view cuts it, and in Slicer the result's warnings."""
 
 

@@ -18,7 +18,7 @@ from .batch_cluster import Crew, WorkersDied, connected, scheduler_kept
 from .batch_journal import Batch, Outcome, Record, Source, journal, read_batch, try_summary, write_summary
 from .batch_source import appears, segment_source, try_worker
 from .errors import InputError, UsageError
-from .formats.atomic import ending_of, spelling
+from .formats.atomic import discard, ending_of, same_place, spelling
 from .formats.dicom_files import may_be_image
 from .formats.endings import IMAGES
 from .formats.headers import voxel_file
@@ -111,7 +111,7 @@ def _check_folders(archive: Path, output: Path) -> None:
     """Refuse what is no archive, and one that lies among its own results."""
     if not archive.is_dir():
         raise InputError("INPUT_NOT_FOUND", f"{archive} is not a folder", "Give the folder of the archive")
-    if archive.resolve().is_relative_to(output.resolve()):
+    if any(same_place(one, output) for one in (archive, *archive.resolve().parents)):
         raise UsageError(
             "USAGE", f"{archive} lies in the output folder", "Give a folder beside the archive or inside it"
         )
@@ -196,8 +196,7 @@ def _is_case_blind(folder: Path) -> bool:
         probe.touch()
         return probe.with_name(probe.name.upper()).exists()
     finally:
-        with suppress(OSError):
-            probe.unlink()
+        discard(probe)
 
 
 def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = None) -> Iterator[Source]:
@@ -209,7 +208,7 @@ def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = No
     closed: list[OSError] = []
     for parent, folders, names in os.walk(archive, onerror=closed.append):
         here = Path(parent)
-        folders[:] = sorted(one for one in folders if one[0] != "." and (here / one).resolve() != output.resolve())
+        folders[:] = sorted(one for one in folders if one[0] != "." and not same_place(here / one, output))
         names = sorted(one for one in names if not one.startswith("."))
         others = []
         for one in names:

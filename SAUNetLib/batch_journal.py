@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from socket import gethostname
 
 from .errors import UsageError
-from .formats.atomic import write_beside
+from .formats.atomic import same_place, write_beside
 
 JOURNAL, SUMMARY = "batch.jsonl", "batch.csv"
 RESULTS = (".nii.gz", ".csv", ".json", ".png")
@@ -134,7 +134,7 @@ class Batch:
         Raises:
             UsageError: USAGE.
         """
-        if self.first is not None and self.first.archive != str(archive.resolve()):
+        if self.first is not None and not same_place(Path(self.first.archive), archive):
             raise UsageError(
                 "USAGE",
                 f"{output} holds the results of another archive, {self.first.archive}",
@@ -218,7 +218,8 @@ def journal(records: dict[str, Record], archive: Path, output: Path) -> Iterator
             if before is not None:
                 _remove_left(before, record, output)
             if (began := time.monotonic()) >= due:
-                write_summary(Batch(records), output)
+                with suppress(UsageError):  # a spreadsheet may have it open; the last one, at the end, tells it
+                    write_summary(Batch(records), output)
                 took = time.monotonic() - began
                 due = began + max(SUMMARY_S, 20 * took)  # of millions of sources it takes a while
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .batch_journal import JOURNAL, RESULTS, Outcome, Source
 from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
+from .formats.atomic import discard
 from .formats.dicom import list_series
 from .formats.dicom_series import Series
 
@@ -61,12 +62,13 @@ def _write_probe(output: Path) -> None:
     probe = output / f".{secrets.token_hex(6)}.json"  # named as what a stopped run may leave
     try:
         probe.write_bytes(bytes(PROBE_BYTES))
-        probe.unlink()
     except OSError as failure:
         cause = f"{output} cannot be written to ({failure.strerror})"
         raise UsageError(
             "OUTPUT_WRITE", cause, "Check the permissions of that computer's user and the space on its disk"
         ) from failure
+    finally:
+        discard(probe)
 
 
 def _takes_files(output: Path) -> bool:

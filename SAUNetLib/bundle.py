@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from platform import machine
 
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -29,7 +31,10 @@ PLATFORMS = {
     "windows": ("win_amd64",),
     "macos-arm64": ("macosx_14_0_arm64",),
 }
-"""Tags of the wheels a platform takes. PyTorch after 2.2 has none for Intel Macs; the pinned one needs macOS 14."""
+"""Tags of the wheels a platform takes; Linux and Windows are those on x86_64.
+
+PyTorch after 2.2 has none for Intel Macs; the pinned one needs macOS 14.
+"""
 _MARKERS = {
     "linux": {"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
     "windows": {"os_name": "nt", "sys_platform": "win32", "platform_system": "Windows", "platform_machine": "AMD64"},
@@ -72,13 +77,26 @@ def write_bundle(
     output = Path(output)
     _check(output, slicer, platform)
     weights = find_model()
-    with tempfile.TemporaryDirectory(prefix="saunet-bundle-") as folder:
+    with tempfile.TemporaryDirectory(prefix="saunet-bundle-", ignore_cleanup_errors=True) as folder:
         wheels = Path(folder)
         _download(wheels, slicer, platform, index, run or _run)
         files = {f"wheels/{path.name}": path for path in sorted(wheels.glob("*.whl"))}
         files |= {f"models/{path.name}": path for path in (weights, weights.with_suffix(".json"))}
         _pack(output, {"format": FORMAT, "slicer": slicer, "platform": platform, "python": PYTHONS[slicer]}, files)
     return list(files)
+
+
+def this_platform() -> str:
+    """This computer's platform: one of `PLATFORMS`, or a name like linux-aarch64 for which there is no bundle.
+
+    On Windows it is the one that this Python was built for: a Slicer for x86_64 runs on ARM, too.
+    """
+    processor = (sysconfig.get_platform().rpartition("-")[2] if sys.platform == "win32" else machine()).lower()
+    for name, there in _MARKERS.items():
+        if (sys.platform, processor) == (there["sys_platform"], there["platform_machine"].lower()):
+            return name
+    system = {"win32": "windows", "darwin": "macos"}.get(sys.platform, sys.platform)
+    return f"{system}-{processor}"
 
 
 def download_command(
@@ -121,15 +139,21 @@ def _download(folder: Path, slicer: str, platform: str, index: str | None, run: 
         wanted = sorted({one for name in wanted for one in _needed(Requirement(name), found, there)} - known)
 
 
-def _wheels(folder: Path) -> dict[str, importlib.metadata.Distribution]:
-    """The wheels in a folder by their canonical names."""
-    wheels = importlib.metadata.distributions(path=[str(path) for path in folder.glob("*.whl")])
-    return {canonicalize_name(one.name): one for one in wheels}
+def _wheels(folder: Path) -> dict[str, Metadata]:
+    """What the wheels in a folder say of themselves, by their canonical names.
+
+    Python's own reader keeps wheels open, and what is open Windows does not remove.
+    """
+    wheels: dict[str, Metadata] = {}
+    for path in folder.glob("*.whl"):
+        with zipfile.ZipFile(path) as archive:
+            about = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+            wheel = Metadata.from_email(archive.read(about), validate=False)
+        wheels[canonicalize_name(wheel.name)] = wheel
+    return wheels
 
 
-def _needed(
-    requirement: Requirement, found: dict[str, importlib.metadata.Distribution], there: dict[str, str]
-) -> set[str]:
+def _needed(requirement: Requirement, found: dict[str, Metadata], there: dict[str, str]) -> set[str]:
     """What the wheel that meets a requirement needs in an environment, without conditions.
 
     Raises:
@@ -143,7 +167,7 @@ def _needed(
             "Please report it: the packages do not fit together",
         )
     needed = set()
-    for one in map(Requirement, wheel.requires or ()):
+    for one in wheel.requires_dist or ():
         if one.marker is None or any(
             one.marker.evaluate(there | {"extra": extra}) for extra in ("", *requirement.extras)
         ):

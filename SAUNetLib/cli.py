@@ -442,6 +442,7 @@ def _add_relabel(commands: Any) -> None:
         help="a structure (label value, level or name) and its true level, such as 95=L3/L4",
     )  # fmt: skip
     parser.add_argument("--output", metavar="PATH", help="where to write; default: FILE itself")
+    parser.add_argument("--table", metavar="FILE.csv", help="write the table of structures with the new names")
 
 
 def _relabel(options: argparse.Namespace) -> int:
@@ -454,9 +455,10 @@ def _relabel(options: argparse.Namespace) -> int:
     for key, _, text in pairs:
         if told.setdefault(key, text) != text:
             raise UsageError("USAGE", f"{key} was given two levels, {told[key]} and {text}", "Give one level for each")
-    changed = relabel_file(options.file, told, options.output)
+    changed = relabel_file(options.file, told, options.output, options.table)
     for row in changed.table():
         print(row.structure.value, row.structure.name, sep="\t")
+    print("note: tables, pictures and measurements that were made before keep the old names", file=sys.stderr)
     return 0
 
 
@@ -472,7 +474,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     report = evaluate_files(options.predicted, options.truth)
     if options.json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False))
+        print(json.dumps(report.as_dict()))
     else:
         report.print()
     return 0
@@ -485,7 +487,7 @@ def _add_phantom(commands: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="every number is another patient; default: %(default)s")
     parser.add_argument("--contrast", choices=("t1", "t2", "stir", "random"), help="default: t2")
-    parser.add_argument("--slice-thickness", type=float, metavar="MM", help="default: 4")
+    parser.add_argument("--slice-thickness", type=float, metavar="MM", help="default: 4; from slice to slice 0.4 more")
     parser.add_argument(
         "--count", type=int, metavar="N", help="write N different pairs into the folder OUT, to train on"
     )
@@ -552,7 +554,7 @@ def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
     from .model_card import find_model
 
     if options.json:
-        print(json.dumps([asdict(card) for card in cards], ensure_ascii=False))
+        print(json.dumps([asdict(card) for card in cards]))
         return 0
     for card in cards:
         print(f"{card.name} {card.version}: {card.description} ({card.licence})")
@@ -582,7 +584,7 @@ def _dataset_check(options: argparse.Namespace) -> int:
         from .training.checks import check_dataset
     report = check_dataset(options.folder)
     if options.json:
-        print(json.dumps(report.as_dict(), ensure_ascii=False))
+        print(json.dumps(report.as_dict()))
     else:
         report.print()
     return 0 if report.usable else InputError.exit_status
@@ -706,7 +708,7 @@ def _add_bundle(commands: Any) -> None:
     )
     parser.add_argument("output", metavar="OUT.zip", help="file to write")
     parser.add_argument("--slicer", required=True, help="version of Slicer there: 5.10 or 5.12")
-    parser.add_argument("--platform", required=True, help="linux, windows or macos-arm64")
+    parser.add_argument("--platform", required=True, help="linux or windows (both x86_64), or macos-arm64")
     parser.add_argument("--index", metavar="URL", help="a further package index, such as PyTorch's for CPU builds")
 
 

@@ -71,16 +71,29 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
         return _fail(error, debug, as_json)
     except KeyboardInterrupt:
         return _fail(CancelledError(), debug, as_json)
-    except BrokenPipeError:
-        # The reader of our output has seen enough (| head); nothing is left to say to anyone.
-        sys.stdout = None
-        return 0
     except Exception as error:
+        if _nobody_reads(error):  # who reads our output has seen enough (| head); nothing is left to say to anyone
+            sys.stdout = None
+            return 0
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and error.filename is None:
             # Files of ours say so by an error of ours: this is most likely what prints, into a file on a full disk.
             cause, remedy = f"stdout or a file cannot be written ({error.strerror})", "Check that the disk has space"
             return _fail(UsageError("OUTPUT_WRITE", cause, remedy), debug, as_json)
         return _fail(unforeseen(error, BUG), debug, as_json)
+
+
+def _nobody_reads(error: Exception) -> bool:
+    """Whether a pipe of ours is closed: Windows calls that an invalid argument, and says it again of what is left."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    if sys.platform != "win32" or not isinstance(error, OSError) or error.errno != errno.EINVAL:
+        return False
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _complete_streams() -> None:
@@ -105,7 +118,7 @@ def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
         print(error, file=sys.stderr, flush=True)
     try:
         if as_json:
-            print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+            print(json.dumps({"error": error.as_dict()}))  # ASCII: stdout may have any encoding
         sys.stdout.flush()
     except OSError:
         sys.stdout = None  # the interpreter would try again, and complain
@@ -113,8 +126,15 @@ def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
 
 
 def cancelling() -> tuple[signal.Signals, ...]:
-    """The signals that cancel a command; one that is ignored stays so, as `nohup` asks for it."""
-    numbers = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if sys.platform != "win32" else ()))
+    """The signals that cancel a command; one that is ignored stays so, as `nohup` asks for it.
+
+    SIGHUP says that a terminal was closed. On Windows SIGBREAK is Ctrl-Break, and the one request to end that a process
+    can send to another there: SIGTERM ends it at once.
+    """
+    if sys.platform == "win32":
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK)
+    else:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
 
 

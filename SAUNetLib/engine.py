@@ -211,6 +211,8 @@ def resample(slices: Tensor, shape: tuple[int, int]) -> Tensor:
     if tuple(slices.shape[-2:]) == tuple(shape):
         return slices
     coarser = shape[0] < slices.shape[-2] or shape[1] < slices.shape[-1]
+    if coarser and slices.device.type == "mps":  # PyTorch before 2.7 has no such filter there
+        return resample(slices.cpu(), shape).to(slices.device)
     return F.interpolate(slices, shape, mode="bilinear", align_corners=False, antialias=coarser)
 
 

@@ -135,15 +135,21 @@ def unforeseen(error: Exception, remedy: str) -> SAUNetError:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: Python has a class for it, the system a number, PyTorch and ITK only texts."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    """Whether memory ran out: Python has a class for it, the systems have numbers, PyTorch and ITK only texts."""
+    if isinstance(error, MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM or getattr(error, "winerror", None) in _WINDOWS_FULL
     return isinstance(error, RuntimeError | ImportError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
+_WINDOWS_FULL = (8, 14, 1450, 1455)
+"""Not enough memory, out of memory, no system resources, the paging file is too small."""
 _OUT_OF_MEMORY = re.compile(
+    # What Windows says: PyTorch repeats it of memory, Python of a library that it cannot load.
+    "not enough memory|paging file is too small"
     # A thread needs memory for its stack; then oneDNN's, and what cuDNN and cuBLAS say where a GPU is full.
-    "allocate memory|out of memory|bad.alloc|failed to map segment|can't start new thread"
+    "|allocate memory|out of memory|bad.alloc|failed to map segment|can't start new thread"
     "|could not (create|execute) a primitive$"
     "|unable to find (a valid cuDNN algorithm|an engine to execute)|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED",
     re.IGNORECASE,

@@ -19,6 +19,8 @@ DEFAULT_MODEL = "saunet-lumbar"
 REINSTALL = "Remove it if it is one of your own, or install SAUNet again"
 LARGEST_CARD = 2**20
 """Bytes; more is not read."""
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\xb9\xb2\xb3]) *(\..*)?", re.IGNORECASE)
+"""What Windows takes for a device, whatever its ending."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ class ModelCard:
 
 
 def is_model_name(text: str) -> bool:
-    """Whether a model, and so its files, can be called so: it leads to no other folder and looks like no file."""
-    plain = text.isprintable() and not set(text) & set('/\\:*?"<>|')
+    """Whether a model, and so its files, can be called so: no way to another folder, no device, nothing like a file."""
+    plain = text.isprintable() and not set(text) & set('/\\:*?"<>|') and not _DEVICE.fullmatch(text)
     return plain and text.strip(". ") != "" and not text.lower().endswith(".safetensors")
 
 

@@ -20,6 +20,9 @@ from .levels import check_lowest, name_structures
 from .segmentation import Notice, Segmentation
 from .volume import SagittalStack, Volume, check_content, check_volume
 
+FARTHEST_MM = 6.0
+"""Slices lie no farther apart in anything that a model was trained or measured on."""
+
 
 def segment(
     volume: Volume,
@@ -53,7 +56,7 @@ def segment(
     found, notices = engine.classes(stack, report)
     report("levels", 0.0)
     field = stack.field()  # what padding hides, the image cuts
-    notices += _about_slices(stack.slices[field])
+    notices += _about_slices(stack.slices[field], stack.slice_spacing)
     named = name_structures(stack.with_slices(found[field]), lowest, stack.slices[field])
     found[:] = 0
     found[field] = named.labels
@@ -70,13 +73,17 @@ def segment(
     )
 
 
-def _about_slices(slices: np.ndarray) -> tuple[Notice, ...]:
-    """What to say of slices (S, H, W) between others that show nothing: what lies there is missing from all figures."""
+def _about_slices(slices: np.ndarray, spacing_mm: float) -> tuple[Notice, ...]:
+    """What to say of slices (S, H, W) that show nothing, between others, and of slices that lie far apart."""
+    notices = []
     empty = sum(one[::16, ::16].min() == one[::16, ::16].max() and one.min() == one.max() for one in slices)
-    if not empty:
-        return ()
-    missing = "What lies there was not found, and is missing from all figures."
-    return (Notice("EMPTY_SLICES", f"{empty} of {len(slices)} slices show nothing. {missing}"),)
+    if empty:
+        missing = "What lies there was not found, and is missing from all figures."
+        notices.append(Notice("EMPTY_SLICES", f"{empty} of {len(slices)} slices show nothing. {missing}"))
+    if len(slices) > 1 and spacing_mm > FARTHEST_MM:
+        lie = f"Slices lie {spacing_mm:.3g} mm apart; up to {FARTHEST_MM:g} mm was tested."
+        notices.append(Notice("SLICES_FAR_APART", f"{lie} What lies between them is missed."))
+    return tuple(notices)
 
 
 def _provenance(engine: Engine, levels: bool, lowest: str | None, started: datetime) -> dict[str, str]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from .anatomy import PARTS_OFFSET, disc_between, encodings, structures, usual_levels, value_of
 from .errors import UsageError
-from .formats.atomic import check_writable, same_place
-from .formats.endings import SEGMENTATIONS
-from .formats.segmentations import CORD, read_segmentation, write_segmentation
+from .formats.atomic import check_writable, same_place, write_together
+from .formats.endings import SEGMENTATIONS, TABLES
+from .formats.segmentations import CORD, read_segmentation, write_segmentation, write_table
 from .segmentation import Segmentation, count_labels
 
 
@@ -55,13 +55,19 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
     )
 
 
-def relabel_file(path: str | Path, assignments: Mapping[str, str], output: str | Path | None = None) -> Segmentation:
+def relabel_file(
+    path: str | Path,
+    assignments: Mapping[str, str],
+    output: str | Path | None = None,
+    table: str | Path | None = None,
+) -> Segmentation:
     """Relabel a saved segmentation of any format that `formats.segmentations` writes; returns what was written.
 
     Args:
         path: the file.
         assignments: as in `relabel`.
         output: where to write; None replaces the file itself, which stays as it is if anything fails.
+        table: CSV of the structures with their new names, see `formats.segmentations.write_table`.
 
     Raises:
         InputError: as `read_segmentation`.
@@ -69,12 +75,17 @@ def relabel_file(path: str | Path, assignments: Mapping[str, str], output: str |
     """
     target = Path(path if output is None else output)
     check_writable(target, SEGMENTATIONS)
+    if table is not None:
+        check_writable(table, TABLES)
     found = read_segmentation(path)
     if same_place(target, Path(path)) and any(notice.code == CORD for notice in found.warnings):
         cause = f"{target.name} holds a spinal cord, which would be lost"
         raise _refusal(cause, "Give the result another name (--output)")
     segmentation = relabel(found, assignments)
-    write_segmentation(segmentation, target)
+    with write_together():
+        write_segmentation(segmentation, target)
+        if table is not None:
+            write_table(segmentation, table)
     return segmentation
 
 

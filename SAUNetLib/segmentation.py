@@ -83,7 +83,7 @@ class Segmentation:
         provenance: model, its hash, version, device, options, time; strings, ready for a header.
         warnings: what the user should know.
         partial: label values of structures that the border of the field of view cuts.
-        confidence: by label value, how sure the structure's level is, 0 to 1; not kept in files but the table.
+        confidence: by label value, how sure the structure's level is, 0 to 1; kept in .seg.nrrd files and the table.
     """
 
     labels: np.ndarray

@@ -19,6 +19,7 @@ Exactly one ``result`` or ``error`` ends a request. Closing stdin cancels what r
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import logging
@@ -189,8 +190,13 @@ class Worker:
         return self._engine[1]
 
     def _send(self, **event: Any) -> None:
-        self._events.write(json.dumps(event) + "\n")  # ASCII: a path may hold what has no UTF-8
-        self._events.flush()
+        try:
+            self._events.write(json.dumps(event) + "\n")  # ASCII: a path may hold what has no UTF-8
+            self._events.flush()
+        except OSError as failure:
+            if failure.errno == errno.EINVAL:  # what Windows says of a pipe that nobody reads
+                raise BrokenPipeError from failure
+            raise
 
 
 def _is_text(value: object) -> bool:

@@ -610,6 +610,21 @@ def test_a_signal_while_the_disk_is_waited_for_leaves_journal_and_summary_alike(
     assert records == read_batch(tmp_path).records and "a" in records
 
 
+def test_a_summary_that_a_spreadsheet_has_open_does_not_end_the_run(run, fast, tmp_path, monkeypatch):
+    whole, tried = batch_journal.write_summary, []
+
+    def write(known, output):
+        tried.append(known)
+        if len(tried) in (2, 3):
+            raise UsageError("OUTPUT_WRITE", "it is open in another program", "Close it")
+        whole(known, output)
+
+    monkeypatch.setattr(batch_journal, "SUMMARY_S", 0.0)
+    monkeypatch.setattr(batch_journal, "write_summary", write)
+    status, _, err, told = run()
+    assert status == 0 and len(tried) > 3 and err == "" and len(told) >= 4
+
+
 def test_a_journal_cannot_remove_files_elsewhere(tmp_path):
     (tmp_path / "x.nii.gz").touch()
     (tmp_path / "out").mkdir()

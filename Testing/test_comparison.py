@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from SAUNetLib.cli import main
 from SAUNetLib.errors import UsageError
 from SAUNetLib.evaluation import comparison as compared
 from SAUNetLib.evaluation.comparison import _begin, trials
-from SAUNetLib.evaluation.comparison_measures import _Rough, kept_out_patients, measure, predict, without_islands
+from SAUNetLib.evaluation.comparison_measures import _Rough, measure, predict, without_islands
 from SAUNetLib.evaluation.comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial, UNet
 from SAUNetLib.evaluation.comparison_records import read_comparison, trained
 from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, Summary, Table
+from SAUNetLib.evaluation.kept_out import kept_out_images, per_patient
 from SAUNetLib.network import SAUNet
 
 SMOKE = ["--budget", "smoke", "--seeds", "1", "--keep-out", "p1", "p2", "--device", "cpu"]
@@ -76,7 +78,7 @@ def test_the_kept_weights_are_those_that_were_measured(finished, data, number):
     comparison, results = read_comparison(finished)
     one = results[number]
     network = trained(finished, Trial(one.network, one.task, one.seed), comparison.config)
-    patient = kept_out_patients(data, ["p1"])[0]
+    patient = next(kept_out_images(data, ["p1"]))
     found = predict(network, patient.volume, comparison.config.pixel_mm, torch.device("cpu"))
     both, truth = int(np.sum((found == 1) & (patient.labels == 1))), int(np.sum(patient.labels == 1))
     assert one.figures[0].recall == pytest.approx(both / truth)
@@ -267,8 +269,9 @@ def test_differences_are_paired(finished):
     assert gain.mean == pytest.approx(means[0] - means[1])
 
 
-def test_other_images_of_a_patient_who_is_measured_on_teach_nothing(tmp_path, data):
-    """As SPIDER has them: several images of one patient."""
+@pytest.fixture
+def two_series(tmp_path, data):
+    """A folder in SPIDER's layout: three patients with two images each."""
     folder = tmp_path / "spider"
     for number, name in enumerate(("p0", "p1", "p2")):
         for kind, place in (("image", "images"), ("labels", "masks")):
@@ -277,7 +280,26 @@ def test_other_images_of_a_patient_who_is_measured_on_teach_nothing(tmp_path, da
             for series in ("t1", "t2"):
                 sitk.WriteImage(image, str(folder / place / f"{number + 1}_{series}.mha"))
     (folder / "dataset.json").write_text('{"encoding": "classes"}')
-    found = _begin(folder, tmp_path / "run", "smoke", ("1_t2",), torch.device("cpu"))
+    return folder
+
+
+def test_images_of_one_patient_count_as_one(two_series, monkeypatch):
+    """Else deviations and intervals over patients would be too small."""
+    images = list(kept_out_images(two_series, ["1_t1", "1_t2", "2_t1"]))
+    native = [one.patient for one in images if one.slices == "native slices"]
+    assert native == ["1", "1", "2"]
+    answers = [one.labels for one in images]
+    answers[0] = np.zeros_like(answers[0])  # nothing is found in one of the two images of patient 1
+    found = iter(answers)
+    monkeypatch.setattr(
+        "SAUNetLib.evaluation.kept_out.segment", lambda *rest, **options: SimpleNamespace(labels=next(found))
+    )
+    figures = per_patient(None, two_series, ["1_t1", "1_t2", "2_t1"])
+    assert figures["native slices"]["dice vertebra"] == [0.5, 1.0]
+
+
+def test_other_images_of_a_patient_who_is_measured_on_teach_nothing(tmp_path, two_series):
+    found = _begin(two_series, tmp_path / "run", "smoke", ("1_t2",), torch.device("cpu"))
     assert found.trained_on == ("2_t1", "2_t2", "3_t1", "3_t2")
 
 
@@ -292,7 +314,7 @@ def test_what_is_not_known_is_no_error_and_what_is_too_short_is_not_averaged(tmp
         short.SetSpacing(image.GetSpacing())
         short.SetDirection(image.GetDirection())
         sitk.WriteImage(short, str(tmp_path / f"p1_{kind}.nii.gz"))
-    patients = kept_out_patients(tmp_path, ["p1"])
+    patients = list(kept_out_images(tmp_path, ["p1"]))
     assert [one.slices for one in patients] == ["native slices"]
     perfect = np.where(patients[0].labels == 255, 1, patients[0].labels)
     monkeypatch.setattr("SAUNetLib.evaluation.comparison_measures.predict", lambda *rest: perfect)

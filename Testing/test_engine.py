@@ -1,8 +1,11 @@
 """The engine: chunks, precision, memory, cancelling, and the same bits every time."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -327,3 +330,20 @@ def test_resampling_keeps_the_field_of_view():
         assert smaller.shape[-2:] == shape
         back = resample(smaller, (40, 40))
         assert (back - ramp)[..., 4:-4].abs().max() < 0.02
+
+
+def test_a_filter_that_an_apple_gpu_lacks_is_done_on_the_processor(monkeypatch):
+    class There:
+        """A tensor on a GPU of Apple's."""
+
+        shape, device = (1, 1, 8, 8), SimpleNamespace(type="mps")
+
+        def cpu(self):
+            return Here(torch.ones(self.shape))
+
+    class Here(torch.Tensor):
+        def to(self, device):
+            return ("back", device.type, tuple(self.shape))
+
+    monkeypatch.setattr(F, "interpolate", lambda slices, shape, **_: Here(torch.ones(1, 1, *shape)))
+    assert resample(There(), (4, 4)) == ("back", "mps", (1, 1, 4, 4))

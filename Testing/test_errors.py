@@ -15,7 +15,9 @@ from SAUNetLib.errors import (
     OutOfMemoryError,
     SAUNetError,
     UsageError,
+    is_out_of_memory,
     out_of_memory,
+    unforeseen,
 )
 from SAUNetLib.formats.atomic import check_writable
 
@@ -36,3 +38,32 @@ def test_a_refusal_in_a_pool_of_processes_is_told_and_the_pool_works_on():
             pool.submit(check_writable, Path("a.png"), (".csv",)).result()
         assert caught.value.code == "OUTPUT_FORMAT"
         assert pool.submit(check_writable, Path("a.csv"), (".csv",)).result() == ".csv"
+
+
+def windows_error(number: int, text: str) -> OSError:
+    """As Windows raises it: errno says that an argument is invalid."""
+    error = OSError(22, text)
+    error.winerror = number
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            r"[..\alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."
+        ),
+        ImportError("DLL load failed while importing _C: The paging file is too small for this operation to complete."),
+        windows_error(1455, "Die Auslagerungsdatei ist zu klein, um diesen Vorgang durchzuf\u00fchren"),
+        windows_error(8, ""),
+        windows_error(1450, ""),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_lack_of_memory_is_known_by_what_each_system_says(error):
+    assert unforeseen(error, "Report it").code == "MEMORY"
+
+
+@pytest.mark.parametrize("error", [windows_error(5, "not enough memory"), OSError(22, ""), RuntimeError("not enough")])
+def test_other_failures_are_no_lack_of_memory(error):
+    assert not is_out_of_memory(error)

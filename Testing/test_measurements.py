@@ -618,6 +618,15 @@ def test_names_that_are_only_assumed_are_told_with_the_figures(thick, tmp_path):
         assert all(row["note"] == f"{DISCLAIMER}; LEVELS_ASSUMED" for row in csv.DictReader(file))
 
 
+def test_a_table_of_nothing_says_so_and_what_it_is_for(tmp_path):
+    grid = geometry()
+    write_measurements(measure(Segmentation(np.zeros(tuple(reversed(grid.size)), np.uint8), grid)), tmp_path / "m.csv")
+    with open(tmp_path / "m.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["name"] == "no structure was found" and row["value"] == ""
+    assert row["note"] == f"{DISCLAIMER}; NOTHING_FOUND"
+
+
 def test_unknown_endings_are_refused_and_leave_nothing(tmp_path):
     found = measure(segmentation(geometry()))
     with pytest.raises(UsageError):

@@ -32,7 +32,8 @@ def refused(path) -> ModelError:
 @pytest.mark.parametrize("name, usable", [
     ("saunet-lumbar", True), ("Wirbelsäule 2.1", True), ("my+model (2)", True), ("a..b", True), ("", False),
     ("..", False), ("a/b", False), ("a\\b", False), ("x.SafeTensors", False), ("a\0b", False),
-    (" ", False)])  # fmt: skip
+    (" ", False), ("NUL", False), ("con", False), ("Aux .1", False), ("COM1", False), ("lpt9.2.0", False),
+    ("console", True), ("com", True), ("COM10", True), ("my nul", True)])  # fmt: skip
 def test_a_model_is_called_as_a_file_can_be(name, usable):
     assert is_model_name(name) is usable
 

@@ -51,30 +51,48 @@ def test_unknown_options_are_refused(options):
         small(**options)
 
 
+def by_the_formula(network: SAUNet, slices: torch.Tensor) -> torch.Tensor:
+    """F_i + sum of A_j * F_i over the neighbours j, written out slice by slice; scores of one stack (S, 1, H, W)."""
+    features = network.encoder.encode(slices) if network.attention == "skips" else [network.encoder(slices)]
+    if network.attention == "scores":
+        features = [network.head(features[0])]
+    attentions = list(network.isa) if network.attention == "skips" else [network.isa]
+    refined = list(features)
+    for place, isa in enumerate(attentions, len(features) - len(attentions)):
+        rough = features[place]
+        refined[place] = rough.clone()
+        for i in range(len(slices)):
+            for j in range(max(0, i - network.reach), min(len(slices), i + network.reach + 1)):
+                if j != i:
+                    refined[place][i] += isa(rough[j][None])[abs(i - j) - 1][0] * rough[i]
+    if network.attention == "skips":
+        return network.head(network.encoder.decode(refined))
+    return refined[0] if network.attention == "scores" else network.head(refined[0])
+
+
+@pytest.mark.parametrize("attention", ["skips", "features", "scores"])
 @pytest.mark.parametrize("reach", [1, 2, 3])
 @pytest.mark.parametrize("slices", [1, 2, 3, 7])
-def test_attention_equals_the_formula_slice_by_slice(slices, reach):
-    torch.manual_seed(2)
-    isa = InterSliceAttention(3, reach).eval()
-    rough = torch.randn(2, slices, 3, 16, 16)
-    fast = isa(rough)
-    for stack in range(2):
-        for i in range(slices):
-            expected = rough[stack, i].clone()
-            for j in range(max(0, i - reach), min(slices, i + reach + 1)):
-                if j != i:
-                    expected += isa.attention(rough[stack, j][None])[abs(i - j) - 1][0] * rough[stack, i]
-            torch.testing.assert_close(fast[stack, i], expected, rtol=1e-5, atol=1e-5)
+def test_attention_equals_the_formula_slice_by_slice(attention, reach, slices):
+    network = small(attention=attention, reach=reach)
+    stacks = torch.randn(2, slices, 1, 32, 32)
+    with torch.inference_mode():
+        fast = network(stacks)
+        for stack, scores in zip(stacks, fast, strict=True):
+            torch.testing.assert_close(scores, by_the_formula(network, stack), rtol=1e-4, atol=1e-5)
 
 
-def test_attention_is_pruned_at_the_first_and_last_slice():
-    isa = InterSliceAttention(2, reach=2).eval()
-    rough = torch.randn(1, 1, 2, 8, 8)
-    torch.testing.assert_close(isa(rough), rough)
+@pytest.mark.parametrize("attention", ["skips", "features", "scores"])
+def test_a_single_slice_meets_no_mask(attention):
+    """There is no padding: at the ends of a stack, and in a stack of one slice, branches are pruned."""
+    network = small(attention=attention, reach=2)
+    slices = torch.randn(1, 1, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(slices[None])[0], network.scores(network.rough(slices)))
 
 
 def test_masks_are_between_zero_and_one():
-    near, far = InterSliceAttention(3, reach=2).eval().attention(torch.randn(4, 3, 16, 16) * 10)
+    near, far = InterSliceAttention(3, reach=2).eval()(torch.randn(4, 3, 16, 16) * 10)
     assert near.shape == far.shape == (4, 3, 16, 16) and not torch.equal(near, far)
     for masks in (near, far):
         assert masks.min() >= 0 and masks.max() <= 1 and masks.std() > 0
@@ -82,10 +100,11 @@ def test_masks_are_between_zero_and_one():
 
 def test_binary_scores_keep_their_sign_through_attention():
     """The docstring's claim: on one sigmoid channel the written form cannot move a voxel across 0.5."""
-    torch.manual_seed(3)
-    isa = InterSliceAttention(1).eval()
-    rough = torch.randn(1, 5, 1, 16, 16)
-    assert torch.equal(isa(rough) > 0, rough > 0)
+    network = small(attention="scores", classes=1)
+    slices = torch.randn(5, 1, 32, 32)
+    with torch.inference_mode():
+        before, after = network.rough(slices)[0], network(slices[None])[0]
+    assert torch.equal(after > 0, before > 0) and not torch.equal(after, before)
 
 
 @pytest.mark.parametrize("attention", ["skips", "features", "scores", "none"])
@@ -126,16 +145,6 @@ def test_a_stream_of_chunks_gives_what_the_whole_stack_gives(attention, reach, c
 
 def test_no_slice_streams_to_nothing():
     assert list(small().stream([])) == []
-
-
-def test_attention_on_skips_leaves_the_finest_map_alone_and_follows_the_formula():
-    network = small(attention="skips")
-    slices = torch.randn(3, 1, 32, 32)
-    with torch.inference_mode():
-        rough = network.rough(slices)
-        maps = [rough[0], *(isa(one[None])[0] for isa, one in zip(network.isa, rough[1:], strict=True))]
-        expected = network.head(network.encoder.decode(maps))
-        torch.testing.assert_close(network(slices[None])[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["skips", "features", "scores"])

@@ -160,8 +160,8 @@ PLAIN = """GetID GetName GetScene GetSegment GetSegmentation GetDimensions GetNu
     GetTransformNodeID GetNumberOfSegments GetAttribute GetNumberOfScalarComponents GetOutputPort GetNumberOfCells"""
 """Getters that the documentation of VTK or MRML has on its first pages."""
 FOREIGN = """SetTransform SetInputData SetInputConnection SetFileTypeToBinary SetHeader SetDimensions
-    SetSpacing SetOrigin GetExitCodeProcess SetDirection SetMetaData GetArrayFromImage GetImageFromArray
-    GetDirection GetOrigin GetSize WriteImage"""
+    SetSpacing SetOrigin GetExitCodeProcess SetDirection GetArrayFromImage GetImageFromArray
+    GetDirection GetOrigin GetSize"""
 """VTK's filters, SimpleITK and Windows."""
 
 

@@ -58,11 +58,26 @@ def test_requirements_are_those_of_the_engine():
     assert list(bundle.PACKAGES) == [Dependencies.TORCH, *wanted] and known["torch"] == Dependencies.TORCH
 
 
-def test_versions_are_compared_as_numbers(needs):
-    needs.installed["torch"] = "2.10.0"
-    assert Dependencies.isMet("torch>=2.4")
-    needs.installed["torch"] = "2.3.9"
-    assert not Dependencies.isMet("torch>=2.4") and not Dependencies.isMet("nowhere>=1")
+@pytest.mark.parametrize("wanted, found, met", [
+    ("torch>=2.4", "2.10.0", True), ("torch>=2.4", "2.3.9", False), ("torch>=2.4", "2.4.0rc1", False),
+    ("torch>=2.4", "2.13.0+cpu", True), ("torch>=2.4", "2.14.0.dev20261101+cu130", True),
+    ("torch>=2.4", "2.4.1a0+git", True), ("torch>=1.0.0", "1.0", True), ("torch>=1.3,<2", "2.0", False),
+    ("torch", "0.1", True), ("torch>=2", "unknown", False), ("nowhere>=1", "", False),
+    ("nowhere>=1; python_version < '3'", "", True), ("torch>=9; python_version >= '3'", "2.4", False),
+])  # fmt: skip
+def test_requirements_are_understood_as_pip_does(needs, wanted, found, met):
+    needs.installed["torch"] = found
+    assert Dependencies.isMet(wanted) is met
+
+
+def test_requirement_for_other_computers_is_not_looked_for(needs, tmp_path):
+    path = tmp_path / "requirements.txt"
+    path.write_text(
+        "# what is needed\npynrrd>=1.0\nother>=1; sys_platform == 'amiga'\nmore>=1 ; python_version >= '3'\n"
+    )
+    elsewhere = Dependencies.Dependencies(path)
+    assert elsewhere.missing() == ["more>=1 ; python_version >= '3'"]
+    assert [row.fine for row in elsewhere.check() if row.name in ("pynrrd", "other", "more")] == [True, False]
 
 
 def test_check_says_what_is_there_and_what_is_not(needs):
@@ -296,7 +311,7 @@ def made(tmp_path, monkeypatch):
         return 0
 
     path = tmp_path / "bundle.zip"
-    names = bundle.write_bundle(path, "5.12", Bundle.thisPlatform(), run=download)
+    names = bundle.write_bundle(path, "5.12", bundle.this_platform(), run=download)
     return types.SimpleNamespace(path=path, names=names, command=commands[0], models=models)
 
 
@@ -371,6 +386,9 @@ def test_bundle_holds_what_its_platform_needs_and_nothing_else(made, index, tmp_
     assert ("torch", pinned) in wheels
     engine = {one.partition(">=")[0] for one in bundle.PACKAGES}
     assert {name.replace("_", "-") for name, _ in wheels} == engine | {"common", "new"} | own
+    if sys.platform == "linux":  # Windows does not remove what is open
+        opened = {str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()}
+        assert not [one for one in opened if ".whl" in one]
 
 
 def test_wheels_that_do_not_fit_together_make_no_bundle(made, index, tmp_path):
@@ -385,6 +403,39 @@ def test_intel_macs_are_refused_as_pytorch_has_no_wheels_for_them(made, tmp_path
     with pytest.raises(UsageError) as raised:
         bundle.write_bundle(tmp_path / "b.zip", "5.12", "macos-x86_64")
     assert raised.value.code == "USAGE" and "macos-arm64" in raised.value.remedy
+
+
+SYSTEMS = [
+    ("linux", "x86_64", "linux-x86_64", "linux"),
+    ("linux", "aarch64", "linux-aarch64", "linux-aarch64"),
+    ("win32", "AMD64", "win-amd64", "windows"),
+    ("win32", "ARM64", "win-amd64", "windows"),  # a Slicer for x86_64
+    ("win32", "ARM64", "win-arm64", "windows-arm64"),
+    ("darwin", "arm64", "macosx-11.0-universal2", "macos-arm64"),
+    ("darwin", "x86_64", "macosx-10.13-universal2", "macos-x86_64"),
+]
+"""The system, its processor, what Python was built for, and what we call it."""
+
+
+@pytest.mark.parametrize("system, machine, python, name", SYSTEMS)
+def test_a_bundle_is_taken_by_the_platform_that_it_is_made_for(
+    made, monkeypatch, tmp_path, system, machine, python, name
+):
+    monkeypatch.setattr(Bundle, "this_platform", bundle.this_platform)  # fuzzing has one of its own
+    monkeypatch.setattr(bundle, "sys", types.SimpleNamespace(platform=system))
+    monkeypatch.setattr(bundle, "machine", lambda: machine)
+    monkeypatch.setattr(bundle.sysconfig, "get_platform", lambda: python)
+    assert bundle.this_platform() == name
+    for platform in bundle.PLATFORMS:
+        rewrite(made.path, {"platform": platform})
+        if platform == name:
+            (tmp_path / "unpacked").mkdir()
+            assert Bundle.openBundle(made.path, tmp_path / "unpacked", (5, 12))["platform"] == name
+            continue
+        with pytest.raises(PanelError) as raised:
+            Bundle.openBundle(made.path, tmp_path, (5, 12))
+        assert raised.value.code == ("BUNDLE" if name in bundle.PLATFORMS else "BUNDLE_PLATFORM")
+        assert f"this is {name}." in raised.value.card.cause
 
 
 @pytest.mark.parametrize("change", [{"slicer": "4.11"}, {"platform": "amiga"}, {"output": "b.tar"},

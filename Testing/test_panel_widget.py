@@ -105,7 +105,7 @@ def test_progress_is_shown_while_running(panel_of):  # noqa: F811
     panel.ui.segmentButton.click()
     assert panel.ui.segmentButton.text == "Cancel" and panel.ui.progressBar.isVisibleTo(panel.top)
     assert not panel.ui.inputSelector.enabled and not panel.ui.deviceComboBox.enabled
-    assert "while the engine works" in panel.ui.deviceComboBox.toolTip
+    assert "while the engine is working" in panel.ui.deviceComboBox.toolTip
     assert process_events(lambda: panel.ui.statusLabel.text.startswith("Segmenting"))
     assert panel.ui.progressBar.value == round(1000 * done("segment", 0))
     press_later(panel)
@@ -220,6 +220,29 @@ def test_card_is_complete_and_its_button_exists(code):
     assert card.title and card.cause.endswith(".") and card.remedy.endswith(".")
     assert card.action == "" or Cards.actions()[card.action]
     assert "--" not in card.title + card.cause + card.remedy  # no command line's words
+
+
+def test_every_button_of_a_card_does_something(panel_of):  # noqa: F811
+    panel = panel_of()
+    remedies = panel.widget._remedies()
+    assert remedies.keys() == Cards.actions().keys() and all(map(callable, remedies.values()))
+    assert {Cards.cardOf({"code": code}).action for code in Cards.codes()} - {""} <= remedies.keys()
+
+
+@pytest.mark.parametrize("code, pressed", [
+    ("ENGINE_START", lambda panel: not panel.ui.setupSection.collapsed and panel.ui.setupBrowser.plainText),
+    ("MODEL_DAMAGED", lambda panel: panel.widget._parameters.model == "" and panel.logic.running),
+    ("ENGINE_KILLED", lambda panel: panel.logic.running),
+    ("INPUT_EMPTY", lambda panel: not panel.logic.running),
+])  # fmt: skip
+def test_button_of_a_card_closes_it_and_applies_the_remedy(panel_of, code, pressed):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.widget._parameters.model = "another"
+    panel.widget._showCard(Cards.cardOf({"code": code}))
+    panel.ui.cardActionButton.click()
+    assert panel.widget._card is None and not panel.ui.cardFrame.isVisibleTo(panel.top) and pressed(panel)
+    assert panel.wait()
 
 
 def test_missing_package_in_the_engine_is_no_bug():
@@ -968,7 +991,7 @@ def test_file_that_gets_its_ending_here_is_not_replaced_unasked(scene, tmp_path,
 
     in_dialog(choose)
     path = Dialogs().saveFile("Export", "name", "NRRD (*.nrrd)")
-    assert asked == ["The file result.nrrd exists. Replace it?"]
+    assert asked == ["The file result.nrrd already exists. Replace it?"]
     assert path == (tmp_path / "result.nrrd" if agreed else None)
 
 

@@ -86,6 +86,19 @@ def test_slices_that_show_nothing_are_told(tiny_engine):
     assert "EMPTY_SLICES" not in [one.code for one in segment(volume, tiny_engine).warnings]
 
 
+@pytest.mark.parametrize(("spacing", "told"), [(6.0, False), (6.2, True), (14.0, True)])
+def test_slices_farther_apart_than_any_that_were_tested_are_told(tiny_engine, spacing, told):
+    volume = picture()
+    steps = [*volume.geometry.spacing]
+    steps[2 - SagittalStack.of(volume).axes[0]] = spacing  # i, j, k; the axes of voxels are k, j, i
+    wide = replace(volume, geometry=replace(volume.geometry, spacing=tuple(steps)))
+    assert SagittalStack.of(wide).slice_spacing == spacing
+    notices = {one.code: one.text for one in segment(wide, tiny_engine).warnings}
+    assert ("SLICES_FAR_APART" in notices) == told
+    if told:
+        assert notices["SLICES_FAR_APART"].startswith(f"Slices lie {spacing:g} mm apart; up to 6 mm was tested")
+
+
 @pytest.mark.parametrize("value", [-1000, -2000])
 def test_padding_is_no_air_of_a_ct(tiny_engine, value):
     volume = picture()

@@ -1,5 +1,6 @@
 """Renaming: all names move together along the spine, or nothing changes and the reason is said."""
 
+import csv
 import itertools
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from SAUNetLib.anatomy import CANAL_VALUE, PARTS_OFFSET, disc_between, encodings, structures, usual_levels, value_of
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats.endings import SEGMENTATIONS
-from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
+from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation, write_table
 from SAUNetLib.measurements import split_parts
 from SAUNetLib.relabel import relabel, relabel_file
 from SAUNetLib.segmentation import Notice, Segmentation
@@ -203,6 +204,24 @@ def test_files_of_every_format(tmp_path, ending):
         np.testing.assert_array_equal(again.labels, returned.labels)
         assert [row.structure.level for row in again.table()][1] == "L1"
     assert np.array_equal(returned.labels == 42, whole.labels == 41)
+
+
+def test_a_table_has_the_new_names_and_comes_with_the_file_or_not_at_all(tmp_path, monkeypatch):
+    path, table = tmp_path / "result.nrrd", tmp_path / "result.csv"
+    write_segmentation(segmentation(geometry()), path)
+    before = path.read_bytes()
+    with pytest.raises(UsageError):
+        relabel_file(path, {"92": "L2/L3"}, table=tmp_path / "result.xlsx")
+    monkeypatch.setattr("SAUNetLib.relabel.write_table", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        relabel_file(path, {"92": "L2/L3"}, table=table)
+    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["result.nrrd"]
+    monkeypatch.undo()
+    returned = relabel_file(path, {"92": "L2/L3"}, table=table)
+    write_table(returned, tmp_path / "expected.csv")
+    assert table.read_bytes() == (tmp_path / "expected.csv").read_bytes()
+    with open(table, newline="", encoding="utf-8") as file:
+        assert "L2/L3" in [row["level"] for row in csv.DictReader(file)]
 
 
 def test_a_refused_file_stays_as_it_is(tmp_path):

@@ -3,6 +3,10 @@
 import json
 import os
 import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import builders
 import nrrd
@@ -11,13 +15,25 @@ import pytest
 import SimpleITK as sitk
 import slicer
 import vtk
-from harness.fixtures import PROVENANCE, ROOT, add_transform, add_volume, paint, scene, segments, truth  # noqa: F401
+from harness.fixtures import (  # noqa: F401
+    PROVENANCE,
+    ROOT,
+    WARNING,
+    add_transform,
+    add_volume,
+    paint,
+    scene,
+    segments,
+    truth,
+)
+from harness.terminology import terminology
 from SAUNetPanel import PrivateFolder, Result, SceneNodes
 from SAUNetPanel.Cards import PanelError
 
 from SAUNetLib.anatomy import classes, encodings, structures
-from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation
+from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume
+from SAUNetLib.segmentation import Notice
 
 
 @pytest.fixture
@@ -326,8 +342,6 @@ def test_saved_segmentation_that_is_loaded_is_a_result_again(nodes, tmp_path, le
 
 
 def test_segmentation_that_the_engine_wrote_is_a_result_and_a_foreign_one_is_none(nodes, tmp_path):
-    from SAUNetLib.formats.segmentations import write_segmentation
-
     write_segmentation(truth(), tmp_path / "r.seg.nrrd")
     node = loaded(tmp_path / "r.seg.nrrd")
     foreign = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
@@ -458,6 +472,72 @@ def test_label_map_file_is_the_engine_s(nodes, tmp_path, ending, oblique):
         assert read.provenance["model"] == PROVENANCE["model"] and "warnings" not in read.provenance
     assert [notice.code for notice in read.warnings] == ["LEVELS_ASSUMED"], "names are not surer than they were"
     assert [path.name for path in tmp_path.glob("*l*.*")] == [f"l{ending}"]
+
+
+def said_in(path):
+    image = sitk.ReadImage(str(path))
+    return {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+@pytest.mark.parametrize("levels", [True, False])
+def test_label_map_file_says_what_the_engine_s_own_says(nodes, tmp_path, ending, levels):
+    """Header fields, and the same spelling in ASCII."""
+    result = truth(
+        provenance=PROVENANCE | {"model": "Königs \u2013 L4\u2019s 5 \u00b5m", "anchor": "the sacrum\nis in view"},
+        warnings=(WARNING, Notice("OTHER", "Wirbelsäule \u2014 100 \u00b5m.")),
+        partial=frozenset({44, 21}),
+    )
+    if not levels:
+        labels = builders.to_classes(result.labels)
+        result = replace(result, labels=labels, encoding=encodings()["classes"], partial=frozenset())
+    node = nodes.importResult(add_volume(), result.labels, result.summary(), levels)
+    nodes.exportLabelMap(node, tmp_path / f"panel{ending}")
+    write_segmentation(replace(result, partial=result.partial - {21}), tmp_path / f"engine{ending}")  # 21 is not there
+    wanted, said = said_in(tmp_path / f"engine{ending}"), said_in(tmp_path / f"panel{ending}")
+    assert said == wanted and "Konigs - L4's 5 um" in str(said)
+    if not ending.startswith(".nii"):
+        assert said["SAUNet_warning_OTHER"] == "Wirbelsaule - 100 um."
+        assert (said.get("SAUNet_partial"), said.get("SAUNet_label_41")) == (
+            ("44", "L1 vertebra") if levels else (None,) * 2
+        )
+    panel, engine = (read_segmentation(tmp_path / f"{name}{ending}") for name in ("panel", "engine"))
+    assert np.array_equal(panel.labels, engine.labels) and panel.geometry.same_grid(engine.geometry)
+    assert (panel.encoding, panel.provenance, panel.warnings, panel.partial) == (
+        engine.encoding, engine.provenance, engine.warnings, engine.partial
+    )  # fmt: skip
+
+
+def test_header_of_a_label_map_follows_what_was_corrected(nodes, tmp_path):
+    node = imported(nodes)
+    segmentation = node.GetSegmentation()
+    segmentation.GetSegment("SAUNet_44").SetName("L5 vertebra")  # the one that is cut
+    segmentation.GetSegment("SAUNet_43").SetName("Tumor \u2013 größer")
+    segmentation.RemoveSegment("SAUNet_41")
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    said = said_in(tmp_path / "l.nrrd")
+    assert said["SAUNet_partial"] == "45" and said["SAUNet_label_45"] == "L5 vertebra"
+    assert said["SAUNet_label_43"] == "Tumor - gro?er" and not {"SAUNet_label_41", "SAUNet_label_44"} & said.keys()
+
+
+NOT_SLICER_S = ("nrrd", "slicerio", "cc3d", "safetensors", "torch", "pydantic", "rich", "surface_distance")
+"""Packages of the engine that Slicer does not bring."""
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_label_map_is_exported_before_the_engine_s_packages_are_installed(nodes, tmp_path, monkeypatch, ending):
+    node = imported(nodes)
+    with monkeypatch.context() as bare:
+        for name in NOT_SLICER_S:
+            bare.setitem(sys.modules, name, None)
+        nodes.exportLabelMap(node, tmp_path / f"l{ending}")
+    assert np.array_equal(read_segmentation(tmp_path / f"l{ending}").labels, truth().labels)
+
+
+def test_what_writes_a_label_map_needs_slicer_s_packages_only():
+    code = f"import sys; sys.modules.update(dict.fromkeys({NOT_SLICER_S})); import SAUNetLib.formats.label_maps"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_painted_segments_go_into_the_label_map(nodes, tmp_path):
@@ -628,6 +708,30 @@ def test_surfaces_of_another_patient_are_not_replaced_unasked(nodes, tmp_path, a
     assert (tmp_path / "T2 sag spine_T12-L1 disc.stl").read_bytes().startswith(b"another") is not agreed
 
 
+@pytest.mark.parametrize("fails", ["writing", "moving"])
+def test_surfaces_are_all_there_or_none(nodes, tmp_path, monkeypatch, fails):
+    node, folder = imported(nodes), tmp_path / "surfaces"
+    folder.mkdir()
+    (folder / "T2 sag spine_T12-L1 disc.stl").write_text("the one before")
+    count = iter(range(100))
+    plain = SceneNodes._writeSurface if fails == "writing" else Path.replace
+
+    def failing(*arguments):
+        if next(count) == 5:
+            raise OSError("full")
+        return plain(*arguments)
+
+    owner, name = (SceneNodes, "_writeSurface") if fails == "writing" else (Path, "replace")
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(PanelError) as raised:
+        nodes.exportSurfaces(node, folder, lambda names: True)
+    monkeypatch.undo()
+    assert raised.value.code == "EXPORT_FAILED"
+    assert [(one.name, one.read_text()) for one in folder.iterdir()] == [
+        ("T2 sag spine_T12-L1 disc.stl", "the one before")
+    ]
+
+
 def test_surfaces_of_two_segments_with_one_name_are_two_files(nodes, tmp_path):
     node = imported(nodes)
     for segment in segments(node)[:3]:
@@ -664,6 +768,52 @@ def test_failed_export_leaves_the_old_file(nodes, tmp_path):
     ]
 
 
+def exports(nodes, folder):
+    """Every kind of file: what writes it, and its name."""
+    return (
+        (nodes.exportLabelMap, folder / "l.nii.gz"),
+        (nodes.exportLabelMap, folder / "l.nrrd"),
+        (nodes.exportSegmentation, folder / "l.seg.nrrd"),
+        (lambda node, path: nodes.exportSurfaces(node, path.parent, lambda names: True),
+         folder / "T2 sag spine_L1 vertebra.stl"),
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and rights of Unix")
+def test_export_follows_a_link_and_leaves_who_may_read_the_file(nodes, tmp_path):
+    node, far = imported(nodes), tmp_path / "far"
+    far.mkdir()
+    for export, path in exports(nodes, tmp_path):
+        target = far / path.name
+        target.write_bytes(b"old")
+        target.chmod(0o600)
+        path.symlink_to(target)
+        export(node, path)
+        assert path.is_symlink() and target.stat().st_size > 100 and stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert not [path.name for path in (*tmp_path.iterdir(), *far.iterdir()) if path.name.startswith(".")]
+
+
+def test_full_disk_leaves_the_old_file(nodes, tmp_path):
+    """The system stops every file at 600 bytes; not every library tells of it."""
+    resource = pytest.importorskip("resource")
+    noise = np.random.default_rng(1).choice(np.array([0, *structures()], np.uint8), (12, 20, 24))
+    grid = builders.geometry(size=(24, 20, 12))
+    result = truth(grid)
+    result = replace(result, labels=noise, partial=frozenset())
+    node = nodes.importResult(add_volume(grid), noise, result.summary(), True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for export, path in exports(nodes, tmp_path):
+        path.write_bytes(b"the old file")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+        try:
+            with pytest.raises(PanelError) as raised:
+                export(node, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert raised.value.code == "EXPORT_FAILED" and path.read_bytes() == b"the old file", path.name
+        assert [one.name for one in tmp_path.glob(".*")] == [], path.name
+
+
 # -- terminology, folders --------------------------------------------------------------------------------------------
 
 
@@ -684,8 +834,6 @@ def test_slicer_finds_every_term(nodes):
 
 def test_a_term_that_several_structures_share_names_none_of_them():
     """Slicer names a segment after the term that is chosen for it."""
-    from SAUNetPanel.Terminology import terminology
-
     (category,) = terminology()["SegmentationCodes"]["Category"]
     labels = {one["CodeMeaning"]: one["3dSlicerLabel"] for one in category["Type"]}
     assert labels["Vertebra"] == "Vertebra" and labels["Intervertebral disc"] == "Intervertebral disc"
@@ -693,8 +841,6 @@ def test_a_term_that_several_structures_share_names_none_of_them():
 
 
 def test_terminology_file_is_made_from_the_anatomy():
-    from SAUNetPanel.Terminology import terminology
-
     path = ROOT / "Resources" / "SegmentationCategoryTypeModifier-SAUNet.term.json"
     assert json.loads(path.read_text(encoding="utf-8")) == terminology()
 

@@ -92,7 +92,7 @@ CONTENT = b"wheel"
 def make_bundle(path: Path, name: str = "wheels/a.whl", content: bytes = CONTENT, **entry: object) -> Path:
     """A bundle for this platform with one file."""
     files = [{"name": name, "size": len(CONTENT), "sha256": sha256(CONTENT).hexdigest()} | entry]
-    about = {"format": bundle.FORMAT, "slicer": "5.10", "platform": Bundle.thisPlatform(), "files": files}
+    about = {"format": bundle.FORMAT, "slicer": "5.10", "platform": bundle.this_platform(), "files": files}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         archive.writestr(bundle.MANIFEST, json.dumps(about))

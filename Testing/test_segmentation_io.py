@@ -98,6 +98,7 @@ def test_read_back(tmp_path: Path, kind: str, ending: str) -> None:
         assert found.provenance == {"model": "t2 - first", "version": "0.1.0", "device": "cpu"}
         assert found.warnings == (Notice("LEVELS_ASSUMED", "The lowest complete vertebra was taken for L5."),)
         assert found.partial == wanted.partial
+        assert found.confidence == ({} if ending != ".seg.nrrd" or kind == "empty" else {32: 0.92})
         assert np.allclose(found.geometry.direction, wanted.geometry.direction, atol=1e-12)
         assert np.allclose(found.geometry.origin, wanted.geometry.origin, atol=1e-12)
 
@@ -201,6 +202,15 @@ def test_what_slicer_saves_is_read(opened: tuple[Path, dict[str, Any]], kind: st
     assert np.array_equal(got.labels, wanted.labels)
     assert got.geometry.same_grid(wanted.geometry)
     assert got.partial == wanted.partial
+    assert got.confidence == {32: 0.92}
+
+
+@pytest.mark.parametrize("said", ["sure", "1.5", "nan", "-1", ""])
+def test_a_confidence_that_is_none_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    plain = module._segment
+    monkeypatch.setattr(module, "_segment", lambda row: plain(row) | {"tags": {"SAUNet.Confidence": said}})
+    write_segmentation(sample("sagittal"), tmp_path / "a.seg.nrrd")
+    assert read_segmentation(tmp_path / "a.seg.nrrd").confidence == {}
 
 
 def test_what_slicer_saves_of_classes(opened: tuple[Path, dict[str, Any]]) -> None:
@@ -456,7 +466,7 @@ def test_failure_while_writing(tmp_path: Path, whole: Segmentation, monkeypatch:
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module.sitk, "WriteImage", half)
+    monkeypatch.setattr(sitk, "WriteImage", half)
     with pytest.raises(UsageError) as caught:
         write_segmentation(whole, tmp_path / "s.nii.gz")
     assert caught.value.code == "OUTPUT_WRITE" and os.strerror(errno.ENOSPC) in caught.value.cause
@@ -465,7 +475,7 @@ def test_failure_while_writing(tmp_path: Path, whole: Segmentation, monkeypatch:
     def cancelled(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.sitk, "WriteImage", cancelled)
+    monkeypatch.setattr(sitk, "WriteImage", cancelled)
     with pytest.raises(KeyboardInterrupt):
         write_segmentation(whole, tmp_path / "s.nii.gz")
     assert not list(tmp_path.iterdir())
@@ -481,7 +491,7 @@ def test_a_write_that_fails_without_saying_so(
         raw = Path(path).read_bytes()
         Path(path).write_bytes(raw[: len(raw) // 2])
 
-    monkeypatch.setattr(module.sitk, "WriteImage", short)
+    monkeypatch.setattr(sitk, "WriteImage", short)
     for ending in (".nii", ".nii.gz", ".mha"):
         with pytest.raises(UsageError) as caught:
             write_segmentation(whole, tmp_path / f"s{ending}")

@@ -1,5 +1,6 @@
 """Training: data as they should be, the same for the same seed, and a run that survives being killed."""
 
+import errno
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,18 +17,20 @@ import SimpleITK as sitk
 import torch
 from builders import SLICES_TO_LEFT, labelled, rearranged, write_pair, write_pairs
 from conftest import CARD, ROOT
+from torch.utils.data import DataLoader
 
 from SAUNetLib.cli import main
-from SAUNetLib.errors import InputError
+from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.model import load_model, save_model
 from SAUNetLib.network import SAUNet
-from SAUNetLib.training import self_training
+from SAUNetLib.training import self_training, workers
 from SAUNetLib.training import train as training
 from SAUNetLib.training.augmentation import Augmentation, _moved, tissue_contrast
 from SAUNetLib.training.datasets import Case, StackDataset, load_cases, slice_profile, thick_slices, thick_volume
 from SAUNetLib.training.folders import SPECK_MM3, UNKNOWN, case_names, read_info, read_pair
 from SAUNetLib.training.run import validate
 from SAUNetLib.training.train import NetworkConfig, RunData, TrainingConfig, TrainingRun
+from SAUNetLib.training.workers import uninterrupted
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
 
@@ -320,6 +324,70 @@ def test_an_interrupted_run_is_cancelled_and_goes_on(data, tmp_path, number):
     assert one.returncode == 6, err
     told = "continues from the last checkpoint" if (run / "last.ckpt").exists() else "starts from the beginning"
     assert "error CANCELLED" in err and told in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
+def test_ctrl_c_reaches_no_worker_but_their_parent():
+    """One that is interrupted while it starts reads no more, and who writes to it waits for ever."""
+    code = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2); print('works on')"
+    with uninterrupted():
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stdout) == (0, "works on\n")
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_on_windows_workers_inherit_that_ctrl_c_is_ignored(monkeypatch):
+    calls = []
+    kernel = SimpleNamespace(SetConsoleCtrlHandler=lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(workers, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(workers.ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
+    with pytest.raises(ValueError), uninterrupted():
+        assert calls == [(None, True)]
+        raise ValueError
+    assert calls == [(None, True), (None, False)]
+
+
+@pytest.mark.parametrize(
+    ("platform", "processes", "method"),
+    [("linux", 1, "fork"), ("linux", 2, "spawn"), ("darwin", 1, "spawn"), ("win32", 1, "spawn")],
+)
+def test_workers_are_forked_only_where_that_is_safe(monkeypatch, platform, processes, method):
+    monkeypatch.setattr(workers, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(workers.torch.multiprocessing, "set_sharing_strategy", lambda name: None)
+    assert workers.worker_context(processes).get_start_method() == method
+
+
+def test_a_worker_that_starts_anew_makes_batches():
+    context = workers._UninterruptedContext()
+    assert [int(one) for one in DataLoader(range(3), None, num_workers=1, multiprocessing_context=context)] == [0, 1, 2]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+    """Where a rename is refused (Windows, another disk), Lightning would copy over the only one."""
+    last = tmp_path / "last.ckpt"
+    training._WholeCheckpoints().save_checkpoint({"global_step": 1}, last)
+
+    def full(checkpoint, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UsageError, match=r"last\.ckpt"):
+        training._WholeCheckpoints().save_checkpoint({"global_step": 2}, last)
+    monkeypatch.undo()
+    assert torch.load(last, weights_only=True) == {"global_step": 1}
+    assert list(tmp_path.iterdir()) == [last]
+
+
+def test_a_damaged_checkpoint_is_told_as_such(data, tmp_path, capsys):
+    (tmp_path / "small.json").write_text(json.dumps(CONFIG))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "last.ckpt").write_bytes(b"PK" + bytes(1000))
+    command = ["train", str(data), "--output", str(run), "--config", str(tmp_path / "small.json"), "--device", "cpu"]
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert "error USAGE" in err and "last.ckpt cannot be read" in err and "Remove it" in err
 
 
 @pytest.mark.parametrize("broken_at", [[3], [4, 9]])

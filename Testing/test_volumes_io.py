@@ -115,6 +115,25 @@ def test_endings_in_any_case(tmp_path: Path, image: Volume, ending: str) -> None
     assert np.array_equal(read_volume(written).voxels, image.voxels)
 
 
+@pytest.mark.parametrize("ending", [".Mhd", ".NHdr"])
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("stored", ["x.raw", "below/x.raw", "../x y.raw", "{folder}/x.raw", "R\u00f6ntgen.raw"])
+def test_a_header_of_any_case_is_read_with_the_voxels_that_it_names(
+    tmp_path: Path, image: Volume, ending: str, compressed: bool, stored: str
+) -> None:
+    folder = tmp_path / "image"
+    (folder / "below").mkdir(parents=True)
+    header = folder / f"x{ending}"
+    sitk.WriteImage(image.to_sitk(), str(folder / f"x{ending.lower()}"), useCompression=compressed)
+    (voxels,) = folder.glob("x*raw*")
+    stored = stored.format(folder=folder)
+    text = (folder / f"x{ending.lower()}").read_bytes().replace(voxels.name.encode(), stored.encode())
+    header.write_bytes(text)
+    voxels.rename(folder / stored)
+    assert np.array_equal(read_volume(header).voxels, image.voxels)
+    assert header.read_bytes() == text
+
+
 def test_real_volumes(shared_data: Path) -> None:
     read = read_volume(shared_data / "real_volumes" / "t2_lumbar.nii.gz")
     assert read.geometry.size == (38, 257, 201)

@@ -17,9 +17,10 @@ from ..training.datasets import Case, load_cases
 from ..training.folders import UNKNOWN, case_names, patients_of, write_settings
 from ..training.folders import patients as cases_by_patient
 from ..training.train import NetworkConfig, RunData, TrainingConfig, TrainingRun, fit
-from .comparison_measures import kept_out_patients, measure, network_costs
+from .comparison_measures import measure, network_costs
 from .comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial
 from .comparison_records import SETTINGS, SHIPPED, Comparison, Result, is_finished, read_comparison, write_trial
+from .kept_out import kept_out_images
 
 KEPT_OUT = ("045", "081", "127", "209", "239")
 """SPIDER's patients that no network of the project is trained on."""
@@ -73,7 +74,7 @@ def compare(
     chosen = choose_device(device)
     comparison = _begin(data, output, budget, kept_out, chosen)
     config = comparison.config
-    patients = kept_out_patients(data, kept_out)
+    patients = list(kept_out_images(data, kept_out))
     for title in (*tasks, SHIPPED):
         if title not in comparison.costs:
             task, measured = (title, config) if title != SHIPPED else ("structures", _as_shipped(config))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import cc3d
 import numpy as np
@@ -21,39 +20,16 @@ from ..anatomy import CLASS_NAMES, VERTEBRA
 from ..engine import GPU_CHUNK, computes_bfloat16, network_input, resample
 from ..metrics import agreement, compare_labels
 from ..network import DenseUNet, SAUNet, fold_batch_norm, pack_for_processor
-from ..training.datasets import can_thicken, thick_volume
-from ..training.folders import UNKNOWN, read_pair
-from ..training.run import VALIDATIONS
+from ..training.folders import UNKNOWN
 from ..training.train import TrainingConfig
 from ..volume import SagittalStack, Volume
 from .comparison_networks import CANDIDATES, TASKS, Trial, UNet
 from .comparison_records import FIGURES, Cost, Figures
+from .kept_out import VALIDATIONS, KeptOut
 
 ISLAND = 0.01
 """A smaller share of what was found of a structure is an island; fixed before any result was seen."""
 REPEATS = 2
-
-
-@dataclass(frozen=True)
-class KeptOut:
-    """A kept-out patient in one of the ways of `VALIDATIONS`."""
-
-    slices: str
-    patient: str
-    volume: Volume
-    labels: np.ndarray
-
-
-def kept_out_patients(data: Path, names: Sequence[str]) -> list[KeptOut]:
-    """The patients to measure on, each with native and with averaged slices."""
-    pairs = {name: read_pair(data, name) for name in names}
-    stacks = {name: SagittalStack.of(volume) for name, (volume, _) in pairs.items()}
-    return [
-        KeptOut(slices, name, *thick_volume(volume, labels, count))
-        for slices, count in VALIDATIONS.items()
-        for name, (volume, labels) in pairs.items()
-        if can_thicken(len(stacks[name].slices), stacks[name].slice_spacing, count)
-    ]
 
 
 def measure(

@@ -18,13 +18,14 @@ from ..engine import choose_device
 from ..formats.atomic import check_writable, write_beside
 from ..formats.pages import INK, PAPER, beside, footer, grey_levels, grey_window, page, text_font
 from ..metrics import deviation
-from ..training.run import VALIDATIONS
+from ..training.folders import find_cases
 from ..volume import SagittalStack, Volume
 from .comparison import KEPT_OUT, SEEDS
-from .comparison_measures import ISLAND, KeptOut, kept_out_patients, predict
+from .comparison_measures import ISLAND, predict
 from .comparison_networks import CANDIDATES, TASKS, Trial
 from .comparison_records import FIGURES, SHIPPED, Comparison, Result, read_comparison, trained
 from .intervals import interval
+from .kept_out import VALIDATIONS, KeptOut, kept_out_images
 
 PAPERS_TABLE = {
     "unet-2d": {"dice": "88.06 ± 0.16", "precision": "86.43 ± 1.24", "recall": "89.85 ± 0.84",
@@ -375,13 +376,17 @@ def _errors(
     if not seeds:
         return None
     scores = table.values("spine", "dense", "native slices", "vertebra", "dice", seeds[:1])[0]
-    patient = comparison.kept_out[int(np.argsort(scores)[(len(scores) - 1) // 2])]
+    files = find_cases(data)
+    images: dict[str, str] = {}
+    for name in comparison.kept_out:
+        images.setdefault(files[name].patient, name)
+    patient = list(images)[int(np.argsort(scores)[(len(scores) - 1) // 2])]
     networks = {name: trained(output, Trial(name, "spine", seeds[0]), comparison.config).to(device) for name in SHOWN}
 
     def segment(name: str, volume: Volume) -> np.ndarray:
         return predict(networks[name], volume, comparison.config.pixel_mm, device)
 
-    parts = [_row(one, segment) for one in kept_out_patients(data, [patient])]
+    parts = [_row(one, segment) for one in kept_out_images(data, [images[patient]])]
     width = max(part.width for part in parts)
     caption = (
         f"Patient {patient}, the median one by the DSC of the network without ISA, seed {seeds[0]}, all vertebrae. "

@@ -33,6 +33,7 @@ from ..segmentation import Segmentation
 from ..training.self_training import LATERAL, single_slice
 from ..volume import SagittalStack, Volume
 from .intervals import interval
+from .kept_out import kept_out_images, per_patient
 
 AHEAD_MM = 10.0
 BESIDE_MM = 40.0
@@ -200,8 +201,6 @@ def validate_all(
         scans: of ``spider_tse_slices``, likewise.
         leave_out: patients of ``external_bodies`` to leave out.
     """
-    from ..training.run import per_patient
-
     result: dict[str, Figures] = {}
     if patients:
         for title, figures in per_patient(engine, data / "spider_t2space", patients).items():
@@ -220,15 +219,10 @@ def write_pictures(
 
     Those of ``external_bodies`` are for looking only: nothing made from that set may be passed on.
     """
-    from ..training.datasets import thick_volume
-    from ..training.folders import read_pair
-    from ..training.run import VALIDATIONS
-
     volumes: dict[str, Volume] = {}
     if patients:
-        pair = read_pair(data / "spider_t2space", patients[0])
-        for title, count in VALIDATIONS.items():
-            volumes[f"spider-{title.replace(' ', '-')}"] = thick_volume(*pair, count)[0]
+        for one in kept_out_images(data / "spider_t2space", patients[:1]):
+            volumes[f"spider-{one.slices.replace(' ', '-')}"] = one.volume
     for prefix, title in SCANNERS.items():
         path = _patients(data / "external_bodies", prefix, ())[0]
         volumes[f"look-only-{title.replace(' ', '-')}"] = read_volume(path)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
+import time
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -15,12 +17,16 @@ from ..errors import UsageError
 from . import itk
 from .endings import SEGMENTS
 
+PATIENCE_S = 5.0
+"""How long Windows may refuse: a virus scanner or a synchronised folder soon lets go of a new file."""
+LONG_PATH = 230
+"""Letters; beside what is longer a temporary name may have 260, of which Windows says that it is not there."""
 _waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
 """Whole files under their temporary names, and their places, in a block of `write_together`."""
 
 
 def check_writable(path: str | Path, endings: Collection[str]) -> str:
-    """The ending of a path that a result can be written to; nothing is created.
+    """The ending of a path that a result can be written to; nothing of a trial is left there.
 
     Raises:
         UsageError: OUTPUT_FORMAT for an ending that is not among those given, of which `.nrrd` is not `.seg.nrrd`'s;
@@ -35,7 +41,7 @@ def check_writable(path: str | Path, endings: Collection[str]) -> str:
     try:
         _check_place(path)
     except (OSError, RuntimeError, ValueError) as failure:  # too long a name, a loop of links, a NUL
-        why = _reason(failure) if isinstance(failure, OSError) else "no file can be there"
+        why = _reason(path, failure) if isinstance(failure, OSError) else "no file can be there"
         raise UsageError("OUTPUT_WRITE", f"{path} cannot be written to: {why}", "Choose another name") from failure
     return ending
 
@@ -47,17 +53,44 @@ def _check_place(path: Path) -> None:
         raise UsageError("OUTPUT_WRITE", f"{path} is a folder", "Give the name of a file in it")
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
         raise UsageError("OUTPUT_WRITE", f"{path} is a protected or special file", "Choose another name")
-    parent = path.resolve().parent
-    while not parent.exists():
+    folder = parent = path.resolve().parent
+    while not parent.exists() and parent != parent.parent:  # a drive may not be there
         parent = parent.parent
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK) and _takes(parent, folders=parent != folder)):
         raise UsageError("OUTPUT_WRITE", f"the folder {parent} cannot be written to", "Choose another folder")
 
 
-def same_place(first: Path, second: Path) -> bool:
-    """Whether two paths name one file; not where one of them names nothing, as a link to itself does."""
+def _takes(folder: Path, folders: bool) -> bool:
+    """Whether a folder takes files, or folders; it is tried on Windows, where os.access says so of every one."""
+    if sys.platform != "win32":
+        return True
+    probe = folder / f".{secrets.token_hex(6)}.json"  # named as what a stopped run may leave
     try:
-        return first.resolve() == second.resolve()
+        if folders:
+            probe.mkdir()
+        else:
+            probe.touch()
+    except OSError:
+        return False
+    with suppress(OSError):
+        _patiently(probe.rmdir if folders else probe.unlink)
+    return True
+
+
+def same_place(first: Path, second: Path) -> bool:
+    """Whether two paths name one file or folder, as it is or will be; not where one is none, as a link to itself.
+
+    Letters tell only that two may be one: the system is asked whether scan.nii is there as Scan.nii, too.
+    """
+    try:
+        one, other = first.resolve(), second.resolve()
+        if one == other:
+            return True
+        if spelling(one.name) != spelling(other.name):  # also a hard link: writing one of them leaves the other
+            return False
+        if one.exists() or other.exists():
+            return one.samefile(other)
+        return one != one.parent and same_place(one.parent, other.parent)
     except (OSError, RuntimeError, ValueError):
         return False
 
@@ -93,18 +126,17 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
         if target.exists():
             with suppress(OSError):  # not every file system knows of rights
                 shutil.copymode(target, temporary)  # who may read it is not ours to change
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # some systems report a full disk only here
+        _patiently(lambda: _synchronise(temporary))
         together = _waiting.get()
         if together is None:
-            temporary.replace(target)
+            replace(temporary, target)
         else:
             together[temporary] = target
     except (OSError, RuntimeError) as failure:
         raise _unwritten(path, failure) from failure
     finally:
         if temporary not in (_waiting.get() or ()):
-            _remove(temporary)
+            discard(temporary)
 
 
 @contextmanager
@@ -113,7 +145,7 @@ def write_together() -> Iterator[None]:
 
     Raises:
         UsageError: OUTPUT_WRITE, a file could not be moved to its place; those before it are what they were again, as
-            they are where a signal comes in between.
+            they are where a signal comes in between. What cannot be put back is kept beside its place.
     """
     together: dict[Path, Path] = {}
     before: dict[Path, Path | None] = {}
@@ -125,17 +157,50 @@ def write_together() -> Iterator[None]:
                 if len(together) > 1 and target not in before:
                     before[target] = _spare_name(target)
                     _keep(target, before[target])
-                temporary.replace(target)
+                replace(temporary, target)
         except BaseException as failure:  # a signal may come right after a file was moved
             moved = [target for temporary, target in together.items() if not os.path.lexists(temporary)]
-            _put_back({target: before[target] for target in moved if target in before})
+            left = _put_back({target: before[target] for target in moved if target in before})
+            before.update(dict.fromkeys(left))  # nothing else is left of what they were
             if isinstance(failure, OSError):
-                raise _unwritten(target, failure) from failure
+                raise _unwritten(target, failure, left) from failure
             raise
     finally:
         _waiting.reset(token)
         for path in (*together, *filter(None, before.values())):
-            _remove(path)
+            discard(path)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Move a file to a place, whatever is there; on Windows again and again where another program has one of them open.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    _patiently(lambda: source.replace(target))
+
+
+def discard(path: Path) -> None:
+    """Remove a file, if the system lets us, likewise: with its folder or disk gone, another failure must be told."""
+    with suppress(OSError):
+        _patiently(path.unlink)
+
+
+def _patiently(act: Callable[[], object]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            act()
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() >= until:
+                raise
+        time.sleep(0.1)
+
+
+def _synchronise(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())  # some systems report a full disk only here
 
 
 def _spare_name(target: Path) -> Path | None:
@@ -150,33 +215,42 @@ def _keep(target: Path, spare: Path | None) -> None:
     try:
         os.link(target, spare)  # at no cost; not every file system has that
     except OSError:
-        shutil.copyfile(target, spare)
+        _patiently(lambda: shutil.copyfile(target, spare))
 
 
-def _put_back(before: Mapping[Path, Path | None]) -> None:
-    """Files as they were, by place: their second names, None for those that were not there."""
+def _put_back(before: Mapping[Path, Path | None]) -> dict[Path, Path | None]:
+    """Files as they were, by place: their second names, None for those that were not there; returns the others."""
+    left = {}
     for target, spare in before.items():
-        with suppress(OSError):  # the first failure is what must be told
+        try:
             if spare is None:
-                target.unlink()
+                _patiently(target.unlink)
             else:
-                spare.replace(target)
+                replace(spare, target)
+        except OSError:
+            left[target] = spare
+    return left
 
 
-def _remove(temporary: Path) -> None:
-    with suppress(OSError):  # with its folder or disk gone, the failure to write is what must be told
-        temporary.unlink()
-
-
-def _unwritten(path: Path, failure: OSError | RuntimeError) -> UsageError:
+def _unwritten(
+    path: Path, failure: OSError | RuntimeError, left: Mapping[Path, Path | None] | None = None
+) -> UsageError:
+    """The failure of a file; `left` are others that could not be put back, by place, with their second names."""
+    more = [
+        f"; {one} is new" + (f", what it was is {spare.name}" if spare else "") for one, spare in (left or {}).items()
+    ]
     return UsageError(
         "OUTPUT_WRITE",
-        f"{path} could not be written: {_reason(failure)}",
-        "Check that the disk has space and that the folder may be written to",
+        f"{path} could not be written: {_reason(path, failure)}{''.join(more)}",
+        "Check that the disk has space, that the folder may be written to and that no other program has the file open",
     )
 
 
-def _reason(failure: OSError | RuntimeError) -> str:
+def _reason(path: Path, failure: OSError | RuntimeError) -> str:
+    if sys.platform == "win32" and isinstance(failure, FileNotFoundError):
+        letters = len(str(path.absolute()))
+        if letters > LONG_PATH:
+            return f"its path may be too long for Windows ({letters} letters)"
     if isinstance(failure, OSError):
         return failure.strerror or "the system refused"
     return "the file was not written completely"

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import secrets
 import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from ..errors import InputError
+
 _lock = threading.Lock()
+_STORED = re.compile(rb"^(ElementDataFile[ \t]*=|data ?file:)[^\r\n]*", re.MULTILINE | re.IGNORECASE)
+"""Where the header of a MetaImage or NRRD file names the file with its voxels."""
 
 
 def is_name(path: Path) -> bool:
@@ -39,28 +46,87 @@ def short_name(path: Path) -> Path:
 
 
 @contextmanager
-def readable(path: Path, ending: str = "") -> Iterator[Path]:
-    """A name under which ITK reads this very file.
+def readable(path: Path, ending: str = "", voxels: Path | None = None) -> Iterator[Path]:
+    """A name under which ITK reads this very file; `voxels` is the one that its header names, where it names one.
 
     For NAME.nii.gz the NIfTI library takes the voxels of NAME.nii where that lies beside it, and it does not know
     NAME.Nii.Gz; names from elsewhere, as on old CDs, may be no UTF-8; and on Windows see `short_name`.
     """
+    voxels = None if voxels == path else voxels
     spelt = path.name[len(path.name) - len(ending) :]
     known = spelt in (ending, ending.upper())
     if is_name(path) and known and not (ending == ".nii.gz" and path.with_suffix("").exists()):
         # The short name of NAME.nii.gz would end in .GZ alone, of which the NIfTI library makes nothing.
         whole = path.name.isascii() or ending == ".nii.gz"
         place = short_name(path.parent) / path.name if whole else short_name(path)
-        if sys.platform != "win32" or str(place).isascii():
+        if sys.platform != "win32" or (str(place).isascii() and (voxels is None or voxels.name.isascii())):
             yield place
             return
-    with tempfile.TemporaryDirectory(prefix="saunet-", dir=short_name(Path(tempfile.gettempdir()))) as folder:
-        place = Path(folder, f"image{ending}")
+    with ExitStack() as stack:
         try:
-            place.symlink_to(path.resolve())
-        except OSError:  # Windows without the right to make links
-            shutil.copyfile(path, place)
+            place = stack.enter_context(_plain_folder()) / f"image{ending}"
+            if voxels is None:
+                _lend(path, place)
+            else:
+                place.write_bytes(_STORED.sub(rb"\1 voxels", path.read_bytes(), count=1))
+                _lend(voxels, place.with_name("voxels"))
+        except OSError as failure:
+            raise InputError(
+                "INPUT_UNREADABLE",
+                f"{path.name} cannot be read: it cannot be copied under a name that ITK takes ({failure.strerror})",
+                "Make room for temporary files, or give the file and its folders names of plain letters",
+            ) from failure
         yield place
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[Path]:
+    """A name under which ITK writes a file. Where Windows has none, the file is written elsewhere and copied."""
+    if sys.platform != "win32" or str(path).isascii():
+        yield path
+        return
+    with _plain_folder() as folder:
+        yield folder / path.name
+        shutil.copyfile(folder / path.name, path)
+
+
+@contextmanager
+def _plain_folder() -> Iterator[Path]:
+    """A temporary folder whose name ITK takes, for this user alone."""
+    folder = _make_folder()
+    try:
+        yield folder
+    finally:
+        for _ in range(50):  # five seconds for a virus scanner to let go of what was in it
+            shutil.rmtree(folder, ignore_errors=True)
+            if sys.platform != "win32" or not folder.exists():
+                break
+            time.sleep(0.1)
+
+
+def _make_folder() -> Path:
+    places = [short_name(Path(tempfile.gettempdir()))]
+    if sys.platform == "win32" and not str(places[0]).isascii():
+        common = (os.environ.get(name, "") for name in ("PUBLIC", "PROGRAMDATA"))
+        places[:0] = [Path(place) for place in common if place and place.isascii()]
+    for place in places[:-1]:
+        with suppress(OSError):
+            return _folder_in(place)
+    return _folder_in(places[-1])
+
+
+def _folder_in(place: Path) -> Path:
+    folder = place / f"saunet-{secrets.token_hex(6)}"  # where Windows permits none, tempfile tries two billion names
+    folder.mkdir(0o700)  # heeded by Windows from Python 3.11.10 and 3.12.4 on
+    return folder
+
+
+def _lend(path: Path, place: Path) -> None:
+    """Give a file a second name, or copy it there."""
+    try:
+        place.symlink_to(path.resolve())
+    except OSError:  # Windows without the right to make links
+        shutil.copyfile(path, place)
 
 
 @contextmanager

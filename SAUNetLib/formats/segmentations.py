@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
-import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -14,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..anatomy import (
     CANAL_VALUE,
     CATEGORY,
+    CONFIDENCE_TAG,
     LEVEL_TAG,
     PARTIAL_TAG,
     REGIONS,
@@ -33,19 +31,18 @@ from ..anatomy import (
     structures,
 )
 from ..errors import InputError
-from ..segmentation import KEPT_IN_NIFTI, Notice, Segmentation, count_labels, said_in_short, short_description
+from ..segmentation import KEPT_IN_NIFTI, Notice, Row, Segmentation, count_labels, said_in_short
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
 from .endings import SEGMENTATIONS, SEGMENTS, TABLES
+from .label_maps import ENCODING, KEY, Header, write_label_map
 from .volumes import read_image
 
 CORD = "CORD"
 """Code of the notice that a label map held a spinal cord."""
 _REFERENCE = "Reference image geometry"
 """Slicer's conversion parameter that tells the grid of the segmented image."""
-_KEY = "SAUNet_"
-_ENCODING = _KEY + "encoding"
 
 
 def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
@@ -63,9 +60,11 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
     with write_beside(path, ending) as temporary:
         if ending == SEGMENTS:
             _write_segments(segmentation, temporary)
+            headers.check_written(temporary, ".nrrd")
         else:
-            _write_label_map(segmentation, temporary, ending)
-        headers.check_written(temporary, ".nrrd" if ending == SEGMENTS else ending)
+            image = to_sitk(segmentation.labels, segmentation.geometry)
+            with itk.unheard():
+                write_label_map(image, _header(segmentation), temporary, ending)
 
 
 def write_table(segmentation: Segmentation, path: str | Path) -> None:
@@ -91,36 +90,11 @@ def write_table(segmentation: Segmentation, path: str | Path) -> None:
             )  # fmt: skip
 
 
-def _fields(segmentation: Segmentation) -> dict[str, str]:
-    """What a header says beside the voxels: encoding, provenance, warnings, structures cut by the field of view."""
-    fields = {_ENCODING: segmentation.encoding.name}
-    fields |= {_KEY + key: value for key, value in segmentation.provenance.items()}
-    fields |= {f"{_KEY}warning_{notice.code}": notice.text for notice in segmentation.warnings}
-    if segmentation.partial:
-        fields[_KEY + "partial"] = " ".join(str(value) for value in sorted(segmentation.partial))
-    return {re.sub(r"\W", "_", key): _ascii(str(value)) for key, value in fields.items()}
-
-
-def _ascii(text: str) -> str:
-    """One line of ASCII: header lines end at line breaks, and MetaImage's reader counts bytes as characters."""
-    plain = unicodedata.normalize("NFKD", text.translate({0x2013: "-", 0x2014: "-", 0x2019: "'", 0xB5: "u"}))
-    plain = "".join(one for one in plain if not unicodedata.combining(one))
-    return " ".join(plain.encode("ascii", "replace").decode().split())
-
-
-def _write_label_map(segmentation: Segmentation, path: Path, ending: str) -> None:
-    image = to_sitk(segmentation.labels, segmentation.geometry)
-    fields = _fields(segmentation)
-    if ending.startswith(".nii"):
-        codes = [notice.code for notice in segmentation.warnings]
-        said = short_description(fields[_ENCODING], segmentation.provenance.get("model", ""), codes)
-        image.SetMetaData("ITK_FileNotes", _ascii(said))
-    else:
-        fields |= {f"{_KEY}label_{row.structure.value}": row.structure.name for row in segmentation.table()}
-        for key, value in fields.items():
-            image.SetMetaData(key, value)
-    with itk.unheard():
-        sitk.WriteImage(image, str(path), ending != ".nii")
+def _header(segmentation: Segmentation) -> Header:
+    names = {row.structure.value: row.structure.name for row in segmentation.table()}
+    return Header(
+        segmentation.encoding.name, segmentation.provenance, segmentation.warnings, segmentation.partial, names
+    )
 
 
 def _write_segments(segmentation: Segmentation, path: Path) -> None:
@@ -135,9 +109,9 @@ def _write_segments(segmentation: Segmentation, path: Path) -> None:
         "ijkToLPS": matrix,
         "containedRepresentationNames": ["Binary labelmap"],
         "conversionParameters": [_reference_grid(matrix, geometry)],
-        "segments": [_segment(row.structure, row.partial) for row in segmentation.table()],
+        "segments": [_segment(row) for row in segmentation.table()],
     }
-    slicerio.write_segmentation(str(path), content | _fields(segmentation), compression_level=6)
+    slicerio.write_segmentation(str(path), content | _header(segmentation).fields(), compression_level=6)
 
 
 def _reference_grid(matrix: np.ndarray, geometry: Geometry) -> dict[str, str]:
@@ -149,8 +123,13 @@ def _reference_grid(matrix: np.ndarray, geometry: Geometry) -> dict[str, str]:
     return {"name": _REFERENCE, "value": value, "description": "Grid of the segmented image.&"}
 
 
-def _segment(structure: Structure, partial: bool) -> dict[str, Any]:
-    tags = {LEVEL_TAG: structure.level} if structure.level else {}
+def _segment(row: Row) -> dict[str, Any]:
+    structure = row.structure
+    tags = {
+        LEVEL_TAG: structure.level,
+        PARTIAL_TAG: "1" if row.partial else "",
+        CONFIDENCE_TAG: "" if row.confidence is None else f"{row.confidence:.2f}",
+    }
     return {
         "id": f"SAUNet_{structure.value}",
         "name": structure.name,
@@ -166,7 +145,7 @@ def _segment(structure: Structure, partial: bool) -> dict[str, Any]:
             "type": ["SCT", structure.code, structure.meaning],
             "anatomicContextName": REGIONS,
         },
-        "tags": tags | ({PARTIAL_TAG: "1"} if partial else {}),
+        "tags": {key: value for key, value in tags.items() if value},
     }
 
 
@@ -196,8 +175,8 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     labels, notices, meant = _in_our_values(as_labels(volume.voxels, path.name))
     stated, codes, model = said_in_short(fields.get("descrip", ""))
     notices += tuple(Notice(code, KEPT_IN_NIFTI[code]) for code in codes)
-    encoding = meant or _encoding(labels, fields.get(_ENCODING) or stated, usual, path.name)
-    read = _segmentation(labels, volume.geometry, encoding, ({_KEY + "model": model} if model else {}) | fields)
+    encoding = meant or _encoding(labels, fields.get(ENCODING) or stated, usual, path.name)
+    read = _segmentation(labels, volume.geometry, encoding, ({KEY + "model": model} if model else {}) | fields)
     return replace(read, warnings=read.warnings + notices)
 
 
@@ -264,7 +243,7 @@ def _encoding(labels: np.ndarray, stated: str, usual: Encoding | None, name: str
 def _segmentation(
     labels: np.ndarray, geometry: Geometry, encoding: Encoding, fields: Mapping[str, Any]
 ) -> Segmentation:
-    ours = {key.removeprefix(_KEY): str(value) for key, value in fields.items() if key.startswith(_KEY)}
+    ours = {key.removeprefix(KEY): str(value) for key, value in fields.items() if key.startswith(KEY)}
     warnings = tuple(
         Notice(key.removeprefix("warning_"), value) for key, value in ours.items() if key.startswith("warning_")
     )
@@ -289,7 +268,7 @@ def _read_segments(path: Path, usual: Encoding | None) -> Segmentation | None:
         raise InputError("INPUT_DIMENSION", f"{path.name} has {voxels.ndim} dimensions", "Give a 3D segmentation")
     if not segments and voxels.any():
         return None
-    encoding, values = _meanings(segments, content.get(_ENCODING, ""), usual, path.name)
+    encoding, values = _meanings(segments, content.get(ENCODING, ""), usual, path.name)
     labels = np.zeros(voxels.shape[-3:], np.uint8)
     for segment, value in zip(segments, values, strict=True):
         labels[slicerio.segment_mask(content, segment)] = value
@@ -297,9 +276,19 @@ def _read_segments(path: Path, usual: Encoding | None) -> Segmentation | None:
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     labels, origin = _whole_grid(labels, matrix, content)
     geometry = Geometry(labels.shape, tuple(spacing.tolist()), tuple(origin.tolist()), matrix[:3, :3] / spacing)
+    sure = dict(filter(None, map(_confidence, values, segments)))
     # Slicer keeps the tags only.
-    fields = _warned(segments) | content | {_KEY + "partial": " ".join(map(str, cut))}
-    return _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, fields)
+    fields = _warned(segments) | content | {KEY + "partial": " ".join(map(str, cut))}
+    read = _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, fields)
+    return replace(read, confidence=sure)
+
+
+def _confidence(value: int, segment: Mapping[str, Any]) -> tuple[int, float] | None:
+    """How sure a structure's level is; None where its segment does not say it."""
+    with suppress(ValueError, TypeError, KeyError):
+        sure = float(segment.get("tags", {})[CONFIDENCE_TAG])
+        return (value, sure) if 0 <= sure <= 1 else None
+    return None
 
 
 def _warned(segments: list[Mapping[str, Any]]) -> dict[str, str]:
@@ -307,7 +296,7 @@ def _warned(segments: list[Mapping[str, Any]]) -> dict[str, str]:
     tags = [one.get("tags", {}) for one in segments]
     for text in (one[WARNINGS_TAG] for one in tags if WARNINGS_TAG in one):
         with suppress(ValueError, TypeError, KeyError):
-            return {f"{_KEY}warning_{one['code']}": str(one["text"]) for one in json.loads(text)}
+            return {f"{KEY}warning_{one['code']}": str(one["text"]) for one in json.loads(text)}
     return {}
 
 

@@ -85,7 +85,7 @@ def read_image(path: str | Path) -> sitk.Image:
     headers.check_file(path, ending)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is said by check_file
     try:
-        with itk.readable(path, ending) as place, itk.unheard():
+        with itk.readable(path, ending, headers.voxel_file(path, ending)) as place, itk.unheard():
             return sitk.ReadImage(str(place), imageIO=_IMAGE_IO[ending])
     except MemoryError as failure:
         raise InputError("INPUT_TOO_LARGE", f"{path.name} does not fit into memory", "Crop it first") from failure
@@ -115,6 +115,6 @@ def write_volume(volume: Volume, path: str | Path) -> None:
     path = Path(path)
     ending = check_writable(path, VOLUMES)
     with write_beside(path, ending) as temporary:
-        with itk.unheard():
-            sitk.WriteImage(volume.to_sitk(), str(temporary), useCompression=True)
+        with itk.writable(temporary) as place, itk.unheard():
+            sitk.WriteImage(volume.to_sitk(), str(place), useCompression=True)
         headers.check_written(temporary, ending)

@@ -39,6 +39,8 @@ def _write_csv(measurements: Measurements, file: TextIO) -> None:
     writer = csv.DictWriter(file, COLUMNS, restval="")
     writer.writeheader()
     note = "; ".join((DISCLAIMER, *(notice.code for notice in measurements.warnings)))
+    if not measurements.rows:
+        writer.writerow({"name": "no structure was found", "note": note})
     for row in measurements.rows:
         figures = {name: rounded(measure.value) for name, measure in row.measures.items()}  # None is written as nothing
         about = {"value": row.value or "", "name": row.name, "level": row.level, "kind": row.kind}

@@ -30,7 +30,8 @@ class InterSliceAttention(nn.Module):
             masks A^d of its own, and adds A^d_{i-d} * F_i + A^d_{i+d} * F_i.
 
     Shape:
-        F (B, S, C, H, W): B stacks of S consecutive slices, S >= 1; the result has the same shape.
+        Slices F (N, C, H, W) -> their masks A^1, A^2, ... (N, C, H, W each) for the neighbours 1, 2, ... slices away.
+        Which slices are neighbours is known to `SAUNet`, which gives the masks that exist to `refine`.
     """
 
     def __init__(self, channels: int, reach: int = 1) -> None:
@@ -42,19 +43,13 @@ class InterSliceAttention(nn.Module):
             ConvBNReLU(channels, channels), nn.Conv2d(channels, reach * channels, 3, padding=1), nn.Sigmoid()
         )
 
-    def attention(self, rough: Tensor) -> tuple[Tensor, ...]:
-        """Masks A^1, A^2, ... (N, C, H, W each) of slices F (N, C, H, W), for neighbours 1, 2, ... slices away."""
+    def forward(self, rough: Tensor) -> tuple[Tensor, ...]:
         return self.generation(rough).chunk(self.reach, 1)
 
-    @staticmethod
-    def combine(rough: Tensor, masks: Iterable[Tensor]) -> Tensor:
-        """F_i + A_j * F_i + ... for the masks of the neighbours j that exist; all of one shape."""
-        return rough * sum(masks, start=1.0)
 
-    def forward(self, rough: Tensor) -> Tensor:
-        masks = [mask.unflatten(0, rough.shape[:2]) for mask in self.attention(rough.flatten(0, 1))]
-        steps = enumerate(masks, 1)
-        return self.combine(rough, [from_neighbour(mask, step) for d, mask in steps for step in (-d, d)])
+def refine(rough: Tensor, masks: Iterable[Tensor]) -> Tensor:
+    """F_i + A_j * F_i + ... for the masks of the neighbours j that exist; all of one shape."""
+    return rough * sum(masks, start=1.0)
 
 
 def from_neighbour(masks: Tensor, step: int, apart: Tensor | None = None) -> Tensor:

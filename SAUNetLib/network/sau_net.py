@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .dense_unet import DenseUNet, Reading
-from .inter_slice_attention import InterSliceAttention, from_neighbour
+from .inter_slice_attention import InterSliceAttention, from_neighbour, refine
 
 Attention = Literal["skips", "features", "scores", "none"]
 Maps = tuple[Tensor, ...]
@@ -84,14 +84,14 @@ class SAUNet(nn.Module):
         """
         attentions = self._attentions()
         attended = rough[len(rough) - len(attentions) :]
-        return tuple(zip(*(isa.attention(one) for isa, one in zip(attentions, attended, strict=True)), strict=True))
+        return tuple(zip(*(isa(maps) for isa, maps in zip(attentions, attended, strict=True)), strict=True))
 
     def scores(self, rough: Maps, beside: Sequence[Maps] = ()) -> Tensor:
         """Class scores (N, classes, H, W) of slices by their F and the masks of each neighbour that they have."""
         refined = list(rough)
         first = len(rough) - len(self._attentions())
         for place in range(first, len(rough)):
-            refined[place] = InterSliceAttention.combine(rough[place], [masks[place - first] for masks in beside])
+            refined[place] = refine(rough[place], [masks[place - first] for masks in beside])
         if self.attention == "skips":
             return self.head(self.encoder.decode(refined))
         return refined[0] if self.attention == "scores" else self.head(refined[0])

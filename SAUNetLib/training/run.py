@@ -14,18 +14,13 @@ from ..anatomy import CLASS_NAMES
 from ..console import table_console
 from ..engine import Engine, choose_device
 from ..errors import InputError, UsageError
+from ..evaluation.kept_out import FIGURES, per_patient
 from ..formats.atomic import check_writable
-from ..metrics import compare_labels, deviation
+from ..metrics import deviation
 from ..model import load_model, save_model
-from ..pipeline import segment
-from ..volume import SagittalStack, Volume
-from .datasets import can_thicken, thick_volume
-from .folders import UNKNOWN, patients, patients_of, read_info, read_pair, read_settings, write_settings
+from .folders import patients, patients_of, read_settings, write_settings
 from .train import NetworkConfig, TrainingConfig, train
 
-VALIDATIONS = {"native slices": 1, "4 slices averaged": 4}
-FIGURES = {"dice": "Dice", "hsd_mm": "HSD mm", "hd95_mm": "HD95 mm"}
-"""What is measured of each structure, and what a table calls it."""
 FINE_TUNING = {"steps": 400, "learning_rate": 5e-4, "averaging": 0.99}
 """Of a run that starts from a model and does not say otherwise."""
 
@@ -192,11 +187,11 @@ def read_config(path: Path) -> TrainingConfig:
 
 
 def validate(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float | None]]]:
-    """Figures of the whole pipeline on labelled cases, on the source grid.
+    """`kept_out.per_patient`, summed up for a model's card.
 
     Returns:
-        validation set -> figure (``dice vertebra`` ... ``hsd_mm canal``) -> [mean, standard deviation over patients];
-        None where a patient has none, as the distance to what was not found.
+        validation set -> figure -> [mean, standard deviation over patients]; None where a patient has none, as the
+        distance to what was not found.
     """
 
     def summary(values: Sequence[float]) -> list[float | None]:
@@ -207,35 +202,3 @@ def validate(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict
 
     found = per_patient(engine, data, names)
     return {title: {figure: summary(values) for figure, values in figures.items()} for title, figures in found.items()}
-
-
-def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """As `validate`: validation set -> figure -> one value for each patient who has it, among the structures drawn."""
-    info = read_info(data)
-    result: dict[str, dict[str, list[float]]] = {}
-    for name in names:
-        volume, labels = read_pair(data, name)
-        stack = SagittalStack.of(volume)
-        for title, count in VALIDATIONS.items():
-            if can_thicken(len(stack.slices), stack.slice_spacing, count):
-                figures = _figures(engine, *thick_volume(volume, labels, count), info.classes)
-                for figure, value in figures.items():
-                    result.setdefault(title, {}).setdefault(figure, []).append(value)
-    return result
-
-
-def _figures(engine: Engine, volume: Volume, labels: np.ndarray, drawn: Sequence[int]) -> dict[str, float]:
-    known = labels != UNKNOWN
-    predicted = segment(volume, engine, levels=False).labels * known
-    truth = labels * known
-    # What is neither there nor found says nothing: it would count as perfect.
-    there = [value for value in drawn if (truth == value).any() or (predicted == value).any()]
-    found = compare_labels(predicted, truth, tuple(reversed(volume.geometry.spacing)), there)
-    figures: dict[str, float] = {}
-    for value, one in found.items():
-        structure = CLASS_NAMES[value]
-        for figure, measured in zip(FIGURES, (one.dice, one.hausdorff_mm, one.hausdorff95_mm), strict=True):
-            figures[f"{figure} {structure}"] = measured
-    if found:
-        figures["dice mean"] = float(np.mean([one.dice for one in found.values()]))
-    return figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from monai.losses import DiceLoss
 from monai.metrics import DiceMetric
@@ -32,6 +34,7 @@ from torch.utils.data import DataLoader
 from ..anatomy import CLASS_NAMES
 from ..engine import best_class, choose_device, computes_bfloat16, network_input
 from ..errors import CancelledError, InputError, UsageError
+from ..formats.atomic import write_beside
 from ..model import load_model
 from ..model_card import is_model_name
 from ..network import DenseUNet, SAUNet
@@ -41,6 +44,7 @@ from ..process import signals_to
 from ..volume import Intensity
 from .datasets import Case, StackDataset, can_thicken, check_drawn, load_cases, thick_slices
 from .folders import ANY_OF, UNKNOWN, patients, patients_of, read_settings, write_settings
+from .workers import worker_context
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
@@ -197,10 +201,7 @@ class RunData(pl.LightningDataModule):
         dataset.epoch = trainer.current_epoch
         # An item is drawn from its number alone, whichever worker makes it.
         workers = min(MOST_WORKERS, suggested_max_num_workers(trainer.num_devices))
-        # What connects several processes does not survive a fork; each worker then gets its cases by shared memory.
-        context = None if trainer.world_size == 1 else "spawn"
-        if context:
-            torch.multiprocessing.set_sharing_strategy("file_system")  # not a file descriptor for every case
+        context = worker_context(trainer.world_size)
         return DataLoader(
             dataset, config.stacks, num_workers=workers, prefetch_factor=4, multiprocessing_context=context
         )
@@ -381,8 +382,8 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
 
 def _callbacks(config: TrainingConfig, output: Path) -> list[Callback]:
     """Averaging, checkpoints and an early end."""
-    # The first half only leads away from the start; an average over it would lag behind. A run that may end early is
-    # averaged almost from its beginning, though: it may never come so far.
+    # The first half only leads away from the start; an average over it would lag behind. With early stopping it begins
+    # almost at once, since any validation may be the last.
     averaged_from = config.steps // (2 if config.patience is None else 20)
     callbacks: list[Callback] = [
         WeightAveraging(avg_fn=partial(_averaged, decay=config.averaging, start=averaged_from)),
@@ -413,6 +414,7 @@ def _trainer(
         gradient_clip_val=1.0,
         logger=TensorBoardLogger(output, name="", version="log"),
         callbacks=callbacks,
+        plugins=[_WholeCheckpoints()],
         limit_val_batches=1.0 if data.validation else 0,
         enable_model_summary=False,
         log_every_n_steps=20,
@@ -424,6 +426,16 @@ def _without_chatter() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in ("Checkpoint directory .* exists and is not empty", r".*isinstance\(treespec, LeafSpec\)"):
         warnings.filterwarnings("ignore", message)
+
+
+class _WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are renamed to their place: Lightning's own copy over the last one where that cannot be done."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        with write_beside(Path(path), ".ckpt") as temporary:
+            torch.save(checkpoint, temporary)
 
 
 class _Interruptible(Callback):
@@ -461,5 +473,10 @@ def _averaged(average: Tensor, weights: Tensor, updates: Tensor, *, decay: float
 
 def _stopped_early(checkpoint: Path) -> bool:
     """Whether a run's last checkpoint was written after its patience had ended."""
-    states = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]
+    try:
+        states = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]
+    except Exception as failure:  # a damaged file may meet anything in PyTorch's reader
+        raise UsageError(
+            "USAGE", f"the checkpoint {checkpoint} cannot be read", "Remove it to begin the run anew"
+        ) from failure
     return any(state["stopped_epoch"] > 0 for name, state in states.items() if name.startswith("EarlyStopping"))

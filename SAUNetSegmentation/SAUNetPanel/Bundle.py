@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import platform
 import re
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from slicer.i18n import tr as _
 
-from SAUNetLib.bundle import FORMAT, MANIFEST
+from SAUNetLib.bundle import FORMAT, MANIFEST, PLATFORMS, this_platform
 
 from .Cards import PanelError
 
@@ -27,7 +25,8 @@ def openBundle(path: Path, folder: Path, slicerVersion: tuple[int, int]) -> dict
         The manifest.
 
     Raises:
-        PanelError: BUNDLE, it is damaged, or was made for another Slicer or platform.
+        PanelError: BUNDLE, it is damaged, or was made for another Slicer or platform; BUNDLE_PLATFORM, there is none
+            for this computer.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -44,14 +43,18 @@ def openBundle(path: Path, folder: Path, slicerVersion: tuple[int, int]) -> dict
 
 
 def _check(manifest: dict[str, Any], slicerVersion: tuple[int, int]) -> None:
+    here = this_platform()
+    if here not in PLATFORMS:
+        cause = _("Bundles are made for {names}; this is {found}.").format(names=", ".join(PLATFORMS), found=here)
+        raise PanelError("BUNDLE_PLATFORM", cause)
     if manifest["format"] != FORMAT:
-        raise PanelError("BUNDLE", _("It was made by another version of SAUNet."))
+        raise PanelError("BUNDLE", _("It was made with another version of SAUNet."))
     wanted = ".".join(map(str, slicerVersion))
     if manifest["slicer"] != wanted:
         cause = _("It was made for Slicer {made}; this is {found}.").format(made=manifest["slicer"], found=wanted)
         raise PanelError("BUNDLE", cause)
-    if manifest["platform"] != thisPlatform():
-        cause = _("It was made for {made}; this is {found}.").format(made=manifest["platform"], found=thisPlatform())
+    if manifest["platform"] != here:
+        cause = _("It was made for {made}; this is {found}.").format(made=manifest["platform"], found=here)
         raise PanelError("BUNDLE", cause)
     if sum(int(entry["size"]) for entry in manifest["files"]) > LARGEST:
         raise ValueError("too large")
@@ -71,11 +74,4 @@ def _unpack(archive: zipfile.ZipFile, entry: dict[str, Any], folder: Path) -> No
             digest.update(block)
             file.write(block)
     if left or digest.hexdigest() != entry["sha256"]:
-        raise PanelError("BUNDLE", _("It is damaged: {name} is not what it should be.").format(name=target.name))
-
-
-def thisPlatform() -> str:
-    """As SAUNetLib.bundle names it: linux, windows, macos-arm64 or macos-x86_64."""
-    if sys.platform == "darwin":
-        return f"macos-{'arm64' if platform.machine() == 'arm64' else 'x86_64'}"
-    return "windows" if sys.platform == "win32" else "linux"
+        raise PanelError("BUNDLE", _("It is damaged: the SHA-256 of {name} does not match.").format(name=target.name))

@@ -6,7 +6,6 @@ import html
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import slicer
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion
 from slicer.i18n import tr as _
 
 from SAUNetLib import __version__
@@ -67,9 +68,9 @@ class Dependencies:
         self._file = requirements or Path(__file__).resolve().parent.parent / "Resources" / "requirements.txt"
 
     def requirements(self) -> list[str]:
-        """Specifiers of the engine's packages, without torch."""
+        """Specifiers of the engine's packages on this computer, without torch."""
         lines = (line.split("#")[0].strip() for line in self._file.read_text(encoding="utf-8").splitlines())
-        return [line for line in lines if line]
+        return [line for line in lines if line and _isFor(Requirement(line))]
 
     def missing(self) -> list[str]:
         """The specifiers that are not met, torch among them."""
@@ -93,7 +94,7 @@ class Dependencies:
             Row("PyTorch", torch is not None and isMet(TORCH), f"{(torch or '').split('+')[0]} {build}".strip()),
         ]
         for one in self.requirements():
-            name = _name(one)
+            name = Requirement(one).name
             rows.append(Row(name, isMet(one), versionOf(name) or _("not installed")))
         return [
             *rows,
@@ -121,7 +122,7 @@ class Dependencies:
         except (SAUNetError, OSError):
             return Row(_("Model"), False, _("not installed"))
         if found != card.sha256:
-            return Row(_("Model"), False, _("damaged: its SHA-256 is wrong"))
+            return Row(_("Model"), False, _("damaged: its SHA-256 does not match"))
         return Row(_("Model"), True, f"{card.name} {card.version} ({found[:12]})")
 
     def remember(self, volumeNode: Any, device: str, seconds: float) -> None:
@@ -154,7 +155,7 @@ class Dependencies:
         if TORCH in missing:
             _pytorchUtils()  # asked for consent, one expects to be able to give it
             _checkTorchReplaceable()
-        text = _("These packages will be installed into Slicer's Python:\n\n{packages}\n\nThis can take some minutes.")
+        text = _("These packages will be installed into Slicer's Python:\n\n{packages}\n\nThis can take a few minutes.")
         if not ask(text.format(packages="\n".join(missing))):
             return False
         self.log.emit(_("Installing {packages}").format(packages=", ".join(missing)))
@@ -170,7 +171,7 @@ class Dependencies:
         """Install packages and model from a bundle, without a connection; False without consent.
 
         Raises:
-            PanelError: BUNDLE, INSTALL_FAILED or INSTALL_WRITE.
+            PanelError: BUNDLE, BUNDLE_PLATFORM, INSTALL_FAILED or INSTALL_WRITE.
         """
         folder = PrivateFolder.makePrivateFolder()
         try:
@@ -258,18 +259,19 @@ def versionOf(name: str) -> str | None:
 
 
 def isMet(requirement: str) -> bool:
-    """Whether a specifier of the form NAME>=VERSION is met."""
-    name, _sign, least = requirement.partition(">=")
-    found = versionOf(name.strip())
-    return found is not None and _numbers(found) >= _numbers(least)
+    """Whether what is installed meets a requirement, or the requirement's marker leaves this computer out."""
+    wanted = Requirement(requirement)
+    if not _isFor(wanted):
+        return True
+    found = versionOf(wanted.name)
+    try:  # what is installed may well be a pre-release: a nightly build of a later version
+        return found is not None and wanted.specifier.contains(found, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", version.split("+")[0])]
-
-
-def _name(requirement: str) -> str:
-    return requirement.partition(">=")[0].strip()
+def _isFor(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate()
 
 
 def _torchBuild(version: str) -> str:

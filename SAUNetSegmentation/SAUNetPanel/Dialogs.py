@@ -33,9 +33,11 @@ class Dialogs:
     def replaceFiles(self, names: list[str]) -> bool:
         """Whether files may be replaced; asked where no file dialog could."""
         if len(names) == 1:
-            text = _("The file {name} exists. Replace it?").format(name=names[0])
+            text = _("The file {name} already exists. Replace it?").format(name=names[0])
         else:
-            text = _("{count} files exist, {name} among them. Replace them?").format(count=len(names), name=names[0])
+            text = _("{count} files already exist, among them {name}. Replace them?").format(
+                count=len(names), name=names[0]
+            )
         return bool(slicer.util.confirmYesNoDisplay(text, _("SAU-Net Spine Segmentation")))
 
     def openFile(self, title: str, filters: str) -> Path | None:

@@ -255,9 +255,9 @@ class EngineProcess:
         )
         killed = (crashed and code == 9) or code in (137, -9) or (code == 1 and self._said == {ABNORMAL})
         if killed:
-            cause = _("It was stopped from outside. Most often the computer had run out of memory.")
+            cause = _("It was stopped from outside, usually because the computer ran out of memory.")
         else:
-            cause = _("It ended in the middle of its work (code {code}); the log says more.").format(code=code)
+            cause = _("It stopped in the middle of its work (code {code}); see the log.").format(code=code)
         self._ended(_problem("ENGINE_KILLED" if killed else "ENGINE_DIED", cause))
 
     def _ended(self, problem: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
-from SAUNetLib.anatomy import LEVEL_TAG, encodings
+from SAUNetLib.anatomy import LEVEL_TAG, PARTIAL_TAG, Encoding, encodings
 
 from .Cards import PanelError
 
@@ -46,7 +46,7 @@ def recognise(node: Any) -> None:
     segments = [] if isResult(node) else segmentsOf(node.GetSegmentation())
     for _segmentId, segment in segments:
         about = {name: _tag(segment, ATTRIBUTE + name) for name in ABOUT}
-        if _tag(segment, LEVEL_TAG) and not about["encoding"]:  # in a file of the engine's own it is the only tag
+        if _tag(segment, LEVEL_TAG) and not about["encoding"]:  # a file of the engine's own does not say it in its tags
             about["encoding"] = "parts" if _hasParts(segments) else "levels"
         if about["encoding"]:
             with slicer.util.NodeModify(node):
@@ -85,16 +85,20 @@ def warningsOf(node: Any) -> list[dict[str, str]]:
     return [one for one in warnings if isinstance(one, dict) and "text" in one] if isinstance(warnings, list) else []
 
 
+def encodingOf(node: Any) -> Encoding:
+    """What the label values of a result mean."""
+    return encodings().get(provenance(node).get("encoding", ""), encodings()["levels"])
+
+
 def labelValues(node: Any) -> dict[str, int]:
     """Label value of every segment for export.
 
     The encoding's by the segment's name; for another name the one that the engine gave it, and failing that a free one
     above 100. No value is given twice.
     """
-    encoding = provenance(node).get("encoding", "")
-    known = encodings().get(encoding, encodings()["levels"]).structures
-    by_name = {structure.name: structure.value for structure in known.values()}
-    by_id = {segmentIdOf(value, encoding): value for value in known}
+    encoding = encodingOf(node)
+    by_name = {structure.name: structure.value for structure in encoding.structures.values()}
+    by_id = {segmentIdOf(value, encoding.name): value for value in encoding.structures}
     segments = [(segmentId, segment.GetName()) for segmentId, segment in segmentsOf(node.GetSegmentation())]
     values: dict[str, int] = {}
     for wanted in ({one: by_name.get(name) for one, name in segments}, by_id):
@@ -106,6 +110,28 @@ def labelValues(node: Any) -> dict[str, int]:
         if segmentId not in values:
             values[segmentId] = max([100, *values.values()]) + 1
     return values
+
+
+def labelMapHeader(node: Any, labels: np.ndarray) -> Any:
+    """What the header of a label map file says of a result: the engine's `label_maps.Header`.
+
+    Args:
+        node: the segmentation.
+        labels: its `mergedLabels`.
+    """
+    from SAUNetLib.formats.label_maps import Header  # brings SimpleITK, for which Slicer must not wait when it starts
+    from SAUNetLib.segmentation import Notice
+
+    about = provenance(node)
+    values, segments = labelValues(node), dict(segmentsOf(node.GetSegmentation()))
+    present = {values[one]: segment for one, segment in segments.items() if (labels == values[one]).any()}
+    return Header(
+        encodingOf(node).name,
+        {key: value for key, value in about.items() if key not in ("encoding", "warnings")},
+        [Notice(str(one.get("code", "")), str(one["text"])) for one in warningsOf(node)],
+        [value for value, segment in present.items() if _tag(segment, PARTIAL_TAG)],
+        {value: segment.GetName() for value, segment in present.items()},
+    )
 
 
 def mergedLabels(node: Any) -> tuple[np.ndarray, np.ndarray, str | None]:

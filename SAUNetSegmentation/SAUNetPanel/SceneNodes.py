@@ -1,8 +1,8 @@
 """What goes from the scene to the engine, and what comes back into the scene: volumes, segmentations, exports."""
 
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from slicer.i18n import tr as _
 
 from SAUNetLib.anatomy import (
     CATEGORY,
+    CONFIDENCE_TAG,
     LEVEL_TAG,
     PARTIAL_TAG,
     REGIONS,
@@ -21,6 +22,8 @@ from SAUNetLib.anatomy import (
     Structure,
     encodings,
 )
+from SAUNetLib.errors import UsageError
+from SAUNetLib.formats.atomic import check_writable, write_beside, write_together
 
 from .Cards import PanelError
 from .Result import (
@@ -29,14 +32,13 @@ from .Result import (
     LABELMAP,
     fingerprint,
     isResult,
+    labelMapHeader,
     labelValues,
     mergedLabels,
-    provenance,
     recognise,
     segmentIdOf,
     segmentsOf,
     voxelsOf,
-    warningsOf,
 )
 
 SURFACE = "Closed surface"
@@ -237,13 +239,14 @@ class SceneNodes:
         return labelMap
 
     def exportLabelMap(self, node: Any, path: Path) -> None:
-        """Write a label map (.nii.gz, .nii, .nrrd, .mha) on the input's grid, with its provenance.
+        """Write a label map (.nii.gz, .nii, .nrrd, .mha) on the input's grid; its header is the engine's own.
 
-        A NIfTI header has room for 80 characters: encoding, doubts and model, as the engine's own files have it.
+        Raises:
+            PanelError: EXPORT_FAILED.
         """
         import SimpleITK as sitk
 
-        from SAUNetLib.segmentation import short_description
+        from SAUNetLib.formats.label_maps import ENDINGS, write_label_map
 
         labels, matrix, _transform = mergedLabels(node)
         lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
@@ -252,23 +255,20 @@ class SceneNodes:
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(lps[:3, 3].tolist())
         image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-        said, warnings = provenance(node), {one.get("code", ""): one["text"] for one in warningsOf(node)}
-        said.pop("warnings", None)
-        for key, value in (said | {f"warning_{code}": text for code, text in warnings.items()}).items():
-            image.SetMetaData(f"SAUNet_{key}", " ".join(value.encode("ascii", "replace").decode().split()))
-        short = short_description(said.get("encoding", ""), said.get("model", ""), warnings)
-        image.SetMetaData("ITK_FileNotes", short)
-        _writeBeside(path, lambda part: sitk.WriteImage(image, str(part), True))
+        with _writeBeside(path, ENDINGS) as (part, ending):
+            write_label_map(image, labelMapHeader(node, labels), part, ending)
 
     def exportSegmentation(self, node: Any, path: Path) -> None:
-        """Write a .seg.nrrd file with names, colours, codes and provenance (as tags of the segments)."""
+        """Write a .seg.nrrd file with names, colours, codes and provenance (as tags of the segments).
+
+        Raises:
+            PanelError: EXPORT_FAILED.
+        """
         storage = slicer.vtkMRMLSegmentationStorageNode()
-
-        def write(part: Path) -> bool:
+        with _writeBeside(path, (".seg.nrrd",)) as (part, _ending):
             storage.SetFileName(str(part))
-            return bool(storage.WriteData(node))
-
-        _writeBeside(path, write)
+            if not storage.WriteData(node):
+                raise PanelError("EXPORT_FAILED")
 
     def exportSurfaces(self, node: Any, folder: Path, mayReplace: Callable[[list[str]], bool]) -> list[Path]:
         """Write one STL file (binary, LPS, mm, without parent transforms) per segment that is not empty.
@@ -282,7 +282,10 @@ class SceneNodes:
                 called the same.
 
         Returns:
-            The files; none where they may not be replaced.
+            The files, which appear together or not at all; none where they may not be replaced.
+
+        Raises:
+            PanelError: EXPORT_FAILED.
         """
         surfaces: dict[Path, Any] = {}
         for segmentId, segment in segmentsOf(node.GetSegmentation()):
@@ -304,8 +307,13 @@ class SceneNodes:
         there = [path.name for path in surfaces if path.exists()]
         if there and not mayReplace(there):
             return []
-        for path, surface in surfaces.items():
-            _writeBeside(path, lambda part, surface=surface: _writeSurface(surface, part))
+        try:
+            with write_together():
+                for path, surface in surfaces.items():
+                    with _writeBeside(path, (".stl",)) as (part, _ending):
+                        _writeSurface(surface, part)
+        except UsageError as error:
+            raise PanelError("EXPORT_FAILED") from error
         return list(surfaces)
 
 
@@ -360,7 +368,7 @@ def _makeSegment(structure: Structure, image: Any, row: dict[str, Any], about: d
     own = {
         LEVEL_TAG: structure.level,
         PARTIAL_TAG: "1" if row.get("partial") else "",
-        "SAUNet.Confidence": str(row.get("confidence") or ""),
+        CONFIDENCE_TAG: str(row.get("confidence") or ""),
     }
     for key, value in (about | own).items():
         if value:
@@ -400,7 +408,7 @@ def fileName(name: str) -> str:
     return "".join("-" if one in '<>:"/\\|?*' or ord(one) < 32 else one for one in name).strip(" .") or "segment"
 
 
-def _writeSurface(surface: Any, path: Path) -> bool:
+def _writeSurface(surface: Any, path: Path) -> None:
     flip = vtk.vtkTransform()
     flip.Scale(-1, -1, 1)
     toLps = vtk.vtkTransformPolyDataFilter()
@@ -411,22 +419,24 @@ def _writeSurface(surface: Any, path: Path) -> bool:
     writer.SetFileName(str(path))
     writer.SetFileTypeToBinary()
     writer.SetHeader("SAUNet SPACE=LPS")
-    return bool(writer.Write())
+    if not writer.Write():
+        raise PanelError("EXPORT_FAILED")
 
 
-def _writeBeside(path: Path, write: Any) -> None:
-    """Write to a name beside, then rename: a file that is there stays until the new one is whole.
+@contextmanager
+def _writeBeside(path: Path, endings: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
+    """The engine's `write_beside`: a file to write, which takes the path's place once it is whole; and its ending.
+
+    The card does not repeat the engine's words, which name the file and with it, maybe, the patient.
 
     Raises:
-        PanelError: EXPORT_FAILED.
+        PanelError: EXPORT_FAILED; a folder that is not there is not made: it may be on a drive that was taken out.
     """
-    stem, ending = path.name.split(".", 1) if "." in path.name else (path.name, "")
-    part = path.with_name(f".{stem}-{os.getpid()}.{ending}")
     try:
-        if write(part) is False:
+        if not path.parent.is_dir():
             raise PanelError("EXPORT_FAILED")
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
+        ending = check_writable(path, endings)
+        with write_beside(path, ending) as part:
+            yield part, ending
+    except (OSError, UsageError) as error:
         raise PanelError("EXPORT_FAILED") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The panel: shows what the logic does, and does what is clicked. Qt only; every decision is the logic's."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,7 @@ class Widget:
         elif time.monotonic() - self._started >= DOUBLE_CLICK_S:
             self.ui.segmentButton.enabled = False
             self.ui.segmentButton.text = _("Cancelling...")
-            self.ui.segmentButton.toolTip = _("The engine is told to stop; this takes two seconds at most.")
+            self.ui.segmentButton.toolTip = _("The engine has been told to stop; this takes at most two seconds.")
             self.logic.cancel()
 
     def _start(self) -> None:
@@ -278,8 +279,8 @@ class Widget:
             cause = _("These packages are missing: {packages}.").format(packages=", ".join(missing))
             self._showCard(cardOf({"code": "NOT_INSTALLED", "cause": cause}))
             return
-        replace, replaceEdited = self._choosePrevious()
-        if replace == "cancel":
+        previous = self._previousOptions()
+        if previous is None:
             return
         self._showCard(None)
         self._log.clear()
@@ -287,21 +288,23 @@ class Widget:
         self._stage, self._share, self._started = _("Starting the engine"), 0.0, time.monotonic()
         self._clock.start()
         volume = self._parameters.inputVolume
-        self.logic.start(volume, **self._options(), replace=replace, replaceEdited=replaceEdited)
+        self.logic.start(volume, **self._options(), **previous)
         self._update()
 
-    def _choosePrevious(self) -> tuple[Any, bool]:
-        """The result to replace or None, and whether the user gave up what was edited by hand; ("cancel", False)."""
+    def _previousOptions(self) -> dict[str, Any] | None:
+        """What becomes of the previous result, as the logic's options; None where the user cancelled."""
         parameters = self._parameters
         node = parameters.result
         if not self.logic.nodes.isResultOf(node, parameters.inputVolume):
             node = self.logic.nodes.previousResult(parameters.inputVolume)
         if node is None or parameters.previous is Previous.KEEP:
-            return None, False
+            return {}
         if not isEdited(node):
-            return node, False
+            return {"replace": node}
         answer = self.dialogs.replaceEdited(node.GetName())
-        return ("cancel", False) if answer == "cancel" else (node, True) if answer == "replace" else (None, False)
+        if answer == "cancel":
+            return None
+        return {"replace": node, "replaceEdited": True} if answer == "replace" else {}
 
     def _onProgressed(self, stage: str, share: float) -> None:
         self._stage, self._share = stage, max(share, self._share)
@@ -360,7 +363,7 @@ class Widget:
         button.enabled = running or (volume is not None and not self._installing)
         button.toolTip = self._segmentToolTip(running, volume)
         self.ui.progressBar.visible = running
-        busy = _("Not while the engine works or is being installed.")
+        busy = _("Not available while the engine is working or being installed.")
         if self._installing:
             button.toolTip = busy
         for widget, toolTip in self._whileIdle:
@@ -369,7 +372,7 @@ class Widget:
         if running:
             self._showProgress()
         elif self._installing:
-            self._say(_("Installing. This can take some minutes; the log says what is being done."))
+            self._say(_("Installing. This can take a few minutes; the log shows what is being done."))
         elif self._card is not None:
             self._say("")
         elif volume is None:
@@ -383,10 +386,10 @@ class Widget:
     @staticmethod
     def _segmentToolTip(running: bool, volume: Any) -> str:
         if running:
-            return _("Stop the engine. Nothing is changed.")
+            return _("Stop the engine. Nothing will be changed.")
         if volume is None:
-            return _("Choose a volume first: load a sagittal spine MRI with the module Add Data or DICOM.")
-        return _("Segment vertebrae, discs and spinal canal of {name}.").format(name=volume.GetName())
+            return _("Choose a volume first: load a sagittal spine MRI with Add Data or the module DICOM.")
+        return _("Segment the vertebrae, discs and spinal canal in {name}.").format(name=volume.GetName())
 
     def _showResult(self, node: Any) -> None:
         ui, editor = self.ui, self.ui.editor
@@ -444,35 +447,50 @@ class Widget:
     def onCardAction(self) -> None:
         """Apply the card's remedy."""
         action = self._card.action if self._card else ""
-        volume = self._parameters.inputVolume
-        if action != "log":
+        if action != "log":  # which is read beside the card
             self.onCardClosed()
-        if action == "cpu":
-            self._parameters.device = Device.CPU
+        if action:
+            self._remedies()[action]()
+
+    def _remedies(self) -> dict[str, Callable[[], Any]]:
+        """What the buttons do whose texts are `Cards.actions`."""
+        return {
+            "cpu": self._useProcessor,
+            "pick": self.ui.inputSelector.setFocus,
+            "harden": self._hardenTransform,
+            "install": self._openAndInstall,
+            "check": self._openAndCheck,
+            "model": self._useStandardModel,
+            "retry": self._start,
+            "log": self._openLog,
+            "crop": lambda: slicer.util.selectModule("CropVolume"),
+            "extensions": lambda: slicer.app.openExtensionsManagerDialog(),
+        }
+
+    def _useProcessor(self) -> None:
+        self._parameters.device = Device.CPU
+        self._start()
+
+    def _useStandardModel(self) -> None:
+        self._parameters.model = ""
+        self._showModel()
+        self._start()
+
+    def _hardenTransform(self) -> None:
+        if self._parameters.inputVolume is not None:
+            self._parameters.inputVolume.HardenTransform()
             self._start()
-        elif action == "model":
-            self._parameters.model = ""
-            self._showModel()
-            self._start()
-        elif action == "harden" and volume is not None:
-            volume.HardenTransform()
-            self._start()
-        elif action == "retry":
-            self._start()
-        elif action == "install":
-            self.ui.setupSection.collapsed = False
-            self.onInstall()
-        elif action == "check":
-            self.ui.setupSection.collapsed = False
-            self.onCheck()
-        elif action == "log":
-            self.ui.logSection.collapsed = False
-        elif action == "pick":
-            self.ui.inputSelector.setFocus()
-        elif action == "crop":
-            slicer.util.selectModule("CropVolume")
-        elif action == "extensions":
-            slicer.app.openExtensionsManagerDialog()
+
+    def _openAndInstall(self) -> None:
+        self.ui.setupSection.collapsed = False
+        self.onInstall()
+
+    def _openAndCheck(self) -> None:
+        self.ui.setupSection.collapsed = False
+        self.onCheck()
+
+    def _openLog(self) -> None:
+        self.ui.logSection.collapsed = False
 
     def onCopyReport(self) -> None:
         """Put versions, code and log on the clipboard, without paths and patient data."""

@@ -214,7 +214,7 @@ def load_panel() -> tuple[types.ModuleType, type[Exception]]:
         sys.modules["slicer.i18n"].tr = str  # type: ignore[attr-defined]
     from SAUNetPanel import Bundle, Cards
 
-    Bundle.thisPlatform = lambda: "linux"
+    Bundle.this_platform = lambda: "linux"
     return Bundle, Cards.PanelError
 
 

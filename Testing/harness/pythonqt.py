@@ -228,8 +228,8 @@ def _declaring(native: Any, name: str) -> str:
 
 
 def _signals(native: Any, name: str) -> list[Any]:
-    meta = native.metaObject()
-    methods = (meta.method(index) for index in range(meta.methodCount()))
+    # Asked for anew every time: widgets of a class share it, and it becomes invalid when Python collects one of them.
+    methods = (native.metaObject().method(index) for index in range(native.metaObject().methodCount()))
     return [
         one
         for one in methods

@@ -1,7 +1,9 @@
 """The terms of Resources/SegmentationCategoryTypeModifier-SAUNet.term.json, made from the anatomy's table.
 
-Run as a program, it writes the file.
+Run as a program (`python -m harness.terminology` in Testing), it writes the file; a test compares them.
 """
+
+from __future__ import annotations
 
 import json
 from collections import Counter
