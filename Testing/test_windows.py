@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from SAUNetLib import batch_study, worker
+from SAUNetLib import batch_source, worker
 from SAUNetLib.anatomy import encodings
-from SAUNetLib.batch import find_studies, run_batch
+from SAUNetLib.batch import find_sources, run_batch
 from SAUNetLib.batch_journal import Batch, Run
 from SAUNetLib.cli import main
 from SAUNetLib.command import run_command, tool
@@ -246,7 +246,7 @@ def test_an_archive_s_results_are_known_in_other_letters(case_blind, tmp_path):
     results.mkdir()
     for folder in (tmp_path, results):
         (folder / "scan.nii.gz").touch()
-    assert [study.place for study in find_studies(tmp_path, tmp_path / "results")] == ["scan.nii.gz"]
+    assert [source.place for source in find_sources(tmp_path, tmp_path / "results")] == ["scan.nii.gz"]
     with pytest.raises(UsageError, match="lies in the output folder"):
         run_batch(results, tmp_path.with_name(tmp_path.name.upper()))
     Batch(first=Run(str(results), "", 0)).check_archive(tmp_path / "results", tmp_path)
@@ -455,7 +455,7 @@ def test_a_worker_s_trial_that_a_virus_scanner_looks_at_is_no_failure(win32, hel
     monkeypatch.setattr(atomic, "PATIENCE_S", 0.0)
     plain = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", lambda self, data: held(self.name, "unlink", 99) or plain(self, data))
-    assert batch_study._takes_files(tmp_path)
+    assert batch_source._takes_files(tmp_path)
 
 
 def test_a_worker_s_trial_that_fails_leaves_nothing(tmp_path, monkeypatch):
@@ -466,7 +466,7 @@ def test_a_worker_s_trial_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", write)
-    assert not batch_study._takes_files(tmp_path) and list(tmp_path.iterdir()) == []
+    assert not batch_source._takes_files(tmp_path) and list(tmp_path.iterdir()) == []
 
 
 def test_a_working_folder_that_was_removed_hides_no_failure(tmp_path, monkeypatch):
