@@ -473,6 +473,51 @@ def test_a_process_that_hangs_on_the_body_below_goes_to_the_one_above(spine: np.
     assert np.mean(result.labels[body] == value_of("L2")) > 0.98
 
 
+MIDLINE = (56.0, 0.7, 0.7)  # one slice
+
+
+def behind_the_canal(spine: np.ndarray) -> np.ndarray:
+    """Mask of what of the vertebrae lies behind the canal in the rows that show it."""
+    canal = CLASS_OF[spine] == CANAL
+    end = np.where(canal.any(axis=2), canal.shape[2] - 1 - canal[:, :, ::-1].argmax(axis=2), canal.shape[2])
+    return (CLASS_OF[spine] == VERTEBRA) & (np.arange(spine.shape[2]) > end[:, :, None])
+
+
+def test_a_piece_of_the_sacral_crest_moves_no_process_up() -> None:
+    """Of a slice near the midline in which one process was not found, so that there is room for the others."""
+    truth = block_spine(MIDLINE)
+    processes = behind_the_canal(truth)
+    damaged = CLASS_OF[truth]
+    damaged[processes & (truth == value_of("T12"))] = 0
+    lowest = np.argwhere(processes & (truth == value_of("L5")))
+    row, column = int(lowest[:, 1].max() + 8 / 0.7), int(lowest[:, 2].mean())
+    crest = np.s_[:, row : row + 14, column - 14 : column + 14]
+    assert not damaged[crest].any()
+    damaged[crest] = VERTEBRA
+    result = name_structures(stack_of(damaged, MIDLINE))
+    assert agreement(truth, result.labels) > 0.99 and not result.labels[crest].any()
+
+
+def with_steep_lowest_disc(spine: np.ndarray, slope: float, size: float) -> np.ndarray:
+    """A spine whose lowest disc falls so steeply to the front about its middle that L5 is a wedge."""
+    place = np.argwhere(spine == value_of("L5/S1")).mean(axis=0)
+    rows, columns = np.ogrid[: spine.shape[1], : spine.shape[2]]
+    below = rows - place[1] + slope * (columns - place[2])
+    own = np.isin(spine, [value_of("L5"), value_of("L5/S1")]) & ~behind_the_canal(spine)
+    result = np.where(own, 0, spine)
+    filled = np.zeros_like(own)
+    filled[:, :, own.any(axis=(0, 1))] = rows > np.argwhere(own)[:, 1].min()
+    thick = 3.0 / size * np.hypot(1, slope)
+    result[filled & (result == 0) & (below < -thick)] = value_of("L5")
+    result[filled & (result == 0) & (np.abs(below) <= thick)] = value_of("L5/S1")
+    return result
+
+
+def test_a_low_process_above_a_steep_disc_is_no_piece_of_the_sacrum() -> None:
+    truth = with_steep_lowest_disc(block_spine(MIDLINE), 1.0, 0.7)
+    assert min(dice(truth, named(truth, MIDLINE).labels).values()) > 0.99
+
+
 def test_a_piece_of_the_sacrum_is_left_out(spine: np.ndarray) -> None:
     damaged = CLASS_OF[spine]
     last = int(np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))[-1])
