@@ -518,6 +518,15 @@ def test_a_low_process_above_a_steep_disc_is_no_piece_of_the_sacrum() -> None:
     assert min(dice(truth, named(truth, MIDLINE).labels).values()) > 0.99
 
 
+def test_a_process_behind_a_steep_lowest_disc_is_not_cut() -> None:
+    """A level is only a few mm high there, so that the process reaches over more than one."""
+    truth = with_steep_lowest_disc(block_spine(MIDLINE, lordosis=0.6), 1.0, 0.7)
+    own = behind_the_canal(truth) & (truth == value_of("L4"))
+    rows = np.flatnonzero(own.any(axis=(0, 2)))
+    truth[:, rows[-6] :][own[:, rows[-6] :]] = 0
+    assert min(dice(truth, named(truth, MIDLINE).labels).values()) > 0.99
+
+
 def test_a_piece_of_the_sacrum_is_left_out(spine: np.ndarray) -> None:
     damaged = CLASS_OF[spine]
     last = int(np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))[-1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import cc3d
 import numpy as np
 
-from .bodies import NO_BODY
+from .bodies import NO_BODY, Chain
 from .grid import Grid, Voxels
 from .ladder import Located
 from .waves import FARTHEST_ARCH
@@ -32,8 +32,9 @@ _MOSTLY = 0.9
 """Or waves gave so much of the component to its body (chosen)."""
 _SAMPLE = 500
 """About so many voxels of a component tell where it lies."""
-_ONE_LONG = 1.1
-"""A vertebra's arch and processes are shorter than so many levels, where they hang on no body (chosen)."""
+_ONE_LONG, _ONE_TALL = 1.1, 0.8
+"""A vertebra's arch and processes are shorter than so many levels, or so many times as high as a level usually is,
+where they hang on no body (chosen): behind a steep lowest disc a level is only a few mm high."""
 
 _LARGE_MM3 = 400.0
 """Less than this behind the canal tells nothing of the order of components (chosen): the tip of a joint that hangs on a
@@ -50,7 +51,7 @@ _MOST = 0.55
 
 
 def settled(
-    grid: Grid, voxels: Voxels, bodies: np.ndarray, numbers: range, located: Located, sacrum: bool
+    grid: Grid, chain: Chain, numbers: range, voxels: Voxels, bodies: np.ndarray, located: Located
 ) -> np.ndarray:
     """Numbers (N,) of the vertebrae's voxels with components that are one vertebra's whole.
 
@@ -61,20 +62,21 @@ def settled(
 
     Args:
         grid: the classes and their components.
+        chain: the bodies.
+        numbers: of the vertebrae whose arches may be seen.
         voxels: the vertebrae's, N.
         bodies: (N,) bool, which of them lie where bodies are.
-        numbers: of the vertebrae whose arches may be seen.
         located: (N,), with the numbers of bodies and waves.
-        sacrum: whether there may be pieces of it, since the image does not end in the lowest of these vertebrae.
     """
     if not numbers:  # no vertebra's arch can lie in the slices
         return located.number
     components = [
-        _component(own, voxels.points, bodies[own], numbers, located[own], grid.voxel)
+        _component(own, voxels.points, bodies[own], numbers, located[own], grid.voxel, chain.spacing_mm)
         for own in _members(voxels.of(grid.parts))
     ]
     number = located.number.copy()
-    for one, chosen in zip(components, _chosen(components, numbers, sacrum), strict=True):
+    # Where the image ends in a vertebra, no piece of the sacrum can be seen.
+    for one, chosen in zip(components, _chosen(components, numbers, sacrum=not chain.last_cut), strict=True):
         if chosen is not None:
             number[one.voxels] = chosen
     return _with_whole_processes(grid, voxels, replace(located, number=number))
@@ -121,7 +123,13 @@ class _Component:
 
 
 def _component(
-    own: np.ndarray, points: np.ndarray, bodies: np.ndarray, numbers: range, located: Located, voxel: float
+    own: np.ndarray,
+    points: np.ndarray,
+    bodies: np.ndarray,
+    numbers: range,
+    located: Located,
+    voxel: float,
+    spacing_mm: tuple[float, float],
 ) -> _Component:
     """What is known of a component.
 
@@ -132,6 +140,7 @@ def _component(
         numbers: of the vertebrae whose arches may be seen.
         located: (M,) its voxels.
         voxel: volume of one, mm3.
+        spacing_mm: usual height of a level, at the top and at the bottom.
     """
     if located.depth.max() < -_DEEPEST_BODY or located.depth.min() > FARTHEST_ARCH:
         return _Component(own, NO_BODY)
@@ -146,7 +155,8 @@ def _component(
         return _Component(own, None, volume)
     else:
         cost = _costs(located, range(numbers.start, numbers.stop + 1))
-        number = min(numbers, key=cost.__getitem__) if cost and _is_short(arch) else None
+        short = _is_short(arch, points[own[behind], 1], numbers, spacing_mm)
+        number = min(numbers, key=cost.__getitem__) if cost and short else None
     if not len(arch.place):
         return _Component(own, number, volume, cost=cost)
     sides = points[own[behind], 0]
@@ -183,12 +193,14 @@ def _costs(located: Located, numbers: range) -> dict[int, float]:
     return {k: sample.misfit(k) for k in numbers} if len(sample.place) else {}
 
 
-def _is_short(arch: Located) -> bool:
-    """Whether what lies well behind the bodies is no longer than one vertebra's."""
+def _is_short(arch: Located, rows: np.ndarray, numbers: range, spacing_mm: tuple[float, float]) -> bool:
+    """Whether what lies well behind the bodies, in rows (M,) in mm, is no longer than one vertebra's."""
     if not len(arch.place):
         return True
     low, high = np.percentile(arch.place, _ENDS)
-    return bool(high - low < _ONE_LONG)
+    top, bottom = np.percentile(rows, _ENDS)
+    usual = np.interp((low + high) / 2, (numbers.start, numbers.stop - 1), spacing_mm)
+    return bool(high - low < _ONE_LONG or bottom - top < _ONE_TALL * usual)
 
 
 def _chosen(components: Sequence[_Component], numbers: range, sacrum: bool) -> list[int | None]:
