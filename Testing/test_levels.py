@@ -18,7 +18,10 @@ from SAUNetLib.anatomy import CANAL, DISC, VERTEBRA, structures, value_of, verte
 from SAUNetLib.errors import UsageError
 from SAUNetLib.levels import Levels, name_structures
 from SAUNetLib.levels.anchor import _sacrum
+from SAUNetLib.levels.bodies import Chain
+from SAUNetLib.levels.discs import Interface
 from SAUNetLib.levels.grid import Grid, bounding_box
+from SAUNetLib.levels.profile import stands_on_its_head
 from SAUNetLib.levels.spine import Spine
 from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
@@ -647,6 +650,38 @@ def test_counting_starts_at_lowest(spine: np.ndarray, whole: Levels, lowest: str
         assert ((whole.labels == value_of(old)) == (result.labels == value_of(new))).all()
     assert codes(result) == [] and lowest.upper() in result.anchor
     assert set(result.confidence.values()) == {1.0}
+
+
+@pytest.fixture(scope="module")
+def phantom() -> SagittalStack:
+    """Classes of a spine with its curvature, which the blocks have not."""
+    made = make_phantom(PhantomOptions(seed=1, pixel=1.5, slices=9))
+    stack = SagittalStack.of(Volume(made.labels, made.volume.geometry))
+    return stack.with_slices(CLASS_OF[np.where(np.asarray(stack.slices) == value_of("S1"), 0, stack.slices)])
+
+
+def test_an_image_stored_upside_down_is_told(phantom: SagittalStack) -> None:
+    turned = phantom.with_slices(np.ascontiguousarray(phantom.slices[:, ::-1]))
+    upright, found, stated = name_structures(phantom), name_structures(turned), name_structures(turned, "L5")
+    assert "HEAD_AND_FEET" not in codes(upright) and min(upright.confidence.values()) > 0.7
+    assert "HEAD_AND_FEET" in codes(found) and max(found.confidence.values()) <= 0.1
+    assert "LEVELS_DOUBTFUL" not in codes(found), "to state a level would not help"
+    assert codes(stated) == ["HEAD_AND_FEET"]
+    assert not any(notice.about_levels for notice in stated.notices), (
+        "it holds for three classes, and after a correction"
+    )
+
+
+@pytest.mark.parametrize(("heights", "told"), [((36, 34, 31, 29), True), ((27, 30, 33, 36), False)])
+def test_a_spine_bent_forwards_is_not_upside_down(heights: tuple[int, ...], told: bool) -> None:
+    """An image of its lower thoracic and upper lumbar part has discs that rise to the front at the top, too."""
+    rows = np.cumsum([0, *heights])
+    lean = np.radians([29, 31, 14, -2, -8])
+    discs = [
+        Interface(np.array([0.0, row, 0.0]), np.array([0.0, np.cos(angle), -np.sin(angle)]), float(row), 1.0, 1.0, n)
+        for n, (row, angle) in enumerate(zip(rows, lean, strict=True), 1)
+    ]
+    assert stands_on_its_head(Chain(tuple(discs), (30.0, 30.0), np.ones(6), False, 5, 5)) is told
 
 
 def test_nothing_above_c1(spine: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from ..anatomy import CANAL, DISC, VERTEBRA, usual_levels, vertebra_levels
 from .column import REACH_MM
 from .discs import Interface
 from .grid import Image, rows_with
-from .profile import LEVELS, log_likelihoods
+from .profile import LEVELS, log_likelihoods, stands_on_its_head
 from .spine import Spine
 
 SACRUM = "S1"
@@ -35,7 +35,7 @@ _ODONTOID = 8.0
 """How the shape of C2 speaks for it: logarithm of the odds."""
 _COUNTED, _HARDLY = 0.85, 0.1
 """How certain names are that were counted from C2 to a sacrum after an unusual number of vertebrae, and those of more
-vertebrae than a spine has (chosen)."""
+vertebrae than a spine has or of an image that stands on its head (chosen)."""
 _C2_WORDS = "the highest vertebra is taller than deep and has no disc above, as C2 with its odontoid process"
 
 
@@ -49,6 +49,7 @@ class Anchor:
         basis: the same in words.
         confidence: of the name at the anchor itself, 0 to 1.
         unusual: what speaks for another number of vertebrae than the usual one, in words.
+        upside_down: whether the image seems to stand on its head, so that all names are wrong.
     """
 
     level: dict[int, str]
@@ -56,11 +57,12 @@ class Anchor:
     basis: str
     confidence: float
     unusual: tuple[str, ...] = ()
+    upside_down: bool = False
 
     @property
     def doubtful(self) -> bool:
-        """Whether the names are only the most likely ones."""
-        return self.source == "sizes" or (self.confidence < _SURE and not self.unusual)
+        """Whether the names are only the most likely ones: not where they are worse than that, upside down."""
+        return not self.upside_down and (self.source == "sizes" or (self.confidence < _SURE and not self.unusual))
 
     def confidences(self, spine: Spine) -> dict[int, float]:
         """By number of the vertebra: less with every interface without a disc between it and the anchor."""
@@ -76,6 +78,15 @@ class Anchor:
 
 def find_anchor(spine: Spine, lowest: str | None, image: Image | None = None) -> Anchor:
     """Names by what the user says of the lowest complete vertebra, else by the sacrum and C2, else by sizes."""
+    found = _anchor(spine, lowest, image)
+    if not stands_on_its_head(spine.chain):
+        return found
+    most = 1.0 if found.source == "user" else _HARDLY
+    return replace(found, confidence=min(found.confidence, most), upside_down=True)
+
+
+def _anchor(spine: Spine, lowest: str | None, image: Image | None) -> Anchor:
+    """Names of an image that does not stand on its head."""
     bottom, sacrum, odontoid = spine.chain.lowest, _sacrum(spine, image), spine.chain.odontoid
     if lowest is not None:
         last = lowest == "L4" and sacrum.seen and sacrum.steep

@@ -21,6 +21,12 @@ among them, but for one that leaves the slices."""
 _CUT = 0.4
 """An outermost slice that shows this part of what the fullest one shows cuts the structure (chosen)."""
 
+HEAD_AND_FEET = Notice(
+    "HEAD_AND_FEET",
+    "This image seems to be stored upside down, with the feet at the top. If it is, all names of levels are wrong and "
+    "stating one does not help: correct the orientation in the file, or export it again.",
+)
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -138,6 +144,8 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
             )
         )
     notices += _about_anchor(spine, anchor)
+    if anchor.upside_down:
+        notices.append(HEAD_AND_FEET)
     if chain.guessed:
         notices.append(
             Notice(
