@@ -599,6 +599,22 @@ def test_a_piece_of_the_sacrum_at_the_border_is_no_vertebra_too_many(spine: np.n
     assert "TOO_MANY_VERTEBRAE" not in codes(result)
 
 
+@pytest.mark.parametrize(("left", "sacral"), [(2, True), (30, False)])
+def test_a_sliver_of_disc_at_the_border_makes_no_vertebra_of_the_sacrum(
+    spine: np.ndarray, left: int, sacral: bool
+) -> None:
+    """The network draws S1's top and a little of S1/S2 where the image ends there; elsewhere both may be L5's."""
+    damaged = np.pad(CLASS_OF[spine], ((0, 0), (0, 30), (0, 0)))
+    end = int(np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))[-1]) + 25
+    piece, sliver = damaged[5:9, end - 21 : end - 3, 24:50], damaged[5:9, end - 3 : end, 36:50]
+    piece[piece == 0] = VERTEBRA
+    sliver[sliver == 0] = DISC
+    result = name_structures(stack_of(damaged[:, : end + left]), "L5")
+    levels = BLOCK_VERTEBRAE if sacral else ["T10", *BLOCK_VERTEBRAE]
+    assert {level for level in levels_in(result.labels) if "/" not in level} == set(levels)
+    assert ("VERTEBRA_SMALL" in codes(result)) != sacral
+
+
 def test_slices_beside_the_canal_have_no_level_too_many() -> None:
     """They show the sides of the bodies, whose depth there is no measure of their height."""
     truth = block_spine((2.0, 1.0, 1.0), lordosis=0.0)[22:]  # 17 mm beside the middle and more
