@@ -328,6 +328,20 @@ def test_a_collapsed_vertebra_is_one_all_the_same(kept: int) -> None:
     assert levels_in(named(damaged).labels) == set(BLOCK_VERTEBRAE + BLOCK_DISCS)
 
 
+def test_a_dark_band_through_a_body_is_told(spine: np.ndarray, whole: Levels) -> None:
+    """Taken for a disc, it makes two vertebrae of one, and names above are one off."""
+    body = (spine == value_of("L3")) & ~behind_the_canal(spine)
+    middle = int(np.argwhere(body)[:, 1].mean())
+    damaged = CLASS_OF[spine]
+    band = damaged[:, middle - 2 : middle + 2]
+    band[body[:, middle - 2 : middle + 2]] = DISC
+    result = name_structures(stack_of(damaged))
+    assert agreement(spine, result.labels) < 0.7
+    assert codes(result) == ["LEVELS_ASSUMED", "LEVELS_LOW"] and "L2 and L3 are little more" in result.notices[1].text
+    sure = {level: result.confidence[value_of(level)] for level in ("L5", "L3", "L2", "T12")}
+    assert sure["L5"] == sure["L3"] == whole.confidence[value_of("L5")] and sure["L2"] == sure["T12"] <= sure["L3"] / 2
+
+
 @pytest.mark.parametrize("change", ["oedema of L5", "an offset", "fall-off", "dark below in half"])
 def test_bone_of_another_brightness_is_bone(spine: np.ndarray, change: str) -> None:
     image = np.full(spine.shape, 100.0) + np.random.default_rng(2).normal(0, 5, spine.shape)

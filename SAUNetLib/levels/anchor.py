@@ -28,6 +28,8 @@ _SURE = 0.7
 """A less probable name is doubtful."""
 _MISSED = 0.85
 """Probability that an interface without a disc was rightly put where it is."""
+_HALVED = 0.5
+"""Probability that a disc between two bodies of about half the usual height is one (chosen)."""
 _LOWEST_L5, _LUMBAR = 0.5, 3.0
 """Of spine MRI, how often L5 is the lowest complete vertebra; the others share the rest, T11 to L4 so many times as
 often as those above: most is lumbar, as is all that the shipped model has seen."""
@@ -65,14 +67,17 @@ class Anchor:
         return not self.upside_down and (self.source == "sizes" or (self.confidence < _SURE and not self.unusual))
 
     def confidences(self, spine: Spine) -> dict[int, float]:
-        """By number of the vertebra: less with every interface without a disc between it and the anchor."""
+        """By number of the vertebra: less with every interface between it and the anchor that is less than sure."""
         chain = spine.chain
-        missing = np.cumsum([0, *(one.number == 0 for one in chain.interfaces)])
+        sure = [_MISSED if one.number == 0 else 1.0 for one in chain.interfaces]
+        for k in chain.halved:
+            sure[k] = _HALVED
+        doubt = np.cumsum([0.0, *-np.log(sure)])
         lowest, result = spine.chain.lowest, {}
         for k in self.level:
-            at, bottom = (int(missing[min(max(n, 0), len(missing) - 1)]) for n in (k, lowest))
+            at, bottom = (float(doubt[min(max(n, 0), len(doubt) - 1)]) for n in (k, lowest))
             steps = {"C2": at, "both": min(at, abs(bottom - at))}.get(self.source, abs(bottom - at))
-            result[k] = round(self.confidence * _MISSED**steps, 3)
+            result[k] = round(self.confidence * float(np.exp(-steps)), 3)
         return result
 
 

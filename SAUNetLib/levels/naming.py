@@ -162,6 +162,15 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
                 "slices, or not found as a whole. Check it, and the levels above.",
             )
         )
+    if chain.halved:
+        low = "; ".join(f"{anchor.level.get(k, '?')} and {anchor.level.get(k + 1, '?')}" for k in chain.halved)
+        notices.append(
+            Notice(
+                "LEVELS_LOW",
+                f"{low} are little more than half as high as the levels beside: collapsed, or one vertebra that a dark "
+                "band cuts in two, so that the names beyond are one off. Check the levels.",
+            )
+        )
     cut_sacrum = chain.last_cut and anchor.level.get(chain.last) == SACRUM  # a piece of it, taken for a vertebra's bone
     pieces = {chain.last} if cut_sacrum else set()
     extra = [k for k in present - pieces if anchor.level.get(k, SACRUM) == SACRUM]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
 from ..anatomy import usual_levels
 from .bodies import Chain
+from .interfaces import distances
 
 LEVELS = usual_levels()
 
@@ -56,7 +55,7 @@ def stands_on_its_head(chain: Chain) -> bool:
     lean = [one.lean for one in chain.interfaces]
     if len(lean) < _ENOUGH or chain.odontoid:
         return False
-    height = [float(np.linalg.norm(below.point - above.point)) for above, below in pairwise(chain.interfaces)]
+    height = distances(chain.interfaces)
     half = len(height) // 2
     shrinks = np.mean(height[:half]) > np.mean(height[-half:])
     return bool(shrinks and max(lean[:2]) > max(_RISES, _MORE - lean[-1]))
