@@ -35,6 +35,7 @@ class Notice:
 KEPT_IN_NIFTI = {
     "LEVELS_ASSUMED": "When this was segmented, the names of levels were assumed, not stated.",
     "LEVELS_DOUBTFUL": "When this was segmented, the names of levels were only the most likely ones.",
+    "HEAD_AND_FEET": "When this was segmented, the image seemed to be stored upside down, so that levels are wrong.",
 }
 """Notices of which a NIfTI file, which has no room for texts, keeps the codes; and what is then read."""
 

@@ -18,7 +18,10 @@ from SAUNetLib.anatomy import CANAL, DISC, VERTEBRA, structures, value_of, verte
 from SAUNetLib.errors import UsageError
 from SAUNetLib.levels import Levels, name_structures
 from SAUNetLib.levels.anchor import _sacrum
+from SAUNetLib.levels.bodies import Chain
+from SAUNetLib.levels.discs import Interface
 from SAUNetLib.levels.grid import Grid, bounding_box
+from SAUNetLib.levels.profile import stands_on_its_head
 from SAUNetLib.levels.spine import Spine
 from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
@@ -65,6 +68,14 @@ def spine() -> np.ndarray:
 @pytest.fixture(scope="module")
 def whole(spine: np.ndarray) -> Levels:
     return named(spine)
+
+
+@pytest.fixture(scope="module")
+def phantom() -> SagittalStack:
+    """Labels of a spine with its sizes and curvature, which the blocks have not."""
+    made = make_phantom(PhantomOptions(seed=4, pixel=1.5, slices=9))
+    stack = SagittalStack.of(Volume(made.labels, made.volume.geometry))
+    return stack.with_slices(np.where(np.asarray(stack.slices) == value_of("S1"), 0, stack.slices))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +229,19 @@ def test_pieces_of_a_vertebra_below_the_lowest_disc_are_no_sacrum(spine: np.ndar
     assert "LEVELS_DOUBTFUL" in codes(named(damaged))
 
 
+def test_pieces_of_a_vertebra_below_the_lowest_disc_speak_against_l5_above_them(phantom: SagittalStack) -> None:
+    """Where a bright L5 was missed but for a piece."""
+    truth = np.asarray(phantom.slices)
+    missed = np.isin(truth, [value_of("L5"), value_of("L5/S1")])
+    places = np.argwhere(truth[4] == value_of("L5"))
+    (top, end), front = np.percentile(places[:, 0], [35, 80]).astype(int), int(np.percentile(places[:, 1], 40))
+    piece = np.s_[4:6, top:end, front:]
+    left = np.zeros_like(missed)
+    left[piece] = truth[piece] == value_of("L5")
+    result = name_structures(phantom.with_slices(CLASS_OF[np.where(missed & ~left, 0, truth)]))
+    assert agreement(truth, result.labels) > 0.95 and "LEVELS_DOUBTFUL" in codes(result)
+
+
 @pytest.mark.parametrize(("rows", "doubtful"), [(7, False), (24, True), (58, False)])
 def test_what_lies_far_below_the_spine_is_none_of_it(spine: np.ndarray, rows: int, doubtful: bool) -> None:
     """A rim of the lowest vertebra is near its disc, and the next vertebra no farther than one is."""
@@ -302,6 +326,20 @@ def flattened(spine: np.ndarray, level: str, kept: int) -> np.ndarray:
 def test_a_collapsed_vertebra_is_one_all_the_same(kept: int) -> None:
     damaged = flattened(block_spine(lordosis=0.0), "L2", kept)
     assert levels_in(named(damaged).labels) == set(BLOCK_VERTEBRAE + BLOCK_DISCS)
+
+
+def test_a_dark_band_through_a_body_is_told(spine: np.ndarray, whole: Levels) -> None:
+    """Taken for a disc, it makes two vertebrae of one, and names above are one off."""
+    body = (spine == value_of("L3")) & ~behind_the_canal(spine)
+    middle = int(np.argwhere(body)[:, 1].mean())
+    damaged = CLASS_OF[spine]
+    band = damaged[:, middle - 2 : middle + 2]
+    band[body[:, middle - 2 : middle + 2]] = DISC
+    result = name_structures(stack_of(damaged))
+    assert agreement(spine, result.labels) < 0.7
+    assert codes(result) == ["LEVELS_ASSUMED", "LEVELS_LOW"] and "L2 and L3 are little more" in result.notices[1].text
+    sure = {level: result.confidence[value_of(level)] for level in ("L5", "L3", "L2", "T12")}
+    assert sure["L5"] == sure["L3"] == whole.confidence[value_of("L5")] and sure["L2"] == sure["T12"] <= sure["L3"] / 2
 
 
 @pytest.mark.parametrize("change", ["oedema of L5", "an offset", "fall-off", "dark below in half"])
@@ -473,6 +511,60 @@ def test_a_process_that_hangs_on_the_body_below_goes_to_the_one_above(spine: np.
     assert np.mean(result.labels[body] == value_of("L2")) > 0.98
 
 
+MIDLINE = (56.0, 0.7, 0.7)  # one slice
+
+
+def behind_the_canal(spine: np.ndarray) -> np.ndarray:
+    """Mask of what of the vertebrae lies behind the canal in the rows that show it."""
+    canal = CLASS_OF[spine] == CANAL
+    end = np.where(canal.any(axis=2), canal.shape[2] - 1 - canal[:, :, ::-1].argmax(axis=2), canal.shape[2])
+    return (CLASS_OF[spine] == VERTEBRA) & (np.arange(spine.shape[2]) > end[:, :, None])
+
+
+def test_a_piece_of_the_sacral_crest_moves_no_process_up() -> None:
+    """Of a slice near the midline in which one process was not found, so that there is room for the others."""
+    truth = block_spine(MIDLINE)
+    processes = behind_the_canal(truth)
+    damaged = CLASS_OF[truth]
+    damaged[processes & (truth == value_of("T12"))] = 0
+    lowest = np.argwhere(processes & (truth == value_of("L5")))
+    row, column = int(lowest[:, 1].max() + 8 / 0.7), int(lowest[:, 2].mean())
+    crest = np.s_[:, row : row + 14, column - 14 : column + 14]
+    assert not damaged[crest].any()
+    damaged[crest] = VERTEBRA
+    result = name_structures(stack_of(damaged, MIDLINE))
+    assert agreement(truth, result.labels) > 0.99 and not result.labels[crest].any()
+
+
+def with_steep_lowest_disc(spine: np.ndarray, slope: float, size: float) -> np.ndarray:
+    """A spine whose lowest disc falls so steeply to the front about its middle that L5 is a wedge."""
+    place = np.argwhere(spine == value_of("L5/S1")).mean(axis=0)
+    rows, columns = np.ogrid[: spine.shape[1], : spine.shape[2]]
+    below = rows - place[1] + slope * (columns - place[2])
+    own = np.isin(spine, [value_of("L5"), value_of("L5/S1")]) & ~behind_the_canal(spine)
+    result = np.where(own, 0, spine)
+    filled = np.zeros_like(own)
+    filled[:, :, own.any(axis=(0, 1))] = rows > np.argwhere(own)[:, 1].min()
+    thick = 3.0 / size * np.hypot(1, slope)
+    result[filled & (result == 0) & (below < -thick)] = value_of("L5")
+    result[filled & (result == 0) & (np.abs(below) <= thick)] = value_of("L5/S1")
+    return result
+
+
+def test_a_low_process_above_a_steep_disc_is_no_piece_of_the_sacrum() -> None:
+    truth = with_steep_lowest_disc(block_spine(MIDLINE), 1.0, 0.7)
+    assert min(dice(truth, named(truth, MIDLINE).labels).values()) > 0.99
+
+
+def test_a_process_behind_a_steep_lowest_disc_is_not_cut() -> None:
+    """A level is only a few mm high there, so that the process reaches over more than one."""
+    truth = with_steep_lowest_disc(block_spine(MIDLINE, lordosis=0.6), 1.0, 0.7)
+    own = behind_the_canal(truth) & (truth == value_of("L4"))
+    rows = np.flatnonzero(own.any(axis=(0, 2)))
+    truth[:, rows[-6] :][own[:, rows[-6] :]] = 0
+    assert min(dice(truth, named(truth, MIDLINE).labels).values()) > 0.99
+
+
 def test_a_piece_of_the_sacrum_is_left_out(spine: np.ndarray) -> None:
     damaged = CLASS_OF[spine]
     last = int(np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))[-1])
@@ -542,6 +634,22 @@ def test_a_piece_of_the_sacrum_at_the_border_is_no_vertebra_too_many(spine: np.n
     assert "TOO_MANY_VERTEBRAE" not in codes(result)
 
 
+@pytest.mark.parametrize(("left", "sacral"), [(2, True), (30, False)])
+def test_a_sliver_of_disc_at_the_border_makes_no_vertebra_of_the_sacrum(
+    spine: np.ndarray, left: int, sacral: bool
+) -> None:
+    """The network draws S1's top and a little of S1/S2 where the image ends there; elsewhere both may be L5's."""
+    damaged = np.pad(CLASS_OF[spine], ((0, 0), (0, 30), (0, 0)))
+    end = int(np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))[-1]) + 25
+    piece, sliver = damaged[5:9, end - 21 : end - 3, 24:50], damaged[5:9, end - 3 : end, 36:50]
+    piece[piece == 0] = VERTEBRA
+    sliver[sliver == 0] = DISC
+    result = name_structures(stack_of(damaged[:, : end + left]), "L5")
+    levels = BLOCK_VERTEBRAE if sacral else ["T10", *BLOCK_VERTEBRAE]
+    assert {level for level in levels_in(result.labels) if "/" not in level} == set(levels)
+    assert ("VERTEBRA_SMALL" in codes(result)) != sacral
+
+
 def test_slices_beside_the_canal_have_no_level_too_many() -> None:
     """They show the sides of the bodies, whose depth there is no measure of their height."""
     truth = block_spine((2.0, 1.0, 1.0), lordosis=0.0)[22:]  # 17 mm beside the middle and more
@@ -593,6 +701,32 @@ def test_counting_starts_at_lowest(spine: np.ndarray, whole: Levels, lowest: str
         assert ((whole.labels == value_of(old)) == (result.labels == value_of(new))).all()
     assert codes(result) == [] and lowest.upper() in result.anchor
     assert set(result.confidence.values()) == {1.0}
+
+
+def test_an_image_stored_upside_down_is_told(phantom: SagittalStack) -> None:
+    classes = CLASS_OF[phantom.slices]
+    turned = phantom.with_slices(np.ascontiguousarray(classes[:, ::-1]))
+    upright, found = name_structures(phantom.with_slices(classes)), name_structures(turned)
+    stated = name_structures(turned, "L5")
+    assert "HEAD_AND_FEET" not in codes(upright) and min(upright.confidence.values()) > 0.7
+    assert "HEAD_AND_FEET" in codes(found) and max(found.confidence.values()) <= 0.1
+    assert "LEVELS_DOUBTFUL" not in codes(found), "to state a level would not help"
+    assert codes(stated) == ["HEAD_AND_FEET"]
+    assert not any(notice.about_levels for notice in stated.notices), (
+        "it holds for three classes, and after a correction"
+    )
+
+
+@pytest.mark.parametrize(("heights", "told"), [((36, 34, 31, 29), True), ((27, 30, 33, 36), False)])
+def test_a_spine_bent_forwards_is_not_upside_down(heights: tuple[int, ...], told: bool) -> None:
+    """An image of its lower thoracic and upper lumbar part has discs that rise to the front at the top, too."""
+    rows = np.cumsum([0, *heights])
+    lean = np.radians([29, 31, 14, -2, -8])
+    discs = [
+        Interface(np.array([0.0, row, 0.0]), np.array([0.0, np.cos(angle), -np.sin(angle)]), float(row), 1.0, 1.0, n)
+        for n, (row, angle) in enumerate(zip(rows, lean, strict=True), 1)
+    ]
+    assert stands_on_its_head(Chain(tuple(discs), (30.0, 30.0), np.ones(6), False, 5, 5)) is told
 
 
 def test_nothing_above_c1(spine: np.ndarray) -> None:

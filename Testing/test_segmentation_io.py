@@ -385,6 +385,15 @@ def test_a_nifti_file_keeps_that_names_are_in_doubt(tmp_path: Path, whole: Segme
     assert not read_segmentation(tmp_path / "s.nii.gz").warnings
 
 
+def test_a_nifti_file_keeps_that_its_image_was_upside_down(tmp_path: Path, whole: Segmentation) -> None:
+    """No name that is corrected changes that."""
+    write_segmentation(replace(whole, warnings=(Notice("HEAD_AND_FEET", "text"),)), tmp_path / "s.nii.gz")
+    for _ in range(2):
+        (notice,) = read_segmentation(tmp_path / "s.nii.gz").warnings
+        assert notice.code == "HEAD_AND_FEET" and "upside down" in notice.text
+        relabel_file(tmp_path / "s.nii.gz", {"L4": "L5"})
+
+
 def test_a_copy_means_what_its_original_does(whole: Segmentation) -> None:
     """Also one that was sent to another process."""
     for one in (copy.deepcopy(whole), pickle.loads(pickle.dumps(whole))):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import cc3d
 import numpy as np
 
-from .bodies import NO_BODY
+from .bodies import NO_BODY, Chain
 from .grid import Grid, Voxels
 from .ladder import Located
 from .waves import FARTHEST_ARCH
@@ -32,42 +32,51 @@ _MOSTLY = 0.9
 """Or waves gave so much of the component to its body (chosen)."""
 _SAMPLE = 500
 """About so many voxels of a component tell where it lies."""
-_ONE_LONG = 1.1
-"""A vertebra's arch and processes are shorter than so many levels, where they hang on no body (chosen)."""
+_ONE_LONG, _ONE_TALL = 1.1, 0.8
+"""A vertebra's arch and processes are shorter than so many levels, or so many times as high as a level usually is,
+where they hang on no body (chosen): behind a steep lowest disc a level is only a few mm high."""
 
 _LARGE_MM3 = 400.0
 """Less than this behind the canal tells nothing of the order of components (chosen): the tip of a joint that hangs on a
 body does not lie where that one's arch does."""
 _NEXT = 0.5
 """From so many levels apart on, components in the same slices lie one below the other (chosen)."""
+_SACRUM = 0.75
+"""Mean square of levels by which a component must fit the sacrum better than the lowest vertebra, behind whose steep
+disc a process may lie as low as the sacrum's (chosen)."""
 _PROCESS_LONG = 1.3
 """A spinous process is shorter than so many levels (chosen)."""
 _MOST = 0.55
 """It belongs to the vertebra that more than this share of it went to (chosen)."""
 
 
-def settled(grid: Grid, voxels: Voxels, bodies: np.ndarray, numbers: range, located: Located) -> np.ndarray:
+def settled(
+    grid: Grid, chain: Chain, numbers: range, voxels: Voxels, bodies: np.ndarray, located: Located
+) -> np.ndarray:
     """Numbers (N,) of the vertebrae's voxels with components that are one vertebra's whole.
 
     Waves cut what touches. Where nothing touches they may still cut a process that lies half-way between two bodies; so
     a component that holds one body and reaches no further than its own processes, or holds none and is no longer than
-    one vertebra's, is not cut, and spinous processes one below the other belong to vertebrae one below the other.
+    one vertebra's, is not cut, and spinous processes one below the other belong to vertebrae one below the other, the
+    lowest of them perhaps to the sacrum.
 
     Args:
         grid: the classes and their components.
+        chain: the bodies.
+        numbers: of the vertebrae whose arches may be seen.
         voxels: the vertebrae's, N.
         bodies: (N,) bool, which of them lie where bodies are.
-        numbers: of the vertebrae whose arches may be seen.
         located: (N,), with the numbers of bodies and waves.
     """
     if not numbers:  # no vertebra's arch can lie in the slices
         return located.number
     components = [
-        _component(own, voxels.points, bodies[own], numbers, located[own], grid.voxel)
+        _component(own, voxels.points, bodies[own], numbers, located[own], grid.voxel, chain.spacing_mm)
         for own in _members(voxels.of(grid.parts))
     ]
     number = located.number.copy()
-    for one, chosen in zip(components, _chosen(components, numbers), strict=True):
+    # Where the image ends in a vertebra, no piece of the sacrum can be seen.
+    for one, chosen in zip(components, _chosen(components, numbers, sacrum=not chain.last_cut), strict=True):
         if chosen is not None:
             number[one.voxels] = chosen
     return _with_whole_processes(grid, voxels, replace(located, number=number))
@@ -90,7 +99,8 @@ class _Component:
         behind: mm3 of what lies well behind the bodies.
         place: mean place in levels of what lies well behind the bodies, NaN if nothing does.
         span: extent of that along the slices, mm.
-        cost: by vertebra that it may belong to, how far it lies from where that one's arch is expected.
+        cost: by vertebra that it may belong to, how far it lies from where that one's arch is expected; without a body
+            also by the number that follows, which is the sacrum's.
     """
 
     voxels: np.ndarray
@@ -113,7 +123,13 @@ class _Component:
 
 
 def _component(
-    own: np.ndarray, points: np.ndarray, bodies: np.ndarray, numbers: range, located: Located, voxel: float
+    own: np.ndarray,
+    points: np.ndarray,
+    bodies: np.ndarray,
+    numbers: range,
+    located: Located,
+    voxel: float,
+    spacing_mm: tuple[float, float],
 ) -> _Component:
     """What is known of a component.
 
@@ -124,6 +140,7 @@ def _component(
         numbers: of the vertebrae whose arches may be seen.
         located: (M,) its voxels.
         voxel: volume of one, mm3.
+        spacing_mm: usual height of a level, at the top and at the bottom.
     """
     if located.depth.max() < -_DEEPEST_BODY or located.depth.min() > FARTHEST_ARCH:
         return _Component(own, NO_BODY)
@@ -137,8 +154,9 @@ def _component(
         # A rim of a body whose most part lies outside of the image: between discs, it has its number.
         return _Component(own, None, volume)
     else:
-        cost = _costs(located, numbers)
-        number = min(cost, key=cost.__getitem__) if cost and _is_short(arch) else None
+        cost = _costs(located, range(numbers.start, numbers.stop + 1))
+        short = _is_short(arch, points[own[behind], 1], numbers, spacing_mm)
+        number = min(numbers, key=cost.__getitem__) if cost and short else None
     if not len(arch.place):
         return _Component(own, number, volume, cost=cost)
     sides = points[own[behind], 0]
@@ -175,45 +193,52 @@ def _costs(located: Located, numbers: range) -> dict[int, float]:
     return {k: sample.misfit(k) for k in numbers} if len(sample.place) else {}
 
 
-def _is_short(arch: Located) -> bool:
-    """Whether what lies well behind the bodies is no longer than one vertebra's."""
+def _is_short(arch: Located, rows: np.ndarray, numbers: range, spacing_mm: tuple[float, float]) -> bool:
+    """Whether what lies well behind the bodies, in rows (M,) in mm, is no longer than one vertebra's."""
     if not len(arch.place):
         return True
     low, high = np.percentile(arch.place, _ENDS)
-    return bool(high - low < _ONE_LONG)
+    top, bottom = np.percentile(rows, _ENDS)
+    usual = np.interp((low + high) / 2, (numbers.start, numbers.stop - 1), spacing_mm)
+    return bool(high - low < _ONE_LONG or bottom - top < _ONE_TALL * usual)
 
 
-def _chosen(components: Sequence[_Component], numbers: range) -> list[int | None]:
-    """The number of each component, those behind the canal lined up with each other."""
+def _chosen(components: Sequence[_Component], numbers: range, sacrum: bool) -> list[int | None]:
+    """The number of each component, those behind the canal lined up with each other and, if asked, a `sacrum`."""
     chosen = [one.number for one in components]
     row = sorted((n for n, one in enumerate(components) if one.tells_order), key=lambda n: components[n].place)
-    for n, number in zip(row, _lined_up([components[n] for n in row], numbers), strict=True):
+    for n, number in zip(row, _lined_up([components[n] for n in row], numbers, sacrum), strict=True):
         chosen[n] = number
     return chosen
 
 
-def _lined_up(row: Sequence[_Component], numbers: range) -> list[int | None]:
+def _lined_up(row: Sequence[_Component], numbers: range, sacrum: bool) -> list[int | None]:
     """Numbers of components from the top down, chosen together by dynamic programming down the spine.
 
     Their costs, weighted by size, are the least in sum of all choices in which numbers never fall, and rise where one
-    component lies below the other; where there is no such choice, each keeps its own.
+    component lies below the other; where there is no such choice, each keeps its own. With a `sacrum` the lowest may be
+    pieces of its crest, `NO_BODY`: without that choice one such piece would move all processes above it up a level.
     """
     if not row:
         return []
-    costs = [np.array([one.cost.get(k, np.inf) for k in numbers]) * np.sqrt(one.volume) for one in row]
+    states = np.arange(numbers.start, numbers.stop + sacrum)
+    more = np.where(states == numbers.stop, _SACRUM, 0.0)
+    costs = [(np.array([one.cost.get(k, np.inf) for k in states.tolist()]) + more) * np.sqrt(one.volume) for one in row]
     total = costs[0]  # by index of a component's number: the least sum down to it
-    before: list[list[int]] = []  # by the same: the index of the number of the component above it in that sum
+    before: list[np.ndarray] = []  # by the same: the index of the number of the component above it in that sum
+    rises = states - states[:, None]
+    same_bone = (states == numbers.stop) & (states[:, None] == numbers.stop)
     for above, below, cost in zip(row, row[1:], costs[1:], strict=False):
-        rise = above.apart(below)
-        risen = np.concatenate([np.full(rise, np.inf), total])[: len(numbers)]
-        before.append([int(np.argmin(risen[: k + 1])) - rise for k in range(len(numbers))])
-        total = np.minimum.accumulate(risen) + cost
+        sums = np.where((rises >= above.apart(below)) | same_bone, total[:, None], np.inf)
+        before.append(sums.argmin(axis=0))
+        total = sums.min(axis=0) + cost
     if not np.isfinite(total).any():
         return [one.number for one in row]
-    chosen = [int(np.argmin(total))]
+    chosen = [int(total.argmin())]
     for above_of in reversed(before):
-        chosen.append(above_of[chosen[-1]])
-    return [numbers[k] for k in reversed(chosen)]
+        chosen.append(int(above_of[chosen[-1]]))
+    found = [int(states[k]) for k in reversed(chosen)]
+    return [NO_BODY if k == numbers.stop else k for k in found]
 
 
 def _with_whole_processes(grid: Grid, voxels: Voxels, located: Located) -> np.ndarray:

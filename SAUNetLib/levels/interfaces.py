@@ -89,7 +89,7 @@ def volumes(interfaces: Sequence[Interface], bone: Bone) -> np.ndarray:
     return np.bincount(count_above(interfaces, bone.points), minlength=len(interfaces) + 1) * bone.voxel
 
 
-def _gaps(interfaces: Sequence[Interface]) -> np.ndarray:
+def distances(interfaces: Sequence[Interface]) -> np.ndarray:
     """Distances (len(interfaces) - 1,) in mm from each to the next."""
     points = np.array([one.point for one in interfaces]).reshape(-1, 3)
     return np.linalg.norm(np.diff(points, axis=0), axis=1)
@@ -105,7 +105,7 @@ def usual_spacings(interfaces: Sequence[Interface], bone: Bone) -> np.ndarray:
     known = bone.extents if len(bone.points) else depth
     expected = _SPACING_PER_DEPTH * float(np.median(known)) if len(known) else _SPACING_MM
     expected = float(np.clip(expected, *_SPACINGS_MM))
-    gaps = _gaps(interfaces)
+    gaps = distances(interfaces)
     if len(gaps) == 0:
         return np.array([expected])
     if len(gaps) < _LONG:
@@ -138,7 +138,7 @@ def joined(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
         return list(discs)
     between = volumes(discs, bone)
     typical = float(np.median(between[between > 0])) if between.any() else 0.0
-    apart = _gaps(discs)
+    apart = distances(discs)
     around = np.concatenate([[np.inf], apart, [np.inf]])
     beside = np.minimum(around[:-2], around[2:])
     result = [discs[0]]
@@ -173,7 +173,7 @@ def _is_false(discs: Sequence[Interface], at: int, bone: Bone) -> bool:
     if not 0 < at < len(discs) - 1:
         beside = 0 if at == 0 else -1
         few = len(discs) < _FEW
-        return not few and bool(_gaps(discs)[beside] < _NO_VERTEBRA * usual_spacings(discs, bone)[beside])
+        return not few and bool(distances(discs)[beside] < _NO_VERTEBRA * usual_spacings(discs, bone)[beside])
     apart = float(np.linalg.norm(discs[at + 1].point - discs[at - 1].point))
     if not apart < _STILL_ONE * usual_spacings(discs, bone)[at]:
         return False
@@ -198,7 +198,7 @@ def filled(interfaces: Sequence[Interface], bone: Bone, expected: np.ndarray) ->
 
     `expected` (gaps,) is the usual distance of each to the next, mm.
     """
-    gaps = _gaps(interfaces)
+    gaps = distances(interfaces)
     if len(gaps) == 0:
         return list(interfaces)
     levels = np.maximum(1, np.round(gaps / expected))

@@ -21,6 +21,12 @@ among them, but for one that leaves the slices."""
 _CUT = 0.4
 """An outermost slice that shows this part of what the fullest one shows cuts the structure (chosen)."""
 
+HEAD_AND_FEET = Notice(
+    "HEAD_AND_FEET",
+    "This image seems to be stored upside down, with the feet at the top. If it is, all names of levels are wrong and "
+    "stating one does not help: correct the orientation in the file, or export it again.",
+)
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -130,6 +136,7 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
     return [
         *_about_number(len(spine.numbers), discs),
         *_about_anchor(spine, anchor),
+        *((HEAD_AND_FEET,) if anchor.upside_down else ()),
         *_about_sizes(spine, anchor),
         *_about_ends(spine, anchor),
     ]
@@ -161,6 +168,13 @@ def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
             "not found completely. Check this, and the levels above."
         )
         notices.append(Notice("VERTEBRA_SMALL", text))
+    if spine.chain.halved:
+        low = "; ".join(f"{anchor.level.get(k, '?')} and {anchor.level.get(k + 1, '?')}" for k in spine.chain.halved)
+        text = (
+            f"{low} are little more than half as high as the levels beside: collapsed, or one vertebra that a dark "
+            "band cuts in two, so that the names beyond are one off. Check the levels."
+        )
+        notices.append(Notice("LEVELS_LOW", text))
     return notices
 
 

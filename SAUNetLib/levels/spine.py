@@ -53,7 +53,7 @@ class Spine:
             arches = chain.with_arches(grid.cut_above)
             reached = shared_out(grid, self.column, chain, arches, self.voxels)
             located = replace(reached, number=np.where(bodies, number, reached.number))
-            number = settled(grid, self.voxels, bodies, arches, located)
+            number = settled(grid, chain, arches, self.voxels, bodies, located)
         if chain.odontoid:
             number[self._anterior_arch(points, number)] = -1
         return number
