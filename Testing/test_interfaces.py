@@ -159,5 +159,7 @@ def test_the_tip_of_a_joint_tells_nothing_of_the_order_of_processes() -> None:
     body = _Component(some, 5, 19000.0, 60.0, 4.8, (0.0, 0.0), {5: 0.0})
     process = _Component(some, 5, 4200.0, 4200.0, 5.5, (0.0, 22.0), {5: 0.1, 6: 0.8})
     above = _Component(some, 4, 3500.0, 3500.0, 4.5, (0.0, 22.0), {4: 0.1, 5: 0.8})
-    assert _chosen([above, body, process], range(8)) == [4, 5, 5]
-    assert _chosen([above, replace(body, behind=3000.0), process], range(8)) == [4, 5, 6], "as if it were the arch"
+    assert _chosen([above, body, process], range(8), sacrum=False) == [4, 5, 5]
+    assert _chosen([above, replace(body, behind=3000.0), process], range(8), sacrum=False) == [4, 5, 6], (
+        "as if it were the arch"
+    )

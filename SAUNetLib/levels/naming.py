@@ -217,6 +217,11 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
         text += " What the lower border cuts below it was taken for the sacrum and has no label."
     elif spine.chain.last_cut:
         text += " A vertebra cut by the lower border lies below it."
+    if anchor.source == "sacrum" and not anchor.counted and not anchor.upside_down:
+        text += (
+            " Five lumbar vertebrae are assumed and could not be counted: with four or six, all names are one off. "
+            "Then state the lowest level (--lowest), or move the names of a saved result (saunet relabel)."
+        )
     notices = [Notice("LEVELS_ASSUMED", text)]
     if anchor.doubtful:
         notices.append(
@@ -231,7 +236,8 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
         notices.append(
             Notice(
                 "TRANSITIONAL",
-                f"{reasons[0].upper()}{reasons[1:]}. Check the number of lumbar vertebrae.",
+                f"{reasons[0].upper()}{reasons[1:]}. Check the number of lumbar vertebrae, and state the lowest level "
+                "(--lowest) if it is another.",
             )
         )
     return notices

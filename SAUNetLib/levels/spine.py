@@ -101,14 +101,21 @@ class Spine:
             number[joined] = np.where(coarse[joined] > 0, coarse[joined], nearest)
         return np.asarray(number)
 
-    def widths(self) -> dict[int, float]:
-        """By number of the vertebra: mm from the first to the last slice that shows more than a trace of it."""
+    def widths(self, behind_mm: float = np.inf) -> dict[int, float]:
+        """By number of the vertebra: mm from the first to the last slice that shows more than a trace of it.
+
+        What lies farther than `behind_mm` behind the canal's anterior border does not count.
+        """
         area = np.prod(self.grid.spacing[1:])
+        number = self.number
+        if np.isfinite(behind_mm):
+            number = np.where(self.column.depth(self.voxels.points) < behind_mm, number, NO_BODY)
         ends = np.searchsorted(self.voxels.flat, np.arange(1, len(self.grid.classes)) * self.grid.classes[0].size)
-        counts = [np.bincount(own - NO_BODY, minlength=256) for own in np.split(self.number, ends)]
+        counts = [np.bincount(own - NO_BODY, minlength=256) for own in np.split(number, ends)]
         shown = np.stack([count[:256] * area > _TRACE_MM2 for count in counts])
         first, last = shown.argmax(axis=0), len(shown) - shown[::-1].argmax(axis=0)
-        return {k: float((last - first)[k - NO_BODY] * self.grid.spacing[0]) for k in self.numbers}
+        width = np.where(shown.any(axis=0), last - first, 0)
+        return {k: float(width[k - NO_BODY] * self.grid.spacing[0]) for k in self.numbers}
 
     def labels(self, vertebrae: dict[int, int], discs: dict[int, int]) -> np.ndarray:
         """Label values (S, H, W) uint8 on the full grid, given those of the numbers; the others are background."""
