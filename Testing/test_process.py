@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,15 +43,19 @@ def test_memory_that_was_freed_is_not_fetched_page_by_page_again():
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_other_systems_are_left_alone(monkeypatch, system):
+    asked = []
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("no library is asked"))
+    monkeypatch.setattr(ctypes, "CDLL", asked.append)
     process.keep_freed_memory()
+    assert asked == []
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # of which nothing can be called
+    told = []  # it has the function, too, but with numbers of its own
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *numbers: told.append(numbers)))
     process.keep_freed_memory()
+    assert told == []
 
 
 @pytest.mark.parametrize("user, threads", [(None, "1"), ("3", "3")])
