@@ -220,7 +220,7 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
     if anchor.source == "sacrum" and not anchor.counted and not anchor.upside_down:
         text += (
             " Five lumbar vertebrae are assumed and could not be counted: with four or six, all names are one off. "
-            "Then state the lowest level (--lowest), or move the names of a saved result (saunet relabel)."
+            "Then state the lowest level (--lowest)."
         )
     notices = [Notice("LEVELS_ASSUMED", text)]
     if anchor.doubtful:
