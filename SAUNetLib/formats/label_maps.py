@@ -12,9 +12,7 @@ import SimpleITK as sitk
 
 from ..segmentation import Notice, short_description
 from . import headers, itk
-from .endings import VOLUMES
 
-ENDINGS = VOLUMES
 KEY = "SAUNet_"
 """What the names of our header fields begin with."""
 ENCODING = KEY + "encoding"
@@ -71,7 +69,7 @@ def write_label_map(image: sitk.Image, header: Header, path: Path, ending: str) 
         image: the label map; it gets the fields.
         header: NRRD and MetaImage carry all of it, NIfTI what is `in_short`.
         path: the file.
-        ending: one of `ENDINGS`, whatever the path's own.
+        ending: one of `endings.VOLUMES`, whatever the path's own.
 
     Raises:
         OSError, RuntimeError: the file did not become whole.

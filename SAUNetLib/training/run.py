@@ -62,7 +62,7 @@ def run_training(
     card = _card(config, data)
     save_model(network, path, card)
     write_settings(config, output / f"{config.name}.train.json")
-    figures = validate(Engine(load_model(str(path)), device), data[0], config.validation)
+    figures = validate(Engine(load_model(path), device), data[0], config.validation)
     save_model(network, path, {**card, "metrics": figures})
     _print_figures(figures)
     print(path)

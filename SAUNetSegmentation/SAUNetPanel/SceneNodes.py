@@ -24,6 +24,7 @@ from SAUNetLib.anatomy import (
 )
 from SAUNetLib.errors import UsageError
 from SAUNetLib.formats.atomic import check_writable, write_beside, write_together
+from SAUNetLib.formats.endings import SEGMENTS, VOLUMES
 
 from .Cards import PanelError
 from .Result import (
@@ -246,7 +247,7 @@ class SceneNodes:
         """
         import SimpleITK as sitk
 
-        from SAUNetLib.formats.label_maps import ENDINGS, write_label_map
+        from SAUNetLib.formats.label_maps import write_label_map
 
         labels, matrix, _transform = mergedLabels(node)
         lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
@@ -255,7 +256,7 @@ class SceneNodes:
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(lps[:3, 3].tolist())
         image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-        with _writeBeside(path, ENDINGS) as (part, ending):
+        with _writeBeside(path, VOLUMES) as (part, ending):
             write_label_map(image, labelMapHeader(node, labels), part, ending)
 
     def exportSegmentation(self, node: Any, path: Path) -> None:
@@ -265,7 +266,7 @@ class SceneNodes:
             PanelError: EXPORT_FAILED.
         """
         storage = slicer.vtkMRMLSegmentationStorageNode()
-        with _writeBeside(path, (".seg.nrrd",)) as (part, _ending):
+        with _writeBeside(path, (SEGMENTS,)) as (part, _ending):
             storage.SetFileName(str(part))
             if not storage.WriteData(node):
                 raise PanelError("EXPORT_FAILED")
