@@ -640,7 +640,7 @@ def _add_compare(commands: Any) -> None:
         help="folder of the runs; an unfinished comparison is continued",
     )
     parser.add_argument(
-        "--budget", default="small", choices=("smoke", "small", "medium", "full"), help="default: %(default)s"
+        "--budget", default="small", choices=("smoke", "small", "medium", "large"), help="default: %(default)s"
     )
     parser.add_argument(
         "--task", nargs="+", default=("spine", "structures"), choices=("spine", "structures"),

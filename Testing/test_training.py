@@ -416,10 +416,14 @@ def test_a_run_that_went_on_is_the_unbroken_one(data, tmp_path, monkeypatch, bro
 
 
 def test_the_average_follows_the_weights_until_it_begins():
-    average, weights = torch.tensor(1.0), torch.tensor(2.0)
-    for updates in (0, 5):
-        assert training._averaged(average, weights, torch.tensor(updates), decay=0.9, start=5) == 2
-    assert training._averaged(average, weights, torch.tensor(6), decay=0.9, start=5) == pytest.approx(1.1)
+    def averaged(updates: int) -> list[float]:
+        average = [torch.tensor([1.0]), torch.tensor([5.0])]
+        weights = [torch.tensor([2.0]), torch.tensor([3.0])]
+        training._average(average, weights, torch.tensor(updates), decay=0.9, start=5)
+        return [float(one) for one in average]
+
+    assert averaged(0) == averaged(5) == [2, 3]
+    assert averaged(6) == pytest.approx([1.1, 4.8])
 
 
 def test_validation_while_training_feeds_the_network_s_device():

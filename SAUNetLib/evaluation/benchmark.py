@@ -101,7 +101,7 @@ def benchmark(
 
 
 def _machine(product: dict[str, Any]) -> dict[str, Any]:
-    keys = ("threads", "device", "precision", "matrix_gflops", "memory_gbs")
+    keys = ("threads", "device", "gpu", "precision", "matrix_gflops", "memory_gbs")
     return {"processor": _processor(), "system": platform.platform(terse=True)} | {key: product[key] for key in keys}
 
 
@@ -231,12 +231,13 @@ def _peak(process: int) -> float | None:
 
 @dataclass(frozen=True)
 class Target:
-    """A promise: a figure, its limit and whether the figure must stay above (or below) it."""
+    """A promise: a figure, its limit, whether the figure must stay above (or below) it, and for which device."""
 
     title: str
     limit: float
     above: bool
     figure: Callable[[dict[str, Any]], float | None]
+    device: str = "cpu"
 
 
 def _reference(measured: dict[str, Any]) -> dict[str, Any]:
@@ -261,8 +262,8 @@ def _ends(figure: Callable[[dict[str, Any]], float]) -> Callable[[dict[str, Any]
     return ratio
 
 
-def _peak_gb(measured: dict[str, Any]) -> float | None:
-    peaks = [row["peak_mb"] for row in measured["product"].values()]
+def _peak_gb(measured: dict[str, Any], memory: str = "peak_mb") -> float | None:
+    peaks = [row[memory] for row in measured["product"].values()]
     return max(peaks) / 1000 if None not in peaks else None
 
 
@@ -287,6 +288,8 @@ TARGETS = (
         lambda m: m["worker"]["warm"] / _reference(m)["median"]["network"],
     ),
     Target("worker's cold request - warm request, s", 4, False, lambda m: m["worker"]["cold"] - m["worker"]["warm"]),
+    Target("seconds from file to file", 0.25, False, lambda m: _reference(m)["median"]["total"], "cuda"),
+    Target("peak GPU memory, GB", 2, False, lambda m: _peak_gb(m, "gpu_peak_mb"), "cuda"),
 )  # fmt: skip
 
 
@@ -296,9 +299,11 @@ def network_rate(row: dict[str, Any]) -> float:
 
 
 def targets(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every target with its figure, None where it could not be measured, and whether it is met."""
+    """Every target of the device with its figure, None where it could not be measured, and whether it is met."""
     rows = []
     for target in TARGETS:
+        if target.device != measured["machine"]["device"]:
+            continue
         figure = target.figure(measured)
         met = None if figure is None else figure >= target.limit if target.above else figure <= target.limit
         rows.append(
@@ -328,9 +333,10 @@ def write_benchmark(measured: dict[str, Any], path: str | Path) -> None:
 def markdown(measured: dict[str, Any]) -> str:
     """The figures as Markdown: ratios first, then seconds and memory."""
     machine = measured["machine"]
+    device = machine["gpu"] or machine["device"]
     head = (
         f"{measured['software']}, {_reference(measured)['model']}, {measured['date']}: {machine['processor']}, "
-        f"{machine['threads']} threads, {machine['device']} in {machine['precision']}; medians of {measured['runs']} "
+        f"{machine['threads']} threads, {device} in {machine['precision']}; medians of {measured['runs']} "
         f"runs. Measured in the same run: matrix products {machine['matrix_gflops']:.0f} GFLOP/s, copying memory "
         f"{machine['memory_gbs']:.1f} GB/s."
     )
@@ -368,7 +374,8 @@ def _peers_table(measured: dict[str, Any]) -> str:
 def _slices_table(measured: dict[str, Any]) -> str:
     """What the product does with more and fewer slices."""
     titles = ["slices", "seconds per slice", "rest / network", "of matrix rate", "of memory rate", "seconds", "network"]
-    titles += [*STAGES, "peak memory, MB"]
+    memories = ["peak_mb"] + (["gpu_peak_mb"] if measured["machine"]["gpu"] else [])
+    titles += [*STAGES, "peak memory, MB", "GPU memory, MB"][: len(STAGES) + len(memories)]
     rows = []
     for count, row in measured["product"].items():
         median = row["median"]
@@ -377,7 +384,7 @@ def _slices_table(measured: dict[str, Any]) -> str:
             [str(count), f"{median['total'] / row['slices']:.3f}", f"{median['total'] / median['network'] - 1:.2f}"]
             + [f"{network_rate(row):.2f}", f"{memory_rate:.2f}", f"{median['total']:.2f}", f"{median['network']:.2f}"]
             + [f"{median[stage]:.2f}" for stage in STAGES]
-            + [_number(row["peak_mb"])]
+            + [_number(row[memory]) for memory in memories]
         )
     return markdown_table(titles, rows)
 

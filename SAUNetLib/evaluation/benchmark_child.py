@@ -86,6 +86,7 @@ def product(image: str, output: str, model: str | None, device: str, runs: int, 
     return {
         "model": f"{engine.model.card.name} {engine.model.card.version}",
         "device": engine.device.type,
+        "gpu": gpu_name(engine.device),
         "precision": str(engine.dtype).removeprefix("torch."),
         "slices": number,
         "working_pixels": list(padded(pixel_mm)),
@@ -224,6 +225,13 @@ def gpu_peak_memory(device: Any) -> float | None:
     import torch
 
     return torch.cuda.max_memory_reserved(device) / 1e6 if device.type == "cuda" else None
+
+
+def gpu_name(device: Any) -> str | None:
+    """What a GPU is called; None for other devices."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def threads() -> int:

@@ -29,6 +29,7 @@ from monai.losses import DiceLoss
 from monai.metrics import DiceMetric
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ..anatomy import CLASS_NAMES
@@ -360,7 +361,8 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
     _without_chatter()
     last, timer = output / LAST, Timer()
     interruptible = _Interruptible(last)
-    trainer = _trainer(run.config, data, output, accelerator, [*_callbacks(run.config, output), timer, interruptible])
+    callbacks = [*_callbacks(run.config, output, choose_device(accelerator)), timer, interruptible]
+    trainer = _trainer(run.config, data, output, accelerator, callbacks)
     if not (last.exists() and _stopped_early(last)):
         numbers = () if trainer.world_size > 1 else (signal.SIGINT, signal.SIGTERM)
         with signals_to(interruptible.ask, *numbers):
@@ -380,13 +382,13 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
     return timer.time_elapsed()
 
 
-def _callbacks(config: TrainingConfig, output: Path) -> list[Callback]:
-    """Averaging, checkpoints and an early end."""
+def _callbacks(config: TrainingConfig, output: Path, device: torch.device) -> list[Callback]:
+    """Averaging, checkpoints and an early end; averages are kept on the device, which Lightning does not know yet."""
     # The first half only leads away from the start; an average over it would lag behind. With early stopping it begins
     # almost at once, since any validation may be the last.
     averaged_from = config.steps // (2 if config.patience is None else 20)
     callbacks: list[Callback] = [
-        WeightAveraging(avg_fn=partial(_averaged, decay=config.averaging, start=averaged_from)),
+        WeightAveraging(device, multi_avg_fn=partial(_average, decay=config.averaging, start=averaged_from)),
         ModelCheckpoint(
             output, Path(LAST).stem, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
         ),
@@ -466,9 +468,14 @@ class _Interruptible(Callback):
         self.on_train_batch_start()
 
 
-def _averaged(average: Tensor, weights: Tensor, updates: Tensor, *, decay: float, start: int) -> Tensor:
-    """Moving average that follows the weights themselves until `start`: what is validated is then what is trained."""
-    return weights if updates <= start else average * decay + weights * (1 - decay)
+def _average(
+    averaged: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor, *, decay: float, start: int
+) -> None:
+    """Moving average that follows the weights themselves until `start`: what is validated is then what is trained.
+
+    All weights at once: on a GPU, an operation for every one of them takes longer than the step.
+    """
+    get_ema_multi_avg_fn(decay if updates > start else 0.0)(averaged, weights, updates)
 
 
 def _stopped_early(checkpoint: Path) -> bool:
