@@ -163,11 +163,10 @@ class Engine:
             return False
         image = stack.slices[number : number + 1]
         intensity, shape = Intensity.of(image), stack.working_shape(COARSER * self.model.card.pixel_mm)
-        sure = []
-        for one in (image, np.ascontiguousarray(image[..., ::-1])):
-            (scores,) = self.network.stream([self._input(one, intensity, shape)])
-            best, kind = scores[..., : shape[0], : shape[1]].float().softmax(1).max(1)
-            sure.append(float(best[kind > 0].mean()) if kind.any() else 0.0)
+        both = np.concatenate((image, image[..., ::-1]))
+        scores = self.network.scores(self.network.rough(self._input(both, intensity, shape)))
+        best, kind = scores[..., : shape[0], : shape[1]].float().softmax(1).max(1)
+        sure = [float(one[there].mean()) if there.any() else 0.0 for one, there in zip(best, kind > 0, strict=True)]
         return sure[1] > sure[0] + _SURER
 
     def _chunks(
@@ -201,7 +200,8 @@ def network_input(
         stride: rows and columns are padded to multiples of it, below and on the right, as dark as the volume gets.
         device: to compute on.
     """
-    image = resample(torch.from_numpy(intensity.normalise(slices))[:, None].to(device), shape)
+    image = torch.from_numpy(slices.astype(np.float32))[:, None].to(device)
+    image = resample(intensity.normalise(image), shape)
     darkest = (intensity.low - intensity.mean) / intensity.deviation
     return F.pad(image, (0, -shape[1] % stride, 0, -shape[0] % stride), value=darkest)
 
@@ -232,14 +232,15 @@ def best_class(scores: Tensor) -> Tensor:
 def fine_classes(scores: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Class of the highest score after `resample`: scores (1, C, h, w) of any type -> uint8 (H, W).
 
-    Only the box around what is not background is enlarged: a mean of scores that are highest for one class is so too.
+    A processor enlarges only the box around what is not background: a mean of scores that are highest for one class is
+    so too. A GPU enlarges everything sooner than it tells where the box is.
     """
     # PyTorch is slow at the other layout from here on.
     scores = scores.to(torch.float32, memory_format=torch.contiguous_format)
     rows, columns = shape
-    coarse = best_class(scores)[0]
-    if rows < coarse.shape[0] or columns < coarse.shape[1]:
+    if scores.device.type != "cpu" or rows < scores.shape[2] or columns < scores.shape[3]:
         return best_class(resample(scores, (rows, columns)))[0]
+    coarse = best_class(scores)[0]
     result = coarse.new_zeros(rows, columns)
     if not coarse.any():
         return result

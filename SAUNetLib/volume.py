@@ -5,12 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import SimpleITK as sitk
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pixels = TypeVar("Pixels", np.ndarray, "Tensor")
 
 LARGEST_PIXEL_MM = 3.0
 """Coarser pixels than this show no disc; the image is refused."""
@@ -434,9 +439,9 @@ class Intensity:
         result: np.ndarray = (clipped - np.float32(self.low)) / np.float32(self.high - self.low)
         return result
 
-    def normalise(self, slices: np.ndarray) -> np.ndarray:
-        """Slices of any real type -> float32 of the same shape."""
-        result = np.clip(slices.astype(np.float32), np.float32(self.low), np.float32(self.high))
-        result -= np.float32(self.mean)
-        result /= np.float32(self.deviation)
+    def normalise(self, slices: Pixels) -> Pixels:
+        """Slices of float32, NumPy's or PyTorch's on any device -> another array of the same kind and shape."""
+        result: Pixels = slices.clip(self.low, self.high)
+        result -= self.mean
+        result /= self.deviation
         return result

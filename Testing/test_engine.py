@@ -62,7 +62,7 @@ def test_engine_equals_the_network_on_the_whole_stack(tiny_model):
     found, _ = Engine(model, "cpu", "float32").classes(stack)
     intensity = engine_module.Intensity.of(stack.slices)
     with torch.inference_mode():
-        scores = model.network(torch.from_numpy(intensity.normalise(stack.slices))[None, :, None])[0]
+        scores = model.network(torch.from_numpy(intensity.normalise(stack.slices.astype(np.float32)))[None, :, None])[0]
     assert np.mean(found != scores.argmax(1).numpy()) < 1e-3
 
 
@@ -72,7 +72,7 @@ def test_every_slice_is_encoded_once_whatever_the_chunk(tiny_model):
     engine.network.encoder.register_forward_hook(lambda _m, inputs, _r: encoded.append(inputs[0].shape[0]))
     engine.chunk = 2
     engine.classes(stack_of(5))
-    assert encoded == [2, 2, 1, 1, 1]  # then one slice as it is and turned round: does it face backwards?
+    assert encoded == [2, 2, 1, 2]  # then one slice as it is and turned round: does it face backwards?
 
 
 def test_same_input_same_bits(tiny_engine):
@@ -220,7 +220,7 @@ def test_out_of_memory_on_a_gpu_ends_on_the_processor(tiny_model, monkeypatch):
     tried = failing(engine, torch.OutOfMemoryError("out of memory"), 1)
     _, notices = engine.classes(stack_of(2))
     assert [notice.code for notice in notices] == ["MOVED_TO_CPU"]
-    assert engine.device.type == "cpu" and len(tried) == 5  # one that failed, two, and one from either side
+    assert engine.device.type == "cpu" and len(tried) == 4  # one that failed, two, and one from both sides
 
 
 def test_a_gpu_that_fails_is_left_where_nobody_asked_for_it(tiny_model):

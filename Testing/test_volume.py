@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from builders import SLICES_TO_LEFT, SLICES_TO_RIGHT, euler, rearranged
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -190,8 +191,11 @@ def test_grids_are_compared_by_position():
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64])
 def test_normalised_intensities_have_zero_mean_and_unit_deviation(dtype):
     slices = volume((5, 60, 60), dtype=dtype).voxels
-    normal = Intensity.of(slices).normalise(slices)
+    single = slices.astype(np.float32)
+    normal = Intensity.of(slices).normalise(single)
     assert normal.dtype == np.float32
+    assert np.array_equal(single, slices.astype(np.float32)), "what is given stays"
+    assert np.array_equal(Intensity.of(slices).normalise(torch.from_numpy(single)).numpy(), normal)
     assert abs(normal.mean()) < 1e-3 and abs(normal.std() - 1) < 1e-3
 
 

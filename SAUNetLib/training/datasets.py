@@ -248,8 +248,7 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         if case.background != BACKGROUND:
             labels[labels == BACKGROUND] = case.background
         intensity = Intensity.of(images.numpy())
-        normal = torch.from_numpy(intensity.normalise(images.numpy()))
-        return normal[:, None], labels.long()
+        return intensity.normalise(images)[:, None], labels.long()
 
     def _stack(self, case: Case, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Consecutive slices of a patient, averaged and skipped at random, in either order."""
