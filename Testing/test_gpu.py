@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch h
 @pytest.fixture(scope="module")
 def volume():
     """A phantom of more slices than go to the GPU at once."""
-    return make_phantom(PhantomOptions(slices=GPU_CHUNK + 5, slice_thickness=3.0, gap=0.0)).volume
+    return make_phantom(PhantomOptions(slices=5 * GPU_CHUNK + 1, slice_thickness=3.0, gap=0.0)).volume
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_gpu_gives_the_classes_of_the_processor(volume, precision):
 def test_memory_on_the_gpu_does_not_grow_with_the_slices(spare, volume):
     engine = Engine(load_model(DEFAULT_MODEL), "cuda")
     stack = SagittalStack.of(volume)
-    few = replace(stack, slices=stack.slices[:GPU_CHUNK])
+    few = replace(stack, slices=stack.slices[: 2 * GPU_CHUNK])
     many = replace(stack, slices=np.concatenate([stack.slices] * 5))
     peaks = []
     for one in (few, many):
@@ -83,7 +83,7 @@ def test_a_full_gpu_takes_smaller_chunks_then_the_processor(spare, volume):
         found, notices = engine.classes(stack)
         told.append([notice.code for notice in notices])
         assert np.mean(found != expected) < 0.002
-    assert told == [["SMALLER_CHUNKS"], ["SMALLER_CHUNKS", "MOVED_TO_CPU"]] or told[1][-1] == "MOVED_TO_CPU"
+    assert told[0] == ["SMALLER_CHUNKS"] and told[1][-1] == "MOVED_TO_CPU"
     torch.cuda.set_per_process_memory_fraction(1.0)
     assert engine.classes(stack)[1] == () and engine.device.type == "cuda"
 
