@@ -177,6 +177,18 @@ def test_nnunet_absent_is_a_row_not_a_failure(image, monkeypatch):
     assert benchmark_peers.nnunet(str(image), "cpu")["absent"].startswith("nnunetv2")
 
 
+@pytest.mark.parametrize("device, precision", [("cpu", "float32"), ("cuda", "float16")])
+def test_peers_are_named_by_what_they_compute_in(monkeypatch, device, precision):
+    monkeypatch.setattr(module, "_peer", lambda task, image, device, **rest: {"absent": task})
+    rows = module._peers(Path("x"), device, {"device": device, "precision": "bfloat16"}, 1, print)
+    assert list(rows) == [
+        "MONAI 3D BasicUNet, bfloat16",
+        "MONAI 3D UNet, bfloat16",
+        f"nnU-Net 3d_fullres, {precision}",
+        f"nnU-Net 3d_fullres, {precision}, mirroring",
+    ]
+
+
 def test_nnunet_where_it_is_installed(image):
     pytest.importorskip("nnunetv2", reason="needs the extra `peers`")
     row = benchmark_peers.nnunet(str(image), "cpu")

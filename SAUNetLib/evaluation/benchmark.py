@@ -85,7 +85,7 @@ def benchmark(
         say("start and worker")
         imports = measure_imports(budget.runs)
         worker = measure_worker(image, model, device, budget.runs)
-        peers = _peers(image, device, product[reference]["precision"], budget.runs, say)
+        peers = _peers(image, device, product[reference], budget.runs, say)
     measured = {
         "software": f"SAUNet {__version__}",
         "date": datetime.now(UTC).date().isoformat(),
@@ -112,19 +112,21 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _peers(image: Path, device: str, precision: str, runs: int, say: Say) -> dict[str, dict[str, Any]]:
+def _peers(image: Path, device: str, product: dict[str, Any], runs: int, say: Say) -> dict[str, dict[str, Any]]:
     """By name; a peer that is not installed or fails here is told as such and stops nothing."""
     rows: dict[str, dict[str, Any]] = {}
+    precision = product["precision"]
     for network in ("BasicUNet", "UNet"):
         say(f"MONAI's 3D {network}")
         name = f"MONAI 3D {network}, {precision}"
         rows[name] = _peer("monai_unet", image, device, network=network, precision=precision, runs=runs)
     say("nnU-Net's 3d_fullres (takes minutes)")
     plain = _peer("nnunet", image, device)
-    rows["nnU-Net 3d_fullres, float32"] = plain
+    shipped = "float16" if product["device"] == "cuda" else "float32"  # nnU-Net's predictor decides it so
+    rows[f"nnU-Net 3d_fullres, {shipped}"] = plain
     # A window's difference times the number of windows, not a run of its own.
     mirrored = {"seconds": plain["mirrored_seconds"], "runs": 0} if "seconds" in plain else {}
-    rows["nnU-Net 3d_fullres, float32, mirroring"] = plain | mirrored
+    rows[f"nnU-Net 3d_fullres, {shipped}, mirroring"] = plain | mirrored
     return rows
 
 

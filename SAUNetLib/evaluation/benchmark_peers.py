@@ -129,13 +129,15 @@ def _predict(
     predictor.manual_initialization(
         network, manager, configuration, [network.state_dict()], dataset, "nnUNetTrainer", (0, 1, 2)
     )
+    patch = configuration.patch_size
+    window = torch.randn(1, *patch)
+    if place.type == "cuda":  # where the first call loads libraries and chooses kernels
+        predictor.predict_sliding_window_return_logits(window)
     begin = time.perf_counter()
     predictor.predict_single_npy_array(voxels[None].astype(np.float32), {"spacing": spacing})
     synchronise(place)
     plain = time.perf_counter() - begin
     peak = peak_memory()
-    patch = configuration.patch_size
-    window = torch.randn(1, *patch)
     extra = 0.0
     for predictor.use_mirroring, sign in ((False, -1), (True, 1)):
         begin = time.perf_counter()
