@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -24,6 +25,7 @@ from .resources import resource
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_PINS = "constraints.txt"
 PYTHONS = {"5.10": "3.12", "5.12": "3.12"}
 """Python of every supported Slicer."""
 PLATFORMS = {
@@ -42,8 +44,10 @@ _MARKERS = {
         "os_name": "posix", "sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64",
     },
 }  # fmt: skip
-PACKAGES = ("torch>=2.4", "safetensors>=0.4", "connected-components-3d>=3.20", "pynrrd>=1.0")
+PACKAGES = ("torch>=2.2", "safetensors>=0.4", "connected-components-3d>=3.20", "pynrrd>=1.0")
 """What the engine needs beside what Slicer brings."""
+TORCH_FOR_WINDOWS = "2.14.1"
+"""Not the pinned one: below Slicer's folder, the paths of 2.13's licences are longer than Windows allows."""
 
 Run = Callable[[Sequence[str]], int]
 
@@ -79,6 +83,7 @@ def write_bundle(
     weights = find_model()
     with tempfile.TemporaryDirectory(prefix="saunet-bundle-", ignore_cleanup_errors=True) as folder:
         wheels = Path(folder)
+        _pin(wheels, platform)
         _download(wheels, slicer, platform, index, run or _run)
         files = {f"wheels/{path.name}": path for path in sorted(wheels.glob("*.whl"))}
         files |= {f"models/{path.name}": path for path in (weights, weights.with_suffix(".json"))}
@@ -102,14 +107,27 @@ def this_platform() -> str:
 def download_command(
     folder: Path, slicer: str, platform: str, requirements: Sequence[str], index: str | None = None
 ) -> list[str]:
-    """The pip command that downloads a wheel for each of these requirements, and nothing that must be built."""
+    """The pip command that downloads a wheel for each of these requirements, and nothing that must be built.
+
+    The versions are the tested ones, which it finds in the folder's ``constraints.txt``.
+    """
     tags = [part for tag in PLATFORMS[platform] for part in ("--platform", tag)]
     further = ["--extra-index-url", index] if index else []
     python = ["--python-version", PYTHONS[slicer], "--implementation", "cp"]
-    constraints = resource().with_name("constraints.txt")
+    constraints = folder / _PINS
     pins = ["--constraint", str(constraints)] if constraints.is_file() else []
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     return [*pip, *python, *tags, *further, *pins, *requirements]
+
+
+def _pin(folder: Path, platform: str) -> None:
+    """Write the tested versions of the packages, as far as the platform can take them, into the folder."""
+    tested = resource().with_name(_PINS)
+    if tested.is_file():
+        text = tested.read_text(encoding="utf-8")
+        if platform == "windows":
+            text = re.sub(r"(?m)^torch==.*$", f"torch=={TORCH_FOR_WINDOWS}", text)
+        (folder / _PINS).write_text(text, encoding="utf-8")
 
 
 def _download(folder: Path, slicer: str, platform: str, index: str | None, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -148,7 +149,8 @@ class Engine:
         report("segment", 0.0)
         for number, scores in enumerate(self.network.stream(self._chunks(stack, intensity, shape, report))):
             # One slice at a time: a float map per class never exists for the whole volume.
-            result[number] = fine_classes(scores[..., : shape[0], : shape[1]], result.shape[1:]).cpu().numpy()
+            found = fine_classes(scores[..., : shape[0], : shape[1]], result.shape[1:])
+            result[number] = np.from_dlpack(found.cpu())
         report("segment", 1.0)
         return result
 
@@ -203,7 +205,8 @@ def network_input(
         stride: rows and columns are padded to multiples of it, below and on the right, as dark as the volume gets.
         device: to compute on.
     """
-    image = torch.from_numpy(slices.astype(np.float32))[:, None].to(device)
+    # PyTorch 2.2, the last one for Macs with Intel's processors, knows NumPy 2 by this protocol alone.
+    image = torch.from_dlpack(slices.astype(np.float32))[:, None].to(device)
     image = resample(intensity.normalise(image), shape)
     darkest = (intensity.low - intensity.mean) / intensity.deviation
     return F.pad(image, (0, -shape[1] % stride, 0, -shape[0] % stride), value=darkest)
@@ -279,7 +282,9 @@ def choose_device(device: str) -> torch.device:
     Raises:
         UsageError: DEVICE.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    # An Intel Mac's graphics cards, and Apple's under Rosetta, PyTorch may see, but was never made for.
+    apple = torch.backends.mps.is_available() and platform.machine() == "arm64"
+    there = {"cuda": torch.cuda.is_available(), "mps": apple, "cpu": True}
     if device == "auto":
         return torch.device(next(name for name, present in there.items() if present))
     if not there.get(device, False):

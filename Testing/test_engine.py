@@ -299,8 +299,25 @@ def test_devices(monkeypatch):
         with pytest.raises(UsageError) as caught:
             choose_device(device)
         assert caught.value.code == "DEVICE"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for machine, device in (("arm64", "mps"), ("x86_64", "cpu")):  # Slicer's package for macOS is for the second
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        assert choose_device("auto").type == device
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto").type == "cuda"
+
+
+def test_the_engine_does_without_pytorch_s_own_road_to_numpy(tiny_model, monkeypatch):
+    """PyTorch 2.2, the last one for Macs with Intel's processors, was built for NumPy 1 and has none to NumPy 2."""
+    expected, _ = Engine(load_model(tiny_model), "cpu", "float32").classes(stack_of(3))
+
+    def missing(*_: object, **__: object) -> None:
+        raise RuntimeError("Numpy is not available")
+
+    for owner, name in ((torch, "from_numpy"), (torch.Tensor, "numpy"), (torch.Tensor, "__array__")):
+        monkeypatch.setattr(owner, name, missing)
+    found, notices = Engine(load_model(tiny_model), "cpu", "float32").classes(stack_of(3))
+    assert np.array_equal(found, expected) and notices == ()
 
 
 @given(

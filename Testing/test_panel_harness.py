@@ -1,7 +1,9 @@
 """The stand-in is strict: what PythonQt, CTK and Slicer do not offer fails here, and README.md names what is called."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -174,3 +176,32 @@ def test_readme_names_every_call():
 def test_readme_names_only_files_that_exist():
     for name in re.findall(r"^\| `(\w+\.py)`", README, re.MULTILINE):
         assert Path(ROOT, "Testing", "harness", name).is_file()
+
+
+WITHOUT_ENGINE = """
+import sys
+for name in ("torch", "cc3d", "nrrd", "safetensors", "slicerio", "scipy", "PIL"):
+    sys.modules[name] = None  # cannot be imported
+from harness import install
+install()
+import unittest
+from types import SimpleNamespace
+import slicer
+from SAUNetPanel import SelfTest
+from SAUNetPanel.SceneNodes import SceneNodes
+made = SelfTest.boxes()
+volume = SelfTest.volumeNode(made.volume)
+panel = SimpleNamespace(logic=SimpleNamespace(nodes=SceneNodes(slicer.mrmlScene)), _parameters=SimpleNamespace())
+SelfTest.checkSegments(unittest.TestCase(), SelfTest.importTruth(panel, volume, made), volume)
+print("tested")
+"""
+
+
+def test_the_self_test_s_scene_side_needs_no_package_of_the_engine():
+    """Where Slicer's own tests run, nothing is installed."""
+    paths = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "Testing", MODULE))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ENGINE], capture_output=True, encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": paths}, check=False,
+    )  # fmt: skip
+    assert done.stdout.endswith("tested\n"), done.stderr

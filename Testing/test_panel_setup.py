@@ -55,7 +55,8 @@ def test_requirements_are_those_of_the_engine():
     known = {line.split(">=")[0]: line for line in project["dependencies"]}
     wanted = Dependencies.Dependencies().requirements()
     assert all(known[one.split(">=")[0]] == one for one in wanted)
-    assert list(bundle.PACKAGES) == [Dependencies.TORCH, *wanted] and known["torch"] == Dependencies.TORCH
+    torch = Dependencies.TORCH.partition(",")[0]  # the same but for what Windows leaves out
+    assert list(bundle.PACKAGES) == [torch, *wanted] and known["torch"] == torch
 
 
 @pytest.mark.parametrize("wanted, found, met", [
@@ -86,7 +87,7 @@ def test_check_says_what_is_there_and_what_is_not(needs):
     assert rows["Slicer"].fine and "guess" in rows["Estimated time"].detail
     del needs.installed["torch"]
     rows = {row.name: row for row in needs.check()}
-    assert rows["PyTorch"].fine is False and needs.missing() == ["torch>=2.4"]
+    assert rows["PyTorch"].fine is False and needs.missing() == [Dependencies.TORCH]
     assert "\u2717" in needs.checkHtml()
 
 
@@ -157,6 +158,8 @@ def test_install_pins_slicer_s_own_packages(needs, pip):
     del needs.installed["pynrrd"]
     assert needs.installMissing(lambda text: True) is True
     assert pip[0][-1] == "pynrrd>=1.0" and "numpy==2.0\n" in pip[1] and "SimpleITK==2.4\n" in pip[1]
+    # light-the-torch, which fetches PyTorch, refuses Slicer 5.12's pip, and some versions of PyTorch its setuptools.
+    assert "pip==" not in pip[1] and "setuptools==" not in pip[1]
     assert needs.installMissing(lambda text: True) is False  # nothing is missing any more
 
 
@@ -200,7 +203,7 @@ def test_torch_comes_through_the_pytorch_extension_only(needs, pip, monkeypatch)
         windows.setattr(sys, "platform", "win32")
         needs.installMissing(lambda text: pytest.fail("asked before it is known whether it can be done"))
     assert raised.value.code == "PYTORCH_IN_USE"
-    assert needs.installMissing(lambda text: True) and asked == [">=2.4"] and pip == []
+    assert needs.installMissing(lambda text: True) and asked == [Dependencies.TORCH.removeprefix("torch")] and pip == []
     assert os.environ["PIP_CONSTRAINT"] == "mine.txt"
 
 
@@ -360,7 +363,8 @@ def index(tmp_path, monkeypatch):
         'new; python_version >= "3.12"', 'old; python_version < "3.12"', 'dos; os_name == "nt"',
     ]  # fmt: skip
     for compiled, packed in TAGS.values():
-        make_wheel(folder, "torch", pins["torch"], compiled, needs)
+        for version in (pins["torch"], bundle.TORCH_FOR_WINDOWS):
+            make_wheel(folder, "torch", version, compiled, needs)
         make_wheel(folder, "torch", "99", compiled)
         make_wheel(folder, "safetensors", pins["safetensors"], packed)
     make_wheel(folder, "gpu-kit", "13.1", needs=['gpu-blas; extra == "blas"', 'gpu-fft; extra == "fft"'])
@@ -383,7 +387,7 @@ def test_bundle_holds_what_its_platform_needs_and_nothing_else(made, index, tmp_
     names = bundle.write_bundle(tmp_path / "b.zip", "5.12", platform)
     wheels = {tuple(name.removeprefix("wheels/").split("-")[:2]) for name in names if name.startswith("wheels/")}
     pinned = re.search(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
-    assert ("torch", pinned) in wheels
+    assert ("torch", bundle.TORCH_FOR_WINDOWS if platform == "windows" else pinned) in wheels
     engine = {one.partition(">=")[0] for one in bundle.PACKAGES}
     assert {name.replace("_", "-") for name, _ in wheels} == engine | {"common", "new"} | own
     if sys.platform == "linux":  # Windows does not remove what is open
@@ -551,7 +555,9 @@ def test_first_click_without_packages_offers_to_install_them(needs, pip, panel_o
     assert "not installed yet" in panel.ui.statusLabel.text
     panel.ui.segmentButton.click()
     assert panel.widget._card.code == "NOT_INSTALLED" and not panel.engine.alive
-    assert "torch>=2.4, pynrrd>=1.0" in panel.ui.cardText.text and panel.ui.cardActionButton.text == "Install"
+    assert (
+        f"{Dependencies.TORCH}, pynrrd>=1.0" in panel.ui.cardText.text and panel.ui.cardActionButton.text == "Install"
+    )
 
 
 def test_missing_package_card_installs(needs, pip, panel_of):  # noqa: F811

@@ -229,6 +229,14 @@ def test_every_button_of_a_card_does_something(panel_of):  # noqa: F811
     assert {Cards.cardOf({"code": code}).action for code in Cards.codes()} - {""} <= remedies.keys()
 
 
+def test_damaged_pytorch_leads_to_the_module_that_removes_it(panel_of, monkeypatch):  # noqa: F811
+    panel, shown = panel_of(), []
+    monkeypatch.setattr(slicer.util, "selectModule", shown.append)
+    panel.widget._showCard(Cards.cardOf({"code": "PYTORCH_BROKEN"}))
+    panel.ui.cardActionButton.click()
+    assert shown == ["PyTorchUtils"] and panel.widget._card is None
+
+
 @pytest.mark.parametrize("code, pressed", [
     ("ENGINE_START", lambda panel: not panel.ui.setupSection.collapsed and panel.ui.setupBrowser.plainText),
     ("MODEL_DAMAGED", lambda panel: panel.widget._parameters.model == "" and panel.logic.running),
@@ -245,12 +253,23 @@ def test_button_of_a_card_closes_it_and_applies_the_remedy(panel_of, code, press
     assert panel.wait()
 
 
-def test_missing_package_in_the_engine_is_no_bug():
-    cause = "the engine failed unexpectedly (ModuleNotFoundError: No module named 'cc3d')."
-    event = withMissingPackage({"code": "INTERNAL", "cause": cause})
-    assert event["code"] == "NOT_INSTALLED" and "cc3d" in event["cause"]
-    other = {"code": "INTERNAL", "cause": "the engine failed unexpectedly (ValueError: x)."}
-    assert withMissingPackage(other) is other
+@pytest.mark.parametrize("failure, code", [
+    ("ModuleNotFoundError: No module named 'cc3d'", "NOT_INSTALLED"),
+    ("ModuleNotFoundError: No module named 'torch'", "NOT_INSTALLED"),
+    ("ModuleNotFoundError: No module named 'torchgen'", "PYTORCH_BROKEN"),
+    ("ModuleNotFoundError: No module named 'torch._C'", "PYTORCH_BROKEN"),
+    ("ModuleNotFoundError: No module named 'sympy'", "PYTORCH_BROKEN"),
+    ('OSError: [WinError 126] Cannot find it. Error loading "C:\\a\\torch\\lib\\c10.dll"', "PYTORCH_BROKEN"),
+    ("ImportError: libtorch_cpu.so: cannot open shared object file", "PYTORCH_BROKEN"),
+    ("OSError: [Errno 28] No space left on device", "INTERNAL"),
+    ("ValueError: x", "INTERNAL"),
+])  # fmt: skip
+def test_missing_and_damaged_packages_in_the_engine_are_no_bugs(failure, code):
+    event = {"code": "INTERNAL", "cause": f"the engine failed unexpectedly ({failure})."}
+    found = withMissingPackage(event)
+    assert found["code"] == code and (code == "INTERNAL") == (found is event)
+    if code == "NOT_INSTALLED":
+        assert failure.split("'")[1] in found["cause"]
 
 
 @pytest.mark.parametrize("platform, name", [("linux", "cuda"), ("win32", "cuda"), ("darwin", "mps")])
@@ -903,16 +922,19 @@ def test_click_on_a_phantom_equals_the_command_with_the_shipped_model(scene, tmp
     close_panel(panel)
 
 
-def test_self_test_s_scene_side(panel_of, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("kind", ["phantom", "boxes"])
+def test_self_test_s_scene_side(panel_of, kind):  # noqa: F811
     """What Testing/Slicer runs in Slicer, but for the Segment Editor's effects and the engine."""
     from unittest import TestCase
 
     from SAUNetPanel import SelfTest
 
     panel = panel_of().widget
-    volume = SelfTest.phantomVolume()
+    made = getattr(SelfTest, kind)()
+    volume = SelfTest.volumeNode(made.volume)
     panel.ui.inputSelector.setCurrentNode(volume)
-    node = SelfTest.importTruth(panel, volume)
+    assert panel.ui.segmentButton.enabled
+    node = SelfTest.importTruth(panel, volume, made)
     SelfTest.checkSegments(TestCase(), node, volume)
     SelfTest.export(TestCase(), panel, node)
     assert panel.ui.resultSelector.currentNode() is node

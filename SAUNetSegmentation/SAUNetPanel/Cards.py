@@ -52,6 +52,7 @@ def actions() -> Mapping[str, str]:
         "log": _("Show the log"),
         "crop": _("Open Crop Volume"),
         "extensions": _("Open Extensions"),
+        "pytorch": _("Open PyTorch Utils"),
     }
 
 
@@ -193,6 +194,9 @@ def _panelCards() -> dict[str, tuple[str, ...]]:
         "PYTORCH_IN_USE": (_("PyTorch is in use"),
                            _("Another extension has loaded an older PyTorch. Windows cannot replace it while in use."),
                            _("Restart Slicer, then press Install before anything else.")),
+        "PYTORCH_BROKEN": (_("PyTorch is damaged"), _("Its installation is not complete."),
+                           _("In the module PyTorch Utils press Uninstall PyTorch, restart Slicer, then press Install"
+                             " in this module's section Setup."), "pytorch"),
         "BUNDLE": (_("Not a bundle for this computer"),
                    _("The file is not a complete bundle for this version of Slicer."),
                    _("Make one with the command saunet bundle for this version of Slicer and this platform.")),

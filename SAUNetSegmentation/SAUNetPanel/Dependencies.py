@@ -30,9 +30,17 @@ from .Cards import PanelError
 from .Report import withoutPaths
 from .Signal import Signal
 
-TORCH = "torch>=2.4"
-SLICERS_OWN = ("numpy", "scipy", "SimpleITK", "pillow", "pydicom", "requests", "packaging", "setuptools", "pip")
-"""Packages that Slicer brings and itself relies on: an installation must not change them."""
+TORCH = "torch>=2.2" + (",!=2.13.*" if sys.platform == "win32" else "")
+"""2.2 is the last one for Intel's Macs, which Slicer's package for macOS takes every Mac for.
+
+2.13 holds licences whose paths are too long for Windows below Slicer's folder, and is left half installed there.
+"""
+SLICERS_OWN = ("numpy", "scipy", "SimpleITK", "pillow", "pydicom", "requests", "packaging")
+"""Packages that Slicer brings and itself relies on: an installation must not change them.
+
+Not pip and setuptools: the PyTorch extension's light-the-torch needs an older pip than Slicer 5.12 brings, and some
+versions of PyTorch an older setuptools.
+"""
 NOT_WRITABLE = ("[Errno 13]", "[Errno 30]", "[WinError 5]")
 """What pip's errors name where Slicer's folder is write-protected; the words behind it are in the system's language."""
 LEAST_DISK = 6 * 10**9

@@ -314,11 +314,24 @@ def deviceName(device: str) -> str:
 
 
 def withMissingPackage(event: dict[str, Any]) -> dict[str, Any]:
-    """An error event; where the engine failed for want of a package, one that says so."""
-    match = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", str(event.get("cause")))
-    if event.get("code") != "INTERNAL" or match is None:
+    """An error event; where the engine failed for want of a package or of PyTorch's own parts, one that says so.
+
+    Install brings the first. PyTorch it takes for installed, whatever its installation lacks.
+    """
+    cause = str(event.get("cause"))
+    if event.get("code") != "INTERNAL":
         return event
-    return {"code": "NOT_INSTALLED", "cause": _("The package {name} is missing.").format(name=match[1])}
+    match = re.search(r"ModuleNotFoundError: No module named '(\w+)((?:\.\w+)*)'", cause)
+    if match is not None and (match[1] in _PACKAGES and not (match[1] == "torch" and match[2])):
+        return {"code": "NOT_INSTALLED", "cause": _("The package {name} is missing.").format(name=match[1])}
+    if match is not None or _TORCHS_LIBRARY.search(cause):
+        return {"code": "PYTORCH_BROKEN"}
+    return event
+
+
+_PACKAGES = ("numpy", "SimpleITK", "PIL", "packaging", "torch", "safetensors", "cc3d", "nrrd")
+"""What the engine imports by itself; what else may be missing is a part of PyTorch or something that it brings."""
+_TORCHS_LIBRARY = re.compile(r"(?:OSError|ImportError): .*(?:\btorch\b|\bc10\b|libtorch)", re.DOTALL)
 
 
 def stageText(stage: str) -> str:

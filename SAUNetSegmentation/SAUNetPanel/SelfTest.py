@@ -2,11 +2,14 @@
 
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import slicer
+
+from SAUNetLib.volume import Geometry, Volume
 
 from .Result import isEdited, labelValues, mergedLabels, provenance
 from .Widget import DOUBLE_CLICK_S
@@ -24,13 +27,14 @@ def runSelfTest(test: Any) -> None:
     slicer.util.selectModule("SAUNetSegmentation")
     panel = slicer.modules.SAUNetSegmentationWidget.panel
     test.delayDisplay("Make a phantom")
-    volume = phantomVolume()
+    missing = panel.dependencies.missing()
+    made = boxes() if missing else phantom()
+    volume = volumeNode(made.volume)
     panel.ui.inputSelector.setCurrentNode(volume)
     test.assertTrue(panel.ui.segmentButton.enabled)
-    missing = panel.dependencies.missing()
     if missing:
         test.delayDisplay("The engine is not installed; only the scene side is tested")
-        node = importTruth(panel, volume)
+        node = importTruth(panel, volume, made)
     else:
         test.delayDisplay("Press the button, and press it again to cancel")
         cancelRun(test, panel)
@@ -42,23 +46,43 @@ def runSelfTest(test: Any) -> None:
     test.delayDisplay("Test passed")
 
 
-def phantomVolume() -> Any:
-    """A small lumbar phantom as a volume node."""
-    made = _phantom()
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Phantom")
-    slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(made.volume.voxels))
-    geometry = made.volume.geometry
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.asarray(geometry.direction) * geometry.spacing
-    matrix[:3, 3] = geometry.origin
-    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix))
-    return node
+@dataclass(frozen=True)
+class Made:
+    """An image and its label map (k, j, i)."""
+
+    volume: Volume
+    labels: np.ndarray
 
 
-def _phantom() -> Any:
+def phantom() -> Made:
+    """A small lumbar phantom; it needs packages of the engine."""
     from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 
-    return make_phantom(PhantomOptions(seed=1, slices=7, pixel=1.2))
+    made = make_phantom(PhantomOptions(seed=1, slices=7, pixel=1.2))
+    return Made(made.volume, made.labels)
+
+
+def boxes() -> Made:
+    """Boxes in the places of two vertebrae, the disc between them and the canal; only what Slicer brings is needed."""
+    labels = np.zeros((7, 60, 50), np.uint8)
+    for value, rows, columns in ((41, (8, 26), (10, 28)), (92, (26, 32), (10, 28)), (42, (32, 50), (10, 28))):
+        labels[1:6, slice(*rows), slice(*columns)] = value
+    labels[2:5, 5:55, 30:36] = 2
+    # Slices from right to left, rows from superior to inferior, columns from anterior to posterior.
+    direction = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    geometry = Geometry((50, 60, 7), (1.2, 1.2, 4.0), (0.0, 0.0, 0.0), direction)
+    return Made(Volume((labels > 0) * np.int16(300) + np.int16(50), geometry, "boxes"), labels)
+
+
+def volumeNode(volume: Volume) -> Any:
+    """A volume as a node in the scene."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Phantom")
+    slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(volume.voxels))
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.asarray(volume.geometry.direction) * volume.geometry.spacing
+    matrix[:3, 3] = volume.geometry.origin
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix))
+    return node
 
 
 def pressButton(test: Any, panel: Any) -> Any:
@@ -91,11 +115,10 @@ def waitForEnd(test: Any, panel: Any, seconds: float) -> None:
     test.assertFalse(panel.logic.running, "the engine did not end in time")
 
 
-def importTruth(panel: Any, volume: Any) -> Any:
-    """The phantom's own labels as if the engine had found them."""
+def importTruth(panel: Any, volume: Any, made: Made) -> Any:
+    """The image's own labels as if the engine had found them."""
     from SAUNetLib.segmentation import Segmentation
 
-    made = _phantom()
     result = Segmentation(made.labels, made.volume.geometry, provenance={"model": "none"})
     node = panel.logic.nodes.importResult(volume, result.labels, result.summary(), True)
     panel._parameters.result = node

@@ -465,6 +465,7 @@ class Widget:
             "log": self._openLog,
             "crop": lambda: slicer.util.selectModule("CropVolume"),
             "extensions": lambda: slicer.app.openExtensionsManagerDialog(),
+            "pytorch": lambda: slicer.util.selectModule("PyTorchUtils"),
         }
 
     def _useProcessor(self) -> None:
