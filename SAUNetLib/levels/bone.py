@@ -1,4 +1,4 @@
-"""The bodies' bone along the spine: where it is narrow, where it ends, how deep it is."""
+"""The vertebral bodies' bone as a profile along the spine: waists, ends, depth."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..levels.grid import pieces_of
+from ..levels.grid import connected_components
 from .centreline import Centreline
 from .neighbours import Neighbours
 from .plates import Section
@@ -101,7 +101,7 @@ def _without_strays(
     strays, doubtful = np.zeros(space.labels.shape, bool), set()
     for value in (*vertebrae, *discs):
         box = space.box(value)
-        pieces = pieces_of(space.labels[box] == value)
+        pieces = connected_components(space.labels[box] == value)
         sizes = np.bincount(pieces.ravel())[1:]
         for piece in np.flatnonzero(sizes < sizes.max()) + 1:
             mask = pieces == piece

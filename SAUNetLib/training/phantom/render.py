@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...anatomy import structures
-from ...levels.grid import pieces_of
+from ...levels.grid import connected_components
 from .canvas import Canvas, Texture
 from .options import PhantomOptions
 from .tissues import signals
@@ -63,7 +63,7 @@ def drop_specks(labels: np.ndarray, voxel_mm3: float) -> None:
             slice(int(used[0]), int(used[-1]) + 1)
             for used in (np.flatnonzero(mask.any(others)) for others in ((1, 2), (0, 2), (0, 1)))
         )
-        parts = pieces_of(mask[box])
+        parts = connected_components(mask[box])
         sizes = np.bincount(parts.ravel())
         crumbs = np.flatnonzero((sizes < most) & (sizes < sizes[1:].max(initial=0)))
         labels[box][np.isin(parts, crumbs[crumbs > 0])] = 0
