@@ -31,7 +31,7 @@ from ..anatomy import (
     structures,
 )
 from ..errors import InputError
-from ..segmentation import KEPT_IN_NIFTI, Notice, Row, Segmentation, count_labels, said_in_short
+from ..segmentation import KEPT_IN_NIFTI, Notice, Segmentation, StructureRow, count_labels, parse_short_description
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
@@ -123,7 +123,7 @@ def _reference_grid(matrix: np.ndarray, geometry: Geometry) -> dict[str, str]:
     return {"name": _REFERENCE, "value": value, "description": "Grid of the segmented image.&"}
 
 
-def _segment(row: Row) -> dict[str, Any]:
+def _segment(row: StructureRow) -> dict[str, Any]:
     structure = row.structure
     tags = {
         LEVEL_TAG: structure.level,
@@ -173,7 +173,7 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
     labels, notices, meant = _in_our_values(as_labels(volume.voxels, path.name))
-    stated, codes, model = said_in_short(fields.get("descrip", ""))
+    stated, codes, model = parse_short_description(fields.get("descrip", ""))
     notices += tuple(Notice(code, KEPT_IN_NIFTI[code]) for code in codes)
     encoding = meant or _encoding(labels, fields.get(ENCODING) or stated, usual, path.name)
     read = _segmentation(labels, volume.geometry, encoding, ({KEY + "model": model} if model else {}) | fields)
