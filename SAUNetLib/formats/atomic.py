@@ -83,14 +83,16 @@ def same_place(first: Path, second: Path) -> bool:
     Letters tell only that two may be one: the system is asked whether scan.nii is there as Scan.nii, too.
     """
     try:
-        one, other = first.resolve(), second.resolve()
-        if one == other:
+        first_path, second_path = first.resolve(), second.resolve()
+        if first_path == second_path:
             return True
-        if spelling(one.name) != spelling(other.name):  # also a hard link: writing one of them leaves the other
+        if spelling(first_path.name) != spelling(
+            second_path.name
+        ):  # also a hard link: writing one of them leaves the other
             return False
-        if one.exists() or other.exists():
-            return one.samefile(other)
-        return one != one.parent and same_place(one.parent, other.parent)
+        if first_path.exists() or second_path.exists():
+            return first_path.samefile(second_path)
+        return first_path != first_path.parent and same_place(first_path.parent, second_path.parent)
     except (OSError, RuntimeError, ValueError):
         return False
 
@@ -237,7 +239,8 @@ def _unwritten(
 ) -> UsageError:
     """The failure of a file; `left` are others that could not be put back, by place, with their second names."""
     more = [
-        f"; {one} is new" + (f", what it was is {spare.name}" if spare else "") for one, spare in (left or {}).items()
+        f"; {target} is new" + (f", what it was is {spare.name}" if spare else "")
+        for target, spare in (left or {}).items()
     ]
     return UsageError(
         "OUTPUT_WRITE",
