@@ -91,7 +91,7 @@ def appears(path: Path) -> bool:
 def segment_source(source: Source, archive: Path, output: Path, model: str, sha256: str, device: str) -> list[Outcome]:
     """Segment one source on a worker; whatever is wrong with its images is an outcome of theirs."""
     outcomes = _outcomes(source, archive, output, (model, sha256, device))
-    return [replace(one, host=gethostname()) if one.status == "failed" else one for one in outcomes]
+    return [replace(outcome, host=gethostname()) if outcome.status == "failed" else outcome for outcome in outcomes]
 
 
 def _outcomes(source: Source, archive: Path, output: Path, engine: tuple[str, str, str]) -> list[Outcome]:
@@ -107,15 +107,15 @@ def _outcomes(source: Source, archive: Path, output: Path, engine: tuple[str, st
     except InputError as problem:
         return [_refused(problem, [image])]
     outcomes = []
-    for one in listed:
+    for series in listed:
         # A number may hold anything, as what leads into another folder.
-        number = one.number if one.number.isascii() and one.number.isalnum() else "series"
-        name = f"{number}-{_digits(one.uid)}"
-        if one.problem is not None:
-            outcome = _refused(one.problem, one.damaged)
+        number = series.number if series.number.isascii() and series.number.isalnum() else "series"
+        name = f"{number}-{_digits(series.uid)}"
+        if series.problem is not None:
+            outcome = _refused(series.problem, series.damaged)
         else:
-            outcome = _segmented(one, target / name, output, engine)
-        outcomes.append(replace(outcome, series=one.name, name=name))
+            outcome = _segmented(series, target / name, output, engine)
+        outcomes.append(replace(outcome, series=series.name, name=name))
     return outcomes
 
 
@@ -130,7 +130,7 @@ def _writable(place: str) -> str:
 
 
 def _digits(text: str) -> str:
-    """Eight digits that hardly any other text has."""
+    """The first eight hexadecimal digits of a text's SHA-256: hardly any other text has them."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -143,7 +143,7 @@ def _refused(problem: InputError, files: Sequence[Path]) -> Outcome:
 def _opens(path: Path) -> bool:
     try:
         if path.is_dir():
-            return all(_opens(one) for one in path.iterdir() if not one.is_dir())
+            return all(_opens(entry) for entry in path.iterdir() if not entry.is_dir())
         if path.is_file():  # anything else might never begin
             open(path, "rb").close()
         return path.exists() or path.is_symlink()
@@ -163,7 +163,7 @@ def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[s
             preview=results[".png"],
         )  # fmt: skip
     except InputError as problem:
-        return _refused(problem, [one.path for one in image.frames] if isinstance(image, Series) else [image])
+        return _refused(problem, [frame.path for frame in image.frames] if isinstance(image, Series) else [image])
     except Exception as error:
         failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
         own = failure.code == "OUTPUT_WRITE" and _takes_files(output)
