@@ -115,10 +115,10 @@ def _views(labels: SagittalStack, segmentation: Segmentation) -> list[_View]:
 
 def _middle(slices: np.ndarray, segmentation: Segmentation) -> int:
     """The slice that halves the canal and the discs, else the vertebrae, else the stack."""
-    central, rest = (
+    central, outer = (
         _of_kind(slices, segmentation, kinds).sum(axis=(1, 2)) for kinds in (("canal", "disc"), ("vertebra", "sacrum"))
     )
-    return middle_slice(central if central.any() else rest)
+    return middle_slice(central if central.any() else outer)
 
 
 def _of_kind(slices: np.ndarray, segmentation: Segmentation, kinds: tuple[str, ...]) -> np.ndarray:

@@ -121,9 +121,9 @@ class DatasetReport:
             places = [(self.folder.resolve().name, getattr(self, f"{title}s"))]
             places += [(case.name, getattr(case, f"{title}s")) for case in self.cases]
             for name, findings in places:
-                for one in findings:
-                    console.print(f"[{colour}]{title} {one.code}:[/] ", end="")
-                    console.print(f"{name}: {one.text}", markup=False)
+                for finding in findings:
+                    console.print(f"[{colour}]{title} {finding.code}:[/] ", end="")
+                    console.print(f"{name}: {finding.text}", markup=False)
         number = sum(bool(case.problems) for case in self.cases)
         count = f"{len(self.cases)} case" + "s" * (len(self.cases) != 1)
         console.print(
@@ -166,9 +166,9 @@ def _noted(problems: list[Finding]) -> Iterator[None]:
 
 
 def _lonely(images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Iterator[Finding]:
-    for found, other, missing in ((images, labels, "label map"), (labels, images, "image")):
-        for name, paths in found.items():
-            if name not in other:
+    for paths_by_name, counterparts, missing in ((images, labels, "label map"), (labels, images, "image")):
+        for name, paths in paths_by_name.items():
+            if name not in counterparts:
                 yield Finding("INPUT_NOT_FOUND", f"{paths[0].name} has no {missing} beside it.")
             if len(paths) > 1:
                 names = ", ".join(path.name for path in paths)
@@ -183,10 +183,10 @@ def _about_patients(pairs: Collection[CaseFiles]) -> Iterator[Finding]:
     apart = all(files.patient == files.name for files in pairs)
     if apart and 1 < len(begun) < len(pairs):  # not where all begin alike, as in case_1, case_2
         alike = next(name for name, count in begun.items() if count > 1)
-        one, other = [files.name for files in pairs if files.name.partition("_")[0] == alike][:2]
+        first, second = [files.name for files in pairs if files.name.partition("_")[0] == alike][:2]
         yield Finding(
             "PATIENTS",
-            f"{one} and {other} count as two patients. If they are one, whose images must not be both trained and "
+            f"{first} and {second} count as two patients. If they are one, whose images must not be both trained and "
             f'validated on, say so in {INFO}: {{"patient_before": "_"}}',
         )
 
