@@ -92,7 +92,7 @@ class Encoding:
         return {value: number[structure.kind] for value, structure in self.structures.items()}
 
     def __reduce__(self) -> tuple[Callable[[str], Encoding], tuple[str]]:
-        """A copy, also in another process, is the one object there is."""
+        """Copies and unpickled objects are the one object of that name."""
         return _encoding, (self.name,)
 
     def to_classes(self, labels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A whole archive: every series below a folder, on this computer or on a Dask cluster; what is done stays done."""
+"""A whole archive: every series below a folder, on this computer or a Dask cluster; only what is left is done."""
 
 from __future__ import annotations
 

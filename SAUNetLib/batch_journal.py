@@ -169,7 +169,7 @@ class Batch:
         return {name for name, count in names.items() if count > 1}
 
     def only(self, seen: Collection[str], output: Path) -> Batch:
-        """The same where these are the places that the archive has now."""
+        """The same for an archive that has these places now; records of others count as gone."""
         here = {place: record for place, record in self.records.items() if place in seen}
         gone = {
             place: record
@@ -199,7 +199,7 @@ def read_batch(output: Path) -> Batch:
 
 @contextmanager
 def journal(records: dict[str, SourceRecord], archive: Path, output: Path) -> Iterator[Callable[[SourceRecord], None]]:
-    """Open the journal for a run. What is called with a record writes it down, for good when it returns.
+    """Open the journal for a run; yields a function that writes a record and returns once it is on the disk.
 
     The record takes its place in `records`, and files of the source's earlier results that it has no longer are
     removed. The summary is written now and then.
@@ -242,7 +242,7 @@ def _remove_left(before: SourceRecord, now: SourceRecord, output: Path) -> None:
 
 
 def try_summary(known: Batch, output: Path) -> None:
-    """See before the work that the summary can be written; one that is there stays what it is."""
+    """Check before the work that the summary can be written; an existing one stays as it is."""
     if not (output / SUMMARY).is_file():
         write_summary(known, output)
         return
@@ -273,5 +273,5 @@ def write_summary(known: Batch, output: Path) -> None:
 
 
 def _cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula: names come from anywhere."""
+    """A text escaped so that no spreadsheet takes it for a formula: names come from anywhere."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

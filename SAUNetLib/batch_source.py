@@ -120,7 +120,7 @@ def _outcomes(source: Source, archive: Path, output: Path, engine: tuple[str, st
 
 
 def _writable(place: str) -> str:
-    """A place below the archive as one for results: without letters that no file here can have, nor too long a name."""
+    """A path in the archive as one for results: undecodable characters escaped, and too long a name shortened."""
     plain = place.encode(errors="backslashreplace").decode()
     plain = plain if plain == place else plain.replace("\\", "%")
     folder, _, name = plain.rpartition("/")
@@ -135,7 +135,10 @@ def _digits(text: str) -> str:
 
 
 def _refused(problem: InputError, files: Sequence[Path]) -> Outcome:
-    """Of what can be opened and cannot be segmented; what cannot be opened, or for want of memory, is tried again."""
+    """The outcome of an image that cannot be segmented: ``refused``.
+
+    It is ``failed``, which is tried again, where a file cannot be opened or memory does not suffice.
+    """
     closed = isinstance(problem.__cause__, MemoryError) or not all(map(_opens, files))
     return Outcome("failed" if closed else "refused", "", problem.code, problem.cause, problem.exit_status)
 
@@ -152,7 +155,7 @@ def _opens(path: Path) -> bool:
 
 
 def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[str, str, str]) -> Outcome:
-    """One image from file to files, which are called as `target` and end in their own way."""
+    """Segment one image into the files of `RESULTS`, which are named after `target`."""
     from .pipeline import segment_file
 
     started = time.perf_counter()

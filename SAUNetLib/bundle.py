@@ -141,7 +141,7 @@ def _download(folder: Path, slicer: str, platform: str, index: str | None, run: 
 
 
 def _wheels(folder: Path) -> dict[str, Metadata]:
-    """What the wheels in a folder say of themselves, by their canonical names.
+    """The metadata of the wheels in a folder, by canonical name.
 
     Python's own reader keeps wheels open, and what is open Windows does not remove.
     """

@@ -263,13 +263,13 @@ def _batch(options: argparse.Namespace) -> int:
             archive, output, options.model, options.device, options.scheduler, options.workers, report,
             warn=lambda text: print(text, file=sys.stderr, flush=True),
         )  # fmt: skip
-    failed = [one for _, one in known.outcomes() if one.status == "failed"]
+    failed = [outcome for _, outcome in known.outcomes() if outcome.status == "failed"]
     if not options.quiet:
         print(", ".join(f"{count} {status}" for status, count in known.counts().items()))
         _print_remarks(known)
         print(output / SUMMARY)
-    for code, count in Counter(one.code for one in failed).items():
-        hosts = sorted({one.host for one in failed if one.code == code and one.host})
+    for code, count in Counter(outcome.code for outcome in failed).items():
+        hosts = sorted({outcome.host for outcome in failed if outcome.code == code and outcome.host})
         where = f" on {', '.join(hosts[:3])}{' and others' if len(hosts) > 3 else ''}" if hosts else ""
         print(f"{count} failed with {code}{where}; the same command tries them again", file=sys.stderr)
     return failed[0].exit_status if failed else 0

@@ -104,7 +104,7 @@ def _whole(segmentation: Segmentation, value: int) -> int:
 
 
 def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int]:
-    """Old and new label values of what was said."""
+    """New label value by old one, as the user assigned them."""
     wanted: dict[int, int] = {}
     for key, text in assignments.items():
         old, new = _value(key), _value(text)
@@ -227,7 +227,7 @@ def _old_places(present: list[int]) -> dict[int, float]:
 
 
 def _moved(value: int, table: Mapping[int, int]) -> int:
-    """The new value of an old one; what was behind a body that becomes the sacrum becomes a part of it."""
+    """The new label value; posterior elements of a body that becomes the sacrum become part of the sacrum."""
     if value in table or value - PARTS_OFFSET not in table:
         return table.get(value, value)
     new = table[value - PARTS_OFFSET]

@@ -110,7 +110,7 @@ class Worker:
             self._serve_one(*waiting)
 
     def _listen(self) -> None:
-        """Cancelling must be heard while a request runs; everything else waits its turn."""
+        """Read requests: cancelling takes effect while another one runs, everything else is queued."""
         try:
             while line := self._requests.readline(LONGEST_LINE):
                 skipped = line

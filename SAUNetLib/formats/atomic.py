@@ -61,7 +61,7 @@ def _check_place(path: Path) -> None:
 
 
 def _takes(folder: Path, folders: bool) -> bool:
-    """Whether a folder takes files, or folders; it is tried on Windows, where os.access says so of every one."""
+    """Whether files, or folders, can be created in a folder; tried on Windows, where os.access is true of all."""
     if sys.platform != "win32":
         return True
     probe = folder / f".{secrets.token_hex(6)}.json"  # named as what a stopped run may leave
@@ -98,7 +98,7 @@ def same_place(first: Path, second: Path) -> bool:
 
 
 def spelling(name: str) -> str:
-    """What is the same of names that Windows and macOS take for one file; a folder may be theirs on any computer."""
+    """A key that is equal for names that Windows and macOS take for one file; any folder may be on a disk of theirs."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -183,7 +183,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file, if the system lets us, likewise: with its folder or disk gone, another failure must be told."""
+    """Remove a file if the system lets us; retries as `replace`, and does not hide the failure that led here."""
     with suppress(OSError):
         _patiently(path.unlink)
 
@@ -221,7 +221,7 @@ def _keep(target: Path, spare: Path | None) -> None:
 
 
 def _put_back(before: Mapping[Path, Path | None]) -> dict[Path, Path | None]:
-    """Files as they were, by place: their second names, None for those that were not there; returns the others."""
+    """Restore files: by path, where the earlier file was kept, None if there was none; returns those that failed."""
     left = {}
     for target, spare in before.items():
         try:

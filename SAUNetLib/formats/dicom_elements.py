@@ -106,7 +106,7 @@ def first_text(path: Path, tag: int) -> str:
 
 @dataclass(frozen=True)
 class _Container:
-    """What elements lie in: kind (`_ITEM`, a sequence's tag or that of pixel data in fragments), and where it ends."""
+    """An open item or sequence: kind (`_ITEM`, a sequence's tag or fragmented pixel data's), and where it ends."""
 
     kind: int
     end: int
@@ -180,13 +180,13 @@ class _Walk:
         return head
 
     def _padded(self) -> bool:
-        """Whether nothing but a block's filling with zeros follows, as some archives leave it."""
+        """Whether only zeros follow, with which some archives pad files to whole blocks."""
         following = self._file.read(LONGEST_VALUE)
         self._file.seek(self._place)
         return len(following) == self._size - self._place and not any(following)
 
     def _take(self, count: int) -> bytes:
-        """Bytes that must lie in what is open here."""
+        """Read bytes, which must lie within the innermost open container."""
         self._fit(count)
         self._place += count
         value = self._file.read(count)

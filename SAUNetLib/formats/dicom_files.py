@@ -41,12 +41,12 @@ def is_dicom(path: Path) -> bool:
 
 
 def may_be_image(path: Path) -> bool:
-    """Whether a file is DICOM, or is named as images are and nothing of it arrived."""
+    """Whether a file is DICOM, or has an image's name and is unreadable or empty, as after an interrupted copy."""
     return is_dicom(path) or _is_lost(path)
 
 
 def image_files(folder: Path, below: bool, unreadable_paths: list[UnreadablePath]) -> Iterator[Path]:
-    """DICOM files, and files that are none because nothing of them arrived.
+    """DICOM files, and unreadable or empty files with an image's name, as after an interrupted copy.
 
     Folders that cannot be read are appended to `unreadable_paths`.
     """

@@ -159,7 +159,7 @@ def _check_length(path: Path, held: int, wanted: int) -> None:
 
 
 def _parts(file: IO[bytes], wanted: int) -> Iterator[bytes]:
-    """What a stream gives, up to the bytes wanted, in chunks, so that memory stays small."""
+    """The content of a stream, up to the bytes wanted, in chunks, so that memory stays small."""
     while wanted and (part := file.read(min(CHUNK, wanted))):
         wanted -= len(part)
         yield part
@@ -303,7 +303,7 @@ def _check_nrrd(path: Path) -> None:
 
 
 def _check_nrrd_stream(path: Path, beside: str | None, total: int) -> None:
-    """ITK compares no sum of the voxels that gzip compressed: damage would go into the image unsaid."""
+    """Check length and checksum of gzip-compressed voxels; ITK does not: damage would silently go into the image."""
     with open(path if beside is None else path.parent / beside, "rb") as file:
         while beside is None and file.readline().strip():
             pass
@@ -434,11 +434,11 @@ def _check_meta_data(path: Path, fields: dict[str, str], begin: int, total: int)
 
 
 def _check_meta_stream(path: Path, file: IO[bytes], packed: int, total: int) -> None:
-    """ITK goes on with what lay in the memory where a stream does not end with the voxels and the bytes declared."""
-    unpack, found, begin = zlib.decompressobj(wbits=47), 0, file.tell()
-    while found <= total and not unpack.eof and (part := unpack.unconsumed_tail or file.read(CHUNK)):
-        found += len(unpack.decompress(part, CHUNK))
-    _check_length(path, found, total)
+    """Check that a stream ends with the voxels and bytes declared; ITK would go on with what lay in the memory."""
+    unpack, held, begin = zlib.decompressobj(wbits=47), 0, file.tell()
+    while held <= total and not unpack.eof and (part := unpack.unconsumed_tail or file.read(CHUNK)):
+        held += len(unpack.decompress(part, CHUNK))
+    _check_length(path, held, total)
     used = file.tell() - begin - len(unpack.unused_data)
-    if found > total or not unpack.eof or packed != used:
+    if held > total or not unpack.eof or packed != used:
         raise damaged(path, "its compressed data do not end with its voxels")

@@ -97,7 +97,7 @@ def find_anchor(spine: Spine, lowest: str | None, image: Image | None = None) ->
 
 
 def _anchor(spine: Spine, lowest: str | None, image: Image | None) -> Anchor:
-    """Names of an image that does not stand on its head."""
+    """Names of an image that is not upside down."""
     bottom, sacrum, odontoid = spine.chain.lowest, _sacrum(spine, image), spine.chain.odontoid
     if lowest is not None:
         last = lowest == "L4" and sacrum.seen and sacrum.steep
@@ -158,7 +158,7 @@ def _levels(number: int, level: str, last: bool = False) -> dict[int, str]:
 
 
 def _counted(spine: Spine, count: int) -> Anchor:
-    """Names counted from C2 to a sacrum after an unusual number of vertebrae."""
+    """Names counted down from C2 to a sacrum, with one vertebra more or less than usual between them."""
     lowest = "L6" if count == 25 else "L4"
     text = f"{count} vertebrae lie between the skull and the sacrum instead of 24"
     basis = f"counted from C2, whose odontoid process shows, down to the sacrum: {text}"
@@ -167,7 +167,7 @@ def _counted(spine: Spine, count: int) -> Anchor:
 
 @dataclass(frozen=True)
 class _Sacrum:
-    """How what lies below the lowest complete vertebra speaks for the sacrum.
+    """The evidence for the sacrum below the lowest complete vertebra.
 
     Attributes:
         weight: logarithm of the odds.
@@ -221,7 +221,7 @@ above -4.8."""
 
 
 def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
-    """What lies below the lowest complete vertebra, by classes and image, and how it speaks for the sacrum."""
+    """The evidence for the sacrum below the lowest complete vertebra, by classes and image."""
     chain = spine.chain
     if chain.last_cut:
         share = chain.volume[chain.last] / max(float(np.median(chain.volume[max(0, chain.last - 3) : chain.last])), 1.0)
@@ -248,7 +248,7 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
 
 
 def _below(spine: Spine, disc: bool) -> tuple[float, bool]:
-    """How the image below the last disc or vertebra speaks for the sacrum, and whether the canal goes on in it."""
+    """Evidence for the sacrum by the image left below the last disc or vertebra; whether the canal goes on there."""
     grid = spine.grid
     rows = np.flatnonzero(rows_with((grid.classes == VERTEBRA) | (grid.classes == DISC)))
     last = float(rows[-1] * grid.spacing[1]) if len(rows) else 0.0
@@ -276,7 +276,7 @@ def _bone_below(spine: Spine, image: Image) -> float:
 
     One vertebra alone may be brighter than the others, as with oedema.
     """
-    discs = [one for one in spine.chain.interfaces if one.number]
+    discs = [interface for interface in spine.chain.interfaces if interface.number]
 
     def signal(disc: Interface, span: tuple[float, float], way: int) -> float | None:
         along = np.array([0.0, -disc.normal[2], disc.normal[1]])
@@ -288,8 +288,10 @@ def _bone_below(spine: Spine, image: Image) -> float:
         values = image.at(points)
         return float(np.median(values)) - image.darkest if len(values) >= 0.3 * len(points) else None
 
-    above = [one for one in (signal(disc, _BONE_BELOW_MM[0], -1) for disc in discs[-3:]) if one is not None]
-    below = [one for one in (signal(discs[-1], span, 1) for span in _BONE_BELOW_MM) if one is not None]
+    signals_above = (signal(disc, _BONE_BELOW_MM[0], -1) for disc in discs[-3:])
+    signals_below = (signal(discs[-1], span, 1) for span in _BONE_BELOW_MM)
+    above = [value for value in signals_above if value is not None]
+    below = [value for value in signals_below if value is not None]
     return min(below) / min(above) if above and min(above) > 0 and below else 1.0
 
 

@@ -91,7 +91,7 @@ def _members(component: np.ndarray) -> list[np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class _Component:
-    """A component of the vertebrae: which vertebra it is of, if of one, and what that rests on.
+    """A component of the vertebrae, the one vertebra that it belongs to, if so, and the evidence.
 
     Attributes:
         voxels: where its voxels are in the list of the vertebrae's voxels.
@@ -132,7 +132,7 @@ def _component(
     voxel: float,
     spacing_mm: tuple[float, float],
 ) -> _Component:
-    """What is known of a component.
+    """Describe a component.
 
     Args:
         own: where its voxels (M,) are in the list of the vertebrae's.

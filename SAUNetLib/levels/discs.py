@@ -1,4 +1,4 @@
-"""The discs one by one."""
+"""The disc instances: components of the class disc, fragments grouped, each with its plane."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def _values(spine: Spine, anchor: Anchor) -> tuple[dict[int, int], dict[int, int
 
 
 def _confidence(spine: Spine, anchor: Anchor, vertebrae: dict[int, int], discs: dict[int, int]) -> dict[int, float]:
-    """By label value; a disc is as sure as the surer of its neighbours."""
+    """Confidence by label value; a disc has the higher one of its neighbours."""
     of = anchor.confidences(spine)
     result = {value: of[k] for k, value in vertebrae.items()}
     for k, interface in enumerate(spine.chain.interfaces):
@@ -143,7 +143,7 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
 
 
 def _about_number(vertebrae: int, discs: int) -> list[Notice]:
-    """That there are too few to be a spine."""
+    """Notice of too few structures for a spine."""
     if vertebrae >= 2 and discs:
         return []
     text = (
@@ -154,7 +154,7 @@ def _about_number(vertebrae: int, discs: int) -> list[Notice]:
 
 
 def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """Where discs were not found, and where a body is small."""
+    """Notices of missing discs, small bodies and low levels."""
     notices = []
     if missing := spine.chain.guessed:
         text = (
@@ -179,7 +179,7 @@ def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
 
 
 def _about_ends(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """What lies beyond the ends of a spine that is named like this."""
+    """Notice of structures that lie beyond the ends of a spine that is named like this."""
     chain = spine.chain
     cut_sacrum = chain.last_cut and anchor.level.get(chain.last) == SACRUM  # a piece of it, taken for a vertebra's bone
     pieces = {chain.last} if cut_sacrum else set()
@@ -210,7 +210,7 @@ def _small(spine: Spine) -> list[int]:
 
 
 def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """What was assumed where the user stated nothing."""
+    """Notices of what the names rest on, where the user stated no level."""
     if anchor.source == "user":
         return []
     level = anchor.level[spine.chain.lowest]

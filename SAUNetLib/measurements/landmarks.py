@@ -94,7 +94,7 @@ def _behind_discs(space: LabelSpace, discs: list[int]) -> np.ndarray:
 def _without_strays(
     space: LabelSpace, line: Centreline, vertebrae: list[int], discs: list[int]
 ) -> tuple[LabelSpace, frozenset[int]]:
-    """The space without the small pieces of bodies and discs that lie apart, and the values of which too much did.
+    """The space without small detached pieces of bodies and discs; values of structures with too large ones.
 
     Behind the canal a vertebra may be in pieces: slices beside the midline show its arch alone.
     """

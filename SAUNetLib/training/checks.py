@@ -44,7 +44,7 @@ NARROWEST_MM = 30.0
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that was found: the code of the error that it is, or an own one where it is only to be known."""
+    """A finding: the code of an error, or one of its own for a remark, and a text."""
 
     code: str
     text: str
@@ -144,7 +144,7 @@ def check_dataset(folder: Path) -> DatasetReport:
     with _noted(report.problems):
         info = read_info(folder)
     report.draws = info.draws
-    report.problems += _lonely(images, labels)
+    report.problems += _without_partner(images, labels)
     seen: dict[str, str] = {}
     with _noted(report.problems):
         pairs = pair_files(folder, images, labels, info)
@@ -158,14 +158,14 @@ def check_dataset(folder: Path) -> DatasetReport:
 
 @contextmanager
 def _noted(problems: list[Finding]) -> Iterator[None]:
-    """A failure inside becomes a problem among the others."""
+    """Turns a failure inside the block into a problem in the list."""
     try:
         yield
     except SAUNetError as error:
         problems.append(Finding(error.code, f"{error.cause} {error.remedy}"))
 
 
-def _lonely(images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Iterator[Finding]:
+def _without_partner(images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Iterator[Finding]:
     for paths_by_name, counterparts, missing in ((images, labels, "label map"), (labels, images, "image")):
         for name, paths in paths_by_name.items():
             if name not in counterparts:

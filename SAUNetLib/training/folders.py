@@ -262,7 +262,7 @@ def pair_files(
 
 
 def find_cases(folder: Path) -> dict[str, CaseFiles]:
-    """The pairs of a folder that holds nothing but pairs: a case that lost its partner is not left out unsaid.
+    """The pairs of a folder; refuses one in which an image or a label map has no partner.
 
     Raises:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY.

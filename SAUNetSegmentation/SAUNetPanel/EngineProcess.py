@@ -173,7 +173,7 @@ class EngineProcess:
             self._take("err", self._process.readAllStandardError().data())
 
     def _take(self, channel: str, data: bytes) -> None:
-        """Whole lines are worked on, the rest waits for its end."""
+        """Handle the complete lines; an unfinished one waits for its end."""
         *lines, unfinished = (self._pending[channel] + data).split(b"\n")
         if len(unfinished) > LONGEST_LINE:
             lines, unfinished = [*lines, unfinished], b""

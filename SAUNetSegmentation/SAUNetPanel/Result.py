@@ -1,4 +1,4 @@
-"""A result in the scene: what it says of itself, what a hand changed of it, its label map."""
+"""A result in the scene: its provenance, whether it was edited by hand, its label map."""
 
 import hashlib
 import json

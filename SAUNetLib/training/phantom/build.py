@@ -1,4 +1,4 @@
-"""The one road from options to a phantom."""
+"""A phantom from its options: anatomy, tissues on a fine grid, then image and label map."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIRECTION = np.array(((0.0, 0.0, -1.0), (1.0, 0.0, 0.0), (0.0, -1.0, 0.0)))
 
 @dataclass(frozen=True)
 class Phantom:
-    """A made-up patient's MRI.
+    """The MRI of a procedural patient.
 
     Attributes:
         volume: int16 voxels (k, j, i) of a sagittal stack, k from the patient's left to the right.

@@ -12,7 +12,7 @@ from .tissues import signals
 
 SCALE = 1000.0
 """Signal of CSF on T2 in the written image."""
-VERTEBRAE = [value for value, one in structures().items() if one.kind == "vertebra"]
+VERTEBRAE = [value for value, structure in structures().items() if structure.kind == "vertebra"]
 SPECK_MM3 = 80.0
 """Smaller pieces of a structure, apart from the rest, are crumbs."""
 
