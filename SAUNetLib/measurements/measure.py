@@ -18,7 +18,7 @@ from .canal import canal_diameter
 from .discs import disc_frame, disc_measures, neighbouring_endplates
 from .landmarks import Landmarks, find_landmarks
 from .results import MISSING, NOT_T2, PARTIAL, Markup, Measure, Measurements, StructureMeasures
-from .signal import Signal
+from .signal import CorrectedSignal
 from .space import AnatomicalFrame, LabelSpace
 from .vertebrae import GRADED, body_measures, height_losses
 
@@ -108,7 +108,9 @@ class _MeasurementRun:
         )
         self._signal = None
         if volume is not None and self._canal is not None and self._landmarks.discs:
-            self._signal = Signal(self._space, volume.voxels, self._landmarks, self._canal, self._values("vertebra"))
+            self._signal = CorrectedSignal(
+                self._space, volume.voxels, self._landmarks, self._canal, self._values("vertebra")
+            )
         self._markups: list[Markup] = []
 
     def _values(self, kind: str) -> list[int]:

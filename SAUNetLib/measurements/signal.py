@@ -44,7 +44,7 @@ _USUAL = 1.0
 """A disc brighter than fluid is none, or no T2 shows it so."""
 
 
-class Signal:
+class CorrectedSignal:
     """Bias-corrected signal of an image around the spine.
 
     The bias is N4's (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908), found on voxels of about 7 mm that lie in

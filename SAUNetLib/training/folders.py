@@ -82,7 +82,7 @@ class CaseFiles:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImage:
     """A labelled image.
 
     Attributes:
@@ -285,7 +285,7 @@ def case_names(folder: Path) -> list[str]:
     return list(find_cases(folder))
 
 
-def read_labelled(files: CaseFiles, info: DatasetInfo) -> Labelled:
+def read_labelled(files: CaseFiles, info: DatasetInfo) -> LabelledImage:
     """Image and classes of one case.
 
     Raises:
@@ -297,7 +297,7 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> Labelled:
     truth = on_grid(read_label_map(files), volume.geometry, "its image")
     classes, encoding = as_classes(truth.voxels, info, files.name)
     labels, _ = without_specks(classes, volume.geometry.voxel_volume)
-    return Labelled(volume, labels, encoding)
+    return LabelledImage(volume, labels, encoding)
 
 
 def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
