@@ -89,10 +89,10 @@ class Encoding:
     def classes(self) -> dict[int, int]:
         """The network's class of each label value; the sacrum is background."""
         number = {"vertebra": VERTEBRA, "disc": DISC, "canal": CANAL, "sacrum": BACKGROUND}
-        return {value: number[one.kind] for value, one in self.structures.items()}
+        return {value: number[structure.kind] for value, structure in self.structures.items()}
 
     def __reduce__(self) -> tuple[Callable[[str], Encoding], tuple[str]]:
-        """A copy, also in another process, is the one object there is."""
+        """Copies and unpickled objects are the one object of that name."""
         return _encoding, (self.name,)
 
     def to_classes(self, labels: np.ndarray) -> np.ndarray:
@@ -127,14 +127,17 @@ def classes() -> dict[int, Structure]:
 
 def _in_parts() -> dict[int, Structure]:
     known: dict[int, Structure] = {}
-    for value, one in structures().items():
-        if one.kind != "vertebra":
-            known[value] = one
+    for value, structure in structures().items():
+        if structure.kind != "vertebra":
+            known[value] = structure
             continue
-        darker = (round(0.72 * one.colour[0]), round(0.72 * one.colour[1]), round(0.72 * one.colour[2]))
-        known[value] = replace(one, name=f"{one.level} vertebral body", code="3572006", meaning="Vertebral body")
+        red, green, blue = structure.colour
+        darker = (round(0.72 * red), round(0.72 * green), round(0.72 * blue))
+        known[value] = replace(
+            structure, name=f"{structure.level} vertebral body", code="3572006", meaning="Vertebral body"
+        )
         known[value + PARTS_OFFSET] = replace(
-            one, value=value + PARTS_OFFSET, name=f"{one.level} posterior elements", code="51282000",
+            structure, value=value + PARTS_OFFSET, name=f"{structure.level} posterior elements", code="51282000",
             meaning="Vertebra", colour=darker,
         )  # fmt: skip
     return known

@@ -1,4 +1,4 @@
-"""A whole archive: every series below a folder, on this computer or on a Dask cluster; what is done stays done."""
+"""A whole archive: every series below a folder, on this computer or a Dask cluster; only what is left is done."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .batch_cluster import Crew, WorkersDied, connected, scheduler_kept
-from .batch_journal import Batch, Outcome, Record, Source, journal, read_batch, try_summary, write_summary
+from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
+from .batch_journal import Batch, Outcome, Source, SourceRecord, journal, read_batch, try_summary, write_summary
 from .batch_source import appears, segment_source, try_worker
 from .errors import InputError, UsageError
 from .formats.atomic import discard, ending_of, same_place, spelling
@@ -84,24 +84,24 @@ def run_batch(
     task = {
         "archive": archive.resolve(), "output": output.resolve(), "model": chosen, "sha256": sha256, "device": device,
     }  # fmt: skip
-    found = _Found(archive, output)
+    scan = _ArchiveScan(archive, output)
     try:
         with FileLock(output / LOCK, timeout=0), scheduler_kept():
             known = read_batch(output)
             known.check_archive(archive, output)
             try_summary(known, output)
             with connected(scheduler, workers, output) as client:
-                crew = partial(Crew, client, warn=warn)
-                result = _segment_all(found, known, crew, task, scheduler is not None, report)
+                make_pool = partial(WorkerPool, client, warn=warn)
+                result = _segment_all(scan, known, make_pool, task, scheduler is not None, report)
     except Timeout as busy:
         raise _busy(output) from busy
     except OSError as failure:
         raise _unwritten(output, failure) from failure
-    if not found.places:
-        others = f", only {sum(found.left_out.values())} files of other kinds" if found.left_out else ""
+    if not scan.places:
+        other_files = f", only {sum(scan.left_out.values())} files of other kinds" if scan.left_out else ""
         raise InputError(
             "INPUT_EMPTY",
-            f"{archive} holds no images{others}",
+            f"{archive} holds no images{other_files}",
             "Check that this is the archive, and that it is mounted",
         )
     return result
@@ -111,48 +111,48 @@ def _check_folders(archive: Path, output: Path) -> None:
     """Refuse what is no archive, and one that lies among its own results."""
     if not archive.is_dir():
         raise InputError("INPUT_NOT_FOUND", f"{archive} is not a folder", "Give the folder of the archive")
-    if any(same_place(one, output) for one in (archive, *archive.resolve().parents)):
+    if any(same_place(folder, output) for folder in (archive, *archive.resolve().parents)):
         raise UsageError(
             "USAGE", f"{archive} lies in the output folder", "Give a folder beside the archive or inside it"
         )
 
 
-class _Found:
-    """What an archive is found to hold, on the way through it: places of sources, and other files by their endings."""
+class _ArchiveScan:
+    """One pass through an archive: the places of its sources so far, and the number of other files by their endings."""
 
     def __init__(self, archive: Path, output: Path) -> None:
         self.places: set[str] = set()
         self.left_out: Counter[str] = Counter()
         self.archive, self.output = archive, output
 
-    def waiting(self, known: Batch, sha256: str) -> Iterator[Source]:
-        """Go through the archive; the sources of which something is left to do."""
-        for source in _told_apart(find_sources(self.archive, self.output, self.left_out), self.output):
+    def pending(self, known: Batch, sha256: str) -> Iterator[Source]:
+        """Walk the archive; yields the sources of which something is left to do."""
+        for source in _with_twins(find_sources(self.archive, self.output, self.left_out), self.output):
             self.places.add(source.place)
             if not known.is_done(source, sha256, self.output):
                 yield source
 
 
 def _segment_all(
-    found: _Found,
+    scan: _ArchiveScan,
     known: Batch,
-    crew_of: Callable[..., Crew],
+    make_pool: Callable[..., WorkerPool],
     task: Mapping[str, Any],
     try_workers: bool,
     report: Callable[[int, int, int], None],
 ) -> Batch:
     """Do what is left to do of an archive; the summary is written however that ends."""
-    result, records, output = known, dict(known.records), found.output
+    result, records, output = known, dict(known.records), scan.output
     walked = False
     try:
-        with journal(records, found.archive, output) as note:
-            _work(crew_of, found.waiting(known, task["sha256"]), task, note, try_workers, report)
+        with journal(records, scan.archive, output) as write_record:
+            _work(make_pool, scan.pending(known, task["sha256"]), task, write_record, try_workers, report)
         walked = True
     finally:
-        if found.places:  # else the summary stays what it was
+        if scan.places:  # else the summary stays what it was
             result = replace(known, records=records)
             if walked:
-                result = replace(result.only(found.places, output), left_out=found.left_out)
+                result = replace(result.only(scan.places, output), left_out=scan.left_out)
             write_summary(result, output)
     return result
 
@@ -178,8 +178,8 @@ def _unwritten(output: Path, failure: OSError) -> UsageError:
     return UsageError("OUTPUT_WRITE", cause, "Check the permissions of the folder and that the disk has space")
 
 
-def _told_apart(sources: Iterator[Source], output: Path) -> Iterator[Source]:
-    """Sources; those marked whose results would replace another's, where the file system of the results is such."""
+def _with_twins(sources: Iterator[Source], output: Path) -> Iterator[Source]:
+    """Sources, with `Source.twin` set where a case-insensitive file system would mix up the results of two of them."""
     if not _is_case_blind(output):
         yield from sources
         return
@@ -190,7 +190,7 @@ def _told_apart(sources: Iterator[Source], output: Path) -> Iterator[Source]:
 
 
 def _is_case_blind(folder: Path) -> bool:
-    """Whether the file system of a folder takes upper and lower case for one."""
+    """Whether the file system of a folder is case-insensitive."""
     probe = folder / f".{secrets.token_hex(6)}.json"
     try:
         probe.touch()
@@ -208,19 +208,19 @@ def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = No
     closed: list[OSError] = []
     for parent, folders, names in os.walk(archive, onerror=closed.append):
         here = Path(parent)
-        folders[:] = sorted(one for one in folders if one[0] != "." and not same_place(here / one, output))
-        names = sorted(one for one in names if not one.startswith("."))
-        others = []
-        for one in names:
-            if ending := ending_of(Path(one), IMAGES):
-                files = {here / one, voxel_file(here / one, ending)}
-                yield Source((here / one).relative_to(archive).as_posix(), False, _stamp(sorted(files)))
+        folders[:] = sorted(name for name in folders if name[0] != "." and not same_place(here / name, output))
+        names = sorted(name for name in names if not name.startswith("."))
+        other_files = []
+        for name in names:
+            if ending := ending_of(Path(name), IMAGES):
+                files = {here / name, voxel_file(here / name, ending)}
+                yield Source((here / name).relative_to(archive).as_posix(), False, _stamp(sorted(files)))
             else:
-                others.append(here / one)
-        if any(map(may_be_image, others)):
-            yield Source(here.relative_to(archive).as_posix(), True, _stamp(others))
+                other_files.append(here / name)
+        if any(map(may_be_image, other_files)):
+            yield Source(here.relative_to(archive).as_posix(), True, _stamp(other_files))
         elif left_out is not None:
-            left_out.update(one.suffix.lower() for one in others if not one.name.lower().endswith(_VOXELS))
+            left_out.update(file.suffix.lower() for file in other_files if not file.name.lower().endswith(_VOXELS))
     for failure in closed:
         yield Source(Path(failure.filename).relative_to(archive).as_posix(), True, "")
 
@@ -236,75 +236,75 @@ def _stamp(paths: Sequence[Path]) -> str:
 
 
 def _work(
-    crew_of: Callable[..., Crew],
+    make_pool: Callable[..., WorkerPool],
     waiting: Iterator[Source],
     task: Mapping[str, Any],
-    note: Callable[[Record], None],
+    write_record: Callable[[SourceRecord], None],
     try_workers: bool,
     report: Callable[[int, int, int], None],
 ) -> None:
-    """Hand sources to the workers, a few ahead of them, and write down what comes back."""
+    """Submit sources to the workers, a few ahead of them, and write the results to the journal."""
     upcoming = next(waiting, None)
     if upcoming is None:
         return
     trial = partial(try_worker, upcoming.place, **task) if try_workers else None
-    crew = crew_of(partial(segment_source, **task), trial)
-    done, failed, watch = 0, 0, _Watch()
-    while upcoming is not None or len(crew):
-        crew.look()
-        while upcoming is not None and crew.has_room():
-            crew.give(upcoming)
+    pool = make_pool(partial(segment_source, **task), trial)
+    done, failed, streak = 0, 0, _FailureStreak()
+    while upcoming is not None or len(pool):
+        pool.refresh()
+        while upcoming is not None and pool.has_room():
+            pool.submit(upcoming)
             upcoming = next(waiting, None)
-        back = crew.take()
-        if back is None:
+        done_source = pool.next_result()
+        if done_source is None:
             continue
-        source, made = back
-        crashed = isinstance(made, BaseException)
-        outcomes = [_crashed(made)] if crashed else [_seen(one, task["output"]) for one in made]
-        note(Record(source.place, source.stamp, task["sha256"], tuple(outcomes)))
-        done, failed = done + 1, failed + any(one.status == "failed" for one in outcomes)
-        if watch.see(outcomes):
-            crew.doubt()
-        report(done, done + len(crew), failed)
+        source, result = done_source
+        crashed = isinstance(result, BaseException)
+        outcomes = [_crash_outcome(result)] if crashed else [_checked(outcome, task["output"]) for outcome in result]
+        write_record(SourceRecord(source.place, source.stamp, task["sha256"], tuple(outcomes)))
+        done, failed = done + 1, failed + any(outcome.status == "failed" for outcome in outcomes)
+        if streak.note(outcomes):
+            pool.recheck_last_worker()
+        report(done, done + len(pool), failed)
 
 
-class _Watch:
-    """Ends a run in which one reason that is none of the images' ends source after source."""
+class _FailureStreak:
+    """Counts sources in a row that failed for one reason which is none of theirs, and ends the run at `GIVE_UP`."""
 
     def __init__(self) -> None:
         self._in_a_row, self._reason = 0, ""
 
-    def see(self, outcomes: Sequence[Outcome]) -> bool:
-        """Look at what became of a source; whether it was the worker's fault, as far as the code tells.
+    def note(self, outcomes: Sequence[Outcome]) -> bool:
+        """Count a source's outcomes; whether it failed by the worker's fault, as far as the code tells.
 
         Raises:
             UsageError: USAGE, it was the last of too many in a row.
         """
-        why = next((one for one in outcomes if one.code.startswith(_OF_THE_RUN) and not one.own), None)
-        if why is None:
+        failures = [outcome for outcome in outcomes if outcome.code.startswith(_OF_THE_RUN) and not outcome.own]
+        if not failures:
             self._in_a_row, self._reason = 0, ""
             return False
-        self._in_a_row = self._in_a_row + 1 if why.code == self._reason else 1
-        self._reason = why.code
+        failure = failures[0]
+        self._in_a_row = self._in_a_row + 1 if failure.code == self._reason else 1
+        self._reason = failure.code
         if self._in_a_row >= GIVE_UP:
-            where = f"on {why.host}: " if why.host else ""
-            cause = f"{GIVE_UP} sources in a row failed with {why.code} ({where}{why.text})"
+            where = f"on {failure.host}: " if failure.host else ""
+            cause = f"{GIVE_UP} sources in a row failed with {failure.code} ({where}{failure.text})"
             raise UsageError("USAGE", cause, "Fix the cause and run the same command again")
         return True
 
 
-def _seen(one: Outcome, output: Path) -> Outcome:
-    """An outcome whose result is to be seen from here."""
-    if all(appears(output / name) for name in one.files()):
-        return one
+def _checked(outcome: Outcome, output: Path) -> Outcome:
+    """An outcome as it is, or a failure where its result files do not appear on this computer."""
+    if all(appears(output / name) for name in outcome.files()):
+        return outcome
     text = "the worker's result cannot be found here: the worker may see another folder under this path"
-    return replace(
-        one, status="failed", code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status, output="", notices=()
-    )
+    failed = replace(outcome, status="failed", output="", notices=())
+    return replace(failed, code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status)
 
 
-def _crashed(failure: BaseException) -> Outcome:
-    """Of a source whose workers died, or that met an error outside of its images."""
+def _crash_outcome(failure: BaseException) -> Outcome:
+    """The outcome of a source whose workers died, or that met an error outside of its images."""
     host = failure.host if isinstance(failure, WorkersDied) else ""
     text = str(failure) if host else " ".join(f"{type(failure).__name__}: {failure}".split())
     return Outcome("failed", code="CRASHED", text=text, exit_status=1, host=host)

@@ -112,7 +112,7 @@ def _reached(scheduler: str) -> Client:
 
 @contextmanager
 def scheduler_kept() -> Iterator[None]:
-    """Whatever Dask raises inside when the scheduler is no more is one failure."""
+    """Turns whatever Dask raises inside, when the scheduler is no more, into one failure."""
     from distributed.client import ClosedClientError, FutureCancelledError
 
     try:
@@ -133,8 +133,8 @@ class WorkersDied(Exception):
         self.host = host
 
 
-class Crew:
-    """The workers that are given sources, and the sources that they have.
+class WorkerPool:
+    """The workers that segment sources, and the sources that have been submitted to them.
 
     Of a cluster's workers each is tried once before, and one that fails gets none: who fails at once is always free for
     the next, so that one computer without the archive would fail nearly all of it. Nothing is changed on the
@@ -162,31 +162,31 @@ class Crew:
         self._trials: dict[str, Future] = {}
         self._failures: dict[str, SAUNetError | None] = {}  # of the workers that have been tried
         self._call: Future | None = None
-        self._given: dict[Any, tuple[Source, Future, frozenset[str]]] = {}
+        self._submitted: dict[Any, tuple[Source, Future, frozenset[str]]] = {}
         self._done: SimpleQueue[Future] = SimpleQueue()
         self._tries: Counter[str] = Counter()
         self._lost: list[Source] = []
         self._latest: Future | None = None
         # When a worker was good last or was tried; whether their absence was told; whether those that were good left.
-        self._since, self._told, self._began, self._next_look = time.monotonic(), False, False, 0.0
+        self._since, self._absence_told, self._began, self._next_look = time.monotonic(), False, False, 0.0
 
     def __len__(self) -> int:
-        """Number of sources that have not come back."""
-        return len(self._given) + len(self._lost)
+        """Number of submitted sources whose results have not come back."""
+        return len(self._submitted) + len(self._lost)
 
     def has_room(self) -> bool:
-        """Whether a further source can be handed out now."""
+        """Whether a further source can be submitted now."""
         return len(self) < QUEUED * sum(self._threads.values())
 
-    def give(self, source: Source) -> None:
-        """Hand out a source."""
+    def submit(self, source: Source) -> None:
+        """Submit a source to the good workers."""
         workers = list(self._threads) if self._trial else None
         future = self._client.submit(self._work, source, workers=workers, pure=False)
-        self._given[future.key] = source, future, frozenset(workers or ())
+        self._submitted[future.key] = source, future, frozenset(workers or ())
         future.add_done_callback(self._done.put)
 
-    def take(self) -> tuple[Source, Any] | None:
-        """A source that came back, with what was made of it or the exception; None where none did for a while."""
+    def next_result(self) -> tuple[Source, Any] | None:
+        """A source with its result or exception; None where none came back for a while."""
         from distributed import KilledWorker
 
         if self._lost:
@@ -195,16 +195,16 @@ class Crew:
             future = self._done.get(timeout=LOOK_S)
         except Empty:
             return None
-        if future.key not in self._given:  # a trial's, or one that was cancelled and handed out again
+        if future.key not in self._submitted:  # a trial's, or one that was cancelled and handed out again
             self._next_look = 0.0
             return None
-        source, self._latest, _ = self._given.pop(future.key)
+        source, self._latest, _ = self._submitted.pop(future.key)
         error = future.exception()
         if isinstance(error, KilledWorker):
             return source, WorkersDied(_host(error.last_worker.address))
         return source, error or future.result()
 
-    def doubt(self) -> None:
+    def recheck_last_worker(self) -> None:
         """Try the worker again whose source was taken last, before it gets a further one: its disk may be gone."""
         if self._trial is None or self._latest is None:
             return
@@ -215,8 +215,8 @@ class Crew:
                 self._threads.pop(address, None)
         self._began, self._next_look = False, 0.0
 
-    def look(self) -> None:
-        """See who has come and gone; hand out again what nobody has now.
+    def refresh(self) -> None:
+        """See which workers have come and gone; submit again the sources of those that left.
 
         Raises:
             SAUNetError: no worker is good, or none came for long.
@@ -227,14 +227,15 @@ class Crew:
         if self._trial is None:
             self._threads = threads
         else:
-            self._try_out(self._trial, threads)
-            self._threads = {one: threads[one] for one, failure in self._failures.items() if failure is None}
-            self._give_again({one for one in threads if self._failures.get(one) is None})
+            self._try_new_workers(self._trial, threads)
+            good = [address for address, failure in self._failures.items() if failure is None]
+            self._threads = {address: threads[address] for address in good}
+            self._resubmit({address for address in threads if self._failures.get(address) is None})
         self._wait()
         self._next_look = time.monotonic() + LOOK_S
 
-    def _try_out(self, trial: Callable[[], Any], threads: dict[str, int]) -> None:
-        """Try the workers that are new, and hear of those that were tried."""
+    def _try_new_workers(self, trial: Callable[[], Any], threads: dict[str, int]) -> None:
+        """Start the trials of new workers, and take in those that are done."""
         if threads:
             self._call = None
         elif self._call is None:  # an adaptive cluster starts workers only where something is to be done
@@ -252,28 +253,28 @@ class Crew:
                 if failure is not None:
                     self._warn(f"{failure} This worker gets no work.")
 
-    def _give_again(self, able: set[str]) -> None:
-        """Hand out again the sources of which every worker that might do them has left, or is no good."""
+    def _resubmit(self, able: set[str]) -> None:
+        """Submit again the sources whose workers have all left, or are no good."""
         if not self._threads:
             return
-        for key, (source, future, workers) in list(self._given.items()):
+        for key, (source, future, workers) in list(self._submitted.items()):
             if future.done() or workers & able:
                 continue
-            del self._given[key]
+            del self._submitted[key]
             future.cancel()
             self._tries[source.place] += 1
             if self._tries[source.place] <= TRIES:
-                self.give(source)
+                self.submit(source)
             else:
                 self._lost.append(source)
 
     def _wait(self) -> None:
         """Without a good worker: say so, and in the end give up."""
         if self._threads:
-            self._since, self._told, self._began = time.monotonic(), False, True
+            self._since, self._absence_told, self._began = time.monotonic(), False, True
             return
         waited = time.monotonic() - self._since
-        failures = [one for one in self._failures.values() if one is not None]
+        failures = [failure for failure in self._failures.values() if failure is not None]
         if failures and len(failures) == len(self._trials) and waited >= OTHERS_S and not self._began:
             raise failures[0]
         if waited >= NO_WORKER_S and failures:
@@ -281,13 +282,13 @@ class Crew:
         if waited >= NO_WORKER_S:
             cause = f"no worker was available for {NO_WORKER_S / 60:.0f} minutes"
             raise UsageError("USAGE", cause, "Start workers and run the same command again")
-        if waited >= TELL_S and not self._told:
+        if waited >= TELL_S and not self._absence_told:
             self._warn(f"No worker is ready. Waiting for one, {NO_WORKER_S / 60:.0f} minutes at most.")
-            self._told = True
+            self._absence_told = True
 
 
 def _failure(address: str, trial: Future) -> SAUNetError | None:
-    """What the trial of a worker found."""
+    """Why the trial of a worker failed; None where it is good."""
     error = trial.exception()
     if error is not None:  # it could not even begin
         host, text = _host(address), " ".join(f"{type(error).__name__}: {error}".split())
@@ -296,8 +297,8 @@ def _failure(address: str, trial: Future) -> SAUNetError | None:
             f"{host}: the worker cannot run SAUNet ({text})",
             "Install the same version of SAUNet with the extra cluster on all computers, including the scheduler's",
         )
-    host, said = trial.result()
-    return None if said is None else error_of({**said, "cause": f"{host}: {said['cause']}"})
+    host, failure = trial.result()
+    return None if failure is None else error_of({**failure, "cause": f"{host}: {failure['cause']}"})
 
 
 def _host(address: str) -> str:

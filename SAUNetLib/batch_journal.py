@@ -1,4 +1,4 @@
-"""What is known of an archive: its sources and what became of them; the journal, and the summary made from it."""
+"""The state of an archive: its sources and what became of them; the journal, and the summary made from it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Source:
     """What one task segments: an image file, or the DICOM files that lie in one folder.
 
     Attributes:
-        place: below the archive, with slashes.
+        place: path relative to the archive, with slashes.
         dicom: whether it is a folder.
         stamp: changes with its files.
         twin: whether its results would be called like another's, on a file system that knows no upper and lower case.
@@ -76,8 +76,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Record:
-    """A line of the journal: what became of a source's series, by which model (SHA-256)."""
+class SourceRecord:
+    """A line of the journal: the outcomes of a source's series, and the model (SHA-256) that made them."""
 
     place: str
     stamp: str
@@ -85,30 +85,30 @@ class Record:
     outcomes: tuple[Outcome, ...]
 
     @classmethod
-    def read(cls, line: str) -> Record:
+    def read(cls, line: str) -> SourceRecord:
         """Of a line of JSON.
 
         Raises:
             ValueError, KeyError, TypeError: a crash spoilt it, or another version wrote it.
         """
-        told = json.loads(line)
-        outcomes = tuple(Outcome(**{**one, "notices": tuple(one["notices"])}) for one in told["outcomes"])
-        return cls(str(told["place"]), str(told["stamp"]), str(told["model"]), outcomes)
+        entry = json.loads(line)
+        outcomes = tuple(Outcome(**{**outcome, "notices": tuple(outcome["notices"])}) for outcome in entry["outcomes"])
+        return cls(str(entry["place"]), str(entry["stamp"]), str(entry["model"]), outcomes)
 
 
 @dataclass(frozen=True)
-class Run:
-    """A line of the journal: a run began. The first one says whose results the folder holds."""
+class RunStart:
+    """A line of the journal: a run began. The first one says of which archive the folder holds the results."""
 
     archive: str
     host: str
     process: int
 
     @classmethod
-    def read(cls, line: str) -> Run:
-        """Of a line of JSON; raises as `Record.read`."""
-        told = json.loads(line)
-        return cls(str(told["archive"]), str(told["host"]), int(told["process"]))
+    def read(cls, line: str) -> RunStart:
+        """Of a line of JSON; raises as `SourceRecord.read`."""
+        entry = json.loads(line)
+        return cls(str(entry["archive"]), str(entry["host"]), int(entry["process"]))
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ class Batch:
         first, last: runs, where there was one.
     """
 
-    records: Mapping[str, Record] = field(default_factory=dict)
-    gone: Mapping[str, Record] = field(default_factory=dict)
+    records: Mapping[str, SourceRecord] = field(default_factory=dict)
+    gone: Mapping[str, SourceRecord] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
-    first: Run | None = None
-    last: Run | None = None
+    first: RunStart | None = None
+    last: RunStart | None = None
 
     def check_archive(self, archive: Path, output: Path) -> None:
         """Refuse another archive: patients' results would stand for those of others.
@@ -148,56 +148,58 @@ class Batch:
         if record is None or (record.stamp, record.model) != (source.stamp, model):
             return False
         return all(
-            one.status != "failed" and all((output / name).is_file() for name in one.files()) for one in record.outcomes
+            outcome.status != "failed" and all((output / name).is_file() for name in outcome.files())
+            for outcome in record.outcomes
         )
 
-    def outcomes(self) -> Iterator[tuple[Record, Outcome]]:
+    def outcomes(self) -> Iterator[tuple[SourceRecord, Outcome]]:
         """Every series with its source's record, in the order of their places."""
         for _, record in sorted(self.records.items()):
-            for one in record.outcomes:
-                yield record, one
+            for outcome in record.outcomes:
+                yield record, outcome
 
     def counts(self) -> dict[str, int]:
         """How many series were segmented, refused and failed."""
-        found = Counter(one.status for _, one in self.outcomes())
-        return {status: found[status] for status in ("segmented", "refused", "failed")}
+        count = Counter(outcome.status for _, outcome in self.outcomes())
+        return {status: count[status] for status in ("segmented", "refused", "failed")}
 
     def split(self) -> set[str]:
         """Names of the DICOM series that lie in several folders, as parts or copies."""
-        names = Counter(one.name for _, one in self.outcomes() if one.name)
+        names = Counter(outcome.name for _, outcome in self.outcomes() if outcome.name)
         return {name for name, count in names.items() if count > 1}
 
     def only(self, seen: Collection[str], output: Path) -> Batch:
-        """The same where these are the places that the archive has now."""
+        """The same for an archive that has these places now; records of others count as gone."""
         here = {place: record for place, record in self.records.items() if place in seen}
         gone = {
             place: record
             for place, record in self.records.items()
-            if place not in seen and any(one.output and (output / one.output).is_file() for one in record.outcomes)
+            if place not in seen
+            and any(outcome.output and (output / outcome.output).is_file() for outcome in record.outcomes)
         }
         return replace(self, records=here, gone=gone)
 
 
 def read_batch(output: Path) -> Batch:
     """What the journal in an output folder tells; nothing of a line that a crash spoilt or another version wrote."""
-    records: dict[str, Record] = {}
+    records: dict[str, SourceRecord] = {}
     first = last = None
     # Where it cannot be read, neither can the summary be written, which says why.
     with suppress(OSError), open(output / JOURNAL, encoding="utf-8", errors="replace") as file:
         for line in file:
             with suppress(ValueError, KeyError, TypeError):
                 if line.startswith('{"archive"'):
-                    last = Run.read(line)
+                    last = RunStart.read(line)
                     first = first or last
                     continue
-                record = Record.read(line)
+                record = SourceRecord.read(line)
                 records[record.place] = record
     return Batch(records, first=first, last=last)
 
 
 @contextmanager
-def journal(records: dict[str, Record], archive: Path, output: Path) -> Iterator[Callable[[Record], None]]:
-    """Open the journal for a run. What is called with a record writes it down, for good when it returns.
+def journal(records: dict[str, SourceRecord], archive: Path, output: Path) -> Iterator[Callable[[SourceRecord], None]]:
+    """Open the journal for a run; yields a function that writes a record and returns once it is on the disk.
 
     The record takes its place in `records`, and files of the source's earlier results that it has no longer are
     removed. The summary is written now and then.
@@ -205,11 +207,11 @@ def journal(records: dict[str, Record], archive: Path, output: Path) -> Iterator
     due = time.monotonic() + SUMMARY_S
     with open(output / JOURNAL, "a", encoding="utf-8") as file:
 
-        def write(line: Record | Run) -> None:
+        def write(line: SourceRecord | RunStart) -> None:
             file.write(json.dumps(asdict(line)) + "\n")
             file.flush()
 
-        def add(record: Record) -> None:
+        def add(record: SourceRecord) -> None:
             nonlocal due
             before = records.get(record.place)
             write(record)
@@ -225,14 +227,14 @@ def journal(records: dict[str, Record], archive: Path, output: Path) -> Iterator
 
         if file.tell():
             file.write("\n")  # ends what a crash cut short; an empty line tells nothing
-        write(Run(str(archive.resolve()), gethostname(), os.getpid()))
+        write(RunStart(str(archive.resolve()), gethostname(), os.getpid()))
         yield add
 
 
-def _remove_left(before: Record, now: Record, output: Path) -> None:
+def _remove_left(before: SourceRecord, now: SourceRecord, output: Path) -> None:
     """Remove the files of a source's earlier results that its new ones do not replace."""
-    kept = {name for one in now.outcomes for name in one.files()}
-    for name in {name for one in before.outcomes for name in one.files()} - kept:
+    kept = {name for outcome in now.outcomes for name in outcome.files()}
+    for name in {name for outcome in before.outcomes for name in outcome.files()} - kept:
         place = PurePosixPath(name)
         if not place.is_absolute() and ".." not in place.parts:  # a journal is a file that anyone may have changed
             with suppress(OSError):
@@ -240,7 +242,7 @@ def _remove_left(before: Record, now: Record, output: Path) -> None:
 
 
 def try_summary(known: Batch, output: Path) -> None:
-    """See before the work that the summary can be written; one that is there stays what it is."""
+    """Check before the work that the summary can be written; an existing one stays as it is."""
     if not (output / SUMMARY).is_file():
         write_summary(known, output)
         return
@@ -259,13 +261,17 @@ def write_summary(known: Batch, output: Path) -> None:
     ):
         writer = csv.writer(file)
         writer.writerow(columns)
-        gone = ((record, replace(one, status="gone")) for record, one in Batch(known.gone).outcomes() if one.output)
-        for record, one in chain(known.outcomes(), gone):
-            notices = " ".join([*one.notices, *(["SERIES_SPLIT"] if one.name in split else [])])
-            about = (record.place, one.series, one.status, one.code, one.text, one.output)
-            writer.writerow([*map(_cell, about), one.seconds, notices, record.model[:12], one.host])
+        gone = (
+            (record, replace(outcome, status="gone"))
+            for record, outcome in Batch(known.gone).outcomes()
+            if outcome.output
+        )
+        for record, outcome in chain(known.outcomes(), gone):
+            notices = " ".join([*outcome.notices, *(["SERIES_SPLIT"] if outcome.name in split else [])])
+            about = (record.place, outcome.series, outcome.status, outcome.code, outcome.text, outcome.output)
+            writer.writerow([*map(_cell, about), outcome.seconds, notices, record.model[:12], outcome.host])
 
 
 def _cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula: names come from anywhere."""
+    """A text escaped so that no spreadsheet takes it for a formula: names come from anywhere."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -91,7 +91,7 @@ def appears(path: Path) -> bool:
 def segment_source(source: Source, archive: Path, output: Path, model: str, sha256: str, device: str) -> list[Outcome]:
     """Segment one source on a worker; whatever is wrong with its images is an outcome of theirs."""
     outcomes = _outcomes(source, archive, output, (model, sha256, device))
-    return [replace(one, host=gethostname()) if one.status == "failed" else one for one in outcomes]
+    return [replace(outcome, host=gethostname()) if outcome.status == "failed" else outcome for outcome in outcomes]
 
 
 def _outcomes(source: Source, archive: Path, output: Path, engine: tuple[str, str, str]) -> list[Outcome]:
@@ -107,20 +107,20 @@ def _outcomes(source: Source, archive: Path, output: Path, engine: tuple[str, st
     except InputError as problem:
         return [_refused(problem, [image])]
     outcomes = []
-    for one in listed:
+    for series in listed:
         # A number may hold anything, as what leads into another folder.
-        number = one.number if one.number.isascii() and one.number.isalnum() else "series"
-        name = f"{number}-{_digits(one.uid)}"
-        if one.problem is not None:
-            outcome = _refused(one.problem, one.damaged)
+        number = series.number if series.number.isascii() and series.number.isalnum() else "series"
+        name = f"{number}-{_digits(series.uid)}"
+        if series.problem is not None:
+            outcome = _refused(series.problem, series.damaged)
         else:
-            outcome = _segmented(one, target / name, output, engine)
-        outcomes.append(replace(outcome, series=one.name, name=name))
+            outcome = _segmented(series, target / name, output, engine)
+        outcomes.append(replace(outcome, series=series.name, name=name))
     return outcomes
 
 
 def _writable(place: str) -> str:
-    """A place below the archive as one for results: without letters that no file here can have, nor too long a name."""
+    """A path in the archive as one for results: undecodable characters escaped, and too long a name shortened."""
     plain = place.encode(errors="backslashreplace").decode()
     plain = plain if plain == place else plain.replace("\\", "%")
     folder, _, name = plain.rpartition("/")
@@ -130,12 +130,15 @@ def _writable(place: str) -> str:
 
 
 def _digits(text: str) -> str:
-    """Eight digits that hardly any other text has."""
+    """The first eight hexadecimal digits of a text's SHA-256: hardly any other text has them."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _refused(problem: InputError, files: Sequence[Path]) -> Outcome:
-    """Of what can be opened and cannot be segmented; what cannot be opened, or for want of memory, is tried again."""
+    """The outcome of an image that cannot be segmented: ``refused``.
+
+    It is ``failed``, which is tried again, where a file cannot be opened or memory does not suffice.
+    """
     closed = isinstance(problem.__cause__, MemoryError) or not all(map(_opens, files))
     return Outcome("failed" if closed else "refused", "", problem.code, problem.cause, problem.exit_status)
 
@@ -143,7 +146,7 @@ def _refused(problem: InputError, files: Sequence[Path]) -> Outcome:
 def _opens(path: Path) -> bool:
     try:
         if path.is_dir():
-            return all(_opens(one) for one in path.iterdir() if not one.is_dir())
+            return all(_opens(entry) for entry in path.iterdir() if not entry.is_dir())
         if path.is_file():  # anything else might never begin
             open(path, "rb").close()
         return path.exists() or path.is_symlink()
@@ -152,7 +155,7 @@ def _opens(path: Path) -> bool:
 
 
 def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[str, str, str]) -> Outcome:
-    """One image from file to files, which are called as `target` and end in their own way."""
+    """Segment one image into the files of `RESULTS`, which are named after `target`."""
     from .pipeline import segment_file
 
     started = time.perf_counter()
@@ -163,7 +166,7 @@ def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[s
             preview=results[".png"],
         )  # fmt: skip
     except InputError as problem:
-        return _refused(problem, [one.path for one in image.frames] if isinstance(image, Series) else [image])
+        return _refused(problem, [frame.path for frame in image.frames] if isinstance(image, Series) else [image])
     except Exception as error:
         failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
         own = failure.code == "OUTPUT_WRITE" and _takes_files(output)

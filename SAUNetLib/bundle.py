@@ -147,18 +147,19 @@ def _download(folder: Path, slicer: str, platform: str, index: str | None, run: 
     known: set[str] = set()
     while wanted:
         known.update(wanted)
-        found = _wheels(folder)
-        missing = [one for one in wanted if canonicalize_name(Requirement(one).name) not in found]
+        wheels = _wheels(folder)
+        missing = [name for name in wanted if canonicalize_name(Requirement(name).name) not in wheels]
         if missing and run(download_command(folder, slicer, platform, missing, index)) != 0:
             raise UsageError(
                 "NOT_INSTALLED", "the packages could not be downloaded", "Check the connection to the package index"
             )
-        found = _wheels(folder)
-        wanted = sorted({one for name in wanted for one in _needed(Requirement(name), found, there)} - known)
+        wheels = _wheels(folder)
+        needed = (_needed(Requirement(requirement), wheels, there) for requirement in wanted)
+        wanted = sorted(set().union(*needed) - known)
 
 
 def _wheels(folder: Path) -> dict[str, Metadata]:
-    """What the wheels in a folder say of themselves, by their canonical names.
+    """The metadata of the wheels in a folder, by canonical name.
 
     Python's own reader keeps wheels open, and what is open Windows does not remove.
     """
@@ -171,13 +172,13 @@ def _wheels(folder: Path) -> dict[str, Metadata]:
     return wheels
 
 
-def _needed(requirement: Requirement, found: dict[str, Metadata], there: dict[str, str]) -> set[str]:
+def _needed(requirement: Requirement, wheels: dict[str, Metadata], environment: dict[str, str]) -> set[str]:
     """What the wheel that meets a requirement needs in an environment, without conditions.
 
     Raises:
         UsageError: NOT_INSTALLED, no wheel meets it.
     """
-    wheel = found.get(canonicalize_name(requirement.name))
+    wheel = wheels.get(canonicalize_name(requirement.name))
     if wheel is None or not requirement.specifier.contains(wheel.version, prereleases=True):
         raise UsageError(
             "NOT_INSTALLED",
@@ -185,12 +186,12 @@ def _needed(requirement: Requirement, found: dict[str, Metadata], there: dict[st
             "Please report it: the packages do not fit together",
         )
     needed = set()
-    for one in wheel.requires_dist or ():
-        if one.marker is None or any(
-            one.marker.evaluate(there | {"extra": extra}) for extra in ("", *requirement.extras)
+    for dependency in wheel.requires_dist or ():
+        if dependency.marker is None or any(
+            dependency.marker.evaluate(environment | {"extra": extra}) for extra in ("", *requirement.extras)
         ):
-            one.marker = None
-            needed.add(str(one))
+            dependency.marker = None
+            needed.add(str(dependency))
     return needed
 
 

@@ -117,7 +117,7 @@ def _segment(options: argparse.Namespace) -> int:
         return _segment_many(options)
     with _progress(options) as report:
         report("load", 0.0)
-        segmentation = _one(options, _engine(options), Path(options.images[0]), Path(options.output), report)
+        segmentation = _segment_one(options, _engine(options), Path(options.images[0]), Path(options.output), report)
     if options.json:
         print(json.dumps({"image": options.images[0], "output": options.output, **segmentation.summary()}))
     elif not options.quiet:
@@ -133,7 +133,9 @@ def _engine(options: argparse.Namespace) -> Engine:
     return Engine(load_model(options.model or DEFAULT_MODEL), options.device)
 
 
-def _one(options: argparse.Namespace, engine: Engine, image: Path, output: Path, report: Report) -> Segmentation:
+def _segment_one(
+    options: argparse.Namespace, engine: Engine, image: Path, output: Path, report: Report
+) -> Segmentation:
     from .pipeline import segment_file
 
     return segment_file(
@@ -143,10 +145,10 @@ def _one(options: argparse.Namespace, engine: Engine, image: Path, output: Path,
     )  # fmt: skip
 
 
-def _one_apart(
+def _segment_in_thread(
     thread: WorkThread, options: argparse.Namespace, engine: Engine, image: Path, output: Path, report: Report
 ) -> Segmentation:
-    """`_one` in a `WorkThread`: lack of memory for one image does not harm the next. Interrupting cancels it."""
+    """`_segment_one` in a `WorkThread`: lack of memory for one image does not harm the next. Ctrl-C cancels it."""
     interrupted = threading.Event()
 
     def heard(stage: str, fraction: float) -> None:
@@ -154,16 +156,16 @@ def _one_apart(
             raise CancelledError
         report(stage, fraction)
 
-    return thread.run(lambda: _one(options, engine, image, output, heard), interrupted.set)
+    return thread.run(lambda: _segment_one(options, engine, image, output, heard), interrupted.set)
 
 
-def _one_of_many(
+def _segment_one_of_many(
     thread: WorkThread, options: argparse.Namespace, engine: Engine, image: Path, output: Path
 ) -> Segmentation | SAUNetError:
-    """`_one_apart`, or why there is no result of this image."""
+    """`_segment_in_thread`, or why there is no result of this image."""
     try:
         with _progress(options, image.name) as report:
-            return _one_apart(thread, options, engine, image, output, report)
+            return _segment_in_thread(thread, options, engine, image, output, report)
     except (CancelledError, KeyboardInterrupt):
         return CancelledError()
     except Exception as error:
@@ -187,7 +189,7 @@ def _segment_many(options: argparse.Namespace) -> int:
     results: list[dict[str, Any]] = []
     status = 0
     for image, output in outputs.items():
-        made = _one_of_many(thread, options, engine, image, output)
+        made = _segment_one_of_many(thread, options, engine, image, output)
         if not isinstance(made, SAUNetError):
             results.append({"image": str(image), "output": str(output), **made.summary()})
             if not (options.quiet or options.json):
@@ -261,13 +263,13 @@ def _batch(options: argparse.Namespace) -> int:
             archive, output, options.model, options.device, options.scheduler, options.workers, report,
             warn=lambda text: print(text, file=sys.stderr, flush=True),
         )  # fmt: skip
-    failed = [one for _, one in known.outcomes() if one.status == "failed"]
+    failed = [outcome for _, outcome in known.outcomes() if outcome.status == "failed"]
     if not options.quiet:
         print(", ".join(f"{count} {status}" for status, count in known.counts().items()))
         _print_remarks(known)
         print(output / SUMMARY)
-    for code, count in Counter(one.code for one in failed).items():
-        hosts = sorted({one.host for one in failed if one.code == code and one.host})
+    for code, count in Counter(outcome.code for outcome in failed).items():
+        hosts = sorted({outcome.host for outcome in failed if outcome.code == code and outcome.host})
         where = f" on {', '.join(hosts[:3])}{' and others' if len(hosts) > 3 else ''}" if hosts else ""
         print(f"{count} failed with {code}{where}; the same command tries them again", file=sys.stderr)
     return failed[0].exit_status if failed else 0
@@ -451,11 +453,13 @@ def _relabel(options: argparse.Namespace) -> int:
     pairs = [entry.partition("=") for entry in options.set]
     if not all(separator for _, separator, _ in pairs):
         raise UsageError("USAGE", f"{' '.join(options.set)} is not IS=SHOULD", "Give a pair such as 95=L3/L4")
-    told: dict[str, str] = {}
+    assignments: dict[str, str] = {}
     for key, _, text in pairs:
-        if told.setdefault(key, text) != text:
-            raise UsageError("USAGE", f"{key} was given two levels, {told[key]} and {text}", "Give one level for each")
-    changed = relabel_file(options.file, told, options.output, options.table)
+        if assignments.setdefault(key, text) != text:
+            raise UsageError(
+                "USAGE", f"{key} was given two levels, {assignments[key]} and {text}", "Give one level for each"
+            )
+    changed = relabel_file(options.file, assignments, options.output, options.table)
     for row in changed.table():
         print(row.structure.value, row.structure.name, sep="\t")
     print("note: tables, pictures and measurements that were made before keep the old names", file=sys.stderr)

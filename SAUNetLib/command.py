@@ -22,7 +22,7 @@ BUG = "This is a bug: please report it with what --debug prints"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that words its complaints as every other error of ours, and guesses no option from its beginning."""
+    """argparse that reports usage errors as our other errors, and takes no abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
@@ -83,7 +83,7 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
 
 
 def _nobody_reads(error: Exception) -> bool:
-    """Whether a pipe of ours is closed: Windows calls that an invalid argument, and says it again of what is left."""
+    """Whether a failure means a closed pipe: Windows calls that an invalid argument, and repeats it on flushing."""
     if isinstance(error, BrokenPipeError):
         return True
     if sys.platform != "win32" or not isinstance(error, OSError) or error.errno != errno.EINVAL:
@@ -97,7 +97,7 @@ def _nobody_reads(error: Exception) -> bool:
 
 
 def _complete_streams() -> None:
-    """A process may have been started without a stdout or stderr: what is said there is lost, and nothing else.
+    """Replace a missing stdout or stderr, with which a process may be started: its output is lost, nothing else fails.
 
     Descriptors 0 to 2 must be taken, or the next file that is opened becomes stderr to the libraries.
     """
@@ -143,7 +143,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def interrupt_once(*_: object) -> NoReturn:
-    """Cancel; what is put in order then, also by libraries at the process's end, is not disturbed again."""
+    """Cancel; further signals are ignored, so that they do not disturb the cleaning up."""
     for number in cancelling():
         signal.signal(number, signal.SIG_IGN)
         atexit.register(signal.signal, number, signal.SIG_IGN)  # runs before what was registered before

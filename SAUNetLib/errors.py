@@ -38,7 +38,7 @@ class SAUNetError(Exception):
         }
 
     def __reduce__(self) -> tuple[Callable[..., SAUNetError], tuple[object, ...]]:
-        """Pickled as it is described: made again from its message alone, it would end whole pools of processes."""
+        """Pickle by `as_dict`: unpickling from the message alone would fail and end whole pools of processes."""
         return error_of, (self.as_dict(),)
 
 
@@ -108,12 +108,13 @@ class CancelledError(SAUNetError):
         super().__init__("CANCELLED", "The run was cancelled", remedy)
 
 
-def error_of(said: Mapping[str, Any]) -> SAUNetError:
+def error_of(described: Mapping[str, Any]) -> SAUNetError:
     """The error that `SAUNetError.as_dict` described in another process."""
     kinds = (UsageError, InputError, ModelError, OutOfMemoryError, CancelledError)
-    kind = next((one for one in kinds if said["code"] in one.codes), SAUNetError)
+    kind = next((candidate for candidate in kinds if described["code"] in candidate.codes), SAUNetError)
     error = kind.__new__(kind)
-    SAUNetError.__init__(error, said["code"] if kind is not SAUNetError else "INTERNAL", said["cause"], said["remedy"])
+    code = described["code"] if kind is not SAUNetError else "INTERNAL"
+    SAUNetError.__init__(error, code, described["cause"], described["remedy"])
     return error
 
 

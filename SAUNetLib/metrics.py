@@ -44,22 +44,22 @@ def agreement(predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, ..
     are nan. A single slice is compared by its contours: its faces would be surfaces that always agree.
     """
     both = int(np.count_nonzero(predicted & truth))
-    found, there = int(np.count_nonzero(predicted)), int(np.count_nonzero(truth))
-    union = found + there - both
+    predicted_count, true_count = int(np.count_nonzero(predicted)), int(np.count_nonzero(truth))
+    union = predicted_count + true_count - both
     hausdorff = hausdorff95 = mean = math.nan
-    if found and there:
+    if predicted_count and true_count:
         flat = tuple(axis for axis, count in enumerate(truth.shape) if count == 1)[: truth.ndim - 2]
         sizes = [size for axis, size in enumerate(spacing) if axis not in flat]
         distances = surface_distance.compute_surface_distances(truth.squeeze(flat), predicted.squeeze(flat), sizes)
         hausdorff = float(surface_distance.compute_robust_hausdorff(distances, 100.0))
         hausdorff95 = float(surface_distance.compute_robust_hausdorff(distances, 95.0))
         mean = _mean_distance(distances)
-    elif found or there:
+    elif predicted_count or true_count:
         hausdorff = hausdorff95 = mean = math.inf
     return Agreement(
-        2 * both / (found + there) if union else 1.0,
-        both / found if found else math.nan,
-        both / there if there else math.nan,
+        2 * both / (predicted_count + true_count) if union else 1.0,
+        both / predicted_count if predicted_count else math.nan,
+        both / true_count if true_count else math.nan,
         both / union if union else 1.0,
         hausdorff,
         hausdorff95,
@@ -112,9 +112,9 @@ def detect(predicted: np.ndarray, truth: np.ndarray) -> Detection:
         ((int(number), int(t), int(p)) for (t, p), number in zip(joint.T, counts, strict=True)), reverse=True
     )
     matches: dict[int, int] = {}
-    for number, true, found in pairs:
-        if true not in matches and found not in matches.values() and number >= LEAST_SHARED * sizes[true]:
-            matches[true] = found
+    for number, true, predicted_value in pairs:
+        if true not in matches and predicted_value not in matches.values() and number >= LEAST_SHARED * sizes[true]:
+            matches[true] = predicted_value
     present = {int(value) for value in np.unique(predicted)} - {0}
     return Detection(
         matches,

@@ -1,4 +1,4 @@
-"""segment(volume) -> segmentation: the one road through the engine's rooms."""
+"""The pipeline: segment(volume) -> segmentation, and the same from file to files."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ def segment(
     check_volume(volume)
     check_content(volume)
     stack = SagittalStack.of(volume)
-    found, notices = engine.classes(stack, report)
+    classes, notices = engine.classes(stack, report)
     report("levels", 0.0)
     field = stack.field()  # what padding hides, the image cuts
     notices += _about_slices(stack.slices[field], stack.slice_spacing)
-    named = name_structures(stack.with_slices(found[field]), lowest, stack.slices[field])
-    found[:] = 0
-    found[field] = named.labels
-    labels = stack.restore(found)
+    named = name_structures(stack.with_slices(classes[field]), lowest, stack.slices[field])
+    classes[:] = 0
+    classes[field] = named.labels
+    labels = stack.restore(classes)
     report("levels", 1.0)
     return Segmentation(
         labels if levels else encodings()["levels"].to_classes(labels),
         volume.geometry,
         encodings()["levels" if levels else "classes"],
         _provenance(engine, levels, lowest, started) | ({"anchor": named.anchor} if levels and named.anchor else {}),
-        notices + tuple(one for one in named.notices if levels or not one.about_levels),
+        notices + tuple(notice for notice in named.notices if levels or not notice.about_levels),
         named.partial if levels else frozenset(),
         named.confidence if levels else {},
     )
@@ -76,7 +76,7 @@ def segment(
 def _about_slices(slices: np.ndarray, spacing_mm: float) -> tuple[Notice, ...]:
     """What to say of slices (S, H, W) that show nothing, between others, and of slices that lie far apart."""
     notices = []
-    empty = sum(one[::16, ::16].min() == one[::16, ::16].max() and one.min() == one.max() for one in slices)
+    empty = sum(map(_is_empty, slices))
     if empty:
         missing = "What lies there was not found, and is missing from all figures."
         notices.append(Notice("EMPTY_SLICES", f"{empty} of {len(slices)} slices show nothing. {missing}"))
@@ -84,6 +84,12 @@ def _about_slices(slices: np.ndarray, spacing_mm: float) -> tuple[Notice, ...]:
         lie = f"Slices lie {spacing_mm:.3g} mm apart; up to {FARTHEST_MM:g} mm was tested."
         notices.append(Notice("SLICES_FAR_APART", f"{lie} What lies between them is missed."))
     return tuple(notices)
+
+
+def _is_empty(pixels: np.ndarray) -> bool:
+    """Whether a slice (H, W) has one value throughout; of most a few pixels already show that it has not."""
+    few = pixels[::16, ::16]
+    return bool(few.min() == few.max() and pixels.min() == pixels.max())
 
 
 def _provenance(engine: Engine, levels: bool, lowest: str | None, started: datetime) -> dict[str, str]:
@@ -155,14 +161,14 @@ def segment_file(
     return segmentation
 
 
-def _check_places(image: str | Path | Series, output: str | Path, *others: str | Path | None) -> None:
+def _check_places(image: str | Path | Series, output: str | Path, *further: str | Path | None) -> None:
     """Refuse places of results (label map, table, measurements, preview) before the work instead of after it."""
     check_writable(output, SEGMENTATIONS)
     if not isinstance(image, Series) and same_place(Path(output), Path(image)):
         raise UsageError("OUTPUT_WRITE", f"{output} is the image itself", "Give the result another name")
-    for path, endings in zip(others, (TABLES, MEASUREMENTS, PICTURES), strict=True):
+    for path, endings in zip(further, (TABLES, MEASUREMENTS, PICTURES), strict=True):
         if path is not None:
             check_writable(path, endings)
-    for one, other in itertools.combinations([path for path in (output, *others) if path], 2):
-        if same_place(Path(one), Path(other)):
-            raise UsageError("USAGE", f"two results would be written to {one}", "Give each a name of its own")
+    for first, second in itertools.combinations([path for path in (output, *further) if path], 2):
+        if same_place(Path(first), Path(second)):
+            raise UsageError("USAGE", f"two results would be written to {first}", "Give each a name of its own")

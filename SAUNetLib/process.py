@@ -1,4 +1,4 @@
-"""What our own processes set before their work: memory that is kept, no core that waits, signals that are heard."""
+"""Settings of our own processes before their work begins: freed memory, OpenBLAS's threads, signals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def prepare_process() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Spare the system from clearing the same pages over and over: large arrays come and go with every slice.
+    """Let glibc keep freed memory, so that the system need not clear the same pages for every slice's large arrays.
 
     By itself glibc gives the memory of large arrays back when they are freed, and the system hands it out again page by
     page, zeroed: some 30,000 page faults for a volume of 20 slices (docs/speed.md). Every thread of its own heap would
@@ -45,7 +45,7 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def signals_to(handler: Callable[[int, FrameType | None], Any], *numbers: signal.Signals) -> Iterator[None]:
-    """Hand signals to a function while inside; outside of the main thread nothing changes: they are the caller's."""
+    """Handle signals by a function inside the block; outside of the main thread the caller's handlers stay."""
     try:
         before = [signal.signal(number, handler) for number in numbers]
     except ValueError:

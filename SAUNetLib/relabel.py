@@ -41,17 +41,17 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
     wanted = _wanted(assignments, present)
     table = _new_values(present, wanted)
     labels = _mapped(segmentation, table)
-    said = ", ".join(f"{structures()[old].level}={structures()[new].level}" for old, new in wanted.items())
+    changes = ", ".join(f"{structures()[old].level}={structures()[new].level}" for old, new in wanted.items())
     earlier = segmentation.provenance.get("relabelled")
     kept = {key: value for key, value in segmentation.provenance.items() if key != "anchor"}  # the user is the anchor
     return replace(
         segmentation,
         labels=labels,
         partial=frozenset(_moved(value, table) for value in segmentation.partial),
-        provenance={**kept, "relabelled": f"{earlier}; {said}" if earlier else said},
+        provenance={**kept, "relabelled": f"{earlier}; {changes}" if earlier else changes},
         # The user knows.
         confidence={new: 1.0 for new in count_labels(labels) if _whole(segmentation, new) in table.values()},
-        warnings=tuple(one for one in segmentation.warnings if not one.about_levels and one.code != CORD),
+        warnings=tuple(notice for notice in segmentation.warnings if not notice.about_levels and notice.code != CORD),
     )
 
 
@@ -77,11 +77,11 @@ def relabel_file(
     check_writable(target, SEGMENTATIONS)
     if table is not None:
         check_writable(table, TABLES)
-    found = read_segmentation(path)
-    if same_place(target, Path(path)) and any(notice.code == CORD for notice in found.warnings):
+    saved = read_segmentation(path)
+    if same_place(target, Path(path)) and any(notice.code == CORD for notice in saved.warnings):
         cause = f"{target.name} holds a spinal cord, which would be lost"
         raise _refusal(cause, "Give the result another name (--output)")
-    segmentation = relabel(found, assignments)
+    segmentation = relabel(saved, assignments)
     with write_together():
         write_segmentation(segmentation, target)
         if table is not None:
@@ -104,7 +104,7 @@ def _whole(segmentation: Segmentation, value: int) -> int:
 
 
 def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int]:
-    """Old and new label values of what was said."""
+    """New label value by old one, as the user assigned them."""
     wanted: dict[int, int] = {}
     for key, text in assignments.items():
         old, new = _value(key), _value(text)
@@ -126,8 +126,8 @@ def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int
 def _value(text: str) -> int:
     """The label value of a structure with a level, from its value, level or name."""
     plain = " ".join(text.split()).casefold()
-    for value, one in [*structures().items(), *encodings()["parts"].structures.items()]:
-        if one.level and plain in (str(value), one.level.casefold(), one.name.casefold()):
+    for value, structure in [*structures().items(), *encodings()["parts"].structures.items()]:
+        if structure.level and plain in (str(value), structure.level.casefold(), structure.name.casefold()):
             return value if value in structures() else value - PARTS_OFFSET
     raise _refusal(
         f"{text.strip() or 'nothing'} is not a level", "Give a level such as L4 or L3/L4, or a label value such as 44"
@@ -192,8 +192,8 @@ def _new_values(present: list[int], wanted: Mapping[int, int]) -> dict[int, int]
             return {value: places[old[value] + shift] for value in present}
         beyond = beyond or f"{known[outside[0]].name} would lie beyond {_end(outside[0], old, shift, chain)}"
     if contradictory:
-        said = ", ".join(f"{known[value].level} is {known[new].level}" for value, new in fixed.items())
-        raise _refusal(f"these cannot all be true: {said}", "Name one structure only, or check the levels given")
+        claims = ", ".join(f"{known[value].level} is {known[new].level}" for value, new in fixed.items())
+        raise _refusal(f"these cannot all be true: {claims}", "Name one structure only, or check the levels given")
     raise _refusal(beyond, "Check the level given")
 
 
@@ -227,7 +227,7 @@ def _old_places(present: list[int]) -> dict[int, float]:
 
 
 def _moved(value: int, table: Mapping[int, int]) -> int:
-    """The new value of an old one; what was behind a body that becomes the sacrum becomes a part of it."""
+    """The new label value; posterior elements of a body that becomes the sacrum become part of the sacrum."""
     if value in table or value - PARTS_OFFSET not in table:
         return table.get(value, value)
     new = table[value - PARTS_OFFSET]

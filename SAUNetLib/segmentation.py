@@ -41,8 +41,8 @@ KEPT_IN_NIFTI = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table of structures: volume in mm3, and whether the field of view cuts the structure.
+class StructureRow:
+    """One row of the table of structures: volume in mm3, and whether the field of view cuts the structure.
 
     `confidence` says how sure its level is, 0 to 1; None where that is not known.
     """
@@ -64,7 +64,7 @@ def short_description(encoding: str, model: str, codes: Iterable[str]) -> str:
     return "; ".join(filter(None, parts))[:79]
 
 
-def said_in_short(description: str) -> tuple[str, tuple[str, ...], str]:
+def parse_short_description(description: str) -> tuple[str, tuple[str, ...], str]:
     """The encoding, the codes of `KEPT_IN_NIFTI` and the model that a `short_description` names; of others nothing."""
     encoding, *rest = (part.strip() for part in description.split(";"))
     if not encoding.startswith("SAUNet "):
@@ -131,14 +131,14 @@ class Segmentation:
                 "Give one whose structures have levels (such as one made without --classes)",
             )
 
-    def table(self) -> list[Row]:
+    def table(self) -> list[StructureRow]:
         """The structures present, from the top of the spine to its bottom (canal first, sacrum last)."""
         counts = count_labels(self.labels)
         unknown = [value for value in counts if value not in self.known]
         if unknown:
             raise ValueError(f"label values without a meaning: {unknown}")
         rows = [
-            Row(
+            StructureRow(
                 self.known[value],
                 count,
                 float(count * self.geometry.voxel_volume),

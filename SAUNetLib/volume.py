@@ -281,22 +281,22 @@ def check_content(volume: Volume) -> None:
     """
     voxels, name = volume.voxels, volume.name
     step = max(1, voxels.shape[0] // 32)
-    some = voxels[::step]
-    lines = np.moveaxis(some, int(np.argmax(some.shape)), 0)
+    sample = voxels[::step]
+    lines = np.moveaxis(sample, int(np.argmax(sample.shape)), 0)
     flat = np.count_nonzero(lines[1:] == lines[:-1]) / lines[1:].size
-    if flat > FLAT and len(np.unique(some)) <= LABELS:
+    if flat > FLAT and len(np.unique(sample)) <= LABELS:
         raise InputError(
             "INPUT_PIXEL_TYPE",
             f"{name} looks like a label map: few different values in large uniform areas",
             "Give the image on which it was drawn",
         )
     lowest, highest = CT_RANGE
-    if not (lowest <= some.min() <= AIR_HU[1] and some.max() > highest):  # most MRI: none of it needs to be counted
+    if not (lowest <= sample.min() <= AIR_HU[1] and sample.max() > highest):  # most MRI: none of it needs to be counted
         return
     stack = SagittalStack.of(volume)
     if stack.slices[stack.field()].min() >= 0:  # padding like air around an MRI; a CT has fat and air inside, too
         return
-    if np.count_nonzero((some >= AIR_HU[0]) & (some <= AIR_HU[1])) > CT_AIR * some.size:
+    if np.count_nonzero((sample >= AIR_HU[0]) & (sample <= AIR_HU[1])) > CT_AIR * sample.size:
         raise InputError(
             "INPUT_MODALITY", f"{name} looks like a CT: it holds Hounsfield units of air", "Choose an MR image"
         )

@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 class WorkThread:
-    """Does one thing after the other in a thread of its own, until one fails: then another thread follows.
+    """Runs functions one after the other in a thread of its own; after one that failed, in a new thread.
 
     oneDNN (PyTorch's convolutions) never again serves a thread in which memory ran out. A thread that lasts keeps the
     threads that PyTorch's library starts for each one that computes.

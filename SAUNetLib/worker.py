@@ -110,12 +110,12 @@ class Worker:
             self._serve_one(*waiting)
 
     def _listen(self) -> None:
-        """Cancelling must be heard while a request runs; everything else waits its turn."""
+        """Read requests: cancelling takes effect while another one runs, everything else is queued."""
         try:
             while line := self._requests.readline(LONGEST_LINE):
-                rest = line
-                while len(rest) == LONGEST_LINE and not rest.endswith("\n"):
-                    rest = self._requests.readline(LONGEST_LINE)  # one request, one answer
+                skipped = line
+                while len(skipped) == LONGEST_LINE and not skipped.endswith("\n"):
+                    skipped = self._requests.readline(LONGEST_LINE)  # one request, one answer
                 if '"cancel"' in line and _is_cancel(line):
                     self._cancelled_to = self._received
                 elif line.strip():
@@ -212,10 +212,10 @@ def _is_text(value: object) -> bool:
 def _identity(line: str) -> dict[str, Any]:
     """The id of a request, also of one that is not understood: its answer must find whoever waits for it."""
     try:
-        told = json.loads(line)["id"]
+        identity = json.loads(line)["id"]
     except (ValueError, RecursionError, KeyError, TypeError, IndexError):
         return {}
-    return {"id": told} if isinstance(told, str | int) and _is_text(told) else {}
+    return {"id": identity} if isinstance(identity, str | int) and _is_text(identity) else {}
 
 
 def _is_cancel(line: str) -> bool:

@@ -1,4 +1,4 @@
-"""The Slicer module "SAU-Net Spine Segmentation": what Slicer asks of a module, wired to the rooms in SAUNetPanel."""
+"""The Slicer module "SAU-Net Spine Segmentation": what Slicer asks of a module, wired to the modules in SAUNetPanel."""
 
 import slicer
 from SAUNetPanel.Logic import SAUNetSegmentationLogic
@@ -57,7 +57,7 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
         self.panel = None
 
     def setup(self):
-        """Load the .ui file and wire the rooms; Slicer calls it once."""
+        """Load the .ui file and wire the modules; Slicer calls it once."""
         from SAUNetPanel.Widget import Widget
 
         ScriptedLoadableModuleWidget.setup(self)
@@ -96,7 +96,7 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
             self.panel.cleanup()
 
     def onReload(self):
-        """Reload the rooms, too: Slicer reloads this file only."""
+        """Reload the modules of the panel, too: Slicer reloads this file only."""
         import sys
 
         for name in [name for name in sys.modules if name.split(".")[0] in ("SAUNetPanel", "SAUNetLib")]:

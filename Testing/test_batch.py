@@ -29,8 +29,8 @@ from filelock import FileLock
 
 from SAUNetLib import batch, batch_cluster, batch_journal, batch_source
 from SAUNetLib.batch import LOCK, find_sources
-from SAUNetLib.batch_cluster import Crew, WorkersDied, scheduler_kept
-from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Record, Source, _remove_left, read_batch
+from SAUNetLib.batch_cluster import WorkerPool, WorkersDied, scheduler_kept
+from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Source, SourceRecord, _remove_left, read_batch
 from SAUNetLib.cli import main
 from SAUNetLib.errors import UsageError
 from SAUNetLib.formats import atomic
@@ -480,30 +480,30 @@ class Cluster:
 def test_a_source_whose_workers_all_left_is_handed_out_again_but_not_for_ever(quick, monkeypatch):
     monkeypatch.setattr(batch_cluster, "LOOK_S", 0.0)
     cluster = Cluster()
-    crew = Crew(cluster, lambda source: source, lambda: None, print)
+    pool = WorkerPool(cluster, lambda source: source, lambda: None, print)
     cluster.threads = {"tcp://h:1": 1}
-    crew.look()
-    crew.give(Source("a", False, ""))
+    pool.refresh()
+    pool.submit(Source("a", False, ""))
     for number in range(2, 5):
         cluster.threads = {f"tcp://h:{number}": 1}
-        crew.look()
-        assert cluster.submitted[-1][1] == [f"tcp://h:{number}"] and len(crew) == 1
+        pool.refresh()
+        assert cluster.submitted[-1][1] == [f"tcp://h:{number}"] and len(pool) == 1
     cluster.threads = {"tcp://h:5": 1}
-    crew.look()
-    source, made = crew.take()
-    assert source.place == "a" and isinstance(made, WorkersDied) and not len(crew)
+    pool.refresh()
+    source, made = pool.next_result()
+    assert source.place == "a" and isinstance(made, WorkersDied) and not len(pool)
 
 
 def test_a_source_that_was_lost_with_the_scheduler_says_so(quick):
     cluster = Cluster()
-    crew = Crew(cluster, lambda source: source, None, print)
-    crew.give(Source("a", False, ""))
+    pool = WorkerPool(cluster, lambda source: source, None, print)
+    pool.submit(Source("a", False, ""))
     future = cluster.submitted[-1][0]
     future.error = FutureCancelledError("a", "lost")
     future.exception = future.result = lambda: (_ for _ in ()).throw(future.error)
-    crew._done.put(future)
+    pool._done.put(future)
     with pytest.raises(UsageError, match="the connection to the scheduler was lost"), scheduler_kept():
-        crew.take()
+        pool.next_result()
 
 
 def test_a_failure_names_its_computer(run, tmp_path, monkeypatch):
@@ -602,11 +602,11 @@ def test_a_signal_while_the_disk_is_waited_for_leaves_journal_and_summary_alike(
     def interrupt(*rest):
         raise KeyboardInterrupt
 
-    records: dict[str, Record] = {}
+    records: dict[str, SourceRecord] = {}
     with batch_journal.journal(records, tmp_path, tmp_path) as note:
         monkeypatch.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            note(Record("a", "", "", (Outcome("refused"),)))
+            note(SourceRecord("a", "", "", (Outcome("refused"),)))
     assert records == read_batch(tmp_path).records and "a" in records
 
 
@@ -629,8 +629,8 @@ def test_a_journal_cannot_remove_files_elsewhere(tmp_path):
     (tmp_path / "x.nii.gz").touch()
     (tmp_path / "out").mkdir()
     for place in ("../x.nii.gz", str(tmp_path / "x.nii.gz")):
-        before = Record("a", "", "", (Outcome("segmented", output=place),))
-        _remove_left(before, Record("a", "", "", (Outcome("refused"),)), tmp_path / "out")
+        before = SourceRecord("a", "", "", (Outcome("segmented", output=place),))
+        _remove_left(before, SourceRecord("a", "", "", (Outcome("refused"),)), tmp_path / "out")
     assert (tmp_path / "x.nii.gz").exists()
 
 

@@ -20,10 +20,10 @@ from SAUNetLib.cli import main
 from SAUNetLib.errors import UsageError
 from SAUNetLib.evaluation import comparison as compared
 from SAUNetLib.evaluation.comparison import _begin, trials
-from SAUNetLib.evaluation.comparison_measures import _Rough, measure, predict, without_islands
+from SAUNetLib.evaluation.comparison_measures import _ScoresBeforeAttention, measure, predict, without_islands
 from SAUNetLib.evaluation.comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial, UNet
 from SAUNetLib.evaluation.comparison_records import read_comparison, trained
-from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, Summary, Table
+from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, Summary, TrialTable
 from SAUNetLib.evaluation.kept_out import kept_out_images, per_patient
 from SAUNetLib.network import SAUNet
 
@@ -214,7 +214,7 @@ def before_and_after(classes, seed):
     stacks = torch.randn(1, 3, 1, 32, 32)
     network = SAUNet(classes, (2, 2, 2, 2, 2), attention="scores").eval()
     with torch.inference_mode():
-        return _Rough(network)(stacks), network(stacks)
+        return _ScoresBeforeAttention(network)(stacks), network(stacks)
 
 
 @given(seed=st.integers(0, 1000))
@@ -260,7 +260,7 @@ def test_summaries_say_what_is_not_known():
 
 def test_differences_are_paired(finished):
     _, results = read_comparison(finished)
-    table = Table(results)
+    table = TrialTable(results)
     same = table.gain("spine", ("dense", "dense"), "native slices", "vertebra", "recall")
     assert (same.mean, same.low, same.high) == (0, 0, 0)
     pair = ("isa-features", "dense")

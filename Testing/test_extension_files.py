@@ -333,7 +333,7 @@ def test_segmentation_file_that_is_loaded_while_the_panel_is_shown_can_be_chosen
     assert panel.ui.resultSelector.nodeCount() == 2
 
 
-def test_reload_forgets_the_rooms(module):
+def test_reload_forgets_the_modules(module):
     holder = QtWidgets.QWidget()
     QtWidgets.QVBoxLayout(holder)
     before = {name: value for name, value in sys.modules.items() if name.split(".")[0] in ("SAUNetPanel", "SAUNetLib")}

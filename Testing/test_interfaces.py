@@ -11,10 +11,18 @@ from builders import BLOCK_DISCS, CLASS_OF, block_spine
 from SAUNetLib.levels.bodies import Chain
 from SAUNetLib.levels.bone import Bone
 from SAUNetLib.levels.column import Column
-from SAUNetLib.levels.components import _chosen, _Component
+from SAUNetLib.levels.components import _assigned_numbers, _Component
 from SAUNetLib.levels.discs import Discs, Interface
 from SAUNetLib.levels.grid import WORKING_MM, Grid, bounding_box
-from SAUNetLib.levels.interfaces import between_bodies, filled, grown, joined, usual_spacings, volumes, without_false
+from SAUNetLib.levels.interfaces import (
+    drop_false_discs,
+    extend_to_ends,
+    insert_missing,
+    interfaces_at_gaps,
+    merge_fragments,
+    usual_spacings,
+    volumes,
+)
 from SAUNetLib.levels.wall import find_column
 from SAUNetLib.volume import SagittalStack
 
@@ -44,23 +52,29 @@ def discs(grid: Grid, column: Column) -> Discs:
 
 def in_parts(disc: Interface, number: int) -> tuple[Interface, Interface]:
     """A disc as two parts, the second a smaller one 3 mm below, of that number."""
-    small = replace(disc, point=disc.point + 3 * disc.normal, station=disc.station + 3, number=number, parts=(number,))
+    small = replace(
+        disc, point=disc.point + 3 * disc.normal, station=disc.station + 3, number=number, components=(number,)
+    )
     return replace(disc, volume=0.7 * disc.volume), replace(small, volume=0.3 * disc.volume)
 
 
 def test_a_whole_spine_stays_as_it_is(bone: Bone, discs: Discs) -> None:
     found = discs.interfaces
     assert len(found) == len(BLOCK_DISCS)
-    for same in (joined(found, bone), without_false(found, bone), filled(found, bone, usual_spacings(found, bone))):
+    for same in (
+        merge_fragments(found, bone),
+        drop_false_discs(found, bone),
+        insert_missing(found, bone, usual_spacings(found, bone)),
+    ):
         assert [one.number for one in same] == [one.number for one in found]
 
 
 def test_parts_of_a_disc_become_one(bone: Bone, discs: Discs) -> None:
     found, many = discs.interfaces, len(discs.interfaces)
     parts = in_parts(found[3], many + 1)
-    result = joined([*found[:3], *parts, *found[4:]], bone)
+    result = merge_fragments([*found[:3], *parts, *found[4:]], bone)
     assert len(result) == many
-    assert result[3].parts == (4, many + 1) and result[3].number == 4
+    assert result[3].components == (4, many + 1) and result[3].number == 4
     assert result[3].volume == pytest.approx(found[3].volume)
 
 
@@ -70,7 +84,7 @@ def test_a_small_disc_within_bone_is_false(bone: Bone, discs: Discs) -> None:
         (above.point + below.point) / 2, above.normal, (above.station + below.station) / 2, 50.0, 5.0, 99, (99,)
     )
     found = [*discs.interfaces[:3], speck, *discs.interfaces[3:]]
-    assert [one.number for one in without_false(found, bone)] == [one.number for one in discs.interfaces]
+    assert [one.number for one in drop_false_discs(found, bone)] == [one.number for one in discs.interfaces]
 
 
 @pytest.mark.parametrize("lowest", [True, False])
@@ -78,12 +92,14 @@ def test_a_small_disc_too_near_the_last_one_is_false(bone: Bone, discs: Discs, l
     """It would make a level so low that the usual distance falls, and a whole vertebra is cut in two."""
     found = discs.interfaces[1:-1]
     end, way = (found[-1], 1) if lowest else (found[0], -1)
-    speck = replace(end, point=end.point + 8 * way * end.normal, station=end.station + 8 * way, number=99, parts=(99,))
+    speck = replace(
+        end, point=end.point + 8 * way * end.normal, station=end.station + 8 * way, number=99, components=(99,)
+    )
     small = replace(speck, volume=0.1 * end.volume, depth=0.3 * end.depth)
     for last, kept in ((small, False), (speck, True)):
-        result = without_false([*found, last] if lowest else [last, *found], bone)
+        result = drop_false_discs([*found, last] if lowest else [last, *found], bone)
         assert (last in result) == kept and len(result) == len(found) + kept
-    assert small in without_false([end, small] if lowest else [small, end], bone), (
+    assert small in drop_false_discs([end, small] if lowest else [small, end], bone), (
         "of two it is not known which is false"
     )
 
@@ -97,13 +113,13 @@ def test_a_level_higher_than_the_bodies_are_deep_is_one(bone: Bone, discs: Discs
         one = found[at]
         found[at] = replace(one, point=one.point + 6 * one.normal, station=one.station + 6)
     assert usual_spacings(found, shallow) == pytest.approx(34.0, abs=0.7)
-    assert len(filled(found, shallow, usual_spacings(found, shallow))) == len(found)
+    assert len(insert_missing(found, shallow, usual_spacings(found, shallow))) == len(found)
 
 
 @pytest.mark.parametrize("gone", [[2], [2, 3]])
 def test_missing_discs_are_filled_in_where_they_were(bone: Bone, discs: Discs, gone: list[int]) -> None:
     found = [one for n, one in enumerate(discs.interfaces) if n not in gone]
-    result = filled(found, bone, usual_spacings(found, bone))
+    result = insert_missing(found, bone, usual_spacings(found, bone))
     assert [n for n, one in enumerate(result) if one.number == 0] == gone
     for n in gone:
         assert result[n].station == pytest.approx(discs.interfaces[n].station, abs=3)
@@ -113,16 +129,16 @@ def test_the_ends_grow_to_the_last_bodies(bone: Bone, discs: Discs) -> None:
     spacing = usual_spacings(discs.interfaces, bone)
     ends = float(spacing[0]), float(spacing[-1])
     middle = discs.interfaces[2:5]
-    result = grown(middle, bone, ends, upwards=True)
+    result = extend_to_ends(middle, bone, ends, upwards=True)
     assert np.diff([one.station for one in result]).min() > 0
     for disc in discs.interfaces[:-1]:  # below the last one stands no body
         assert min(abs(disc.station - one.station) for one in result) < 3
-    downwards = grown(middle, bone, ends, upwards=False)
+    downwards = extend_to_ends(middle, bone, ends, upwards=False)
     assert downwards[0] is middle[0] and len(downwards) > len(middle)
 
 
 def test_gaps_between_bodies_stand_in_for_discs(bone: Bone, discs: Discs) -> None:
-    result = between_bodies(bone)
+    result = interfaces_at_gaps(bone)
     assert len(result) == len(discs.interfaces) - 1
     for one, disc in zip(result, discs.interfaces, strict=False):
         assert one.number == 0 and one.station == pytest.approx(disc.station, abs=3)
@@ -130,8 +146,8 @@ def test_gaps_between_bodies_stand_in_for_discs(bone: Bone, discs: Discs) -> Non
 
 def test_nothing_comes_of_nothing(column: Column, grid: Grid) -> None:
     none = Bone.of(replace(grid, classes=np.zeros_like(grid.classes)), column)
-    assert joined([], none) == without_false([], none) == between_bodies(none) == []
-    assert grown([], none, (35.0, 35.0), upwards=True) == []
+    assert merge_fragments([], none) == drop_false_discs([], none) == interfaces_at_gaps(none) == []
+    assert extend_to_ends([], none, (35.0, 35.0), upwards=True) == []
     assert volumes([], none).tolist() == [0.0]
 
 
@@ -146,7 +162,7 @@ def test_the_chain_changes_no_disc(grid: Grid, column: Column, discs: Discs) -> 
 
 def test_discs_are_renumbered_by_the_chain(grid: Grid, discs: Discs) -> None:
     one, two, *others = discs.interfaces
-    result = discs.only([one.with_part(two), *others[1:]])
+    result = discs.only([one.merged_with(two), *others[1:]])
     kept = one.number if one.volume >= two.volume else two.number
     assert set(np.unique(result.map[np.isin(discs.map, (one.number, two.number))]).tolist()) == {kept}
     assert not result.map[discs.map == others[0].number].any()
@@ -159,7 +175,7 @@ def test_the_tip_of_a_joint_tells_nothing_of_the_order_of_processes() -> None:
     body = _Component(some, 5, 19000.0, 60.0, 4.8, (0.0, 0.0), {5: 0.0})
     process = _Component(some, 5, 4200.0, 4200.0, 5.5, (0.0, 22.0), {5: 0.1, 6: 0.8})
     above = _Component(some, 4, 3500.0, 3500.0, 4.5, (0.0, 22.0), {4: 0.1, 5: 0.8})
-    assert _chosen([above, body, process], range(8), sacrum=False) == [4, 5, 5]
-    assert _chosen([above, replace(body, behind=3000.0), process], range(8), sacrum=False) == [4, 5, 6], (
+    assert _assigned_numbers([above, body, process], range(8), sacrum=False) == [4, 5, 5]
+    assert _assigned_numbers([above, replace(body, behind=3000.0), process], range(8), sacrum=False) == [4, 5, 6], (
         "as if it were the arch"
     )

@@ -22,7 +22,7 @@ from SAUNetLib.levels.anchor import _sacrum
 from SAUNetLib.levels.bodies import Chain
 from SAUNetLib.levels.discs import Interface
 from SAUNetLib.levels.grid import Grid, bounding_box
-from SAUNetLib.levels.profile import stands_on_its_head
+from SAUNetLib.levels.profile import is_upside_down
 from SAUNetLib.levels.spine import Spine
 from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
@@ -680,7 +680,7 @@ def test_the_classes_given_are_not_changed(spine: np.ndarray) -> None:
 def test_waves_side_by_side_give_what_one_after_the_other_gives(
     spine: np.ndarray, whole: Levels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("SAUNetLib.levels.waves._THREADS", 1)
+    monkeypatch.setattr("SAUNetLib.levels.fast_marching._THREADS", 1)
     np.testing.assert_array_equal(named(spine).labels, whole.labels)
 
 
@@ -727,7 +727,7 @@ def test_a_spine_bent_forwards_is_not_upside_down(heights: tuple[int, ...], told
         Interface(np.array([0.0, row, 0.0]), np.array([0.0, np.cos(angle), -np.sin(angle)]), float(row), 1.0, 1.0, n)
         for n, (row, angle) in enumerate(zip(rows, lean, strict=True), 1)
     ]
-    assert stands_on_its_head(Chain(tuple(discs), (30.0, 30.0), np.ones(6), False, 5, 5)) is told
+    assert is_upside_down(Chain(tuple(discs), (30.0, 30.0), np.ones(6), False, 5, 5)) is told
 
 
 def test_nothing_above_c1(spine: np.ndarray) -> None:

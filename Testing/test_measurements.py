@@ -30,11 +30,11 @@ from SAUNetLib.measurements import (
 )
 from SAUNetLib.measurements.centreline import smooth
 from SAUNetLib.measurements.discs import NO_SLIP_MM, _slip
+from SAUNetLib.measurements.endplates import Endplate
 from SAUNetLib.measurements.outline import edges, outline
 from SAUNetLib.measurements.picture import _cells, _curve, draw_picture
-from SAUNetLib.measurements.plates import Plate
 from SAUNetLib.measurements.results import StructureMeasures
-from SAUNetLib.measurements.space import BACK, Frame
+from SAUNetLib.measurements.space import BACK, AnatomicalFrame
 from SAUNetLib.measurements.vertebrae import HEIGHTS, height_losses, sagittal_angle
 from SAUNetLib.parts import merge_parts
 from SAUNetLib.segmentation import Notice, Segmentation
@@ -293,7 +293,7 @@ def test_axis_order_changes_nothing(number):
 def test_marks_lie_on_the_structures_in_the_patients_space():
     grid = geometry((2, 0, 1), (True, False, True), oblique=11.0, **FINE)
     found = measure(segmentation(grid, oblique=11.0))
-    upright = np.concatenate([mark.points for mark in found.marks if mark.kind == "endplate"]) @ rotation(11.0)
+    upright = np.concatenate([mark.points for mark in found.markups if mark.kind == "endplate"]) @ rotation(11.0)
     assert len(upright) >= 24
     assert np.abs(upright[:, 0]).max() < 3  # the midline
     assert upright[:, 1].min() == pytest.approx(-19, abs=1.5)
@@ -382,8 +382,8 @@ def test_padding_hides_what_the_image_cuts(thick, with_image):
         for level in ("L2", "L3", "L4", "L3/L4"):
             wanted = before.value(level, "height_middle_mm")
             assert found.value(level, "height_middle_mm") == pytest.approx(wanted, abs=0.3)
-        assert [(one.kind, one.level) for one in found.marks] == [(one.kind, one.level) for one in before.marks]
-        for one, wanted in zip(found.marks, before.marks, strict=True):
+        assert [(one.kind, one.level) for one in found.markups] == [(one.kind, one.level) for one in before.markups]
+        for one, wanted in zip(found.markups, before.markups, strict=True):
             assert np.allclose(one.points, wanted.points, atol=1.5)
 
 
@@ -791,11 +791,11 @@ def test_a_small_displacement_is_no_slip():
     assert row["meyerding_grade"].value == 0
 
 
-def plate(depth: float, back: float, estimated: bool = False) -> Plate:
+def plate(depth: float, back: float, estimated: bool = False) -> Endplate:
     """A level endplate of a depth that ends so many mm behind the space's origin."""
-    frame = Frame.facing(np.zeros(3), np.array([0.0, -1, 0]), BACK)
+    frame = AnatomicalFrame.facing(np.zeros(3), np.array([0.0, -1, 0]), BACK)
     front, rear = (back - depth) * BACK, back * BACK
-    return Plate(front, rear, (front + rear) / 2, BACK, frame, 0.0, estimated=estimated)
+    return Endplate(front, rear, (front + rear) / 2, BACK, frame, 0.0, estimated=estimated)
 
 
 @pytest.mark.parametrize(("estimated", "percent", "grade"), [(True, 100 / 3, 2), (False, 25, 1)])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from SAUNetLib.errors import InputError
 from SAUNetLib.evaluation.readings import (
-    Disc,
+    GradedDisc,
     agreements,
     area_under_curve,
     by_level,
@@ -18,8 +18,8 @@ from SAUNetLib.evaluation.readings import (
 )
 
 
-def disc(patient: str, level: str, height: float, narrowed: bool) -> Disc:
-    return Disc(
+def disc(patient: str, level: str, height: float, narrowed: bool) -> GradedDisc:
+    return GradedDisc(
         patient,
         level,
         narrowed,

@@ -1,4 +1,4 @@
-"""The one road: any volume in, a segmentation on exactly its grid out, the same in physical space."""
+"""The pipeline: any volume in, a segmentation on exactly its grid out, the same in physical space."""
 
 import hashlib
 from dataclasses import replace

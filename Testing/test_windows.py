@@ -22,7 +22,7 @@ import SimpleITK as sitk
 from SAUNetLib import batch_source, worker
 from SAUNetLib.anatomy import encodings
 from SAUNetLib.batch import find_sources, run_batch
-from SAUNetLib.batch_journal import Batch, Run
+from SAUNetLib.batch_journal import Batch, RunStart
 from SAUNetLib.cli import main
 from SAUNetLib.command import run_command, tool
 from SAUNetLib.errors import InputError, UsageError
@@ -249,7 +249,7 @@ def test_an_archive_s_results_are_known_in_other_letters(case_blind, tmp_path):
     assert [source.place for source in find_sources(tmp_path, tmp_path / "results")] == ["scan.nii.gz"]
     with pytest.raises(UsageError, match="lies in the output folder"):
         run_batch(results, tmp_path.with_name(tmp_path.name.upper()))
-    Batch(first=Run(str(results), "", 0)).check_archive(tmp_path / "results", tmp_path)
+    Batch(first=RunStart(str(results), "", 0)).check_archive(tmp_path / "results", tmp_path)
 
 
 @pytest.mark.parametrize(

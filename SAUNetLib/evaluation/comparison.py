@@ -19,7 +19,7 @@ from ..training.folders import patients as cases_by_patient
 from ..training.train import NetworkConfig, RunData, TrainingConfig, TrainingRun, fit
 from .comparison_measures import measure, network_costs
 from .comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial
-from .comparison_records import SETTINGS, SHIPPED, Comparison, Result, is_finished, read_comparison, write_trial
+from .comparison_records import SETTINGS, SHIPPED, Comparison, TrialResult, is_finished, read_comparison, write_trial
 from .kept_out import kept_out_images
 
 KEPT_OUT = ("045", "081", "127", "209", "239")
@@ -85,7 +85,7 @@ def compare(
     for trial in waiting:
         network, seconds = _train(trial, config, cases, output / trial.name, chosen)
         figures, moved = measure(network, trial, config.pixel_mm, patients, chosen)
-        result = Result(
+        result = TrialResult(
             network=trial.network,
             task=trial.task,
             seed=trial.seed,
@@ -103,7 +103,7 @@ def _as_shipped(config: TrainingConfig) -> TrainingConfig:
 
 
 def _begin(data: Path, output: Path, budget: str, kept_out: Sequence[str], device: torch.device) -> Comparison:
-    """The comparison that the folder holds, or a new one."""
+    """The comparison that the folder holds, which must be the same, or a new one."""
     names = case_names(data)
     missing = sorted(set(kept_out) - set(names))
     if missing:
@@ -113,29 +113,29 @@ def _begin(data: Path, output: Path, budget: str, kept_out: Sequence[str], devic
             "Name the cases to measure on with --keep-out",
         )
     cases = cases_by_patient(data)
-    known = {name for patient in patients_of(kept_out, cases) for name in cases[patient]}
-    rest = tuple(name for name in names if name not in known)
-    if not kept_out or not rest:
+    kept_out_names = {name for patient in patients_of(kept_out, cases) for name in cases[patient]}
+    training_names = tuple(name for name in names if name not in kept_out_names)
+    if not kept_out or not training_names:
         raise InputError("INPUT_EMPTY", "no case is left to train or to measure on", "Give at least two cases")
-    wanted = Comparison(
+    requested = Comparison(
         data=data.resolve().name,
         budget=budget,
         config=BUDGETS[budget],
         kept_out=tuple(kept_out),
-        trained_on=rest,
+        trained_on=training_names,
         device=device.type,
         precision="bfloat16" if computes_bfloat16(device) else "float32",
     )
     file = output / SETTINGS
     if not file.exists():
-        write_settings(wanted, file)
-        return wanted
-    found, _ = read_comparison(output)
-    if any(getattr(found, key) != getattr(wanted, key) for key in ("config", "kept_out", "trained_on", "device")):
+        write_settings(requested, file)
+        return requested
+    earlier, _ = read_comparison(output)
+    if any(getattr(earlier, key) != getattr(requested, key) for key in ("config", "kept_out", "trained_on", "device")):
         raise UsageError(
             "USAGE", f"{output} holds a comparison with another budget, data or device", "Give another folder"
         )
-    return found
+    return earlier
 
 
 def _cases(data: Path, comparison: Comparison) -> list[Case]:

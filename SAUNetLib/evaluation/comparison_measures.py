@@ -24,8 +24,8 @@ from ..training.folders import UNKNOWN
 from ..training.train import TrainingConfig
 from ..volume import SagittalStack, Volume
 from .comparison_networks import CANDIDATES, TASKS, Trial, UNet
-from .comparison_records import FIGURES, Cost, Figures
-from .kept_out import VALIDATIONS, KeptOut
+from .comparison_records import FIGURES, CaseMetrics, Cost
+from .kept_out import VALIDATIONS, KeptOutCase
 
 ISLAND = 0.01
 """A smaller share of what was found of a structure is an island; fixed before any result was seen."""
@@ -33,30 +33,31 @@ REPEATS = 2
 
 
 def measure(
-    network: nn.Module, trial: Trial, pixel_mm: float, patients: Sequence[KeptOut], device: torch.device
-) -> tuple[list[Figures], float | None]:
-    """Agreement with the truth on the source grid, and `Result.moved`."""
+    network: nn.Module, trial: Trial, pixel_mm: float, patients: Sequence[KeptOutCase], device: torch.device
+) -> tuple[list[CaseMetrics], float | None]:
+    """Agreement with the truth on the source grid, and `TrialResult.moved`."""
     figures, moved = [], []
     values = (VERTEBRA,) if TASKS[trial.task] == 1 else tuple(range(1, TASKS[trial.task]))
-    for one in patients:
-        found = np.where(one.labels == UNKNOWN, 0, predict(network, one.volume, pixel_mm, device))
-        spacing = tuple(reversed(one.volume.geometry.spacing))
-        truth = np.where(np.isin(one.labels, values), one.labels, 0)
-        for value, agreed in compare_labels(found, truth, spacing, values).items():
+    for case in patients:
+        predicted = np.where(case.labels == UNKNOWN, 0, predict(network, case.volume, pixel_mm, device))
+        spacing = tuple(reversed(case.volume.geometry.spacing))
+        truth = np.where(np.isin(case.labels, values), case.labels, 0)
+        for value, structure_agreement in compare_labels(predicted, truth, spacing, values).items():
             figures.append(
-                Figures(
-                    slices=one.slices,
-                    patient=one.patient,
+                CaseMetrics(
+                    slices=case.slices,
+                    patient=case.patient,
                     structure=CLASS_NAMES[value],
                     cleaned_hausdorff_mm=agreement(
-                        without_islands(found == value), truth == value, spacing
+                        without_islands(predicted == value), truth == value, spacing
                     ).hausdorff_mm,
-                    **{name: figure for name, figure in asdict(agreed).items() if name in FIGURES},
+                    **{name: figure for name, figure in asdict(structure_agreement).items() if name in FIGURES},
                 )
             )
         if isinstance(network, SAUNet) and network.attention == "scores":
-            without = np.where(one.labels == UNKNOWN, 0, predict(_Rough(network), one.volume, pixel_mm, device))
-            moved.append(int(np.sum(found != without)) / max(1, int(np.sum(found > 0))))
+            before = predict(_ScoresBeforeAttention(network), case.volume, pixel_mm, device)
+            without = np.where(case.labels == UNKNOWN, 0, before)
+            moved.append(int(np.sum(predicted != without)) / max(1, int(np.sum(predicted > 0))))
     return figures, float(np.mean(moved)) if moved else None
 
 
@@ -66,8 +67,8 @@ def without_islands(mask: np.ndarray) -> np.ndarray:
     return kept
 
 
-class _Rough(nn.Module):
-    """SAU-Net's class scores before ISA, from the same weights."""
+class _ScoresBeforeAttention(nn.Module):
+    """SAU-Net without its last step: the class scores before ISA, from the same weights."""
 
     def __init__(self, network: SAUNet) -> None:
         super().__init__()
@@ -85,11 +86,11 @@ def predict(network: nn.Module, volume: Volume, pixel_mm: float, device: torch.d
         scores = network(_image(stack, pixel_mm, device))[0].float()
     rows, columns = stack.working_shape(pixel_mm)
     size = (stack.slices.shape[1], stack.slices.shape[2])
-    found = np.empty(stack.slices.shape, np.uint8)
-    for number, one in enumerate(scores[..., :rows, :columns].split(1)):
-        full = resample(one, size)
-        found[number] = (full[0].argmax(0) if full.shape[1] > 1 else full[0, 0] > 0).byte().cpu().numpy()
-    return stack.restore(found)
+    classes = np.empty(stack.slices.shape, np.uint8)
+    for number, slice_scores in enumerate(scores[..., :rows, :columns].split(1)):
+        full = resample(slice_scores, size)
+        classes[number] = (full[0].argmax(0) if full.shape[1] > 1 else full[0, 0] > 0).byte().cpu().numpy()
+    return stack.restore(classes)
 
 
 def _image(stack: SagittalStack, pixel_mm: float, device: torch.device) -> Tensor:
@@ -104,7 +105,7 @@ def _precision(device: torch.device) -> torch.autocast:
 
 @torch.inference_mode()
 def network_costs(
-    config: TrainingConfig, task: str, patients: Sequence[KeptOut], device: torch.device
+    config: TrainingConfig, task: str, patients: Sequence[KeptOutCase], device: torch.device
 ) -> dict[str, Cost]:
     """What every network costs; their times are taken in turn, patient by patient, the fastest of a few.
 
@@ -115,15 +116,15 @@ def network_costs(
     seconds = {name: dict.fromkeys(VALIDATIONS, 0.0) for name in CANDIDATES}
     networks = {name: _ready(Trial(name, task, config.seed).build(config), device, dtype) for name in CANDIDATES}
     first = _image(SagittalStack.of(patients[0].volume), config.pixel_mm, device)
-    for one in patients:
-        image = _image(SagittalStack.of(one.volume), config.pixel_mm, device).to(dtype)
+    for case in patients:
+        image = _image(SagittalStack.of(case.volume), config.pixel_mm, device).to(dtype)
         timers = {
             name: benchmark.Timer("answer()", globals={"answer": partial(_answer, network, image)}, timer=clock)
             for name, network in networks.items()
         }
         taken = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(REPEATS)]
         for name in CANDIDATES:
-            seconds[name][one.slices] += min(run[name] for run in taken)
+            seconds[name][case.slices] += min(run[name] for run in taken)
     costs = {}
     for name in CANDIDATES:
         network = Trial(name, task, config.seed).build(config).eval().to(device)

@@ -21,7 +21,7 @@ FIGURES = ("dice", "precision", "recall", "jaccard", "hausdorff_mm", "cleaned_ha
 _WEIGHTS = "weights.safetensors"
 
 
-class Figures(BaseModel):
+class CaseMetrics(BaseModel):
     """Agreement of one structure of one kept-out patient, see `metrics.Agreement`.
 
     Attributes:
@@ -43,7 +43,7 @@ class Figures(BaseModel):
     hausdorff95_mm: float
 
 
-class Result(BaseModel):
+class TrialResult(BaseModel):
     """What a finished trial left: ``result.json`` in its folder.
 
     Attributes:
@@ -60,7 +60,7 @@ class Result(BaseModel):
     date: str
     seconds: float
     moved: float | None
-    figures: list[Figures]
+    figures: list[CaseMetrics]
 
 
 class Cost(BaseModel):
@@ -102,7 +102,7 @@ class Comparison(BaseModel):
     costs: dict[str, dict[str, Cost]] = {}
 
 
-def read_comparison(output: Path) -> tuple[Comparison, list[Result]]:
+def read_comparison(output: Path) -> tuple[Comparison, list[TrialResult]]:
     """A comparison and its finished trials, in the order in which they are run.
 
     Raises:
@@ -110,11 +110,12 @@ def read_comparison(output: Path) -> tuple[Comparison, list[Result]]:
     """
     try:
         comparison = Comparison.model_validate_json((output / SETTINGS).read_bytes())
-        found = [Result.model_validate_json(path.read_bytes()) for path in output.glob("*/result.json")]
+        results = [TrialResult.model_validate_json(path.read_bytes()) for path in output.glob("*/result.json")]
     except (OSError, ValidationError) as error:
         raise UsageError("USAGE", f"{output} holds no comparison", "Give the folder of `saunet compare`") from error
-    order = (list(TASKS), list(CANDIDATES))
-    return comparison, sorted(found, key=lambda one: (one.seed, order[0].index(one.task), order[1].index(one.network)))
+    tasks, networks = list(TASKS), list(CANDIDATES)
+    results.sort(key=lambda result: (result.seed, tasks.index(result.task), networks.index(result.network)))
+    return comparison, results
 
 
 def is_finished(output: Path, trial: Trial) -> bool:
@@ -122,7 +123,7 @@ def is_finished(output: Path, trial: Trial) -> bool:
     return _result_file(output, trial).exists()
 
 
-def write_trial(output: Path, trial: Trial, network: nn.Module, result: Result) -> None:
+def write_trial(output: Path, trial: Trial, network: nn.Module, result: TrialResult) -> None:
     """Keep the network and the figures of a trial; the figures come last, as they make it a finished one.
 
     Raises:

@@ -23,9 +23,9 @@ from ..volume import SagittalStack, Volume
 from .comparison import KEPT_OUT, SEEDS
 from .comparison_measures import ISLAND, predict
 from .comparison_networks import CANDIDATES, TASKS, Trial
-from .comparison_records import FIGURES, SHIPPED, Comparison, Result, read_comparison, trained
+from .comparison_records import FIGURES, SHIPPED, Comparison, TrialResult, read_comparison, trained
 from .intervals import interval
-from .kept_out import VALIDATIONS, KeptOut, kept_out_images
+from .kept_out import VALIDATIONS, KeptOutCase, kept_out_images
 
 PAPERS_TABLE = {
     "unet-2d": {"dice": "88.06 ± 0.16", "precision": "86.43 ± 1.24", "recall": "89.85 ± 0.84",
@@ -104,30 +104,33 @@ class Summary:
         return text
 
 
-class Table:
-    """The finished trials' figures as arrays."""
+class TrialTable:
+    """The metrics of the finished trials, as arrays (seeds, patients)."""
 
-    def __init__(self, results: Sequence[Result]) -> None:
+    def __init__(self, results: Sequence[TrialResult]) -> None:
         self.results = results
 
     def seeds(self, task: str, *networks: str) -> list[int]:
         """Seeds with which all of these networks are finished."""
-        found = [{one.seed for one in self.results if (one.task, one.network) == (task, name)} for name in networks]
-        return sorted(set.intersection(*found))
+        finished = [
+            {result.seed for result in self.results if (result.task, result.network) == (task, name)}
+            for name in networks
+        ]
+        return sorted(set.intersection(*finished))
 
     def values(
         self, task: str, network: str, slices: str, structure: str, figure: str, seeds: Iterable[int]
     ) -> np.ndarray:
         """Values (seeds, patients) of a structure, or of the mean over structures (``mean``)."""
-        wanted = set(seeds)
+        wanted_seeds = set(seeds)
         rows = []
-        for one in self.results:
-            if (one.task, one.network) == (task, network) and one.seed in wanted:
-                found: dict[str, list[float]] = {}
-                for figures in one.figures:
-                    if figures.slices == slices and structure in (figures.structure, "mean"):
-                        found.setdefault(figures.patient, []).append(getattr(figures, figure))
-                rows.append([float(np.mean(values)) for values in found.values()])
+        for result in self.results:
+            if (result.task, result.network) == (task, network) and result.seed in wanted_seeds:
+                by_patient: dict[str, list[float]] = {}
+                for metrics in result.figures:
+                    if metrics.slices == slices and structure in (metrics.structure, "mean"):
+                        by_patient.setdefault(metrics.patient, []).append(getattr(metrics, figure))
+                rows.append([float(np.mean(values)) for values in by_patient.values()])
         return np.array(rows)
 
     def summary(self, task: str, network: str, slices: str, structure: str, figure: str) -> Summary:
@@ -141,7 +144,7 @@ class Table:
             return Summary.of(first - second)
 
     def tasks(self) -> list[str]:
-        return [task for task in TASKS if any(one.task == task for one in self.results)]
+        return [task for task in TASKS if any(result.task == task for result in self.results)]
 
     def networks(self, task: str) -> list[str]:
         return [name for name in CANDIDATES if self.seeds(task, name)]
@@ -164,7 +167,7 @@ def write_report(data: Path, output: Path, report: Path, device: str = "auto") -
     """
     check_writable(report, (".md",))
     comparison, results = read_comparison(output)
-    table = Table(results)
+    table = TrialTable(results)
     sheet, picture = report.with_suffix(".csv"), report.with_name(f"{report.stem}-errors.png")
     with write_beside(sheet, ".csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(_sheet(table))
@@ -180,9 +183,9 @@ def write_report(data: Path, output: Path, report: Path, device: str = "auto") -
     return [report, sheet, *([picture] if drawn is not None else [])]
 
 
-def _head(comparison: Comparison, results: Sequence[Result]) -> Iterator[str]:
+def _head(comparison: Comparison, results: Sequence[TrialResult]) -> Iterator[str]:
     config = comparison.config
-    date = max((one.date for one in results), default="nothing is finished yet")
+    date = max((result.date for result in results), default="nothing is finished yet")
     spider = set(comparison.kept_out) == set(KEPT_OUT)
     yield f"# The paper's comparison on {'SPIDER' if spider else comparison.data}"
     yield (
@@ -214,20 +217,20 @@ def _head(comparison: Comparison, results: Sequence[Result]) -> Iterator[str]:
     )
 
 
-def _command(comparison: Comparison, results: Sequence[Result]) -> str:
+def _command(comparison: Comparison, results: Sequence[TrialResult]) -> str:
     """The command that made a comparison as far as it is finished."""
     parts = [f"saunet compare {comparison.data} --output RUN --budget {comparison.budget}"]
-    tasks = {one.task for one in results}
+    tasks = {result.task for result in results}
     if tasks and tasks != set(TASKS):
         parts += ["--task", *tasks]
-    if (seeds := len({one.seed for one in results})) not in (0, SEEDS):
+    if (seeds := len({result.seed for result in results})) not in (0, SEEDS):
         parts += ["--seeds", str(seeds)]
     if set(comparison.kept_out) != set(KEPT_OUT):
         parts += ["--keep-out", *comparison.kept_out]
     return " ".join(parts)
 
 
-def _tables(table: Table) -> Iterator[str]:
+def _tables(table: TrialTable) -> Iterator[str]:
     for task in table.tasks():
         yield {
             "spine": "## All vertebrae against the rest, as in the paper",
@@ -246,20 +249,20 @@ def _tables(table: Table) -> Iterator[str]:
         yield _gains(table, task)
 
 
-def _beside_paper(table: Table) -> str:
+def _beside_paper(table: TrialTable) -> str:
     figures = [name for name in FIGURES if name in PAPERS_TABLE["dense"]]
     titles = [title for name in figures for title in (TITLES[name], "paper")]
     rows = []
     for network in table.networks("spine"):
         row = [CANDIDATES[network].title]
         for figure in figures:
-            found = table.summary("spine", network, "native slices", "vertebra", figure)
-            row += [found.text(_scale(figure), interval=False), PAPERS_TABLE.get(network, {}).get(figure, "")]
+            summary = table.summary("spine", network, "native slices", "vertebra", figure)
+            row += [summary.text(_scale(figure), interval=False), PAPERS_TABLE.get(network, {}).get(figure, "")]
         rows.append(row)
     return markdown_table(["", *titles], rows)
 
 
-def _figures(table: Table, task: str, slices: str) -> str:
+def _figures(table: TrialTable, task: str, slices: str) -> str:
     """All figures of the networks; with three structures their mean, and each one's DSC."""
     apart = CLASS_NAMES[1:] if task == "structures" else ()
     rows = []
@@ -271,7 +274,7 @@ def _figures(table: Table, task: str, slices: str) -> str:
     return markdown_table(["", "seeds", *TITLES.values(), *(f"DSC {name}" for name in apart)], rows)
 
 
-def _gains(table: Table, task: str) -> str:
+def _gains(table: TrialTable, task: str) -> str:
     rows = []
     for pair in PAIRS:
         if not table.seeds(task, *pair):
@@ -290,7 +293,7 @@ def _scale(figure: str) -> float:
     return 1.0 if figure.endswith("_mm") else 100.0
 
 
-def _costs(comparison: Comparison, table: Table) -> Iterator[str]:
+def _costs(comparison: Comparison, table: TrialTable) -> Iterator[str]:
     yield "## What they cost"
     yield (
         f"Time of the network alone for the kept-out patients, all networks in turn in one run ({comparison.device}, "
@@ -309,7 +312,8 @@ def _costs(comparison: Comparison, table: Table) -> Iterator[str]:
         reference = costs["unet-3d"]
         rows = []
         for network, cost in costs.items():
-            minutes = [one.seconds / 60 for one in table.results if (one.task, one.network) == (task, network)]
+            finished = [result for result in table.results if (result.task, result.network) == (task, network)]
+            minutes = [result.seconds / 60 for result in finished]
             rows.append(
                 [
                     CANDIDATES[network].title,
@@ -331,22 +335,22 @@ def _share(papers: dict[str, int], network: str) -> str:
     return f"{papers[network] / papers['unet-3d']:.2f}" if network in papers else ""
 
 
-def _moved(table: Table) -> Iterator[str]:
+def _moved(table: TrialTable) -> Iterator[str]:
     """Whether ISA on the scores can do anything at all."""
     shares = {
-        task: [one.moved for one in table.results if one.task == task and one.moved is not None]
+        task: [result.moved for result in table.results if result.task == task and result.moved is not None]
         for task in table.tasks()
     }
-    told = [
-        f"{'one score' if task == 'spine' else 'four scores'}: {100 * np.mean(found):.2f} %"
-        for task, found in shares.items()
-        if found
+    sentences = [
+        f"{'one score' if task == 'spine' else 'four scores'}: {100 * np.mean(of_task):.2f} %"
+        for task, of_task in shares.items()
+        if of_task
     ]
-    if told:
+    if sentences:
         yield "## What the written form can do"
         yield (
             "Voxels that ISA on the scores gave another class than the same network's scores before it, as a share of "
-            f"the predicted foreground: {'; '.join(told)}. The written form multiplies a slice's score F by "
+            f"the predicted foreground: {'; '.join(sentences)}. The written form multiplies a slice's score F by "
             "1 + A(i-1) + A(i+1), which is never below 1 where the masks A come from a sigmoid. With one score it "
             "changes how sure the network is, but never the sign of F, so at a threshold of one half the mask before "
             "and after ISA is the same at the network's own pixels (a few change since scores are interpolated to the "
@@ -355,21 +359,24 @@ def _moved(table: Table) -> Iterator[str]:
         )
 
 
-def _sheet(table: Table) -> Iterator[list[str]]:
-    parts = ("mean", "deviation", "low", "high")
-    yield ["task", "slices", "structure", "network", "seeds", *(f"{name} {part}" for name in FIGURES for part in parts)]
+def _sheet(table: TrialTable) -> Iterator[list[str]]:
+    statistics = ("mean", "deviation", "low", "high")
+    columns = (f"{name} {statistic}" for name in FIGURES for statistic in statistics)
+    yield ["task", "slices", "structure", "network", "seeds", *columns]
     for task in table.tasks():
         structures = ("vertebra",) if task == "spine" else (*CLASS_NAMES[1:], "mean")
         for slices in VALIDATIONS:
             for structure in structures:
                 for network in table.networks(task):
-                    found = [table.summary(task, network, slices, structure, figure) for figure in FIGURES]
-                    numbers = [f"{getattr(one, part):.5f}" for one in found for part in parts]
+                    summaries = [table.summary(task, network, slices, structure, figure) for figure in FIGURES]
+                    numbers = [
+                        f"{getattr(summary, statistic):.5f}" for summary in summaries for statistic in statistics
+                    ]
                     yield [task, slices, structure, network, str(len(table.seeds(task, network))), *numbers]
 
 
 def _errors(
-    data: Path, output: Path, comparison: Comparison, table: Table, device: torch.device
+    data: Path, output: Path, comparison: Comparison, table: TrialTable, device: torch.device
 ) -> tuple[Image.Image, str] | None:
     """The picture of errors and its caption; None until Dense U-Net and both SAU-Nets are finished with one seed."""
     seeds = table.seeds("spine", *SHOWN)
@@ -386,40 +393,40 @@ def _errors(
     def segment(name: str, volume: Volume) -> np.ndarray:
         return predict(networks[name], volume, comparison.config.pixel_mm, device)
 
-    parts = [_row(one, segment) for one in kept_out_images(data, [images[patient]])]
-    width = max(part.width for part in parts)
+    rows = [_row(case, segment) for case in kept_out_images(data, [images[patient]])]
+    width = max(row.width for row in rows)
     caption = (
         f"Patient {patient}, the median one by the DSC of the network without ISA, seed {seeds[0]}, all vertebrae. "
         "Above native slices, below four averaged; each time its slice with the median number of errors. "
         "Green: found. Orange: found, but no vertebra. Blue: missed."
     )
-    return page([*parts, footer(caption, (), width)]), caption
+    return page([*rows, footer(caption, (), width)]), caption
 
 
-def _row(one: KeptOut, segment: Callable[[str, Volume], np.ndarray]) -> Image.Image:
+def _row(case: KeptOutCase, segment: Callable[[str, Volume], np.ndarray]) -> Image.Image:
     """The image and the errors of three networks in one slice."""
-    stack = SagittalStack.of(one.volume)
-    truth = stack.slices_of(one.labels == VERTEBRA)
-    found = {name: stack.slices_of(segment(name, one.volume) > 0) for name in SHOWN}
-    wrong = (found["dense"] != truth).sum((1, 2))
+    stack = SagittalStack.of(case.volume)
+    truth = stack.slices_of(case.labels == VERTEBRA)
+    predicted = {name: stack.slices_of(segment(name, case.volume) > 0) for name in SHOWN}
+    wrong = (predicted["dense"] != truth).sum((1, 2))
     seen = np.flatnonzero(truth.any((1, 2)))
     number = int(seen[np.argsort(wrong[seen])[len(seen) // 2]])
     grey = grey_levels(stack.slices[number], grey_window(stack.slices[number]))
     image = np.repeat(grey[..., None].astype(np.float32), 3, axis=2)
     size = (round(grey.shape[1] * stack.pixel[1] * SCALE), round(grey.shape[0] * stack.pixel[0] * SCALE))
-    panels = [_panel(image, f"Slice {number + 1} of {len(truth)}, {one.slices}", size)]
+    panels = [_panel(image, f"Slice {number + 1} of {len(truth)}, {case.slices}", size)]
     for name in SHOWN:
-        painted = _painted(image, found[name][number], truth[number])
+        painted = _painted(image, predicted[name][number], truth[number])
         panels.append(_panel(painted, CANDIDATES[name].title, size))
     return beside(panels, 8)
 
 
-def _painted(image: np.ndarray, found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def _painted(image: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     painted = image.copy()
     for mask, colour, opacity in (
-        (found & truth, RIGHT, 0.35),
-        (found & ~truth, EXTRA, 0.85),
-        (truth & ~found, MISSED, 0.85),
+        (predicted & truth, RIGHT, 0.35),
+        (predicted & ~truth, EXTRA, 0.85),
+        (truth & ~predicted, MISSED, 0.85),
     ):
         painted[mask] = (1 - opacity) * painted[mask] + opacity * np.array(colour)
     return painted

@@ -40,17 +40,17 @@ class Evaluation:
                 {
                     "value": value,
                     "name": self.structures[value].name,
-                    **{key: figure if math.isfinite(figure) else None for key, figure in asdict(one).items()},
+                    **{key: figure if math.isfinite(figure) else None for key, figure in asdict(agreement).items()},
                 }
-                for value, one in self.agreements.items()
+                for value, agreement in self.agreements.items()
             ],
             "instances": {
                 kind: {
-                    "matched": [[true, found] for true, found in one.matches.items()],
-                    "missed": list(one.missed),
-                    "spurious": list(one.spurious),
+                    "matched": [[true, predicted] for true, predicted in detection.matches.items()],
+                    "missed": list(detection.missed),
+                    "spurious": list(detection.spurious),
                 }
-                for kind, one in self.detections.items()
+                for kind, detection in self.detections.items()
             },
         }
 
@@ -62,15 +62,16 @@ class Evaluation:
         table.add_column("Structure")
         for title in ("Dice", "Precision", "Recall", "Jaccard", "HSD mm", "HD95 mm", "MSD mm"):
             table.add_column(title, justify="right")
-        for value, one in self.agreements.items():
-            table.add_row(self.structures[value].name, *(_shown(figure) for figure in asdict(one).values()))
+        for value, agreement in self.agreements.items():
+            table.add_row(self.structures[value].name, *(_shown(figure) for figure in asdict(agreement).values()))
         console = table_console()
         console.print(table)
-        for kind, found in self.detections.items():
-            number = len(found.matches) + len(found.missed)
+        for kind, detection in self.detections.items():
+            matched = len(detection.matches)
+            number = matched + len(detection.missed)
             console.print(
-                f"{kind} instances: {len(found.matches)} of {number} matched (overlap at least half of the true one), "
-                f"{len(found.spurious)} without a counterpart"
+                f"{kind} instances: {matched} of {number} matched (overlap at least half of the true one), "
+                f"{len(detection.spurious)} without a counterpart"
             )
 
 
@@ -84,12 +85,16 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
     Raises:
         InputError: as `read_segmentation`; INPUT_GEOMETRY, the two lie on different grids.
     """
-    first = read_segmentation(predicted)
-    second = read_segmentation(truth, first.encoding)
-    if first.encoding is not second.encoding and count_labels(first.labels).keys() <= second.known.keys():
-        first = read_segmentation(predicted, second.encoding)  # of 2 alone the other tells whether it is canal or disc
-    laid = on_grid(Volume(first.labels, first.geometry, Path(predicted).name), second.geometry, Path(truth).name)
-    return evaluate(replace(first, labels=laid.voxels, geometry=laid.geometry), second)
+    prediction = read_segmentation(predicted)
+    reference = read_segmentation(truth, prediction.encoding)
+    if (
+        prediction.encoding is not reference.encoding
+        and count_labels(prediction.labels).keys() <= reference.known.keys()
+    ):
+        prediction = read_segmentation(predicted, reference.encoding)  # 2 alone may be canal or disc: the other tells
+    volume = Volume(prediction.labels, prediction.geometry, Path(predicted).name)
+    laid = on_grid(volume, reference.geometry, Path(truth).name)
+    return evaluate(replace(prediction, labels=laid.voxels, geometry=laid.geometry), reference)
 
 
 def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
@@ -103,14 +108,16 @@ def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
     if truth.has_levels:
         whole = merge_parts(predicted), merge_parts(truth)  # a vertebra is one instance, in whatever parts
         for kind in ("vertebra", "disc"):
-            kept = [value for value, one in whole[1].known.items() if one.kind == kind]
-            found, there = (_only(one.labels, kept) for one in whole)
-            detections[kind] = detect(found, there)
+            kept = [value for value, structure in whole[1].known.items() if structure.kind == kind]
+            predicted_labels, true_labels = (_only(segmentation.labels, kept) for segmentation in whole)
+            detections[kind] = detect(predicted_labels, true_labels)
     return Evaluation(truth.known, compare_labels(predicted.labels, truth.labels, spacing), detections)
 
 
-def _as_classes(one: Segmentation) -> Segmentation:
-    return Segmentation(one.encoding.to_classes(one.labels), one.geometry, encodings()["classes"])
+def _as_classes(segmentation: Segmentation) -> Segmentation:
+    return Segmentation(
+        segmentation.encoding.to_classes(segmentation.labels), segmentation.geometry, encodings()["classes"]
+    )
 
 
 def _only(labels: np.ndarray, values: list[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How sure a figure is: its interval over patients."""
+"""Bootstrap confidence intervals over patients."""
 
 from __future__ import annotations
 

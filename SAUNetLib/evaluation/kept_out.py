@@ -23,7 +23,7 @@ FIGURES = {"dice": "Dice", "hsd_mm": "HSD mm", "hd95_mm": "HD95 mm"}
 
 
 @dataclass(frozen=True)
-class KeptOut:
+class KeptOutCase:
     """An image of a kept-out patient in one of the ways of `VALIDATIONS`, with its labels (k, j, i)."""
 
     slices: str
@@ -32,7 +32,7 @@ class KeptOut:
     labels: np.ndarray
 
 
-def kept_out_images(data: Path, names: Sequence[str]) -> Iterator[KeptOut]:
+def kept_out_images(data: Path, names: Sequence[str]) -> Iterator[KeptOutCase]:
     """The cases to measure on, one after the other, each natively and, where it has slices enough, averaged.
 
     Raises:
@@ -44,7 +44,7 @@ def kept_out_images(data: Path, names: Sequence[str]) -> Iterator[KeptOut]:
         stack = SagittalStack.of(volume)
         for slices, count in VALIDATIONS.items():
             if can_thicken(len(stack.slices), stack.slice_spacing, count):
-                yield KeptOut(slices, files[name].patient, *thick_volume(volume, labels, count))
+                yield KeptOutCase(slices, files[name].patient, *thick_volume(volume, labels, count))
 
 
 def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
@@ -56,26 +56,28 @@ def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, d
     """
     drawn = read_info(data).classes
     images: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for one in kept_out_images(data, names):
-        for figure, value in _figures(engine, one, drawn).items():
-            images.setdefault(one.slices, {}).setdefault(figure, {}).setdefault(one.patient, []).append(value)
+    for case in kept_out_images(data, names):
+        for figure, value in _figures(engine, case, drawn).items():
+            images.setdefault(case.slices, {}).setdefault(figure, {}).setdefault(case.patient, []).append(value)
     return {
-        slices: {figure: [float(np.mean(own)) for own in patients.values()] for figure, patients in figures.items()}
+        slices: {
+            figure: [float(np.mean(values)) for values in patients.values()] for figure, patients in figures.items()
+        }
         for slices, figures in images.items()
     }
 
 
-def _figures(engine: Engine, case: KeptOut, drawn: Sequence[int]) -> dict[str, float]:
+def _figures(engine: Engine, case: KeptOutCase, drawn: Sequence[int]) -> dict[str, float]:
     known = case.labels != UNKNOWN
     predicted = segment(case.volume, engine, levels=False).labels * known
     truth = case.labels * known
     # What is neither there nor found says nothing: it would count as perfect.
-    there = [value for value in drawn if (truth == value).any() or (predicted == value).any()]
-    found = compare_labels(predicted, truth, tuple(reversed(case.volume.geometry.spacing)), there)
+    present = [value for value in drawn if (truth == value).any() or (predicted == value).any()]
+    agreements = compare_labels(predicted, truth, tuple(reversed(case.volume.geometry.spacing)), present)
     figures: dict[str, float] = {}
-    for value, agreement in found.items():
+    for value, agreement in agreements.items():
         measured = (agreement.dice, agreement.hausdorff_mm, agreement.hausdorff95_mm)
         figures |= {f"{name} {CLASS_NAMES[value]}": figure for name, figure in zip(FIGURES, measured, strict=True)}
-    if found:
-        figures["dice mean"] = float(np.mean([agreement.dice for agreement in found.values()]))
+    if agreements:
+        figures["dice mean"] = float(np.mean([agreement.dice for agreement in agreements.values()]))
     return figures

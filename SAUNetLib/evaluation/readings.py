@@ -28,7 +28,7 @@ LUMBAR = LEVELS[:5]
 
 
 @dataclass(frozen=True)
-class Disc:
+class GradedDisc:
     """A disc with its readings and its measures.
 
     Attributes:
@@ -54,8 +54,8 @@ class Disc:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One agreement: its name, the figure with its 95 % interval over patients, how many discs and positives."""
+class ReaderAgreement:
+    """Agreement of a measure with the readings: AUC or rho, its 95 % interval over patients, discs, positives."""
 
     name: str
     value: float
@@ -66,7 +66,7 @@ class Figure:
     aim: str = ""
 
 
-def read_discs(folder: str | Path) -> list[Disc]:
+def read_discs(folder: str | Path) -> list[GradedDisc]:
     """Measure every patient's label map in a folder and join the readings.
 
     Args:
@@ -83,7 +83,7 @@ def read_discs(folder: str | Path) -> list[Disc]:
             "INPUT_NOT_FOUND", f"{folder} holds no {GRADINGS}", "Give the folder of SPIDER's T2 SPACE scans"
         )
     readings = read_readings(table)
-    discs: list[Disc] = []
+    discs: list[GradedDisc] = []
     for path in sorted(folder.glob("*_labels.nii.gz")):
         patient = path.name.split("_")[0]
         own = [row for row in readings if int(row["Patient"]) == int(patient)]
@@ -121,16 +121,16 @@ def measure_labels(labels: Path, image: Path) -> Measurements:
     return measure(Segmentation(stack.restore(named.labels), classes.geometry, partial=named.partial), volume)
 
 
-def _disc(patient: str, row: dict[str, str], measures: Measurements) -> Disc:
+def _disc(patient: str, row: dict[str, str], measures: Measurements) -> GradedDisc:
     level = LEVELS[int(row["IVD label"]) - 1]
 
     def figure(name: str) -> float:
         value = measures.value(level, name)
         return float("nan") if value is None else value
 
-    row_of_disc = next((one for one in measures.rows if one.level == level), None)
+    row_of_disc = next((structure_row for structure_row in measures.rows if structure_row.level == level), None)
     flags = set(row_of_disc.measures["disc_height_index"].flags) if row_of_disc else set()
-    return Disc(
+    return GradedDisc(
         patient,
         level,
         narrowed=row["Disc narrowing"] == "1",
@@ -145,7 +145,7 @@ def _disc(patient: str, row: dict[str, str], measures: Measurements) -> Disc:
     )
 
 
-def agreements(discs: Sequence[Disc]) -> list[Figure]:
+def agreements(discs: Sequence[GradedDisc]) -> list[ReaderAgreement]:
     """All agreements with their intervals."""
     index = np.array([disc.height_index for disc in discs])
     by_depth = np.array([disc.height_by_depth for disc in discs])
@@ -160,7 +160,9 @@ def agreements(discs: Sequence[Disc]) -> list[Figure]:
     lowest = np.array([disc.level == "L5/S1" for disc in discs])
     every = np.ones(len(discs), bool)
 
-    def of(name: str, what: Callable, scores: np.ndarray, truth: np.ndarray, part: np.ndarray, aim: str = "") -> Figure:
+    def of(
+        name: str, what: Callable, scores: np.ndarray, truth: np.ndarray, part: np.ndarray, aim: str = ""
+    ) -> ReaderAgreement:
         return _with_interval(name, what, scores, truth, part & np.isfinite(scores), discs, aim)
 
     return [
@@ -181,7 +183,7 @@ def agreements(discs: Sequence[Disc]) -> list[Figure]:
     ]
 
 
-def by_level(values: np.ndarray, discs: Sequence[Disc]) -> np.ndarray:
+def by_level(values: np.ndarray, discs: Sequence[GradedDisc]) -> np.ndarray:
     """Values (N,) by the median of the other patients' discs of the same level that were not read as narrowed."""
     level = np.array([disc.level for disc in discs])
     patient = np.array([disc.patient for disc in discs])
@@ -211,11 +213,17 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _with_interval(
-    name: str, what: Callable, scores: np.ndarray, truth: np.ndarray, part: np.ndarray, discs: Sequence[Disc], aim: str
-) -> Figure:
+    name: str,
+    what: Callable,
+    scores: np.ndarray,
+    truth: np.ndarray,
+    part: np.ndarray,
+    discs: Sequence[GradedDisc],
+    aim: str,
+) -> ReaderAgreement:
     """A figure with its `interval`: whole patients are drawn."""
     patients = np.array([disc.patient for disc in discs])
-    groups = [np.flatnonzero((patients == one) & part) for one in sorted(set(patients.tolist()))]
+    groups = [np.flatnonzero((patients == patient) & part) for patient in sorted(set(patients.tolist()))]
 
     def of(drawn: np.ndarray) -> float:
         chosen = np.concatenate([groups[number] for number in drawn])
@@ -223,16 +231,16 @@ def _with_interval(
 
     low, high = interval(of, np.arange(len(groups)))
     positive = int(truth[part].sum()) if truth.dtype == bool else 0
-    return Figure(name, what(scores[part], truth[part]), low, high, int(part.sum()), positive, aim)
+    return ReaderAgreement(name, what(scores[part], truth[part]), low, high, int(part.sum()), positive, aim)
 
 
-def table(figures: Sequence[Figure]) -> str:
+def table(figures: Sequence[ReaderAgreement]) -> str:
     """The figures as lines of text."""
     lines = [f"{'':47}{'figure':>7}  {'95 % interval':17}{'discs':>6}{'positive':>9}  aim"]
-    for one in figures:
-        interval = f"{one.low:.2f} to {one.high:.2f}"
-        positive = str(one.positive) if one.positive else ""
-        lines.append(f"{one.name:47}{one.value:7.2f}  {interval:17}{one.discs:6}{positive:>9}  {one.aim}")
+    for figure in figures:
+        interval = f"{figure.low:.2f} to {figure.high:.2f}"
+        positive = str(figure.positive) if figure.positive else ""
+        lines.append(f"{figure.name:47}{figure.value:7.2f}  {interval:17}{figure.discs:6}{positive:>9}  {figure.aim}")
     return "\n".join(lines)
 
 

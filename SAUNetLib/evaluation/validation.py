@@ -45,8 +45,8 @@ Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure with its 95 % percentile interval from a bootstrap over patients; NaN where there is one patient only.
+class Estimate:
+    """An estimate with its 95 % percentile interval from a bootstrap over patients; NaN where there is only one.
 
     Attributes:
         value: over all patients.
@@ -60,16 +60,16 @@ class Figure:
     deviation: float | None = None
 
 
-def with_interval(figure: Callable[..., float], *columns: Sequence[float]) -> Figure:
+def with_interval(figure: Callable[..., float], *columns: Sequence[float]) -> Estimate:
     """A figure of columns with one entry per patient, and its `interval`."""
     data = [np.asarray(column, float) for column in columns]
-    return Figure(float(figure(*data)), *interval(figure, *data))
+    return Estimate(float(figure(*data)), *interval(figure, *data))
 
 
-def mean_of(values: Sequence[float]) -> Figure:
+def mean_of(values: Sequence[float]) -> Estimate:
     """The mean over patients with its interval."""
     whole = with_interval(lambda column: float(np.mean(column)), values)
-    return Figure(whole.value, whole.low, whole.high, deviation(values))
+    return Estimate(whole.value, whole.low, whole.high, deviation(values))
 
 
 def read_bodies(path: Path) -> np.ndarray:
@@ -84,9 +84,9 @@ def routine_slices(engine: Engine, folder: Path, scans: Sequence[str] = SCANS) -
     for path in _slices(folder, scans):
         truth = sitk.GetArrayFromImage(sitk.ReadImage(_truth(path))) > 0
         # The network alone: a slice without its neighbours has no levels to name.
-        found = engine.classes(SagittalStack.of(single_slice(path)))[0][0] == VERTEBRA
+        predicted = engine.classes(SagittalStack.of(single_slice(path)))[0][0] == VERTEBRA
         lateral = int(truth.mean() < LATERAL)
-        counts[path.name.split("_")[0]][lateral] += (np.sum(found & truth), np.sum(found), np.sum(truth))
+        counts[path.name.split("_")[0]][lateral] += (np.sum(predicted & truth), np.sum(predicted), np.sum(truth))
         number += 1
     table = np.array(list(counts.values()))  # scan, lateral or not, count
     return {
@@ -107,7 +107,7 @@ def _truth(path: Path) -> str:
     return str(path.with_name(path.name.replace("_image", "_vertebra")))
 
 
-def _pooled(counts: np.ndarray) -> Figure:
+def _pooled(counts: np.ndarray) -> Estimate:
     """Dice of the sums of (patients, 3): voxels in both, found, true."""
     return with_interval(
         lambda both, found, true: 2 * float(both.sum()) / max(float(found.sum() + true.sum()), 1.0), *counts.T
@@ -137,9 +137,9 @@ def other_scanners(engine: Engine, folder: Path, prefix: str, leave_out: Sequenc
         vertebrae = np.where(encodings()["levels"].to_classes(labels) == VERTEBRA, labels, 0)
         recalls.append(float(np.mean(vertebrae[truth > 0] > 0)))
         inner.append(_inner_recall(volume, vertebrae, truth))
-        found = detect(vertebrae, truth)
-        matched.append(len(found.matches))
-        bodies.append(len(found.matches) + len(found.missed))
+        detection = detect(vertebrae, truth)
+        matched.append(len(detection.matches))
+        bodies.append(len(detection.matches) + len(detection.missed))
         stray += _stray(volume, vertebrae > 0, truth > 0) * volume.geometry.voxel_volume / 1000
     return {
         "patients": len(recalls),
@@ -147,7 +147,7 @@ def other_scanners(engine: Engine, folder: Path, prefix: str, leave_out: Sequenc
         "recall without end slices": mean_of(inner),
         "bodies": sum(bodies),
         "bodies matched": sum(matched),
-        "share matched": with_interval(lambda one, all_: float(one.sum() / all_.sum()), matched, bodies),
+        "share matched": with_interval(lambda found, drawn: float(found.sum() / drawn.sum()), matched, bodies),
         "stray ml": stray,
     }
 
@@ -160,19 +160,19 @@ def _patients(folder: Path, prefix: str, leave_out: Sequence[str]) -> list[Path]
 def _inner_recall(volume: Volume, vertebrae: np.ndarray, bodies: np.ndarray) -> float:
     """Recall of body voxels without the first and the last slice of each body."""
     stack = SagittalStack.of(volume)
-    found = stack.slices_of(vertebrae) > 0
+    predicted = stack.slices_of(vertebrae) > 0
     drawn = stack.slices_of(bodies)
     inside = np.zeros(drawn.shape, bool)
     for body in np.unique(drawn[drawn > 0]):
         shown = np.flatnonzero((drawn == body).any((1, 2)))[1:-1]
         inside[shown] |= drawn[shown] == body
-    return float(np.mean(found[inside])) if inside.any() else float("nan")
+    return float(np.mean(predicted[inside])) if inside.any() else float("nan")
 
 
 def _stray(volume: Volume, vertebrae: np.ndarray, bodies: np.ndarray) -> int:
     """Voxels labelled vertebra ahead of the bodies drawn in their row, or in slices far beside the bodies."""
     stack = SagittalStack.of(volume)
-    found = stack.slices_of(vertebrae)
+    predicted = stack.slices_of(vertebrae)
     drawn = stack.slices_of(bodies)
     margin = int(AHEAD_MM / stack.pixel[1])
     flat: np.ndarray = np.logical_or.reduce(drawn, 0)
@@ -182,7 +182,7 @@ def _stray(volume: Volume, vertebrae: np.ndarray, bodies: np.ndarray) -> int:
     seen = np.flatnonzero(drawn.any((1, 2)))
     centre = (seen[0] + seen[-1]) / 2
     beside = np.abs(np.arange(drawn.shape[0]) - centre) * stack.slice_spacing > BESIDE_MM
-    return int(np.count_nonzero(found & (ahead[None] | (beside[:, None, None] & rows[None, :, None]))))
+    return int(np.count_nonzero(predicted & (ahead[None] | (beside[:, None, None] & rows[None, :, None]))))
 
 
 def validate_all(
@@ -192,7 +192,7 @@ def validate_all(
     scans: Sequence[str] = SCANS,
     leave_out: Sequence[str] = (),
 ) -> dict[str, Figures]:
-    """Every set that lies in the data folder, by name; figures that were estimated are `Figure`.
+    """Every set that lies in the data folder, by name; figures that were estimated are `Estimate`.
 
     Args:
         engine: with the model.
@@ -221,8 +221,8 @@ def write_pictures(
     """
     volumes: dict[str, Volume] = {}
     if patients:
-        for one in kept_out_images(data / "spider_t2space", patients[:1]):
-            volumes[f"spider-{one.slices.replace(' ', '-')}"] = one.volume
+        for case in kept_out_images(data / "spider_t2space", patients[:1]):
+            volumes[f"spider-{case.slices.replace(' ', '-')}"] = case.volume
     for prefix, title in SCANNERS.items():
         path = _patients(data / "external_bodies", prefix, ())[0]
         volumes[f"look-only-{title.replace(' ', '-')}"] = read_volume(path)
@@ -234,16 +234,16 @@ def write_pictures(
 
 
 def _routine_picture(engine: Engine, slices: Sequence[Path], path: Path) -> Path:
-    shares = {one: float(np.mean(sitk.GetArrayFromImage(sitk.ReadImage(_truth(one))) > 0)) for one in slices}
-    lateral = [one for one in slices if shares[one] < LATERAL]
-    parts = []
-    for one in (max(some, key=lambda one: shares[one]) for some in (slices, lateral) if some):
-        volume = single_slice(one)
+    shares = {image: float(np.mean(sitk.GetArrayFromImage(sitk.ReadImage(_truth(image))) > 0)) for image in slices}
+    lateral = [image for image in slices if shares[image] < LATERAL]
+    previews = []
+    for fullest in (max(images, key=shares.__getitem__) for images in (slices, lateral) if images):
+        volume = single_slice(fullest)
         stack = SagittalStack.of(volume)
         labels = stack.restore(engine.classes(stack)[0])
-        parts.append(draw_preview(volume, Segmentation(labels, volume.geometry, encodings()["classes"])))
+        previews.append(draw_preview(volume, Segmentation(labels, volume.geometry, encodings()["classes"])))
     with write_beside(path, ".png") as temporary:
-        page(parts).save(temporary)
+        page(previews).save(temporary)
     return path
 
 
@@ -251,13 +251,13 @@ def as_json(result: Mapping[str, Figures]) -> str:
     """Figures rounded to four places; what is not a number becomes null."""
 
     def plain(value: object) -> object:
-        if isinstance(value, Figure):
+        if isinstance(value, Estimate):
             return {name: plain(part) for name, part in asdict(value).items() if part is not None}
         if isinstance(value, float):
             return round(value, 4) if np.isfinite(value) else None
         return value
 
-    return json.dumps({title: {k: plain(v) for k, v in one.items()} for title, one in result.items()}, indent=2)
+    return json.dumps({title: {k: plain(v) for k, v in figures.items()} for title, figures in result.items()}, indent=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

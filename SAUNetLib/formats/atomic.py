@@ -61,7 +61,7 @@ def _check_place(path: Path) -> None:
 
 
 def _takes(folder: Path, folders: bool) -> bool:
-    """Whether a folder takes files, or folders; it is tried on Windows, where os.access says so of every one."""
+    """Whether files, or folders, can be created in a folder; tried on Windows, where os.access is true of all."""
     if sys.platform != "win32":
         return True
     probe = folder / f".{secrets.token_hex(6)}.json"  # named as what a stopped run may leave
@@ -83,20 +83,22 @@ def same_place(first: Path, second: Path) -> bool:
     Letters tell only that two may be one: the system is asked whether scan.nii is there as Scan.nii, too.
     """
     try:
-        one, other = first.resolve(), second.resolve()
-        if one == other:
+        first_path, second_path = first.resolve(), second.resolve()
+        if first_path == second_path:
             return True
-        if spelling(one.name) != spelling(other.name):  # also a hard link: writing one of them leaves the other
+        if spelling(first_path.name) != spelling(
+            second_path.name
+        ):  # also a hard link: writing one of them leaves the other
             return False
-        if one.exists() or other.exists():
-            return one.samefile(other)
-        return one != one.parent and same_place(one.parent, other.parent)
+        if first_path.exists() or second_path.exists():
+            return first_path.samefile(second_path)
+        return first_path != first_path.parent and same_place(first_path.parent, second_path.parent)
     except (OSError, RuntimeError, ValueError):
         return False
 
 
 def spelling(name: str) -> str:
-    """What is the same of names that Windows and macOS take for one file; a folder may be theirs on any computer."""
+    """A key that is equal for names that Windows and macOS take for one file; any folder may be on a disk of theirs."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -181,7 +183,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file, if the system lets us, likewise: with its folder or disk gone, another failure must be told."""
+    """Remove a file if the system lets us; retries as `replace`, and does not hide the failure that led here."""
     with suppress(OSError):
         _patiently(path.unlink)
 
@@ -219,7 +221,7 @@ def _keep(target: Path, spare: Path | None) -> None:
 
 
 def _put_back(before: Mapping[Path, Path | None]) -> dict[Path, Path | None]:
-    """Files as they were, by place: their second names, None for those that were not there; returns the others."""
+    """Restore files: by path, where the earlier file was kept, None if there was none; returns those that failed."""
     left = {}
     for target, spare in before.items():
         try:
@@ -237,7 +239,8 @@ def _unwritten(
 ) -> UsageError:
     """The failure of a file; `left` are others that could not be put back, by place, with their second names."""
     more = [
-        f"; {one} is new" + (f", what it was is {spare.name}" if spare else "") for one, spare in (left or {}).items()
+        f"; {target} is new" + (f", what it was is {spare.name}" if spare else "")
+        for target, spare in (left or {}).items()
     ]
     return UsageError(
         "OUTPUT_WRITE",

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import InputError
 from ..volume import Volume, check_geometry
 from .dicom_elements import first_text
-from .dicom_files import Lost, image_files, is_image, unreadable
+from .dicom_files import UnreadablePath, image_files, is_image, unreadable
 from .dicom_headers import read_as_series
 from .dicom_pixels import load
 from .dicom_series import TURN, Series, ordered
@@ -29,27 +29,33 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
     folder = Path(folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - no failure for a path that no system takes
         raise InputError("INPUT_NOT_FOUND", "there is no such folder", "Check the path")
-    found: dict[str, Series] = {}
-    lost: list[Lost] = []
-    for path in image_files(folder, below, lost):
-        read = read_as_series(path)
-        if read is None:
-            lost += [Lost(path, first_text(path, _SERIES))] if is_image(path) else []
+    by_uid: dict[str, Series] = {}
+    unreadable_paths: list[UnreadablePath] = []
+    for path in image_files(folder, below, unreadable_paths):
+        file_series = read_as_series(path)
+        if file_series is None:
+            unreadable_paths += [UnreadablePath(path, first_text(path, _SERIES))] if is_image(path) else []
             continue
-        uid = read.uid
-        found[uid] = replace(found[uid], frames=found[uid].frames + read.frames) if uid in found else read
-    if not found and not lost:
+        uid = file_series.uid
+        if uid in by_uid:
+            file_series = replace(by_uid[uid], frames=by_uid[uid].frames + file_series.frames)
+        by_uid[uid] = file_series
+    if not by_uid and not unreadable_paths:
         raise InputError(
             "INPUT_EMPTY",
             "the folder holds no DICOM images",
             "Choose the folder with the study's DICOM files, or give a NIfTI, NRRD or MetaImage file itself",
         )
-    if not found:
-        raise unreadable([one.path for one in lost])
+    if not by_uid:
+        raise unreadable([lost.path for lost in unreadable_paths])
     # A file whose series is unknown counts against every series in its folder, or against all if its folder has none.
-    held = {frame.path.parent for series in found.values() for frame in series.frames}
-    listed = [_examined(series, lost, held) for series in found.values()]
-    return sorted(listed, key=lambda one: (int(one.number) if one.number.isdecimal() else 1 << 31, one.description))
+    image_folders = {frame.path.parent for series in by_uid.values() for frame in series.frames}
+    listed = [_examined(series, unreadable_paths, image_folders) for series in by_uid.values()]
+
+    def order(series: Series) -> tuple[int, str]:
+        return int(series.number) if series.number.isdecimal() else 1 << 31, series.description
+
+    return sorted(listed, key=order)
 
 
 def read_series(folder: Path, series: str | None) -> Volume:
@@ -69,36 +75,37 @@ def read_beside(path: Path) -> Volume:
     Raises:
         InputError: as `read_series`; INPUT_UNREADABLE for a file without an image.
     """
-    own = read_as_series(path)
-    if own is None and not is_image(path):
+    file_series = read_as_series(path)
+    if file_series is None and not is_image(path):
         raise InputError(
             "INPUT_UNREADABLE",
             f"{path.name} is a DICOM file without an image, such as a directory or a report",
             "Give the folder with the study's images",
         )
-    if own is None:
+    if file_series is None:
         raise unreadable([path])
-    chosen = next(one for one in list_series(path.parent, below=False) if one.uid == own.uid)
-    if chosen.problem is not None and len(own.frames) > 1:
-        chosen = _examined(own, [], set())
+    chosen = next(series for series in list_series(path.parent, below=False) if series.uid == file_series.uid)
+    if chosen.problem is not None and len(file_series.frames) > 1:
+        chosen = _examined(file_series, [], set())
     return volume_of(chosen)
 
 
-def _examined(series: Series, lost: Sequence[Lost], held: Collection[Path]) -> Series:
+def _examined(series: Series, unreadable_paths: Sequence[UnreadablePath], image_folders: Collection[Path]) -> Series:
     """A series with its slices in order along their normal, or with its problem.
 
     Args:
         series: as its files say.
-        lost: what cannot be read.
-        held: folders that hold slices of any series.
+        unreadable_paths: files and folders that cannot be read.
+        image_folders: folders that hold slices of any series.
     """
-    own = {frame.path.parent for frame in series.frames}
-    damaged = tuple(
-        one.path
-        for one in lost
-        if (one.uid == series.uid if one.uid else one.path.parent in own or one.path.parent not in held)
-    )
-    series = replace(series, damaged=damaged)
+    own_folders = {frame.path.parent for frame in series.frames}
+
+    def may_belong(lost: UnreadablePath) -> bool:
+        if lost.uid:
+            return lost.uid == series.uid
+        return lost.path.parent in own_folders or lost.path.parent not in image_folders
+
+    series = replace(series, damaged=tuple(lost.path for lost in unreadable_paths if may_belong(lost)))
     try:
         frames, geometry = ordered(series)
         check_geometry(geometry, series.name)
@@ -118,19 +125,19 @@ def volume_of(series: Series) -> Volume:
     return load(series)
 
 
-def _choose(listed: list[Series], series: str | None) -> Series:
-    if series is not None:
-        wanted = series.strip()
+def _choose(listed: list[Series], wanted: str | None) -> Series:
+    if wanted is not None:
+        name = wanted.strip()
         for key in ("uid", "number", "description"):
-            matches = [one for one in listed if getattr(one, key).casefold() == wanted.casefold()]
+            matches = [series for series in listed if getattr(series, key).casefold() == name.casefold()]
             if len(matches) == 1:
                 return matches[0]
             if matches:
-                raise _ask(matches, f"{len(matches)} series have the {key} {wanted}", by_uid=True)
-        raise _ask(listed, f"no series has the number or description {wanted}")
-    usable = [one for one in listed if one.problem is None]
-    most = max((one.slices for one in usable), default=0)
-    broken = [one for one in listed if _is_broken(one) and 2 * (one.slices + len(one.damaged)) >= most]
+                raise _ask(matches, f"{len(matches)} series have the {key} {name}", by_uid=True)
+        raise _ask(listed, f"no series has the number or description {name}")
+    usable = [series for series in listed if series.problem is None]
+    most = max((series.slices for series in usable), default=0)
+    broken = [series for series in listed if _is_broken(series) and 2 * (series.slices + len(series.damaged)) >= most]
     if usable and broken:
         # The only usable series of a study may be its localizer, and nobody would know.
         reason = broken[0].problem.title if broken[0].problem else ""
@@ -138,12 +145,12 @@ def _choose(listed: list[Series], series: str | None) -> Series:
     if len(usable) == 1:
         return usable[0]
     if usable:
-        numbers = {one.number for one in usable}
+        numbers = {series.number for series in usable}
         raise _ask(usable, f"the folder holds {len(usable)} series", by_uid=len(numbers) < len(usable))
-    mr = [one for one in listed if one.modality == "MR"]
+    mr = [series for series in listed if series.modality == "MR"]
     if len(mr) == 1 or len(listed) == 1 or not mr:
         return (mr or listed)[0]
-    reasons = "; ".join(f"{one.name}: {one.problem.title}" for one in mr if one.problem)
+    reasons = "; ".join(f"{series.name}: {series.problem.title}" for series in mr if series.problem)
     raise InputError("INPUT_SERIES", f"no series can be used ({reasons})", "Choose the folder of a sagittal series")
 
 
@@ -160,8 +167,8 @@ def _is_broken(series: Series) -> bool:
 
 def _ask(offered: list[Series], cause: str, by_uid: bool = False) -> InputError:
     shown = "; ".join(
-        f"{one.number or '-'}: {one.description or 'no description'}, {one.slices} slices"
-        + (f", UID {one.uid}" if by_uid else "")
-        for one in offered
+        f"{series.number or '-'}: {series.description or 'no description'}, {series.slices} slices"
+        + (f", UID {series.uid}" if by_uid else "")
+        for series in offered
     )
     return InputError("INPUT_SERIES", f"{cause} ({shown})", f"Choose one with --series {'UID' if by_uid else 'NUMBER'}")

@@ -63,17 +63,19 @@ class Header:
 
     def texts(self, tag: int, within: int) -> list[str]:
         """The values of a text element in a sequence (0: in the data set itself), one for each item that has it."""
-        found = [one for one in self.elements if one.tag == tag and one.within == within]
-        return [one.value.decode("latin-1").strip("\0 ") for one in found]
+        elements = [element for element in self.elements if element.tag == tag and element.within == within]
+        return [element.value.decode("latin-1").strip("\0 ") for element in elements]
 
     def short(self, tag: int, default: int) -> int:
         """The value of an unsigned short element of the data set itself."""
-        found = [one.value for one in self.elements if one.tag == tag and not one.depth and one.length >= 2]
-        return int.from_bytes(found[0][:2], "big" if self.syntax == _BIG_ENDIAN else "little") if found else default
+        for element in self.elements:
+            if element.tag == tag and not element.depth and element.length >= 2:
+                return int.from_bytes(element.value[:2], "big" if self.syntax == _BIG_ENDIAN else "little")
+        return default
 
     def length(self, tag: int) -> int:
         """Bytes of an element of the data set itself; 0 where it is absent."""
-        return sum(one.length for one in self.elements if one.tag == tag and not one.depth)
+        return sum(element.length for element in self.elements if element.tag == tag and not element.depth)
 
 
 def read_header(path: Path, wanted: Collection[int]) -> Header:
@@ -94,9 +96,9 @@ def first_text(path: Path, tag: int) -> str:
     """A text element of a file's data set, as far as the file can be read; empty where that is not so far."""
     try:
         with open(path, "rb") as file:
-            for one in _Walk(file, frozenset((tag,))).elements():
-                if one.tag == tag and not one.depth:
-                    return one.value.decode("latin-1").strip("\0 ")
+            for element in _Walk(file, frozenset((tag,))).elements():
+                if element.tag == tag and not element.depth:
+                    return element.value.decode("latin-1").strip("\0 ")
     except (OSError, ValueError):
         pass
     return ""
@@ -104,7 +106,7 @@ def first_text(path: Path, tag: int) -> str:
 
 @dataclass(frozen=True)
 class _Container:
-    """What elements lie in: kind (`_ITEM`, a sequence's tag or that of pixel data in fragments), and where it ends."""
+    """An open item or sequence: kind (`_ITEM`, a sequence's tag or fragmented pixel data's), and where it ends."""
 
     kind: int
     end: int
@@ -178,19 +180,19 @@ class _Walk:
         return head
 
     def _padded(self) -> bool:
-        """Whether nothing but a block's filling with zeros follows, as some archives leave it."""
-        rest = self._file.read(LONGEST_VALUE)
+        """Whether only zeros follow, with which some archives pad files to whole blocks."""
+        following = self._file.read(LONGEST_VALUE)
         self._file.seek(self._place)
-        return len(rest) == self._size - self._place and not any(rest)
+        return len(following) == self._size - self._place and not any(following)
 
     def _take(self, count: int) -> bytes:
-        """Bytes that must lie in what is open here."""
+        """Read bytes, which must lie within the innermost open container."""
         self._fit(count)
         self._place += count
-        found = self._file.read(count)
-        if len(found) < count:
+        value = self._file.read(count)
+        if len(value) < count:
             raise ValueError("the file became shorter meanwhile")
-        return found
+        return value
 
     def _fit(self, length: int) -> None:
         if length > self._inside[-1].end - self._place:
@@ -237,8 +239,8 @@ class _Walk:
 
     def _depth(self) -> tuple[int, int]:
         """Items that are open, and the tag of the innermost sequence."""
-        sequences = [one.kind for one in self._inside if one.kind != _ITEM]
-        return sum(one.kind == _ITEM for one in self._inside) - 1, sequences[-1] if sequences else 0
+        sequences = [container.kind for container in self._inside if container.kind != _ITEM]
+        return sum(container.kind == _ITEM for container in self._inside) - 1, sequences[-1] if sequences else 0
 
     def _mark(self, tag: int, length: int) -> Element | None:
         """An item, or the end of an item or a sequence without length."""

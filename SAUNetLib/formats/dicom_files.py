@@ -21,8 +21,8 @@ _NO_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION", "README", "AUTORUN")
 
 
 @dataclass(frozen=True)
-class Lost:
-    """What cannot be read: a file that should be an image, or a folder; and its series' UID, where that can be."""
+class UnreadablePath:
+    """A file that should be an image, or a folder, that cannot be read; and its series' UID, if that can be read."""
 
     path: Path
     uid: str = ""
@@ -41,17 +41,22 @@ def is_dicom(path: Path) -> bool:
 
 
 def may_be_image(path: Path) -> bool:
-    """Whether a file is DICOM, or is named as images are and nothing of it arrived."""
+    """Whether a file is DICOM, or has an image's name and is unreadable or empty, as after an interrupted copy."""
     return is_dicom(path) or _is_lost(path)
 
 
-def image_files(folder: Path, below: bool, lost: list[Lost]) -> Iterator[Path]:
-    """DICOM files, and files that are none because nothing of them arrived; folders that cannot be read are `lost`."""
-    for parent, folders, names in os.walk(
-        folder, onerror=lambda failure: lost.append(Lost(Path(str(failure.filename))))
-    ):
+def image_files(folder: Path, below: bool, unreadable_paths: list[UnreadablePath]) -> Iterator[Path]:
+    """DICOM files, and unreadable or empty files with an image's name, as after an interrupted copy.
+
+    Folders that cannot be read are appended to `unreadable_paths`.
+    """
+
+    def keep(failure: OSError) -> None:
+        unreadable_paths.append(UnreadablePath(Path(str(failure.filename))))
+
+    for parent, folders, names in os.walk(folder, onerror=keep):
         folders[:] = sorted(folders) if below else []
-        for name in sorted(one for one in names if not one.startswith(".")):  # as of a copy that is under way
+        for name in sorted(name for name in names if not name.startswith(".")):  # as of a copy that is under way
             path = Path(parent, name)
             if may_be_image(path):
                 yield path
@@ -67,7 +72,7 @@ def is_image(path: Path) -> bool:
     if match is None:
         return False
     text = head[match.end() : match.end() + struct.unpack("<H", match[1])[0]].decode("latin-1").rstrip("\0 ")
-    return text != _SPECTROSCOPY and any(text == one or text.startswith(one + ".") for one in _IMAGE_CLASSES)
+    return text != _SPECTROSCOPY and any(text == uid or text.startswith(uid + ".") for uid in _IMAGE_CLASSES)
 
 
 def _is_lost(path: Path) -> bool:

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from . import itk
 from .dicom_elements import PIXEL_DATA, Header, read_header
-from .dicom_series import Frame, Series
+from .dicom_series import DicomFrame, Series
 
 COMPRESSION = 10_000
 """No compression of an MR image reaches this factor; GDCM would allocate what a header pretends."""
@@ -68,7 +68,7 @@ def read_as_series(path: Path) -> Series | None:
     else:
         spread = [value for key in ("0018|0088", "0018|0050") for value in _numbers(text(key)) if value > 0] or [0.0]
         frames = (
-            Frame(
+            DicomFrame(
                 path, 0, (rows, columns), _numbers(text("0020|0032")), _numbers(text("0020|0037")),
                 _numbers(text("0028|0030")), spread[0],
             ),
@@ -99,7 +99,7 @@ def _numbers(text: str) -> tuple[float, ...]:
         return ()
 
 
-def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int) -> tuple[Frame, ...]:
+def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int) -> tuple[DicomFrame, ...]:
     """The frames of an enhanced image, placed by the positions in its own header.
 
     ITK gives no access to sequences and falls back to voxels of 1 mm where frames are uneven. Positions that do not
@@ -116,7 +116,7 @@ def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int)
 
     places = elements(_POSITION, _PLANE_POSITION)
     if len(places) != count:
-        return (Frame(path, 0, size, (), (), (), 0.0),)
+        return (DicomFrame(path, 0, size, (), (), (), 0.0),)
     turns = per_frame(elements(_ORIENTATION, _PLANE_ORIENTATION))
     pixels = per_frame(elements(_PIXEL_SPACING, _MEASURES))
     spread = [value for tag in (_SLICE_SPACING, _THICKNESS) for (value, *_) in elements(tag, _MEASURES) if value > 0]
@@ -124,7 +124,7 @@ def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int)
     scales = list(zip(slopes, intercepts, strict=False))
     stated = len(scales) == count and len(set(scales)) > 1
     return tuple(
-        Frame(
+        DicomFrame(
             path, index, size, place, turns[index], pixels[index], (spread or [0.0])[0],
             scales[index] if stated else None,
         )

@@ -12,7 +12,7 @@ from ..volume import Volume
 from . import itk
 from .dicom_files import unreadable
 from .dicom_headers import gdcm_reader
-from .dicom_series import Frame, Series
+from .dicom_series import DicomFrame, Series
 
 
 def load(series: Series) -> Volume:
@@ -32,11 +32,11 @@ def load(series: Series) -> Volume:
     return Volume(np.stack(slices), series.geometry, series.name)
 
 
-def _rescaled(pixels: np.ndarray, frame: Frame, series: Series) -> np.ndarray:
+def _rescaled(pixels: np.ndarray, frame: DicomFrame, series: Series) -> np.ndarray:
     """A slice by its own slope and intercept; GDCM rescales all frames of a file as its first one."""
     if frame.rescale is None:
         return pixels
-    first = next(one.rescale for one in series.frames if one.path == frame.path and one.index == 0)
+    first = next(other.rescale for other in series.frames if other.path == frame.path and other.index == 0)
     slope, intercept = first or (1.0, 0.0)
     stored = (pixels.astype(np.float64) - intercept) / (slope or 1.0)
     return (stored * frame.rescale[0] + frame.rescale[1]).astype(np.float32)

@@ -20,10 +20,16 @@ TURN = 1e-3
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One slice: its file, its number in it, its position and direction cosines (LPS), pixel size (row, column), mm.
+class DicomFrame:
+    """A frame in DICOM's sense: one slice of a file, which may hold several.
 
-    Of a slice whose file states a rescaling for each frame: slope and intercept.
+    Attributes:
+        path, index: its file, and its number in it.
+        size: rows and columns.
+        position, orientation: of its first pixel, mm, and direction cosines of row and column (LPS); empty if unknown.
+        pixel: mm from row to row and from column to column.
+        thickness: mm from slice to slice as the file states it, else of the slice.
+        rescale: slope and intercept, where the file states them for each frame.
     """
 
     path: Path
@@ -56,7 +62,7 @@ class Series:
     uid: str
     modality: str
     problem: InputError | None = None
-    frames: tuple[Frame, ...] = field(default=(), repr=False)
+    frames: tuple[DicomFrame, ...] = field(default=(), repr=False)
     geometry: Geometry | None = field(default=None, repr=False)
     damaged: tuple[Path, ...] = field(default=(), repr=False)
 
@@ -71,7 +77,7 @@ class Series:
         return f"series {self.number or 'without a number'}" + (f" ({self.description})" if self.description else "")
 
 
-def ordered(series: Series) -> tuple[tuple[Frame, ...], Geometry]:
+def ordered(series: Series) -> tuple[tuple[DicomFrame, ...], Geometry]:
     """The frames from one side to the other, and the grid that they make.
 
     Raises:
@@ -107,7 +113,7 @@ def ordered(series: Series) -> tuple[tuple[Frame, ...], Geometry]:
     return tuple(frames[index] for index in order), geometry
 
 
-def _check_frames(frames: tuple[Frame, ...], name: str) -> None:
+def _check_frames(frames: tuple[DicomFrame, ...], name: str) -> None:
     """Refuse frames without a place, of different sizes or of different directions."""
     first = frames[0]
     if any(len(frame.position) != 3 or len(frame.orientation) != 6 for frame in frames):

@@ -153,13 +153,13 @@ def _check_size(size: Iterable[int], voxel_bytes: int, path: Path) -> int:
     return total
 
 
-def _check_length(path: Path, found: int, wanted: int) -> None:
-    if found < wanted:
-        raise damaged(path, f"it holds {found} of the {wanted} bytes that its header declares")
+def _check_length(path: Path, held: int, wanted: int) -> None:
+    if held < wanted:
+        raise damaged(path, f"it holds {held} of the {wanted} bytes that its header declares")
 
 
 def _parts(file: IO[bytes], wanted: int) -> Iterator[bytes]:
-    """What a stream gives, up to the bytes wanted, in chunks, so that memory stays small."""
+    """The content of a stream, up to the bytes wanted, in chunks, so that memory stays small."""
     while wanted and (part := file.read(min(CHUNK, wanted))):
         wanted -= len(part)
         yield part
@@ -189,9 +189,9 @@ def _check_nifti(path: Path) -> None:
         file.seek(max(348, int(header["offset"])))  # ITK never begins within the header
         kind = {16: "f4", 64: "f8"}.get(header["datatype"])
         number = np.dtype(header["order"] + kind) if kind else None
-        found = 0
+        read = 0
         for part in _parts(file, total):
-            found += len(part)
+            read += len(part)
             if number is None:
                 continue
             # ITK's reader replaces what is not a number by zero.
@@ -202,7 +202,7 @@ def _check_nifti(path: Path) -> None:
                     f"{path.name} holds NaN or infinite values",
                     REPLACE,
                 )
-        _check_length(path, found, total)
+        _check_length(path, read, total)
 
 
 def _nifti_header(head: bytes, path: Path) -> dict[str, Any]:
@@ -276,17 +276,17 @@ def _check_nrrd(path: Path) -> None:
     """The number of voxels that are not compressed is left to ITK: its NRRD reader refuses data that are too short."""
     header, size, voxel_bytes = _nrrd_header(path)
     _check_size(size, voxel_bytes, path)
-    told = _nrrd_data(path)
-    if "datafile" in told:
-        _check_beside(path, told["datafile"])
+    data_fields = _nrrd_data(path)
+    if "datafile" in data_fields:
+        _check_beside(path, data_fields["datafile"])
     try:
-        skipped = [int(told.get(key, "0")) for key in ("lineskip", "byteskip")]
+        skipped = [int(data_fields.get(key, "0")) for key in ("lineskip", "byteskip")]
     except ValueError as failure:
         raise damaged(path, "its NRRD header is damaged") from failure
     if min(skipped) < -1:
         raise damaged(path, "its NRRD header is damaged")
     if str(header.get("encoding")).lower() in ("gz", "gzip") and not any(skipped):
-        _check_nrrd_stream(path, told.get("datafile"), math.prod(size) * voxel_bytes)
+        _check_nrrd_stream(path, data_fields.get("datafile"), math.prod(size) * voxel_bytes)
     _check_unit(" ".join(header.get("space units", ())), path)
     if len(size) < 3 or (len(size) > 3 and "space" not in header):
         return  # no volume in space: `Volume.from_sitk` says what it is instead
@@ -303,7 +303,7 @@ def _check_nrrd(path: Path) -> None:
 
 
 def _check_nrrd_stream(path: Path, beside: str | None, total: int) -> None:
-    """ITK compares no sum of the voxels that gzip compressed: damage would go into the image unsaid."""
+    """Check length and checksum of gzip-compressed voxels; ITK does not: damage would silently go into the image."""
     with open(path if beside is None else path.parent / beside, "rb") as file:
         while beside is None and file.readline().strip():
             pass
@@ -312,8 +312,8 @@ def _check_nrrd_stream(path: Path, beside: str | None, total: int) -> None:
             return  # ITK takes what is not compressed as it is
         file.seek(begin)
         with gzip.open(file) as stream:
-            found = sum(len(part) for part in _parts(cast(IO[bytes], stream), total))
-        _check_length(path, found, total)
+            held = sum(len(part) for part in _parts(cast(IO[bytes], stream), total))
+        _check_length(path, held, total)
 
 
 def _check_nrrd_end(path: Path) -> None:
@@ -323,19 +323,19 @@ def _check_nrrd_end(path: Path) -> None:
     with open(path, "rb") as file:
         while file.readline().strip():
             pass
-        found = path.stat().st_size - file.tell()
+        held = path.stat().st_size - file.tell()
         if file.read(2) == b"\x1f\x8b":  # ends in the number of bytes that were compressed (RFC 1952)
             file.seek(-4, os.SEEK_END)
-            found = int.from_bytes(file.read(), "little")
+            held = int.from_bytes(file.read(), "little")
             total %= 1 << 32
-    if found != total:
+    if held != total:
         raise damaged(path, "it ends too early")
 
 
-def _check_unit(told: str, path: Path) -> None:
+def _check_unit(units: str, path: Path) -> None:
     """Refuse lengths that a header says are not in mm: ITK takes them for mm."""
-    if other := sorted(set(told.lower().split()) - {"mm", "millimeter", "millimeters", "?", "???", "none"}):
-        raise InputError("INPUT_SPACING", f"the lengths in {path.name} are in {other[0]}", "Export it again in mm")
+    if unknown := sorted(set(units.lower().split()) - {"mm", "millimeter", "millimeters", "?", "???", "none"}):
+        raise InputError("INPUT_SPACING", f"the lengths in {path.name} are in {unknown[0]}", "Export it again in mm")
 
 
 def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
@@ -361,8 +361,8 @@ def _nrrd_data(path: Path) -> dict[str, str]:
     """Where a header says the voxels are, as ITK understands it: pynrrd heeds capitals and drops what is no ASCII."""
     with open(path, "rb") as file:
         head = re.split(rb"\r?\n\r?\n", file.read(1 << 20), maxsplit=1)[0]
-    found = re.findall(rb"^(data ?file|line ?skip|byte ?skip):([^\r\n]*)", head, re.MULTILINE | re.IGNORECASE)
-    return {key.lower().replace(b" ", b"").decode(): os.fsdecode(value).strip() for key, value in found}
+    fields = re.findall(rb"^(data ?file|line ?skip|byte ?skip):([^\r\n]*)", head, re.MULTILINE | re.IGNORECASE)
+    return {key.lower().replace(b" ", b"").decode(): os.fsdecode(value).strip() for key, value in fields}
 
 
 def _check_beside(path: Path, stored: str) -> Path:
@@ -434,11 +434,11 @@ def _check_meta_data(path: Path, fields: dict[str, str], begin: int, total: int)
 
 
 def _check_meta_stream(path: Path, file: IO[bytes], packed: int, total: int) -> None:
-    """ITK goes on with what lay in the memory where a stream does not end with the voxels and the bytes declared."""
-    unpack, found, begin = zlib.decompressobj(wbits=47), 0, file.tell()
-    while found <= total and not unpack.eof and (part := unpack.unconsumed_tail or file.read(CHUNK)):
-        found += len(unpack.decompress(part, CHUNK))
-    _check_length(path, found, total)
+    """Check that a stream ends with the voxels and bytes declared; ITK would go on with what lay in the memory."""
+    unpack, held, begin = zlib.decompressobj(wbits=47), 0, file.tell()
+    while held <= total and not unpack.eof and (part := unpack.unconsumed_tail or file.read(CHUNK)):
+        held += len(unpack.decompress(part, CHUNK))
+    _check_length(path, held, total)
     used = file.tell() - begin - len(unpack.unused_data)
-    if found > total or not unpack.eof or packed != used:
+    if held > total or not unpack.eof or packed != used:
         raise damaged(path, "its compressed data do not end with its voxels")

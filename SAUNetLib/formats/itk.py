@@ -1,4 +1,4 @@
-"""What ITK needs to read and write without harm: a name that it can take, and nobody listening to its asides."""
+"""What ITK needs to read and write safely: a path that it can open, and its console output kept from the user."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _lend(path: Path, place: Path) -> None:
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Keep what the libraries inside ITK print of a damaged file from the user, who is told by an error of ours."""
+    """Suppress what the libraries inside ITK print about a damaged file; the user gets an error of ours instead."""
     # One at a time: a second thread would keep the silence of the first.
     with _lock, open(os.devnull, "wb") as nowhere:
         try:

@@ -18,7 +18,7 @@ BODY_LETTERS, DISC_LETTERS = 18, 13
 
 
 def middle_slice(areas: np.ndarray) -> int:
-    """The slice that halves what fills so much (S,) of each slice; the middle one where nothing does."""
+    """The median slice of a structure with the areas (S,) in the slices; the middle slice where there is none."""
     return int(np.searchsorted(np.cumsum(areas), areas.sum() / 2)) if areas.any() else len(areas) // 2
 
 

@@ -114,11 +114,11 @@ def _views(labels: SagittalStack, segmentation: Segmentation) -> list[_View]:
 
 
 def _middle(slices: np.ndarray, segmentation: Segmentation) -> int:
-    """The slice that halves the canal and the discs, else the vertebrae, else the stack."""
-    central, rest = (
+    """The median slice of canal and discs, else of the vertebrae, else the middle of the stack."""
+    central, outer = (
         _of_kind(slices, segmentation, kinds).sum(axis=(1, 2)) for kinds in (("canal", "disc"), ("vertebra", "sacrum"))
     )
-    return middle_slice(central if central.any() else rest)
+    return middle_slice(central if central.any() else outer)
 
 
 def _of_kind(slices: np.ndarray, segmentation: Segmentation, kinds: tuple[str, ...]) -> np.ndarray:

@@ -31,7 +31,7 @@ from ..anatomy import (
     structures,
 )
 from ..errors import InputError
-from ..segmentation import KEPT_IN_NIFTI, Notice, Row, Segmentation, count_labels, said_in_short
+from ..segmentation import KEPT_IN_NIFTI, Notice, Segmentation, StructureRow, count_labels, parse_short_description
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
@@ -83,10 +83,10 @@ def write_table(segmentation: Segmentation, path: str | Path) -> None:
             ("value", "name", "level", "kind", "voxels", "volume_mm3", "partial", "confidence", "snomed_code")
         )
         for row in segmentation.table():
-            one = row.structure
+            structure = row.structure
             writer.writerow(
-                (one.value, one.name, one.level, one.kind, row.voxels, f"{row.volume_mm3:.3f}",
-                 str(row.partial).lower(), "" if row.confidence is None else f"{row.confidence:.2f}", one.code)
+                (structure.value, structure.name, structure.level, structure.kind, row.voxels, f"{row.volume_mm3:.3f}",
+                 str(row.partial).lower(), "" if row.confidence is None else f"{row.confidence:.2f}", structure.code)
             )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def _reference_grid(matrix: np.ndarray, geometry: Geometry) -> dict[str, str]:
     return {"name": _REFERENCE, "value": value, "description": "Grid of the segmented image.&"}
 
 
-def _segment(row: Row) -> dict[str, Any]:
+def _segment(row: StructureRow) -> dict[str, Any]:
     structure = row.structure
     tags = {
         LEVEL_TAG: structure.level,
@@ -172,10 +172,10 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     keys = image.GetMetaDataKeys()
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
-    labels, notices, meant = _in_our_values(as_labels(volume.voxels, path.name))
-    stated, codes, model = said_in_short(fields.get("descrip", ""))
+    labels, notices, encoding_now = _in_our_values(as_labels(volume.voxels, path.name))
+    stated, codes, model = parse_short_description(fields.get("descrip", ""))
     notices += tuple(Notice(code, KEPT_IN_NIFTI[code]) for code in codes)
-    encoding = meant or _encoding(labels, fields.get(ENCODING) or stated, usual, path.name)
+    encoding = encoding_now or _encoding(labels, fields.get(ENCODING) or stated, usual, path.name)
     read = _segmentation(labels, volume.geometry, encoding, ({KEY + "model": model} if model else {}) | fields)
     return replace(read, warnings=read.warnings + notices)
 
@@ -197,22 +197,28 @@ def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
 
 
 def _in_our_values(labels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...], Encoding | None]:
-    """A label map of TotalSpineSeg or SPIDER in our own values, word of what was changed, and the encoding it has now.
+    """A label map of TotalSpineSeg or SPIDER in our own values, notices of what was changed, and its encoding now.
 
     Others stay as they are, and their encoding is to be found.
 
     TotalSpineSeg's spinal cord (1) lies in the canal and is a part of it. Alone it is none: it is half as wide. SPIDER
     counts vertebrae and discs from the bottom, whatever their levels: these are the three classes.
     """
-    found = count_labels(labels).keys()
-    if any(found <= one.structures.keys() for one in encodings().values()):
+    values = count_labels(labels).keys()
+    if any(values <= encoding.structures.keys() for encoding in encodings().values()):
         return labels, (), None
-    if 1 in found and found - {1} <= structures().keys():
-        seen = CANAL_VALUE in found
-        text = "counts as a part of the canal" if seen else "was left out, since the canal around it is not segmented"
+    if 1 in values and values - {1} <= structures().keys():
+        has_canal = CANAL_VALUE in values
+        text = (
+            "counts as a part of the canal" if has_canal else "was left out, since the canal around it is not segmented"
+        )
         notice = Notice(CORD, f"The spinal cord in this label map (value 1) {text}.")
-        return np.where(labels == 1, np.uint8(CANAL_VALUE if seen else 0), labels), (notice,), encodings()["levels"]
-    if found <= spider_classes().keys() and max(found) >= SPIDER_CANAL:
+        return (
+            np.where(labels == 1, np.uint8(CANAL_VALUE if has_canal else 0), labels),
+            (notice,),
+            encodings()["levels"],
+        )
+    if values <= spider_classes().keys() and max(values) >= SPIDER_CANAL:
         notice = Notice(
             "SPIDER", "This label map has SPIDER's values, which do not tell the levels: it has three classes."
         )
@@ -222,16 +228,16 @@ def _in_our_values(labels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...], 
 
 def _likely(stated: str, usual: Encoding | None) -> list[Encoding]:
     """The encodings: first the one that a header states, then the usual one."""
-    return sorted(encodings().values(), key=lambda one: (one.name != stated, one is not usual))
+    return sorted(encodings().values(), key=lambda encoding: (encoding.name != stated, encoding is not usual))
 
 
 def _encoding(labels: np.ndarray, stated: str, usual: Encoding | None, name: str) -> Encoding:
     """Which encoding a label map uses: what its header states, else the one that knows all its values."""
-    found = count_labels(labels).keys()
-    for one in _likely(stated, usual):
-        if found <= one.structures.keys():
-            return one
-    unknown = [str(value) for value in sorted(found - structures().keys())]
+    values = count_labels(labels).keys()
+    for encoding in _likely(stated, usual):
+        if values <= encoding.structures.keys():
+            return encoding
+    unknown = [str(unknown_value) for unknown_value in sorted(values - structures().keys())]
     more = f" and {len(unknown) - 8} more (is it the image?)" if len(unknown) > 10 else ""
     raise InputError(
         "INPUT_LABELS",
@@ -293,10 +299,10 @@ def _confidence(value: int, segment: Mapping[str, Any]) -> tuple[int, float] | N
 
 def _warned(segments: list[Mapping[str, Any]]) -> dict[str, str]:
     """The warnings that Slicer's module keeps as JSON in the segments' tags, as fields of a header."""
-    tags = [one.get("tags", {}) for one in segments]
-    for text in (one[WARNINGS_TAG] for one in tags if WARNINGS_TAG in one):
+    all_tags = [segment.get("tags", {}) for segment in segments]
+    for text in (tags[WARNINGS_TAG] for tags in all_tags if WARNINGS_TAG in tags):
         with suppress(ValueError, TypeError, KeyError):
-            return {f"{KEY}warning_{one['code']}": str(one["text"]) for one in json.loads(text)}
+            return {f"{KEY}warning_{notice['code']}": str(notice["text"]) for notice in json.loads(text)}
     return {}
 
 
@@ -320,7 +326,8 @@ def _whole_grid(labels: np.ndarray, matrix: np.ndarray, content: Mapping[str, An
 
 def _stated_grid(content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
     """Voxel to LPS (4, 4), and first and last voxel of each axis (3, 2), of the image that a file says it segments."""
-    stated = [one["value"] for one in content.get("conversionParameters", []) if one.get("name") == _REFERENCE]
+    parameters = content.get("conversionParameters", [])
+    stated = [parameter["value"] for parameter in parameters if parameter.get("name") == _REFERENCE]
     try:
         numbers = np.array([float(part) for part in "".join(stated).split(";") if part.strip()])
         ras, extent = numbers[:16].reshape(4, 4), numbers[16:].reshape(3, 2)
@@ -342,9 +349,9 @@ def _meanings(
             _check_once(segments, values, encoding.structures, name)
             return encoding, values
     unknown = [
-        one.get("name") or "without a name"
-        for one in segments
-        if not any(_value(one, encoding.structures) for encoding in order)
+        segment.get("name") or "without a name"
+        for segment in segments
+        if not any(_value(segment, encoding.structures) for encoding in order)
     ]
     raise InputError(
         "INPUT_LABELS",
@@ -358,7 +365,7 @@ def _check_once(
 ) -> None:
     """Refuse two segments of one meaning: united, a correction would be lost in what it was to replace."""
     for value in set(values):
-        same = [str(one.get("name", "")) for one, own in zip(segments, values, strict=True) if own == value]
+        same = [str(segment.get("name", "")) for segment, meant in zip(segments, values, strict=True) if meant == value]
         if len(same) > 1:
             raise InputError(
                 "INPUT_LABELS",
@@ -371,6 +378,6 @@ def _value(segment: Mapping[str, Any], known: Mapping[int, Structure]) -> int:
     """The label value that a segment's name, else its code, stands for; 0 where it has no meaning."""
     title = str(segment.get("name", "")).strip().casefold()
     code = (segment.get("terminology") or {}).get("type", ("", "", ""))[1]
-    named = [one.value for one in known.values() if one.name.casefold() == title]
-    coded = [one.value for one in known.values() if one.code == code]
+    named = [structure.value for structure in known.values() if structure.name.casefold() == title]
+    coded = [structure.value for structure in known.values() if structure.code == code]
     return named[0] if named else coded[0] if len(coded) == 1 else 0

@@ -1,4 +1,4 @@
-"""Which vertebra is which: what the names of a chain of vertebrae rest on."""
+"""Which level each vertebra of a chain is, and the evidence: the user, the sacrum, C2, or sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..anatomy import CANAL, DISC, VERTEBRA, usual_levels, vertebra_levels
 from .column import REACH_MM
 from .discs import Interface
 from .grid import Image, rows_with
-from .profile import LEVELS, log_likelihoods, stands_on_its_head
+from .profile import LEVELS, is_upside_down, log_likelihoods
 from .spine import Spine
 
 SACRUM = "S1"
@@ -69,13 +69,13 @@ class Anchor:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the names are only the most likely ones: not where they are worse than that, upside down."""
+        """Whether the names are only the most likely ones; upside down they are wrong, which is said elsewhere."""
         return not self.upside_down and (self.source == "sizes" or (self.confidence < _SURE and not self.unusual))
 
     def confidences(self, spine: Spine) -> dict[int, float]:
         """By number of the vertebra: less with every interface between it and the anchor that is less than sure."""
         chain = spine.chain
-        sure = [_MISSED if one.number == 0 else 1.0 for one in chain.interfaces]
+        sure = [_MISSED if interface.number == 0 else 1.0 for interface in chain.interfaces]
         for k in chain.halved:
             sure[k] = _HALVED
         doubt = np.cumsum([0.0, *-np.log(sure)])
@@ -89,15 +89,15 @@ class Anchor:
 
 def find_anchor(spine: Spine, lowest: str | None, image: Image | None = None) -> Anchor:
     """Names by what the user says of the lowest complete vertebra, else by the sacrum and C2, else by sizes."""
-    found = _anchor(spine, lowest, image)
-    if not stands_on_its_head(spine.chain):
-        return found
-    most = 1.0 if found.source == "user" else _HARDLY
-    return replace(found, confidence=min(found.confidence, most), upside_down=True)
+    anchor = _anchor(spine, lowest, image)
+    if not is_upside_down(spine.chain):
+        return anchor
+    most = 1.0 if anchor.source == "user" else _HARDLY
+    return replace(anchor, confidence=min(anchor.confidence, most), upside_down=True)
 
 
 def _anchor(spine: Spine, lowest: str | None, image: Image | None) -> Anchor:
-    """Names of an image that does not stand on its head."""
+    """Names of an image that is not upside down."""
     bottom, sacrum, odontoid = spine.chain.lowest, _sacrum(spine, image), spine.chain.odontoid
     if lowest is not None:
         last = lowest == "L4" and sacrum.seen and sacrum.steep
@@ -151,14 +151,14 @@ def _levels(number: int, level: str, last: bool = False) -> dict[int, str]:
 
     With `last` the sacrum follows it, whatever it is.
     """
-    usual = [one for one in vertebra_levels() if one in usual_levels() or one == level]
+    usual = [usual_level for usual_level in vertebra_levels() if usual_level in usual_levels() or usual_level == level]
     at = usual.index(level)
     usual = usual[: at + 1] if last else usual
     return {number + n - at: name for n, name in enumerate([*usual, SACRUM])}
 
 
 def _counted(spine: Spine, count: int) -> Anchor:
-    """Names counted from C2 to a sacrum after an unusual number of vertebrae."""
+    """Names counted down from C2 to a sacrum, with one vertebra more or less than usual between them."""
     lowest = "L6" if count == 25 else "L4"
     text = f"{count} vertebrae lie between the skull and the sacrum instead of 24"
     basis = f"counted from C2, whose odontoid process shows, down to the sacrum: {text}"
@@ -167,7 +167,7 @@ def _counted(spine: Spine, count: int) -> Anchor:
 
 @dataclass(frozen=True)
 class _Sacrum:
-    """How what lies below the lowest complete vertebra speaks for the sacrum.
+    """The evidence for the sacrum below the lowest complete vertebra.
 
     Attributes:
         weight: logarithm of the odds.
@@ -221,7 +221,7 @@ above -4.8."""
 
 
 def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
-    """What lies below the lowest complete vertebra, by classes and image, and how it speaks for the sacrum."""
+    """The evidence for the sacrum below the lowest complete vertebra, by classes and image."""
     chain = spine.chain
     if chain.last_cut:
         share = chain.volume[chain.last] / max(float(np.median(chain.volume[max(0, chain.last - 3) : chain.last])), 1.0)
@@ -248,7 +248,7 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
 
 
 def _below(spine: Spine, disc: bool) -> tuple[float, bool]:
-    """How the image below the last disc or vertebra speaks for the sacrum, and whether the canal goes on in it."""
+    """Evidence for the sacrum by the image left below the last disc or vertebra; whether the canal goes on there."""
     grid = spine.grid
     rows = np.flatnonzero(rows_with((grid.classes == VERTEBRA) | (grid.classes == DISC)))
     last = float(rows[-1] * grid.spacing[1]) if len(rows) else 0.0
@@ -276,7 +276,7 @@ def _bone_below(spine: Spine, image: Image) -> float:
 
     One vertebra alone may be brighter than the others, as with oedema.
     """
-    discs = [one for one in spine.chain.interfaces if one.number]
+    discs = [interface for interface in spine.chain.interfaces if interface.number]
 
     def signal(disc: Interface, span: tuple[float, float], way: int) -> float | None:
         along = np.array([0.0, -disc.normal[2], disc.normal[1]])
@@ -285,11 +285,13 @@ def _bone_below(spine: Spine, image: Image) -> float:
         side, off, step = np.meshgrid((-6.0, 0.0, 6.0), across, np.arange(*span, 2.0), indexing="ij")
         points = disc.point + way * step.reshape(-1, 1) * disc.normal + off.reshape(-1, 1) * along
         points[:, 0] += side.ravel()
-        found = image.at(points)
-        return float(np.median(found)) - image.darkest if len(found) >= 0.3 * len(points) else None
+        values = image.at(points)
+        return float(np.median(values)) - image.darkest if len(values) >= 0.3 * len(points) else None
 
-    above = [one for one in (signal(disc, _BONE_BELOW_MM[0], -1) for disc in discs[-3:]) if one is not None]
-    below = [one for one in (signal(discs[-1], span, 1) for span in _BONE_BELOW_MM) if one is not None]
+    signals_above = (signal(disc, _BONE_BELOW_MM[0], -1) for disc in discs[-3:])
+    signals_below = (signal(discs[-1], span, 1) for span in _BONE_BELOW_MM)
+    above = [value for value in signals_above if value is not None]
+    below = [value for value in signals_below if value is not None]
     return min(below) / min(above) if above and min(above) > 0 and below else 1.0
 
 
@@ -298,17 +300,17 @@ def _unusual(spine: Spine, lumbar: int | None) -> tuple[str, ...]:
 
     `lumbar` is how many were counted, or None.
     """
-    found = []
+    reasons = []
     if _rudimentary(spine):
-        found.append(
+        reasons.append(
             "the lowest disc is much smaller than the others, as between a transitional vertebra and the sacrum"
         )
     if lumbar in (4, 6):
-        found.append(
+        reasons.append(
             f"{lumbar} vertebrae above the sacrum have the long transverse processes of lumbar ones, so the lowest may "
             f"be L{lumbar}"
         )
-    return tuple(found)
+    return tuple(reasons)
 
 
 def _long_processes(spine: Spine) -> int | None:
@@ -323,8 +325,8 @@ def _long_processes(spine: Spine) -> int | None:
         return None
     width = spine.widths(_FRONT_MM)
     front = [width.get(k, 0.0) for k in range(lowest, -1, -1)]
-    found = _below_ribs(row, front) or _below_step(row, spine.chain.volume[lowest::-1])
-    return found if found in (4, 5, 6) else None
+    count = _below_ribs(row, front) or _below_step(row, spine.chain.volume[lowest::-1])
+    return count if count in (4, 5, 6) else None
 
 
 def _below_ribs(row: Sequence[float], front: Sequence[float]) -> int | None:
@@ -363,9 +365,9 @@ def _below_step(row: Sequence[float], volume: np.ndarray) -> int | None:
 
 def _rudimentary(spine: Spine) -> bool:
     """Whether the lowest disc is far smaller than the two above it."""
-    discs = [one for one in spine.chain.interfaces if one.number]
+    discs = [disc for disc in spine.chain.interfaces if disc.number]
     if len(discs) < 4:
         return False
     last, above = discs[-1], discs[-3:-1]
-    small = last.volume < _SMALL * min(one.volume for one in above)
-    return small and last.depth < _SHALLOW * min(one.depth for one in above)
+    small = last.volume < _SMALL * min(disc.volume for disc in above)
+    return small and last.depth < _SHALLOW * min(disc.depth for disc in above)

@@ -13,15 +13,15 @@ from .column import Column
 from .discs import Interface
 from .grid import Grid, rows_with
 from .interfaces import (
-    between_bodies,
     count_above,
     distances,
-    filled,
-    grown,
-    joined,
+    drop_false_discs,
+    extend_to_ends,
+    insert_missing,
+    interfaces_at_gaps,
+    merge_fragments,
     usual_spacings,
     volumes,
-    without_false,
 )
 from .odontoid import shows_odontoid
 
@@ -70,12 +70,13 @@ class Chain:
     def of(cls, grid: Grid, column: Column, discs: Sequence[Interface]) -> Chain:
         """Of the classes on the working grid and the discs found in them, from the top down."""
         bone = Bone.of(grid, column)
-        found = _without_sacral(without_false(joined(discs, bone), bone), bone, grid) or between_bodies(bone)
-        usual = usual_spacings(found, bone)
+        true_discs = drop_false_discs(merge_fragments(discs, bone), bone)
+        separating = _without_sacral(true_discs, bone, grid) or interfaces_at_gaps(bone)
+        usual = usual_spacings(separating, bone)
         spacing_mm = float(usual[0]), float(usual[-1])
-        known = filled(found, bone, usual)
-        odontoid = shows_odontoid(known, bone, spacing_mm[0], grid)
-        interfaces = grown(known, bone, spacing_mm, upwards=not odontoid)
+        interfaces_within = insert_missing(separating, bone, usual)
+        odontoid = shows_odontoid(interfaces_within, bone, spacing_mm[0], grid)
+        interfaces = extend_to_ends(interfaces_within, bone, spacing_mm, upwards=not odontoid)
         volume = volumes(interfaces, bone)
         cut = _cut_below(interfaces, bone, grid)
         last = _last(volume, cut)
@@ -86,7 +87,7 @@ class Chain:
     @property
     def guessed(self) -> int:
         """How many interfaces have no disc of their own."""
-        return sum(one.number == 0 for one in self.interfaces)
+        return sum(interface.number == 0 for interface in self.interfaces)
 
     @property
     def last_cut(self) -> bool:
@@ -100,13 +101,13 @@ class Chain:
         Both have collapsed, or they are one, of which a dark band was taken for a disc.
         """
         height = distances(self.interfaces)  # from interface k to the next: of body k + 1
-        found = []
+        low = []
         for k in range(1, min(len(height), self.last)):
             near = np.concatenate([height[max(0, k - 1 - _BESIDE) : k - 1], height[k + 1 : k + 1 + _BESIDE]])
             half = len(near) >= _BESIDE_LEAST and bool((height[k - 1 : k + 1] < _HALF * np.median(near)).all())
             if half and self.interfaces[k].number:
-                found.append(k)
-        return found
+                low.append(k)
+        return low
 
     def with_arches(self, cut_above: bool) -> range:
         """Numbers of the vertebrae whose arches may be seen.

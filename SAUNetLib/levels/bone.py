@@ -1,4 +1,4 @@
-"""The bodies' bone along the spine: where it is narrow, where it ends, how deep it is."""
+"""The vertebral bodies' bone as a profile along the spine: waists, ends, depth."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEAR_MM = 200.0
 
 @dataclass(frozen=True, eq=False)
 class Bone:
-    """What of the class vertebra lies where bodies are, on the working grid.
+    """The voxels of the class vertebra in the bodies' region, on the working grid.
 
     Attributes:
         column: the line that it stands on.

@@ -1,4 +1,4 @@
-"""Components of the vertebrae that are one vertebra's given to it whole, where waves would cut them."""
+"""Connected components of the vertebrae that are one vertebra's, assigned to it whole where waves would cut them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import cc3d
 import numpy as np
 
 from .bodies import NO_BODY, Chain
+from .fast_marching import FARTHEST_ARCH
 from .grid import Grid, Voxels
-from .ladder import Located
-from .waves import FARTHEST_ARCH
+from .level_axis import VoxelLocations
 
 _DEEPEST_BODY = 50.0
 """What lies wholly farther in front of the canal than this many mm is bone of the chest or none."""
@@ -50,10 +50,10 @@ _MOST = 0.55
 """It belongs to the vertebra that more than this share of it went to (chosen)."""
 
 
-def settled(
-    grid: Grid, chain: Chain, numbers: range, voxels: Voxels, bodies: np.ndarray, located: Located
+def assign_whole_components(
+    grid: Grid, chain: Chain, numbers: range, voxels: Voxels, bodies: np.ndarray, locations: VoxelLocations
 ) -> np.ndarray:
-    """Numbers (N,) of the vertebrae's voxels with components that are one vertebra's whole.
+    """Numbers (N,) of the vertebrae's voxels, where components that are one vertebra's are not divided.
 
     Waves cut what touches. Where nothing touches they may still cut a process that lies half-way between two bodies; so
     a component that holds one body and reaches no further than its own processes, or holds none and is no longer than
@@ -66,31 +66,32 @@ def settled(
         numbers: of the vertebrae whose arches may be seen.
         voxels: the vertebrae's, N.
         bodies: (N,) bool, which of them lie where bodies are.
-        located: (N,), with the numbers of bodies and waves.
+        locations: (N,), with the numbers that the discs' planes (bodies) and the waves (the others) gave.
     """
     if not numbers:  # no vertebra's arch can lie in the slices
-        return located.number
+        return locations.number
     components = [
-        _component(own, voxels.points, bodies[own], numbers, located[own], grid.voxel, chain.spacing_mm)
-        for own in _members(voxels.of(grid.parts))
+        _component(own, voxels.points, bodies[own], numbers, locations[own], grid.voxel, chain.spacing_mm)
+        for own in _members(voxels.of(grid.components))
     ]
-    number = located.number.copy()
+    number = locations.number.copy()
     # Where the image ends in a vertebra, no piece of the sacrum can be seen.
-    for one, chosen in zip(components, _chosen(components, numbers, sacrum=not chain.last_cut), strict=True):
-        if chosen is not None:
-            number[one.voxels] = chosen
-    return _with_whole_processes(grid, voxels, replace(located, number=number))
+    assigned = _assigned_numbers(components, numbers, sacrum=not chain.last_cut)
+    for component, vertebra in zip(components, assigned, strict=True):
+        if vertebra is not None:
+            number[component.voxels] = vertebra
+    return _with_whole_processes(grid, voxels, replace(locations, number=number))
 
 
-def _members(part: np.ndarray) -> list[np.ndarray]:
-    """Where the voxels of each component are in the list, given the numbers (N,) of their components."""
-    order = np.argsort(part, kind="stable")
-    return [own for own in np.split(order, np.cumsum(np.bincount(part))[:-1]) if len(own)]
+def _members(component: np.ndarray) -> list[np.ndarray]:
+    """By component, the indices of its voxels in the list, given the component (N,) of each voxel."""
+    order = np.argsort(component, kind="stable")
+    return [own for own in np.split(order, np.cumsum(np.bincount(component))[:-1]) if len(own)]
 
 
 @dataclass(frozen=True, eq=False)
 class _Component:
-    """A component of the vertebrae: which vertebra it is of, if of one, and what that rests on.
+    """A component of the vertebrae, the one vertebra that it belongs to, if so, and the evidence.
 
     Attributes:
         voxels: where its voxels are in the list of the vertebrae's voxels.
@@ -127,34 +128,34 @@ def _component(
     points: np.ndarray,
     bodies: np.ndarray,
     numbers: range,
-    located: Located,
+    locations: VoxelLocations,
     voxel: float,
     spacing_mm: tuple[float, float],
 ) -> _Component:
-    """What is known of a component.
+    """Describe a component.
 
     Args:
         own: where its voxels (M,) are in the list of the vertebrae's.
         points: (N, 3) mm of all of these.
         bodies: (M,) bool, which of its voxels lie where bodies are.
         numbers: of the vertebrae whose arches may be seen.
-        located: (M,) its voxels.
+        locations: (M,) its voxels.
         voxel: volume of one, mm3.
         spacing_mm: usual height of a level, at the top and at the bottom.
     """
-    if located.depth.max() < -_DEEPEST_BODY or located.depth.min() > FARTHEST_ARCH:
+    if locations.depth.max() < -_DEEPEST_BODY or locations.depth.min() > FARTHEST_ARCH:
         return _Component(own, NO_BODY)
     volume = len(own) * voxel
-    behind = located.depth > _PROCESS_DEPTH
-    arch = located[behind]
+    behind = locations.depth > _PROCESS_DEPTH
+    arch = locations[behind]
     if bodies.sum() * voxel > max(_BODY_MM3, _BODY_SHARE * volume):
-        number = _of_body(located, bodies, arch)
+        number = _of_body(locations, bodies, arch)
         cost = {} if number is None else {number: 0.0}
     elif not len(arch.place) and bodies.mean() > _MOSTLY:
         # A rim of a body whose most part lies outside of the image: between discs, it has its number.
         return _Component(own, None, volume)
     else:
-        cost = _costs(located, range(numbers.start, numbers.stop + 1))
+        cost = _costs(locations, range(numbers.start, numbers.stop + 1))
         short = _is_short(arch, points[own[behind], 1], numbers, spacing_mm)
         number = min(numbers, key=cost.__getitem__) if cost and short else None
     if not len(arch.place):
@@ -164,15 +165,15 @@ def _component(
     return _Component(own, number, volume, len(arch.place) * voxel, float(arch.place.mean()), span, cost)
 
 
-def _of_body(located: Located, bodies: np.ndarray, arch: Located) -> int | None:
+def _of_body(locations: VoxelLocations, bodies: np.ndarray, arch: VoxelLocations) -> int | None:
     """The vertebra that a component with a body is, or None where it is not that one's alone.
 
     Args:
-        located: its voxels (M,).
+        locations: its voxels (M,).
         bodies: (M,) bool, which of them are bodies'.
         arch: those well behind the bodies.
     """
-    held = np.bincount(located.number[bodies] - NO_BODY)
+    held = np.bincount(locations.number[bodies] - NO_BODY)
     body = int(held.argmax()) + NO_BODY
     if held.max() <= _ALONE * held.sum() or body == NO_BODY:
         return None
@@ -180,20 +181,20 @@ def _of_body(located: Located, bodies: np.ndarray, arch: Located) -> int | None:
         return body
     low, high = np.percentile(arch.place, _ENDS)
     near = low > body - _UP and high < body + _DOWN
-    if not near and (located.number == body).mean() <= _MOSTLY:
+    if not near and (locations.number == body).mean() <= _MOSTLY:
         return None
     # Where the arch of the one above is not seen whole, its processes may hang on this body's.
     return None if arch.misfit(body - 1) < arch.misfit(body) else body
 
 
-def _costs(located: Located, numbers: range) -> dict[int, float]:
+def _costs(locations: VoxelLocations, numbers: range) -> dict[int, float]:
     """By vertebra, how far a component without a body lies from its arch; nothing of one in front of all arches."""
-    sample = located[:: max(1, len(located.place) // _SAMPLE)]
+    sample = locations[:: max(1, len(locations.place) // _SAMPLE)]
     sample = sample[np.isfinite(sample.place)]
     return {k: sample.misfit(k) for k in numbers} if len(sample.place) else {}
 
 
-def _is_short(arch: Located, rows: np.ndarray, numbers: range, spacing_mm: tuple[float, float]) -> bool:
+def _is_short(arch: VoxelLocations, rows: np.ndarray, numbers: range, spacing_mm: tuple[float, float]) -> bool:
     """Whether what lies well behind the bodies, in rows (M,) in mm, is no longer than one vertebra's."""
     if not len(arch.place):
         return True
@@ -203,37 +204,41 @@ def _is_short(arch: Located, rows: np.ndarray, numbers: range, spacing_mm: tuple
     return bool(high - low < _ONE_LONG or bottom - top < _ONE_TALL * usual)
 
 
-def _chosen(components: Sequence[_Component], numbers: range, sacrum: bool) -> list[int | None]:
-    """The number of each component, those behind the canal lined up with each other and, if asked, a `sacrum`."""
-    chosen = [one.number for one in components]
-    row = sorted((n for n, one in enumerate(components) if one.tells_order), key=lambda n: components[n].place)
-    for n, number in zip(row, _lined_up([components[n] for n in row], numbers, sacrum), strict=True):
-        chosen[n] = number
-    return chosen
+def _assigned_numbers(components: Sequence[_Component], numbers: range, sacrum: bool) -> list[int | None]:
+    """The vertebra of each component; those behind the canal are ordered together, with a `sacrum` if asked."""
+    assigned = [component.number for component in components]
+    order = [n for n, component in enumerate(components) if component.tells_order]
+    order.sort(key=lambda n: components[n].place)  # from the top down
+    for n, number in zip(order, _lined_up([components[n] for n in order], numbers, sacrum), strict=True):
+        assigned[n] = number
+    return assigned
 
 
-def _lined_up(row: Sequence[_Component], numbers: range, sacrum: bool) -> list[int | None]:
+def _lined_up(components: Sequence[_Component], numbers: range, sacrum: bool) -> list[int | None]:
     """Numbers of components from the top down, chosen together by dynamic programming down the spine.
 
     Their costs, weighted by size, are the least in sum of all choices in which numbers never fall, and rise where one
     component lies below the other; where there is no such choice, each keeps its own. With a `sacrum` the lowest may be
     pieces of its crest, `NO_BODY`: without that choice one such piece would move all processes above it up a level.
     """
-    if not row:
+    if not components:
         return []
     states = np.arange(numbers.start, numbers.stop + sacrum)
     more = np.where(states == numbers.stop, _SACRUM, 0.0)
-    costs = [(np.array([one.cost.get(k, np.inf) for k in states.tolist()]) + more) * np.sqrt(one.volume) for one in row]
+    costs = [
+        (np.array([component.cost.get(k, np.inf) for k in states.tolist()]) + more) * np.sqrt(component.volume)
+        for component in components
+    ]
     total = costs[0]  # by index of a component's number: the least sum down to it
     before: list[np.ndarray] = []  # by the same: the index of the number of the component above it in that sum
     rises = states - states[:, None]
     same_bone = (states == numbers.stop) & (states[:, None] == numbers.stop)
-    for above, below, cost in zip(row, row[1:], costs[1:], strict=False):
+    for above, below, cost in zip(components, components[1:], costs[1:], strict=False):
         sums = np.where((rises >= above.apart(below)) | same_bone, total[:, None], np.inf)
         before.append(sums.argmin(axis=0))
         total = sums.min(axis=0) + cost
     if not np.isfinite(total).any():
-        return [one.number for one in row]
+        return [component.number for component in components]
     chosen = [int(total.argmin())]
     for above_of in reversed(before):
         chosen.append(int(above_of[chosen[-1]]))
@@ -241,37 +246,37 @@ def _lined_up(row: Sequence[_Component], numbers: range, sacrum: bool) -> list[i
     return [NO_BODY if k == numbers.stop else k for k in found]
 
 
-def _with_whole_processes(grid: Grid, voxels: Voxels, located: Located) -> np.ndarray:
-    """Spinous processes whole: what is one piece in a slice and no longer than one goes to whom most of it went."""
-    behind = located.depth > _SPINOUS_DEPTH
+def _with_whole_processes(grid: Grid, voxels: Voxels, locations: VoxelLocations) -> np.ndarray:
+    """Numbers (N,) with spinous processes undivided: a piece of a slice no longer than one is its majority's."""
+    behind = locations.depth > _SPINOUS_DEPTH
     if not behind.any():
-        return located.number
+        return locations.number
     piece = _pieces(grid, voxels.flat[behind])
-    own = located[behind]
+    own = locations[behind]
     low, high = (np.full(int(piece.max()) + 1, sign * np.inf) for sign in (1, -1))
     place = own.place.astype(float)  # of one type with the others: many times as fast
     with np.errstate(invalid="ignore"):  # behind all arches there is no place
         np.minimum.at(low, piece, place)
         np.maximum.at(high, piece, place)
-    given = own.number - NO_BODY
-    many = int(given.max()) + 1
-    count = np.bincount(piece * many + given, minlength=len(low) * many).reshape(-1, many)
+    index = own.number - NO_BODY
+    many = int(index.max()) + 1
+    count = np.bincount(piece * many + index, minlength=len(low) * many).reshape(-1, many)
     most = count.argmax(axis=1)
     whole = (high - low < _PROCESS_LONG) & (count.max(axis=1) > _MOST * count.sum(axis=1)) & (most > 0)
-    number = located.number.copy()
+    number = locations.number.copy()
     number[behind] = np.where(whole[piece], most[piece] + NO_BODY, own.number)
     return number
 
 
 def _pieces(grid: Grid, flat: np.ndarray) -> np.ndarray:
-    """Number (M,), from 0, of the piece in its slice that each of some voxels (M,) of a grid belongs to."""
+    """Number (M,), from 0, of the piece of its slice (4 neighbours) that each of the voxels (M,) of a grid is of."""
     mask = np.zeros(grid.classes.shape, bool)
     mask.ravel()[flat] = True
     columns = np.flatnonzero(mask.any(axis=0).any(axis=0))
     mask = np.ascontiguousarray(mask[:, :, columns[0] : columns[-1] + 1])
     result, count = [], 0
-    for one in mask:
-        piece, more = cc3d.connected_components(one, connectivity=4, return_N=True)
-        result.append(piece[one].astype(np.int64) + count - 1)
-        count += more
+    for slice_mask in mask:
+        piece, pieces_in_slice = cc3d.connected_components(slice_mask, connectivity=4, return_N=True)
+        result.append(piece[slice_mask].astype(np.int64) + count - 1)
+        count += pieces_in_slice
     return np.concatenate(result)

@@ -1,4 +1,4 @@
-"""The discs one by one."""
+"""The disc instances: components of the class disc, fragments grouped, each with its plane."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Interface:
         station: place along the column, mm.
         volume, depth: mm3 of the disc and mm from its front to its back; 0 for none.
         number: of the disc, at least 1; an interface without a disc, because it was not segmented, has 0.
-        parts: numbers of the discs first told apart that are this one.
+        components: numbers of the components of the class disc that make it up.
     """
 
     point: np.ndarray
@@ -51,7 +51,7 @@ class Interface:
     volume: float = 0.0
     depth: float = 0.0
     number: int = 0
-    parts: tuple[int, ...] = ()
+    components: tuple[int, ...] = ()
 
     @property
     def lean(self) -> float:
@@ -62,17 +62,17 @@ class Interface:
         """Distance (N,) of points (N, 3) below the plane, mm."""
         return (points - self.point.astype(np.float32)) @ self.normal.astype(np.float32)
 
-    def with_part(self, other: Interface) -> Interface:
-        """This disc and another part of it as one, which keeps the larger part's plane and number."""
-        larger = self if self.volume >= other.volume else other
-        volume = self.volume + other.volume
+    def merged_with(self, fragment: Interface) -> Interface:
+        """This fragment of a disc and another one as one disc, with the larger one's plane and number."""
+        larger = self if self.volume >= fragment.volume else fragment
+        volume = self.volume + fragment.volume
         return replace(
             larger,
-            point=(self.point * self.volume + other.point * other.volume) / volume,
-            station=(self.station * self.volume + other.station * other.volume) / volume,
+            point=(self.point * self.volume + fragment.point * fragment.volume) / volume,
+            station=(self.station * self.volume + fragment.station * fragment.volume) / volume,
             volume=volume,
-            depth=max(self.depth, other.depth),
-            parts=self.parts + other.parts,
+            depth=max(self.depth, fragment.depth),
+            components=self.components + fragment.components,
         )
 
 
@@ -97,34 +97,34 @@ class Discs:
         numbered = np.zeros(mask.shape, np.uint8)
         if not mask.any():
             return cls((), grid, numbered)
-        cloud = _Cloud(grid.positions(mask), column, grid.voxel)
-        part = _components(mask, cloud)
-        groups = _grouped([cloud.interface(part == n, n) for n in _plausible(part, cloud)])
-        number = np.zeros(int(part.max()) + 1, np.uint8)
+        voxels = _DiscVoxels(grid.positions(mask), column, grid.voxel)
+        component = _components(mask, voxels)
+        groups = _grouped([voxels.interface(component == n, n) for n in _plausible(component, voxels)])
+        number = np.zeros(int(component.max()) + 1, np.uint8)
         for count, group in enumerate(groups, 1):
-            number[[one.number for one in group]] = count
-        numbers = number[part]
+            number[[disc.number for disc in group]] = count
+        numbers = number[component]
         numbered[mask] = numbers
         interfaces = []
         for count, group in enumerate(groups, 1):
             # Most discs are one component.
-            one = group[0] if len(group) == 1 else cloud.interface(numbers == count, count)
-            interfaces.append(replace(one, number=count, parts=(count,)))
+            disc = group[0] if len(group) == 1 else voxels.interface(numbers == count, count)
+            interfaces.append(replace(disc, number=count, components=(count,)))
         return cls(tuple(interfaces), grid, numbered)
 
     def only(self, interfaces: Sequence[Interface]) -> Discs:
-        """Those among some interfaces, with the parts that each is made of as one; what is in none is background."""
+        """The discs among these interfaces, the components of each as one; those of no interface are background."""
         number = np.zeros(len(self.interfaces) + 1, np.uint8)
-        for one in interfaces:
-            number[list(one.parts)] = one.number
-        discs = tuple(one for one in interfaces if one.number)
+        for interface in interfaces:
+            number[list(interface.components)] = interface.number
+        discs = tuple(interface for interface in interfaces if interface.number)
         same = np.array_equal(number, np.arange(len(number)))
         return Discs(discs, self.grid, self.map if same else number[self.map])
 
 
 @dataclass(frozen=True, eq=False)
-class _Cloud:
-    """The discs' voxels.
+class _DiscVoxels:
+    """The voxels of all discs, as points.
 
     Attributes:
         points: (N, 3) mm.
@@ -156,45 +156,48 @@ class _Cloud:
         return Interface(centre, _plane(points, tangent), station, len(points) * self.voxel, float(high - low), number)
 
 
-def _components(mask: np.ndarray, cloud: _Cloud) -> np.ndarray:
+def _components(mask: np.ndarray, voxels: _DiscVoxels) -> np.ndarray:
     """Number (N,) of the component of each voxel of a mask; a component of several discs is cut where it is thin."""
-    part = cc3d.connected_components(mask, connectivity=6)[mask].astype(np.int32)
-    following = int(part.max()) + 1
-    order = np.argsort(part, kind="stable")
-    for own in np.split(order, np.cumsum(np.bincount(part)[1:])[:-1]):
-        station = cloud.station[own]
-        if np.ptp(station) < _LONG_MM or _thickness(cloud.points[own]) < _THICK_MM:
+    component = cc3d.connected_components(mask, connectivity=6)[mask].astype(np.int32)
+    following = int(component.max()) + 1
+    order = np.argsort(component, kind="stable")
+    for own in np.split(order, np.cumsum(np.bincount(component)[1:])[:-1]):
+        station = voxels.station[own]
+        if np.ptp(station) < _LONG_MM or _thickness(voxels.points[own]) < _THICK_MM:
             continue
         cuts = valleys(station, least=_THIN, apart=_PEAKS_MM)
         piece = np.searchsorted(cuts, station)
-        part[own] = np.where(piece > 0, following + piece, part[own])
+        component[own] = np.where(piece > 0, following + piece, component[own])
         following += len(cuts) + 1
-    return part
+    return component
 
 
-def _plausible(part: np.ndarray, cloud: _Cloud) -> list[int]:
+def _plausible(component: np.ndarray, voxels: _DiscVoxels) -> list[int]:
     """Components that may be discs: not tiny among the others, in front of the canal, near the column."""
-    column, volume = cloud.column, np.bincount(part) * cloud.voxel
+    column, volume = voxels.column, np.bincount(component) * voxels.voxel
     large = np.median(volume[volume > _USUAL * volume.max()])
     kept = []
     for n in np.flatnonzero(volume > _TINY * large):
-        own = part == n
-        centre, behind = cloud.points[own].mean(axis=0), float(cloud.depth[own].mean())
+        own = component == n
+        centre, behind = voxels.points[own].mean(axis=0), float(voxels.depth[own].mean())
         aside = abs(centre[0] - np.interp(centre[1], column.rows, column.side))
         if -REACH_MM < behind < _BEHIND_MM and aside < _ASIDE_MM:
             kept.append(int(n))
     return kept
 
 
-def _grouped(parts: list[Interface]) -> list[list[Interface]]:
-    """Parts of one disc together, from the top down: the smaller lies in the larger one's plane."""
+def _grouped(fragments: list[Interface]) -> list[list[Interface]]:
+    """Fragments of one disc together, from the top down: the smaller lies in the larger one's plane."""
     groups: list[list[Interface]] = []
-    for part in sorted(parts, key=lambda one: -one.volume):
-        near = next((g for g in groups if abs(float(g[0].below(part.point[None])[0])) < _IN_PLANE_MM), None)
-        if near and (part.volume < _PART * near[0].volume or abs(near[0].station - part.station) < _SAME_PLACE_MM):
-            near.append(part)
+    for fragment in sorted(fragments, key=lambda disc: -disc.volume):
+        same_disc = next((g for g in groups if abs(float(g[0].below(fragment.point[None])[0])) < _IN_PLANE_MM), None)
+        if same_disc and (
+            fragment.volume < _PART * same_disc[0].volume
+            or abs(same_disc[0].station - fragment.station) < _SAME_PLACE_MM
+        ):
+            same_disc.append(fragment)
         else:
-            groups.append([part])
+            groups.append([fragment])
     return sorted(groups, key=lambda group: group[0].station)
 
 

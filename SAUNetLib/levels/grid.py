@@ -28,8 +28,8 @@ def bounding_box(classes: np.ndarray) -> Box | None:
     return tuple(slice(int(first), int(last) + 1) for first, last in ends)  # type: ignore[return-value]
 
 
-def pieces_of(mask: np.ndarray) -> np.ndarray:
-    """Numbers from 1 of a mask's (S, H, W) pieces; voxels that touch by a face, an edge or a corner are of one."""
+def connected_components(mask: np.ndarray) -> np.ndarray:
+    """Numbers (S, H, W) from 1 of a mask's connected components; faces, edges and corners connect (26 neighbours)."""
     # With a border: cc3d fails on some boxes of one row.
     return np.ascontiguousarray(cc3d.connected_components(np.pad(mask, 1), connectivity=26)[1:-1, 1:-1, 1:-1])
 
@@ -47,13 +47,13 @@ def _remove_specks(classes: np.ndarray, spacing: np.ndarray) -> np.ndarray:
         (S, H, W) the components, numbered from 1 in the order of their first voxels, those removed among them.
     """
     least = _ISLAND_MM3 * min(1.0, classes.shape[0] * spacing[0] / 10)
-    parts = cc3d.connected_components(classes, connectivity=6)
+    components = cc3d.connected_components(classes, connectivity=6)
     seen = np.flatnonzero(classes > 0)  # most of the box is background
-    part = parts.ravel()[seen]
-    small = np.bincount(part) * np.prod(spacing) < least
+    component = components.ravel()[seen]
+    small = np.bincount(component) * np.prod(spacing) < least
     if small[1:].any():
-        classes.ravel()[seen[small[part]]] = 0
-    return parts
+        classes.ravel()[seen[small[component]]] = 0
+    return components
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,15 @@ class Grid:
 
     Attributes:
         classes: (S, H, W) uint8.
-        parts: (S, H, W), number of the component of one class, by faces, that a voxel belongs to; background's is void.
+        components: (S, H, W), number of the component of one class, by faces, that a voxel belongs to; background's is
+            void.
         spacing: (3,) mm between slices, rows, columns.
         first: (3,) mm, where the first voxel lies.
         above_mm, below_mm: image left above and below.
     """
 
     classes: np.ndarray
-    parts: np.ndarray
+    components: np.ndarray
     spacing: np.ndarray
     first: np.ndarray
     above_mm: float
@@ -80,9 +81,10 @@ class Grid:
         """A stack's classes within a box, without specks."""
         spacing = np.array([stack.slice_spacing, *stack.pixel])
         classes = np.array(stack.slices[box], np.uint8, order="C")
-        parts = _remove_specks(classes, spacing)
+        components = _remove_specks(classes, spacing)
         rows = stack.slices.shape[1]
-        return cls(classes, parts, spacing, np.zeros(3), box[1].start * spacing[1], (rows - box[1].stop) * spacing[1])
+        above_mm, below_mm = box[1].start * spacing[1], (rows - box[1].stop) * spacing[1]
+        return cls(classes, components, spacing, np.zeros(3), above_mm, below_mm)
 
     @property
     def cut_above(self) -> bool:
@@ -113,7 +115,7 @@ class Grid:
         return replace(
             self,
             classes=np.ascontiguousarray(self.classes[every]),
-            parts=self.parts[every],
+            components=self.components[every],
             spacing=self.spacing * step,
             first=self.first + self.spacing * start,
         )
@@ -145,12 +147,12 @@ class Image:
 
     @cached_property
     def darkest(self) -> float:
-        """What nothing is darker than, but for noise."""
+        """The image's black level: 0.5 percentile of every 16th row and column."""
         return float(np.percentile(self.slices[:, ::16, ::16], 0.5))
 
 
 class Voxels:
-    """Some voxels of a grid, one after the other in the array's order: most of a volume is background.
+    """A list of voxels of a grid, in the array's order: most of a volume is background.
 
     Attributes:
         flat: (N,) where they are in the flattened array.

@@ -1,4 +1,4 @@
-"""From the discs found to all interfaces of the spine: parts joined, false ones left out, missing ones put in.
+"""From the discs found to all interfaces of the spine: fragments merged, false ones left out, missing ones put in.
 
 Every function takes interfaces from the top down and gives new ones; none is changed.
 """
@@ -30,9 +30,9 @@ _MIDDLE = 0.2
 
 _NO_BONE, _NO_ROOM = 0.06, 0.6
 """Two discs with a smaller share of the usual bone, and less than this part of the usual distance, between them are
-parts of one (chosen)."""
+fragments of one (chosen)."""
 _NO_LEVEL = 0.35
-"""Hardly a vertebra is so low, as a share of the usual distance of discs (SPIDER: 0.57): rather one disc in parts."""
+"""Hardly a vertebra is so low, as a share of the usual distance of discs (SPIDER: 0.57): rather a disc in fragments."""
 _ONE_LEVEL = 1.15
 """With the level beside it such a sliver is no higher than this share of one level, if that level lacks it (chosen)."""
 
@@ -79,8 +79,8 @@ def count_above(interfaces: Sequence[Interface], points: np.ndarray) -> np.ndarr
     """How many interfaces (N,) int16 lie above points (N, 3) in front of the canal: the number of the body there."""
     if not interfaces:
         return np.zeros(len(points), np.int16)
-    normals = np.array([one.normal for one in interfaces], np.float32)
-    offsets = np.array([one.normal @ one.point for one in interfaces], np.float32)
+    normals = np.array([interface.normal for interface in interfaces], np.float32)
+    offsets = np.array([interface.normal @ interface.point for interface in interfaces], np.float32)
     return np.asarray((normals @ points.T > offsets[:, None]).sum(axis=0, dtype=np.int16))
 
 
@@ -91,7 +91,7 @@ def volumes(interfaces: Sequence[Interface], bone: Bone) -> np.ndarray:
 
 def distances(interfaces: Sequence[Interface]) -> np.ndarray:
     """Distances (len(interfaces) - 1,) in mm from each to the next."""
-    points = np.array([one.point for one in interfaces]).reshape(-1, 3)
+    points = np.array([interface.point for interface in interfaces]).reshape(-1, 3)
     return np.linalg.norm(np.diff(points, axis=0), axis=1)
 
 
@@ -101,7 +101,7 @@ def usual_spacings(interfaces: Sequence[Interface], bone: Bone) -> np.ndarray:
     From the discs where there are enough and from the bodies' depth; where there are too many for a part of the
     spine whose levels are about as high as each other, from those near by.
     """
-    depth = np.array([one.depth for one in interfaces])
+    depth = np.array([interface.depth for interface in interfaces])
     known = bone.extents if len(bone.points) else depth
     expected = _SPACING_PER_DEPTH * float(np.median(known)) if len(known) else _SPACING_MM
     expected = float(np.clip(expected, *_SPACINGS_MM))
@@ -113,11 +113,11 @@ def usual_spacings(interfaces: Sequence[Interface], bone: Bone) -> np.ndarray:
         if levels.max() > 1 and _whole_between(interfaces, bone):
             levels = np.maximum(1, np.round(gaps / np.median(gaps)))
         return np.full(len(gaps), np.median(gaps / levels))
-    near = [slice(max(0, n - _AROUND), n + _AROUND + 1) for n in range(len(gaps))]
-    deep = np.array([_SPACING_PER_DEPTH * np.median(depth[part]) for part in near])
+    neighbourhoods = [slice(max(0, n - _AROUND), n + _AROUND + 1) for n in range(len(gaps))]
+    deep = np.array([_SPACING_PER_DEPTH * np.median(depth[around]) for around in neighbourhoods])
     deep = np.where(deep > 0, np.clip(deep, *_SPACINGS_MM), expected)  # interfaces without a disc have no depth
     usual = gaps / np.maximum(1, np.round(gaps / deep))
-    return np.array([np.median(usual[part]) for part in near])
+    return np.array([np.median(usual[around]) for around in neighbourhoods])
 
 
 def _whole_between(interfaces: Sequence[Interface], bone: Bone) -> bool:
@@ -132,8 +132,8 @@ def _whole_between(interfaces: Sequence[Interface], bone: Bone) -> bool:
     return float(np.median(waists)) > _SOLID
 
 
-def joined(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
-    """One in the place of neighbours closer than discs are, with next to no bone or no room for it between them."""
+def merge_fragments(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
+    """Neighbours that are fragments of one disc merged: next to no bone between them, or no room for a vertebra."""
     if len(discs) < 2:
         return list(discs)
     between = volumes(discs, bone)
@@ -141,46 +141,46 @@ def joined(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
     apart = distances(discs)
     around = np.concatenate([[np.inf], apart, [np.inf]])
     beside = np.minimum(around[:-2], around[2:])
-    result = [discs[0]]
+    merged = [discs[0]]
     gaps = zip(apart, beside, usual_spacings(discs, bone), between[1:-1], discs[1:], strict=True)
-    for gap, next_to, expected, volume, one in gaps:
+    for gap, next_to, expected, volume, disc in gaps:
         no_bone = typical > 0 and volume < _NO_BONE * typical and gap < _NO_ROOM * expected
-        # Parts of one disc take from a level beside them what is between them; a collapsed vertebra does not.
-        in_parts = gap < _NO_LEVEL * expected and gap + next_to < _ONE_LEVEL * expected
-        if no_bone or in_parts:
-            result[-1] = result[-1].with_part(one)
+        # Fragments take from a level beside them what is between them; a collapsed vertebra does not.
+        no_room = gap < _NO_LEVEL * expected and gap + next_to < _ONE_LEVEL * expected
+        if no_bone or no_room:
+            merged[-1] = merged[-1].merged_with(disc)
         else:
-            result.append(one)
-    return result
+            merged.append(disc)
+    return merged
 
 
-def without_false(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
+def drop_false_discs(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
     """Without false discs: small, bone around them, between neighbours that are one level apart without them."""
     kept = list(discs)
-    for one in sorted(discs, key=lambda disc: disc.volume):
-        at = next(n for n, other in enumerate(kept) if other is one)
-        if _is_false(kept, at, bone):
-            del kept[at]
+    for disc in sorted(discs, key=lambda disc: disc.volume):
+        index = next(n for n, kept_disc in enumerate(kept) if kept_disc is disc)
+        if _is_false(kept, index, bone):
+            del kept[index]
     return kept
 
 
-def _is_false(discs: Sequence[Interface], at: int, bone: Bone) -> bool:
+def _is_false(discs: Sequence[Interface], index: int, bone: Bone) -> bool:
     """Whether the disc of that index is none: a small one within bone, or at an end of many too near the next."""
-    one = discs[at]
+    candidate = discs[index]
     volume, depth = np.median([disc.volume for disc in discs]), np.median([disc.depth for disc in discs])
-    if not (one.volume < _LITTLE * volume and one.depth < _SHALLOW * depth):
+    if not (candidate.volume < _LITTLE * volume and candidate.depth < _SHALLOW * depth):
         return False
-    if not 0 < at < len(discs) - 1:
-        beside = 0 if at == 0 else -1
+    if not 0 < index < len(discs) - 1:
+        beside = 0 if index == 0 else -1
         few = len(discs) < _FEW
         return not few and bool(distances(discs)[beside] < _NO_VERTEBRA * usual_spacings(discs, bone)[beside])
-    apart = float(np.linalg.norm(discs[at + 1].point - discs[at - 1].point))
-    if not apart < _STILL_ONE * usual_spacings(discs, bone)[at]:
+    apart = float(np.linalg.norm(discs[index + 1].point - discs[index - 1].point))
+    if not apart < _STILL_ONE * usual_spacings(discs, bone)[index]:
         return False
-    return bone.waist(one.station, _FALSE_WITHIN_MM)[1] > _FALSE_BONE
+    return bone.waist(candidate.station, _FALSE_WITHIN_MM)[1] > _FALSE_BONE
 
 
-def between_bodies(bone: Bone) -> list[Interface]:
+def interfaces_at_gaps(bone: Bone) -> list[Interface]:
     """Interfaces where the row of bodies is interrupted: what there is to go by without any disc."""
     if len(bone.station) == 0:
         return []
@@ -193,7 +193,7 @@ def _across(bone: Bone, station: float) -> Interface:
     return Interface(point - [0.0, 0.0, _MIDDLE_MM], tangent, station)
 
 
-def filled(interfaces: Sequence[Interface], bone: Bone, expected: np.ndarray) -> list[Interface]:
+def insert_missing(interfaces: Sequence[Interface], bone: Bone, expected: np.ndarray) -> list[Interface]:
     """With interfaces between two neighbours that lie so far apart that one or more between them are missing.
 
     `expected` (gaps,) is the usual distance of each to the next, mm.
@@ -227,14 +227,14 @@ def _levels_between(above: Interface, below: Interface, ratio: float, bone: Bone
 
     No vertebra is so much higher than its neighbours as two are of which one has collapsed.
     """
-    one, two = _ONE_OR_TWO
-    if one < ratio < two:
+    most_for_one, least_for_two = _ONE_OR_TWO
+    if most_for_one < ratio < least_for_two:
         _, narrow = bone.waist((above.station + below.station) / 2, _TWO_TOLERANCE * (below.station - above.station))
         return 2 if narrow < _TWO_WAIST else 1
-    return max(1 if ratio < two else 2, round(ratio))
+    return max(1 if ratio < least_for_two else 2, round(ratio))
 
 
-def grown(
+def extend_to_ends(
     interfaces: Sequence[Interface], bone: Bone, spacing_mm: tuple[float, float], upwards: bool
 ) -> list[Interface]:
     """With interfaces below the last one, and `upwards` above the first one, while whole bodies stand there.

@@ -111,26 +111,26 @@ def _values(spine: Spine, anchor: Anchor) -> tuple[dict[int, int], dict[int, int
     present = spine.numbers
     vertebrae = {k: value_of(name) for k, name in anchor.level.items() if k in present and name != SACRUM}
     discs = {}
-    for k, one in enumerate(spine.chain.interfaces):
+    for k, interface in enumerate(spine.chain.interfaces):
         name = disc_between(anchor.level.get(k), anchor.level.get(k + 1))
-        if one.number and name:
-            discs[one.number] = value_of(name)
+        if interface.number and name:
+            discs[interface.number] = value_of(name)
     return vertebrae, discs
 
 
 def _confidence(spine: Spine, anchor: Anchor, vertebrae: dict[int, int], discs: dict[int, int]) -> dict[int, float]:
-    """By label value; a disc is as sure as the surer of its neighbours."""
+    """Confidence by label value; a disc has the higher one of its neighbours."""
     of = anchor.confidences(spine)
     result = {value: of[k] for k, value in vertebrae.items()}
-    for k, one in enumerate(spine.chain.interfaces):
-        if one.number in discs:
-            result[discs[one.number]] = max(of.get(k, 0.0), of.get(k + 1, 0.0))
+    for k, interface in enumerate(spine.chain.interfaces):
+        if interface.number in discs:
+            result[discs[interface.number]] = max(of.get(k, 0.0), of.get(k + 1, 0.0))
     return dict(sorted(result.items()))
 
 
 def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
     """What the names rest on and what is doubtful about them."""
-    discs = sum(one.number > 0 for one in spine.chain.interfaces)
+    discs = sum(interface.number > 0 for interface in spine.chain.interfaces)
     if not spine.numbers and not discs:
         return [Notice("FEW_STRUCTURES", "No vertebra and no disc was found, so no level could be named.")]
     return [
@@ -143,7 +143,7 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
 
 
 def _about_number(vertebrae: int, discs: int) -> list[Notice]:
-    """That there are too few to be a spine."""
+    """Notice of too few structures for a spine."""
     if vertebrae >= 2 and discs:
         return []
     text = (
@@ -154,7 +154,7 @@ def _about_number(vertebrae: int, discs: int) -> list[Notice]:
 
 
 def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """Where discs were not found, and where a body is small."""
+    """Notices of missing discs, small bodies and low levels."""
     notices = []
     if missing := spine.chain.guessed:
         text = (
@@ -179,13 +179,15 @@ def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
 
 
 def _about_ends(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """What lies beyond the ends of a spine that is named like this."""
+    """Notice of structures that lie beyond the ends of a spine that is named like this."""
     chain = spine.chain
     cut_sacrum = chain.last_cut and anchor.level.get(chain.last) == SACRUM  # a piece of it, taken for a vertebra's bone
     pieces = {chain.last} if cut_sacrum else set()
     extra = [k for k in spine.numbers - pieces if anchor.level.get(k, SACRUM) == SACRUM]
     # Between C1 and C2 there is no disc.
-    above = sum(one.number > 0 and anchor.level.get(k + 1) in ("C1", "C2") for k, one in enumerate(chain.interfaces))
+    above = sum(
+        interface.number > 0 and anchor.level.get(k + 1) in ("C1", "C2") for k, interface in enumerate(chain.interfaces)
+    )
     if not extra and not above:
         return []
     number = _count(len(extra), "vertebra", "vertebrae") if extra else _count(above, "disc", "discs")
@@ -199,16 +201,16 @@ def _about_ends(spine: Spine, anchor: Anchor) -> list[Notice]:
 def _small(spine: Spine) -> list[int]:
     """Numbers of the complete vertebrae whose bodies are far smaller than those of up to two on either side."""
     volume = spine.chain.volume[: spine.chain.lowest + 1]
-    found = []
+    small = []
     for k in range(1, len(volume)):
         beside = [volume[n] for n in (k - 2, k - 1, k + 1, k + 2) if 1 <= n < len(volume)]
         if beside and volume[k] < _FAR_SMALLER * np.median(beside):
-            found.append(k)
-    return found
+            small.append(k)
+    return small
 
 
 def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """What was assumed where the user stated nothing."""
+    """Notices of what the names rest on, where the user stated no level."""
     if anchor.source == "user":
         return []
     level = anchor.level[spine.chain.lowest]
@@ -243,8 +245,8 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
     return notices
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+def _count(number: int, singular: str, plural: str) -> str:
+    return f"{number} {singular if number == 1 else plural}"
 
 
 def cut_structures(labels: np.ndarray) -> frozenset[int]:
@@ -267,7 +269,7 @@ def cut_structures(labels: np.ndarray) -> frozenset[int]:
         if box[axis].stop == shape[axis]:
             cut |= set(np.unique(lines[-1]).tolist())
     if box[0].start == 0 or box[0].stop == shape[0]:
-        area = np.stack([np.bincount(one[one > 0], minlength=256) for one in labels])
+        area = np.stack([np.bincount(slice_labels[slice_labels > 0], minlength=256) for slice_labels in labels])
         area = np.pad(area, ((box[0].start, shape[0] - box[0].stop), (0, 0)))
         cut |= set(np.flatnonzero(cut_by_slices(area)).tolist())
     return frozenset(cut - {0})

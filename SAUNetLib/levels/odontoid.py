@@ -1,4 +1,4 @@
-"""Whether the highest vertebra is C2 with its odontoid process: what tells the neck's end from any other."""
+"""Whether the highest vertebra is C2, by the shape of its odontoid process."""
 
 from __future__ import annotations
 

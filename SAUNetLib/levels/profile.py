@@ -1,4 +1,4 @@
-"""How well a row of vertebrae fits a stretch of the spine, by sizes and curvature, and which way it runs."""
+"""How likely a chain of vertebrae is at each level, by sizes and curvature; whether it is upside down."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def log_likelihoods(chain: Chain) -> np.ndarray:
     return result
 
 
-def stands_on_its_head(chain: Chain) -> bool:
+def is_upside_down(chain: Chain) -> bool:
     """Whether a chain looks like a lumbar spine whose upper end lies below.
 
     Where a thoracic spine bends forwards its lowest discs rise as steeply, and the lumbosacral one may lie outside of
     the image; but there the levels grow downwards, as everywhere from the neck to the sacrum.
     """
-    lean = [one.lean for one in chain.interfaces]
+    lean = [interface.lean for interface in chain.interfaces]
     if len(lean) < _ENOUGH or chain.odontoid:
         return False
     height = distances(chain.interfaces)

@@ -8,11 +8,11 @@ import numpy as np
 
 from ..anatomy import CANAL, CANAL_VALUE, DISC, VERTEBRA
 from .bodies import NO_BODY, Chain
-from .components import settled
+from .components import assign_whole_components
 from .discs import Discs
+from .fast_marching import assign_by_arrival
 from .grid import WORKING_MM, Grid, Voxels
 from .wall import find_column
-from .waves import shared_out
 
 _TRACE_MM2 = 15.0
 """A slice that shows no more of a vertebra shows a trace of it (chosen)."""
@@ -26,18 +26,21 @@ class Spine:
     """All instances on the full grid, numbered from the top.
 
     Attributes:
-        voxels: the vertebrae's, N.
+        column: the line down the bodies' posterior wall.
+        chain: interfaces and bodies.
+        discs: the discs that the chain kept.
+        voxels: the N voxels of the class vertebra.
         number: (N,) int16, number of the vertebra each belongs to, `NO_BODY` in what is none. Vertebra k lies above
             interface k; of -1 only the arch is seen, or it is C1.
-        numbers: of the vertebrae that show.
+        numbers: of the vertebrae that have voxels.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.column, self.grid = find_column(grid)
         working = self.grid.thinned(WORKING_MM)
-        found = Discs.of(working, self.column)
-        self.chain = Chain.of(working, self.column, found.interfaces)
-        self.discs = found.only(self.chain.interfaces)
+        discs = Discs.of(working, self.column)
+        self.chain = Chain.of(working, self.column, discs.interfaces)
+        self.discs = discs.only(self.chain.interfaces)
         self.voxels = Voxels(self.grid, self.grid.classes == VERTEBRA)
         self.number = self._vertebrae()
         seen = np.flatnonzero(np.bincount(self.number - NO_BODY)) + NO_BODY
@@ -51,24 +54,24 @@ class Spine:
         number[bodies] = self._body_numbers(points.compress(bodies, axis=0))  # several times as fast as an index
         if chain.interfaces and not bodies.all():
             arches = chain.with_arches(grid.cut_above)
-            reached = shared_out(grid, self.column, chain, arches, self.voxels)
-            located = replace(reached, number=np.where(bodies, number, reached.number))
-            number = settled(grid, chain, arches, self.voxels, bodies, located)
+            reached = assign_by_arrival(grid, self.column, chain, arches, self.voxels)
+            locations = replace(reached, number=np.where(bodies, number, reached.number))
+            number = assign_whole_components(grid, chain, arches, self.voxels, bodies, locations)
         if chain.odontoid:
             number[self._anterior_arch(points, number)] = -1
         return number
 
     def _anterior_arch(self, points: np.ndarray, number: np.ndarray) -> np.ndarray:
         """Which voxels (N,) given to C2 are C1's: components apart from it beside the upper half of its odontoid."""
-        part = self.voxels.of(self.grid.parts)
+        component = self.voxels.of(self.grid.components)
         own = number == 0
         if not own.any():
             return own
         high = -self.chain.interfaces[0].below(points)
-        size = np.bincount(part[own], minlength=int(part.max()) + 1)
-        height = np.bincount(part[own], weights=high[own], minlength=len(size)) / np.maximum(size, 1)
+        size = np.bincount(component[own], minlength=int(component.max()) + 1)
+        height = np.bincount(component[own], weights=high[own], minlength=len(size)) / np.maximum(size, 1)
         apart = (height > _UPPER_HALF * np.percentile(high[own], 99)) & (np.arange(len(size)) != size.argmax())
-        return own & apart[part]
+        return own & apart[component]
 
     def _body_numbers(self, points: np.ndarray) -> np.ndarray:
         """Numbers (N,) of the bodies at points (N, 3); a piece of the sacrum has `NO_BODY`."""
@@ -87,18 +90,20 @@ class Spine:
         if not discs.map.any():
             return np.zeros(len(voxels.flat), np.int64)
         coarse = discs.map.ravel()[voxels.nearest(discs.grid)].astype(np.int64)
-        part = voxels.of(self.grid.parts).astype(np.int64)
-        many = int(discs.map.max()) + 1
-        count = np.bincount(part * many + coarse, minlength=(int(part.max()) + 1) * many).reshape(-1, many)
+        component = voxels.of(self.grid.components).astype(np.int64)
+        counted = int(discs.map.max()) + 1
+        count = np.bincount(component * counted + coarse, minlength=(int(component.max()) + 1) * counted).reshape(
+            -1, counted
+        )
         count[:, 0] = 0
-        number = np.where(count.any(axis=1), count.argmax(axis=1), 0)[part]
-        joined = ((count > 0).sum(axis=1) > 1)[part]
-        if joined.any():  # discs that touch: what the coarse grid missed goes to the nearest plane
-            points = voxels.points[joined]
-            known = [one for one in self.chain.interfaces if one.number]
-            planes = np.array([one.number for one in known])
-            nearest = planes[np.argmin([np.abs(one.below(points)) for one in known], axis=0)]
-            number[joined] = np.where(coarse[joined] > 0, coarse[joined], nearest)
+        number = np.where(count.any(axis=1), count.argmax(axis=1), 0)[component]
+        touching = ((count > 0).sum(axis=1) > 1)[component]
+        if touching.any():  # discs that touch: what the coarse grid missed goes to the nearest plane
+            points = voxels.points[touching]
+            with_disc = [interface for interface in self.chain.interfaces if interface.number]
+            planes = np.array([interface.number for interface in with_disc])
+            nearest = planes[np.argmin([np.abs(interface.below(points)) for interface in with_disc], axis=0)]
+            number[touching] = np.where(coarse[touching] > 0, coarse[touching], nearest)
         return np.asarray(number)
 
     def widths(self, behind_mm: float = np.inf) -> dict[int, float]:

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from ..anatomy import CANAL, DISC, VERTEBRA
 from .column import Column
-from .grid import Box, Grid, bounding_box, pieces_of, rows_with
+from .grid import Box, Grid, bounding_box, connected_components, rows_with
 
 _AWAY_MM = 12.0
 """Parts of a canal lie nearer to vertebrae or discs: 4.7 mm at most in 47 volumes, fat taken for it 19 and more."""
@@ -44,7 +44,7 @@ def find_column(grid: Grid) -> tuple[Column, Grid]:
     """
     canal = grid.classes == CANAL
     box = bounding_box(canal) or (slice(0, 0),) * 3
-    pieces = pieces_of(canal[box])
+    pieces = connected_components(canal[box])
     own = _main(_beside_spine(grid, pieces, box), float(grid.spacing[2]))
     wall = _edge(own, first=True, spacing=grid.spacing, box=box)
     ends = _disc_ends(grid, beside=wall[:, 0])
@@ -78,12 +78,12 @@ def _beside_spine(grid: Grid, pieces: np.ndarray, box: Box) -> np.ndarray:
         return pieces
     near = _near(spine, grid.spacing[1:], _AWAY_MM)[box[1], box[2]]
     shown = [(pieces == n).any(axis=0) for n in range(1, int(pieces.max()) + 1)]
-    far = np.array([False, *(bool(near[one].mean() < 0.5) for one in shown)])
+    far = np.array([False, *(bool(near[component].mean() < 0.5) for component in shown)])
     return pieces if far[1:].all() else np.where(far[pieces], 0, pieces)
 
 
 def _near(mask: np.ndarray, spacing: np.ndarray, reach_mm: float) -> np.ndarray:
-    """Which pixels lie no farther than so from a mask (H, W).
+    """Which pixels (H, W) lie within `reach_mm` of a mask (H, W).
 
     Not by an ITK filter: without memory, or in a forked process, its threads were waited for without end.
     """
@@ -156,12 +156,12 @@ def _disc_ends(grid: Grid, beside: np.ndarray) -> np.ndarray:
     if not far(np.flatnonzero(rows_with(discs)) * spacing[1]).any():
         return np.zeros((0, 3))
     voxels = np.flatnonzero(discs)
-    part = grid.parts.ravel()[voxels]
+    component = grid.components.ravel()[voxels]
     points = np.stack(np.unravel_index(voxels, discs.shape), axis=1) * spacing
-    volume = np.bincount(part) * np.prod(spacing)
+    volume = np.bincount(component) * np.prod(spacing)
     ends = []
     for n in np.flatnonzero(volume > _DISC * volume.max(initial=0)):
-        own = points[part == n]
+        own = points[component == n]
         end = own[own[:, 2] >= np.percentile(own[:, 2], _DISC_END)]
         ends.append([end[:, 1].mean(), end[:, 2].mean(), own[:, 0].mean()])
     line = np.array(ends).reshape(-1, 3)

@@ -2,7 +2,7 @@
 
 from .measure import measure
 from .picture import write_picture
-from .results import DISCLAIMER, FLAGS, QUANTITIES, Mark, Measure, Measurements, StructureMeasures
+from .results import DISCLAIMER, FLAGS, QUANTITIES, Markup, Measure, Measurements, StructureMeasures
 from .splitting import split_parts
 from .tables import write_measurements
 
@@ -10,7 +10,7 @@ __all__ = [
     "DISCLAIMER",
     "FLAGS",
     "QUANTITIES",
-    "Mark",
+    "Markup",
     "Measure",
     "Measurements",
     "StructureMeasures",

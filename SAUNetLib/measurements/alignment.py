@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .plates import Plate
+from .endplates import Endplate
 from .results import ESTIMATED, FEW_SLICES, PARTIAL, Measure
 from .vertebrae import sagittal_angle
 
 
-def lordosis(upper: Plate, lower: Plate) -> Measure:
+def lordosis(upper: Endplate, lower: Endplate) -> Measure:
     """Angle between two endplates in the sagittal plane, positive in lordosis (Cobb's method).
 
     The plane is that of the two endplates' own frames, not the image's.
@@ -23,7 +23,7 @@ def lordosis(upper: Plate, lower: Plate) -> Measure:
     return Measure.of(angle, {*upper.flags, *lower.flags, *([ESTIMATED] if lower.estimated else [])})
 
 
-def coronal_angle(plates: Sequence[Plate], turn_seen: bool) -> Measure:
+def coronal_angle(plates: Sequence[Endplate], turn_seen: bool) -> Measure:
     """Angle between the most tilted of the endplates (from the top down) in the coronal plane (Cobb's method).
 
     The plane is spanned by the mean left and the mean upward axis of the endplates' frames. Each tilt is the mean with

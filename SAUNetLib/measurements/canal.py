@@ -10,7 +10,7 @@ from .centreline import STEP
 from .landmarks import Landmarks
 from .outline import edges
 from .results import FEW_SLICES, LOW_CONFIDENCE, MISSING, PARTIAL, Measure
-from .space import Frame, Nodes, Space
+from .space import AnatomicalFrame, LabelSpace, SamplingGrid
 
 _BAND_MM = 2.0
 """The diameter is that of the mean of what lies this close to the midline on either side."""
@@ -27,7 +27,9 @@ class Diameter:
     ends: np.ndarray | None = None
 
 
-def canal_diameter(space: Space, canal: int | None, landmarks: Landmarks, place: Frame | None) -> Diameter:
+def canal_diameter(
+    space: LabelSpace, canal: int | None, landmarks: Landmarks, place: AnatomicalFrame | None
+) -> Diameter:
     """Anterior-posterior diameter of the canal behind a body or disc, in the plane perpendicular to its centreline.
 
     The plane is taken where the middle plane of the body or disc (`place`) meets the centreline. The diameter is
@@ -41,9 +43,9 @@ def canal_diameter(space: Space, canal: int | None, landmarks: Landmarks, place:
     station = line.crossing(place.origin, place.axes[2])
     if station is None or not line.seen(station):
         return Diameter(Measure.none(_why_not_seen(space, canal)))
-    frame = Frame.facing(line.at(station), -line.tangent(station), place.axes[1])
+    frame = AnatomicalFrame.facing(line.at(station), -line.tangent(station), place.axes[1])
     step = max(0.25, space.pixel / 2)
-    nodes = Nodes.spanning((-_BAND_MM, _BAND_MM, 1.0), (-20, 20, step), (-_LENGTH_MM, _LENGTH_MM, 0.75))
+    nodes = SamplingGrid.spanning((-_BAND_MM, _BAND_MM, 1.0), (-20, 20, step), (-_LENGTH_MM, _LENGTH_MM, 0.75))
     share, alone = _middle_run(space.sample(canal, frame, nodes).mean(axis=(0, 2)), nodes.y)
     front, back = float(edges(share, nodes.y, last=False)), float(edges(share, nodes.y, last=True))
     if not back - front > 0:
@@ -67,10 +69,10 @@ def _middle_run(share: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, bool]:
     off = [max(float(y[a]), -float(y[b - 1]), 0.0) for a, b in zip(starts, ends, strict=True)]
     own = int(np.argmin(off))
     kept = share.copy()
-    for a, b in (one for n, one in enumerate(zip(starts, ends, strict=True)) if n != own):
+    for a, b in (run for n, run in enumerate(zip(starts, ends, strict=True)) if n != own):
         kept[a:b] = 0
     return kept, False
 
 
-def _why_not_seen(space: Space, canal: int) -> str:
+def _why_not_seen(space: LabelSpace, canal: int) -> str:
     return PARTIAL if space.touches(canal, 1) else MISSING

@@ -1,11 +1,11 @@
-"""The canal's centreline: where the spine runs, and what lies in front of it."""
+"""The spinal canal's centreline, and which points lie in front of the canal."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from .space import BACK, Frame, Space
+from .space import BACK, AnatomicalFrame, LabelSpace
 
 STEP = 2.0
 """mm between the line's points."""
@@ -63,7 +63,7 @@ class Centreline:
         self.tangents = tangents / np.linalg.norm(tangents, axis=1, keepdims=True)
 
     @classmethod
-    def of(cls, space: Space, value: int, beyond: np.ndarray) -> Centreline | None:
+    def of(cls, space: LabelSpace, value: int, beyond: np.ndarray) -> Centreline | None:
         """Of the canal's voxels; None where there are too few for a line.
 
         Above and below what is seen of the canal the line runs through the points `beyond` (M, 3) that lie there.
@@ -74,8 +74,8 @@ class Centreline:
         row = cloud[:, 1]
         line = cls._means(cloud, np.floor((row - row.min()) / STEP).astype(int))
         for _ in range(_ROUNDS):
-            one = cls._through(line)
-            line = cls._means(cloud, np.round(one.station(cloud)).astype(int))
+            first_line = cls._through(line)
+            line = cls._means(cloud, np.round(first_line.station(cloud)).astype(int))
         result = cls._through(line, beyond)
         result.half = result._anterior(cloud)
         result.sided = result._cut_aside(space, value)
@@ -159,7 +159,7 @@ class Centreline:
         ahead = -np.einsum("ij,ij->i", points - self.at(station), back)
         return np.asarray(ahead > self.half[index] - _BORDER_MM)
 
-    def y_at(self, frame: Frame, z: np.ndarray) -> np.ndarray:
+    def y_at(self, frame: AnatomicalFrame, z: np.ndarray) -> np.ndarray:
         """y (N,) of the line in a frame at heights z (N,), mm; infinite where the line does not come near."""
         local = frame.local(self.points)
         local = local[np.abs(local[:, 2]) < _NEAR_MM]
@@ -168,7 +168,7 @@ class Centreline:
         order = np.argsort(local[:, 2])
         return np.interp(z, local[order, 2], local[order, 1])
 
-    def _cut_aside(self, space: Space, value: int) -> np.ndarray:
+    def _cut_aside(self, space: LabelSpace, value: int) -> np.ndarray:
         """Where (N,) the canal is cut beside its middle: it is deepest in an outermost slice and flat in the other.
 
         A canal is deepest in its middle, and where it is cut evenly on both sides that is the middle of what is seen.
@@ -176,7 +176,7 @@ class Centreline:
         """
         area = (space.labels == value).sum(axis=2).astype(float)  # slices, rows
         near = np.ones(2 * round(_ASIDE_MM / space.spacing[1]) + 1)
-        area = np.stack([np.convolve(one, near, mode="same")[: area.shape[1]] for one in area])
+        area = np.stack([np.convolve(slice_area, near, mode="same")[: area.shape[1]] for slice_area in area])
         low, high = np.sort(area[[0, -1]], axis=0)
         span = len(area) * space.spacing[0]
         flat = _FLAT if span >= _SLAB_MM else _RISING

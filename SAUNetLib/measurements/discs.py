@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from .alignment import lordosis
+from .endplates import Endplate, Section
 from .landmarks import Landmarks
-from .plates import Plate, Section
 from .results import ESTIMATED, LOW_CONFIDENCE, MISSING, PARTIAL, Measure
-from .space import Frame
+from .space import AnatomicalFrame
 from .vertebrae import HEIGHTS
 
 NAMES = (
@@ -30,7 +30,7 @@ _SHORTEST_MM = 5.0
 
 def disc_measures(value: int, landmarks: Landmarks, bodies: Mapping[int, Mapping[str, Measure]]) -> dict[str, Measure]:
     """All geometric measures of a disc. `bodies` holds the measures of vertebrae by label value."""
-    above, below = neighbouring_plates(value, landmarks)
+    above, below = neighbouring_endplates(value, landmarks)
     if above is None or below is None or above.cut or below.cut:
         return dict.fromkeys(NAMES, Measure.none(MISSING if above is None or below is None else PARTIAL))
     heights = _heights(landmarks.discs.get(value), above, below)
@@ -42,7 +42,7 @@ def disc_measures(value: int, landmarks: Landmarks, bodies: Mapping[int, Mapping
     }
 
 
-def neighbouring_plates(value: int, landmarks: Landmarks) -> tuple[Plate | None, Plate | None]:
+def neighbouring_endplates(value: int, landmarks: Landmarks) -> tuple[Endplate | None, Endplate | None]:
     """The endplates above and below a disc; below the lowest one, without a sacrum, the disc's own lower border."""
     above = landmarks.bodies.get(landmarks.above.get(value, 0))
     below = landmarks.bodies.get(landmarks.below.get(value, 0))
@@ -54,14 +54,16 @@ def neighbouring_plates(value: int, landmarks: Landmarks) -> tuple[Plate | None,
     return upper, lower
 
 
-def disc_frame(section: Section | None, above: Plate, below: Plate) -> Frame:
+def disc_frame(section: Section | None, above: Endplate, below: Endplate) -> AnatomicalFrame:
     """The disc's own frame; for one too thin to have an outline, that half-way between the endplates beside it."""
     if section is not None:
         return section.frame
-    return Frame.facing((above.middle + below.middle) / 2, above.normal + below.normal, above.along + below.along)
+    return AnatomicalFrame.facing(
+        (above.middle + below.middle) / 2, above.normal + below.normal, above.along + below.along
+    )
 
 
-def _heights(section: Section | None, above: Plate, below: Plate) -> dict[str, Measure]:
+def _heights(section: Section | None, above: Endplate, below: Endplate) -> dict[str, Measure]:
     """Heights from bone to bone along the normal of the disc's mid-plane, so that a slip does not lengthen them.
 
     Anterior, middle and posterior: between the corners and the middles of the endplates above and below. The disc's own
@@ -74,23 +76,24 @@ def _heights(section: Section | None, above: Plate, below: Plate) -> dict[str, M
     flags = _caveat(above, below) | (section.flags if section is not None else set())
     if min(values) < 0 or max(values) > _TALLEST_MM:
         flags = flags | {LOW_CONFIDENCE}
-    return {name: Measure.of(max(one, 0.0), flags) for name, one in zip(names, (*values, ratio), strict=True)}
+    return {name: Measure.of(max(value, 0.0), flags) for name, value in zip(names, (*values, ratio), strict=True)}
 
 
 def _index(heights: Mapping[str, Measure], bodies: list[Mapping[str, Measure] | None]) -> Measure:
     """Mean of the disc's three heights by the mean middle height of the bodies above and below, or of one of them."""
-    own = [heights[name] for name in HEIGHTS]
-    known = [body["height_middle_mm"] for body in bodies if body and body["height_middle_mm"].value]
-    if any(one.value is None for one in own):
-        return Measure.none(*own[0].flags)
-    if not known:
+    disc_heights = [heights[name] for name in HEIGHTS]
+    body_heights = [body["height_middle_mm"] for body in bodies if body and body["height_middle_mm"].value]
+    if any(height.value is None for height in disc_heights):
+        return Measure.none(*disc_heights[0].flags)
+    if not body_heights:
         return Measure.none(PARTIAL if any(bodies) else MISSING)
-    flags = {flag for one in (*own, *known) for flag in one.flags}
-    mean_body = float(np.mean([one.value for one in known if one.value]))
-    return Measure.of(float(np.mean([one.value for one in own if one.value is not None])) / mean_body, flags)
+    flags = {flag for height in (*disc_heights, *body_heights) for flag in height.flags}
+    mean_body = float(np.mean([height.value for height in body_heights if height.value]))
+    mean_disc = float(np.mean([height.value for height in disc_heights if height.value is not None]))
+    return Measure.of(mean_disc / mean_body, flags)
 
 
-def _slip(above: Plate, below: Plate) -> dict[str, Measure]:
+def _slip(above: Endplate, below: Endplate) -> dict[str, Measure]:
     """Displacement of the upper body's lower posterior corner against the lower body's upper posterior corner.
 
     In mm along the lower endplate, positive forwards; in percent of the depth of that endplate; in Meyerding's bands of
@@ -116,5 +119,5 @@ def _slip(above: Plate, below: Plate) -> dict[str, Measure]:
     }
 
 
-def _caveat(above: Plate, below: Plate) -> set[str]:
+def _caveat(above: Endplate, below: Endplate) -> set[str]:
     return {*above.flags, *below.flags, *([ESTIMATED] if below.estimated else [])}

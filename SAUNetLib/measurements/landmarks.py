@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..levels.grid import pieces_of
+from ..levels.grid import connected_components
 from .centreline import Centreline
+from .endplates import Section
 from .neighbours import Neighbours
-from .plates import Section
-from .sections import Finder
-from .space import Space
+from .sections import SectionFinder
+from .space import LabelSpace
 
 _HALF_CANAL_MM = 8.0
 """From the discs' posterior ends to the canal's middle, and from there to its border, where no canal is segmented."""
@@ -50,7 +50,7 @@ class Landmarks:
 
 
 def find_landmarks(
-    space: Space,
+    space: LabelSpace,
     vertebrae: list[int],
     discs: list[int],
     canal: int | None,
@@ -67,21 +67,21 @@ def find_landmarks(
     if line is None:
         return Landmarks({}, {}, {}, {}, 0, None, False)
     space, doubtful = _without_strays(space, line, vertebrae, discs)
-    row = Neighbours.of(line, _bodies(space, line, vertebrae), {value: space.points(value) for value in discs})
-    finder = Finder(space, line, doubtful)
-    turns = row.turns(space)
-    bodies = _body_sections(finder, row, turns)
-    flat = _disc_sections(finder, row, turns, bodies)
-    below = dict(row.below)
-    last = lumbosacral if lumbosacral in flat else 0
+    neighbours = Neighbours.of(line, _bodies(space, line, vertebrae), {value: space.points(value) for value in discs})
+    finder = SectionFinder(space, line, doubtful)
+    turns = neighbours.turns(space)
+    body_sections = _body_sections(finder, neighbours, turns)
+    disc_sections = _disc_sections(finder, neighbours, turns, body_sections)
+    below = dict(neighbours.below)
+    last = lumbosacral if lumbosacral in disc_sections else 0
     if sacrum is not None and last and last not in below:
-        section = finder.sacrum(sacrum, flat[last])
+        section = finder.sacrum(sacrum, disc_sections[last])
         if section is not None:
-            bodies[sacrum], below[last] = section, sacrum
-    return Landmarks(bodies, flat, row.above, below, last, line, seen is not None, bool(turns))
+            body_sections[sacrum], below[last] = section, sacrum
+    return Landmarks(body_sections, disc_sections, neighbours.above, below, last, line, seen is not None, bool(turns))
 
 
-def _behind_discs(space: Space, discs: list[int]) -> np.ndarray:
+def _behind_discs(space: LabelSpace, discs: list[int]) -> np.ndarray:
     """Where the canal must run, from the discs' posterior ends: (N, 3) mm."""
     ends = []
     for value in discs:
@@ -92,16 +92,16 @@ def _behind_discs(space: Space, discs: list[int]) -> np.ndarray:
 
 
 def _without_strays(
-    space: Space, line: Centreline, vertebrae: list[int], discs: list[int]
-) -> tuple[Space, frozenset[int]]:
-    """The space without the small pieces of bodies and discs that lie apart, and the values of which too much did.
+    space: LabelSpace, line: Centreline, vertebrae: list[int], discs: list[int]
+) -> tuple[LabelSpace, frozenset[int]]:
+    """The space without small detached pieces of bodies and discs; values of structures with too large ones.
 
     Behind the canal a vertebra may be in pieces: slices beside the midline show its arch alone.
     """
     strays, doubtful = np.zeros(space.labels.shape, bool), set()
     for value in (*vertebrae, *discs):
         box = space.box(value)
-        pieces = pieces_of(space.labels[box] == value)
+        pieces = connected_components(space.labels[box] == value)
         sizes = np.bincount(pieces.ravel())[1:]
         for piece in np.flatnonzero(sizes < sizes.max()) + 1:
             mask = pieces == piece
@@ -116,30 +116,31 @@ def _without_strays(
     return (space.without(strays) if strays.any() else space), frozenset(doubtful)
 
 
-def _bodies(space: Space, line: Centreline, vertebrae: list[int]) -> dict[int, np.ndarray]:
+def _bodies(space: LabelSpace, line: Centreline, vertebrae: list[int]) -> dict[int, np.ndarray]:
     """By value, the points (N, 3) of vertebrae in front of the canal, where there are enough for a body."""
     clouds = {value: space.points(value) for value in vertebrae}
     bodies = {value: cloud[line.in_front(cloud)] for value, cloud in clouds.items()}
     return {value: cloud for value, cloud in bodies.items() if len(cloud) >= _FEW}
 
 
-def _body_sections(finder: Finder, row: Neighbours, turns: Mapping[int, float]) -> dict[int, Section]:
+def _body_sections(finder: SectionFinder, neighbours: Neighbours, turns: Mapping[int, float]) -> dict[int, Section]:
     """By value, the bodies' sections, where they have one."""
     sections = {
-        value: finder.body(value, cloud, row.up(value), turns.get(value, 0.0)) for value, cloud in row.bodies.items()
+        value: finder.body(value, cloud, neighbours.up(value), turns.get(value, 0.0))
+        for value, cloud in neighbours.bodies.items()
     }
     return {value: section for value, section in sections.items() if section is not None}
 
 
 def _disc_sections(
-    finder: Finder, row: Neighbours, turns: Mapping[int, float], bodies: Mapping[int, Section]
+    finder: SectionFinder, neighbours: Neighbours, turns: Mapping[int, float], bodies: Mapping[int, Section]
 ) -> dict[int, Section]:
     """By value, the discs' sections, where they have one; a disc is turned as its neighbours are."""
     result = {}
-    for value, cloud in row.discs.items():
-        beside = [side[value] for side in (row.above, row.below) if value in side]
+    for value, cloud in neighbours.discs.items():
+        beside = [side[value] for side in (neighbours.above, neighbours.below) if value in side]
         turn = float(np.mean([turns.get(body, 0.0) for body in beside])) if beside else 0.0
-        upper, lower = (bodies.get(side.get(value, 0)) for side in (row.above, row.below))
+        upper, lower = (bodies.get(side.get(value, 0)) for side in (neighbours.above, neighbours.below))
         section = finder.disc(value, cloud, turn, upper, lower)
         if section is not None:
             result[value] = section

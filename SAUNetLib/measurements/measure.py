@@ -1,4 +1,4 @@
-"""The one road from a segmentation to its measures."""
+"""From a segmentation to all its measures."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..anatomy import value_of
 from ..levels import cut_structures
 from ..levels.grid import Box, bounding_box
 from ..parts import merge_parts
-from ..segmentation import Notice, Row, Segmentation
+from ..segmentation import Notice, Segmentation, StructureRow
 from ..volume import SagittalStack, Volume, check_geometry, on_grid
 from .alignment import coronal_angle, lordosis
 from .canal import canal_diameter
-from .discs import disc_frame, disc_measures, neighbouring_plates
+from .discs import disc_frame, disc_measures, neighbouring_endplates
 from .landmarks import Landmarks, find_landmarks
-from .results import MISSING, NOT_T2, PARTIAL, Mark, Measure, Measurements, StructureMeasures
-from .signal import Signal
-from .space import Frame, Space
+from .results import MISSING, NOT_T2, PARTIAL, Markup, Measure, Measurements, StructureMeasures
+from .signal import CorrectedSignal
+from .space import AnatomicalFrame, LabelSpace
 from .vertebrae import GRADED, body_measures, height_losses
 
 _REGIONS = {"C": "Cervical spine", "T": "Thoracic spine", "L": "Lumbar spine"}
@@ -44,17 +44,17 @@ def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measure
     segmentation.require_levels()
     volume = volume and on_grid(volume, segmentation.geometry, "its segmentation")
     check_geometry(segmentation.geometry, "the segmentation")
-    segmentation, volume = _in_field(merge_parts(segmentation), volume)
+    segmentation, volume = _cropped_to_field(merge_parts(segmentation), volume)
     if not segmentation.partial:  # NIfTI has no room for it
         stack = segmentation.stack()
         segmentation = replace(segmentation, partial=cut_structures(stack.slices))
-    return _Measuring(segmentation, volume).result()
+    return _MeasurementRun(segmentation, volume).result()
 
 
-def _in_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmentation, Volume | None]:
-    """Both without the padding at the image's borders, so that what it hides counts as cut; no label is lost.
+def _cropped_to_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmentation, Volume | None]:
+    """Both cropped to the field of view, so that what padding at its borders hides counts as cut; no label is lost.
 
-    Without the image, structures that are known to be cut although they do not touch the border say where it ended.
+    Without the image the field of view ends at structures that are known to be cut but do not touch the border.
     """
     stack = segmentation.stack()
     labelled = bounding_box(stack.slices)
@@ -63,18 +63,21 @@ def _in_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmen
     if volume is not None:
         field = SagittalStack.of(volume).field()
     else:
-        field = (slice(0, stack.slices.shape[0]), *_borders_told(stack.slices, labelled, segmentation.partial))
+        field = (
+            slice(0, stack.slices.shape[0]),
+            *_field_by_cut_structures(stack.slices, labelled, segmentation.partial),
+        )
     box = [slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(field, labelled, strict=True)]
-    if all(part == slice(0, count) for part, count in zip(box, stack.slices.shape, strict=True)):
+    if all(crop == slice(0, count) for crop, count in zip(box, stack.slices.shape, strict=True)):
         return segmentation, volume
-    part = stack.source_box((box[0], box[1], box[2]))
-    geometry = segmentation.geometry.part(part)
-    segmentation = replace(segmentation, labels=segmentation.labels[part], geometry=geometry)
-    return segmentation, volume and Volume(volume.voxels[part], geometry, volume.name)
+    crop = stack.source_box((box[0], box[1], box[2]))
+    geometry = segmentation.geometry.part(crop)
+    segmentation = replace(segmentation, labels=segmentation.labels[crop], geometry=geometry)
+    return segmentation, volume and Volume(volume.voxels[crop], geometry, volume.name)
 
 
-def _borders_told(slices: np.ndarray, labelled: Box, partial: frozenset[int]) -> tuple[slice, slice]:
-    """Rows and columns at which the field of view must end, by the structures known to be cut."""
+def _field_by_cut_structures(slices: np.ndarray, labelled: Box, partial: frozenset[int]) -> tuple[slice, slice]:
+    """Rows and columns of the field of view: it ends at the structures (`partial`) that are known to be cut."""
     hidden = partial - cut_structures(slices[labelled[0]])
     field = []
     for axis in (1, 2):
@@ -85,13 +88,13 @@ def _borders_told(slices: np.ndarray, labelled: Box, partial: frozenset[int]) ->
     return field[0], field[1]
 
 
-class _Measuring:
-    """One run: the landmarks first, then the measures of each structure."""
+class _MeasurementRun:
+    """The measuring of one segmentation: the landmarks first, then the measures of each structure."""
 
     def __init__(self, segmentation: Segmentation, volume: Volume | None) -> None:
         self._segmentation = segmentation
         self._table = segmentation.table()
-        self._space = Space(segmentation.labels, segmentation.geometry)
+        self._space = LabelSpace(segmentation.labels, segmentation.geometry)
         canals = self._values("canal")
         self._canal = canals[0] if canals else None
         sacra = self._values("sacrum")
@@ -105,31 +108,33 @@ class _Measuring:
         )
         self._signal = None
         if volume is not None and self._canal is not None and self._landmarks.discs:
-            self._signal = Signal(self._space, volume.voxels, self._landmarks, self._canal, self._values("vertebra"))
-        self._marks: list[Mark] = []
+            self._signal = CorrectedSignal(
+                self._space, volume.voxels, self._landmarks, self._canal, self._values("vertebra")
+            )
+        self._markups: list[Markup] = []
 
     def _values(self, kind: str) -> list[int]:
         return [row.structure.value for row in self._table if row.structure.kind == kind]
 
     def result(self) -> Measurements:
-        """All rows, marks and warnings."""
+        """All rows, markups and warnings."""
         bodies = self._bodies()
         rows = [self._structure(row, bodies) for row in self._table]
         # Whether the names are sure belongs to every figure at a level.
-        told = {notice.code: notice for notice in (*self._segmentation.warnings, *self._notices())}
-        return Measurements((*self._stretches(), *rows), tuple(self._marks), tuple(told.values()))
+        notices = {notice.code: notice for notice in (*self._segmentation.warnings, *self._notices())}
+        return Measurements((*self._curves(), *rows), tuple(self._markups), tuple(notices.values()))
 
     def _bodies(self) -> dict[int, dict[str, Measure]]:
         """Measures of the vertebral bodies, by label value."""
         measures: dict[int, dict[str, Measure]] = {}
         for row in self._table:
-            one = row.structure
-            if one.kind != "vertebra" or one.level in _WITHOUT_BODY:
+            structure = row.structure
+            if structure.kind != "vertebra" or structure.level in _WITHOUT_BODY:
                 continue
-            section = self._landmarks.bodies.get(one.value)
-            measures[one.value] = body_measures(section)
+            section = self._landmarks.bodies.get(structure.value)
+            measures[structure.value] = body_measures(section)
             if section is None and row.partial:
-                measures[one.value] = dict.fromkeys(measures[one.value], Measure.none(PARTIAL))
+                measures[structure.value] = dict.fromkeys(measures[structure.value], Measure.none(PARTIAL))
         losses = height_losses(list(measures.values()))
         first, last = (value_of(level) for level in GRADED)
         for value, loss in zip(measures, losses, strict=True):
@@ -137,18 +142,18 @@ class _Measuring:
                 del loss["genant_grade"]
         return {value: own | loss for (value, own), loss in zip(measures.items(), losses, strict=True)}
 
-    def _structure(self, row: Row, bodies: dict[int, dict[str, Measure]]) -> StructureMeasures:
-        one = row.structure
+    def _structure(self, row: StructureRow, bodies: dict[int, dict[str, Measure]]) -> StructureMeasures:
+        structure = row.structure
         measures = {"volume_mm3": Measure.of(row.volume_mm3, {PARTIAL} if row.partial else set())}
-        if one.kind == "vertebra":
-            measures |= bodies.get(one.value, {})
-        if one.kind == "disc":
-            measures |= disc_measures(one.value, self._landmarks, bodies)
-            measures["signal_ratio"] = self._ratio(one.value)
-        if one.kind == "disc" or (one.kind == "vertebra" and one.level not in _WITHOUT_BODY):
-            measures["canal_ap_mm"] = self._diameter(one.value, one.level)
-            self._mark(one.value, one.level)
-        return StructureMeasures(one.value, one.level, one.name, one.kind, measures)
+        if structure.kind == "vertebra":
+            measures |= bodies.get(structure.value, {})
+        if structure.kind == "disc":
+            measures |= disc_measures(structure.value, self._landmarks, bodies)
+            measures["signal_ratio"] = self._ratio(structure.value)
+        if structure.kind == "disc" or (structure.kind == "vertebra" and structure.level not in _WITHOUT_BODY):
+            measures["canal_ap_mm"] = self._diameter(structure.value, structure.level)
+            self._add_markups(structure.value, structure.level)
+        return StructureMeasures(structure.value, structure.level, structure.name, structure.kind, measures)
 
     def _ratio(self, value: int) -> Measure:
         if self._signal is None:
@@ -156,46 +161,46 @@ class _Measuring:
         return self._signal.ratio(self._landmarks.discs.get(value))
 
     def _diameter(self, value: int, level: str) -> Measure:
-        found = canal_diameter(self._space, self._canal, self._landmarks, self._place(value))
-        if found.ends is not None:
-            self._marks.append(Mark("canal", level, self._space.to_patient(found.ends)))
+        diameter = canal_diameter(self._space, self._canal, self._landmarks, self._frame_of(value))
+        if diameter.ends is not None:
+            self._markups.append(Markup("canal", level, self._space.to_patient(diameter.ends)))
         body = self._landmarks.bodies.get(value)
-        if found.measure.value is not None and body is not None and (body.upper.cut or body.lower.cut):
+        if diameter.measure.value is not None and body is not None and (body.upper.cut or body.lower.cut):
             # Its middle, behind which the canal is measured, is the middle of what shows.
-            return Measure.of(found.measure.value, {*found.measure.flags, PARTIAL})
-        return found.measure
+            return Measure.of(diameter.measure.value, {*diameter.measure.flags, PARTIAL})
+        return diameter.measure
 
-    def _place(self, value: int) -> Frame | None:
+    def _frame_of(self, value: int) -> AnatomicalFrame | None:
         """Centre and axes of a body or a disc."""
         section = self._landmarks.bodies.get(value) or self._landmarks.discs.get(value)
         if section is not None:
-            return Frame(section.centre, section.frame.axes)
-        above, below = neighbouring_plates(value, self._landmarks)
+            return AnatomicalFrame(section.centre, section.frame.axes)
+        above, below = neighbouring_endplates(value, self._landmarks)
         return disc_frame(None, above, below) if above is not None and below is not None else None
 
-    def _mark(self, value: int, level: str) -> None:
+    def _add_markups(self, value: int, level: str) -> None:
         """Corners and middles of a body, or the lines along which a disc's heights were taken."""
         body = self._landmarks.bodies.get(value)
         if body is not None:
             for plate in (body.upper, body.lower):
                 if not plate.cut:
                     points = np.stack([plate.front, plate.middle, plate.back])
-                    self._marks.append(Mark("endplate", level, self._space.to_patient(points)))
+                    self._markups.append(Markup("endplate", level, self._space.to_patient(points)))
             return
-        above, below = neighbouring_plates(value, self._landmarks)
+        above, below = neighbouring_endplates(value, self._landmarks)
         if above is None or below is None or above.cut or below.cut:
             return
         for place in ("front", "middle", "back"):
             line = np.stack([getattr(above, place), getattr(below, place)])
-            self._marks.append(Mark("disc", level, self._space.to_patient(line)))
+            self._markups.append(Markup("disc", level, self._space.to_patient(line)))
 
-    def _stretches(self) -> Iterator[StructureMeasures]:
+    def _curves(self) -> Iterator[StructureMeasures]:
         """The curves of each region and of the whole spine in view."""
         known = self._segmentation.known
         bodies = [(known[value].level, self._landmarks.bodies.get(value)) for value in self._values("vertebra")]
         chain = [(level, body) for level, body in bodies if body is not None and level not in _WITHOUT_BODY]
         last = self._landmarks.lumbosacral
-        sacrum = neighbouring_plates(last, self._landmarks)[1] if last else None
+        sacrum = neighbouring_endplates(last, self._landmarks)[1] if last else None
         if sacrum is not None and sacrum.cut:
             sacrum = None
         for letter, name in _REGIONS.items():

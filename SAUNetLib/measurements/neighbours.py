@@ -10,7 +10,7 @@ import numpy as np
 
 from ..levels import cut_by_slices
 from .centreline import Centreline
-from .space import BACK, Frame, Space
+from .space import BACK, AnatomicalFrame, LabelSpace
 
 _NEIGHBOUR_MM, _APART_MM = 34.0, 8.0
 """A disc's neighbours have their centres within this distance of its own, and no wider gap between them and it."""
@@ -106,7 +106,7 @@ class Neighbours:
             vector = -down
         return np.asarray(vector / np.linalg.norm(vector))
 
-    def turns(self, space: Space) -> dict[int, float]:
+    def turns(self, space: LabelSpace) -> dict[int, float]:
         """By body, radians by which its back is turned from the columns' direction toward the left; none if not known.
 
         It faces the canal's middle, smoothly along the spine. A body of which slices show only a part tells nothing,
@@ -123,14 +123,14 @@ class Neighbours:
         smoothed = np.interp(np.arange(len(own)), known, (kernel @ angles)[known] / total[known])
         return dict(zip(self.bodies, smoothed.tolist(), strict=True))
 
-    def _turn(self, body: int, space: Space) -> float | None:
+    def _turn(self, body: int, space: LabelSpace) -> float | None:
         """The turn that a body alone tells, or None."""
         cloud = space.points(body, _FINE)
         number = np.round(cloud[self.line.in_front(cloud), 0] / space.spacing[0]).astype(int)
         shown = np.bincount(number, minlength=len(space.labels))
         if cut_by_slices(shown) or np.ptp(number) * space.spacing[0] < _NARROW_MM:
             return None
-        frame = Frame.facing(self.centres[body], self.up(body), BACK)
+        frame = AnatomicalFrame.facing(self.centres[body], self.up(body), BACK)
         station = self.line.crossing(frame.origin, frame.axes[2])
         if station is None or not self.line.seen(station):
             return None
@@ -143,8 +143,8 @@ def _place(line: Centreline, point: np.ndarray) -> float:
     return float(line.station(point[None])[0])
 
 
-def _gap(cloud: np.ndarray, other: np.ndarray) -> float:
+def _gap(cloud: np.ndarray, other_cloud: np.ndarray) -> float:
     """mm between two sets of points (N, 3) along the line between their centres, but for a few points of each."""
-    line = other.mean(axis=0) - cloud.mean(axis=0)
+    line = other_cloud.mean(axis=0) - cloud.mean(axis=0)
     line = line / max(float(np.linalg.norm(line)), 1e-6)
-    return float(np.percentile(other @ line, 2) - np.percentile(cloud @ line, 98))
+    return float(np.percentile(other_cloud @ line, 2) - np.percentile(cloud @ line, 98))

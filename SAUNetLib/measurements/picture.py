@@ -28,8 +28,8 @@ from ..formats.pages import (
 )
 from ..segmentation import Segmentation
 from ..volume import Volume, on_grid
-from .results import DISCLAIMER, Mark, Measure, Measurements, StructureMeasures
-from .space import Space
+from .results import DISCLAIMER, Markup, Measure, Measurements, StructureMeasures
+from .space import LabelSpace
 
 TALL, WIDE = 1100, 760
 _MARGIN_MM = 12.0
@@ -64,16 +64,16 @@ def draw_picture(volume: Volume, segmentation: Segmentation, measurements: Measu
         InputError: as `write_picture`.
     """
     volume = on_grid(volume, segmentation.geometry, "its segmentation")
-    space = Space(segmentation.labels, segmentation.geometry)
+    space = LabelSpace(segmentation.labels, segmentation.geometry)
     panel = _panel(space, space.slices_of(volume.voxels), measurements)
     figures = _figures(measurements, panel.height)
     top = beside([panel, figures], 2 * GAP)
     return page([heading("SAUNet spine measurements", DISCLAIMER, top.width), top, _footer(measurements, top.width)])
 
 
-def _panel(space: Space, image: np.ndarray, measurements: Measurements) -> Image.Image:
+def _panel(space: LabelSpace, image: np.ndarray, measurements: Measurements) -> Image.Image:
     rows = np.arange(image.shape[1])
-    numbers = _slices(space, measurements.marks)
+    numbers = _slices(space, measurements.markups)
     columns = slice(*_columns(space))
     grey, labels = image[numbers, rows][:, columns], space.labels[numbers, rows][:, columns]
     mm = space.spacing[1:] * np.array(grey.shape)
@@ -84,18 +84,18 @@ def _panel(space: Space, image: np.ndarray, measurements: Measurements) -> Image
     draw = ImageDraw.Draw(picture)
     factor = space.spacing[1:] * scale
     shift = np.array([0.0, columns.start])
-    for mark in measurements.marks:
-        local = space.from_patient(mark.points)[:, 1:] / space.spacing[1:]
-        _draw(draw, mark, (local + 0.5 - shift) * factor)
+    for markup in measurements.markups:
+        local = space.from_patient(markup.points)[:, 1:] / space.spacing[1:]
+        _draw(draw, markup, (local + 0.5 - shift) * factor)
     _write_levels(draw, measurements, labels, factor)
     write_directions(picture)
     return picture
 
 
-def _slices(space: Space, marks: tuple[Mark, ...]) -> np.ndarray:
+def _slices(space: LabelSpace, markups: tuple[Markup, ...]) -> np.ndarray:
     """The number of the slice that each row (H,) is taken from: where the landmarks lie at that height."""
     count, rows = space.labels.shape[:2]
-    points = [space.from_patient(mark.points).mean(axis=0) for mark in marks if mark.kind in ("disc", "canal")]
+    points = [space.from_patient(markup.points).mean(axis=0) for markup in markups if markup.kind in ("disc", "canal")]
     if not points:
         return np.full(rows, middle_slice((space.labels > 0).sum(axis=(1, 2))))
     known = np.array(sorted(points, key=lambda point: float(point[1])))
@@ -106,7 +106,7 @@ def _slices(space: Space, marks: tuple[Mark, ...]) -> np.ndarray:
     return np.clip(np.round(smooth), 0, count - 1).astype(int)
 
 
-def _columns(space: Space) -> tuple[int, int]:
+def _columns(space: LabelSpace) -> tuple[int, int]:
     """First and last column to show: what is segmented, with a margin; all where nothing is."""
     seen = np.flatnonzero((space.labels > 0).any(axis=(0, 1)))
     last = space.labels.shape[2]
@@ -116,12 +116,12 @@ def _columns(space: Space) -> tuple[int, int]:
     return max(0, int(seen[0]) - margin), min(last, int(seen[-1]) + margin + 1)
 
 
-def _draw(draw: ImageDraw.ImageDraw, mark: Mark, points: np.ndarray) -> None:
+def _draw(draw: ImageDraw.ImageDraw, markup: Markup, points: np.ndarray) -> None:
     """A mark's points (N, 2), row and column on the screen."""
-    colour = _COLOURS[mark.kind]
+    colour = _COLOURS[markup.kind]
     places = [(float(column), float(row)) for row, column in points]
     draw.line(places, colour, 1)
-    if mark.kind != "disc":
+    if markup.kind != "disc":
         for x, y in places:
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), outline=colour, width=1)
 
@@ -141,7 +141,7 @@ def _figures(measurements: Measurements, height: int) -> Image.Image:
     font, small = text_font(15), text_font(13)
     starts, line = (0, 88, 232, 320, 392, 462, 536), 25
     levels = [row for row in measurements.rows if row.kind in ("vertebra", "disc")]
-    curves = [(row, *one) for row in measurements.rows if row.kind == "spine" for one in row.measures.items()]
+    curves = [(row, *angle) for row in measurements.rows if row.kind == "spine" for angle in row.measures.items()]
     needed = 26 + line * len(levels) + 22 * len(curves) + 19 * len(_EXPLAINED) + 24
     result = Image.new("RGB", (594, max(height, needed)), PAPER)
     draw = ImageDraw.Draw(result)
@@ -155,8 +155,8 @@ def _figures(measurements: Measurements, height: int) -> Image.Image:
         for start, text in zip(starts, (row.level, *_cells(row)), strict=True):
             draw.text((start + (indent if start == 0 else 0), top), text, colour, font)
         top += line
-    for row, name, one in curves:
-        draw.text((0, top + 8), f"{_CURVES[name]} {row.level}: {_curve(one)}", INK, font)
+    for row, name, angle in curves:
+        draw.text((0, top + 8), f"{_CURVES[name]} {row.level}: {_curve(angle)}", INK, font)
         top += 22
     for kind, text in _EXPLAINED.items():
         draw.line((0, top + 24, 22, top + 24), _COLOURS[kind], 2)
@@ -169,13 +169,14 @@ def _cells(row: StructureMeasures) -> tuple[str, ...]:
     """Heights, loss or index, angle, slip, canal and signal as text; a star marks a figure with a flag."""
 
     def shown(name: str, form: str) -> str:
-        one = row.measures.get(name)
-        if one is None:
+        measure = row.measures.get(name)
+        if measure is None:
             return ""
-        return "-" if one.value is None else f"{_number(one.value, form)}{'*' if one.flags else ''}"
+        return "-" if measure.value is None else f"{_number(measure.value, form)}{'*' if measure.flags else ''}"
 
     heights = [shown(f"height_{place}_mm", ".1f") for place in ("anterior", "middle", "posterior")]
-    joined = " / ".join(one.rstrip("*") for one in heights) + ("*" if any(one.endswith("*") for one in heights) else "")
+    star = "*" if any(height.endswith("*") for height in heights) else ""
+    joined = " / ".join(height.rstrip("*") for height in heights) + star
     if heights == ["-"] * 3 or heights == [""] * 3:
         joined = heights[0]
     if row.kind == "disc":

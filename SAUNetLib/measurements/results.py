@@ -95,7 +95,7 @@ class StructureMeasures:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Markup:
     """A landmark or line to draw.
 
     Attributes:
@@ -115,12 +115,12 @@ class Measurements:
 
     Attributes:
         rows: stretches of the spine first, then structures from the top down.
-        marks: what the figures rest on, in the patient's space.
+        markups: what the figures rest on, in the patient's space.
         warnings: what the user should know.
     """
 
     rows: tuple[StructureMeasures, ...]
-    marks: tuple[Mark, ...] = ()
+    markups: tuple[Markup, ...] = ()
     warnings: tuple[Notice, ...] = field(default=())
 
     def row(self, level: str) -> StructureMeasures:

@@ -1,4 +1,4 @@
-"""Mid-sagittal sections through bodies and discs: the finder of endplates."""
+"""Mid-sagittal sections through bodies and discs, from which their endplates are found."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .centreline import Centreline
+from .endplates import EVEN, Endplate, Section
 from .outline import Curve, Outline, edges, outline
-from .plates import EVEN, Plate, Section
 from .results import FEW_SLICES, LOW_CONFIDENCE
-from .space import BACK, LEFT, Frame, Nodes, Space
+from .space import BACK, LEFT, AnatomicalFrame, LabelSpace, SamplingGrid
 
 SLAB_MM = 4.0
 """A mid-sagittal section is the mean of what lies this close to the midline on either side."""
@@ -53,7 +53,7 @@ Reach = tuple[tuple[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
-class Finder:
+class SectionFinder:
     """Finds the sections of structures.
 
     Attributes:
@@ -62,7 +62,7 @@ class Finder:
         doubtful: values of structures of which too much lies apart.
     """
 
-    space: Space
+    space: LabelSpace
     line: Centreline
     doubtful: frozenset[int]
 
@@ -108,23 +108,25 @@ class Finder:
             if section is None:
                 return None
             plate = section.upper
-            frame = Frame.facing((plate.front + plate.back) / 2, plate.normal, frame.axes[1])
+            frame = AnatomicalFrame.facing((plate.front + plate.back) / 2, plate.normal, frame.axes[1])
         return section
 
-    def _frame(self, origin: np.ndarray, up: np.ndarray, turn: float) -> Frame:
+    def _frame(self, origin: np.ndarray, up: np.ndarray, turn: float) -> AnatomicalFrame:
         """A frame that looks back by `turn` and whose mid-sagittal plane holds the canal's middle."""
-        frame = Frame.facing(origin, up, np.cos(turn) * BACK + np.sin(turn) * LEFT)
+        frame = AnatomicalFrame.facing(origin, up, np.cos(turn) * BACK + np.sin(turn) * LEFT)
         station = self.line.crossing(frame.origin, frame.axes[2])
         if station is None:
             return frame
         aside = float(frame.local(self.line.at(station))[0])
-        return Frame(frame.point(aside, 0, 0), frame.axes)
+        return AnatomicalFrame(frame.point(aside, 0, 0), frame.axes)
 
-    def _section(self, value: int, frame: Frame, reach: Reach, fine: bool, bone: bool) -> Section | None:
+    def _section(self, value: int, frame: AnatomicalFrame, reach: Reach, fine: bool, bone: bool) -> Section | None:
         """The section in a frame, of bone only what lies in front of the canal; None where it has no outline."""
         step = max(_FINEST_MM, self.space.pixel) * (1.0 if fine else _COARSE)
         tall = step * (_BONE_STEP if bone else _DISC_STEP)
-        nodes = Nodes.spanning((-_LATERAL_MM, _LATERAL_MM, _LATERAL_STEP_MM), (*reach[0], step), (*reach[1], tall))
+        nodes = SamplingGrid.spanning(
+            (-_LATERAL_MM, _LATERAL_MM, _LATERAL_STEP_MM), (*reach[0], step), (*reach[1], tall)
+        )
         shown = self._shown(frame, nodes.x)
         slab = shown & (np.abs(nodes.x) <= SLAB_MM)
         if not slab.any():
@@ -141,18 +143,18 @@ class Finder:
             flags.add(LOW_CONFIDENCE)
         return self._made(value, frame, shape, tilts, frozenset(flags))
 
-    def _shown(self, frame: Frame, x: np.ndarray) -> np.ndarray:
+    def _shown(self, frame: AnatomicalFrame, x: np.ndarray) -> np.ndarray:
         """Which sagittal planes (X,) of a frame lie within the slices."""
         slices = frame.origin[0] + x * frame.axes[0, 0]
         half = self.space.spacing[0] / 2
         return (slices >= -half - 1e-6) & (slices <= self.space.last[0] + half + 1e-6)
 
-    def _shows_little(self, frame: Frame, x: np.ndarray, slab: np.ndarray) -> bool:
+    def _shows_little(self, frame: AnatomicalFrame, x: np.ndarray, slab: np.ndarray) -> bool:
         """Whether fewer than two slices, or few of its planes (X,), are in a section."""
         slices = np.unique(np.round((frame.origin[0] + x[slab] * frame.axes[0, 0]) / self.space.spacing[0]))
         return bool(len(slices) < 2 or slab.sum() < _SEEN * (np.abs(x) <= SLAB_MM).sum())
 
-    def _aside(self, frame: Frame) -> bool:
+    def _aside(self, frame: AnatomicalFrame) -> bool:
         """Whether there is a canal, but its middle is not to be seen at a body's or disc's height."""
         line = self.line
         station = line.crossing(frame.origin, frame.axes[2])
@@ -161,7 +163,7 @@ class Finder:
         return bool(line.sided[round(station)]) or not line.seen(station)
 
     def _made(
-        self, value: int, frame: Frame, shape: Outline, tilts: list[float | None], flags: frozenset[str]
+        self, value: int, frame: AnatomicalFrame, shape: Outline, tilts: list[float | None], flags: frozenset[str]
     ) -> Section:
         """The section with its frame turned to the mean of its two surfaces."""
         corners = [frame.point(0, y, z) for y, z in shape.corners]
@@ -169,12 +171,14 @@ class Finder:
         known = [tilt for tilt in tilts if tilt is not None]
         left = frame.axes[0] + (np.mean(known) if known else 0.0) * frame.axes[2]
         up = np.cross(left, along[0] + along[1])
-        turned = Frame.facing(np.mean(corners, axis=0), up if up @ frame.axes[2] > 0 else -up, along[0] + along[1])
+        up = up if up @ frame.axes[2] > 0 else -up
+        turned = AnatomicalFrame.facing(np.mean(corners, axis=0), up, along[0] + along[1])
         plates = []
         for n in (0, 1):
             front, rear = corners[2 * n], corners[2 * n + 1]
             middle = frame.point(0, float(shape.corners[2 * n : 2 * n + 2, 0].mean()), shape.middles[n])
-            plates.append(Plate(front, rear, middle, along[n], frame, tilts[n], self._cut(front, rear, middle), flags))
+            cut = self._cut(front, rear, middle)
+            plates.append(Endplate(front, rear, middle, along[n], frame, tilts[n], cut, flags))
         return Section(value, turned, plates[0], plates[1], shape, frame, flags)
 
     def _cut(self, *points: np.ndarray) -> bool:
@@ -183,7 +187,7 @@ class Finder:
         return any(bool((p[1:] < margin).any() or (p[1:] > self.space.last[1:] - margin).any()) for p in points)
 
 
-def _around(frame: Frame, cloud: np.ndarray, ends: tuple[float, float], margin: float) -> Reach:
+def _around(frame: AnatomicalFrame, cloud: np.ndarray, ends: tuple[float, float], margin: float) -> Reach:
     """The reach of points (N, 3) in a frame, from one percentile to another and so many mm beyond."""
     low, high = np.percentile(frame.local(cloud)[:, 1:], ends, axis=0)
     y, z = ((float(a) - margin, float(b) + margin) for a, b in zip(low, high, strict=True))
@@ -196,13 +200,13 @@ def _is_uneven(shape: Outline) -> bool:
     return bool(depths.min() < EVEN * depths.max())
 
 
-def _along(frame: Frame, curve: Curve, ends: tuple[float, float]) -> np.ndarray:
+def _along(frame: AnatomicalFrame, curve: Curve, ends: tuple[float, float]) -> np.ndarray:
     """Unit vector (3,) from end to end of a surface."""
     vector = (ends[1] - ends[0]) * frame.axes[1] + float(curve(ends[1]) - curve(ends[0])) * frame.axes[2]
     return np.asarray(vector / np.linalg.norm(vector))
 
 
-def _tilt(share: np.ndarray, x: np.ndarray, nodes: Nodes, shape: Outline, last: bool) -> float | None:
+def _tilt(share: np.ndarray, x: np.ndarray, nodes: SamplingGrid, shape: Outline, last: bool) -> float | None:
     """Slope of the upper (`last`) or lower surface toward the left, mm per mm; None where too little is seen.
 
     Args:

@@ -1,4 +1,4 @@
-"""The signal of discs by that of the cerebrospinal fluid on T2, freed from the coil's bias."""
+"""Signal ratio of discs and cerebrospinal fluid on T2, after correction of the bias field."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
 from .centreline import STEP
+from .endplates import Section
 from .landmarks import Landmarks
-from .plates import Section
 from .results import LOW_CONFIDENCE, MISSING, NOT_T2, PARTIAL, Measure
-from .space import Frame, Nodes, Space, resample
+from .space import AnatomicalFrame, LabelSpace, SamplingGrid, resample
 
 _BIAS_MM, _BIAS_MARGIN_MM = 7.0, 8.0
 """Edge of the voxels that the bias is found on, over which it hardly changes, and margin around the vertebrae
@@ -44,7 +44,7 @@ _USUAL = 1.0
 """A disc brighter than fluid is none, or no T2 shows it so."""
 
 
-class Signal:
+class CorrectedSignal:
     """Bias-corrected signal of an image around the spine.
 
     The bias is N4's (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908), found on voxels of about 7 mm that lie in
@@ -53,7 +53,7 @@ class Signal:
     """
 
     def __init__(
-        self, space: Space, voxels: np.ndarray, landmarks: Landmarks, canal: int | None, vertebrae: list[int]
+        self, space: LabelSpace, voxels: np.ndarray, landmarks: Landmarks, canal: int | None, vertebrae: list[int]
     ) -> None:
         """`voxels` (k, j, i): the image on the segmentation's grid."""
         self._space, self._landmarks = space, landmarks
@@ -102,17 +102,17 @@ class Signal:
         return np.asarray(self._image[tuple(np.round(points / self._space.spacing).astype(int).T)])
 
     def _corrected(self, points: np.ndarray) -> np.ndarray:
-        """The same freed from the bias."""
+        """The same after correction of the bias field."""
         return np.asarray(self._seen(points) / self._bias(points))
 
     def _middle_of(self, section: Section) -> float | None:
-        frame, shape = section.seen_in, section.shape
+        frame, shape = section.sampled_in, section.shape
         low, high = shape.ends
         quarter = (high - low) * (1 - _DISC_PART) / 2
         pixel = self._space.pixel
         middle = sum(shape.middles) / 2
         reach = max(abs(shape.middles[0] - shape.middles[1]) * _DISC_PART / 2, pixel)
-        nodes = Nodes.spanning(
+        nodes = SamplingGrid.spanning(
             (-_DISC_MM / 2, _DISC_MM / 2, 2),
             (low + quarter, high - quarter, pixel),
             (middle - reach, middle + reach, pixel / 2),
@@ -131,11 +131,13 @@ class Signal:
             return False
         marrow = []
         for body in self._landmarks.bodies.values():
-            nodes = Nodes.spanning(*((-reach, reach, step) for reach, step in zip(_MARROW_MM, (2, 1, 1), strict=True)))
-            marrow.append(float(np.median(self._sampled(Frame(body.centre, body.frame.axes), nodes))))
+            nodes = SamplingGrid.spanning(
+                *((-reach, reach, step) for reach, step in zip(_MARROW_MM, (2, 1, 1), strict=True))
+            )
+            marrow.append(float(np.median(self._sampled(AnatomicalFrame(body.centre, body.frame.axes), nodes))))
         return not marrow or fluid > _BRIGHTER * float(np.median(marrow))
 
-    def _sampled(self, frame: Frame, nodes: Nodes) -> np.ndarray:
+    def _sampled(self, frame: AnatomicalFrame, nodes: SamplingGrid) -> np.ndarray:
         """Corrected signal (X, Y, Z) at nodes."""
         corners = np.array(
             [frame.point(x, y, z) for x in nodes.x[[0, -1]] for y in nodes.y[[0, -1]] for z in nodes.z[[0, -1]]]
@@ -160,7 +162,7 @@ def _field(values: np.ndarray, first: np.ndarray, spacing: np.ndarray) -> Field:
     return lambda points: map_coordinates(values, ((points - first) / spacing).T, order=1, mode="nearest")
 
 
-def _bias(space: Space, image: np.ndarray, vertebrae: list[int]) -> Field:
+def _bias(space: LabelSpace, image: np.ndarray, vertebrae: list[int]) -> Field:
     """N4's field in the marrow of the given structures; 1 everywhere where there is too little of it."""
     if not vertebrae:
         return _field(np.ones((1, 1, 1)), np.zeros(3), np.ones(3))
@@ -168,17 +170,17 @@ def _bias(space: Space, image: np.ndarray, vertebrae: list[int]) -> Field:
     margin = np.ceil(_BIAS_MARGIN_MM / space.spacing).astype(int)
     low = [max(0, min(box[n].start for box in boxes) - int(margin[n])) for n in range(3)]
     high = [min(image.shape[n], max(box[n].stop for box in boxes) + int(margin[n])) for n in range(3)]
-    part = tuple(map(slice, low, high))
+    crop = tuple(map(slice, low, high))
     factors = [
         max(1, min((b - a) // 4, round(_BIAS_MM / size))) for a, b, size in zip(low, high, space.spacing, strict=True)
     ]
-    coarse = _shrunken(image[part], factors)
+    coarse = _shrunken(image[crop], factors)
     values = sitk.GetArrayViewFromImage(coarse)
     # Above zero, of which N4 takes the logarithm: by a part of the image's own range, whatever its unit.
     coarse = coarse - min(float(values.min()), 0.0) + 1e-5 * float(np.ptp(values))
     table = np.zeros(256, np.float32)
     table[vertebrae] = 1
-    mask = _shrunken(table[space.labels[part]], factors) > _BIAS_SHARE
+    mask = _shrunken(table[space.labels[crop]], factors) > _BIAS_SHARE
     shape = sitk.GetArrayViewFromImage(mask).shape
     field = np.ones(shape)
     if min(shape) >= 2 and sitk.GetArrayViewFromImage(mask).sum() >= _BIAS_LEAST:

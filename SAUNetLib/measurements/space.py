@@ -1,4 +1,4 @@
-"""A label map seen as sagittal slices in millimetres, and its sampling along a structure's own axes."""
+"""A label map as sagittal slices in millimetres, and its resampling along a structure's own axes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ LEFT, _, BACK = np.eye(3)
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Axes of a structure: rows of `axes` (3, 3) are the unit vectors toward left, posterior and superior."""
+class AnatomicalFrame:
+    """A structure's own coordinate system in a `LabelSpace`.
+
+    Attributes:
+        origin: (3,) mm.
+        axes: (3, 3), its rows are the unit vectors toward left, posterior and superior.
+    """
 
     origin: np.ndarray
     axes: np.ndarray
 
     @classmethod
-    def facing(cls, origin: np.ndarray, up: np.ndarray, back: np.ndarray) -> Frame:
+    def facing(cls, origin: np.ndarray, up: np.ndarray, back: np.ndarray) -> AnatomicalFrame:
         """A frame whose third axis is `up` and whose second one is as near to `back` as that allows."""
         up = up / np.linalg.norm(up)
         back = back - (back @ up) * up
@@ -41,7 +46,7 @@ class Frame:
         return self.origin + np.asarray(local, float) @ self.axes
 
 
-class Space:
+class LabelSpace:
     """Labels (S, H, W) with positions in mm along slices (to the left), rows (down) and columns (to the back).
 
     It is the patient's space turned and shifted as a whole, so that distances and angles in it are the patient's.
@@ -57,12 +62,12 @@ class Space:
         self.labels = self._stack.slices
         self.spacing = np.array([self._stack.slice_spacing, *self._stack.pixel])
 
-    def without(self, strays: np.ndarray) -> Space:
-        """The same without some of its voxels (S, H, W) bool."""
-        other = copy.copy(self)
-        other.__dict__.pop("_boxes", None)
-        other.labels = np.where(strays, 0, self.labels)
-        return other
+    def without(self, strays: np.ndarray) -> LabelSpace:
+        """The same with the voxels `strays` (S, H, W) bool as background."""
+        cleaned = copy.copy(self)
+        cleaned.__dict__.pop("_boxes", None)
+        cleaned.labels = np.where(strays, 0, self.labels)
+        return cleaned
 
     def slices_of(self, voxels: np.ndarray) -> np.ndarray:
         """Another array of the same grid (k, j, i) as slices (S, H, W)."""
@@ -113,15 +118,15 @@ class Space:
         """Positions (N, 3) of a structure's voxels, thinned to about `apart` mm, one or (3,) by axis; N > 0."""
         box = self.box(value)
         step = np.maximum(1, np.round(apart / self.spacing)).astype(int)
-        step = np.minimum(step, [max(1, (part.stop - part.start) // 2) for part in box])
-        start = np.array([part.start for part in box]) + step // 2
-        part = self.labels[tuple(slice(int(a), b.stop, int(n)) for a, b, n in zip(start, box, step, strict=True))]
-        if (part == value).any():
-            return (np.argwhere(part == value) * step + start) * self.spacing
+        step = np.minimum(step, [max(1, (labels.stop - labels.start) // 2) for labels in box])
+        start = np.array([labels.start for labels in box]) + step // 2
+        labels = self.labels[tuple(slice(int(a), b.stop, int(n)) for a, b, n in zip(start, box, step, strict=True))]
+        if (labels == value).any():
+            return (np.argwhere(labels == value) * step + start) * self.spacing
         # A few voxels may all lie between those looked at.
-        return (np.argwhere(self.labels[box] == value) + [part.start for part in box]) * self.spacing
+        return (np.argwhere(self.labels[box] == value) + [labels.start for labels in box]) * self.spacing
 
-    def sample(self, value: int, frame: Frame, nodes: Nodes) -> np.ndarray:
+    def sample(self, value: int, frame: AnatomicalFrame, nodes: SamplingGrid) -> np.ndarray:
         """How much of a structure lies at nodes in a frame: (X, Y, Z) float32, 0 to 1.
 
         Between voxels the mask is interpolated linearly; its outline is where the value is one half.
@@ -138,8 +143,8 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Nodes:
-    """Evenly spaced nodes along a frame's axes: left x (X,), posterior y (Y,), superior z (Z,), mm."""
+class SamplingGrid:
+    """The nodes of a regular grid along a frame's axes: left x (X,), posterior y (Y,), superior z (Z,), mm."""
 
     x: np.ndarray
     y: np.ndarray
@@ -148,12 +153,14 @@ class Nodes:
     @classmethod
     def spanning(
         cls, x: tuple[float, float, float], y: tuple[float, float, float], z: tuple[float, float, float]
-    ) -> Nodes:
+    ) -> SamplingGrid:
         """From first, last and step of each axis."""
         return cls(*(np.linspace(a, b, max(2, round((b - a) / step) + 1)) for a, b, step in (x, y, z)))
 
 
-def resample(values: np.ndarray, first: np.ndarray, spacing: np.ndarray, frame: Frame, nodes: Nodes) -> np.ndarray:
+def resample(
+    values: np.ndarray, first: np.ndarray, spacing: np.ndarray, frame: AnatomicalFrame, nodes: SamplingGrid
+) -> np.ndarray:
     """Values (S, H, W) float32, whose first voxel lies at `first`, at nodes: (X, Y, Z) float32, 0 outside."""
     image = sitk.GetImageFromArray(values)
     image.SetOrigin(first[::-1].tolist())

@@ -11,9 +11,9 @@ from ..anatomy import PARTS_OFFSET, encodings
 from ..parts import merge_parts
 from ..segmentation import Notice, Segmentation
 from .centreline import Centreline
+from .endplates import Section
 from .landmarks import Landmarks, find_landmarks
-from .plates import Section
-from .space import Space
+from .space import LabelSpace
 
 _WALL_MARGIN_MM = 1.0
 """Beside the canal the cut lies so far behind the body's posterior wall."""
@@ -42,7 +42,7 @@ def split_parts(segmentation: Segmentation) -> Segmentation:
     """
     segmentation.require_levels()
     segmentation = merge_parts(segmentation)
-    space = Space(segmentation.labels, segmentation.geometry)
+    space = LabelSpace(segmentation.labels, segmentation.geometry)
     kinds = {value: segmentation.known[value].kind for value in space.values}
     vertebrae = [value for value, kind in kinds.items() if kind == "vertebra"]
     discs = [value for value, kind in kinds.items() if kind == "disc"]
@@ -69,7 +69,7 @@ def split_parts(segmentation: Segmentation) -> Segmentation:
     )
 
 
-def _rear(space: Space, landmarks: Landmarks, value: int, mask: np.ndarray) -> np.ndarray:
+def _rear(space: LabelSpace, landmarks: Landmarks, value: int, mask: np.ndarray) -> np.ndarray:
     """The voxels (of a mask cut to the vertebra's box) that are posterior elements."""
     rear = np.zeros_like(mask)
     if landmarks.line is None:
@@ -101,7 +101,10 @@ def _behind_wall(points: np.ndarray, line: Centreline, section: Section) -> tupl
 
 
 def _tidied(mask: np.ndarray, rear: np.ndarray, reaches: np.ndarray, voxel: float) -> np.ndarray:
-    """Islands given back: in front of the cut, what is no large part of the body; behind it, what never gets far."""
+    """The posterior elements after clean-up: small islands in front join them, stubs behind the wall rejoin the body.
+
+    `reaches` are the voxels behind the canal's middle, `voxel` is the volume of one, mm3.
+    """
     front = cc3d.connected_components(mask & ~rear, connectivity=6)
     volume = np.bincount(front.ravel())
     volume[0] = 0

@@ -48,4 +48,4 @@ def _write_csv(measurements: Measurements, file: TextIO) -> None:
 
 
 def _quality(row: StructureMeasures) -> str:
-    return "; ".join(f"{name}: {' '.join(one.flags)}" for name, one in row.measures.items() if one.flags)
+    return "; ".join(f"{name}: {' '.join(measure.flags)}" for name, measure in row.measures.items() if measure.flags)

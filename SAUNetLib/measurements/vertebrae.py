@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .plates import Section
+from .endplates import Section
 from .results import LOW_CONFIDENCE, MISSING, PARTIAL, Measure
 
 HEIGHTS = ("height_anterior_mm", "height_middle_mm", "height_posterior_mm")
@@ -76,8 +76,10 @@ def height_losses(bodies: Sequence[Mapping[str, Measure]]) -> list[dict[str, Mea
     so much that one of it may be collapsed, and where the bodies compared with are flat themselves. The bands follow
     Genant et al. 1993: from 20 % grade 1, from 25 % grade 2, from 40 % grade 3.
     """
-    table = np.array([[np.nan if one[name].value is None else one[name].value for name in _COMPARED] for one in bodies])
-    sure = [not one[HEIGHTS[0]].flags for one in bodies]
+    table = np.array(
+        [[np.nan if body[name].value is None else body[name].value for name in _COMPARED] for body in bodies]
+    )
+    sure = [not body[HEIGHTS[0]].flags for body in bodies]
     results = []
     for n, own in enumerate(table):
         near, doubt = _compared_with(n, table, sure)

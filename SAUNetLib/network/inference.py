@@ -1,4 +1,4 @@
-"""The network made ready to answer, not to learn: the same function in fewer passes over memory."""
+"""The network optimised for inference: the same function in fewer passes over memory."""
 
 from __future__ import annotations
 

@@ -107,15 +107,15 @@ class SAUNet(nn.Module):
             rough = self.rough(slices)
             by_distance = self.masks(rough)
             for number in range(slices.shape[0]):
-                waiting.append(_one(rough, number))
-                masks.append(tuple(_one(maps, number) for maps in by_distance))
+                waiting.append(_maps_of_slice(rough, number))
+                masks.append(tuple(_maps_of_slice(maps, number) for maps in by_distance))
                 if len(waiting) > len(by_distance):
                     yield self._next(waiting, masks)
         while waiting:
             yield self._next(waiting, masks)
 
     def _next(self, waiting: deque[Maps], masks: deque[tuple[Maps, ...]]) -> Tensor:
-        """Scores of the slice that waits longest, which then waits no more."""
+        """Scores of the first slice in the queue, which leaves it."""
         due = len(masks) - len(waiting)
         steps = [step for d in range(1, len(masks[due]) + 1) for step in (-d, d)]
         beside = [masks[due + step][abs(step) - 1] for step in steps if 0 <= due + step < len(masks)]
@@ -142,6 +142,6 @@ class SAUNet(nn.Module):
         return [self.isa] if isinstance(self.isa, InterSliceAttention) else list(self.isa)  # type: ignore[arg-type]
 
 
-def _one(maps: Maps, number: int) -> Maps:
-    """The maps of one of the slices."""
+def _maps_of_slice(maps: Maps, number: int) -> Maps:
+    """The maps (1, C, H, W) of one slice."""
     return tuple(part[number : number + 1] for part in maps)

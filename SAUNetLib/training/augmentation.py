@@ -1,4 +1,4 @@
-"""What a stack of slices goes through before the network sees it: other scanners, contrasts and fields of view."""
+"""Augmentation of training stacks: scanners, contrasts, artefacts and fields of view."""
 
 from __future__ import annotations
 

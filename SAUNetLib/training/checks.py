@@ -44,7 +44,7 @@ NARROWEST_MM = 30.0
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that was found: the code of the error that it is, or an own one where it is only to be known."""
+    """A finding: the code of an error, or one of its own for a remark, and a text."""
 
     code: str
     text: str
@@ -121,9 +121,9 @@ class DatasetReport:
             places = [(self.folder.resolve().name, getattr(self, f"{title}s"))]
             places += [(case.name, getattr(case, f"{title}s")) for case in self.cases]
             for name, findings in places:
-                for one in findings:
-                    console.print(f"[{colour}]{title} {one.code}:[/] ", end="")
-                    console.print(f"{name}: {one.text}", markup=False)
+                for finding in findings:
+                    console.print(f"[{colour}]{title} {finding.code}:[/] ", end="")
+                    console.print(f"{name}: {finding.text}", markup=False)
         number = sum(bool(case.problems) for case in self.cases)
         count = f"{len(self.cases)} case" + "s" * (len(self.cases) != 1)
         console.print(
@@ -144,7 +144,7 @@ def check_dataset(folder: Path) -> DatasetReport:
     with _noted(report.problems):
         info = read_info(folder)
     report.draws = info.draws
-    report.problems += _lonely(images, labels)
+    report.problems += _without_partner(images, labels)
     seen: dict[str, str] = {}
     with _noted(report.problems):
         pairs = pair_files(folder, images, labels, info)
@@ -158,17 +158,17 @@ def check_dataset(folder: Path) -> DatasetReport:
 
 @contextmanager
 def _noted(problems: list[Finding]) -> Iterator[None]:
-    """A failure inside becomes a problem among the others."""
+    """Turns a failure inside the block into a problem in the list."""
     try:
         yield
     except SAUNetError as error:
         problems.append(Finding(error.code, f"{error.cause} {error.remedy}"))
 
 
-def _lonely(images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Iterator[Finding]:
-    for found, other, missing in ((images, labels, "label map"), (labels, images, "image")):
-        for name, paths in found.items():
-            if name not in other:
+def _without_partner(images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Iterator[Finding]:
+    for paths_by_name, counterparts, missing in ((images, labels, "label map"), (labels, images, "image")):
+        for name, paths in paths_by_name.items():
+            if name not in counterparts:
                 yield Finding("INPUT_NOT_FOUND", f"{paths[0].name} has no {missing} beside it.")
             if len(paths) > 1:
                 names = ", ".join(path.name for path in paths)
@@ -183,10 +183,10 @@ def _about_patients(pairs: Collection[CaseFiles]) -> Iterator[Finding]:
     apart = all(files.patient == files.name for files in pairs)
     if apart and 1 < len(begun) < len(pairs):  # not where all begin alike, as in case_1, case_2
         alike = next(name for name, count in begun.items() if count > 1)
-        one, other = [files.name for files in pairs if files.name.partition("_")[0] == alike][:2]
+        first, second = [files.name for files in pairs if files.name.partition("_")[0] == alike][:2]
         yield Finding(
             "PATIENTS",
-            f"{one} and {other} count as two patients. If they are one, whose images must not be both trained and "
+            f"{first} and {second} count as two patients. If they are one, whose images must not be both trained and "
             f'validated on, say so in {INFO}: {{"patient_before": "_"}}',
         )
 

@@ -127,13 +127,13 @@ def check_drawn(cases: Sequence[Case], folder: Path, kept_out: Sequence[Case] = 
         InputError: INPUT_LABELS.
     """
 
-    def found(some: Sequence[Case]) -> set[str]:
-        return {name for name, value in DRAWN.items() if any(bool((case.labels == value).any()) for case in some)}
+    def drawn_in(labelled: Sequence[Case]) -> set[str]:
+        return {name for name, value in DRAWN.items() if any(bool((case.labels == value).any()) for case in labelled)}
 
-    missing, remedy = never_drawn(read_info(folder), found(cases))
+    missing, remedy = never_drawn(read_info(folder), drawn_in(cases))
     if not missing:
         return
-    if found(kept_out) & set(missing):
+    if drawn_in(kept_out) & set(missing):
         remedy = "Only cases to validate on have it: name others as validation in the configuration"
     raise InputError("INPUT_LABELS", f"no case to train on of {folder.name} has a {' or a '.join(missing)}", remedy)
 

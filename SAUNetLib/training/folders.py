@@ -82,7 +82,7 @@ class CaseFiles:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImage:
     """A labelled image.
 
     Attributes:
@@ -119,28 +119,28 @@ def recognise(values: Iterable[int], name: str) -> EncodingName | None:
     Raises:
         InputError: INPUT_LABELS, no encoding has these values, or two have them and mean different things.
     """
-    found = sorted(set(values) - {BACKGROUND, UNKNOWN})
-    if not found:
+    present = sorted(set(values) - {BACKGROUND, UNKNOWN})
+    if not present:
         return None
-    fitting = [kind for kind, meaning in meanings().items() if meaning.keys() >= set(found)]
-    if fitting == ["spider"] and max(found) < SPIDER_CANAL:
+    fitting = [kind for kind, meaning in meanings().items() if meaning.keys() >= set(present)]
+    if fitting == ["spider"] and max(present) < SPIDER_CANAL:
         raise InputError(
             "INPUT_LABELS",
-            f"the labels of {name} hold only small numbers, which fit no encoding: {found}",
+            f"the labels of {name} hold only small numbers, which fit no encoding: {present}",
             "Slicer's own export numbers the segments like this: export from SAUNet's panel instead. If they are "
             f'vertebrae in the values of SPIDER, say so in {INFO}: {{"encoding": "spider", "draws": ["vertebra"]}}',
         )
     if not fitting:
-        nowhere = [value for value in found if not any(value in meaning for meaning in meanings().values())]
+        nowhere = [value for value in present if not any(value in meaning for meaning in meanings().values())]
         raise InputError(
             "INPUT_LABELS",
             f"the labels of {name} hold values without a meaning: {nowhere}"
             if nowhere
-            else f"the labels of {name} hold values that no single encoding has together: {found}",
+            else f"the labels of {name} hold values that no single encoding has together: {present}",
             "Use 1 vertebra, 2 disc, 3 spinal canal, or the values of SAUNet, TotalSpineSeg or SPIDER; "
             "255 for what is not known",
         )
-    if fitting[0] != "classes" and len({tuple(meanings()[kind][value] for value in found) for kind in fitting}) > 1:
+    if fitting[0] != "classes" and len({tuple(meanings()[kind][value] for value in present) for kind in fitting}) > 1:
         raise InputError(
             "INPUT_LABELS",
             f"the labels of {name} fit the encodings {' and '.join(fitting)}, which mean different things",
@@ -230,13 +230,13 @@ def _spider_layout(folder: Path) -> bool:
 
 def _named(folder: Path, tail: str) -> dict[str, list[Path]]:
     """Image files whose names end in a tail before their ending, by what stands before it."""
-    found: dict[str, list[Path]] = {}
+    paths: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         ending = ending_of(path, IMAGES)
         stem = path.name[: len(path.name) - len(ending)]
         if ending and not stem.startswith(".") and stem.endswith(tail) and stem != tail:
-            found.setdefault(stem.removesuffix(tail), []).append(path)
-    return found
+            paths.setdefault(stem.removesuffix(tail), []).append(path)
+    return paths
 
 
 def pair_files(
@@ -262,7 +262,7 @@ def pair_files(
 
 
 def find_cases(folder: Path) -> dict[str, CaseFiles]:
-    """The pairs of a folder that holds nothing but pairs: a case that lost its partner is not left out unsaid.
+    """The pairs of a folder; refuses one in which an image or a label map has no partner.
 
     Raises:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
@@ -285,7 +285,7 @@ def case_names(folder: Path) -> list[str]:
     return list(find_cases(folder))
 
 
-def read_labelled(files: CaseFiles, info: DatasetInfo) -> Labelled:
+def read_labelled(files: CaseFiles, info: DatasetInfo) -> LabelledImage:
     """Image and classes of one case.
 
     Raises:
@@ -297,13 +297,13 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> Labelled:
     truth = on_grid(read_label_map(files), volume.geometry, "its image")
     classes, encoding = as_classes(truth.voxels, info, files.name)
     labels, _ = without_specks(classes, volume.geometry.voxel_volume)
-    return Labelled(volume, labels, encoding)
+    return LabelledImage(volume, labels, encoding)
 
 
 def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
     """Image and class labels (k, j, i) uint8 of one case of a folder; as `read_labelled`."""
-    one = read_labelled(find_cases(folder)[name], read_info(folder))
-    return one.volume, one.labels
+    labelled = read_labelled(find_cases(folder)[name], read_info(folder))
+    return labelled.volume, labelled.labels
 
 
 def read_label_map(files: CaseFiles) -> Volume:
@@ -322,17 +322,17 @@ def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.nda
         InputError: INPUT_LABELS for values without a meaning, or a structure that the folder is said not to draw.
     """
     labels = as_labels(voxels, f"the label map of {name}")
-    found = list(count_labels(labels))
-    encoding = info.encoding or recognise(found, name)
+    values = list(count_labels(labels))
+    encoding = info.encoding or recognise(values, name)
     table = {UNKNOWN: UNKNOWN, **(meanings()[encoding] if encoding else {})}
-    unknown = [value for value in found if value not in table]
+    unknown = [value for value in values if value not in table]
     if unknown:
         raise InputError(
             "INPUT_LABELS",
             f"the labels of {name} hold values that the encoding {encoding} does not have: {unknown}",
             f"Correct the labels, or the encoding in {INFO}",
         )
-    present = {table[value] for value in found} - {BACKGROUND, UNKNOWN}
+    present = {table[value] for value in values} - {BACKGROUND, UNKNOWN}
     if not present <= set(info.classes):
         names = [title for title, value in DRAWN.items() if value in present - set(info.classes)]
         raise InputError(

@@ -81,10 +81,10 @@ def _print_figures(figures: Mapping[str, Mapping[str, Sequence[float | None]]]) 
     table.add_column("Structure")
     for title in FIGURES.values():
         table.add_column(title, justify="right")
-    for title, found in figures.items():
+    for title, of_title in figures.items():
         for structure in (*CLASS_NAMES[1:], "mean"):
-            row = [cell(*found.get(f"{figure} {structure}", (None, None))) for figure in FIGURES]
-            if any(one != "-" for one in row):
+            row = [cell(*of_title.get(f"{figure} {structure}", (None, None))) for figure in FIGURES]
+            if any(text != "-" for text in row):
                 table.add_row(title, structure, *row)
     table_console().print(table)
 
@@ -160,7 +160,7 @@ def _with_validation(config: TrainingConfig, cases: Mapping[str, Sequence[str]])
     Raises:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY, there are not the cases for it.
     """
-    names = {name for some in cases.values() for name in some}
+    names = {name for folder_cases in cases.values() for name in folder_cases}
     missing = sorted(set(config.validation) - names)
     if missing:
         raise InputError(

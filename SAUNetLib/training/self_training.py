@@ -81,9 +81,9 @@ def complete_labels(model: Model, volume: Volume, vertebra: np.ndarray) -> np.nd
     What is drawn is believed, also where it says that there is no vertebra. Beside the canal a teacher that never saw
     such slices finds discs where none is drawn: there its discs and canal are left unknown.
     """
-    rest = probabilities(model, volume.voxels[0], volume.geometry.spacing[0]).clone()
-    rest[VERTEBRA] = 0
-    sure, labels = (rest / rest.sum(0)).max(0)
+    others = probabilities(model, volume.voxels[0], volume.geometry.spacing[0]).clone()
+    others[VERTEBRA] = 0
+    sure, labels = (others / others.sum(0)).max(0)
     labels = torch.where(sure >= CONFIDENT, labels.to(torch.uint8), UNKNOWN)
     if vertebra.mean() < LATERAL:
         labels[labels > 0] = UNKNOWN

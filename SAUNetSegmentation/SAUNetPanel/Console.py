@@ -34,7 +34,7 @@ def heard(take: Callable[[str], Any]) -> Iterator[None]:
 
 
 class _Echo:
-    """The Python console, and someone who hears it, too."""
+    """A stream that writes to the Python console and to a listener."""
 
     def __init__(self, console: Any, take: Callable[[str], Any]) -> None:
         self._console, self._take, self._rest = console, take, ""

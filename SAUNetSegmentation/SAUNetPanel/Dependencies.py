@@ -53,8 +53,9 @@ _SETTING = "SAUNetSegmentation/secondsPerMegavoxel/"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the check: what, whether it is fine (None where it is only worth knowing), details."""
+class CheckRow:
+    """One row of the table that `Dependencies.check` makes: what was checked, whether it is fine (None: for information
+    only), and details."""
 
     name: str
     fine: bool | None
@@ -82,7 +83,7 @@ class Dependencies:
 
     def missing(self) -> list[str]:
         """The specifiers that are not met, torch among them."""
-        return [one for one in [TORCH, *self.requirements()] if not isMet(one)]
+        return [specifier for specifier in [TORCH, *self.requirements()] if not isMet(specifier)]
 
     def models(self) -> list[str]:
         """Names of the models that are installed: the user's own and the shipped ones."""
@@ -90,27 +91,27 @@ class Dependencies:
 
     # -- check -------------------------------------------------------------------------------------------------------
 
-    def check(self, volumeNode: Any = None) -> list[Row]:
+    def check(self, volumeNode: Any = None) -> list[CheckRow]:
         """What this computer has; torch is not imported for it."""
         torch = versionOf("torch")
         build = _torchBuild(torch) if torch else _("not installed")
         free = shutil.disk_usage(tempfile.gettempdir()).free
         rows = [
-            Row("Slicer", slicerVersion() >= (5, 10), f"{slicer.app.majorVersion}.{slicer.app.minorVersion}"),
-            Row("Python", sys.version_info >= (3, 11), platform.python_version()),
-            Row("SAUNet", True, __version__),
-            Row("PyTorch", torch is not None and isMet(TORCH), f"{(torch or '').split('+')[0]} {build}".strip()),
+            CheckRow("Slicer", slicerVersion() >= (5, 10), f"{slicer.app.majorVersion}.{slicer.app.minorVersion}"),
+            CheckRow("Python", sys.version_info >= (3, 11), platform.python_version()),
+            CheckRow("SAUNet", True, __version__),
+            CheckRow("PyTorch", torch is not None and isMet(TORCH), f"{(torch or '').split('+')[0]} {build}".strip()),
         ]
-        for one in self.requirements():
-            name = Requirement(one).name
-            rows.append(Row(name, isMet(one), versionOf(name) or _("not installed")))
+        for specifier in self.requirements():
+            name = Requirement(specifier).name
+            rows.append(CheckRow(name, isMet(specifier), versionOf(name) or _("not installed")))
         return [
             *rows,
-            Row(_("Graphics card"), None, graphicsCard() or _("none; the processor is used")),
-            Row(_("Memory"), None, f"{totalMemory() / 2**30:.0f} GB" if totalMemory() else _("unknown")),
+            CheckRow(_("Graphics card"), None, graphicsCard() or _("none; the processor is used")),
+            CheckRow(_("Memory"), None, f"{totalMemory() / 2**30:.0f} GB" if totalMemory() else _("unknown")),
             self._modelRow(),
-            Row(_("Free disk"), free >= LEAST_DISK or not self.missing(), f"{free / 1e9:.0f} GB"),
-            *([Row(_("Estimated time"), None, self.estimate(volumeNode))] if volumeNode is not None else []),
+            CheckRow(_("Free disk"), free >= LEAST_DISK or not self.missing(), f"{free / 1e9:.0f} GB"),
+            *([CheckRow(_("Estimated time"), None, self.estimate(volumeNode))] if volumeNode is not None else []),
         ]
 
     def checkHtml(self, volumeNode: Any = None) -> str:
@@ -122,16 +123,16 @@ class Dependencies:
         )
         return f"<table cellspacing='3'>{''.join(cells)}</table>"
 
-    def _modelRow(self) -> Row:
+    def _modelRow(self) -> CheckRow:
         try:
             path = find_model()
             card = ModelCard.read(path.with_suffix(".json"))
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         except (SAUNetError, OSError):
-            return Row(_("Model"), False, _("not installed"))
-        if found != card.sha256:
-            return Row(_("Model"), False, _("damaged: its SHA-256 does not match"))
-        return Row(_("Model"), True, f"{card.name} {card.version} ({found[:12]})")
+            return CheckRow(_("Model"), False, _("not installed"))
+        if sha256 != card.sha256:
+            return CheckRow(_("Model"), False, _("damaged: its SHA-256 does not match"))
+        return CheckRow(_("Model"), True, f"{card.name} {card.version} ({sha256[:12]})")
 
     def remember(self, volumeNode: Any, device: str, seconds: float) -> None:
         """Keep how long a run took, for `estimate`."""
@@ -167,12 +168,12 @@ class Dependencies:
         if not ask(text.format(packages="\n".join(missing))):
             return False
         self.log.emit(_("Installing {packages}").format(packages=", ".join(missing)))
-        rest = [one for one in missing if one != TORCH]
+        others = [specifier for specifier in missing if specifier != TORCH]
         with self._watched() as constraints:
             if TORCH in missing:
                 _installTorch(constraints)
-            if rest:
-                _pipInstall(rest, constraints)
+            if others:
+                _pipInstall(others, constraints)
         return self._verified()
 
     def installBundle(self, path: Path, ask: Callable[[str], bool]) -> bool:
@@ -271,9 +272,9 @@ def isMet(requirement: str) -> bool:
     wanted = Requirement(requirement)
     if not _isFor(wanted):
         return True
-    found = versionOf(wanted.name)
+    installed = versionOf(wanted.name)
     try:  # what is installed may well be a pre-release: a nightly build of a later version
-        return found is not None and wanted.specifier.contains(found, prereleases=True)
+        return installed is not None and wanted.specifier.contains(installed, prereleases=True)
     except InvalidVersion:
         return False
 

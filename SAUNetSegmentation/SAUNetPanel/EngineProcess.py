@@ -173,11 +173,11 @@ class EngineProcess:
             self._take("err", self._process.readAllStandardError().data())
 
     def _take(self, channel: str, data: bytes) -> None:
-        """Whole lines are worked on, the rest waits for its end."""
-        *lines, rest = (self._pending[channel] + data).split(b"\n")
-        if len(rest) > LONGEST_LINE:
-            lines, rest = [*lines, rest], b""
-        self._pending[channel] = rest
+        """Handle the complete lines; an unfinished one waits for its end."""
+        *lines, unfinished = (self._pending[channel] + data).split(b"\n")
+        if len(unfinished) > LONGEST_LINE:
+            lines, unfinished = [*lines, unfinished], b""
+        self._pending[channel] = unfinished
         for line in lines:
             self._line(channel, line)
 

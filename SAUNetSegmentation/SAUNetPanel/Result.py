@@ -1,4 +1,4 @@
-"""A result in the scene: what it says of itself, what a hand changed of it, its label map."""
+"""A result in the scene: its provenance, whether it was edited by hand, its label map."""
 
 import hashlib
 import json
@@ -57,7 +57,7 @@ def recognise(node: Any) -> None:
 
 def _hasParts(segments: list[tuple[str, Any]]) -> bool:
     parts, whole = (encodings()[name].structures for name in ("parts", "levels"))
-    names = {one.name for one in parts.values()} - {one.name for one in whole.values()}
+    names = {structure.name for structure in parts.values()} - {structure.name for structure in whole.values()}
     return any(segment.GetName() in names for _segmentId, segment in segments)
 
 
@@ -82,7 +82,9 @@ def warningsOf(node: Any) -> list[dict[str, str]]:
         warnings = json.loads(provenance(node).get("warnings", "[]"))
     except ValueError:
         return []
-    return [one for one in warnings if isinstance(one, dict) and "text" in one] if isinstance(warnings, list) else []
+    if not isinstance(warnings, list):
+        return []
+    return [warning for warning in warnings if isinstance(warning, dict) and "text" in warning]
 
 
 def encodingOf(node: Any) -> Encoding:
@@ -101,7 +103,7 @@ def labelValues(node: Any) -> dict[str, int]:
     by_id = {segmentIdOf(value, encoding.name): value for value in encoding.structures}
     segments = [(segmentId, segment.GetName()) for segmentId, segment in segmentsOf(node.GetSegmentation())]
     values: dict[str, int] = {}
-    for wanted in ({one: by_name.get(name) for one, name in segments}, by_id):
+    for wanted in ({segmentId: by_name.get(name) for segmentId, name in segments}, by_id):
         for segmentId, _name in segments:
             value = wanted.get(segmentId)
             if value and segmentId not in values and value not in values.values():
@@ -124,11 +126,13 @@ def labelMapHeader(node: Any, labels: np.ndarray) -> Any:
 
     about = provenance(node)
     values, segments = labelValues(node), dict(segmentsOf(node.GetSegmentation()))
-    present = {values[one]: segment for one, segment in segments.items() if (labels == values[one]).any()}
+    present = {
+        values[segmentId]: segment for segmentId, segment in segments.items() if (labels == values[segmentId]).any()
+    }
     return Header(
         encodingOf(node).name,
         {key: value for key, value in about.items() if key not in ("encoding", "warnings")},
-        [Notice(str(one.get("code", "")), str(one["text"])) for one in warningsOf(node)],
+        [Notice(str(warning.get("code", "")), str(warning["text"])) for warning in warningsOf(node)],
         [value for value, segment in present.items() if _tag(segment, PARTIAL_TAG)],
         {value: segment.GetName() for value, segment in present.items()},
     )

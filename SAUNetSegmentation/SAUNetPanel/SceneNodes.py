@@ -406,7 +406,8 @@ def _vector(*parts: float) -> str:
 
 def fileName(name: str) -> str:
     """A name without the characters that a file's name cannot have on every system."""
-    return "".join("-" if one in '<>:"/\\|?*' or ord(one) < 32 else one for one in name).strip(" .") or "segment"
+    allowed = ("-" if character in '<>:"/\\|?*' or ord(character) < 32 else character for character in name)
+    return "".join(allowed).strip(" .") or "segment"
 
 
 def _writeSurface(surface: Any, path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from ...anatomy import value_of
 from .canvas import Canvas, Region
 from .shapes import Point, capsule, ellipsoid
-from .spine import SACRAL_HOLLOW, SACRUM_DEPTH, SACRUM_HALF_WIDTH, Disc, Frame, Spine, Vertebra, between
+from .spine import SACRAL_HOLLOW, SACRUM_DEPTH, SACRUM_HALF_WIDTH, Disc, LocalFrame, Spine, Vertebra, frame_between
 from .tissues import Tissue
 
 CORTEX_MM = 0.9
@@ -49,11 +49,11 @@ def _footprint(x: np.ndarray, y: np.ndarray, width: float, depth: float) -> np.n
 
 def _endplates(body: Vertebra, x: np.ndarray, y: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Heights of the lower and the upper endplate above points of the body's middle plane."""
-    place = body.frame
+    frame = body.frame
     surfaces = []
     for plate, hollow, sign in ((body.lower, body.hollow[0], 1), (body.upper, body.hollow[1], -1)):
-        normal = place.axes @ plate.axes[2]
-        offset = float((plate.centre - place.centre) @ place.axes[2])
+        normal = frame.axes @ plate.axes[2]
+        offset = float((plate.centre - frame.centre) @ frame.axes[2])
         flat = np.float32(offset) - np.float32(normal[0] / normal[2]) * x - np.float32(normal[1] / normal[2]) * y
         surfaces.append(flat + np.float32(sign * hollow) * np.maximum(1 - r * r, 0))
     return surfaces[0], surfaces[1]
@@ -118,12 +118,12 @@ def _paint_marrow_findings(
 def paint_disc(canvas: Canvas, disc: Disc, above: Vertebra, below: Vertebra | None, rng: np.random.Generator) -> None:
     """Annulus and nucleus between two endplates; the bodies are painted over its rims afterwards."""
     draws = rng.uniform(size=4)
-    place = disc.frame
+    frame = disc.frame
     half = (disc.width / 2 + 4, disc.depth / 2 + 5, 14.0)
-    region = canvas.local_box(place, tuple(-h for h in half), half)  # type: ignore[arg-type]
+    region = canvas.local_box(frame, tuple(-h for h in half), half)  # type: ignore[arg-type]
     if region is None:
         return
-    x, y, _ = region.local(place)
+    x, y, _ = region.local(frame)
     r = _footprint(x, y, disc.width, disc.depth)
     over = _from_lower_endplate(region, above)
     if below is not None:
@@ -155,29 +155,29 @@ def _from_lower_endplate(region: Region, above: Vertebra) -> np.ndarray:
     return _endplates(above, x, y, _footprint(x, y, above.width, above.depth))[0] - z
 
 
-def _joint(spine: Spine, n: int, side: int) -> tuple[np.ndarray, np.ndarray, Frame]:
+def _joint(spine: Spine, n: int, side: int) -> tuple[np.ndarray, np.ndarray, LocalFrame]:
     """The facet joint under vertebra n: centre, normal from the lower vertebra's facet to the upper one's, frame."""
     upper = spine.vertebrae[n]
     disc = spine.discs[n]
     depth, width = upper.canal
     if n:
         lower = spine.vertebrae[n - 1]
-        place, back, shift = lower.frame, lower.depth / 2, lower.arch_shift
+        frame, back, shift = lower.frame, lower.depth / 2, lower.arch_shift
         lateral = (lower.canal[1] + lower.pedicle) / 2 + 1.0
         z = lower.height / 2 + 0.5 * (disc.upper.centre - disc.lower.centre) @ disc.frame.axes[2]
     else:
-        place, back, shift = disc.lower, disc.depth / 2, 0.0
+        frame, back, shift = disc.lower, disc.depth / 2, 0.0
         lateral, z = (width + upper.pedicle) / 2 + 1.5, 4.0
-    centre = place.at(side * (lateral - 1), back + shift + 0.78 * depth, float(z))
+    centre = frame.at(side * (lateral - 1), back + shift + 0.78 * depth, float(z))
     turn = np.radians(48 if upper.lumbar else 75)
-    normal = np.array((-side * np.cos(turn), np.sin(turn), 0.12)) @ place.axes
-    return centre, normal / np.linalg.norm(normal), place
+    normal = np.array((-side * np.cos(turn), np.sin(turn), 0.12)) @ frame.axes
+    return centre, normal / np.linalg.norm(normal), frame
 
 
 def _arch(canvas: Canvas, spine: Spine, n: int, draws: np.ndarray) -> Iterator[Part]:
     """Pedicles, articular processes, laminae, transverse and spinous processes, cut at the joints."""
     v = spine.vertebrae[n]
-    place, height = v.frame, v.height
+    frame, height = v.frame, v.height
     depth, width = v.canal
     back = v.depth / 2
     arch = back + v.arch_shift
@@ -187,7 +187,7 @@ def _arch(canvas: Canvas, spine: Spine, n: int, draws: np.ndarray) -> Iterator[P
     rod = 0.25 * height
 
     def make(start: Point, end: Point, radii: tuple[float, float], flat: Point = (1, 1, 1)) -> Part | None:
-        return capsule(canvas, place, (start, end), radii, flat)
+        return capsule(canvas, frame, (start, end), radii, flat)
 
     for side in (-1, 1):
         x = side * lateral
@@ -231,7 +231,7 @@ def _cut(part: Part, centre: np.ndarray, normal: np.ndarray, keep: int, gap: flo
     """A part without what lies beyond a joint's plane."""
     region, distance = part
     axes = np.stack((np.zeros(3), np.zeros(3), normal))
-    beyond = region.local(Frame(centre, axes))[2]
+    beyond = region.local(LocalFrame(centre, axes))[2]
     return region, np.maximum(distance, np.float32(gap) - keep * beyond)
 
 
@@ -282,12 +282,12 @@ def _paint_inside(parts: list[Part]) -> None:
 
 def _paint_joint(canvas: Canvas, spine: Spine, n: int) -> None:
     for side in (-1, 1):
-        centre, normal, place = _joint(spine, n, side)
-        made = ellipsoid(canvas, Frame(centre, place.axes), (0, 0, 0), (6.5, 6.5, 7.5))
+        centre, normal, frame = _joint(spine, n, side)
+        made = ellipsoid(canvas, LocalFrame(centre, frame.axes), (0, 0, 0), (6.5, 6.5, 7.5))
         if made is None:
             continue
         region, r = made
-        across = region.local(Frame(centre, np.stack((np.zeros(3), np.zeros(3), normal))))[2]
+        across = region.local(LocalFrame(centre, np.stack((np.zeros(3), np.zeros(3), normal))))[2]
         free = region.label == 0
         region.paint((r < 1.25) & (r >= 0.95) & free & (np.abs(across) < 2.5), Tissue.LIGAMENT)
         region.paint((r < 1) & free & (np.abs(across) < 0.8), Tissue.CARTILAGE)
@@ -328,28 +328,30 @@ def paint_sacrum(canvas: Canvas, spine: Spine) -> None:
     _paint_sacral_facets(canvas, spine)
 
 
-def _paint_alae(canvas: Canvas, sacrum: list[Frame], scale: float) -> None:
+def _paint_alae(canvas: Canvas, sacrum: list[LocalFrame], scale: float) -> None:
     """The wings beside S1 to S3, cut off at the sacroiliac joints."""
     for side in (-1, 1):
-        for place, centre, radii in (
-            (between(sacrum[0], sacrum[1]), (32.0, 1.0, -3.0), (24.0, 16.0, 23.0)),
-            (between(sacrum[1], sacrum[2]), (30.0, 2.0, 0.0), (19.0, 13.0, 22.0)),
-            (between(sacrum[2], sacrum[3]), (24.0, 1.0, 0.0), (14.0, 9.0, 17.0)),
+        for frame, centre, radii in (
+            (frame_between(sacrum[0], sacrum[1]), (32.0, 1.0, -3.0), (24.0, 16.0, 23.0)),
+            (frame_between(sacrum[1], sacrum[2]), (30.0, 2.0, 0.0), (19.0, 13.0, 22.0)),
+            (frame_between(sacrum[2], sacrum[3]), (24.0, 1.0, 0.0), (14.0, 9.0, 17.0)),
         ):
             at = (side * centre[0] * scale, centre[1] * scale, centre[2] * scale)
-            made = ellipsoid(canvas, place, at, tuple(r * scale for r in radii))  # type: ignore[arg-type]
+            made = ellipsoid(canvas, frame, at, tuple(r * scale for r in radii))  # type: ignore[arg-type]
             if made is not None:
                 region, r = made
                 region.paint((r < 1) & (region.label == 0), Tissue.CORTEX, value_of("S1"))
                 region.paint(r < 1 - CORTEX_MM / (radii[1] * scale), Tissue.MARROW)
 
 
-def _paint_sacral_segment(canvas: Canvas, ends: tuple[Frame, Frame], n: int, scale: float, value: int | None) -> None:
+def _paint_sacral_segment(
+    canvas: Canvas, ends: tuple[LocalFrame, LocalFrame], n: int, scale: float, value: int | None
+) -> None:
     top, bottom = ends
     half_width = SACRUM_HALF_WIDTH[n] * scale
     reach = (half_width, SACRUM_DEPTH[n] * scale + 26)
     span = (-reach[1] / 2 - 4, reach[1])
-    points = [place.at(x, y, 0) for place in ends for x in (-reach[0], reach[0]) for y in span]
+    points = [frame.at(x, y, 0) for frame in ends for x in (-reach[0], reach[0]) for y in span]
     region = canvas.around(points, 4.0)
     if region is None:
         return
@@ -384,12 +386,12 @@ def _sacral_arch(x: np.ndarray, y: np.ndarray, depth: np.ndarray, n: int, scale:
     return roof | crest
 
 
-def _paint_sacral_junction(canvas: Canvas, place: Frame, n: int, scale: float) -> None:
+def _paint_sacral_junction(canvas: Canvas, frame: LocalFrame, n: int, scale: float) -> None:
     """The remnant of a disc and the foramina with their nerves."""
     depth = SACRUM_DEPTH[n] * scale
-    region = canvas.local_box(place, (-18, -depth / 2, -3), (18, depth / 2, 3))
+    region = canvas.local_box(frame, (-18, -depth / 2, -3), (18, depth / 2, 3))
     if region is not None:
-        x, y, z = region.local(place)
+        x, y, z = region.local(frame)
         r = np.hypot(x / (15 * scale), y / (depth / 2))
         remnant = (r < (0.95, 0.8, 0.7, 0.6)[n - 1]) & (np.abs(z) < (2.0, 1.2, 0.8, 0.6)[n - 1] * (1.15 - r))
         region.paint(remnant, Tissue.ANNULUS_OUTER)
@@ -398,12 +400,12 @@ def _paint_sacral_junction(canvas: Canvas, place: Frame, n: int, scale: float) -
     for side in (-1, 1):
         lateral = (21 - 1.5 * n) * scale
         bore = (6.0 - 0.8 * n) * scale
-        made = ellipsoid(canvas, place, (side * lateral, -0.1 * depth, 0.0), (bore, depth * 0.7 + 2, bore * 1.2))
+        made = ellipsoid(canvas, frame, (side * lateral, -0.1 * depth, 0.0), (bore, depth * 0.7 + 2, bore * 1.2))
         if made is not None:
             made[0].paint((made[1] < 1) & (made[1] >= 0.88), Tissue.CORTEX, 0)
             made[0].paint(made[1] < 0.88, Tissue.EPIDURAL_FAT, 0)
         ends = ((side * (lateral - 2), depth / 2, 3.0), (side * (lateral + 1), -depth / 2, -3.0))
-        nerve = capsule(canvas, place, ends, (2.6 - 0.4 * n, 2.8 - 0.4 * n))
+        nerve = capsule(canvas, frame, ends, (2.6 - 0.4 * n, 2.8 - 0.4 * n))
         if nerve is not None:
             nerve[0].paint(nerve[1] < 0, Tissue.ROOT, 0)
 
@@ -411,11 +413,11 @@ def _paint_sacral_junction(canvas: Canvas, place: Frame, n: int, scale: float) -
 def _paint_sacral_facets(canvas: Canvas, spine: Spine) -> None:
     """The superior articular processes of S1."""
     for side in (-1, 1):
-        centre, normal, place = _joint(spine, 0, side)
-        local = place.axes @ (centre - place.centre)
+        centre, normal, frame = _joint(spine, 0, side)
+        local = frame.axes @ (centre - frame.centre)
         start = (float(local[0]) + side * 3, float(local[1]) - 3, -12.0)
         end = (float(local[0]) + side * 2.5, float(local[1]) - 3, 9.0)
-        part = capsule(canvas, place, (start, end), (6.5, 4.5))
+        part = capsule(canvas, frame, (start, end), (6.5, 4.5))
         if part is not None:
             region, distance = _cut(part, centre, normal, keep=-1)
             region.paint(distance < 0, Tissue.CORTEX, value_of("S1"))
@@ -424,13 +426,13 @@ def _paint_sacral_facets(canvas: Canvas, spine: Spine) -> None:
 
 def paint_ilium(canvas: Canvas, spine: Spine) -> None:
     """The back part of each iliac bone, beside the sacrum behind the sacroiliac joint."""
-    place = between(spine.sacrum[0], spine.sacrum[1])
+    frame = frame_between(spine.sacrum[0], spine.sacrum[1])
     scale = spine.sacrum_scale
     for side in (-1, 1):
         turned = np.radians(side * 25.0)
         axes = np.array(((np.cos(turned), np.sin(turned), 0), (-np.sin(turned), np.cos(turned), 0), (0, 0, 1.0)))
         centre, radii = (side * 60 * scale, -2.0, 0.0), (10 * scale, 32 * scale, 42 * scale)
-        made = ellipsoid(canvas, Frame(place.centre, axes), centre, radii)
+        made = ellipsoid(canvas, LocalFrame(frame.centre, axes), centre, radii)
         if made is not None:
             region, r = made
             free = (region.label == 0) & (region.tissue != Tissue.AIR) & (region.tissue != Tissue.SKIN)

@@ -1,4 +1,4 @@
-"""The one road from options to a phantom."""
+"""A phantom from its options: anatomy, tissues on a fine grid, then image and label map."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .canvas import Canvas
 from .nerves import paint_epidural_fat, paint_root_exits, paint_sac
 from .options import PhantomOptions
 from .render import drop_specks, render, slice_labels
-from .soft import Habitus, Profile, paint_soft_tissues
+from .soft import Habitus, SpineProfile, paint_soft_tissues
 from .spine import Spine, build_spine
 from .truth import Truth
 
@@ -22,7 +22,7 @@ DIRECTION = np.array(((0.0, 0.0, -1.0), (1.0, 0.0, 0.0), (0.0, -1.0, 0.0)))
 
 @dataclass(frozen=True)
 class Phantom:
-    """A made-up patient's MRI.
+    """The MRI of a procedural patient.
 
     Attributes:
         volume: int16 voxels (k, j, i) of a sagittal stack, k from the patient's left to the right.
@@ -48,7 +48,7 @@ def make_phantom(options: PhantomOptions | None = None) -> Phantom:
     rng = [np.random.default_rng(seed) for seed in seeds]
     spine = build_spine(options, rng[0])
     habitus = Habitus.draw(rng[1])
-    profile = Profile(spine, habitus)
+    profile = SpineProfile(spine, habitus)
     canvas = Canvas(options, _centre(options, spine, profile, rng[2]))
     paint_soft_tissues(canvas, spine, habitus, rng[3])
     paint_ilium(canvas, spine)
@@ -65,7 +65,7 @@ def make_phantom(options: PhantomOptions | None = None) -> Phantom:
     return Phantom(Volume(voxels, geometry, f"phantom-{options.seed}"), labels, spine.truth, options)
 
 
-def _centre(options: PhantomOptions, spine: Spine, profile: Profile, rng: np.random.Generator) -> np.ndarray:
+def _centre(options: PhantomOptions, spine: Spine, profile: SpineProfile, rng: np.random.Generator) -> np.ndarray:
     """Middle of the field of view: the sacrum at its lower end, the skin of the back near its posterior border."""
     height, depth = options.field_of_view
     low, behind = rng.uniform(0.24, 0.31), rng.uniform(6, 14)

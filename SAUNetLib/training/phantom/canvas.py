@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .options import PhantomOptions
-from .spine import Frame
+from .spine import LocalFrame
 
 SAMPLE_MM = 0.9
 """Samples through a slice lie at most this far apart; their number is odd."""
@@ -65,9 +65,9 @@ class Canvas:
         stacked = np.stack(points)
         return self.region(stacked.min(0) - margin, stacked.max(0) + margin)
 
-    def local_box(self, place: Frame, low: Point, high: Point) -> Region | None:
+    def local_box(self, frame: LocalFrame, low: Point, high: Point) -> Region | None:
         """The samples in the patient's box around a box of local coordinates."""
-        corners = [place.at(x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
+        corners = [frame.at(x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
         return self.around(corners, 0.0)
 
 
@@ -78,13 +78,13 @@ class Region:
     canvas: Canvas
     where: tuple[slice, ...]
 
-    def local(self, place: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def local(self, frame: LocalFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Coordinates of the samples in a frame, each (s, r, c)."""
         sub, rows, columns = self.where
-        x = (self.canvas.x[sub] - place.centre[0]).astype(np.float32)[:, None, None]
-        y = self.canvas.y[sub, columns][:, None, :] - np.float32(place.centre[1])
-        z = self.canvas.z[sub, rows][:, :, None] - np.float32(place.centre[2])
-        axes = place.axes.astype(np.float32)
+        x = (self.canvas.x[sub] - frame.centre[0]).astype(np.float32)[:, None, None]
+        y = self.canvas.y[sub, columns][:, None, :] - np.float32(frame.centre[1])
+        z = self.canvas.z[sub, rows][:, :, None] - np.float32(frame.centre[2])
+        axes = frame.axes.astype(np.float32)
         along = [(axis[0] * x + axis[1] * y) + axis[2] * z for axis in axes]
         return along[0], along[1], along[2]
 

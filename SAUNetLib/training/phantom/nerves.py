@@ -44,7 +44,7 @@ def paint_epidural_fat(canvas: Canvas, spine: Spine) -> None:
 def _slab(canvas: Canvas, spine: Spine, n: int, half: tuple[float, float]) -> _Slab | None:
     """The samples between two frames of the sac: region, lateral and posterior offset from its centre, mask, part."""
     first, second = spine.sac[n], spine.sac[n + 1]
-    points = [place.at(x, y, 0) for place in (first, second) for x in (-half[0], half[0]) for y in (-half[1], half[1])]
+    points = [frame.at(x, y, 0) for frame in (first, second) for x in (-half[0], half[0]) for y in (-half[1], half[1])]
     region = canvas.around(points, 0.5)
     if region is None:
         return None
@@ -58,7 +58,7 @@ def _slab(canvas: Canvas, spine: Spine, n: int, half: tuple[float, float]) -> _S
 def paint_sac(canvas: Canvas, spine: Spine, rng: np.random.Generator) -> None:
     """Dural sac with label: CSF, cord down to the conus at L1/L2, rootlets of the cauda equina below."""
     conus = _height_of(spine, "L1") + rng.uniform(-22, 10)
-    roots = _Cauda(spine, rng)
+    roots = _CaudaEquina(spine, rng)
     for n in range(len(spine.sac) - 1):
         width = (spine.sac_width[n], spine.sac_width[n + 1])
         depth = (spine.sac_depth[n], spine.sac_depth[n + 1])
@@ -88,7 +88,7 @@ def _height_of(spine: Spine, level: str) -> float:
     return next(float(v.lower.centre[2]) for v in spine.vertebrae if v.level == level)
 
 
-class _Cauda:
+class _CaudaEquina:
     """Where the roots lie in the sac: around the conus, sinking to the back, then forward to their exit."""
 
     def __init__(self, spine: Spine, rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""What a phantom is asked to show."""
+"""Options of a phantom: the acquisition, and the patient's anatomy."""
 
 from __future__ import annotations
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ...anatomy import structures
-from ...levels.grid import pieces_of
+from ...levels.grid import connected_components
 from .canvas import Canvas, Texture
 from .options import PhantomOptions
 from .tissues import signals
 
 SCALE = 1000.0
 """Signal of CSF on T2 in the written image."""
-VERTEBRAE = [value for value, one in structures().items() if one.kind == "vertebra"]
+VERTEBRAE = [value for value, structure in structures().items() if structure.kind == "vertebra"]
 SPECK_MM3 = 80.0
 """Smaller pieces of a structure, apart from the rest, are crumbs."""
 
@@ -63,7 +63,7 @@ def drop_specks(labels: np.ndarray, voxel_mm3: float) -> None:
             slice(int(used[0]), int(used[-1]) + 1)
             for used in (np.flatnonzero(mask.any(others)) for others in ((1, 2), (0, 2), (0, 1)))
         )
-        parts = pieces_of(mask[box])
+        parts = connected_components(mask[box])
         sizes = np.bincount(parts.ravel())
         crumbs = np.flatnonzero((sizes < most) & (sizes < sizes[1:].max(initial=0)))
         labels[box][np.isin(parts, crumbs[crumbs > 0])] = 0

@@ -36,8 +36,8 @@ class Habitus:
         )  # fmt: skip
 
 
-class Profile:
-    """The spine's course as functions of height (mm): any array z gives an array of y or x."""
+class SpineProfile:
+    """The spine's course in the sagittal and the coronal plane: y or x (N,) as functions of the height z (N,), mm."""
 
     def __init__(self, spine: Spine, habitus: Habitus) -> None:
         scale = spine.sacrum_scale
@@ -84,8 +84,8 @@ class Profile:
         return np.interp(z, self._skin_z, self._skin_y)
 
 
-class Fields:
-    """Outlines on a coarse grid (signed, negative inside), interpolated plane by plane."""
+class OutlineFields:
+    """Implicit outlines by name: fields on a coarse grid, negative inside, that are interpolated plane by plane."""
 
     def __init__(self, canvas: Canvas) -> None:
         def nodes(values: np.ndarray) -> np.ndarray:
@@ -147,8 +147,8 @@ SIMPLE = (
 
 def paint_soft_tissues(canvas: Canvas, spine: Spine, habitus: Habitus, rng: np.random.Generator) -> None:
     """Fills the whole canvas; bones, nerves and vessels are painted over it."""
-    profile = Profile(spine, habitus)
-    fields = Fields(canvas)
+    profile = SpineProfile(spine, habitus)
+    fields = OutlineFields(canvas)
     _trunk(fields, profile, habitus, rng)
     _abdomen(fields, profile, rng)
     _muscles(fields, profile, habitus, rng)
@@ -163,44 +163,44 @@ def paint_soft_tissues(canvas: Canvas, spine: Spine, habitus: Habitus, rng: np.r
         tissue[:] = Tissue.FAT
         tissue[np.abs(septa.plane(x, *weights[1])) < 0.025] = Tissue.FASCIA
         for name, value in SIMPLE:
-            found = fields.inside(name, s)
-            if found is not None:
-                tissue[found[0], found[1]][found[2]] = value
+            window = fields.inside(name, s)
+            if window is not None:
+                tissue[window[0], window[1]][window[2]] = value
         _paint_muscles(fields, s, tissue, np.take_along_axis(streaks.plane(x, *weights[0]), gather, 1))
         _paint_skin(fields, s, tissue)
     _great_vessels(canvas, profile, rng)
 
 
-def _paint_muscles(fields: Fields, s: int, tissue: np.ndarray, streaks: np.ndarray) -> None:
+def _paint_muscles(fields: OutlineFields, s: int, tissue: np.ndarray, streaks: np.ndarray) -> None:
     for name in ("psoas", "quadratus", "erector"):
-        found = fields.inside(name, s)
-        if found is None:
+        window = fields.inside(name, s)
+        if window is None:
             continue
-        rows, columns, mask = found
-        part = tissue[rows, columns]
-        part[mask] = Tissue.MUSCLE
+        rows, columns, mask = window
+        crop = tissue[rows, columns]
+        crop[mask] = Tissue.MUSCLE
         fibres = streaks[rows, columns]
         lean = fields.plane(f"{name}_lean", s, rows, columns)
-        part[mask & (fibres > lean - 0.75)] = Tissue.FATTY_MUSCLE
-        part[mask & (fibres > lean)] = Tissue.FAT
+        crop[mask & (fibres > lean - 0.75)] = Tissue.FATTY_MUSCLE
+        crop[mask & (fibres > lean)] = Tissue.FAT
         if name == "erector":
             middle = mask & (fields.plane("midline", s, rows, columns) < 0)
-            part[middle] = np.where(fibres[middle] > 0.3, Tissue.SPONGY_FAT, Tissue.INTERSPINOUS)
+            crop[middle] = np.where(fibres[middle] > 0.3, Tissue.SPONGY_FAT, Tissue.INTERSPINOUS)
             cleft = np.abs(fields.plane("cleft", s, rows, columns) + fibres) < 1.1
-            part[mask & cleft & ~middle] = Tissue.FAT
-    found = fields.inside("fascia", s)
-    if found is not None:
-        rows, columns, mask = found
+            crop[mask & cleft & ~middle] = Tissue.FAT
+    window = fields.inside("fascia", s)
+    if window is not None:
+        rows, columns, mask = window
         tissue[rows, columns][mask & (np.abs(fields.plane("back", s, rows, columns)) < 0.8)] = Tissue.FASCIA
 
 
-def _paint_skin(fields: Fields, s: int, tissue: np.ndarray) -> None:
+def _paint_skin(fields: OutlineFields, s: int, tissue: np.ndarray) -> None:
     outside = fields.plane("outside", s)
     tissue[outside < 2.0] = Tissue.SKIN
     tissue[outside < 0] = Tissue.AIR
 
 
-def _trunk(fields: Fields, profile: Profile, habitus: Habitus, rng: np.random.Generator) -> None:
+def _trunk(fields: OutlineFields, profile: SpineProfile, habitus: Habitus, rng: np.random.Generator) -> None:
     """`outside` is negative beyond the skin; abdominal wall and cavity."""
     x, y, z = fields.x, fields.y, fields.z
     back = profile.skin(z) - x**2 / 340 - 3.5 * np.exp(-((x / 7) ** 2)) * np.clip(habitus.bulk, 0, 1)
@@ -213,7 +213,7 @@ def _trunk(fields: Fields, profile: Profile, habitus: Habitus, rng: np.random.Ge
     fields["cavity"] = np.maximum(wall + 9 - y, y - behind)
 
 
-def _abdomen(fields: Fields, profile: Profile, rng: np.random.Generator) -> None:
+def _abdomen(fields: OutlineFields, profile: SpineProfile, rng: np.random.Generator) -> None:
     """Bowel loops, liver or stomach, kidneys in their fat, bladder; crura of the diaphragm before L1 and L2."""
     x, y, z = fields.x, fields.y, fields.z
     high = profile.heights
@@ -250,7 +250,7 @@ def _abdomen(fields: Fields, profile: Profile, rng: np.random.Generator) -> None
     fields["crus"] = np.maximum(np.maximum(ahead - thick - 2, 2 - ahead), np.abs(x - profile.x(z)) - 17)
 
 
-def _muscles(fields: Fields, profile: Profile, habitus: Habitus, rng: np.random.Generator) -> None:
+def _muscles(fields: OutlineFields, profile: SpineProfile, habitus: Habitus, rng: np.random.Generator) -> None:
     """Psoas, quadratus lumborum and the muscles behind, with how lean each part is (a threshold for fatty streaks)."""
     x, y, z = fields.x, fields.y, fields.z
     high, top = profile.heights, profile.top
@@ -283,7 +283,7 @@ def _muscles(fields: Fields, profile: Profile, habitus: Habitus, rng: np.random.
     fields["quadratus_lean"] = 2.4 - 1.4 * habitus.infiltration + patches
 
 
-def _great_vessels(canvas: Canvas, profile: Profile, rng: np.random.Generator) -> None:
+def _great_vessels(canvas: Canvas, profile: SpineProfile, rng: np.random.Generator) -> None:
     """Aorta and inferior vena cava before the spine, their branches to the pelvis, and a rectum before the sacrum."""
     high, top = profile.heights, profile.top
     z = np.arange(high["L4"] - 8, max(high.values()), 9.0)

@@ -38,29 +38,32 @@ SACRUM_TURN = (6.0, 4.0, -6.0, -22.0, -42.0, -75.0)
 
 
 @dataclass(frozen=True)
-class Frame:
-    """A place with axes: rows of `axes` are the unit vectors toward left, posterior and superior."""
+class LocalFrame:
+    """A local coordinate system: its origin `centre` (3,) mm and its unit vectors toward left, posterior and superior.
+
+    These are the rows of `axes` (3, 3).
+    """
 
     centre: np.ndarray
     axes: np.ndarray
 
     def at(self, x: float, y: float, z: float) -> np.ndarray:
-        """Patient position of a local one."""
+        """Patient position (3,), LPS, of local coordinates, mm."""
         return self.centre + np.array((x, y, z)) @ self.axes
 
 
-def frame(centre: np.ndarray, sagittal: float, coronal: float, turn: float) -> Frame:
+def frame_at_angles(centre: np.ndarray, sagittal: float, coronal: float, turn: float) -> LocalFrame:
     """A frame whose upward axis leans forward by `sagittal` and to the left by `coronal` degrees, as projections show
     it, and whose posterior axis is turned about it by `turn` degrees."""
     up = np.array((np.tan(np.radians(coronal)), -np.tan(np.radians(sagittal)), 1.0))
     turned = np.array((-np.sin(np.radians(turn)), np.cos(np.radians(turn)), 0.0))
-    return Frame(np.asarray(centre, float), _axes(up, turned))
+    return LocalFrame(np.asarray(centre, float), _axes(up, turned))
 
 
-def between(first: Frame, second: Frame, part: float = 0.5) -> Frame:
+def frame_between(first: LocalFrame, second: LocalFrame, part: float = 0.5) -> LocalFrame:
     """The frame on the way from one to another."""
     mixed = (1 - part) * first.axes + part * second.axes
-    return Frame((1 - part) * first.centre + part * second.centre, _axes(mixed[2], mixed[1]))
+    return LocalFrame((1 - part) * first.centre + part * second.centre, _axes(mixed[2], mixed[1]))
 
 
 def _axes(up: np.ndarray, posterior: np.ndarray) -> np.ndarray:
@@ -75,8 +78,8 @@ class Vertebra:
     """A vertebra's measures (mm); `lower` and `upper` are its endplates' planes at their centres."""
 
     level: str
-    lower: Frame
-    upper: Frame
+    lower: LocalFrame
+    upper: LocalFrame
     width: float
     depth: float
     hollow: tuple[float, float]  # depth of the lower and of the upper endplate's concavity
@@ -89,8 +92,8 @@ class Vertebra:
     size: float
 
     @property
-    def frame(self) -> Frame:
-        return between(self.lower, self.upper)
+    def frame(self) -> LocalFrame:
+        return frame_between(self.lower, self.upper)
 
     @property
     def height(self) -> float:
@@ -107,16 +110,16 @@ class Disc:
     """A disc between `lower` (the upper endplate of the body below) and `upper`."""
 
     level: str
-    lower: Frame
-    upper: Frame
+    lower: LocalFrame
+    upper: LocalFrame
     width: float
     depth: float
     grade: float
     bulge: float
 
     @property
-    def frame(self) -> Frame:
-        return between(self.lower, self.upper)
+    def frame(self) -> LocalFrame:
+        return frame_between(self.lower, self.upper)
 
 
 @dataclass(frozen=True)
@@ -125,9 +128,9 @@ class Spine:
 
     vertebrae: list[Vertebra]
     discs: list[Disc]
-    sacrum: list[Frame]
+    sacrum: list[LocalFrame]
     sacrum_scale: float
-    sac: list[Frame]  # centres of the dural sac from below upwards
+    sac: list[LocalFrame]  # centres of the dural sac from below upwards
     sac_depth: np.ndarray
     sac_width: np.ndarray
     truth: Truth
@@ -151,34 +154,36 @@ def build_spine(options: PhantomOptions, rng: np.random.Generator) -> Spine:
     scoliosis = options.scoliosis if options.scoliosis is not None else drawn_scoliosis
     slope = 11 + 0.55 * lordosis + float(rng.normal(0, 2))
     levels = level_names(options.lumbar)
-    discs = ["L5/S1", *(f"{upper}/{lower}" for lower, upper in pairwise(levels))]
-    _check_levels(options, levels, discs)
-    plan = _Plan.draw(options, rng, levels, discs, size, wear)
+    disc_levels = ["L5/S1", *(f"{upper}/{lower}" for lower, upper in pairwise(levels))]
+    _check_levels(options, levels, disc_levels)
+    plan = _Plan.draw(options, rng, levels, disc_levels, size, wear)
     turns = _sagittal_turns(options, plan, lordosis)
-    vertebrae, between_them = _stack(plan, turns, slope, scoliosis)
-    sacrum = _sacrum_frames(between_them[0].lower, size, rng)
-    sac, depth, width, points = _dural_sac(options, rng, vertebrae, between_them, sacrum)
+    vertebrae, discs = _stack(plan, turns, slope, scoliosis)
+    sacrum = _sacrum_frames(discs[0].lower, size, rng)
+    sac, depth, width, points = _dural_sac(options, rng, vertebrae, discs, sacrum)
     truth = Truth(
         lordosis,
         scoliosis,
         slope,
         {vertebra.level: _body_truth(vertebra) for vertebra in vertebrae},
-        {disc.level: _disc_truth(plan, n, disc, vertebrae) for n, disc in enumerate(between_them)},
+        {disc.level: _disc_truth(plan, n, disc, vertebrae) for n, disc in enumerate(discs)},
         {name: diameter for name, (_, diameter) in points.items()},
         {name: centre for name, (centre, _) in points.items()},
     )
-    return Spine(vertebrae, between_them, sacrum, size, sac, depth, width, truth)
+    return Spine(vertebrae, discs, sacrum, size, sac, depth, width, truth)
 
 
-def _check_levels(options: PhantomOptions, levels: list[str], discs: list[str]) -> None:
-    for name, known in (("wedge", levels), ("disc_height_loss", discs), ("slip", discs)):
-        wrong = set(getattr(options, name)) - set(known)
-        if wrong:
-            raise UsageError("USAGE", f"{name} names {', '.join(sorted(wrong))}", f"Choose among {', '.join(known)}")
-    wrong = set(options.canal_diameter) - set(levels) - set(discs)
-    if wrong:
+def _check_levels(options: PhantomOptions, levels: list[str], disc_levels: list[str]) -> None:
+    for option, known in (("wedge", levels), ("disc_height_loss", disc_levels), ("slip", disc_levels)):
+        unknown = set(getattr(options, option)) - set(known)
+        if unknown:
+            raise UsageError(
+                "USAGE", f"{option} names {', '.join(sorted(unknown))}", f"Choose among {', '.join(known)}"
+            )
+    unknown = set(options.canal_diameter) - set(levels) - set(disc_levels)
+    if unknown:
         raise UsageError(
-            "USAGE", f"canal_diameter names {', '.join(sorted(wrong))}", "Name a vertebra or a disc in view"
+            "USAGE", f"canal_diameter names {', '.join(sorted(unknown))}", "Name a vertebra or a disc in view"
         )
 
 
@@ -262,10 +267,10 @@ class _Plan:
 
 def _bony_canal(options: PhantomOptions, levels: list[str], discs: list[str], usual: float) -> np.ndarray:
     """Front to back of the bony canal by level, wide enough for a given dural sac."""
-    given = options.canal_diameter
+    stated = options.canal_diameter
     return np.array(
         [
-            max(usual * (1.0 if level.startswith("L") else 0.93), given.get(level, 0) + 3.5, given.get(disc, 0) + 3.5)
+            max(usual * (1.0 if level.startswith("L") else 0.93), stated.get(level, 0) + 3.5, stated.get(disc, 0) + 3.5)
             for level, disc in zip(levels, discs, strict=True)
         ]
     )
@@ -275,8 +280,8 @@ def _by_level(values: tuple[float, ...], lumbar: int, count: int) -> np.ndarray:
     """Lumbar values spread over 4 to 6 vertebrae, then the thoracic ones, then shrinking ones."""
     low = np.interp(np.linspace(0, 4, lumbar), np.arange(5), values[:5])
     high = np.array(values[5:])
-    rest = high[-1] * DECREMENT ** np.arange(1, 20)
-    return np.concatenate((low, high, rest))[:count]
+    above = high[-1] * DECREMENT ** np.arange(1, 20)
+    return np.concatenate((low, high, above))[:count]
 
 
 def _sagittal_turns(options: PhantomOptions, plan: _Plan, lordosis: float) -> tuple[np.ndarray, np.ndarray]:
@@ -308,18 +313,18 @@ def _stack(
     vertebrae: list[Vertebra] = []
     discs: list[Disc] = []
     angle, below_depth, below_width = slope, plan.depth[0] * 0.97, plan.width[0]
-    below = frame(np.zeros(3), angle, coronal[0], 0.0)
+    below = frame_at_angles(np.zeros(3), angle, coronal[0], 0.0)
     for n in range(len(plan.levels)):
         angle -= turns[0][n]
         depth, width = plan.depth[n], plan.width[n]
-        lower = frame(np.zeros(3), angle, coronal[2 * n + 1], twist[n])
-        middle = between(below, lower).axes
+        lower = frame_at_angles(np.zeros(3), angle, coronal[2 * n + 1], twist[n])
+        middle = frame_between(below, lower).axes
         gap = plan.disc_height[n] - plan.hollow[n, 0] - (plan.hollow[n - 1, 1] if n else SACRAL_HOLLOW)
         centre = below.centre + max(gap, 0.8) * middle[2]
         rim = centre + depth / 2 * lower.axes[1] - below.centre - below_depth / 2 * below.axes[1]
         # Moved along the disc until its posterior rim lies where the slip wants it.
         centre = centre - (plan.slip[n] + rim @ below.axes[1]) / (middle[1] @ below.axes[1]) * middle[1]
-        lower = Frame(centre, lower.axes)
+        lower = LocalFrame(centre, lower.axes)
         discs.append(
             Disc(
                 plan.discs[n],
@@ -332,15 +337,15 @@ def _stack(
             )
         )
         angle -= turns[1][n]
-        upper = frame(np.zeros(3), angle, coronal[2 * n + 2], twist[n])
+        upper = frame_at_angles(np.zeros(3), angle, coronal[2 * n + 2], twist[n])
         height = plan.height[n] - depth * np.tan(np.radians(plan.wedge[n])) / 2
-        upper = Frame(centre + height * between(lower, upper).axes[2], upper.axes)
+        upper = LocalFrame(centre + height * frame_between(lower, upper).axes[2], upper.axes)
         vertebrae.append(_vertebra(plan, n, lower, upper))
         below, below_depth, below_width = upper, depth, width
     return vertebrae, discs
 
 
-def _vertebra(plan: _Plan, n: int, lower: Frame, upper: Frame) -> Vertebra:
+def _vertebra(plan: _Plan, n: int, lower: LocalFrame, upper: LocalFrame) -> Vertebra:
     slip = plan.slip[n]
     return Vertebra(
         level=plan.levels[n],
@@ -380,21 +385,25 @@ def _smooth_swing(part: np.ndarray) -> np.ndarray:
     return np.where(part < 1, first, np.where(part < 2, second, np.cos((part - 2) * np.pi / 2) ** 2))
 
 
-def _sacrum_frames(top: Frame, size: float, rng: np.random.Generator) -> list[Frame]:
+def _sacrum_frames(top: LocalFrame, size: float, rng: np.random.Generator) -> list[LocalFrame]:
     """Frames of the sacrum's body from its upper endplate over four junctions to its end and the coccyx's tip."""
     frames = [top]
     lean = np.degrees(np.arctan2(-top.axes[2, 1], top.axes[2, 2]))
     bend = rng.uniform(0.7, 1.2)
     for height, turn in zip(SACRUM_HEIGHT, SACRUM_TURN, strict=True):
-        upward = frame(np.zeros(3), np.clip(lean + bend * turn, -70, 75), 0.0, 0.0).axes
+        upward = frame_at_angles(np.zeros(3), np.clip(lean + bend * turn, -70, 75), 0.0, 0.0).axes
         step = _axes((frames[-1].axes + upward)[2], upward[1])
-        frames.append(Frame(frames[-1].centre - height * size * step[2], upward))
+        frames.append(LocalFrame(frames[-1].centre - height * size * step[2], upward))
     return frames
 
 
 def _dural_sac(
-    options: PhantomOptions, rng: np.random.Generator, vertebrae: list[Vertebra], discs: list[Disc], sacrum: list[Frame]
-) -> tuple[list[Frame], np.ndarray, np.ndarray, dict[str, tuple[np.ndarray, float]]]:
+    options: PhantomOptions,
+    rng: np.random.Generator,
+    vertebrae: list[Vertebra],
+    discs: list[Disc],
+    sacrum: list[LocalFrame],
+) -> tuple[list[LocalFrame], np.ndarray, np.ndarray, dict[str, tuple[np.ndarray, float]]]:
     """Frames along the dural sac about 4 mm apart, its depth and width there, and the given points by level."""
     bony = min(vertebra.canal[0] for vertebra in vertebrae if vertebra.lumbar)
     usual = min(float(np.clip(rng.normal(13.8, 1.3), 11, 17)) * vertebrae[0].size, bony - 3.2)
@@ -404,19 +413,18 @@ def _dural_sac(
     widths: list[float] = []
     names: list[str] = []
 
-    def add(name: str, place: Frame, wall: float, gap: float, depth: float, width: float) -> None:
-        given = options.canal_diameter.get(name, depth)
-        centres.append(place.at(0, wall + gap + given / 2, 0))
-        depths.append(given)
-        widths.append(width * (0.55 + 0.45 * min(1.0, given / depth)))
+    def add(name: str, frame: LocalFrame, wall: float, gap: float, depth: float, width: float) -> None:
+        sac_depth = options.canal_diameter.get(name, depth)
+        centres.append(frame.at(0, wall + gap + sac_depth / 2, 0))
+        depths.append(sac_depth)
+        widths.append(width * (0.55 + 0.45 * min(1.0, sac_depth / depth)))
         names.append(name)
 
     size = vertebrae[0].size
     add("", sacrum[2], SACRUM_DEPTH[2] * size / 2, 2.0, 4.5, 7.0)
-    add("", between(sacrum[1], sacrum[2], 0.35), SACRUM_DEPTH[1] * size / 2 - 1, 2.0, 8.0 * taper + 1.5, 12.0)
-    add(
-        "", between(sacrum[0], sacrum[1], 0.45), SACRUM_DEPTH[0] * size / 2 - 2, 3.0, usual * (0.55 + 0.4 * taper), 16.0
-    )
+    add("", frame_between(sacrum[1], sacrum[2], 0.35), SACRUM_DEPTH[1] * size / 2 - 1, 2.0, 8.0 * taper + 1.5, 12.0)
+    upper_sacral = frame_between(sacrum[0], sacrum[1], 0.45)
+    add("", upper_sacral, SACRUM_DEPTH[0] * size / 2 - 2, 3.0, usual * (0.55 + 0.4 * taper), 16.0)
     for n, (disc, vertebra) in enumerate(zip(discs, vertebrae, strict=True)):
         lumbar = vertebra.lumbar
         low = 1.5 if n == 0 else 0.0  # fat in front of the sac at the lumbosacral junction
@@ -436,12 +444,12 @@ def _named(names: list[str], centres: list[np.ndarray], depths: list[float]) -> 
 
 def _sac_frames(
     centres: np.ndarray, depths: np.ndarray, widths: np.ndarray
-) -> tuple[list[Frame], np.ndarray, np.ndarray]:
+) -> tuple[list[LocalFrame], np.ndarray, np.ndarray]:
     """Interpolated along the sac (Catmull-Rom for the centres, monotone for the sizes), axes along its course."""
     fine = np.linspace(0, len(centres) - 1, 4 * (len(centres) - 1) + 1)
     path = catmull_rom(centres, fine)
     tangent = np.gradient(path, axis=0)
-    frames = [Frame(point, _axes(up, np.array((0.0, 1.0, 0.0)))) for point, up in zip(path, tangent, strict=True)]
+    frames = [LocalFrame(point, _axes(up, np.array((0.0, 1.0, 0.0)))) for point, up in zip(path, tangent, strict=True)]
     place = np.floor(fine).astype(int).clip(max=len(centres) - 2)
     part = fine - place
     ease = part * part * (3 - 2 * part)
@@ -497,7 +505,7 @@ def _disc_truth(plan: _Plan, n: int, disc: Disc, vertebrae: list[Vertebra]) -> D
     )
 
 
-def _lean(endplate: Frame) -> float:
+def _lean(endplate: LocalFrame) -> float:
     """Degrees that an endplate faces forward, in the sagittal plane."""
     up = endplate.axes[2]
     return float(np.degrees(np.arctan2(-up[1], up[2])))

@@ -8,7 +8,7 @@ import numpy as np
 
 from .outline import Outline
 from .results import LOW_CONFIDENCE
-from .space import Frame
+from .space import AnatomicalFrame
 
 EVEN = 0.7
 """A body one of whose endplates is shorter than this part of the other one is no regular one; nor is an estimated
@@ -18,7 +18,7 @@ _GAP_MM = 3.0
 
 
 @dataclass(frozen=True)
-class Plate:
+class Endplate:
     """An endplate in the mid-sagittal plane.
 
     Attributes:
@@ -35,7 +35,7 @@ class Plate:
     back: np.ndarray
     middle: np.ndarray
     along: np.ndarray
-    frame: Frame
+    frame: AnatomicalFrame
     tilt: float | None
     cut: bool = False
     flags: frozenset[str] = frozenset()
@@ -68,16 +68,17 @@ class Section:
     """A vertebral body or a disc: its label value, its frame, its two endplates or surfaces, and what they rest on.
 
     Attributes:
-        shape: the outline in `seen_in`, the frame that it was sampled in; `frame` follows the surfaces found there.
+        frame: its own axes, which follow the two surfaces.
+        shape: the outline of the section, in the frame `sampled_in`.
         flags: what its figures must be read with.
     """
 
     value: int
-    frame: Frame
-    upper: Plate
-    lower: Plate
+    frame: AnatomicalFrame
+    upper: Endplate
+    lower: Endplate
     shape: Outline
-    seen_in: Frame
+    sampled_in: AnatomicalFrame
     flags: frozenset[str]
 
     @property
@@ -85,7 +86,7 @@ class Section:
         """(3,) mm, the mean of the four corners."""
         return np.asarray((self.upper.front + self.upper.back + self.lower.front + self.lower.back) / 4)
 
-    def as_endplate(self, above: Plate | None) -> Plate:
+    def as_endplate(self, above: Endplate | None) -> Endplate:
         """A disc's lower border in the place of the endplate below it.
 
         The bone is taken to lie as far from the disc's mask as the endplate `above` does from its upper border. Of a

@@ -1,4 +1,4 @@
-"""Where voxels lie behind the bodies, counted in levels, and where a vertebra's arch is expected there."""
+"""A coordinate along the spine that counts levels, and where on it a vertebra's arch is expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .bodies import Chain
 from .column import Column
 
 _LEAN = 0.5
-"""How much of the canal's lean the rungs take over: what fits the processes best."""
+"""How much of the canal's lean the levels behind the bodies take over: what fits the processes best."""
 
 _ARCH_DEPTH = (0.0, 6.0, 10.0, 14.0, 18.0, 22.0)
 _ARCH_PLACE = (-0.15, -0.16, 0.0, 0.23, 0.34, 0.36)
@@ -21,44 +21,44 @@ the 30 patients of SPIDER's T2 SPACE scans that touch no other."""
 
 
 @dataclass(frozen=True, eq=False)
-class Ladder:
-    """Place behind the bodies counted in levels: k at the middle of body k, half-way at interfaces.
+class LevelAxis:
+    """A coordinate along the spine counted in levels: k at the middle of body k, half-way at interfaces.
 
     It runs down the posterior wall, since the planes of the discs may meet behind a lordotic spine; for the same reason
-    its rungs lean less than the canal does.
+    its levels lean less than the canal does.
 
     Attributes:
         column: the line down the posterior wall.
-        rungs: (R,) mm along the column, increasing: where the interfaces are, two more above and one below.
-        levels: (R,) place in levels of each.
+        stations: (R,) mm along the column, increasing: of the interfaces, of two more above and of one below.
+        levels: (R,) the coordinate in levels of each.
     """
 
     column: Column
-    rungs: np.ndarray
+    stations: np.ndarray
     levels: np.ndarray
 
     @classmethod
-    def of(cls, column: Column, chain: Chain) -> Ladder:
+    def of(cls, column: Column, chain: Chain) -> LevelAxis:
         """Of a chain with one interface or more."""
-        crossed = [column.crossing(one.point, one.normal, one.station) for one in chain.interfaces]
+        crossed = [column.crossing(disc.point, disc.normal, disc.station) for disc in chain.interfaces]
         crossed = list(np.maximum.accumulate(crossed) + 1e-3 * np.arange(len(crossed)))
         top, bottom = chain.spacing_mm
-        rungs = np.array([crossed[0] - 2 * top, crossed[0] - top, *crossed, crossed[-1] + bottom])
-        return cls(column, rungs, np.arange(len(rungs)) - 1.5)  # the first disc lies half a level below body 0
+        stations = np.array([crossed[0] - 2 * top, crossed[0] - top, *crossed, crossed[-1] + bottom])
+        return cls(column, stations, np.arange(len(stations)) - 1.5)  # the first disc lies half a level below body 0
 
     def place(self, points: np.ndarray) -> np.ndarray:
         """Levels (N,) float32 of points (N, 3)."""
         station = self.column.station(points, _LEAN)
-        return np.interp(station, self.rungs, self.levels).astype(np.float32)
+        return np.interp(station, self.stations, self.levels).astype(np.float32)
 
     def point(self, level: float) -> np.ndarray:
         """The point (3,) of the posterior wall at a level."""
-        return self.column.at(float(np.interp(level, self.levels, self.rungs)))[0]
+        return self.column.at(float(np.interp(level, self.levels, self.stations)))[0]
 
 
 @dataclass(frozen=True, eq=False)
-class Located:
-    """Which vertebra voxels belong to, and where they lie behind the bodies.
+class VoxelLocations:
+    """By voxel: the vertebra that it belongs to, and its place behind the bodies.
 
     Attributes:
         number: (...) int16, of the vertebra; `bodies.NO_BODY` where it is none or not known.
@@ -70,19 +70,19 @@ class Located:
     place: np.ndarray
     depth: np.ndarray
 
-    def __getitem__(self, chosen: Any) -> Located:
-        """Some of them, by an index, a mask or a box."""
-        return Located(self.number[chosen], self.place[chosen], self.depth[chosen])
+    def __getitem__(self, chosen: Any) -> VoxelLocations:
+        """Those that an index, a mask or a box chooses."""
+        return VoxelLocations(self.number[chosen], self.place[chosen], self.depth[chosen])
 
-    def off(self, number: int) -> np.ndarray:
+    def levels_from_arch(self, number: int) -> np.ndarray:
         """How many levels (...) they lie away from where the arch of a vertebra is expected at their depth."""
         usual = np.interp(self.depth, _ARCH_DEPTH, _ARCH_PLACE).astype(np.float32)
         return np.abs(self.place - (usual + number))
 
     def misfit(self, number: int) -> float:
-        """Mean square of `off`; there must be some."""
-        return float(np.mean(self.off(number) ** 2))
+        """Mean square of `levels_from_arch`; there must be a voxel."""
+        return float(np.mean(self.levels_from_arch(number) ** 2))
 
-    def expected(self) -> np.ndarray:
+    def nearest_arch(self) -> np.ndarray:
         """Number (...) of the vertebra whose arch is expected nearest; there must be a place."""
         return np.asarray(np.round(self.place - np.interp(self.depth, _ARCH_DEPTH, _ARCH_PLACE)))

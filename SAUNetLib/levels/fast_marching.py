@@ -1,0 +1,136 @@
+"""Which body arches and processes belong to: the one from which fast marching through the bone arrives first."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..anatomy import VERTEBRA
+from .bodies import NO_BODY, Chain
+from .column import Column
+from .grid import Box, Grid, Voxels, bounding_box
+from .level_axis import LevelAxis, VoxelLocations
+
+_GEODESIC_MM = 2.4
+"""Grid on which posterior elements are shared out: never finer. On 1.6 mm as many of ten phantoms' voxels go to a wrong
+vertebra (3.2 %), and it takes twice as long."""
+_WALL_DEPTH = -5.0
+"""Waves start from the bodies' voxels behind this many mm (relative to the canal's anterior border)."""
+_FRONT_DEPTH = -15.0
+"""In front of this many mm no arch can be: there is no place to be told (chosen)."""
+FARTHEST_ARCH = 90.0
+"""Nor farther behind the canal's anterior border than this, mm."""
+_BACKGROUND_SLOWNESS, _DISC_SLOWNESS = 4.0, 12.0
+"""How many times as long as through bone a wave takes through background, and through discs and canal (chosen)."""
+_LATEST, _CLOSED = 150.0, 1e4
+"""When a wave stops (mm through bone), and how slow it is where it must not go: not a voxel's width in that time."""
+_NEVER = 1e6
+"""Later than any wave."""
+_BELOW, _REACH = 0.25, 1.4
+"""A wave runs within so many levels (the second) of so many below its body's middle (the first): among its own arch and
+processes, and those of both neighbours in part (chosen)."""
+_ARCH_HALF = 0.22
+"""Half of the extent, in levels, within which a wave is not slowed."""
+_ARCH_COST = 80.0
+"""How a wave slows down away from there: so many times per squared level."""
+_THREADS = 2
+"""Waves at once: there are few, and more threads than cores would only hinder each other."""
+
+
+def assign_by_arrival(grid: Grid, column: Column, chain: Chain, numbers: range, voxels: Voxels) -> VoxelLocations:
+    """The voxels (N,) of a grid, each assigned to the vertebra whose wave reaches it first.
+
+    What no wave reached goes to the vertebra whose arch is expected there; far from all arches the number is
+    `NO_BODY`. `numbers` are those of the vertebrae whose waves run; `chain` has one interface or more.
+    """
+    medium = _Medium.of(grid.thinned(_GEODESIC_MM), column, chain)
+    locations = medium.locations
+    number = _earliest(medium, numbers)
+    missed = (number == NO_BODY) & np.isfinite(locations.place)
+    if missed.any():
+        nearest = locations[missed].nearest_arch()
+        number[missed] = np.clip(nearest, numbers.start, numbers.stop - 1).astype(np.int16)
+    near = voxels.nearest(medium.grid)
+    return VoxelLocations(number.ravel()[near], locations.place.ravel()[near], locations.depth.ravel()[near])
+
+
+@dataclass(frozen=True, eq=False)
+class _Medium:
+    """The medium that the waves run through, on a coarse grid.
+
+    Attributes:
+        grid: the coarse grid.
+        axis: the coordinate in levels behind the bodies.
+        locations: (S, H, W), the numbers being those of the bodies.
+        vertebra: (S, H, W) bool, the class.
+        slowness: (S, H, W) float32, inverse speed by class, 1 in bone; away from a body's own arch it is raised later.
+    """
+
+    grid: Grid
+    axis: LevelAxis
+    locations: VoxelLocations
+    vertebra: np.ndarray
+    slowness: np.ndarray
+
+    @classmethod
+    def of(cls, grid: Grid, column: Column, chain: Chain) -> _Medium:
+        """Of a coarse grid's classes."""
+        axis, shape = LevelAxis.of(column, chain), grid.classes.shape
+        points = grid.positions(np.ones(shape, bool))
+        depth = column.depth(points)
+        place = np.full(len(points), np.nan, np.float32)
+        near = (depth > _FRONT_DEPTH) & (depth < FARTHEST_ARCH)
+        place[near] = axis.place(points[near])
+        depth = depth.reshape(shape)
+        vertebra = grid.classes == VERTEBRA
+        elsewhere = np.where(grid.classes == 0, _BACKGROUND_SLOWNESS, _DISC_SLOWNESS)
+        slowness = np.where(vertebra, 1.0, elsewhere).astype(np.float32)
+        number, body = np.full(shape, NO_BODY, np.int16), vertebra & (depth < 0)
+        number[body] = chain.body(points.reshape(*shape, 3)[body])
+        return cls(grid, axis, VoxelLocations(number, place.reshape(shape), depth), vertebra, slowness)
+
+
+def _earliest(medium: _Medium, numbers: range) -> np.ndarray:
+    """Number (S, H, W) of the body whose wave arrives first, the lower number of two; `NO_BODY` where none does."""
+    shape = medium.vertebra.shape
+    earliest, soonest = np.full(shape, NO_BODY, np.int16), np.full(shape, _NEVER, np.float32)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        # A wave needs nothing of the others, and ITK lets other threads run meanwhile.
+        arrivals = threads.map(lambda k: _arrival_times(medium, k), numbers)
+        for k, (box, arrival) in zip(numbers, arrivals, strict=True):
+            sooner = arrival < soonest[box]
+            soonest[box][sooner] = arrival[sooner]
+            earliest[box][sooner] = k
+    return earliest
+
+
+def _arrival_times(medium: _Medium, k: int) -> tuple[Box, np.ndarray]:
+    """Arrival times from body k in a box around all that may be its own."""
+    locations = medium.locations
+    beside = np.abs(locations.place - (k + _BELOW)) < _REACH
+    box = bounding_box(beside & medium.vertebra | (locations.number == k) & (locations.depth > _WALL_DEPTH))
+    if box is None:
+        nowhere = slice(0, 0)
+        return (nowhere, nowhere, nowhere), np.zeros((0, 0, 0), np.float32)
+    in_box = locations[box]
+    slowness = medium.slowness[box] * (1 + _ARCH_COST * np.maximum(in_box.levels_from_arch(k) - _ARCH_HALF, 0) ** 2)
+    # Bodies have their numbers already: no wave needs to run forwards into its own or beside it.
+    other_body = (in_box.number >= 0) & (in_box.number != k)
+    slowness = np.where(np.isnan(slowness) | other_body | (in_box.depth < _WALL_DEPTH), _CLOSED, slowness)
+    image = sitk.GetImageFromArray((1 / slowness).astype(np.float32))
+    image.SetSpacing([float(size) for size in medium.grid.spacing[::-1]])
+    return box, sitk.GetArrayFromImage(sitk.FastMarching(image, _seeds(medium, k, box), 1.0, _LATEST))
+
+
+def _seeds(medium: _Medium, k: int, box: Box) -> list[list[int]]:
+    """Voxels (x, y, z) of a box at which the wave of body k starts: its posterior wall, or where that must be."""
+    in_box = medium.locations[box]
+    wall = np.argwhere((in_box.number == k) & (in_box.depth > _WALL_DEPTH))
+    if len(wall) == 0:
+        at = (medium.axis.point(k) - medium.grid.first) / medium.grid.spacing
+        low = np.array([part.start for part in box])
+        wall = np.clip(np.round(at) - low, 0, np.array(in_box.number.shape) - 1).astype(int)[None]
+    return wall[:, ::-1].tolist()
