@@ -583,6 +583,32 @@ def test_exports_from_the_menu(panel_of, tmp_path):  # noqa: F811
     assert panel.widget._card.code == "EXPORT_FAILED"
 
 
+def test_export_writes_the_result_for_which_it_was_asked(panel_of, tmp_path):  # noqa: F811
+    from SAUNetLib.formats.segmentations import read_segmentation
+
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(first)
+    press_and_wait(panel)
+    (node,) = panel.results()
+    node.GetSegmentation().RemoveSegment("SAUNet_41")
+    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+
+    def answer(*arguments):
+        """The window stands open until a run has ended."""
+        assert panel.wait() and panel.ui.resultSelector.currentNode() is not node
+        return tmp_path / "l.nrrd" if len(arguments) == 3 else tmp_path
+
+    panel.dialogs.saveFile = panel.dialogs.chooseFolder = answer
+    panel.ui.inputSelector.setCurrentNode(second)
+    for action in ("Label map file...", "STL file per segment..."):
+        panel.ui.resultSelector.setCurrentNode(node)
+        panel.ui.segmentButton.click()
+        actions[action].trigger()
+    assert 41 not in read_segmentation(tmp_path / "l.nrrd").labels
+    assert {path.name[:5] for path in tmp_path.glob("*.stl")} == {"first"}
+
+
 # -- parameters, module ----------------------------------------------------------------------------------------------
 
 

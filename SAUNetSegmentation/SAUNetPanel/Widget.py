@@ -510,7 +510,8 @@ class Widget:
 
     def onExportNode(self) -> None:
         """The result as a label map node in the scene."""
-        self._export(lambda node: self.logic.nodes.exportLabelMapNode(node).GetName())
+        node = self._parameters.result
+        self._export(lambda: self.logic.nodes.exportLabelMapNode(node).GetName())
 
     def onExportLabelMap(self) -> None:
         """The result as a label map file."""
@@ -524,20 +525,22 @@ class Widget:
 
     def onExportSurfaces(self) -> None:
         """The result as one STL file per segment."""
+        node = self._parameters.result  # while a window stands open a run may end and another result be shown
         folder = self.dialogs.chooseFolder(_("Export STL files"))
         if folder is not None:
 
-            def export(node: Any) -> str:
+            def export() -> str:
                 files = self.logic.nodes.exportSurfaces(node, folder, self.dialogs.replaceFiles)
                 return f"{len(files)} STL" if files else ""
 
             self._export(export)
 
     def _exportFile(self, title: str, filters: str, write: Any) -> None:
-        path = self.dialogs.saveFile(title, fileName(self._parameters.result.GetName()), filters)
+        node = self._parameters.result
+        path = self.dialogs.saveFile(title, fileName(node.GetName()), filters)
         if path is not None:
 
-            def export(node: Any) -> str:
+            def export() -> str:
                 write(node, path)
                 return path.name
 
@@ -545,7 +548,7 @@ class Widget:
 
     def _export(self, export: Any) -> None:
         try:
-            done = export(self._parameters.result)
+            done = export()
         except PanelError as error:
             self._showCard(error.card)
             return
