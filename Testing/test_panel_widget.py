@@ -459,6 +459,19 @@ def test_edited_while_the_engine_works_is_kept(panel_of):  # noqa: F811
     assert panel.wait() and len(panel.results()) == 2 and Result.isEdited(node)
 
 
+def test_edited_after_it_may_be_replaced_is_kept(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    paint(node)
+    panel.dialogs.answer = "replace"
+    panel.ui.segmentButton.click()
+    paint(node, 1)
+    made = Result.fingerprint(node.GetSegmentation())
+    assert panel.wait() and len(panel.results()) == 2 and Result.fingerprint(node.GetSegmentation()) == made
+
+
 def test_keep_adds_a_new_one(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of()
