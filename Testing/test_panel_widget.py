@@ -87,7 +87,7 @@ def test_button_says_why_it_is_disabled(panel_of):  # noqa: F811
         assert not widget.enabled and "no result" in widget.toolTip
     volume = add_volume(name="arrived")
     panel.ui.inputSelector.setCurrentNode(volume)
-    assert panel.ui.segmentButton.enabled and "arrived" in panel.ui.segmentButton.toolTip
+    assert panel.ui.segmentButton.enabled and "volume chosen above" in panel.ui.segmentButton.toolTip
 
 
 def test_selector_offers_greyscale_volumes_only(panel_of):  # noqa: F811
@@ -133,6 +133,18 @@ def test_cancel_at_every_stage_leaves_the_scene_as_it_was(panel_of, stage):  # n
     assert panel.wait() and counts() == before
     assert panel.ui.statusLabel.text.startswith("Cancelled") and panel.ui.cardFrame.isVisibleTo(panel.top) is False
     assert panel.ui.segmentButton.text == "Segment spine" and panel.ui.segmentButton.enabled
+
+
+def test_run_that_is_being_cancelled_is_told_so_whatever_changes(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    panel.ui.segmentButton.click()
+    press_later(panel)
+    panel.ui.resultSelector.setCurrentNode(None)
+    assert panel.ui.segmentButton.text == "Cancelling..." and not panel.ui.segmentButton.enabled
+    assert "told to stop" in panel.ui.segmentButton.toolTip
+    assert panel.wait() and panel.ui.segmentButton.text == "Segment spine"
 
 
 def test_double_click_starts_once_and_cancels_nothing(panel_of):  # noqa: F811

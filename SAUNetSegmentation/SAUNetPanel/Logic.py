@@ -170,6 +170,11 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         """Whether a volume is being segmented."""
         return self._job is not None
 
+    @property
+    def cancelling(self) -> bool:
+        """Whether that was told to end."""
+        return self.running and self.engine.cancelled
+
     def segment(self, volumeNode: Any, progress: Callable[[str, float], Any] | None = None, **options: Any) -> Any:
         """Segment a volume and wait for the result; Slicer's window stays responsive.
 

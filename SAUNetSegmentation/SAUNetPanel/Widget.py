@@ -268,10 +268,8 @@ class Widget:
         if not self.logic.running:
             self._start()
         elif time.monotonic() - self._started >= DOUBLE_CLICK_S:
-            self.ui.segmentButton.enabled = False
-            self.ui.segmentButton.text = _("Cancelling...")
-            self.ui.segmentButton.toolTip = _("The engine has been told to stop; this takes at most two seconds.")
             self.logic.cancel()
+            self._update()
 
     def _start(self) -> None:
         missing = self.dependencies.missing()
@@ -359,9 +357,10 @@ class Widget:
             return
         running, volume = self.logic.running, self._parameters.inputVolume
         button = self.ui.segmentButton
-        button.text = _("Cancel") if running else _("Segment spine")
-        button.enabled = running or (volume is not None and not self._installing)
-        button.toolTip = self._segmentToolTip(running, volume)
+        cancelling = self.logic.cancelling
+        button.text = _("Cancelling...") if cancelling else _("Cancel") if running else _("Segment spine")
+        button.enabled = not cancelling if running else volume is not None and not self._installing
+        button.toolTip = self._segmentToolTip(volume)
         self.ui.progressBar.visible = running
         busy = _("Not available while the engine is working or being installed.")
         if self._installing:
@@ -383,13 +382,14 @@ class Widget:
             self._say(_("Ready."))
         self._showResult(self._parameters.result)
 
-    @staticmethod
-    def _segmentToolTip(running: bool, volume: Any) -> str:
-        if running:
+    def _segmentToolTip(self, volume: Any) -> str:
+        if self.logic.cancelling:
+            return _("The engine has been told to stop; this takes at most two seconds.")
+        if self.logic.running:
             return _("Stop the engine. Nothing will be changed.")
         if volume is None:
             return _("Choose a volume first: load a sagittal spine MRI with Add Data or the module DICOM.")
-        return _("Segment the vertebrae, discs and spinal canal in {name}.").format(name=volume.GetName())
+        return _("Segment the vertebrae, discs and spinal canal in the volume chosen above.")
 
     def _showResult(self, node: Any) -> None:
         ui, editor = self.ui, self.ui.editor
