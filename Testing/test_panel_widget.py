@@ -99,6 +99,28 @@ def test_selector_offers_greyscale_volumes_only(panel_of):  # noqa: F811
     assert offered == [first, second]
 
 
+def test_of_two_volumes_of_one_name_the_clicked_one_is_segmented(panel_of):  # noqa: F811
+    first, second = add_volume(name="T2"), add_volume(name="T2")
+    panel = panel_of()
+    box = panel.ui.inputSelector._native._box
+    for volume, row in ((second, 2), (first, 1)):
+        box.setCurrentIndex(row)
+        box.activated.emit(row)
+        assert panel.widget._parameters.inputVolume is volume
+    results = []
+    for row in (1, 2):
+        panel.ui.inputSelector.setCurrentNode(first if row == 1 else second)
+        box.activated.emit(row)
+        press_and_wait(panel)
+        results.append(panel.results()[-1])
+    box = panel.ui.resultSelector._native._box
+    results[0].SetName(results[1].GetName())
+    for row, node in ((1, results[0]), (2, results[1])):
+        box.setCurrentIndex(row)
+        box.activated.emit(row)
+        assert panel.widget._parameters.result is node is panel.ui.segmentsTable.segmentationNode()
+
+
 def test_progress_is_shown_while_running(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of("wait", "segment")
@@ -322,6 +344,28 @@ def test_harden_button_hardens_and_starts(panel_of):  # noqa: F811
     panel.ui.cardActionButton.click()
     assert volume.GetParentTransformNode() is None
     assert panel.wait()
+
+
+def test_card_goes_with_the_volume_that_it_is_about(panel_of):  # noqa: F811
+    bent, other = add_volume(name="bent"), add_volume(name="other")
+    add_transform(bent, linear=False)
+    add_transform(other)
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(bent)
+    for leave in (False, True):
+        panel.ui.segmentButton.click()
+        assert panel.widget._card.code == "TRANSFORM_NONLINEAR"
+        if leave:  # and the volume is removed meanwhile
+            panel.widget.exit()
+            slicer.mrmlScene.RemoveNode(bent)
+            panel.widget.enter()
+        else:
+            panel.ui.inputSelector.setCurrentNode(other)
+        assert panel.widget._card is None and panel.ui.statusLabel.text == "Ready."
+        panel.ui.cardActionButton.click()
+        assert panel.widget._parameters.inputVolume is other and other.GetParentTransformNode() is not None
+        if not leave:
+            panel.ui.inputSelector.setCurrentNode(bent)
 
 
 def test_linear_transform_is_carried_over(panel_of):  # noqa: F811
@@ -775,6 +819,11 @@ def test_lowest_vertebra_is_stated_of_one_volume_only(panel_of):  # noqa: F811
     panel.ui.inputSelector.setCurrentNode(second)
     assert panel.widget._options()["lowest"] is None and panel.ui.lowestComboBox.currentIndex == 0
     assert panel.widget._options()["levels"] is False, "the other choices stay"
+    panel.ui.lowestComboBox.currentIndex = 3
+    panel.widget.exit()
+    slicer.mrmlScene.RemoveNode(second)
+    panel.widget.enter()
+    assert panel.widget._parameters.inputVolume is first and panel.widget._options()["lowest"] is None
 
 
 # -- loading the network in advance ----------------------------------------------------------------------------------

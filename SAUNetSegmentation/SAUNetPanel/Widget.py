@@ -83,6 +83,9 @@ class Widget:
         ui.cardCopyButton.connect("clicked(bool)", self.onCopyReport)
         ui.copyLogButton.connect("clicked(bool)", self.onCopyReport)
         ui.cardCloseButton.connect("clicked(bool)", self.onCardClosed)
+        # With Qt 6 a selector says no more than that where the other node has the same name, as two series may have.
+        ui.inputSelector.connect("nodeActivated(vtkMRMLNode*)", self.onVolumeActivated)
+        ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self.onResultActivated)
         ui.editSection.connect("contentsCollapsed(bool)", self._useEditor)
         self._effects.connect("effectRegistered(QString)", self._onEffectRegistered)
         ui.opacitySlider.connect("valueChanged(double)", self.onOpacityChanged)
@@ -201,6 +204,7 @@ class Widget:
         """Hold no node any more."""
         self.setParameterNode(None)
         self._showResult(None)
+        self._volume = None
 
     def setParameterNode(self, parameters: Any) -> None:
         """Show these parameters, and the next ones no longer."""
@@ -210,6 +214,8 @@ class Widget:
         self._parameters = parameters
         if parameters is not None:
             self._makeEditorNode()
+            if parameters.inputVolume is not self._volume:
+                self._showCard(None)
             self._volume = parameters.inputVolume
             self._guiTag = parameters.connectGui(self.ui)
             self._observerTag = parameters.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
@@ -232,12 +238,23 @@ class Widget:
         self._followVolume()
         self._update()
 
+    def onVolumeActivated(self, node: Any) -> None:
+        """The user clicked a volume."""
+        if self._parameters is not None:
+            self._parameters.inputVolume = node
+
+    def onResultActivated(self, node: Any) -> None:
+        """The user clicked a result."""
+        if self._parameters is not None:
+            self._parameters.result = node
+
     def _followVolume(self) -> None:
         """Another volume was chosen: show its own result; what was said of the one before does not hold for it."""
         volume = self._parameters.inputVolume if self._parameters else None
         before, self._volume = self._volume, volume
         changed = volume is not before
-        if changed and before is not None:
+        if changed:
+            self._showCard(None)
             self._parameters.lowest = Lowest.AUTO
         previous = self.logic.nodes.previousResult(volume) if changed and volume is not None else None
         if previous is not None:
