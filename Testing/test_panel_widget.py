@@ -576,6 +576,20 @@ def plan_of(result, folder):
     return json.dumps({"labels": str(folder / "kind.nrrd"), "summary": result.summary(), "behaviour": "", "stage": ""})
 
 
+def test_notices_are_those_of_the_run_that_undo_brings_back(panel_of):  # noqa: F811
+    volume = add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    before = panel.ui.warningsLabel.text
+    panel.widget._onAboutToReplace(node)
+    panel.logic.nodes.importResult(volume, truth().labels, truth(warnings=()).summary(), True, node)
+    panel.widget._update()
+    assert panel.ui.warningsLabel.text == "" != before
+    panel.ui.editor.undo()
+    assert process_events(lambda: panel.ui.warningsLabel.text == before, 5)
+
+
 def test_loaded_segmentation_can_be_chosen_looked_at_and_corrected(panel_of, tmp_path):  # noqa: F811
     add_volume()
     panel = panel_of()
@@ -584,7 +598,7 @@ def test_loaded_segmentation_can_be_chosen_looked_at_and_corrected(panel_of, tmp
     panel.logic.nodes.exportSegmentation(node, tmp_path / "r.seg.nrrd")
     assert panel.ui.editor.sourceVolumeNodeSelectorVisible is False
     again = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "loaded")
-    panel.widget.sceneNodeAdded()  # as Slicer tells of it, before the file is read
+    panel.widget.sceneNodesChanged()  # as Slicer tells of it, before the file is read
     storage = slicer.vtkMRMLSegmentationStorageNode()
     storage.SetFileName(str(tmp_path / "r.seg.nrrd"))
     assert storage.ReadData(again) and panel.ui.resultSelector.nodeCount() == 1

@@ -52,6 +52,7 @@ class Widget:
         self._volume: Any = None
         self._guiTag: Any = None
         self._observerTag: Any = None
+        self._watched: tuple[Any, list[int]] = (None, [])  # the result that is shown, and its observers
         self._card: Card | None = None
         self._log: list[str] = []
         self._stage, self._share, self._started = "", 0.0, 0.0
@@ -61,9 +62,9 @@ class Widget:
         self._warmUp = qt.QTimer()
         self._warmUp.setInterval(WARM_MS)
         self._warmUp.setSingleShot(True)
-        self._recognise = qt.QTimer()
-        self._recognise.setInterval(0)
-        self._recognise.setSingleShot(True)
+        self._settle = qt.QTimer()
+        self._settle.setInterval(0)
+        self._settle.setSingleShot(True)
         idle = ("inputSelector", "modelComboBox", "deviceComboBox", "outputComboBox", "lowestComboBox",
                 "previousComboBox", "installButton", "bundleButton")  # fmt: skip
         self._whileIdle = [(getattr(self.ui, name), getattr(self.ui, name).toolTip) for name in idle]
@@ -95,7 +96,7 @@ class Widget:
         ui.bundleButton.connect("clicked(bool)", self.onInstallBundle)
         self._clock.connect("timeout()", self._showProgress)
         self._warmUp.connect("timeout()", self._warm)
-        self._recognise.connect("timeout()", self.logic.nodes.recognise)
+        self._settle.connect("timeout()", self._onSettled)
         logic.progressed.connect(self._onProgressed)
         logic.finished.connect(self._onFinished)
         logic.failed.connect(self._onFailed)
@@ -138,7 +139,7 @@ class Widget:
         """The user opens another module: its clicks in the views are not the editor's."""
         self._entered = False
         self._warmUp.stop()
-        self._recognise.stop()
+        self._settle.stop()
         self.logic.cool()
         self._useEditor()
         self.ui.editor.removeViewObservations()
@@ -187,10 +188,15 @@ class Widget:
         if self._entered and self._parameters is not None:
             self._showResult(self._parameters.result)
 
-    def sceneNodeAdded(self, caller: Any = None, event: Any = None) -> None:
-        """A node has come; what it holds is read after this event."""
+    def sceneNodesChanged(self, caller: Any = None, event: Any = None) -> None:
+        """A node has come, changed or gone; what it holds is read, and what refers to it told, after this event."""
         if self._entered:
-            self._recognise.start()
+            self._settle.start()
+
+    def _onSettled(self) -> None:
+        self.logic.nodes.recognise()
+        if self._parameters is not None:
+            self._showResult(self._parameters.result)
 
     def cleanup(self) -> None:
         """The module is unloaded or reloaded."""
@@ -414,6 +420,7 @@ class Widget:
         if ui.segmentsTable.segmentationNode() is not node:
             ui.segmentsTable.setSegmentationNode(node)
             ui.show3DButton.setSegmentationNode(node)
+            self._watch(node)
         if editor.segmentationNode() is not node:
             editor.setSegmentationNode(node)
             self._useEditor()
@@ -433,6 +440,15 @@ class Widget:
         texts = notices(node) if isResult(node) else []
         ui.warningsLabel.text = "\n".join(texts)
         ui.warningsLabel.visible = bool(texts)
+
+    def _watch(self, node: Any) -> None:
+        """What is said of a result is its segments', and Undo brings back those of an earlier run."""
+        before, tags = self._watched
+        for tag in tags:
+            before.RemoveObserver(tag)
+        kinds = slicer.vtkSegmentation
+        events = (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified) if node is not None else ()
+        self._watched = node, [node.AddObserver(event, self.sceneNodesChanged) for event in events]
 
     def _showCard(self, card: Card | None) -> None:
         self._card = card
