@@ -73,7 +73,8 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
             (scene.StartImportEvent, self.panel.sceneStartImport),
             (scene.EndImportEvent, self.panel.sceneEndImport),
             (scene.EndBatchProcessEvent, self.panel.sceneEndBatch),
-            (scene.NodeAddedEvent, self.panel.sceneNodeAdded),
+            (scene.NodeAddedEvent, self.panel.sceneNodesChanged),
+            (scene.NodeRemovedEvent, self.panel.sceneNodesChanged),
         ):
             self.addObserver(scene, event, method)
         if getattr(self.parent, "isEntered", False):  # reloaded while it is shown

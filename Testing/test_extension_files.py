@@ -320,6 +320,16 @@ def test_scene_that_is_added_leaves_what_is_chosen(shown):
     assert panel.ui.resultSelector.currentNode() is node is panel.ui.editor.segmentationNode()
 
 
+def test_image_that_is_removed_can_be_replaced_in_the_section_correct(shown):
+    panel, image = shown.panel, add_volume()
+    panel.ui.inputSelector.setCurrentNode(add_volume(name="another"))
+    node = panel.logic.nodes.importResult(image, truth().labels, truth().summary(), True)
+    panel.ui.resultSelector.setCurrentNode(node)
+    assert panel.ui.editor.sourceVolumeNodeSelectorVisible is False
+    slicer.mrmlScene.RemoveNode(image)
+    assert process_events(lambda: panel.ui.editor.sourceVolumeNodeSelectorVisible is True, 5)
+
+
 def test_segmentation_file_that_is_loaded_while_the_panel_is_shown_can_be_chosen(shown, tmp_path):
     panel, path = shown.panel, tmp_path / "r.seg.nrrd"
     node = panel.logic.nodes.importResult(add_volume(), truth().labels, truth().summary(), True)

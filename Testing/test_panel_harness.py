@@ -109,6 +109,26 @@ def test_selector_loses_its_choice_when_a_scene_was_imported(scene, none):  # no
     assert combo.currentNode() is second
 
 
+def test_selector_tells_of_a_click_on_a_node_of_the_same_name(scene):  # noqa: F811
+    """qMRMLNodeComboBox takes the name of a node for it: currentTextChanged, which Qt 6 emits for another text only."""
+    first, second = add_volume(name="T2"), add_volume(name="T2")
+    combo, heard, clicked = selector_of_volumes(scene), [], []
+    combo.currentNodeChanged.connect(heard.append)
+    combo.nodeActivated.connect(clicked.append)
+    combo._native._box.setCurrentIndex(1)
+    combo._native._box.activated.emit(1)
+    assert combo.currentNode() is second is not first and heard == [] and clicked == [second]
+
+
+def test_node_takes_its_item_in_the_hierarchy_along(scene):  # noqa: F811
+    """qSlicerSubjectHierarchyPluginLogic::onNodeAboutToBeRemoved."""
+    hierarchy, node = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene), add_volume()
+    item = hierarchy.GetItemByDataNode(node)
+    assert item and hierarchy.GetItemName(item) == "T2 sag"
+    scene.RemoveNode(node)
+    assert hierarchy.GetItemName(item) == "" and hierarchy.GetNumberOfItems() == 0
+
+
 def test_list_of_segments_writes_what_it_still_shows(scene):  # noqa: F811
     """As qMRMLSegmentsModel does, whose onItemChanged is called for every part of a row that is brought up to date."""
     from SAUNetPanel.SceneNodes import SceneNodes

@@ -87,7 +87,7 @@ def test_button_says_why_it_is_disabled(panel_of):  # noqa: F811
         assert not widget.enabled and "no result" in widget.toolTip
     volume = add_volume(name="arrived")
     panel.ui.inputSelector.setCurrentNode(volume)
-    assert panel.ui.segmentButton.enabled and "arrived" in panel.ui.segmentButton.toolTip
+    assert panel.ui.segmentButton.enabled and "volume chosen above" in panel.ui.segmentButton.toolTip
 
 
 def test_selector_offers_greyscale_volumes_only(panel_of):  # noqa: F811
@@ -97,6 +97,28 @@ def test_selector_offers_greyscale_volumes_only(panel_of):  # noqa: F811
     first, second = add_volume(name="series 3"), add_volume(name="series 4")
     offered = [panel.ui.inputSelector.nodeFromIndex(index) for index in range(panel.ui.inputSelector.nodeCount())]
     assert offered == [first, second]
+
+
+def test_of_two_volumes_of_one_name_the_clicked_one_is_segmented(panel_of):  # noqa: F811
+    first, second = add_volume(name="T2"), add_volume(name="T2")
+    panel = panel_of()
+    box = panel.ui.inputSelector._native._box
+    for volume, row in ((second, 2), (first, 1)):
+        box.setCurrentIndex(row)
+        box.activated.emit(row)
+        assert panel.widget._parameters.inputVolume is volume
+    results = []
+    for row in (1, 2):
+        panel.ui.inputSelector.setCurrentNode(first if row == 1 else second)
+        box.activated.emit(row)
+        press_and_wait(panel)
+        results.append(panel.results()[-1])
+    box = panel.ui.resultSelector._native._box
+    results[0].SetName(results[1].GetName())
+    for row, node in ((1, results[0]), (2, results[1])):
+        box.setCurrentIndex(row)
+        box.activated.emit(row)
+        assert panel.widget._parameters.result is node is panel.ui.segmentsTable.segmentationNode()
 
 
 def test_progress_is_shown_while_running(panel_of):  # noqa: F811
@@ -133,6 +155,18 @@ def test_cancel_at_every_stage_leaves_the_scene_as_it_was(panel_of, stage):  # n
     assert panel.wait() and counts() == before
     assert panel.ui.statusLabel.text.startswith("Cancelled") and panel.ui.cardFrame.isVisibleTo(panel.top) is False
     assert panel.ui.segmentButton.text == "Segment spine" and panel.ui.segmentButton.enabled
+
+
+def test_run_that_is_being_cancelled_is_told_so_whatever_changes(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    panel.ui.segmentButton.click()
+    press_later(panel)
+    panel.ui.resultSelector.setCurrentNode(None)
+    assert panel.ui.segmentButton.text == "Cancelling..." and not panel.ui.segmentButton.enabled
+    assert "told to stop" in panel.ui.segmentButton.toolTip
+    assert panel.wait() and panel.ui.segmentButton.text == "Segment spine"
 
 
 def test_double_click_starts_once_and_cancels_nothing(panel_of):  # noqa: F811
@@ -331,6 +365,28 @@ def test_harden_button_hardens_and_starts(panel_of):  # noqa: F811
     assert panel.wait()
 
 
+def test_card_goes_with_the_volume_that_it_is_about(panel_of):  # noqa: F811
+    bent, other = add_volume(name="bent"), add_volume(name="other")
+    add_transform(bent, linear=False)
+    add_transform(other)
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(bent)
+    for leave in (False, True):
+        panel.ui.segmentButton.click()
+        assert panel.widget._card.code == "TRANSFORM_NONLINEAR"
+        if leave:  # and the volume is removed meanwhile
+            panel.widget.exit()
+            slicer.mrmlScene.RemoveNode(bent)
+            panel.widget.enter()
+        else:
+            panel.ui.inputSelector.setCurrentNode(other)
+        assert panel.widget._card is None and panel.ui.statusLabel.text == "Ready."
+        panel.ui.cardActionButton.click()
+        assert panel.widget._parameters.inputVolume is other and other.GetParentTransformNode() is not None
+        if not leave:
+            panel.ui.inputSelector.setCurrentNode(bent)
+
+
 def test_linear_transform_is_carried_over(panel_of):  # noqa: F811
     volume = add_volume()
     transform = add_transform(volume)
@@ -478,6 +534,19 @@ def test_edited_while_the_engine_works_is_kept(panel_of):  # noqa: F811
     assert panel.wait() and len(panel.results()) == 2 and Result.isEdited(node)
 
 
+def test_edited_after_it_may_be_replaced_is_kept(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    paint(node)
+    panel.dialogs.answer = "replace"
+    panel.ui.segmentButton.click()
+    paint(node, 1)
+    made = Result.fingerprint(node.GetSegmentation())
+    assert panel.wait() and len(panel.results()) == 2 and Result.fingerprint(node.GetSegmentation()) == made
+
+
 def test_keep_adds_a_new_one(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of()
@@ -526,6 +595,20 @@ def plan_of(result, folder):
     return json.dumps({"labels": str(folder / "kind.nrrd"), "summary": result.summary(), "behaviour": "", "stage": ""})
 
 
+def test_notices_are_those_of_the_run_that_undo_brings_back(panel_of):  # noqa: F811
+    volume = add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    before = panel.ui.warningsLabel.text
+    panel.widget._onAboutToReplace(node)
+    panel.logic.nodes.importResult(volume, truth().labels, truth(warnings=()).summary(), True, node)
+    panel.widget._update()
+    assert panel.ui.warningsLabel.text == "" != before
+    panel.ui.editor.undo()
+    assert process_events(lambda: panel.ui.warningsLabel.text == before, 5)
+
+
 def test_loaded_segmentation_can_be_chosen_looked_at_and_corrected(panel_of, tmp_path):  # noqa: F811
     add_volume()
     panel = panel_of()
@@ -534,7 +617,7 @@ def test_loaded_segmentation_can_be_chosen_looked_at_and_corrected(panel_of, tmp
     panel.logic.nodes.exportSegmentation(node, tmp_path / "r.seg.nrrd")
     assert panel.ui.editor.sourceVolumeNodeSelectorVisible is False
     again = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "loaded")
-    panel.widget.sceneNodeAdded()  # as Slicer tells of it, before the file is read
+    panel.widget.sceneNodesChanged()  # as Slicer tells of it, before the file is read
     storage = slicer.vtkMRMLSegmentationStorageNode()
     storage.SetFileName(str(tmp_path / "r.seg.nrrd"))
     assert storage.ReadData(again) and panel.ui.resultSelector.nodeCount() == 1
@@ -600,6 +683,32 @@ def test_exports_from_the_menu(panel_of, tmp_path):  # noqa: F811
     panel.dialogs.path = tmp_path / "nowhere" / "l.nrrd"
     actions["Label map file..."].trigger()
     assert panel.widget._card.code == "EXPORT_FAILED"
+
+
+def test_export_writes_the_result_for_which_it_was_asked(panel_of, tmp_path):  # noqa: F811
+    from SAUNetLib.formats.segmentations import read_segmentation
+
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(first)
+    press_and_wait(panel)
+    (node,) = panel.results()
+    node.GetSegmentation().RemoveSegment("SAUNet_41")
+    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+
+    def answer(*arguments):
+        """The window stands open until a run has ended."""
+        assert panel.wait() and panel.ui.resultSelector.currentNode() is not node
+        return tmp_path / "l.nrrd" if len(arguments) == 3 else tmp_path
+
+    panel.dialogs.saveFile = panel.dialogs.chooseFolder = answer
+    panel.ui.inputSelector.setCurrentNode(second)
+    for action in ("Label map file...", "STL file per segment..."):
+        panel.ui.resultSelector.setCurrentNode(node)
+        panel.ui.segmentButton.click()
+        actions[action].trigger()
+    assert 41 not in read_segmentation(tmp_path / "l.nrrd").labels
+    assert {path.name[:5] for path in tmp_path.glob("*.stl")} == {"first"}
 
 
 # -- parameters, module ----------------------------------------------------------------------------------------------
@@ -743,6 +852,11 @@ def test_lowest_vertebra_is_stated_of_one_volume_only(panel_of):  # noqa: F811
     panel.ui.inputSelector.setCurrentNode(second)
     assert panel.widget._options()["lowest"] is None and panel.ui.lowestComboBox.currentIndex == 0
     assert panel.widget._options()["levels"] is False, "the other choices stay"
+    panel.ui.lowestComboBox.currentIndex = 3
+    panel.widget.exit()
+    slicer.mrmlScene.RemoveNode(second)
+    panel.widget.enter()
+    assert panel.widget._parameters.inputVolume is first and panel.widget._options()["lowest"] is None
 
 
 # -- loading the network in advance ----------------------------------------------------------------------------------

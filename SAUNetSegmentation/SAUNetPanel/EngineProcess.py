@@ -87,6 +87,11 @@ class EngineProcess:
         return self.busy and self._warming
 
     @property
+    def cancelled(self) -> bool:
+        """Whether that request was told to end."""
+        return self.busy and self._cancelled
+
+    @property
     def alive(self) -> bool:
         """Whether a worker runs, busy or warm."""
         return self._process is not None

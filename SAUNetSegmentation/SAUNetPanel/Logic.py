@@ -19,7 +19,7 @@ from SAUNetLib.stages import done
 from . import PrivateFolder
 from .Cards import Card, PanelError, cardOf
 from .EngineProcess import EngineProcess
-from .Result import isEdited
+from .Result import fingerprint, isEdited
 from .SceneNodes import SceneNodes
 from .Signal import Signal
 
@@ -101,7 +101,7 @@ class Options:
         device: auto, gpu (cuda, or mps on a Mac) or cpu.
         model: a model's name, or its .safetensors file; empty for the standard model.
         replace: segmentation node whose content the result replaces; one that was edited by hand is kept.
-        replaceEdited: replace the content even if it was edited by hand.
+        replaceEdited: replace the content even if it was edited by hand; what is edited after the start is kept.
     """
 
     levels: bool = True
@@ -157,6 +157,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._folder: Path | None = None
         self._undeleted: list[Path] = []
         self._job: tuple[Any, Options, int] | None = None  # volume, options, the frame that it shows
+        self._agreed = ""  # fingerprint of the edited segmentation that may be replaced
         self._warnings: list[dict[str, str]] = []
         PrivateFolder.removeLeftovers()
 
@@ -168,6 +169,11 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
     def running(self) -> bool:
         """Whether a volume is being segmented."""
         return self._job is not None
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether that was told to end."""
+        return self.running and self.engine.cancelled
 
     def segment(self, volumeNode: Any, progress: Callable[[str, float], Any] | None = None, **options: Any) -> Any:
         """Segment a volume and wait for the result; Slicer's window stays responsive.
@@ -222,6 +228,8 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             self._fail(PanelError("FOLDER").card)
             return
         self._job = volumeNode, wanted, self.nodes.frame(volumeNode)
+        agreed = wanted.replaceEdited and wanted.replace is not None
+        self._agreed = fingerprint(wanted.replace.GetSegmentation()) if agreed else ""
         files = {"image": str(self._folder / "volume.nrrd"), "output": str(self._folder / "labels.nrrd")}
         self.engine.run("segment", **files, levels=wanted.levels, lowest=wanted.lowest, **wanted.network())
 
@@ -283,13 +291,16 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         assert self._folder is not None
         labels = self.nodes.readLabels(self._folder / "labels.nrrd", volumeNode)
         event = {**event, "warnings": event.get("warnings") or self._warnings}
-        replace = options.replace
-        # It may have been edited or removed while the engine worked.
-        if replace is not None and (replace.GetScene() is None or (isEdited(replace) and not options.replaceEdited)):
-            replace = None
+        replace = options.replace if self._mayReplace(options.replace) else None
         if replace is not None:
             self.aboutToReplace.emit(replace)
         return self.nodes.importResult(volumeNode, labels, event, options.levels, replace, frame)
+
+    def _mayReplace(self, node: Any) -> bool:
+        """It may have been edited or removed while the engine worked."""
+        if node is None or node.GetScene() is None:
+            return False
+        return not isEdited(node) or self._agreed == fingerprint(node.GetSegmentation())
 
     def _fail(self, card: Card) -> None:
         self._job = None

@@ -52,6 +52,7 @@ class Widget:
         self._volume: Any = None
         self._guiTag: Any = None
         self._observerTag: Any = None
+        self._watched: tuple[Any, list[int]] = (None, [])  # the result that is shown, and its observers
         self._card: Card | None = None
         self._log: list[str] = []
         self._stage, self._share, self._started = "", 0.0, 0.0
@@ -61,9 +62,9 @@ class Widget:
         self._warmUp = qt.QTimer()
         self._warmUp.setInterval(WARM_MS)
         self._warmUp.setSingleShot(True)
-        self._recognise = qt.QTimer()
-        self._recognise.setInterval(0)
-        self._recognise.setSingleShot(True)
+        self._settle = qt.QTimer()
+        self._settle.setInterval(0)
+        self._settle.setSingleShot(True)
         idle = ("inputSelector", "modelComboBox", "deviceComboBox", "outputComboBox", "lowestComboBox",
                 "previousComboBox", "installButton", "bundleButton")  # fmt: skip
         self._whileIdle = [(getattr(self.ui, name), getattr(self.ui, name).toolTip) for name in idle]
@@ -83,6 +84,9 @@ class Widget:
         ui.cardCopyButton.connect("clicked(bool)", self.onCopyReport)
         ui.copyLogButton.connect("clicked(bool)", self.onCopyReport)
         ui.cardCloseButton.connect("clicked(bool)", self.onCardClosed)
+        # With Qt 6 a selector says no more than that where the other node has the same name, as two series may have.
+        ui.inputSelector.connect("nodeActivated(vtkMRMLNode*)", self.onVolumeActivated)
+        ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self.onResultActivated)
         ui.editSection.connect("contentsCollapsed(bool)", self._useEditor)
         self._effects.connect("effectRegistered(QString)", self._onEffectRegistered)
         ui.opacitySlider.connect("valueChanged(double)", self.onOpacityChanged)
@@ -92,7 +96,7 @@ class Widget:
         ui.bundleButton.connect("clicked(bool)", self.onInstallBundle)
         self._clock.connect("timeout()", self._showProgress)
         self._warmUp.connect("timeout()", self._warm)
-        self._recognise.connect("timeout()", self.logic.nodes.recognise)
+        self._settle.connect("timeout()", self._onSettled)
         logic.progressed.connect(self._onProgressed)
         logic.finished.connect(self._onFinished)
         logic.failed.connect(self._onFailed)
@@ -135,7 +139,7 @@ class Widget:
         """The user opens another module: its clicks in the views are not the editor's."""
         self._entered = False
         self._warmUp.stop()
-        self._recognise.stop()
+        self._settle.stop()
         self.logic.cool()
         self._useEditor()
         self.ui.editor.removeViewObservations()
@@ -184,10 +188,15 @@ class Widget:
         if self._entered and self._parameters is not None:
             self._showResult(self._parameters.result)
 
-    def sceneNodeAdded(self, caller: Any = None, event: Any = None) -> None:
-        """A node has come; what it holds is read after this event."""
+    def sceneNodesChanged(self, caller: Any = None, event: Any = None) -> None:
+        """A node has come, changed or gone; what it holds is read, and what refers to it told, after this event."""
         if self._entered:
-            self._recognise.start()
+            self._settle.start()
+
+    def _onSettled(self) -> None:
+        self.logic.nodes.recognise()
+        if self._parameters is not None:
+            self._showResult(self._parameters.result)
 
     def cleanup(self) -> None:
         """The module is unloaded or reloaded."""
@@ -201,6 +210,7 @@ class Widget:
         """Hold no node any more."""
         self.setParameterNode(None)
         self._showResult(None)
+        self._volume = None
 
     def setParameterNode(self, parameters: Any) -> None:
         """Show these parameters, and the next ones no longer."""
@@ -210,6 +220,8 @@ class Widget:
         self._parameters = parameters
         if parameters is not None:
             self._makeEditorNode()
+            if parameters.inputVolume is not self._volume:
+                self._showCard(None)
             self._volume = parameters.inputVolume
             self._guiTag = parameters.connectGui(self.ui)
             self._observerTag = parameters.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
@@ -232,12 +244,23 @@ class Widget:
         self._followVolume()
         self._update()
 
+    def onVolumeActivated(self, node: Any) -> None:
+        """The user clicked a volume."""
+        if self._parameters is not None:
+            self._parameters.inputVolume = node
+
+    def onResultActivated(self, node: Any) -> None:
+        """The user clicked a result."""
+        if self._parameters is not None:
+            self._parameters.result = node
+
     def _followVolume(self) -> None:
         """Another volume was chosen: show its own result; what was said of the one before does not hold for it."""
         volume = self._parameters.inputVolume if self._parameters else None
         before, self._volume = self._volume, volume
         changed = volume is not before
-        if changed and before is not None:
+        if changed:
+            self._showCard(None)
             self._parameters.lowest = Lowest.AUTO
         previous = self.logic.nodes.previousResult(volume) if changed and volume is not None else None
         if previous is not None:
@@ -268,10 +291,8 @@ class Widget:
         if not self.logic.running:
             self._start()
         elif time.monotonic() - self._started >= DOUBLE_CLICK_S:
-            self.ui.segmentButton.enabled = False
-            self.ui.segmentButton.text = _("Cancelling...")
-            self.ui.segmentButton.toolTip = _("The engine has been told to stop; this takes at most two seconds.")
             self.logic.cancel()
+            self._update()
 
     def _start(self) -> None:
         missing = self.dependencies.missing()
@@ -359,9 +380,10 @@ class Widget:
             return
         running, volume = self.logic.running, self._parameters.inputVolume
         button = self.ui.segmentButton
-        button.text = _("Cancel") if running else _("Segment spine")
-        button.enabled = running or (volume is not None and not self._installing)
-        button.toolTip = self._segmentToolTip(running, volume)
+        cancelling = self.logic.cancelling
+        button.text = _("Cancelling...") if cancelling else _("Cancel") if running else _("Segment spine")
+        button.enabled = not cancelling if running else volume is not None and not self._installing
+        button.toolTip = self._segmentToolTip(volume)
         self.ui.progressBar.visible = running
         busy = _("Not available while the engine is working or being installed.")
         if self._installing:
@@ -383,13 +405,14 @@ class Widget:
             self._say(_("Ready."))
         self._showResult(self._parameters.result)
 
-    @staticmethod
-    def _segmentToolTip(running: bool, volume: Any) -> str:
-        if running:
+    def _segmentToolTip(self, volume: Any) -> str:
+        if self.logic.cancelling:
+            return _("The engine has been told to stop; this takes at most two seconds.")
+        if self.logic.running:
             return _("Stop the engine. Nothing will be changed.")
         if volume is None:
             return _("Choose a volume first: load a sagittal spine MRI with Add Data or the module DICOM.")
-        return _("Segment the vertebrae, discs and spinal canal in {name}.").format(name=volume.GetName())
+        return _("Segment the vertebrae, discs and spinal canal in the volume chosen above.")
 
     def _showResult(self, node: Any) -> None:
         ui, editor = self.ui, self.ui.editor
@@ -397,6 +420,7 @@ class Widget:
         if ui.segmentsTable.segmentationNode() is not node:
             ui.segmentsTable.setSegmentationNode(node)
             ui.show3DButton.setSegmentationNode(node)
+            self._watch(node)
         if editor.segmentationNode() is not node:
             editor.setSegmentationNode(node)
             self._useEditor()
@@ -416,6 +440,15 @@ class Widget:
         texts = notices(node) if isResult(node) else []
         ui.warningsLabel.text = "\n".join(texts)
         ui.warningsLabel.visible = bool(texts)
+
+    def _watch(self, node: Any) -> None:
+        """What is said of a result is its segments', and Undo brings back those of an earlier run."""
+        before, tags = self._watched
+        for tag in tags:
+            before.RemoveObserver(tag)
+        kinds = slicer.vtkSegmentation
+        events = (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified) if node is not None else ()
+        self._watched = node, [node.AddObserver(event, self.sceneNodesChanged) for event in events]
 
     def _showCard(self, card: Card | None) -> None:
         self._card = card
@@ -511,7 +544,8 @@ class Widget:
 
     def onExportNode(self) -> None:
         """The result as a label map node in the scene."""
-        self._export(lambda node: self.logic.nodes.exportLabelMapNode(node).GetName())
+        node = self._parameters.result
+        self._export(lambda: self.logic.nodes.exportLabelMapNode(node).GetName())
 
     def onExportLabelMap(self) -> None:
         """The result as a label map file."""
@@ -525,20 +559,22 @@ class Widget:
 
     def onExportSurfaces(self) -> None:
         """The result as one STL file per segment."""
+        node = self._parameters.result  # while a window stands open a run may end and another result be shown
         folder = self.dialogs.chooseFolder(_("Export STL files"))
         if folder is not None:
 
-            def export(node: Any) -> str:
+            def export() -> str:
                 files = self.logic.nodes.exportSurfaces(node, folder, self.dialogs.replaceFiles)
                 return f"{len(files)} STL" if files else ""
 
             self._export(export)
 
     def _exportFile(self, title: str, filters: str, write: Any) -> None:
-        path = self.dialogs.saveFile(title, fileName(self._parameters.result.GetName()), filters)
+        node = self._parameters.result
+        path = self.dialogs.saveFile(title, fileName(node.GetName()), filters)
         if path is not None:
 
-            def export(node: Any) -> str:
+            def export() -> str:
                 write(node, path)
                 return path.name
 
@@ -546,7 +582,7 @@ class Widget:
 
     def _export(self, export: Any) -> None:
         try:
-            done = export(self._parameters.result)
+            done = export()
         except PanelError as error:
             self._showCard(error.card)
             return

@@ -183,6 +183,7 @@ def _scene() -> Any:
     slicer.modules = types.SimpleNamespace(**{name: _Module(logic) for name, logic in logics.items()})
     slicer.modules.applicationLogic = application  # keeps it alive
     scene.AddObserver(scene.NodeAddedEvent, _place)
+    scene.AddObserver(scene.NodeAboutToBeRemovedEvent, _displace)
     return scene
 
 
@@ -202,7 +203,7 @@ def _silence() -> Any:
     return quiet()
 
 
-def _observe_calldata() -> Any:
+def _observe_calldata() -> tuple[Any, Any]:
     import vtk
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
@@ -213,10 +214,20 @@ def _observe_calldata() -> Any:
             if hierarchy and not hierarchy.GetItemByDataNode(node):
                 hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
 
-    return place
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def displace(scene: Any, event: str, node: Any) -> None:
+        """They take the item away with its node, unless the whole scene goes."""
+        hierarchy = None
+        if node.IsA("vtkMRMLDisplayableNode") and not scene.IsClosing():
+            hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+        item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
+        if item:
+            hierarchy.RemoveItem(item, False, False)
+
+    return place, displace
 
 
-_place = _observe_calldata()
+_place, _displace = _observe_calldata()
 
 
 def process_events(until: Callable[[], bool], seconds: float = 20.0) -> bool:

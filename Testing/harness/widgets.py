@@ -177,6 +177,7 @@ class qMRMLNodeComboBox(QWidget):
         self._box.setModel(self._filter)
         self._box.setRootModelIndex(self._filter.index(0, 0))
         self._box.currentTextChanged.connect(lambda _: self._changed())
+        self._box.activated.connect(self._activated)
         for signal in (self._filter.rowsRemoved, self._filter.modelReset, self._filter.layoutChanged):
             signal.connect(lambda *_: self._refresh())
         self.setEnabled(False)
@@ -207,6 +208,12 @@ class qMRMLNodeComboBox(QWidget):
             return
         self.currentNodeChanged.emit(node)
         self.currentNodeIDChanged.emit(node.GetID() if node is not None else "")
+
+    def _activated(self, row: int) -> None:
+        """The user clicked a node or "None", not an action."""
+        node = self._node(row)
+        if node is not None or (self.noneEnabled and row == 0):
+            self.nodeActivated.emit(node)
 
     def _set_filter(self, name: str, value: Any) -> None:
         if getattr(self._filter, name) != value:
