@@ -4,15 +4,16 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import slicer
 
-from SAUNetLib.volume import Geometry, Volume
-
 from .Result import isEdited, labelValues, mergedLabels, provenance
 from .Widget import DOUBLE_CLICK_S
+
+if TYPE_CHECKING:
+    from SAUNetLib.volume import Volume
 
 MOST_SECONDS, MOST_SECONDS_TO_CANCEL = 600, 10
 
@@ -50,7 +51,7 @@ def runSelfTest(test: Any) -> None:
 class Made:
     """An image and its label map (k, j, i)."""
 
-    volume: Volume
+    volume: "Volume"
     labels: np.ndarray
 
 
@@ -64,6 +65,8 @@ def phantom() -> Made:
 
 def boxes() -> Made:
     """Boxes in the places of two vertebrae, the disc between them and the canal; only what Slicer brings is needed."""
+    from SAUNetLib.volume import Geometry, Volume
+
     labels = np.zeros((7, 60, 50), np.uint8)
     for value, rows, columns in ((41, (8, 26), (10, 28)), (92, (26, 32), (10, 28)), (42, (32, 50), (10, 28))):
         labels[1:6, slice(*rows), slice(*columns)] = value
@@ -74,7 +77,7 @@ def boxes() -> Made:
     return Made(Volume((labels > 0) * np.int16(300) + np.int16(50), geometry, "boxes"), labels)
 
 
-def volumeNode(volume: Volume) -> Any:
+def volumeNode(volume: "Volume") -> Any:
     """A volume as a node in the scene."""
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Phantom")
     slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(volume.voxels))
