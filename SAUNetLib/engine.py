@@ -299,7 +299,8 @@ def choose_device(device: str) -> torch.device:
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware; elsewhere it would only be slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        # NVIDIA's since Ampere. PyTorch's own question counts emulation in, or has not always been there.
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
     # PyTorch has no public question for these two.

@@ -102,6 +102,11 @@ def test_a_gpu_has_targets_and_a_column_of_its_own():
         assert len({line.count("|") for line in block.splitlines()}) == 1, "every row of a table has its columns"
 
 
+def test_apple_s_gpu_is_held_to_the_processor_s_targets():
+    measured = fake(machine=fake()["machine"] | {"device": "mps"})
+    assert [row["title"] for row in measured["targets"]] == [row["title"] for row in fake()["targets"]]
+
+
 def test_the_tables_show_ratios_first_and_every_peer():
     text = module.markdown(fake())
     lines = [line for line in text.splitlines() if line.startswith("|")]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import SAUNetLib.engine as engine_module
-from SAUNetLib.engine import Engine, best_class, choose_device, fine_classes, resample
+from SAUNetLib.engine import Engine, best_class, choose_device, computes_bfloat16, fine_classes, resample
 from SAUNetLib.errors import CancelledError, OutOfMemoryError, UsageError
 from SAUNetLib.model import load_model
 from SAUNetLib.network import SAUNet, fold_batch_norm, inference, pack_for_processor
@@ -305,6 +305,15 @@ def test_devices(monkeypatch):
         assert choose_device("auto").type == device
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto").type == "cuda"
+
+
+@pytest.mark.parametrize("capability, expected", [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_where_an_nvidia_gpu_computes_in_it(monkeypatch, capability, expected):
+    """In any PyTorch: the question that it has for it took no argument before 2.4."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: pytest.fail("not asked"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert computes_bfloat16(torch.device("cuda")) is expected
 
 
 def test_the_engine_does_without_pytorch_s_own_road_to_numpy(tiny_model, monkeypatch):

@@ -212,7 +212,9 @@ from SAUNetPanel.SceneNodes import SceneNodes
 made = SelfTest.boxes()
 volume = SelfTest.volumeNode(made.volume)
 panel = SimpleNamespace(logic=SimpleNamespace(nodes=SceneNodes(slicer.mrmlScene)), _parameters=SimpleNamespace())
-SelfTest.checkSegments(unittest.TestCase(), SelfTest.importTruth(panel, volume, made), volume)
+node = SelfTest.importTruth(panel, volume, made)
+SelfTest.checkSegments(unittest.TestCase(), node, volume)
+SelfTest.export(unittest.TestCase(), panel, node)
 print("tested")
 """
 

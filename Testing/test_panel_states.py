@@ -300,7 +300,17 @@ class PanelStates(RuleBasedStateMachine):
     @precondition(lambda self: self.process() and self.process().requests)
     @rule(code=st.sampled_from(["MEMORY", "DEVICE", "INPUT_NOT_SAGITTAL", "MODEL_DAMAGED", "INTERNAL", "USAGE"]))
     def engine_says_what_failed(self, code):
+        mark, before = self.mark_of(self.process().requests[0]), self.panel._card
         self.process().answer(event="error", code=code, cause="it failed.")
+        chosen = self.parameters.inputVolume if self.parameters else None
+        if mark and chosen is not None and self.panel._card is not before and self.panel._card is not None:
+            assert chosen.GetAttribute(MARK) == mark, "the card's button would act on another volume"
+
+    def mark_of(self, request):
+        """The mark of the volume that the engine was given, None where it was given none, or it is gone."""
+        if request["command"] == "warm" or not Path(request["image"]).exists():
+            return None
+        return str(int(np.median(sitk.GetArrayFromImage(sitk.ReadImage(request["image"])))) // 1000)
 
     @precondition(lambda self: self.process() and any("cancelled" in one for one in self.process().requests))
     @rule()

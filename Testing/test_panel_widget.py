@@ -256,6 +256,20 @@ def test_card_is_complete_and_its_button_exists(code):
     assert "--" not in card.title + card.cause + card.remedy  # no command line's words
 
 
+def test_failure_of_another_volume_s_run_shows_no_card(panel_of):  # noqa: F811
+    """Its button would start the engine on, or harden, the volume that was chosen meanwhile."""
+    first, _second = add_volume(name="one"), add_volume(name="two")
+    panel = panel_of("wait", "load")
+    panel.ui.inputSelector.setCurrentNode(first)
+    panel.ui.segmentButton.click()
+    panel.widget.exit()
+    slicer.mrmlScene.RemoveNode(first)
+    panel.widget.enter()
+    panel.logic._fail(Cards.cardOf({"code": "MEMORY"}))
+    assert panel.widget._card is None and "another volume has failed: Not enough memory" in panel.ui.statusLabel.text
+    panel.engine.close()
+
+
 def test_every_button_of_a_card_does_something(panel_of):  # noqa: F811
     panel = panel_of()
     remedies = panel.widget._remedies()
@@ -296,6 +310,7 @@ def test_button_of_a_card_closes_it_and_applies_the_remedy(panel_of, code, press
     ('OSError: [WinError 126] Cannot find it. Error loading "C:\\a\\torch\\lib\\c10.dll"', "PYTORCH_BROKEN"),
     ("ImportError: libtorch_cpu.so: cannot open shared object file", "PYTORCH_BROKEN"),
     ("OSError: [Errno 28] No space left on device", "INTERNAL"),
+    ("ModuleNotFoundError: No module named 'SAUNetLib.pages'", "INTERNAL"),
     ("ValueError: x", "INTERNAL"),
 ])  # fmt: skip
 def test_missing_and_damaged_packages_in_the_engine_are_no_bugs(failure, code):
@@ -545,6 +560,18 @@ def test_edited_after_it_may_be_replaced_is_kept(panel_of):  # noqa: F811
     paint(node, 1)
     made = Result.fingerprint(node.GetSegmentation())
     assert panel.wait() and len(panel.results()) == 2 and Result.fingerprint(node.GetSegmentation()) == made
+
+
+def test_moved_after_it_may_be_replaced_is_kept(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    paint(node)
+    panel.dialogs.answer = "replace"
+    panel.ui.segmentButton.click()
+    transform = add_transform(node)
+    assert panel.wait() and len(panel.results()) == 2 and node.GetTransformNodeID() == transform.GetID()
 
 
 def test_keep_adds_a_new_one(panel_of):  # noqa: F811
@@ -857,6 +884,13 @@ def test_lowest_vertebra_is_stated_of_one_volume_only(panel_of):  # noqa: F811
     slicer.mrmlScene.RemoveNode(second)
     panel.widget.enter()
     assert panel.widget._parameters.inputVolume is first and panel.widget._options()["lowest"] is None
+
+
+def test_lowest_vertebra_may_be_stated_before_there_is_a_volume(panel_of):  # noqa: F811
+    panel = panel_of()
+    panel.ui.lowestComboBox.currentIndex = 3
+    panel.ui.inputSelector.setCurrentNode(add_volume())
+    assert panel.widget._options()["lowest"] == "L4"
 
 
 # -- loading the network in advance ----------------------------------------------------------------------------------

@@ -304,7 +304,7 @@ def targets(measured: dict[str, Any]) -> list[dict[str, Any]]:
     """Every target of the device with its figure, None where it could not be measured, and whether it is met."""
     rows = []
     for target in TARGETS:
-        if target.device != measured["machine"]["device"]:
+        if (target.device == "cuda") != (measured["machine"]["device"] == "cuda"):
             continue
         figure = target.figure(measured)
         met = None if figure is None else figure >= target.limit if target.above else figure <= target.limit

@@ -40,7 +40,7 @@ class LevelAxis:
     @classmethod
     def of(cls, column: Column, chain: Chain) -> LevelAxis:
         """Of a chain with one interface or more."""
-        crossed = [column.crossing(disc.point, disc.normal, disc.station) for disc in chain.interfaces]
+        crossed = [column.crossing(plane.point, plane.normal, plane.station) for plane in chain.interfaces]
         crossed = list(np.maximum.accumulate(crossed) + 1e-3 * np.arange(len(crossed)))
         top, bottom = chain.spacing_mm
         stations = np.array([crossed[0] - 2 * top, crossed[0] - top, *crossed, crossed[-1] + bottom])

@@ -74,8 +74,8 @@ class Centreline:
         row = cloud[:, 1]
         line = cls._means(cloud, np.floor((row - row.min()) / STEP).astype(int))
         for _ in range(_ROUNDS):
-            first_line = cls._through(line)
-            line = cls._means(cloud, np.round(first_line.station(cloud)).astype(int))
+            curve = cls._through(line)
+            line = cls._means(cloud, np.round(curve.station(cloud)).astype(int))
         result = cls._through(line, beyond)
         result.half = result._anterior(cloud)
         result.sided = result._cut_aside(space, value)

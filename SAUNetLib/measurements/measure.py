@@ -68,7 +68,7 @@ def _cropped_to_field(segmentation: Segmentation, volume: Volume | None) -> tupl
             *_field_by_cut_structures(stack.slices, labelled, segmentation.partial),
         )
     box = [slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(field, labelled, strict=True)]
-    if all(crop == slice(0, count) for crop, count in zip(box, stack.slices.shape, strict=True)):
+    if all(span == slice(0, count) for span, count in zip(box, stack.slices.shape, strict=True)):
         return segmentation, volume
     crop = stack.source_box((box[0], box[1], box[2]))
     geometry = segmentation.geometry.part(crop)

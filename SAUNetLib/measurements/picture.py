@@ -117,7 +117,7 @@ def _columns(space: LabelSpace) -> tuple[int, int]:
 
 
 def _draw(draw: ImageDraw.ImageDraw, markup: Markup, points: np.ndarray) -> None:
-    """A mark's points (N, 2), row and column on the screen."""
+    """A markup's points (N, 2), row and column on the screen."""
     colour = _COLOURS[markup.kind]
     places = [(float(column), float(row)) for row, column in points]
     draw.line(places, colour, 1)

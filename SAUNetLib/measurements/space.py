@@ -118,13 +118,14 @@ class LabelSpace:
         """Positions (N, 3) of a structure's voxels, thinned to about `apart` mm, one or (3,) by axis; N > 0."""
         box = self.box(value)
         step = np.maximum(1, np.round(apart / self.spacing)).astype(int)
-        step = np.minimum(step, [max(1, (labels.stop - labels.start) // 2) for labels in box])
-        start = np.array([labels.start for labels in box]) + step // 2
+        step = np.minimum(step, [max(1, (span.stop - span.start) // 2) for span in box])
+        first = np.array([span.start for span in box])
+        start = first + step // 2
         labels = self.labels[tuple(slice(int(a), b.stop, int(n)) for a, b, n in zip(start, box, step, strict=True))]
         if (labels == value).any():
             return (np.argwhere(labels == value) * step + start) * self.spacing
         # A few voxels may all lie between those looked at.
-        return (np.argwhere(self.labels[box] == value) + [labels.start for labels in box]) * self.spacing
+        return (np.argwhere(self.labels[box] == value) + first) * self.spacing
 
     def sample(self, value: int, frame: AnatomicalFrame, nodes: SamplingGrid) -> np.ndarray:
         """How much of a structure lies at nodes in a frame: (X, Y, Z) float32, 0 to 1.

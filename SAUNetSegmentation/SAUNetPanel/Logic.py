@@ -19,7 +19,7 @@ from SAUNetLib.stages import done
 from . import PrivateFolder
 from .Cards import Card, PanelError, cardOf
 from .EngineProcess import EngineProcess
-from .Result import fingerprint, isEdited
+from .Result import isEdited, state
 from .SceneNodes import SceneNodes
 from .Signal import Signal
 
@@ -157,7 +157,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._folder: Path | None = None
         self._undeleted: list[Path] = []
         self._job: tuple[Any, Options, int] | None = None  # volume, options, the frame that it shows
-        self._agreed = ""  # fingerprint of the edited segmentation that may be replaced
+        self._agreed: Any = None  # state of the edited segmentation that may be replaced
         self._warnings: list[dict[str, str]] = []
         PrivateFolder.removeLeftovers()
 
@@ -229,7 +229,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             return
         self._job = volumeNode, wanted, self.nodes.frame(volumeNode)
         agreed = wanted.replaceEdited and wanted.replace is not None
-        self._agreed = fingerprint(wanted.replace.GetSegmentation()) if agreed else ""
+        self._agreed = state(wanted.replace) if agreed else None
         files = {"image": str(self._folder / "volume.nrrd"), "output": str(self._folder / "labels.nrrd")}
         self.engine.run("segment", **files, levels=wanted.levels, lowest=wanted.lowest, **wanted.network())
 
@@ -300,7 +300,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         """It may have been edited or removed while the engine worked."""
         if node is None or node.GetScene() is None:
             return False
-        return not isEdited(node) or self._agreed == fingerprint(node.GetSegmentation())
+        return not isEdited(node) or self._agreed == state(node)
 
     def _fail(self, card: Card) -> None:
         self._job = None
@@ -335,7 +335,7 @@ def withMissingPackage(event: dict[str, Any]) -> dict[str, Any]:
     match = re.search(r"ModuleNotFoundError: No module named '(\w+)((?:\.\w+)*)'", cause)
     if match is not None and (match[1] in _PACKAGES and not (match[1] == "torch" and match[2])):
         return {"code": "NOT_INSTALLED", "cause": _("The package {name} is missing.").format(name=match[1])}
-    if match is not None or _TORCHS_LIBRARY.search(cause):
+    if (match is not None and match[1] != "SAUNetLib") or _TORCHS_LIBRARY.search(cause):
         return {"code": "PYTORCH_BROKEN"}
     return event
 

@@ -232,6 +232,11 @@ def fingerprint(segmentation: Any) -> str:
     return digest.hexdigest()
 
 
+def state(node: Any) -> tuple[str, str | None]:
+    """Of a segmentation node, all that counts as edited when it is changed: `fingerprint` and the transform above."""
+    return fingerprint(node.GetSegmentation()), node.GetTransformNodeID()
+
+
 def _contents(image: Any, members: list[tuple[int, int]]) -> bytes:
     """The box around a layer's structures, where it lies, and which segment's number each voxel in it has."""
     voxels, extent = voxelsOf(image), image.GetExtent()

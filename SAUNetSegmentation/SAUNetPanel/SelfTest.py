@@ -71,8 +71,8 @@ def boxes() -> Made:
     for value, rows, columns in ((41, (8, 26), (10, 28)), (92, (26, 32), (10, 28)), (42, (32, 50), (10, 28))):
         labels[1:6, slice(*rows), slice(*columns)] = value
     labels[2:5, 5:55, 30:36] = 2
-    # Slices from right to left, rows from superior to inferior, columns from anterior to posterior.
-    direction = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    # Columns from anterior to posterior, rows from superior to inferior, slices from left to right.
+    direction = np.array([[0.0, 0.0, -1.0], [1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
     geometry = Geometry((50, 60, 7), (1.2, 1.2, 4.0), (0.0, 0.0, 0.0), direction)
     return Made(Volume((labels > 0) * np.int16(300) + np.int16(50), geometry, "boxes"), labels)
 

@@ -50,6 +50,7 @@ class Widget:
         self._uiWidget = uiWidget
         self._parameters: Any = None
         self._volume: Any = None
+        self._segmented: Any = None  # the volume of the run
         self._guiTag: Any = None
         self._observerTag: Any = None
         self._watched: tuple[Any, list[int]] = (None, [])  # the result that is shown, and its observers
@@ -144,6 +145,7 @@ class Widget:
         self._useEditor()
         self.ui.editor.removeViewObservations()
         self.setParameterNode(None)
+        self._watch(None)  # a result that is removed meanwhile must not be held in memory
 
     def _useEditor(self) -> None:
         """The editor's keys and effects work while the section Correct is open and holds a result, and not unseen."""
@@ -210,7 +212,7 @@ class Widget:
         """Hold no node any more."""
         self.setParameterNode(None)
         self._showResult(None)
-        self._volume = None
+        self._volume = self._segmented = None
 
     def setParameterNode(self, parameters: Any) -> None:
         """Show these parameters, and the next ones no longer."""
@@ -222,6 +224,8 @@ class Widget:
             self._makeEditorNode()
             if parameters.inputVolume is not self._volume:
                 self._showCard(None)
+            if parameters.inputVolume is None and self._volume is not None:  # it was removed meanwhile
+                parameters.lowest = Lowest.AUTO
             self._volume = parameters.inputVolume
             self._guiTag = parameters.connectGui(self.ui)
             self._observerTag = parameters.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
@@ -245,12 +249,12 @@ class Widget:
         self._update()
 
     def onVolumeActivated(self, node: Any) -> None:
-        """The user clicked a volume."""
+        """The user clicked a volume, or the selector was told to show another one."""
         if self._parameters is not None:
             self._parameters.inputVolume = node
 
     def onResultActivated(self, node: Any) -> None:
-        """The user clicked a result."""
+        """The user clicked a result, or the selector was told to show another one."""
         if self._parameters is not None:
             self._parameters.result = node
 
@@ -261,6 +265,7 @@ class Widget:
         changed = volume is not before
         if changed:
             self._showCard(None)
+        if changed and before is not None:
             self._parameters.lowest = Lowest.AUTO
         previous = self.logic.nodes.previousResult(volume) if changed and volume is not None else None
         if previous is not None:
@@ -308,7 +313,7 @@ class Widget:
         self.ui.logEdit.clear()
         self._stage, self._share, self._started = _("Starting the engine"), 0.0, time.monotonic()
         self._clock.start()
-        volume = self._parameters.inputVolume
+        self._segmented = volume = self._parameters.inputVolume
         self.logic.start(volume, **self._options(), **previous)
         self._update()
 
@@ -340,6 +345,7 @@ class Widget:
 
     def _onFinished(self, node: Any) -> None:
         self._clock.stop()
+        self._segmented = None
         seconds = time.monotonic() - self._started
         (self._parameters or self.logic.getParameterNode()).result = node
         self._update()
@@ -361,8 +367,13 @@ class Widget:
         self._clock.stop()
         self._update()
         self.addLog(f"{card.code}: {card.cause}")
+        volume, self._segmented = self._segmented, None
+        chosen = self._parameters.inputVolume if self._parameters is not None else None
         if card.code == "CANCELLED":
             self._say(_("Cancelled. Nothing was changed."))
+        elif chosen is not None and chosen is not volume:
+            # Its button would do to this volume what another one needs.
+            self._say(_("The run of another volume has failed: {title}.").format(title=card.title))
         else:
             self._showCard(card)
 
@@ -420,6 +431,7 @@ class Widget:
         if ui.segmentsTable.segmentationNode() is not node:
             ui.segmentsTable.setSegmentationNode(node)
             ui.show3DButton.setSegmentationNode(node)
+        if self._watched[0] is not node:
             self._watch(node)
         if editor.segmentationNode() is not node:
             editor.setSegmentationNode(node)

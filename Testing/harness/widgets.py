@@ -210,7 +210,7 @@ class qMRMLNodeComboBox(QWidget):
         self.currentNodeIDChanged.emit(node.GetID() if node is not None else "")
 
     def _activated(self, row: int) -> None:
-        """The user clicked a node or "None", not an action."""
+        """The user clicked a node or "None", not an action, or one of them was set."""
         node = self._node(row)
         if node is not None or (self.noneEnabled and row == 0):
             self.nodeActivated.emit(node)
@@ -246,12 +246,14 @@ class qMRMLNodeComboBox(QWidget):
         return node.GetID() if node is not None else ""
 
     def setCurrentNodeID(self, identity: str) -> None:
-        row = self._model.row(identity)
+        before, row = self._box.currentIndex(), self._model.row(identity)
         index = self._filter.mapFromSource(self._model.index(row, 0, self._model.index(0, 0))) if row >= 0 else None
         if index is not None and index.isValid():
             self._box.setCurrentIndex(index.row())
         else:
             self._box.setCurrentIndex(0 if self.noneEnabled else -1)
+        if self._box.currentIndex() != before:  # Slicer sends its view a key press, which counts as a click
+            self._activated(self._box.currentIndex())
 
     currentNodeID = Property(str, _current_id, setCurrentNodeID)
 
