@@ -549,7 +549,8 @@ def test_edited_while_the_engine_works_is_kept(panel_of):  # noqa: F811
     assert panel.wait() and len(panel.results()) == 2 and Result.isEdited(node)
 
 
-def test_edited_after_it_may_be_replaced_is_kept(panel_of):  # noqa: F811
+@pytest.mark.parametrize("change", [lambda node: paint(node, 1), add_transform], ids=["painted", "moved"])
+def test_changed_after_it_may_be_replaced_is_kept(panel_of, change):  # noqa: F811
     add_volume()
     panel = panel_of()
     press_and_wait(panel)
@@ -557,21 +558,9 @@ def test_edited_after_it_may_be_replaced_is_kept(panel_of):  # noqa: F811
     paint(node)
     panel.dialogs.answer = "replace"
     panel.ui.segmentButton.click()
-    paint(node, 1)
-    made = Result.fingerprint(node.GetSegmentation())
-    assert panel.wait() and len(panel.results()) == 2 and Result.fingerprint(node.GetSegmentation()) == made
-
-
-def test_moved_after_it_may_be_replaced_is_kept(panel_of):  # noqa: F811
-    add_volume()
-    panel = panel_of()
-    press_and_wait(panel)
-    (node,) = panel.results()
-    paint(node)
-    panel.dialogs.answer = "replace"
-    panel.ui.segmentButton.click()
-    transform = add_transform(node)
-    assert panel.wait() and len(panel.results()) == 2 and node.GetTransformNodeID() == transform.GetID()
+    change(node)
+    made = Result.state(node)
+    assert panel.wait() and len(panel.results()) == 2 and Result.state(node) == made
 
 
 def test_keep_adds_a_new_one(panel_of):  # noqa: F811
