@@ -23,7 +23,7 @@ from harness.fixtures import (  # noqa: F401
 )
 from SAUNetPanel import Cards, Result, SceneNodes
 from SAUNetPanel.EngineProcess import EngineProcess, workerCommand
-from SAUNetPanel.Logic import deviceName, withMissingPackage
+from SAUNetPanel.Logic import deviceName, withPackageFault
 from SAUNetPanel.Widget import DOUBLE_CLICK_S, WARM_MS, remaining
 
 from SAUNetLib.anatomy import encodings
@@ -315,7 +315,7 @@ def test_button_of_a_card_closes_it_and_applies_the_remedy(panel_of, code, press
 ])  # fmt: skip
 def test_missing_and_damaged_packages_in_the_engine_are_no_bugs(failure, code):
     event = {"code": "INTERNAL", "cause": f"the engine failed unexpectedly ({failure})."}
-    found = withMissingPackage(event)
+    found = withPackageFault(event)
     assert found["code"] == code and (code == "INTERNAL") == (found is event)
     if code == "NOT_INSTALLED":
         assert failure.split("'")[1] in found["cause"]

@@ -376,8 +376,9 @@ def _peers_table(measured: dict[str, Any]) -> str:
 def _slices_table(measured: dict[str, Any]) -> str:
     """What the product does with more and fewer slices."""
     titles = ["slices", "seconds per slice", "rest / network", "of matrix rate", "of memory rate", "seconds", "network"]
-    memories = ["peak_mb"] + (["gpu_peak_mb"] if measured["machine"]["gpu"] else [])
-    titles += [*STAGES, "peak memory, MB", "GPU memory, MB"][: len(STAGES) + len(memories)]
+    memories = {"peak memory, MB": "peak_mb"}
+    memories |= {"GPU memory, MB": "gpu_peak_mb"} if measured["machine"]["gpu"] else {}
+    titles += [*STAGES, *memories]
     rows = []
     for count, row in measured["product"].items():
         median = row["median"]
@@ -386,7 +387,7 @@ def _slices_table(measured: dict[str, Any]) -> str:
             [str(count), f"{median['total'] / row['slices']:.3f}", f"{median['total'] / median['network'] - 1:.2f}"]
             + [f"{network_rate(row):.2f}", f"{memory_rate:.2f}", f"{median['total']:.2f}", f"{median['network']:.2f}"]
             + [f"{median[stage]:.2f}" for stage in STAGES]
-            + [_number(row[memory]) for memory in memories]
+            + [_number(row[memory]) for memory in memories.values()]
         )
     return markdown_table(titles, rows)
 

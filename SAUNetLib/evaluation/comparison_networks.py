@@ -43,7 +43,7 @@ BUDGETS = {
         averaging=0.98,
     ),
     "large": TrainingConfig(
-        description="a budget for minutes of a data-centre GPU: pixels and widths of the shipped model",
+        description="a budget for a GPU: pixels and widths of the shipped model",
         pixel_mm=0.75,
         slices=6,
         stacks=4,

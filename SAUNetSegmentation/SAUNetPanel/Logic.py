@@ -157,7 +157,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._folder: Path | None = None
         self._undeleted: list[Path] = []
         self._job: tuple[Any, Options, int] | None = None  # volume, options, the frame that it shows
-        self._agreed: Any = None  # state of the edited segmentation that may be replaced
+        self._agreed: tuple[str, str | None] | None = None  # state of the edited segmentation that may be replaced
         self._warnings: list[dict[str, str]] = []
         PrivateFolder.removeLeftovers()
 
@@ -265,7 +265,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         elif event["event"] == "warning":
             self._warnings.append({"code": str(event.get("code", "")), "text": str(event.get("text", ""))})
         elif event["event"] == "error":
-            self._fail(cardOf(withMissingPackage(event)))
+            self._fail(cardOf(withPackageFault(event)))
         elif event["event"] == "result":
             self._finish(event)
 
@@ -324,7 +324,7 @@ def deviceName(device: str) -> str:
     return {"gpu": "mps" if sys.platform == "darwin" else "cuda"}.get(device, device)
 
 
-def withMissingPackage(event: dict[str, Any]) -> dict[str, Any]:
+def withPackageFault(event: dict[str, Any]) -> dict[str, Any]:
     """An error event; where the engine failed for want of a package or of PyTorch's own parts, one that says so.
 
     Install brings the first. PyTorch it takes for installed, whatever its installation lacks.

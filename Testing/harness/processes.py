@@ -106,5 +106,5 @@ class ScriptedProcess:
         if not self._blocked:
             try:
                 self._slots[signal](*values)
-            except Exception:
+            except Exception:  # PythonQt prints it, and the panel goes on; the tests look here
                 errors.append(traceback.format_exc())
