@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Literal, cast
@@ -148,6 +148,14 @@ def remapped(labels: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
     lookup = np.zeros(256, np.uint8)
     lookup[list(table)] = list(table.values())
     return lookup[labels]
+
+
+def is_spider(values: Collection[int]) -> bool:
+    """Whether label values, background left out, are those of a mask of SPIDER's: with its canal, or discs alone.
+
+    The vertebra masks of SPINEPS have no canal: their discs (101-) and endplates (201-) would be vertebrae and discs.
+    """
+    return spider_classes().keys() >= set(values) and (SPIDER_CANAL in values or min(values) > 200)
 
 
 @cache

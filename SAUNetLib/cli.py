@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .command import BUG, Parser, cancelling, interrupt_once, run_command
+from .command import BUG, Parser, run_command
 from .console import table_console
 from .errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, unforeseen
-from .process import signals_to
 from .stages import done
 
 if TYPE_CHECKING:
@@ -109,10 +108,6 @@ def _add_segment(commands: Any) -> None:
 
 
 def _segment(options: argparse.Namespace) -> int:
-    if options.classes and options.lowest:
-        raise UsageError("USAGE", "three classes have no levels to name", "Leave out --classes or --lowest")
-    if not options.output or "" in options.images:  # as of a shell's variable that is not set
-        raise UsageError("USAGE", "an image or --output is empty", "Give the name of a file or folder")
     if len(options.images) > 1 or os.path.isdir(options.output):  # noqa: PTH112 - no failure for any path
         return _segment_many(options)
     with _progress(options) as report:
@@ -176,6 +171,7 @@ def _segment_one_of_many(
 
 def _segment_many(options: argparse.Namespace) -> int:
     """Every image for itself: a failure is told and the next one goes on; the first failure's status is returned."""
+    from .formats.volumes import check_places
     from .work_thread import WorkThread
 
     if options.table or options.preview or options.measurements:
@@ -185,6 +181,7 @@ def _segment_many(options: argparse.Namespace) -> int:
             "Leave them out, or give one image and the name of a file",
         )
     outputs = _output_names([Path(image) for image in options.images], Path(options.output))
+    check_places(outputs.values(), outputs)  # each of all others, too
     engine, thread = _engine(options), WorkThread()
     results: list[dict[str, Any]] = []
     status = 0
@@ -246,8 +243,6 @@ def _add_batch(commands: Any) -> None:
 
 
 def _batch(options: argparse.Namespace) -> int:
-    if not options.archive or not options.output:  # as of a shell's variable that is not set
-        raise UsageError("USAGE", "the archive or --output is empty", "Give the name of a folder")
     archive, output = Path(options.archive), Path(options.output)
     if options.workers is not None and options.workers < 1:
         raise UsageError("USAGE", f"--workers is {options.workers}", "Give at least 1")
@@ -258,7 +253,7 @@ def _batch(options: argparse.Namespace) -> int:
     from .batch import run_batch
     from .batch_journal import SUMMARY
 
-    with signals_to(interrupt_once, *cancelling()), _counter(options) as report:
+    with _counter(options) as report:
         known = run_batch(
             archive, output, options.model, options.device, options.scheduler, options.workers, report,
             warn=lambda text: print(text, file=sys.stderr, flush=True),
@@ -345,7 +340,7 @@ def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Report]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<24}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
@@ -412,7 +407,7 @@ def _measure(options: argparse.Namespace) -> int:
     from .formats.atomic import check_writable, write_together
     from .formats.endings import MEASUREMENTS, PICTURES
     from .formats.segmentations import read_segmentation
-    from .formats.volumes import read_volume
+    from .formats.volumes import check_places, read_volume
     from .measurements import measure, write_measurements, write_picture
 
     if options.picture and not options.image:
@@ -422,6 +417,7 @@ def _measure(options: argparse.Namespace) -> int:
     check_writable(options.output, MEASUREMENTS)
     if options.picture:
         check_writable(options.picture, PICTURES)
+    check_places(filter(None, (options.output, options.picture)), filter(None, (options.segmentation, options.image)))
     segmentation = read_segmentation(options.segmentation)
     volume = read_volume(options.image, options.series) if options.image else None
     measured = measure(segmentation, volume)
@@ -481,6 +477,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(json.dumps(report.as_dict()))
     else:
         report.print()
+        _print_notices(report.warnings)
     return 0
 
 
@@ -498,7 +495,7 @@ def _add_phantom(commands: Any) -> None:
 
 
 def _phantom(options: argparse.Namespace) -> int:
-    from .formats.atomic import check_writable, ending_of
+    from .formats.atomic import check_writable
     from .formats.endings import VOLUMES
     from .training.phantom import PhantomOptions, make_phantom
     from .training.phantom.dataset import write_phantom, write_phantoms
@@ -516,10 +513,9 @@ def _phantom(options: argparse.Namespace) -> int:
         write_phantoms(output, options.count, options.seed)
         print(output)
         return 0
-    stem = output.name[: len(output.name) - len(ending_of(output, VOLUMES))]
-    labels = output.with_name(f"{stem}_labels.nii.gz")
-    for path in (output, labels):
-        check_writable(path, VOLUMES)
+    ending = check_writable(output, VOLUMES)
+    labels = output.with_name(f"{output.name[: -len(ending)]}_labels.nii.gz")
+    check_writable(labels, VOLUMES)
     made = make_phantom(PhantomOptions(seed=options.seed, **chosen))
     write_phantom(made, output, labels)
     print(output, labels, sep="\n")

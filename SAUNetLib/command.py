@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import errno
 import io
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -47,7 +47,7 @@ def tool(run: Callable[[argparse.Namespace], None], description: str | None) -> 
 
 
 def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
-    """Run what the parser's entry ``run`` names with its options.
+    """Run what the parser's entry ``run`` names with its options, in a process that ends with it (`interrupt_once`).
 
     Returns:
         The exit status: 0 done, 2 usage, 3 input, 4 model, 5 memory, 6 cancelled, 1 a bug.
@@ -60,10 +60,11 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     prepare_process()
     try:
+        _refuse_empty(arguments)
         options = parser.parse_args(arguments)
         # A polite request to end, as schedulers send it, cancels like Ctrl-C, with everything cleaned up; and so does a
         # terminal that is closed.
-        with signals_to(_interrupt, *cancelling()):
+        with signals_to(interrupt_once, *cancelling()):
             status = int(options.run(options) or 0)
             sys.stdout.flush()
             return status
@@ -80,6 +81,14 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
             cause, remedy = f"stdout or a file cannot be written ({error.strerror})", "Check that the disk has space"
             return _fail(UsageError("OUTPUT_WRITE", cause, remedy), debug, as_json)
         return _fail(unforeseen(error, BUG), debug, as_json)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse arguments such as "" and --model=, which would be taken for the default or for the current folder."""
+    for argument in arguments:
+        if not argument or re.fullmatch(r"--[\w-]+=", argument):
+            what = f"{argument[:-1]} has no value" if argument else "an argument is empty"
+            raise UsageError("USAGE", what, "Give it a value; a variable of the shell may not be set")
 
 
 def _nobody_reads(error: Exception) -> bool:
@@ -138,13 +147,8 @@ def cancelling() -> tuple[signal.Signals, ...]:
     return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
 
 
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def interrupt_once(*_: object) -> NoReturn:
-    """Cancel; further signals are ignored, so that they do not disturb the cleaning up."""
+    """Cancel; from then on these signals are ignored: they would disturb the cleaning up, or the exit status."""
     for number in cancelling():
         signal.signal(number, signal.SIG_IGN)
-        atexit.register(signal.signal, number, signal.SIG_IGN)  # runs before what was registered before
     raise KeyboardInterrupt

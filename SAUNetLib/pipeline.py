@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from . import __version__
 from .anatomy import encodings
 from .engine import Engine, Report, silent
 from .errors import UsageError
-from .formats.atomic import check_writable, same_place, write_together
+from .formats.atomic import check_writable, write_together
 from .formats.endings import MEASUREMENTS, PICTURES, SEGMENTATIONS, TABLES
 from .formats.segmentations import write_segmentation, write_table
-from .formats.volumes import Series, read_volume
+from .formats.volumes import Series, check_places, read_volume
 from .levels import check_lowest, name_structures
 from .segmentation import Notice, Segmentation
 from .volume import SagittalStack, Volume, check_content, check_volume
@@ -49,6 +48,8 @@ def segment(
     """
     started = datetime.now(UTC)
     report("prepare", 0.0)
+    if lowest is not None and not levels:
+        raise UsageError("USAGE", "three classes have no levels to name", "Leave out --classes or --lowest")
     lowest = check_lowest(lowest)
     check_volume(volume)
     check_content(volume)
@@ -60,17 +61,17 @@ def segment(
     named = name_structures(stack.with_slices(classes[field]), lowest, stack.slices[field])
     classes[:] = 0
     classes[field] = named.labels
-    labels = stack.restore(classes)
-    report("levels", 1.0)
-    return Segmentation(
-        labels if levels else encodings()["levels"].to_classes(labels),
+    segmentation = Segmentation(
+        stack.restore(classes),
         volume.geometry,
-        encodings()["levels" if levels else "classes"],
+        encodings()["levels"],
         _provenance(engine, levels, lowest, started) | ({"anchor": named.anchor} if levels and named.anchor else {}),
         notices + tuple(notice for notice in named.notices if levels or not notice.about_levels),
-        named.partial if levels else frozenset(),
-        named.confidence if levels else {},
+        named.partial,
+        named.confidence,
     )
+    report("levels", 1.0)
+    return segmentation if levels else segmentation.as_classes()
 
 
 def _about_slices(slices: np.ndarray, spacing_mm: float) -> tuple[Notice, ...]:
@@ -164,11 +165,7 @@ def segment_file(
 def _check_places(image: str | Path | Series, output: str | Path, *further: str | Path | None) -> None:
     """Refuse places of results (label map, table, measurements, preview) before the work instead of after it."""
     check_writable(output, SEGMENTATIONS)
-    if not isinstance(image, Series) and same_place(Path(output), Path(image)):
-        raise UsageError("OUTPUT_WRITE", f"{output} is the image itself", "Give the result another name")
     for path, endings in zip(further, (TABLES, MEASUREMENTS, PICTURES), strict=True):
         if path is not None:
             check_writable(path, endings)
-    for first, second in itertools.combinations([path for path in (output, *further) if path], 2):
-        if same_place(Path(first), Path(second)):
-            raise UsageError("USAGE", f"two results would be written to {first}", "Give each a name of its own")
+    check_places(filter(None, (output, *further)), [] if isinstance(image, Series) else [image])

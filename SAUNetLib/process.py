@@ -45,7 +45,10 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def signals_to(handler: Callable[[int, FrameType | None], Any], *numbers: signal.Signals) -> Iterator[None]:
-    """Handle signals by a function inside the block; outside of the main thread the caller's handlers stay."""
+    """Handle signals by a function inside the block; outside of the main thread the caller's handlers stay.
+
+    A signal whose handler was replaced inside the block keeps the new one.
+    """
     try:
         before = [signal.signal(number, handler) for number in numbers]
     except ValueError:
@@ -55,4 +58,5 @@ def signals_to(handler: Callable[[int, FrameType | None], Any], *numbers: signal
         yield
     finally:
         for number, earlier in zip(numbers, before, strict=True):
-            signal.signal(number, earlier)
+            if signal.getsignal(number) is handler:
+                signal.signal(number, earlier)

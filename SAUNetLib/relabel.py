@@ -14,6 +14,7 @@ from .errors import UsageError
 from .formats.atomic import check_writable, same_place, write_together
 from .formats.endings import SEGMENTATIONS, TABLES
 from .formats.segmentations import CORD, read_segmentation, write_segmentation, write_table
+from .formats.volumes import check_places
 from .segmentation import Segmentation, count_labels
 
 
@@ -77,8 +78,10 @@ def relabel_file(
     check_writable(target, SEGMENTATIONS)
     if table is not None:
         check_writable(table, TABLES)
+    in_place = same_place(target, Path(path))
+    check_places(([] if in_place else [target]) + ([] if table is None else [table]), [path])
     saved = read_segmentation(path)
-    if same_place(target, Path(path)) and any(notice.code == CORD for notice in saved.warnings):
+    if in_place and any(notice.code == CORD for notice in saved.warnings):
         cause = f"{target.name} holds a spinal cord, which would be lost"
         raise _refusal(cause, "Give the result another name (--output)")
     segmentation = relabel(saved, assignments)

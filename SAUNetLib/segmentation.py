@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .anatomy import Encoding, Structure, encodings
+from .anatomy import BACKGROUND, Encoding, Structure, encodings
 from .errors import UsageError
 from .volume import Geometry, SagittalStack, Volume
 
@@ -117,6 +117,17 @@ class Segmentation:
     def stack(self) -> SagittalStack:
         """The labels as canonical sagittal slices."""
         return SagittalStack.of(Volume(self.labels, self.geometry))
+
+    def as_classes(self) -> Segmentation:
+        """The same with three classes in the place of levels; a class is cut where one of its structures is."""
+        classes = self.encoding.classes
+        return replace(
+            self,
+            labels=self.encoding.to_classes(self.labels),
+            encoding=encodings()["classes"],
+            partial=frozenset(classes[value] for value in self.partial) - {BACKGROUND},
+            confidence={},
+        )
 
     def require_levels(self) -> None:
         """Refuse three classes where only structures with levels make sense.

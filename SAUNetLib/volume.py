@@ -88,13 +88,22 @@ class Geometry:
     def same_grid(self, other: Geometry) -> bool:
         """Whether two grids agree: size exactly, positions to a twentieth of a voxel.
 
-        NIfTI keeps a direction as a rotation in single precision: a turned grid comes back a little beside itself.
+        NIfTI keeps a direction as the nearest rotation, in single precision: a turned grid comes back a little beside
+        itself, and one whose axes are not quite perpendicular, such as DICOM's rounded ones, as that rotation.
         """
         if self.size != other.size:
             return False
         corners = np.array(list(itertools.product(*((0, n - 1) for n in self.size))))
-        distance = np.abs(self.points(corners) - other.points(corners)).max()
-        return bool(distance <= 0.05 * min(self.spacing))
+        as_kept, in_nifti = (self, other), (self._rectangular(), other._rectangular())
+        return any(
+            np.abs(first.points(corners) - second.points(corners)).max() <= 0.05 * min(self.spacing)
+            for first, second in (as_kept, in_nifti)
+        )
+
+    def _rectangular(self) -> Geometry:
+        """The grid on perpendicular axes; one that is sheared more than an image may be stays as it is."""
+        axes = np.asarray(self.direction)
+        return replace(self, direction=rectified(axes)) if orthonormal(axes) else self
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +188,13 @@ def on_grid(volume: Volume, grid: Geometry, owner: str) -> Volume:
         f"{volume.name} and {owner} do not lie on one grid",
         "Give two that belong together, or resample one onto the grid of the other",
     )
+
+
+def rectified(axes: np.ndarray) -> np.ndarray:
+    """The orthogonal matrix that is nearest to the axes (3, 3): their polar factor (Higham, 1986)."""
+    left, _, right = np.linalg.svd(axes)
+    nearest: np.ndarray = left @ right
+    return nearest
 
 
 def orthonormal(axes: np.ndarray, tolerance: float = ORTHONORMAL_TOLERANCE) -> bool:

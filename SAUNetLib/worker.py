@@ -14,7 +14,8 @@ Every request may carry an ``id``, which its events repeat. Events::
     {"event": "result", ...}                                       the request is done
     {"event": "error", "code": ..., "title": ..., "cause": ..., "remedy": ..., "exit_status": ...}
 
-Exactly one ``result`` or ``error`` ends a request. Closing stdin cancels what runs and ends the process.
+Exactly one ``result`` or ``error`` ends a request. Closing stdin cancels what runs and ends the process, and so do the
+signals that cancel a command (`command.cancelling`).
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from . import __version__
+from .command import cancelling, interrupt_once
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
-from .process import prepare_process
+from .process import prepare_process, signals_to
 from .work_thread import WorkThread
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ class Worker:
                 skipped = line
                 while len(skipped) == LONGEST_LINE and not skipped.endswith("\n"):
                     skipped = self._requests.readline(LONGEST_LINE)  # one request, one answer
-                if '"cancel"' in line and _is_cancel(line):
+                if _is_cancel(line):
                     self._cancelled_to = self._received
                 elif line.strip():
                     self._received += 1
@@ -235,7 +237,8 @@ def main() -> int:
     requests = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8", errors="replace")
     leave_stdin_alone()
     try:
-        Worker(requests, events).serve()
+        with signals_to(interrupt_once, *cancelling()):
+            Worker(requests, events).serve()
     except BrokenPipeError:
         log.info("nobody reads the events any longer")
     except KeyboardInterrupt:

@@ -1,6 +1,8 @@
 """What every test sees: the repository on the path, the data that lie beside it, a model too small to be slow."""
 
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,16 @@ CARD = {
     "command": "none",
     "date": "2026-11-23",
 }
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A cancelled command ignores further signals until its process ends, which the tests' own does not."""
+    numbers = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

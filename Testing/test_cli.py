@@ -244,9 +244,87 @@ def test_what_was_done_before_cancelling_is_told(run, image, tmp_path, monkeypat
     assert [path.name for path in (tmp_path / "many").iterdir()] == ["a.nii.gz"]
 
 
-@pytest.mark.parametrize("arguments", [["", "--output", "x.nii.gz"], ["a.nii.gz", "--output", ""]])
-def test_names_that_are_empty_are_refused(arguments, capsys):
-    assert main(["segment", *arguments]) == 2 and "is empty" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["segment", "", "--output", "x.nii.gz"],
+        ["segment", "a.nii.gz", "--output", ""],
+        ["segment", "a.nii.gz", "--output", "b.nii.gz", "--model="],
+        ["measure", "a.nii.gz", "--image", "", "--output", "b.csv"],
+        ["dataset", "check", ""],
+        ["train", "", "--output", "run"],
+        ["phantom", ""],
+    ],
+)
+def test_what_is_empty_is_refused(arguments, capsys):
+    """As of a shell's variable that is not set; a path would be the current folder, a name the default."""
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error USAGE: ") and ("is empty" in err or "--model has no value" in err)
+
+
+@pytest.mark.parametrize("output", [".", "/", "here/..", "folder"])
+def test_a_phantom_needs_the_name_of_a_file(output, capsys):
+    assert main(["phantom", output]) == 2 and capsys.readouterr().err.startswith("error OUTPUT_FORMAT: ")
+
+
+def test_no_result_replaces_what_is_read(run, image, tmp_path, capsys):
+    """Whatever links lead there; it is refused before anything is written."""
+    folder, other, voxels = tmp_path / "out", tmp_path / "out" / "a.nii.gz", tmp_path / "in" / "v.nii"
+    folder.mkdir()
+    shutil.copyfile(image, other)
+    (tmp_path / "b.nii.gz").symlink_to(other)
+    for name in ("t.csv", "p.png"):
+        (tmp_path / name).symlink_to(image)
+    array = picture().voxels
+    voxels.write_bytes(array.tobytes())
+    head = (
+        "NRRD0004\ntype: {}\ndimension: 3\nspace: left-posterior-superior\nsizes: 48 64 4\nspace directions: "
+        "(0,1.2,0) (0,0,-1.2) (4,0,0)\nspace origin: (0,0,0)\nencoding: raw\nendian: little\ndata file: v.nii\n"
+    )
+    voxels.with_suffix(".nhdr").write_text(head.format({"f4": "float", "i2": "short"}[array.dtype.str[1:]]))
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "IM1.nii").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    kept = {path: path.read_bytes() for path in (image, other, voxels, study / "IM1.nii")}
+    for arguments in (
+        [image, tmp_path / "b.nii.gz", "--output", folder],
+        [image, "--output", tmp_path / "o.nii.gz", "--table", tmp_path / "t.csv"],
+        [image, "--output", tmp_path / "o.nii.gz", "--preview", tmp_path / "p.png"],
+        [voxels.with_suffix(".nhdr"), "--output", voxels],
+        [study, "--output", study / "IM1.nii"],
+    ):
+        status, out, err = run(*arguments)
+        assert status == 2 and out == "" and err.startswith("error OUTPUT_WRITE: ") and "Traceback" not in err
+        assert {path: path.read_bytes() for path in kept} == kept and not (tmp_path / "o.nii.gz").exists()
+
+
+def test_measure_and_relabel_do_not_replace_what_they_read(phantom, tmp_path, capsys):
+    image, labels = phantom
+    links = [tmp_path / name for name in ("m.csv", "p.png", "t.csv")]
+    for link, place in zip(links, (labels, image, labels), strict=True):
+        link.symlink_to(place)
+    kept = {path: path.read_bytes() for path in phantom}
+    measure = ["measure", str(labels), "--image", str(image), "--output"]
+    for arguments in (
+        [*measure, str(links[0])],
+        [*measure, str(tmp_path / "n.csv"), "--picture", str(links[1])],
+        ["relabel", str(labels), "--set", "L4=L5", "--table", str(links[2])],
+    ):
+        assert main(arguments) == 2 and "is the input itself" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_a_class_is_cut_where_one_of_its_structures_is(phantom, run, tmp_path, tiny_model):
+    image, labels = phantom
+    whole = read_segmentation(labels)
+    cut = frozenset({value_of("L5"), 2})
+    assert replace(whole, partial=cut).as_classes().partial == {1, 3}
+    assert replace(whole, partial=frozenset({value_of("S1")})).as_classes().partial == frozenset()
+    run(image, "--output", tmp_path / "c.nrrd", "--classes", "--quiet")
+    run(image, "--output", tmp_path / "l.nrrd", "--quiet")
+    levels, classes = (read_segmentation(tmp_path / name) for name in ("l.nrrd", "c.nrrd"))
+    assert levels.as_classes().partial == classes.partial and np.array_equal(levels.as_classes().labels, classes.labels)
 
 
 def test_a_series_needs_the_image_that_it_is_of(capsys):
@@ -632,6 +710,23 @@ def test_evaluate_reads_masks_of_spider(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "ours.mha"), str(tmp_path / "discs.mha"), "--json"]) == 0
     found = {one["name"]: one["dice"] for one in json.loads(capsys.readouterr().out)["structures"]}
     assert found["Intervertebral discs"] == 1.0 and found["Vertebrae"] == 0.0, "alone they are discs, too"
+    assert main(["evaluate", str(tmp_path / "ours.mha"), str(tmp_path / "spider.mha")]) == 0
+    assert "note SPIDER: spider.mha: This label map has SPIDER's values" in " ".join(capsys.readouterr().out.split())
+
+
+def test_masks_of_spineps_are_not_taken_for_spider_s(tmp_path, capsys):
+    """Its discs are 101-, its endplates 201-, and it has no canal; SPIDER's cut vertebrae are 101-, its discs 201-."""
+    labels = np.zeros((4, 40, 30), np.uint8)
+    for number, row in enumerate((2, 14, 26), 1):
+        labels[1:3, row : row + 6, 5:20] = number
+        labels[1:3, row + 6 : row + 8, 5:20] = 200 + number
+        labels[1:3, row + 8 : row + 11, 5:20] = 100 + number
+    for name in ("a_image.mha", "a_labels.mha"):
+        sitk.WriteImage(Volume(labels, geometry(size=(30, 40, 4))).to_sitk(), str(tmp_path / name))
+    assert main(["evaluate", str(tmp_path / "a_labels.mha"), str(tmp_path / "a_labels.mha")]) == 3
+    assert "error INPUT_LABELS" in capsys.readouterr().err
+    assert main(["dataset", "check", str(tmp_path)]) == 3
+    assert "SPINEPS" in " ".join(capsys.readouterr().out.split())
 
 
 def test_tables_are_whole_in_a_pipe(phantom, capsys):
@@ -734,10 +829,26 @@ def test_a_terminal_that_is_closed_cancels_unless_that_is_ignored(capsys):
     def run(options):
         signal.raise_signal(signal.SIGHUP)
 
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert run_command(tool(run, None), []) == 6
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    assert run_command(tool(run, None), []) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_does_not_change_the_exit_status(second):
+    code = f"""
+import atexit, os, signal, sys, time
+from SAUNetLib.command import run_command, tool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
+atexit.register(lambda: (os.kill(os.getpid(), {int(second)}), time.sleep(0.2)))
+def run(options):
     try:
-        assert run_command(tool(run, None), []) == 6
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-        assert run_command(tool(run, None), []) == 0
+        os.kill(os.getpid(), signal.SIGINT), time.sleep(5)
     finally:
-        signal.signal(signal.SIGHUP, before)
+        os.kill(os.getpid(), {int(second)}), time.sleep(0.2)
+sys.exit(run_command(tool(run, None), []))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 6 and ended.stderr.startswith("error CANCELLED") and ended.stderr.count("\n") == 1

@@ -864,7 +864,10 @@ def test_lowest_vertebra_is_stated_of_one_volume_only(panel_of):  # noqa: F811
     panel.ui.lowestComboBox.currentIndex = 3
     assert panel.widget._options()["lowest"] == "L4"
     panel.ui.outputComboBox.currentIndex = 1
+    assert panel.widget._options()["lowest"] is None, "three classes have no levels"
+    panel.ui.outputComboBox.currentIndex = 0
     assert panel.widget._options()["lowest"] == "L4"
+    panel.ui.outputComboBox.currentIndex = 1
     panel.ui.inputSelector.setCurrentNode(second)
     assert panel.widget._options()["lowest"] is None and panel.ui.lowestComboBox.currentIndex == 0
     assert panel.widget._options()["levels"] is False, "the other choices stay"

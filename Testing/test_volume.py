@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from strategies import ANGLES, FLIPS, ORDERS
 
 from SAUNetLib.errors import InputError
+from SAUNetLib.formats.volumes import read_volume, write_volume
 from SAUNetLib.volume import (
     Geometry,
     Intensity,
@@ -246,3 +247,27 @@ def test_other_voxels_are_not_laid_onto_a_grid():
     for other in others:
         with pytest.raises(InputError, match="INPUT_GEOMETRY"):
             on_grid(source, other, "another")
+
+
+@pytest.mark.parametrize("decimals", [2, 3, 4, 6])
+def test_axes_that_were_rounded_come_back_from_nifti_as_the_same_grid(tmp_path, decimals):
+    """DICOM's orientations are decimal text; NIfTI keeps the nearest rotation."""
+    direction = np.round(euler((12, -7, 9)) @ SLICES_TO_LEFT, decimals)
+    grid = Geometry((320, 320, 15), (0.9, 0.9, 4.0), (3.0, -40.0, 120.0), direction)
+    volume = Volume(np.arange(320 * 320 * 15, dtype=np.int16).reshape(15, 320, 320), grid)
+    if decimals == 2:
+        with pytest.raises(InputError):
+            check_volume(volume)
+        return
+    check_volume(volume)
+    for ending in (".nii.gz", ".nrrd", ".mha"):
+        write_volume(volume, tmp_path / f"a{ending}")
+        assert read_volume(tmp_path / f"a{ending}").geometry.same_grid(grid)
+    beside = Geometry(grid.size, grid.spacing, (3.1, -40.0, 120.0), direction)
+    assert not beside.same_grid(grid), "a ninth of a pixel is another place"
+
+
+def test_grids_that_are_sheared_more_than_an_image_may_be_differ():
+    sheared = SLICES_TO_LEFT @ np.array([[1, 0.1, 0], [0, 1, 0], [0, 0, 1]])
+    grids = [Geometry((48, 64, 4), (1.2, 1.2, 4.0), (0.0, 0.0, 0.0), axes) for axes in (SLICES_TO_LEFT, sheared)]
+    assert not grids[0].same_grid(grids[1]) and grids[1].same_grid(grids[1])

@@ -266,6 +266,23 @@ def test_dicom_localizer_is_not_offered(tmp_path: Path, image: Volume) -> None:
     assert refusal(tmp_path / "b").code == "INPUT_SLICES"
 
 
+def test_dicom_axes_that_were_rounded_are_perpendicular_in_every_format(tmp_path: Path) -> None:
+    turned = replace(GRID, direction=builders.euler((12, -7, 9)) @ np.asarray(GRID.direction))
+    paths = builders.write_dicom_series(tmp_path / "study", builders.volume(turned))
+    for path in paths:
+        exact = np.asarray(turned.direction)[:, :2].T.ravel()
+        changed(path, ImageOrientationPatient=[float(value) for value in np.round(exact, 3)])
+    read = read_volume(tmp_path / "study")
+    axes = np.asarray(read.geometry.direction)
+    assert np.abs(axes.T @ axes - np.eye(3)).max() < 1e-9
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in turned.size))))
+    assert np.abs(read.geometry.points(corners) - turned.points(corners)).max() < 0.1 * min(turned.spacing)
+    for ending in (".nii.gz", ".nrrd", ".mha"):
+        write_volume(read, tmp_path / f"a{ending}")
+        again = read_volume(tmp_path / f"a{ending}").geometry
+        assert np.abs(again.points(corners) - read.geometry.points(corners)).max() < 1e-3
+
+
 def test_dicom_missing_slices(tmp_path: Path, image: Volume) -> None:
     paths = builders.write_dicom_series(tmp_path, image)
     paths[3].unlink()

@@ -236,7 +236,7 @@ def case_blind(monkeypatch):
 def test_the_image_itself_is_known_in_other_letters(case_blind, tmp_path, tiny_engine):
     image = tmp_path / "IMG.NII.GZ"
     image.write_bytes(b"an image")
-    with pytest.raises(UsageError, match="is the image itself"):
+    with pytest.raises(UsageError, match="is the input itself"):
         segment_file(image, tmp_path / "IMG.nii.gz", tiny_engine)
     assert image.read_bytes() == b"an image" and list(tmp_path.iterdir()) == [image]
 

@@ -209,6 +209,44 @@ def test_interrupted_it_cancels_and_ends_without_a_traceback(image, tiny_model, 
     assert not (tmp_path / "b.nrrd").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("stage", ["segment", "write"])
+def test_a_polite_end_leaves_nothing_of_the_patient(image, tiny_model, tmp_path, stage):
+    child = Child(TMPDIR=str(tmp_path))
+    files = {name: str(tmp_path / f"b.{name}") for name in ("csv", "png")}
+    child.send(
+        command="segment", image=str(image), output=str(tmp_path / "b.nii.gz"), table=files["csv"],
+        preview=files["png"], model=str(tiny_model), device="cpu",
+    )  # fmt: skip
+    while child.event().get("stage") != stage:
+        pass
+    child.process.send_signal(signal.SIGTERM)
+    child.process.send_signal(signal.SIGTERM)  # as a system that shuts down, after the panel
+    ends = [event for line in child.process.stdout if (event := json.loads(line))["event"] in ("result", "error")]
+    written = {path.name for path in tmp_path.iterdir()} - {"a.nrrd"}
+    if ends[0]["event"] == "result":  # it was done before it heard
+        assert child.process.wait(30) == 6 and written == {"b.nii.gz", "b.csv", "b.png"}
+    else:
+        assert child.process.wait(30) == 6 and ends[0]["code"] == "CANCELLED" and written == set()
+
+
+def test_a_cancel_may_be_spelt_as_json_allows(child, image, tiny_model, tmp_path):
+    request = {"command": "segment", "image": str(image), "model": str(tiny_model), "device": "cpu"}
+    child.send(id=1, output=str(tmp_path / "b.nrrd"), **request)
+    child.write('{"command": "\\u0063ancel"}')
+    assert child.answer()["code"] == "CANCELLED"
+    child.write('{"command": "\\u0063ancel", "id": 5}')
+    child.send(id=2, output=str(tmp_path / "c.nrrd"), **request)
+    answer = child.answer()
+    assert answer["event"] == "result" and answer["id"] == 2, "a cancel has no answer"
+
+
+def test_three_classes_have_no_level_to_state(child, image, tiny_model, tmp_path):
+    request = {"command": "segment", "image": str(image), "output": str(tmp_path / "b.nrrd"), "model": str(tiny_model)}
+    child.send(levels=False, lowest="L5", device="cpu", **request)
+    assert child.answer()["code"] == "USAGE" and not (tmp_path / "b.nrrd").exists()
+
+
 def test_requests_are_checked_entry_by_entry():
     good = Request.parse('{"command": "segment", "image": "a", "output": "b", "levels": false, "id": "7"}')
     assert good.levels is False and good.id == "7" and good.device == "auto"

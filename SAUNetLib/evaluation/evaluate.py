@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..anatomy import Structure, encodings
+from ..anatomy import Structure
 from ..console import table_console
-from ..formats.segmentations import read_segmentation
+from ..formats.segmentations import CORD, SPIDER, read_segmentation
 from ..metrics import Agreement, Detection, compare_labels, detect
 from ..parts import merge_parts
-from ..segmentation import Segmentation, count_labels
+from ..segmentation import Notice, Segmentation, count_labels
 from ..volume import Volume, on_grid
 
 
@@ -27,11 +27,13 @@ class Evaluation:
         structures: what was compared, by label value.
         agreements: per structure.
         detections: ``vertebra`` and ``disc`` -> instances matched by overlap; only where both sides have levels.
+        warnings: how the values of a file were read, where they are not ours.
     """
 
     structures: Mapping[int, Structure]
     agreements: dict[int, Agreement]
     detections: dict[str, Detection]
+    warnings: tuple[Notice, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; figures that are not defined or not finite become null."""
@@ -52,6 +54,7 @@ class Evaluation:
                 }
                 for kind, detection in self.detections.items()
             },
+            "warnings": [asdict(notice) for notice in self.warnings],
         }
 
     def print(self) -> None:
@@ -94,7 +97,16 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
         prediction = read_segmentation(predicted, reference.encoding)  # 2 alone may be canal or disc: the other tells
     volume = Volume(prediction.labels, prediction.geometry, Path(predicted).name)
     laid = on_grid(volume, reference.geometry, Path(truth).name)
-    return evaluate(replace(prediction, labels=laid.voxels, geometry=laid.geometry), reference)
+    compared = evaluate(replace(prediction, labels=laid.voxels, geometry=laid.geometry), reference)
+    files = (predicted, prediction), (truth, reference)
+    return replace(compared, warnings=tuple(notice for path, read in files for notice in _how_read(path, read)))
+
+
+def _how_read(path: str | Path, read: Segmentation) -> Iterator[Notice]:
+    """What is to be said of a file's values, with its name; what its header says of the run is not."""
+    for notice in read.warnings:
+        if notice.code in (CORD, SPIDER):
+            yield replace(notice, text=f"{Path(path).name}: {notice.text}")
 
 
 def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
@@ -103,7 +115,7 @@ def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
     if predicted.encoding is not truth.encoding:
         predicted, truth = merge_parts(predicted), merge_parts(truth)
     if predicted.encoding is not truth.encoding:
-        predicted, truth = _as_classes(predicted), _as_classes(truth)
+        predicted, truth = predicted.as_classes(), truth.as_classes()
     detections = {}
     if truth.has_levels:
         whole = merge_parts(predicted), merge_parts(truth)  # a vertebra is one instance, in whatever parts
@@ -112,12 +124,6 @@ def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
             predicted_labels, true_labels = (_only(segmentation.labels, kept) for segmentation in whole)
             detections[kind] = detect(predicted_labels, true_labels)
     return Evaluation(truth.known, compare_labels(predicted.labels, truth.labels, spacing), detections)
-
-
-def _as_classes(segmentation: Segmentation) -> Segmentation:
-    return Segmentation(
-        segmentation.encoding.to_classes(segmentation.labels), segmentation.geometry, encodings()["classes"]
-    )
 
 
 def _only(labels: np.ndarray, values: list[int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..volume import STRAIGHTEN, Geometry, orthonormal
+from ..volume import STRAIGHTEN, Geometry, orthonormal, rectified
 from .dicom_files import unreadable
 
 UNEVEN = 0.05
@@ -91,7 +91,9 @@ def ordered(series: Series) -> tuple[tuple[DicomFrame, ...], Geometry]:
     _check_frames(frames, name)
     first = frames[0]
     row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
-    normal = np.cross(row, column)
+    # Decimal text, often rounded: axes that are not quite perpendicular would be others in NIfTI.
+    axes = rectified(np.column_stack([row, column, np.cross(row, column)]))
+    normal = axes[:, 2]
     positions = np.array([frame.position for frame in frames])
     heights = positions @ normal
     order = np.argsort(heights, kind="stable")
@@ -108,7 +110,7 @@ def ordered(series: Series) -> tuple[tuple[DicomFrame, ...], Geometry]:
         (first.size[1], first.size[0], len(frames)),
         (first.pixel[1], first.pixel[0], step),
         tuple(float(value) for value in positions[0]),  # type: ignore[arg-type]
-        np.column_stack([row, column, normal]),
+        axes,
     )
     return tuple(frames[index] for index in order), geometry
 

@@ -20,12 +20,12 @@ from ..anatomy import (
     LEVEL_TAG,
     PARTIAL_TAG,
     REGIONS,
-    SPIDER_CANAL,
     TERMINOLOGY,
     WARNINGS_TAG,
     Encoding,
     Structure,
     encodings,
+    is_spider,
     remapped,
     spider_classes,
     structures,
@@ -39,8 +39,8 @@ from .endings import SEGMENTATIONS, SEGMENTS, TABLES
 from .label_maps import ENCODING, KEY, Header, write_label_map
 from .volumes import read_image
 
-CORD = "CORD"
-"""Code of the notice that a label map held a spinal cord."""
+CORD, SPIDER = "CORD", "SPIDER"
+"""Codes of the notices that a label map held a spinal cord, or had the values of SPIDER's masks."""
 _REFERENCE = "Reference image geometry"
 """Slicer's conversion parameter that tells the grid of the segmented image."""
 
@@ -218,10 +218,8 @@ def _in_our_values(labels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...], 
             (notice,),
             encodings()["levels"],
         )
-    if values <= spider_classes().keys() and max(values) >= SPIDER_CANAL:
-        notice = Notice(
-            "SPIDER", "This label map has SPIDER's values, which do not tell the levels: it has three classes."
-        )
+    if is_spider(values):
+        notice = Notice(SPIDER, "This label map has SPIDER's values, which do not tell levels: it has three classes.")
         return remapped(labels, spider_classes()), (notice,), encodings()["classes"]
     return labels, (), None
 

@@ -19,6 +19,7 @@ from ..anatomy import (
     CLASS_NAMES,
     SPIDER_CANAL,
     encodings,
+    is_spider,
     remapped,
     spider_classes,
 )
@@ -123,13 +124,15 @@ def recognise(values: Iterable[int], name: str) -> EncodingName | None:
     if not present:
         return None
     fitting = [kind for kind, meaning in meanings().items() if meaning.keys() >= set(present)]
-    if fitting == ["spider"] and max(present) < SPIDER_CANAL:
-        raise InputError(
-            "INPUT_LABELS",
-            f"the labels of {name} hold only small numbers, which fit no encoding: {present}",
-            "Slicer's own export numbers the segments like this: export from SAUNet's panel instead. If they are "
-            f'vertebrae in the values of SPIDER, say so in {INFO}: {{"encoding": "spider", "draws": ["vertebra"]}}',
-        )
+    if fitting == ["spider"] and not is_spider(present):
+        if max(present) < SPIDER_CANAL:
+            cause = f"the labels of {name} hold only small numbers, which fit no encoding: {present}"
+            why = "Slicer's own export numbers the segments like this: export from SAUNet's panel instead"
+        else:
+            cause = f"the labels of {name} hold SPIDER's values, but not its canal ({SPIDER_CANAL}): {present}"
+            why = "SPINEPS numbers vertebrae, discs and endplates like this: take the discs and endplates out"
+        remedy = f'If they are SPIDER\'s, say so in {INFO}: {{"encoding": "spider", "draws": ["vertebra"]}}'
+        raise InputError("INPUT_LABELS", cause, f"{why}. {remedy}")
     if not fitting:
         nowhere = [value for value in present if not any(value in meaning for meaning in meanings().values())]
         raise InputError(

@@ -282,9 +282,10 @@ class Widget:
     def _options(self) -> dict[str, Any]:
         """What is chosen under Advanced, as the logic's options."""
         parameters = self._parameters
+        levels = parameters.output is Output.LEVELS
         return {
-            "levels": parameters.output is Output.LEVELS,
-            "lowest": None if parameters.lowest is Lowest.AUTO else parameters.lowest.value,
+            "levels": levels,
+            "lowest": parameters.lowest.value if levels and parameters.lowest is not Lowest.AUTO else None,
             "device": parameters.device.value,
             "model": parameters.model,
         }
