@@ -651,6 +651,22 @@ def test_a_sliver_of_disc_at_the_border_makes_no_vertebra_of_the_sacrum(
     assert ("VERTEBRA_SMALL" in codes(result)) != sacral
 
 
+@pytest.mark.parametrize(("slices", "sure"), [(slice(7, 8), False), (slice(0, 12), True)])
+def test_a_little_of_a_vertebra_above_a_disc_is_no_sign_of_the_sacrum(
+    spine: np.ndarray, slices: slice, sure: bool
+) -> None:
+    """It may be S1's top above a bright S1/S2: the names, one off then, are not as sure as above the sacrum."""
+    damaged = np.pad(CLASS_OF[spine], ((0, 0), (0, 60), (0, 0)))
+    end = int(np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))[-1]) + 25
+    for rows, value in ((slice(end - 21, end - 3), VERTEBRA), (slice(end - 3, end + 2), DISC)):
+        part = damaged[slices, rows, 24:50]
+        part[part == 0] = value
+    result = named_classes(damaged)
+    assert "VERTEBRA_SMALL" in codes(result) or sure
+    assert ("LEVELS_DOUBTFUL" not in codes(result)) == sure
+    assert (max(result.confidence.values()) > 0.75) == sure
+
+
 def test_slices_beside_the_canal_have_no_level_too_many() -> None:
     """They show the sides of the bodies, whose depth there is no measure of their height."""
     truth = block_spine((2.0, 1.0, 1.0), lordosis=0.0)[22:]  # 17 mm beside the middle and more

@@ -191,7 +191,8 @@ _DISC_ODDS, _CANAL_ODDS = 1.0, 1.5
 """How it is spoken for by a disc, and by a canal that goes on (chosen)."""
 _CUT_SHARE, _CUT_ODDS = (0.22, 0.32), (-2.0, -4.0)
 """How it is spoken against by a vertebra below that the image ends in: less by a small piece, by its share of the usual
-volume, which may be the sacrum's top taken for one (0.09 to 0.29 of it in four scans; half an L5 has 0.28 and more)."""
+volume, which may be the sacrum's top taken for one (0.09 to 0.29 of it in four scans; half an L5 has 0.28 and more). A
+smaller one above a disc, such as a bright S1/S2, is no sign of the sacrum either (0.06 in one crop of water-fat)."""
 _PROCESSES_MM = 64.0
 """From tip to tip of a lumbar vertebra's transverse processes it is at least so far."""
 _STEP, _SHORT, _WHOLE = 0.8, 0.75, 0.6
@@ -223,10 +224,10 @@ above -4.8."""
 def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
     """The evidence for the sacrum below the lowest complete vertebra, by classes and image."""
     chain = spine.chain
+    above = chain.volume[max(0, chain.last - 3) : chain.last]
+    share = float(chain.volume[chain.last] / max(np.median(above), 1.0)) if len(above) else 1.0
     if chain.last_cut:
-        share = chain.volume[chain.last] / max(float(np.median(chain.volume[max(0, chain.last - 3) : chain.last])), 1.0)
-        odds = float(np.interp(share, _CUT_SHARE, _CUT_ODDS))
-        return _Sacrum(odds, False, "the image ends in the vertebra below")
+        return _Sacrum(float(np.interp(share, _CUT_SHARE, _CUT_ODDS)), False, "the image ends in the vertebra below")
     disc = chain.last < len(chain.interfaces) and chain.interfaces[chain.last].number > 0
     room, beyond = _below(spine, disc)
     goes_on = _CANAL_ODDS * beyond
@@ -236,6 +237,8 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
         return _Sacrum(room + _DISC_ODDS, False, "the image ends at the disc below the lowest complete vertebra")
     if chain.volume[chain.last] <= 0 or len(spine.numbers) < 2:
         return _Sacrum(room, False, "too few vertebrae show to tell the sacrum from one that was not found")
+    if share < _CUT_SHARE[0]:
+        return _Sacrum(0.0, False, "of the lowest vertebra so little was found that it may be the sacrum's top")
     if _vertebra_below(spine):
         return _Sacrum(_PIECES_ODDS, False, "pieces of a vertebra lie below the lowest disc that was found")
     if image is not None and _bone_below(spine, image) < _BONE:
