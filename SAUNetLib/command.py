@@ -121,6 +121,8 @@ def _complete_streams() -> None:
 
 
 def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
+    if isinstance(error, CancelledError):  # by who heard the signal first, such as a training
+        _ignore_signals()
     with contextlib.suppress(OSError):
         if debug:
             traceback.print_exc()
@@ -149,6 +151,11 @@ def cancelling() -> tuple[signal.Signals, ...]:
 
 def interrupt_once(*_: object) -> NoReturn:
     """Cancel; from then on these signals are ignored: they would disturb the cleaning up, or the exit status."""
-    for number in cancelling():
-        signal.signal(number, signal.SIG_IGN)
+    _ignore_signals()
     raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    with contextlib.suppress(ValueError):  # they are the main thread's
+        for number in cancelling():
+            signal.signal(number, signal.SIG_IGN)

@@ -837,13 +837,17 @@ def test_a_terminal_that_is_closed_cancels_unless_that_is_ignored(capsys):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_second_signal_does_not_change_the_exit_status(second):
+@pytest.mark.parametrize("heard_by_itself", [False, True])
+def test_a_second_signal_does_not_change_the_exit_status(second, heard_by_itself):
     code = f"""
 import atexit, os, signal, sys, time
 from SAUNetLib.command import run_command, tool
+from SAUNetLib.errors import CancelledError
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
 atexit.register(lambda: (os.kill(os.getpid(), {int(second)}), time.sleep(0.2)))
 def run(options):
+    if {heard_by_itself}:  # as a training does, which ends at its next batch
+        raise CancelledError
     try:
         os.kill(os.getpid(), signal.SIGINT), time.sleep(5)
     finally:

@@ -977,6 +977,22 @@ def test_progress_that_fails_does_not_lose_the_result(panel_of, capsys):  # noqa
     assert "TypeError" in capsys.readouterr().err
 
 
+def test_a_segmentation_that_is_closed_meanwhile_ends(panel_of):  # noqa: F811
+    panel = panel_of()
+    with pytest.raises(Cards.PanelError) as caught:
+        panel.logic.segment(add_volume(), progress=lambda *_: panel.logic.close())
+    assert caught.value.code == "CANCELLED" and not panel.logic.running and panel.results() == []
+
+
+def test_an_option_that_no_request_can_hold_leaves_nothing_behind(panel_of, tmp_path):  # noqa: F811
+    panel = panel_of()
+    for _ in range(2):
+        with pytest.raises(TypeError):
+            panel.logic.segment(add_volume(), lowest={"L5"})
+        assert not panel.logic.running and not panel.engine.busy
+    assert panel.logic.segment(add_volume(), model=tmp_path / "mine.safetensors") in panel.results()
+
+
 def test_result_that_the_panel_does_not_understand_leaves_the_scene_alone(panel_of):  # noqa: F811
     volume = add_volume()
     panel = panel_of()

@@ -306,20 +306,25 @@ def test_what_cannot_be_done_is_refused_before_the_run_has_a_folder(data, tmp_pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_cancelled_and_goes_on(data, tmp_path, number):
-    """A scheduler must not take it for a crash."""
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)])
+def test_an_interrupted_run_is_cancelled_and_goes_on(data, tmp_path, number, group):
+    """A scheduler, which may signal its workers too, must not take it for a crash."""
     (tmp_path / "small.json").write_text(json.dumps(CONFIG | {"steps": 100000}))
     run = tmp_path / "run"
     command = [sys.executable, "-m", "SAUNetLib", "train", str(data), "--output", str(run), "--device", "cpu"]
     command += ["--config", str(tmp_path / "small.json")]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True
     ) as one:
         deadline = time.monotonic() + 200
         while not (run / "log").exists() and time.monotonic() < deadline and one.poll() is None:
             time.sleep(0.2)
-        one.send_signal(number)
+        if group:
+            while not (run / "last.ckpt").exists() and time.monotonic() < deadline and one.poll() is None:
+                time.sleep(0.2)  # its workers are at work
+            os.killpg(one.pid, number)
+        else:
+            one.send_signal(number)
         err = one.communicate(timeout=90)[1]
     assert one.returncode == 6, err
     told = "continues from the last checkpoint" if (run / "last.ckpt").exists() else "starts from the beginning"

@@ -99,6 +99,26 @@ def test_what_never_occurs_is_not_taught_as_background(tmp_path):
     check_drawn(cases, tmp_path / "d")
 
 
+@pytest.mark.parametrize("direction", [SLICES_TO_LEFT, SLICES_TO_LEFT * [1, 1, -1]])
+def test_a_slice_alone_may_be_stored_from_either_side(tmp_path, direction):
+    grid = Geometry((48, 64, 1), (1.2, 1.2, 4.0), (0.0, 0.0, 0.0), direction)
+    labels = np.zeros((1, 64, 48), np.uint8)
+    labels[:, 10:20, 5:25], labels[:, 22:26, 5:25], labels[:, 5:60, 28:34] = 1, 2, 3
+    write(tmp_path / "d", "a", labels=labels, geometry=grid, voxels=np.arange(64 * 48.0).reshape(1, 64, 48))
+    assert set(load_cases(tmp_path / "d", ["a"], 1.2)[0].labels.unique().tolist()) == {0, 1, 2, 3}
+
+
+def test_a_description_that_is_no_file_is_refused(tmp_path):
+    write(tmp_path / "d", "a", labels=labelled(1)[1])
+    info = tmp_path / "d" / "dataset.json"
+    info.write_bytes(b"\xef\xbb\xbf" + b'{"encoding": "classes"}')
+    assert load_cases(tmp_path / "d", ["a"], 1.5)
+    info.unlink()
+    info.symlink_to(tmp_path / "nowhere.json")
+    with pytest.raises(UsageError, match="is not a file"):
+        load_cases(tmp_path / "d", ["a"], 1.5)
+
+
 def test_a_sagittal_slice_alone_is_a_good_case(tmp_path):
     volume, labels = labelled(1)
     axis = SagittalStack.of(volume).axes[0]

@@ -65,7 +65,7 @@ def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume
     if count == 1:
         return volume, labels
     stack = SagittalStack.of(volume)
-    drawn = np.ascontiguousarray(stack.slices_of(labels))
+    drawn = stack.slices_of(labels).copy()
     images, thick = thick_slices(torch.from_numpy(stack.slices.astype(np.float32)), torch.from_numpy(drawn), count)
     grid = stack.grid(volume.geometry)
     geometry = Geometry(
@@ -84,7 +84,8 @@ def _load(files: CaseFiles, info: DatasetInfo, pixel_mm: float) -> Case:
     stack = SagittalStack.of(volume)
     shape = stack.working_shape(pixel_mm)
     image = torch.from_numpy(stack.intensity().unit(stack.slices))[:, None]
-    truth = torch.from_numpy(np.ascontiguousarray(stack.slices_of(labels)))
+    # A single slice that runs backwards counts as contiguous to NumPy, though not to PyTorch.
+    truth = torch.from_numpy(stack.slices_of(labels).copy())
     return Case(
         files.name,
         resample(image, shape)[:, 0].half(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
         UsageError: USAGE, it cannot be read, or the first thing that is wrong in it.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise UsageError("USAGE", f"{path.name} cannot be read", "Check the path and its permissions") from error
     except ValidationError as error:
@@ -203,7 +204,11 @@ def read_info(folder: Path) -> DatasetInfo:
         UsageError: USAGE.
     """
     path = folder / INFO
-    return read_settings(DatasetInfo, path) if path.is_file() else DatasetInfo()
+    if not os.path.lexists(path):
+        return DatasetInfo()
+    if not path.is_file():  # a link to nothing, a folder: what was not drawn would be taught as background
+        raise UsageError("USAGE", f"{path} is not a file", "Replace it by one, or remove it")
+    return read_settings(DatasetInfo, path)
 
 
 def list_files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:

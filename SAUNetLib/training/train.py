@@ -370,8 +370,9 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
                 trainer.fit(
                     run, data, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None
                 )
-            except (SystemExit, SIGTERMException) as error:  # Lightning's own ends of a process that was interrupted
-                if trainer.interrupted:
+            except (SystemExit, SIGTERMException, RuntimeError) as error:
+                # Lightning's own ends of a process that was interrupted; or its workers died of the same signal.
+                if trainer.interrupted or interruptible.asked:
                     raise interruptible.cancelled() from error
                 raise
     # Lightning gives a run that was already finished its last weights, not the averaged ones.
@@ -448,20 +449,20 @@ class _Interruptible(Callback):
     """
 
     def __init__(self, checkpoint: Path) -> None:
-        self._asked, self._checkpoint = False, checkpoint
+        self.asked, self._checkpoint = False, checkpoint
 
     def ask(self, *_: object) -> None:
         """To end at the next batch; asked once more, at once."""
-        if self._asked:
+        if self.asked:
             raise KeyboardInterrupt
-        self._asked = True
+        self.asked = True
 
     def cancelled(self) -> CancelledError:
         """What the user is told."""
         return CancelledError(GOES_ON if self._checkpoint.exists() else BEGINS_ANEW)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        if self._asked:
+        if self.asked:
             raise self.cancelled()
 
     def on_validation_batch_start(self, *_: Any) -> None:

@@ -103,9 +103,12 @@ class EngineProcess:
 
         Raises:
             RuntimeError: a request to segment is under way.
+            TypeError: an entry that JSON does not know; nothing was changed.
         """
         if self.busy and not self._warming:
             raise RuntimeError("a request is under way")
+        entries = {key: value for key, value in entries.items() if value is not None}
+        json.dumps(entries)
         self._request = None
         self._idle.stop()
         self._polite.stop()
@@ -116,9 +119,7 @@ class EngineProcess:
         self._request, self._cancelled = f"{os.getpid()}-{self._count}", False
         if not self.alive:
             self._start()
-        self._send(
-            command=command, id=self._request, **{key: value for key, value in entries.items() if value is not None}
-        )
+        self._send(command=command, id=self._request, **entries)
 
     def cancel(self) -> None:
         """End the request: politely, after a second by terminating the worker, then by killing it."""

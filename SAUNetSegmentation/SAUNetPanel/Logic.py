@@ -113,7 +113,7 @@ class Options:
 
     def network(self) -> dict[str, Any]:
         """The entries of a request to the engine that say which network runs where."""
-        return {"device": deviceName(self.device), "model": self.model or None}
+        return {"device": deviceName(self.device), "model": str(self.model) or None}
 
 
 class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
@@ -196,12 +196,14 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             signal.connect(receiver)
         try:
             self.start(volumeNode, **options)
-            while not outcome:
+            while self.running and not outcome:
                 slicer.app.processEvents()
                 time.sleep(0.01)
         finally:
             for signal, receiver in receivers:
                 signal.disconnect(receiver)
+        if not outcome:  # closed by a callback, or by a button, without a word
+            raise PanelError("CANCELLED")
         if isinstance(outcome[0], Card):
             raise PanelError(outcome[0].code, outcome[0].cause)
         return outcome[0]
@@ -231,7 +233,12 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         agreed = wanted.replaceEdited and wanted.replace is not None
         self._agreed = state(wanted.replace) if agreed else None
         files = {"image": str(self._folder / "volume.nrrd"), "output": str(self._folder / "labels.nrrd")}
-        self.engine.run("segment", **files, levels=wanted.levels, lowest=wanted.lowest, **wanted.network())
+        try:
+            self.engine.run("segment", **files, levels=wanted.levels, lowest=wanted.lowest, **wanted.network())
+        except Exception:  # an option that no request can hold
+            self._job = None
+            self._removeFolder()
+            raise
 
     def warm(self, **options: Any) -> None:
         """Load the network in advance, so that the first click does not wait for it. Arguments as `segment`."""
