@@ -485,6 +485,7 @@ def command(connection: Any, folder: str, arguments: list[str], hook: Callable[.
     from SAUNetLib import cli, pipeline
 
     os.chdir(folder)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server of forks may have begun where a test had it ignored
     pipeline.segment_file = partial(hook, pipeline.segment_file)
     connection.send(cli.main(arguments))
 
