@@ -31,13 +31,21 @@ CARD = {
 }
 
 
+SIGNALS = {
+    number: signal.getsignal(number)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if (number := getattr(signal, name, None)) is not None
+}
+"""How signals are handled before any test."""
+
+
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
     """A cancelled command ignores further signals until its process ends, which the tests' own does not."""
-    numbers = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
-    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in SIGNALS.items():  # a fixture of a whole module may have been cancelled, too
+        signal.signal(number, handler)
     yield
-    for number, handler in before.items():
+    for number, handler in SIGNALS.items():
         signal.signal(number, handler)
 
 
