@@ -11,10 +11,12 @@ from SAUNetLib.anatomy import VERTEBRA, value_of
 from SAUNetLib.engine import Engine
 from SAUNetLib.evaluation.validation import other_scanners, routine_slices
 from SAUNetLib.formats.volumes import read_volume
+from SAUNetLib.measurements import measure
 from SAUNetLib.metrics import compare_labels, detect
 from SAUNetLib.model import load_model
 from SAUNetLib.model_card import find_model
 from SAUNetLib.pipeline import segment
+from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.training.datasets import thick_volume
 from SAUNetLib.training.folders import read_pair
 
@@ -116,3 +118,16 @@ def test_validation_of_other_scanners_counts_bodies_and_strays(engine, shared_da
     assert figures["patients"] == 1 and figures["bodies"] == figures["bodies matched"] == 5
     assert 0.7 < figures["recall"].value < figures["recall without end slices"].value
     assert 0 <= figures["stray ml"] < 2
+
+
+def test_a_canal_that_the_upper_or_lower_border_cuts_says_so(engine, shared_data):
+    """Behind a steep disc its diameter's plane leaves the image while the centreline still shows."""
+    whole = segment(read_volume(shared_data / "external_bodies" / "VB2_04_image.nii.gz"), engine)
+    axis = int(np.argmax(np.abs(np.asarray(whole.geometry.direction)[2])))
+    size = whole.geometry.size
+    assert np.asarray(whole.geometry.direction)[2, axis] < 0, "rows run down"
+    for rows, level in ((slice(268, size[axis]), "L5/S1"), (slice(0, 142), "L1/L2"), (slice(241, size[axis]), "L4/L5")):
+        box = tuple(rows if n == axis else slice(0, size[n]) for n in (2, 1, 0))
+        cut = Segmentation(whole.labels[box].copy(), whole.geometry.part(box))
+        found, wanted = (measure(one).row(level).measures["canal_ap_mm"] for one in (cut, whole))
+        assert wanted.flags == () and found.value < wanted.value - 2 and "partial" in found.flags

@@ -17,6 +17,9 @@ _BAND_MM = 2.0
 _LENGTH_MM = 1.5
 """And so far up and down along the canal."""
 _END_MM = 3.0
+"""So near to its centreline's end a canal is cut, or begins or ends."""
+_LEAST_MARGIN_MM = 0.5
+"""A diameter whose end lies so near to the upper or lower border of the image, or within a pixel of any, is cut."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ def canal_diameter(
         return Diameter(Measure.none(MISSING))
     ends = np.stack([frame.point(0, front, 0), frame.point(0, back, 0)])
     flags = set() if alone else {LOW_CONFIDENCE}
-    at_border = (ends[:, 2] < space.spacing[2]) | (ends[:, 2] > space.last[2] - space.spacing[2])
+    # The plane is oblique: its ends may leave the image above or below where the centreline is well inside.
+    margin = np.maximum(space.spacing[1:], (_LEAST_MARGIN_MM, 0.0))
+    at_border = (ends[:, 1:] < margin) | (ends[:, 1:] > space.last[1:] - margin)
     if min(station - line.first, line.last - station) * STEP < _END_MM or at_border.any():
         flags.add(PARTIAL)
     if line.sided[round(station)]:
