@@ -171,7 +171,7 @@ def _segment_one_of_many(
 
 def _segment_many(options: argparse.Namespace) -> int:
     """Every image for itself: a failure is told and the next one goes on; the first failure's status is returned."""
-    from .formats.volumes import check_places
+    from .formats.places import check_places
     from .work_thread import WorkThread
 
     if options.table or options.preview or options.measurements:
@@ -406,8 +406,9 @@ def _add_measure(commands: Any) -> None:
 def _measure(options: argparse.Namespace) -> int:
     from .formats.atomic import check_writable, write_together
     from .formats.endings import MEASUREMENTS, PICTURES
+    from .formats.places import check_places
     from .formats.segmentations import read_segmentation
-    from .formats.volumes import check_places, read_volume
+    from .formats.volumes import read_volume
     from .measurements import measure, write_measurements, write_picture
 
     if options.picture and not options.image:

@@ -13,8 +13,9 @@ from .engine import Engine, Report, silent
 from .errors import UsageError
 from .formats.atomic import check_writable, write_together
 from .formats.endings import MEASUREMENTS, PICTURES, SEGMENTATIONS, TABLES
+from .formats.places import check_places
 from .formats.segmentations import write_segmentation, write_table
-from .formats.volumes import Series, check_places, read_volume
+from .formats.volumes import Series, read_volume
 from .levels import check_lowest, name_structures
 from .segmentation import Notice, Segmentation
 from .volume import SagittalStack, Volume, check_content, check_volume

@@ -13,8 +13,8 @@ from .anatomy import PARTS_OFFSET, disc_between, encodings, structures, usual_le
 from .errors import UsageError
 from .formats.atomic import check_writable, same_place, write_together
 from .formats.endings import SEGMENTATIONS, TABLES
+from .formats.places import check_places
 from .formats.segmentations import CORD, read_segmentation, write_segmentation, write_table
-from .formats.volumes import check_places
 from .segmentation import Segmentation, count_labels
 
 

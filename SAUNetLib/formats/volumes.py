@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -12,13 +10,13 @@ import SimpleITK as sitk
 from ..errors import InputError, UsageError
 from ..volume import Volume, check_volume
 from . import headers, itk
-from .atomic import check_writable, ending_of, same_place, spelling, write_beside
+from .atomic import check_writable, ending_of, write_beside
 from .dicom import read_beside, read_series, volume_of
 from .dicom_files import is_dicom
 from .dicom_series import Series
 from .endings import IMAGES, VOLUMES
 
-__all__ = ["Series", "check_places", "read_image", "read_volume", "write_volume"]
+__all__ = ["Series", "read_image", "read_volume", "write_volume"]
 
 _IMAGE_IO = {
     ".nii": "NiftiImageIO",
@@ -66,37 +64,6 @@ def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
         volume = Volume.from_sitk(read_image(path), path.name)
     check_volume(volume)
     return volume
-
-
-def check_places(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
-    """Refuse results that would replace an input, the voxels of one, a DICOM file or each other, also by way of links.
-
-    Raises:
-        UsageError: OUTPUT_WRITE; USAGE for two results at one place.
-    """
-    # Of several images and results not every pair need be looked at.
-    held: dict[str, list[Path]] = {}
-    for path in map(Path, inputs):
-        for file in {path, headers.voxel_file(path, ending_of(path, IMAGES))}:
-            held.setdefault(_true_name(file), []).append(file)
-    written: dict[str, list[Path]] = {}
-    for output in map(Path, outputs):
-        name = _true_name(output)
-        if any(same_place(output, file) for file in held.get(name, ())):
-            raise UsageError("OUTPUT_WRITE", f"{output} is the input itself", "Give the result another name")
-        if is_dicom(output):
-            raise UsageError("OUTPUT_WRITE", f"{output} is a DICOM file", "Give the result another name")
-        if any(same_place(output, other) for other in written.get(name, ())):
-            raise UsageError("USAGE", f"two results would be written to {output}", "Give each a name of its own")
-        written.setdefault(name, []).append(output)
-
-
-def _true_name(path: Path) -> str:
-    """The `spelling` of the name of what a path leads to."""
-    try:
-        return spelling(os.path.basename(os.path.realpath(path)))  # noqa: PTH119 - no failure for a loop of links
-    except ValueError:  # a NUL: it is told when the image is read
-        return ""
 
 
 def read_image(path: str | Path) -> sitk.Image:

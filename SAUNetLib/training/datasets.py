@@ -65,8 +65,8 @@ def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume
     if count == 1:
         return volume, labels
     stack = SagittalStack.of(volume)
-    drawn = stack.slices_of(labels).copy()
-    images, thick = thick_slices(torch.from_numpy(stack.slices.astype(np.float32)), torch.from_numpy(drawn), count)
+    images = torch.from_numpy(stack.slices.astype(np.float32))
+    images, thick = thick_slices(images, _label_slices(stack, labels), count)
     grid = stack.grid(volume.geometry)
     geometry = Geometry(
         (*grid.size[:2], len(images)),
@@ -84,17 +84,23 @@ def _load(files: CaseFiles, info: DatasetInfo, pixel_mm: float) -> Case:
     stack = SagittalStack.of(volume)
     shape = stack.working_shape(pixel_mm)
     image = torch.from_numpy(stack.intensity().unit(stack.slices))[:, None]
-    # A single slice that runs backwards counts as contiguous to NumPy, though not to PyTorch.
-    truth = torch.from_numpy(stack.slices_of(labels).copy())
     return Case(
         files.name,
         resample(image, shape)[:, 0].half(),
-        torch.stack([_resample_labels(part, shape) for part in truth]),
+        torch.stack([_resample_labels(part, shape) for part in _label_slices(stack, labels)]),
         stack.slice_spacing,
         info.background,
         info.classes,
         read.encoding,
     )
+
+
+def _label_slices(stack: SagittalStack, labels: np.ndarray) -> Tensor:
+    """A label map of the stack's volume as its slices (S, H, W), copied.
+
+    Asked only whether it is contiguous, NumPy leaves a single slice that runs backwards as it is; PyTorch refuses that.
+    """
+    return torch.from_numpy(stack.slices_of(labels).copy())
 
 
 def _resample_labels(labels: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -129,10 +129,12 @@ def recognise(values: Iterable[int], name: str) -> EncodingName | None:
         if max(present) < SPIDER_CANAL:
             cause = f"the labels of {name} hold only small numbers, which fit no encoding: {present}"
             why = "Slicer's own export numbers the segments like this: export from SAUNet's panel instead"
+            drawn = '"vertebra"'
         else:
             cause = f"the labels of {name} hold SPIDER's values, but not its canal ({SPIDER_CANAL}): {present}"
-            why = "SPINEPS numbers vertebrae, discs and endplates like this: take the discs and endplates out"
-        remedy = f'If they are SPIDER\'s, say so in {INFO}: {{"encoding": "spider", "draws": ["vertebra"]}}'
+            why = "If SPINEPS made them, take its discs (101-) and endplates (201-) out"
+            drawn = '"vertebra", "disc"'
+        remedy = f'If they are SPIDER\'s, say so in {INFO}: {{"encoding": "spider", "draws": [{drawn}]}}'
         raise InputError("INPUT_LABELS", cause, f"{why}. {remedy}")
     if not fitting:
         nowhere = [value for value in present if not any(value in meaning for meaning in meanings().values())]

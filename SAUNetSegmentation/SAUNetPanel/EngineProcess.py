@@ -108,7 +108,7 @@ class EngineProcess:
         if self.busy and not self._warming:
             raise RuntimeError("a request is under way")
         entries = {key: value for key, value in entries.items() if value is not None}
-        json.dumps(entries)
+        json.dumps(entries)  # refused before anything changes
         self._request = None
         self._idle.stop()
         self._polite.stop()

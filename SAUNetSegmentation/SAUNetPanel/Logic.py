@@ -107,7 +107,7 @@ class Options:
     levels: bool = True
     lowest: str | None = None
     device: str = "auto"
-    model: str = ""
+    model: str | Path = ""
     replace: Any = None
     replaceEdited: bool = False
 

@@ -1,0 +1,44 @@
+"""Where the results of a command may go: not where something is that it reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import UsageError
+from . import headers
+from .atomic import ending_of, same_place, spelling
+from .dicom_files import is_dicom
+from .endings import IMAGES
+
+
+def check_places(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Refuse results that would replace an input, the voxels of one, a DICOM file or each other, also by way of links.
+
+    Raises:
+        UsageError: OUTPUT_WRITE; USAGE for two results at one place.
+    """
+    # Of several images and results not every pair need be looked at.
+    held: dict[str, list[Path]] = {}
+    for path in map(Path, inputs):
+        for file in {path, headers.voxel_file(path, ending_of(path, IMAGES))}:
+            held.setdefault(_true_name(file), []).append(file)
+    written: dict[str, list[Path]] = {}
+    for output in map(Path, outputs):
+        name = _true_name(output)
+        if any(same_place(output, file) for file in held.get(name, ())):
+            raise UsageError("OUTPUT_WRITE", f"{output} is the input itself", "Give the result another name")
+        if is_dicom(output):
+            raise UsageError("OUTPUT_WRITE", f"{output} is a DICOM file", "Give the result another name")
+        if any(same_place(output, other) for other in written.get(name, ())):
+            raise UsageError("USAGE", f"two results would be written to {output}", "Give each a name of its own")
+        written.setdefault(name, []).append(output)
+
+
+def _true_name(path: Path) -> str:
+    """The `spelling` of the name of what a path leads to."""
+    try:
+        return spelling(os.path.basename(os.path.realpath(path)))  # noqa: PTH119 - no failure for a loop of links
+    except ValueError:  # a NUL: it is told when the image is read
+        return ""
