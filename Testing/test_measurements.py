@@ -28,6 +28,7 @@ from SAUNetLib.measurements import (
     write_measurements,
     write_picture,
 )
+from SAUNetLib.measurements.alignment import coronal_angle
 from SAUNetLib.measurements.centreline import smooth
 from SAUNetLib.measurements.discs import NO_SLIP_MM, _slip
 from SAUNetLib.measurements.endplates import Endplate
@@ -536,6 +537,50 @@ def test_an_estimated_endplate_is_no_end_of_the_coronal_angle(thin):
     for one, last in ((thin.labels, "S1"), (labels, "L5")):
         ((level, angle),) = coronal_angles(measure(Segmentation(one, thin.volume.geometry)))
         assert level.endswith(f"-{last}") and not angle.flags
+
+
+def test_a_coronal_angle_is_that_of_the_endplates_it_names():
+    """Cropped from behind, a column of 18 degrees was one of 2 from the same levels."""
+    tilts = [10.0, 8.0, 6.0, 3.0, 0.0, -3.0, -6.0, -8.0]
+    names = ["L1", "L1", "L2", "L2", "L3", "L3", "L4", "L4"]
+    plates = [endplate(tilt) for tilt in tilts]
+    level, angle = coronal_angle(list(zip(names, plates, strict=True)), True)
+    assert level == "L1-L4" and not angle.flags
+    assert angle.value == pytest.approx(17.0)  # 9.5 and -7.5: each outermost tilt is the mean with its neighbour
+    for changed, flags in ((replace(plates[0], flags=frozenset({"partial"})), {"partial"}),
+                           (replace(plates[0], tilt=None), {"few_slices"})):  # fmt: skip
+        level, angle = coronal_angle(list(zip(names, [changed, changed, *plates[2:]], strict=True)), True)
+        assert level == "L2-L4" and set(angle.flags) == flags and angle.value == pytest.approx(12.75)
+    beyond = replace(plates[0], cut=True)  # it lies outside the field of view, and the name says so
+    level, angle = coronal_angle(list(zip(names, [beyond, beyond, *plates[2:]], strict=True)), True)
+    assert level == "L2-L4" and not angle.flags
+    for unseen in (None, beyond, replace(plates[0], flags=frozenset({"few_slices"}))):
+        column = [*plates[:2], *[unseen] * 4, *plates[6:]]  # half of what lies between is not known
+        level, angle = coronal_angle(list(zip(names, column, strict=True)), True)
+        assert level == "L1-L4" and angle == Measure(None, ("few_slices",))
+    assert coronal_angle([("L1", plates[0]), ("L2", None), ("L3", plates[1])], True) is None
+
+
+def endplate(degrees: float) -> Endplate:
+    """An endplate that slopes toward the left by so many degrees."""
+    points = np.zeros((3, 3))
+    return Endplate(*points, along=BACK, frame=AnatomicalFrame.facing(np.zeros(3), np.array([0, -1.0, 0]), BACK),
+                    tilt=math.tan(math.radians(degrees)))  # fmt: skip
+
+
+def test_the_coronal_angle_of_a_scan_cut_from_behind_says_where_it_was_measured(thin):
+    whole = Segmentation(thin.labels, thin.volume.geometry)
+    ((level, wanted),) = coronal_angles(measure(whole))
+    assert level == "T12-S1" and not wanted.flags
+    columns = np.flatnonzero(whole.labels.any(axis=(0, 1)))
+    seen = []
+    for share in (0.45, 0.5, 0.55, 0.6):
+        end = int(columns[-1] - share * np.ptp(columns))
+        for level, angle in coronal_angles(measure(part(whole, i=slice(None, end)))):
+            seen.append(level)
+            if angle.value is not None and not angle.flags and level == "T12-S1":
+                assert angle.value == pytest.approx(wanted.value, abs=1.5)
+    assert set(seen) - {"T12-S1"}
 
 
 def coronal_angles(found: Measurements) -> list[tuple[str, Measure]]:

@@ -10,6 +10,9 @@ from .endplates import Endplate
 from .results import ESTIMATED, FEW_SLICES, PARTIAL, Measure
 from .vertebrae import sagittal_angle
 
+_FEWEST, _SEEN = 3, 0.6
+"""So many endplates of a column, and this part of them, must tell their tilt for its coronal angle (chosen)."""
+
 
 def lordosis(upper: Endplate, lower: Endplate) -> Measure:
     """Angle between two endplates in the sagittal plane, positive in lordosis (Cobb's method).
@@ -23,24 +26,50 @@ def lordosis(upper: Endplate, lower: Endplate) -> Measure:
     return Measure.of(angle, {*upper.flags, *lower.flags, *([ESTIMATED] if lower.estimated else [])})
 
 
-def coronal_angle(plates: Sequence[Endplate], turn_seen: bool) -> Measure:
-    """Angle between the most tilted of the endplates (from the top down) in the coronal plane (Cobb's method).
+def coronal_angle(column: Sequence[tuple[str, Endplate | None]], turn_seen: bool) -> tuple[str, Measure] | None:
+    """Angle between the most tilted of the endplates in the coronal plane (Cobb's method), and from where to where.
 
     The plane is spanned by the mean left and the mean upward axis of the endplates' frames. Each tilt is the mean with
     its neighbours, weights 1, 2, 1, since a single endplate's is uncertain in thick slices. Slices that show only a
     part of the bodies' width give none. Without a known direction to the back (`turn_seen`) lordosis leaks into the
-    figure, and it is flagged.
+    figure, and it is flagged. It is flagged, too, where whole endplates at either end of the column tell no tilt: they
+    may be the most tilted.
+
+    Args:
+        column: level and endplate from the top down; None for those of a body without a section.
+        turn_seen: whether any body's direction to the back is known.
+
+    Returns:
+        The levels between which it was measured, as ``L1-S1``, and the angle; None for fewer than three whole endplates.
     """
-    plates = [plate for plate in plates if not (plate.cut or plate.flags)]
-    seen = [plate for plate in plates if plate.across is not None]
-    if len(seen) < 3 or len(seen) < 0.6 * len(plates):
-        return Measure.none(FEW_SLICES)
-    up = np.sum([plate.frame.axes[2] for plate in seen], axis=0)
+    whole = [n for n, (_, plate) in enumerate(column) if plate is not None and not plate.cut]
+    if len(whole) < _FEWEST:
+        return None
+    column = column[whole[0] : whole[-1] + 1]
+    plates = [plate for _, plate in column]
+    seen = [n for n, plate in enumerate(plates) if plate is not None and _tells_tilt(plate)]
+    ends = (seen[0], seen[-1]) if len(seen) >= _FEWEST else (0, -1)
+    stretch = f"{column[ends[0]][0]}-{column[ends[1]][0]}"
+    if len(seen) < max(_FEWEST, _SEEN * len(column)):
+        return stretch, Measure.none(FEW_SLICES)
+    flags = set() if turn_seen else {FEW_SLICES}
+    for plate in (*plates[: seen[0]], *plates[seen[-1] + 1 :]):
+        if plate is not None and not plate.cut:
+            flags |= plate.flags or {FEW_SLICES}
+    return stretch, Measure.of(_range_of_tilts([plates[n] for n in seen]), flags)
+
+
+def _tells_tilt(plate: Endplate) -> bool:
+    return not (plate.cut or plate.flags) and plate.across is not None
+
+
+def _range_of_tilts(plates: Sequence[Endplate]) -> float:
+    """Degrees between the most tilted of the endplates, each smoothed with its neighbours."""
+    up = np.sum([plate.frame.axes[2] for plate in plates], axis=0)
     up = up / np.linalg.norm(up)
-    left = np.sum([plate.frame.axes[0] for plate in seen], axis=0)
+    left = np.sum([plate.frame.axes[0] for plate in plates], axis=0)
     left = left - (left @ up) * up
     left = left / np.linalg.norm(left)
-    tilts = np.degrees([np.arctan2(across @ up, across @ left) for across in (plate.across for plate in seen)])
+    tilts = np.degrees([np.arctan2(across @ up, across @ left) for across in (plate.across for plate in plates)])
     padded = np.pad(tilts, 1, mode="edge")
-    smoothed = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    return Measure.of(float(np.ptp(smoothed)), set() if turn_seen else {FEW_SLICES})
+    return float(np.ptp((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4))

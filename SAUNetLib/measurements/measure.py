@@ -198,7 +198,8 @@ class _MeasurementRun:
         """The curves of each region and of the whole spine in view."""
         known = self._segmentation.known
         bodies = [(known[value].level, self._landmarks.bodies.get(value)) for value in self._values("vertebra")]
-        chain = [(level, body) for level, body in bodies if body is not None and level not in _WITHOUT_BODY]
+        bodies = [(level, body) for level, body in bodies if level not in _WITHOUT_BODY]
+        chain = [(level, body) for level, body in bodies if body is not None]
         last = self._landmarks.lumbosacral
         sacrum = neighbouring_endplates(last, self._landmarks)[1] if last else None
         if sacrum is not None and sacrum.cut:
@@ -213,12 +214,12 @@ class _MeasurementRun:
                 level = f"{starts[0][1]}-{ends[-1][1]}"
                 angle = lordosis(starts[0][2], ends[-1][2])
                 yield StructureMeasures(0, level, f"{name} {level}", "spine", {"lordosis_deg": angle})
-        plates = [(level, plate) for level, body in chain for plate in (body.upper, body.lower) if not plate.cut]
+        column = [(level, plate) for level, body in bodies for plate in ((body.upper, body.lower) if body else (None,) * 2)]
         if sacrum is not None and not sacrum.estimated:  # a disc's border is no bone's, and its tilt the outermost
-            plates.append(("S1", sacrum))
-        if len(plates) >= 3:
-            level = f"{plates[0][0]}-{plates[-1][0]}"
-            angle = coronal_angle([plate for _, plate in plates], self._landmarks.turn_seen)
+            column.append(("S1", sacrum))
+        coronal = coronal_angle(column, self._landmarks.turn_seen)
+        if coronal is not None:
+            level, angle = coronal
             yield StructureMeasures(0, level, f"Spine {level}, coronal", "spine", {"coronal_angle_deg": angle})
 
     def _notices(self) -> Iterator[Notice]:
