@@ -36,8 +36,9 @@ FRONT_AND_BACK = Notice(
 )
 COARSER = 4 / 3
 """Pixels at which front and back are told apart, by the model's own."""
-_SURER = 0.01
-"""So much surer the network must be of a slice when its columns run the other way."""
+_SURE, _SURER = 0.75, 0.01
+"""So sure, and so much surer, the network must be of a slice when its columns run the other way: of a small piece of a
+spine it is sure in neither, and which is larger tells nothing."""
 
 
 def silent(stage: str, fraction: float) -> None:
@@ -161,7 +162,8 @@ class Engine:
         No header can be checked against itself, and where it is wrong the network finds bodies all the same, with the
         canal in the belly. But it is surer of the slice that shows most when that is turned round: by the mean
         probability of the best class where that is not background. Of 47 volumes of four scanners and 8 phantoms none
-        was flagged (closest margin: 0.025); of their flipped copies 53 were.
+        was flagged (closest margin: 0.025); of their flipped copies 53 were. Of 416 windows in 32 scans, of 25 to 110 mm,
+        4 were, and 282 of their flipped copies; of whole scans it is sure with 0.92 and more.
         """
         number = int(np.argmax([np.count_nonzero(one) for one in found]))  # many times as fast as along axes
         if not found[number].any():
@@ -172,7 +174,7 @@ class Engine:
         scores = self.network.scores(self.network.rough(self._input(both, intensity, shape)))
         best, kind = scores[..., : shape[0], : shape[1]].float().softmax(1).max(1)
         sure = [float(one[there].mean()) if there.any() else 0.0 for one, there in zip(best, kind > 0, strict=True)]
-        return sure[1] > sure[0] + _SURER
+        return sure[1] > max(_SURE, sure[0] + _SURER)
 
     def _chunks(
         self, stack: SagittalStack, intensity: Intensity, shape: tuple[int, int], report: Report

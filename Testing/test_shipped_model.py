@@ -19,6 +19,7 @@ from SAUNetLib.pipeline import segment
 from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.training.datasets import thick_volume
 from SAUNetLib.training.folders import read_pair
+from SAUNetLib.volume import SagittalStack
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,19 @@ def test_front_and_back_exchanged_by_the_header_are_told(engine, shared_data, ca
     for one, wrong in ((volume, False), (turned, True)):
         found = segment(one, engine, levels=False)
         assert ("FRONT_AND_BACK" in [notice.code for notice in found.warnings]) is wrong
+
+
+@pytest.mark.parametrize(
+    ("case", "rows", "columns"), [("VB3_04", (67, 145), (21, 130)), ("VB3_06", (129, 191), (1, 126))]
+)
+def test_a_small_piece_of_a_spine_tells_nothing_of_front_and_back(engine, shared_data, case, rows, columns):
+    """A little is found in either direction, and a little more in the wrong one."""
+    stack = SagittalStack.of(read_volume(shared_data / f"external_bodies/{case}_image.nii.gz"))
+    middle = len(stack.slices) // 2
+    window = stack.slices[middle : middle + 1, slice(*rows), slice(*columns)]
+    piece = SagittalStack(np.ascontiguousarray(window), 4.0, stack.pixel, (0, 1, 2), (False,) * 3)
+    _, notices = engine.classes(piece)
+    assert "FRONT_AND_BACK" not in [notice.code for notice in notices]
 
 
 def direction(volume):

@@ -83,8 +83,11 @@ def write_level(
     if not len(place) or np.ptp(place[:, 0]) < size - 4:  # about the height of a capital letter
         return
     row, column = place.mean(axis=0)
-    row = float(np.clip(row, away, draw.im.size[1] - away))
-    draw.text((column, row), level, INK, text_font(size), "mm", stroke_width=2, stroke_fill=(0, 0, 0))
+    font = text_font(size)
+    aside = font.getlength(level) / 2 + 2
+    width, height = draw.im.size
+    column, row = float(np.clip(column, aside, width - aside)), float(np.clip(row, away, height - away))
+    draw.text((column, row), level, INK, font, "mm", stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def heading(title: str, note: str, width: int) -> Image.Image:

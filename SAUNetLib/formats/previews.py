@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..anatomy import Structure
 from ..segmentation import Segmentation
@@ -34,6 +34,8 @@ from .pages import (
 
 TALL, WIDE = 700, 720
 """Most pixels of a mid-sagittal panel."""
+NARROW = 170
+"""A panel of fewer pixels has a margin on either side, so that the letters at its borders lie beside the spine."""
 FILL = 0.38
 """Opacity of the overlay's colours."""
 PEDICLE_MM = 14.0
@@ -143,7 +145,9 @@ def _pair(
     )
     image = Image.fromarray(grey_levels(stack.slices[view.number], window))
     image = image.resize((width, height), Image.Resampling.BICUBIC).convert("RGB")
-    shown = _enlarged(labels.slices[view.number], width, height)
+    margin = max(0, NARROW - width + 1) // 2
+    image = ImageOps.expand(image, (margin, 0), PAPER)
+    shown = np.pad(_enlarged(labels.slices[view.number], width, height), ((0, 0), (margin, margin)))
     overlay = _overlay(np.asarray(image), shown, segmentation)
     if not view.lateral:
         _write_levels(overlay, shown, segmentation)
