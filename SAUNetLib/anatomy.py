@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -30,8 +31,11 @@ REGIONS = "Anatomic codes - DICOM master list"
 """Name of Slicer's own context of regions, in which a term has none."""
 CATEGORY = ("SCT", "123037004", "Anatomical Structure")
 LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG = "SAUNet.Level", "SAUNet.Partial", "SAUNet.Confidence"
-WARNINGS_TAG = "SAUNet.warnings"
-"""Tags of a segment: its level, that the border of the field of view cuts it, and in Slicer the result's warnings."""
+ABOUT_TAG = "SAUNet."
+WARNINGS_TAG, ENCODING_TAG = ABOUT_TAG + "warnings", ABOUT_TAG + "encoding"
+"""Tags of a segment, which are all that Slicer keeps of a segmentation file beside name, colour and code: its level,
+that the border of the field of view cuts it, how sure its level is; and, in every segment, what holds for the whole
+result: its warnings (JSON), its encoding, and its provenance under names that begin with `ABOUT_TAG`."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,45 @@ def spider_classes() -> dict[int, int]:
     for number in range(1, 26):
         known |= {number: VERTEBRA, 100 + number: VERTEBRA, 200 + number: DISC}
     return known
+
+
+def segment_id(value: int, encoding: str) -> str:
+    """ID of a structure's segment in Slicer.
+
+    No ID means two structures: to lists of segments and to the editor's Undo, what has one ID is one segment.
+    """
+    return f"SAUNet_class_{value}" if encoding == "classes" else f"SAUNet_{value}"
+
+
+def tag_text(text: str) -> str:
+    """A text as a segment's tag, of which the characters that separate tags in a file cannot be part."""
+    return text.replace("|", "/").replace("\n", " ")
+
+
+def named_structure(name: str, known: Mapping[int, Structure]) -> Structure | None:
+    """What a segment's name stands for, in any case: a structure's own name, or its level alone (``L5``, ``L4-5``)."""
+    title = " ".join(name.split()).casefold()
+    for structure in known.values():
+        if structure.name.casefold() == title:
+            return structure
+    level = _level_in(title)
+    there = [structure for structure in known.values() if level and structure.level == level]
+    return there[0] if len(there) == 1 else None
+
+
+def coded_structure(code: str, known: Mapping[int, Structure]) -> Structure | None:
+    """The only structure that has a SNOMED CT code; None where none or several have it."""
+    there = [structure for structure in known.values() if structure.code == code]
+    return there[0] if len(there) == 1 else None
+
+
+def _level_in(title: str) -> str:
+    """The level that a name without capitals consists of, as ``L5`` or ``L4/L5``; empty where it says anything else."""
+    match = re.fullmatch(r"([ctls])(\d{1,2})(?: ?[/-] ?([ctls]?)(\d{1,2}))?", title)
+    if match is None:
+        return ""
+    letter, number, other, below = match.groups()
+    return f"{letter}{number}{f'/{other or letter}{below}' if below else ''}".upper()
 
 
 def value_of(level: str) -> int:

@@ -162,7 +162,7 @@ class Engine:
         No header can be checked against itself, and where it is wrong the network finds bodies all the same, with the
         canal in the belly. But it is surer of the slice that shows most when that is turned round: by the mean
         probability of the best class where that is not background. Of 47 volumes of four scanners and 8 phantoms none
-        was flagged (closest margin: 0.025); of their flipped copies 53 were. Of 416 windows in 32 scans, of 25 to 110 mm,
+        was flagged (closest margin: 0.025); of their flipped copies 53 were. Of 416 windows of 25 to 110 mm in 32 scans
         4 were, and 282 of their flipped copies; of whole scans it is sure with 0.92 and more.
         """
         number = int(np.argmax([np.count_nonzero(one) for one in found]))  # many times as fast as along axes

@@ -175,6 +175,17 @@ def test_cancel_kills_a_worker_that_hears_nothing_with_its_children(run):
     assert process_events(lambda: not (_running(child) or _running(group)), 3)
 
 
+def test_an_engine_that_is_closed_has_not_crashed(run):
+    one = run().segment()
+    one.end()
+    one.engine.close()
+    assert one.lines[-1] == "The engine was ended"
+    one.events.clear()
+    one.segment().end()
+    os.kill(one.engine._group, signal.SIGKILL)  # somebody else
+    assert process_events(lambda: not one.engine.alive, 5) and one.lines[-1].startswith("The engine crashed (9)")
+
+
 def test_cancel_takes_less_than_two_seconds(run):
     assert POLITE_MS + FIRM_MS <= 1500  # the rest is for the system
     one = run()

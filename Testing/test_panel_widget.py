@@ -563,6 +563,46 @@ def test_changed_after_it_may_be_replaced_is_kept(panel_of, change):  # noqa: F8
     assert panel.wait() and len(panel.results()) == 2 and Result.state(node) == made
 
 
+def test_correcting_another_result_goes_on_when_a_run_ends(panel_of):  # noqa: F811
+    """The editor forgets its steps when it is shown another segmentation."""
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    editor = panel.ui.editor
+    panel.ui.inputSelector.setCurrentNode(second)
+    press_and_wait(panel)
+    (before,) = panel.results()
+    panel.ui.inputSelector.setCurrentNode(first)
+    press_and_wait(panel)
+    mine = panel.results()[1]
+    panel.ui.inputSelector.setCurrentNode(second)
+    assert panel.ui.resultSelector.currentNode() is before
+    panel.ui.segmentButton.click()
+    panel.ui.resultSelector.setCurrentNode(mine)
+    editor.saveStateForUndo()
+    paint(mine)
+    assert panel.wait() and panel.results() == [before, mine]
+    assert editor.segmentationNode() is mine and panel.ui.resultSelector.currentNode() is mine
+    assert panel.ui.statusLabel.text.endswith(f"It is {before.GetName()} under Result.")
+    editor.undo()
+    assert not Result.isEdited(mine)
+
+
+def test_undo_of_a_run_brings_the_earlier_result_back_to_where_it_was_moved(panel_of):  # noqa: F811
+    volume = add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    add_transform(node)
+    before = Result.mergedLabels(node)[0]
+    assert not np.array_equal(before, truth().labels)
+    panel.dialogs.answer = "replace"
+    press_and_wait(panel)
+    assert panel.results() == [node] and np.array_equal(Result.mergedLabels(node)[0], truth().labels)
+    panel.ui.editor.undo()
+    assert np.array_equal(Result.mergedLabels(node)[0], before)
+    assert node.GetTransformNodeID() == volume.GetTransformNodeID() and Result.isEdited(node)
+
+
 def test_keep_adds_a_new_one(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of()
@@ -699,6 +739,28 @@ def test_exports_from_the_menu(panel_of, tmp_path):  # noqa: F811
     panel.dialogs.path = tmp_path / "nowhere" / "l.nrrd"
     actions["Label map file..."].trigger()
     assert panel.widget._card.code == "EXPORT_FAILED"
+
+
+def test_what_an_export_leaves_out_is_said(panel_of, tmp_path):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    segments(node)[-1].SetName("L5 corrected")
+    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+    for name, action in (("l.nrrd", "Label map file..."), ("l.seg.nrrd", "Segmentation file (.seg.nrrd)...")):
+        panel.dialogs.path = tmp_path / name
+        actions[action].trigger()
+        first, second = panel.ui.statusLabel.text.split("\n")
+        assert first == f"Exported: {name}" and second.startswith("L5 corrected was written as L4 vertebra")
+    actions["Label map node"].trigger()
+    assert "L5 corrected was written as" in panel.ui.statusLabel.text
+    for segment in segments(node):
+        segment.RemoveRepresentation(Result.LABELMAP)
+    node.GetSegmentation().RemoveAllSegments()
+    panel.dialogs.path = tmp_path
+    actions["STL file per segment..."].trigger()
+    assert panel.widget._card.code == "EXPORT_EMPTY" and list(tmp_path.glob("*.stl")) == []
 
 
 def test_export_writes_the_result_for_which_it_was_asked(panel_of, tmp_path):  # noqa: F811
@@ -968,6 +1030,43 @@ def test_python_api_blocks_and_returns_the_node(panel_of):  # noqa: F811
     with pytest.raises(TypeError, match="level"):
         panel.logic.segment(volume, level=True)
     assert not panel.logic.running
+
+
+def test_python_api_replaces_no_segmentation_that_it_has_not_made(panel_of):  # noqa: F811
+    volume = add_volume()
+    panel = panel_of()
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    assert panel.logic.segment(volume, replace=mine) is mine, "it is empty"
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "other")
+    other.GetSegmentation().AddEmptySegment("tumour", "tumour")
+    made = panel.logic.segment(volume, replace=other)
+    assert made is not other and other.GetSegmentation().GetNthSegmentID(0) == "tumour"
+    assert panel.logic.segment(volume, replace=other, replaceEdited=True) is other
+
+
+@pytest.mark.parametrize(
+    "options, kind",
+    [({"lowest": "L9"}, ValueError), ({"lowest": "L5", "levels": False}, ValueError), ({"levels": "no"}, TypeError),
+     ({"replace": "A spine"}, TypeError), ({"device": 3}, TypeError), ({"progress": 3}, TypeError),
+     ({"replaceEdited": 1}, TypeError), ({"model": 5}, TypeError)],
+)  # fmt: skip
+def test_python_api_refuses_wrong_arguments_at_once(panel_of, options, kind):  # noqa: F811
+    panel = panel_of()
+    volume = add_volume()
+    with pytest.raises(kind, match=next(iter(options))):
+        panel.logic.segment(volume, **options)
+    with pytest.raises(TypeError, match="volume node"):
+        panel.logic.segment("T2 sag")
+    assert not panel.logic.running and not panel.engine.alive and panel.results() == []
+
+
+def test_python_api_takes_the_parameter_node_s_choices(panel_of, tmp_path):  # noqa: F811
+    from SAUNetPanel.Logic import Device, Lowest, Options
+
+    assert Options(device=Device.CPU, lowest=Lowest.L5) == Options(device="cpu", lowest="L5")
+    assert Options(lowest=Lowest.AUTO) == Options() and Options(lowest="l5").lowest == "l5"
+    panel = panel_of()
+    assert panel.logic.segment(add_volume(), device=Device.CPU, lowest=Lowest.L5) in panel.results()
 
 
 def test_progress_that_fails_does_not_lose_the_result(panel_of, capsys):  # noqa: F811

@@ -148,9 +148,9 @@ def test_frame_of_a_sequence_says_so(nodes):
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
     proxy = browser.GetProxyNode(sequence)
     browser.SetSelectedItemNumber(2)
-    assert nodes.frame(proxy) == 3 and SceneNodes.frameName(proxy, 3).endswith("(frame 3)")
+    assert Result.shownFrame(proxy) == 3 and SceneNodes.frameName(proxy, 3).endswith("(frame 3)")
     plain = add_volume(name="plain")
-    assert nodes.frame(plain) == 0 and SceneNodes.frameName(plain, 0) == "plain"
+    assert Result.shownFrame(plain) == 0 and SceneNodes.frameName(plain, 0) == "plain"
 
 
 # -- back ------------------------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_segmentation_that_the_engine_wrote_is_a_result_and_a_foreign_one_is_non
     foreign = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
     foreign.GetSegmentation().AddEmptySegment("SAUNet_41", "L1 vertebra")
     nodes.recognise()
-    assert Result.isResult(node) and Result.provenance(node) == {"encoding": "levels"}
+    assert Result.isResult(node) and Result.provenance(node)["encoding"] == "levels"
     assert not Result.isResult(foreign) and list(foreign.GetAttributeNames()) == []
 
 
@@ -656,6 +656,208 @@ def test_segments_keep_their_values_under_other_names_and_no_two_get_the_same(no
     labels = slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node))
     both = np.isin(truth().labels, [old[identity(first)], old[identity(second)]])
     assert len(np.unique(labels[both])) == 2
+
+
+def rename(node, names):
+    for segment in segments(node):
+        segment.SetName(names.get(segment.GetName(), segment.GetName()))
+
+
+@pytest.mark.parametrize("form", ["{level}", "{level} {kind}", "{level} {KIND} ", "{LEVEL}-style"])
+def test_all_files_of_a_result_mean_what_its_names_say(nodes, tmp_path, form):
+    """Vertebrae and discs renamed by hand, one level down: the label map kept the engine's own names."""
+    node = imported(nodes)
+    plain = {row.level: row for row in structures().values() if row.level}
+    steps = {"T12": "L1", "L1": "L2", "L2": "L3", "L3": "L4", "L4": "L5", "T12/L1": "L1/L2", "L1/L2": "L2/L3",
+             "L2/L3": "L3/L4", "L3/L4": "L4/L5"}  # fmt: skip
+
+    def typed(level):
+        name, kind = plain[level].name, plain[level].kind
+        written = level.replace("/", "-") if form == "{LEVEL}-style" else level
+        return name and form.format(level=level, kind=kind, KIND=kind.upper(), LEVEL=written).removesuffix("-style")
+
+    rename(node, {plain[old].name: typed(new) for old, new in steps.items()})
+    down = {plain[old].value: plain[new].value for old, new in steps.items()}
+    wanted = np.vectorize(lambda value: down.get(value, value))(truth().labels)
+    assert len(np.unique(wanted)) == 11
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    nodes.exportSegmentation(node, tmp_path / "l.seg.nrrd")
+    for name in ("l.nrrd", "l.seg.nrrd"):
+        assert np.array_equal(read_segmentation(tmp_path / name).labels, wanted), name
+    assert Result.exportNotes(node, True) == []
+    again = loaded(tmp_path / "l.seg.nrrd")  # whatever goes by codes or tags gets the same
+    for segment in segments(again):
+        meant = Result.named_structure(segment.GetName(), structures())
+        assert Result.codeOf(segment) == meant.code and Result._tag(segment, "SAUNet.Level") == meant.level
+    assert "66794005" in Result.codeOf(segments(node)[3]), "the node in the scene is left alone"
+
+
+def test_a_code_that_was_chosen_means_the_same_in_every_file(nodes, tmp_path):
+    node = imported(nodes)
+    entry = SceneNodes.terminologyEntry
+    for segment in segments(node):
+        if segment.GetName() == "L4 vertebra":
+            segment.SetName("the lowest")
+            segment.SetTerminology(entry(structures()[45]))
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    nodes.exportSegmentation(node, tmp_path / "l.seg.nrrd")
+    wanted = np.where(truth().labels == 44, 45, truth().labels)
+    for name in ("l.nrrd", "l.seg.nrrd"):
+        assert np.array_equal(read_segmentation(tmp_path / name).labels, wanted), name
+
+
+def test_a_name_with_another_level_than_the_file_s_is_told(nodes):
+    node = imported(nodes)
+    rename(node, {"L4 vertebra": "L5 (corrected)", "L3 vertebra": "L3, fractured", "L3/L4 disc": "my L4-L5"})
+    disc, vertebra = Result.exportNotes(node, False)
+    assert vertebra.startswith("L5 (corrected) was written as L4 vertebra") and "such as L5 vertebra" in vertebra
+    assert disc.startswith("my L4-L5 was written as L3/L4 disc") and "such as L4/L5 disc" in disc
+
+
+def test_voxels_that_two_segments_share_are_told(nodes, tmp_path):
+    node = imported(nodes)
+    extra = slicer.vtkSegment()
+    extra.SetName("Metastasis")
+    mask = (truth().labels == 43).astype(np.uint8)
+    image = slicer.vtkOrientedImageData()
+    image.DeepCopy(segments(node)[0].GetRepresentation(Result.LABELMAP))
+    Result.voxelsOf(image)[:] = mask
+    extra.AddRepresentation(Result.LABELMAP, image)
+    extra.SetLabelValue(1)
+    node.GetSegmentation().AddSegment(extra, "M")
+    count = int(mask.sum())
+    assert Result.exportNotes(node, False) == []
+    (note,) = Result.exportNotes(node, True)
+    assert note.startswith(f"{count} voxels of L3 vertebra lie in Metastasis too")
+    assert (Result.mergedLabels(node)[0] == Result.labelValues(node)["M"]).sum() == count
+
+
+def test_a_result_outside_of_its_image_is_told(nodes):
+    volume = add_volume()
+    node = imported(nodes, volume)
+    assert Result.exportNotes(node, True) == []
+    voxels = slicer.util.arrayFromVolume(volume)
+    slicer.util.updateVolumeFromArray(volume, np.ascontiguousarray(voxels[:, : voxels.shape[1] // 2]))  # cropped
+    (note,) = Result.exportNotes(node, True)
+    labels = truth().labels
+    lost = 1 - (labels[:, : labels.shape[1] // 2] > 0).sum() / (labels > 0).sum()
+    assert note.startswith(f"{round(100 * lost)} % of the result lie outside the image")
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_all_files_of_a_result_that_was_moved_agree(nodes, tmp_path, linear):
+    volume = add_volume()
+    node = imported(nodes, volume)
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode")
+    moving = vtk.vtkTransform()
+    moving.Translate(0, 6, 6)
+    if linear:
+        transform.SetAndObserveTransformToParent(moving)
+    else:
+        points = [vtk.vtkPoints(), vtk.vtkPoints()]
+        for place in ((0, 0, 0), (100, 0, 0), (0, 100, 0), (0, 0, 100), (50, 50, -90)):
+            points[0].InsertNextPoint(place)
+            points[1].InsertNextPoint(moving.TransformPoint(place))
+        spline = vtk.vtkThinPlateSplineTransform()
+        spline.SetBasisToR()
+        spline.SetSourceLandmarks(points[0])
+        spline.SetTargetLandmarks(points[1])
+        transform.SetAndObserveTransformToParent(spline)
+    node.SetAndObserveTransformNodeID(transform.GetID())
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    nodes.exportSegmentation(node, tmp_path / "l.seg.nrrd")
+    label_map, file = (read_segmentation(tmp_path / name) for name in ("l.nrrd", "l.seg.nrrd"))
+    assert not np.array_equal(label_map.labels, truth().labels), "it was moved"
+    surfaces = {path.name: path for path in nodes.exportSurfaces(node, tmp_path, never)}
+    for value in (41, 43):
+        points = [one.geometry.points(np.argwhere(one.labels == value)[:, ::-1]) for one in (label_map, file)]
+        middles = [(one.min(axis=0) + one.max(axis=0)) / 2 for one in points]
+        assert np.abs(points[0].mean(axis=0) - points[1].mean(axis=0)).max() < 1.0
+        reader = vtk.vtkSTLReader()
+        reader.SetFileName(str(surfaces[f"T2 sag spine_{structures()[value].name}.stl"]))
+        reader.Update()
+        assert np.abs(np.array(reader.GetOutput().GetCenter()) - middles[1]).max() < 3.0
+    assert node.GetTransformNodeID() == transform.GetID() and volume.GetTransformNodeID() is None
+
+
+def test_segmentation_file_holds_voxels_whatever_the_source_is(nodes, tmp_path):
+    node = imported(nodes)
+    node.CreateClosedSurfaceRepresentation()
+    node.GetSegmentation().SetSourceRepresentationName(SceneNodes.SURFACE)
+    nodes.exportSegmentation(node, tmp_path / "r.seg.nrrd")
+    assert (tmp_path / "r.seg.nrrd").read_bytes().startswith(b"NRRD")
+    assert {path.name for path in tmp_path.iterdir()} <= {"r.seg.nrrd", "temporary"}
+    found = read_segmentation(tmp_path / "r.seg.nrrd")
+    assert set(np.unique(found.labels)) == set(np.unique(truth().labels))
+    assert node.GetSegmentation().GetSourceRepresentationName() == SceneNodes.SURFACE
+
+
+def test_another_frame_s_place_is_not_taken_for_the_result_s(nodes, tmp_path):
+    """Frames may lie differently: an export while another one is shown cut the result."""
+    volume = add_volume()
+    node = nodes.importResult(volume, truth().labels, truth().summary(), True, frame=1)
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode")
+    browser.AddSynchronizedSequenceNode(sequence)
+    for number in range(2):
+        sequence.SetDataNodeAtValue(volume, str(number))
+    browser.AddProxyNode(volume, sequence, False)
+    browser.SetSelectedItemNumber(1)
+    assert Result.shownFrame(volume) == 2 and Result.ownFrame(node) == 1
+    volume.SetOrigin(500, 500, 500)
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    assert np.array_equal(values_in(tmp_path / "l.nrrd"), truth().labels) and Result.exportNotes(node, True) == []
+
+
+def test_a_file_of_the_engine_says_in_slicer_what_it_says_to_the_engine(nodes, tmp_path):
+    """Slicer keeps the tags of the segments only: the doubt about the names was lost on the way."""
+    made = truth()
+    doubtful = replace(made, warnings=(Notice("LEVELS_DOUBTFUL", 'Caf\u00e9 | two\nlines "so" a\\b.'),))
+    write_segmentation(doubtful, tmp_path / "r.seg.nrrd")
+    node = loaded(tmp_path / "r.seg.nrrd")
+    Result.recognise(node)
+    assert [one["code"] for one in Result.warningsOf(node)] == ["LEVELS_DOUBTFUL"]
+    about = Result.provenance(node)
+    assert {key: about[key] for key in doubtful.provenance if key in about} == dict(doubtful.provenance)
+    nodes.exportSegmentation(node, tmp_path / "again.seg.nrrd")
+    nodes.exportLabelMap(node, tmp_path / "again.nrrd")
+    for name in ("again.seg.nrrd", "again.nrrd"):
+        read = read_segmentation(tmp_path / name)
+        assert [notice.code for notice in read.warnings] == ["LEVELS_DOUBTFUL"]
+        assert read.provenance == doubtful.provenance, name
+
+
+@pytest.mark.parametrize("only", [(1, 2, 3), (3,)])
+def test_three_classes_from_the_command_are_a_result(nodes, tmp_path, only):
+    from builders import to_classes
+
+    plain = truth()
+    labels = np.where(np.isin(to_classes(plain.labels), only), to_classes(plain.labels), 0).astype(np.uint8)
+    made = replace(plain, labels=labels, encoding=encodings()["classes"], partial=frozenset(), confidence={})
+    write_segmentation(made, tmp_path / "c.seg.nrrd")
+    node = loaded(tmp_path / "c.seg.nrrd")
+    Result.recognise(node)
+    assert Result.isResult(node) and Result.encodingOf(node).name == "classes"
+    assert {identity for identity, _ in Result.segmentsOf(node.GetSegmentation())} == {
+        f"SAUNet_class_{value}" for value in only
+    }
+    nodes.exportLabelMap(node, tmp_path / "c.nrrd")
+    assert np.array_equal(read_segmentation(tmp_path / "c.nrrd").labels, labels)
+
+
+@pytest.mark.parametrize("status, edited", [("completed", True), ("flagged", True), ("inprogress", False)])
+def test_what_was_reviewed_counts_as_edited(nodes, status, edited):
+    node = imported(nodes)
+    segments(node)[3].SetTag(Result.STATUS_TAG, status)
+    assert Result.isEdited(node) is edited
+
+
+def test_a_name_that_ends_for_another_format_is_refused_as_such(nodes, tmp_path):
+    node = imported(nodes)
+    for write, name in ((nodes.exportLabelMap, "case.seg.nrrd"), (nodes.exportSegmentation, "case.nrrd")):
+        with pytest.raises(PanelError) as raised:
+            write(node, tmp_path / name)
+        assert raised.value.code == "OUTPUT_FORMAT" and not (tmp_path / name).exists()
 
 
 def test_segmentation_file_is_read_by_the_engine(nodes, tmp_path):

@@ -208,7 +208,7 @@ def test_what_slicer_saves_is_read(opened: tuple[Path, dict[str, Any]], kind: st
 @pytest.mark.parametrize("said", ["sure", "1.5", "nan", "-1", ""])
 def test_a_confidence_that_is_none_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     plain = module._segment
-    monkeypatch.setattr(module, "_segment", lambda row: plain(row) | {"tags": {"SAUNet.Confidence": said}})
+    monkeypatch.setattr(module, "_segment", lambda *row: plain(*row) | {"tags": {"SAUNet.Confidence": said}})
     write_segmentation(sample("sagittal"), tmp_path / "a.seg.nrrd")
     assert read_segmentation(tmp_path / "a.seg.nrrd").confidence == {}
 

@@ -40,14 +40,16 @@ def coronal_angle(column: Sequence[tuple[str, Endplate | None]], turn_seen: bool
         turn_seen: whether any body's direction to the back is known.
 
     Returns:
-        The levels between which it was measured, as ``L1-S1``, and the angle; None for fewer than three whole endplates.
+        The levels between which it was measured, as ``L1-S1``, and the angle; None for fewer than three whole
+        endplates.
     """
     whole = [n for n, (_, plate) in enumerate(column) if plate is not None and not plate.cut]
     if len(whole) < _FEWEST:
         return None
     column = column[whole[0] : whole[-1] + 1]
     plates = [plate for _, plate in column]
-    seen = [n for n, plate in enumerate(plates) if plate is not None and _tells_tilt(plate)]
+    told = {n: plate for n, plate in enumerate(plates) if plate is not None and _tells_tilt(plate)}
+    seen = list(told)
     ends = (seen[0], seen[-1]) if len(seen) >= _FEWEST else (0, -1)
     stretch = f"{column[ends[0]][0]}-{column[ends[1]][0]}"
     if len(seen) < max(_FEWEST, _SEEN * len(column)):
@@ -56,7 +58,7 @@ def coronal_angle(column: Sequence[tuple[str, Endplate | None]], turn_seen: bool
     for plate in (*plates[: seen[0]], *plates[seen[-1] + 1 :]):
         if plate is not None and not plate.cut:
             flags |= plate.flags or {FEW_SLICES}
-    return stretch, Measure.of(_range_of_tilts([plates[n] for n in seen]), flags)
+    return stretch, Measure.of(_range_of_tilts(list(told.values())), flags)
 
 
 def _tells_tilt(plate: Endplate) -> bool:

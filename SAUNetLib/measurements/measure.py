@@ -214,7 +214,9 @@ class _MeasurementRun:
                 level = f"{starts[0][1]}-{ends[-1][1]}"
                 angle = lordosis(starts[0][2], ends[-1][2])
                 yield StructureMeasures(0, level, f"{name} {level}", "spine", {"lordosis_deg": angle})
-        column = [(level, plate) for level, body in bodies for plate in ((body.upper, body.lower) if body else (None,) * 2)]
+        column = [
+            (level, plate) for level, body in bodies for plate in ((body.upper, body.lower) if body else (None,) * 2)
+        ]
         if sacrum is not None and not sacrum.estimated:  # a disc's border is no bone's, and its tilt the outermost
             column.append(("S1", sacrum))
         coronal = coronal_angle(column, self._landmarks.turn_seen)

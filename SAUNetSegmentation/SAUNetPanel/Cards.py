@@ -185,6 +185,8 @@ def _panelCards() -> dict[str, tuple[str, ...]]:
                    _("Free some space on the disk that holds the temporary folder, then try again."), "retry"),
         "EXPORT_FAILED": (_("The export failed"), _("The file could not be written."),
                           _("Choose another folder, or free some space on the disk.")),
+        "EXPORT_EMPTY": (_("Nothing to export"), _("No segment has anything in it."),
+                         _("Choose another result, or segment the volume again.")),
         "INSTALL_FAILED": (_("The installation failed"), _("A package could not be installed."),
                            _("See the log. Without an internet connection, use Install from file... in the"
                              " section Setup."), "log"),

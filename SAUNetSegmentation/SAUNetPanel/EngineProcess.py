@@ -64,6 +64,7 @@ class EngineProcess:
         self._count = 0
         self._cancelled = self._warming = False
         self._stopping = False  # it was told to end
+        self._killed = False  # by us
         self._idle = self._timer(IDLE_MS, self.stop)
         self._polite = self._timer(POLITE_MS, self._terminate)
         self._firm = self._timer(FIRM_MS, self.kill)
@@ -138,6 +139,7 @@ class EngineProcess:
     def kill(self) -> None:
         """End the worker and all it started, at once."""
         if self.alive:
+            self._killed = True
             self._signal("SIGKILL")
             self._process.kill()
 
@@ -256,9 +258,11 @@ class EngineProcess:
         if os.name != "nt":  # there the number may be another process's by now
             self._signal("SIGKILL")  # what the worker itself had started
         crashed = status == qt.QProcess.CrashExit
-        self.log.emit(
-            (_("The engine crashed ({code})") if crashed else _("The engine ended ({code})")).format(code=code)
-        )
+        if self._killed:
+            self.log.emit(_("The engine was ended"))
+        else:
+            text = _("The engine crashed ({code})") if crashed else _("The engine ended ({code})")
+            self.log.emit(text.format(code=code))
         killed = (crashed and code == 9) or code in (137, -9) or (code == 1 and self._said == {ABNORMAL})
         if killed:
             cause = _("It was stopped from outside, usually because the computer ran out of memory.")
@@ -271,7 +275,7 @@ class EngineProcess:
             timer.stop()
         # PythonQt deletes an object with its last reference, which must not happen while it emits a signal.
         self._ended_process, self._process = self._process, None
-        self._group, self._stopping = 0, False
+        self._group, self._stopping, self._killed = 0, False, False
         if self.busy:
             self._deliver(_cancelled() if self._cancelled else problem)
 

@@ -19,7 +19,7 @@ from SAUNetLib.stages import done
 from . import PrivateFolder
 from .Cards import Card, PanelError, cardOf
 from .EngineProcess import EngineProcess
-from .Result import isEdited, state
+from .Result import isEdited, isResult, shownFrame, state
 from .SceneNodes import SceneNodes
 from .Signal import Signal
 
@@ -97,11 +97,15 @@ class Options:
 
     Attributes:
         levels: one segment per vertebra and disc; otherwise vertebrae, discs and canal.
-        lowest: what the lowest complete vertebra is, such as L5; None leaves it to the engine.
+        lowest: what the lowest complete vertebra is, such as L5; None leaves it to the engine. Only with levels.
         device: auto, gpu (cuda, or mps on a Mac) or cpu.
         model: a model's name, or its .safetensors file; empty for the standard model.
-        replace: segmentation node whose content the result replaces; one that was edited by hand is kept.
-        replaceEdited: replace the content even if it was edited by hand; what is edited after the start is kept.
+        replace: segmentation node whose content the result replaces, if it is empty or a result; one that was edited by
+            hand, or that is none, is kept.
+        replaceEdited: replace the content even so; what is edited after the start is kept.
+
+    Raises:
+        TypeError, ValueError: an option of another kind, or a level that no vertebra has.
     """
 
     levels: bool = True
@@ -110,6 +114,22 @@ class Options:
     model: str | Path = ""
     replace: Any = None
     replaceEdited: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choice in (("device", self.device), ("lowest", self.lowest)):
+            if isinstance(choice, Enum):  # of the parameter node
+                object.__setattr__(self, name, None if choice is Lowest.AUTO else choice.value)
+        kinds = {"levels": bool, "lowest": (str, type(None)), "device": str, "model": (str, Path),
+                 "replace": (slicer.vtkMRMLSegmentationNode, type(None)), "replaceEdited": bool}  # fmt: skip
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} must not be of type {type(value).__name__}; see help(Options)")
+        known = [level.value for level in Lowest if level is not Lowest.AUTO]
+        if self.lowest is not None and self.lowest.strip().upper() not in known:
+            raise ValueError(f"lowest must be a vertebra, such as L5, not {self.lowest!r}")
+        if self.lowest is not None and not self.levels:
+            raise ValueError("lowest needs levels=True: vertebrae without names have no lowest level")
 
     def network(self) -> dict[str, Any]:
         """The entries of a request to the engine that say which network runs where."""
@@ -187,8 +207,11 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             The segmentation node.
 
         Raises:
+            TypeError, ValueError: an argument that no volume can be segmented with; nothing was changed.
             PanelError: with the code and the words of the error card.
         """
+        if progress is not None and not callable(progress):
+            raise TypeError("progress must be a function of a stage and a share, or None")
         outcome: list[Any] = []
         receivers = [(self.finished, outcome.append), (self.failed, outcome.append)]
         receivers += [(self.progressed, progress)] if progress else []
@@ -213,10 +236,13 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
 
         Raises:
             RuntimeError: a volume is being segmented.
+            TypeError, ValueError: as `segment`.
         """
         if self.running:
             raise RuntimeError("a volume is being segmented")
         wanted = Options(**options)
+        if volumeNode is not None and not isinstance(volumeNode, slicer.vtkMRMLNode):
+            raise TypeError(f"a volume node is needed, not {volumeNode!r}; see slicer.util.getNode")
         self._warnings = []
         self._removeFolder()
         try:
@@ -229,7 +255,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         except OSError:
             self._fail(PanelError("FOLDER").card)
             return
-        self._job = volumeNode, wanted, self.nodes.frame(volumeNode)
+        self._job = volumeNode, wanted, shownFrame(volumeNode)
         agreed = wanted.replaceEdited and wanted.replace is not None
         self._agreed = state(wanted.replace) if agreed else None
         files = {"image": str(self._folder / "volume.nrrd"), "output": str(self._folder / "labels.nrrd")}
@@ -300,6 +326,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         event = {**event, "warnings": event.get("warnings") or self._warnings}
         replace = options.replace if self._mayReplace(options.replace) else None
         if replace is not None:
+            self.nodes.layOver(replace, volumeNode)
             self.aboutToReplace.emit(replace)
         return self.nodes.importResult(volumeNode, labels, event, options.levels, replace, frame)
 
@@ -307,7 +334,8 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         """It may have been edited or removed while the engine worked."""
         if node is None or node.GetScene() is None:
             return False
-        return not isEdited(node) or self._agreed == state(node)
+        drawn = node.GetSegmentation().GetNumberOfSegments() > 0
+        return not drawn or (isResult(node) and not isEdited(node)) or self._agreed == state(node)
 
     def _fail(self, card: Card) -> None:
         self._job = None

@@ -2,25 +2,45 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
-from SAUNetLib.anatomy import LEVEL_TAG, PARTIAL_TAG, Encoding, encodings
+from SAUNetLib.anatomy import (
+    ABOUT_TAG,
+    LEVEL_TAG,
+    PARTIAL_TAG,
+    Encoding,
+    Structure,
+    coded_structure,
+    encodings,
+    named_structure,
+    segment_id,
+)
 
 from .Cards import PanelError
 
-ATTRIBUTE = "SAUNet."
+ATTRIBUTE = ABOUT_TAG
 INPUT_ROLE = "SAUNet.Input"
 LABELMAP = "Binary labelmap"
-ABOUT = ("software", "model", "model_sha256", "device", "options", "time", "anchor", "encoding", "warnings")
+ABOUT = ("software", "model", "model_sha256", "device", "options", "time", "anchor", "relabelled", "encoding",
+         "warnings")  # fmt: skip
 """What the tags of a segment say of the result; a segment cannot be asked for the names of its tags."""
 PLACE_MM = 1e-3
 """A result that moved by less is where it was."""
+LOST = 0.01
+"""A label map that lacks this part of a result, since it lies outside the image, is not written without a word."""
+STATUS_TAG = "Segmentation.Status"
+REVIEWED = ("completed", "flagged")
+"""Slicer's tag for what its list of segments shows of each, and what a reviewer sets there: Slicer itself sets
+``inprogress`` as soon as a segment is painted."""
 
 
 def isResult(node: Any) -> bool:
@@ -95,23 +115,69 @@ def encodingOf(node: Any) -> Encoding:
 def labelValues(node: Any) -> dict[str, int]:
     """Label value of every segment for export.
 
-    The encoding's by the segment's name; for another name the one that the engine gave it, and failing that a free one
-    above 100. No value is given twice.
+    The encoding's by the segment's name, else by its code, as the engine reads a segmentation file; failing both the
+    one that the engine gave it, and failing that a free one above 100. No value is given twice.
     """
     encoding = encodingOf(node)
-    by_name = {structure.name: structure.value for structure in encoding.structures.values()}
-    by_id = {segmentIdOf(value, encoding.name): value for value in encoding.structures}
-    segments = [(segmentId, segment.GetName()) for segmentId, segment in segmentsOf(node.GetSegmentation())]
+    known = encoding.structures
+    by_id = {segment_id(value, encoding.name): structure for value, structure in known.items()}
+    segments = list(segmentsOf(node.GetSegmentation()))
     values: dict[str, int] = {}
-    for wanted in ({segmentId: by_name.get(name) for segmentId, name in segments}, by_id):
-        for segmentId, _name in segments:
-            value = wanted.get(segmentId)
-            if value and segmentId not in values and value not in values.values():
-                values[segmentId] = value
-    for segmentId, _name in segments:
+    for meant in (
+        {segmentId: named_structure(segment.GetName(), known) for segmentId, segment in segments},
+        {segmentId: coded_structure(codeOf(segment), known) for segmentId, segment in segments},
+        by_id,
+    ):
+        for segmentId, _segment in segments:
+            structure = meant.get(segmentId)
+            if structure and segmentId not in values and structure.value not in values.values():
+                values[segmentId] = structure.value
+    for segmentId, _segment in segments:
         if segmentId not in values:
             values[segmentId] = max([100, *values.values()]) + 1
     return values
+
+
+def codeOf(segment: Any) -> str:
+    """The code of a segment's type, whatever its terminology; empty where it has none."""
+    parts = (segment.GetTerminology() or "").split("~")
+    kind = parts[2].split("^") if len(parts) > 2 else []
+    return kind[1] if len(kind) > 1 else ""
+
+
+def meanings(node: Any) -> dict[str, Structure]:
+    """By segment ID, what a result's segments are exported as; those without a meaning here are left out."""
+    known = encodingOf(node).structures
+    return {segmentId: known[value] for segmentId, value in labelValues(node).items() if value in known}
+
+
+def exportNotes(node: Any, labelMap: bool) -> list[str]:
+    """What the user should know of a file of the result: as a label map, or as a segmentation.
+
+    A name that holds another level than the one that is written; in a label map, voxels that two segments share, and
+    what lies outside the image.
+    """
+    notes = []
+    names = {segmentId: segment.GetName() for segmentId, segment in segmentsOf(node.GetSegmentation())}
+    for segmentId, structure in meanings(node).items():
+        levels = {level.replace("-", "/").upper() for level in _LEVEL.findall(names[segmentId])}
+        if levels and structure.level not in levels:
+            text = _("{name} was written as {structure}: choose a name of the standard terms, such as {example}.")
+            example = structure.name.replace(structure.level, min(levels)) if structure.level else min(levels)
+            notes.append(text.format(name=names[segmentId], structure=structure.name, example=example))
+    if not labelMap:
+        return notes
+    merged = _merge(node)
+    for (below, above), count in merged.covered.items():
+        text = _("{count} voxels of {below} lie in {above} too, which has them; a .seg.nrrd file keeps both.")
+        notes.append(text.format(count=count, below=names[below], above=names[above]))
+    if merged.lost >= LOST:
+        text = _("{percent} % of the result lie outside the image and are left out; a .seg.nrrd file keeps all.")
+        notes.append(text.format(percent=max(1, round(100 * merged.lost))))
+    return notes
+
+
+_LEVEL = re.compile(r"(?<![A-Za-z0-9/-])[CTLS]\d{1,2}(?:[/-][CTLS]\d{1,2})?(?![A-Za-z0-9/-])", re.IGNORECASE)
 
 
 def labelMapHeader(node: Any, labels: np.ndarray) -> Any:
@@ -138,14 +204,39 @@ def labelMapHeader(node: Any, labels: np.ndarray) -> Any:
     )
 
 
+@dataclass(frozen=True)
+class _Merged:
+    """A result as a label map.
+
+    Attributes:
+        labels: uint8 or uint16 (k, j, i).
+        matrix: (4, 4), to RAS, without parent transforms.
+        parent: ID of the parent transform, or None.
+        covered: by the IDs of two segments, how many voxels of the first the second has.
+        lost: the part of the result, 0 to 1, that lies outside the grid.
+    """
+
+    labels: np.ndarray
+    matrix: np.ndarray
+    parent: str | None
+    covered: dict[tuple[str, str], int]
+    lost: float
+
+
 def mergedLabels(node: Any) -> tuple[np.ndarray, np.ndarray, str | None]:
     """All segments in one label map on the input's grid; where the input is gone, on the grid that it had.
 
-    A segment on another grid, under another transform or finer than the input is resampled to the nearest voxel.
+    A segment on another grid, under another transform or finer than the input is resampled to the nearest voxel. Of two
+    segments in one voxel the later one has it.
 
     Returns:
         uint8 or uint16 (k, j, i); its matrix to RAS, (4, 4), without parent transforms; ID of the parent transform.
     """
+    merged = _merge(node)
+    return merged.labels, merged.matrix, merged.parent
+
+
+def _merge(node: Any) -> _Merged:
     grid, transform, parent = _exportGrid(node)
     if not node.GetSegmentation().ContainsRepresentation(LABELMAP):
         node.CreateBinaryLabelmapRepresentation()
@@ -153,6 +244,8 @@ def mergedLabels(node: Any) -> tuple[np.ndarray, np.ndarray, str | None]:
     shape = [whole[2 * axis + 1] - whole[2 * axis] + 1 for axis in (2, 1, 0)]
     labels = np.zeros(shape, np.uint8 if max(values.values(), default=0) < 256 else np.uint16)
     layers: dict[int, tuple[Any, Any]] = {}
+    covered: dict[tuple[str, str], int] = {}
+    drawn = placed = 0.0  # mm3
     for segmentId, segment in segmentsOf(node.GetSegmentation()):
         layer = segment.GetRepresentation(LABELMAP)
         if layer is None or 0 in layer.GetDimensions():
@@ -160,6 +253,8 @@ def mergedLabels(node: Any) -> tuple[np.ndarray, np.ndarray, str | None]:
         if id(layer) not in layers:  # segments share layers; the layer is kept, so that its number stays its own
             layers[id(layer)] = layer, _onGrid(layer, grid, transform)
         _layer, image = layers[id(layer)]
+        value = segment.GetLabelValue()
+        drawn += int((voxelsOf(layer) == value).sum()) * _voxelVolume(layer)
         voxels, extent = voxelsOf(image), image.GetExtent()
         low = [max(extent[2 * axis], whole[2 * axis]) for axis in (2, 1, 0)]
         high = [min(extent[2 * axis + 1], whole[2 * axis + 1]) for axis in (2, 1, 0)]
@@ -169,16 +264,57 @@ def mergedLabels(node: Any) -> tuple[np.ndarray, np.ndarray, str | None]:
             tuple(slice(a - o, b - o + 1) for a, b, o in zip(low, high, origin, strict=True))
             for origin in ((whole[4], whole[2], whole[0]), (extent[4], extent[2], extent[0]))
         )
-        labels[target][voxels[source] == segment.GetLabelValue()] = values[segmentId]
+        mask = voxels[source] == value
+        placed += int(mask.sum()) * _voxelVolume(grid)
+        for below, count in zip(*np.unique(labels[target][mask], return_counts=True), strict=True):
+            if below:
+                first = next(other for other, theirs in values.items() if theirs == below)
+                covered[first, segmentId] = int(count)
+        labels[target][mask] = values[segmentId]
     result = _imageToWorld(grid)
     result[:3, 3] += result[:3, :3] @ np.array(whole[::2])
-    return labels, result, parent
+    return _Merged(labels, result, parent, covered, 1 - placed / drawn if drawn else 0.0)
+
+
+def _voxelVolume(image: Any) -> float:
+    return float(np.prod(image.GetSpacing()))
+
+
+def shownFrame(volumeNode: Any) -> int:
+    """Number of the frame that a volume shows, from 1; 0 where it shows none of a sequence."""
+    for browser in slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", volumeNode.GetScene()):
+        if browser.GetSequenceNode(volumeNode) is not None:
+            return browser.GetSelectedItemNumber() + 1
+    return 0
+
+
+def ownFrame(node: Any) -> int:
+    """Number of the frame that a result was made from, as `shownFrame`."""
+    return int(node.GetAttribute(ATTRIBUTE + "frame") or 0)
+
+
+def toInput(node: Any) -> Any:
+    """The transform from a result to its input where they lie under different ones, else None."""
+    volume = node.GetNodeReference(INPUT_ROLE)
+    if volume is None or node.GetTransformNodeID() == volume.GetTransformNodeID():
+        return None
+    return transformBetween(node, volume)
+
+
+def transformBetween(node: Any, volumeNode: Any) -> Any:
+    """The transform from what one node lies under to what another one does."""
+    transform = vtk.vtkGeneralTransform()
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
+        node.GetParentTransformNode(), volumeNode.GetParentTransformNode(), transform
+    )
+    return transform
 
 
 def _exportGrid(node: Any) -> tuple[Any, Any, str | None]:
     """The grid of a label map of the result, the transform to it (None: none), and its parent transform's ID."""
     grid, volume = slicer.vtkOrientedImageData(), node.GetNodeReference(INPUT_ROLE)
-    if volume is None or volume.GetImageData() is None:
+    # Another frame than the one that is shown may lie elsewhere.
+    if volume is None or volume.GetImageData() is None or shownFrame(volume) != ownFrame(node):
         text = node.GetSegmentation().GetConversionParameter(
             slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
         )
@@ -188,13 +324,7 @@ def _exportGrid(node: Any) -> tuple[Any, Any, str | None]:
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
     grid.SetImageToWorldMatrix(matrix)
-    if node.GetTransformNodeID() == volume.GetTransformNodeID():
-        return grid, None, volume.GetTransformNodeID()
-    transform = vtk.vtkGeneralTransform()
-    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
-        node.GetParentTransformNode(), volume.GetParentTransformNode(), transform
-    )
-    return grid, transform, volume.GetTransformNodeID()
+    return grid, toInput(node), volume.GetTransformNodeID()
 
 
 def _onGrid(image: Any, grid: Any, transform: Any) -> Any:
@@ -215,7 +345,7 @@ def _imageToWorld(image: Any) -> np.ndarray:
 
 
 def fingerprint(segmentation: Any) -> str:
-    """SHA-256 of what a hand can change: segments in their order, names and meanings, their voxels and where they lie.
+    """SHA-256 of what a hand can change: segments in their order, names, meanings and status, their voxels and place.
 
     It does not depend on how the voxels are stored: label values, and how far the array reaches beyond the structures,
     differ after a scene was saved and loaded.
@@ -224,6 +354,8 @@ def fingerprint(segmentation: Any) -> str:
     layers: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
     for number, (segmentId, segment) in enumerate(segmentsOf(segmentation), start=1):
         digest.update(f"{segmentId}\0{segment.GetName()}\0{segment.GetTerminology()}\0".encode())
+        status = _tag(segment, STATUS_TAG)
+        digest.update(status.encode() if status in REVIEWED else b"")
         image = segment.GetRepresentation(LABELMAP)
         if image is not None and 0 not in image.GetDimensions():
             layers.setdefault(id(image), (image, []))[1].append((segment.GetLabelValue(), number))
@@ -277,8 +409,3 @@ def segmentsOf(segmentation: Any) -> Iterable[tuple[str, Any]]:
 def _tag(segment: Any, name: str) -> str:
     value = vtk.reference("")
     return str(value) if segment.GetTag(name, value) else ""
-
-
-def segmentIdOf(value: int, encoding: str) -> str:
-    """No ID means two structures: to lists of segments and to the editor's Undo, what has one ID is one segment."""
-    return f"SAUNet_class_{value}" if encoding == "classes" else f"SAUNet_{value}"

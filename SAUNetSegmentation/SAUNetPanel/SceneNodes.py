@@ -14,6 +14,7 @@ from slicer.i18n import tr as _
 from SAUNetLib.anatomy import (
     CATEGORY,
     CONFIDENCE_TAG,
+    ENCODING_TAG,
     LEVEL_TAG,
     PARTIAL_TAG,
     REGIONS,
@@ -21,6 +22,8 @@ from SAUNetLib.anatomy import (
     WARNINGS_TAG,
     Structure,
     encodings,
+    segment_id,
+    tag_text,
 )
 from SAUNetLib.errors import UsageError
 from SAUNetLib.formats.atomic import check_writable, write_beside, write_together
@@ -31,14 +34,19 @@ from .Result import (
     ATTRIBUTE,
     INPUT_ROLE,
     LABELMAP,
+    codeOf,
     fingerprint,
     isResult,
     labelMapHeader,
     labelValues,
+    meanings,
     mergedLabels,
+    ownFrame,
     recognise,
-    segmentIdOf,
     segmentsOf,
+    shownFrame,
+    toInput,
+    transformBetween,
     voxelsOf,
 )
 
@@ -86,13 +94,6 @@ class SceneNodes:
         selection = self.scene.GetFirstNodeByClass("vtkMRMLSelectionNode")
         active = selection.GetActiveVolumeID() if selection is not None else None
         return next((node for node in plain if node.GetID() == active), plain[0] if plain else None)
-
-    def frame(self, volumeNode: Any) -> int:
-        """Number of the frame that a volume shows, from 1; 0 where it shows none of a sequence."""
-        for browser in slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", self.scene):
-            if browser.GetSequenceNode(volumeNode) is not None:
-                return browser.GetSelectedItemNumber() + 1
-        return 0
 
     def writeVolume(self, volumeNode: Any, path: Path) -> None:
         """Write voxels and geometry as uncompressed NRRD: no name, no other node, nothing of the patient.
@@ -161,7 +162,7 @@ class SceneNodes:
             summary: the engine's result event: structures from top to bottom, provenance, warnings.
             levels: whether the encoding is ``levels``; otherwise ``classes``.
             replace: segmentation node whose content it takes over; otherwise a new node is made.
-            frame: `frame` of the volume when it went to the engine; the user may show another one by now.
+            frame: `shownFrame` of the volume when it went to the engine; the user may show another one by now.
 
         Returns:
             The segmentation node.
@@ -191,6 +192,15 @@ class SceneNodes:
             node.InvokeCustomModifiedEvent(slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent)
         return node
 
+    def layOver(self, node: Any, volumeNode: Any) -> None:
+        """Bring a segmentation under a volume's transform, in its place.
+
+        The editor's Undo brings segments back, but not the transform that they were seen under.
+        """
+        if node.GetTransformNodeID() != volumeNode.GetTransformNodeID():
+            node.ApplyTransform(transformBetween(node, volumeNode))
+            node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+
     def _placeBeside(self, node: Any, volumeNode: Any) -> None:
         """Into the subject hierarchy's folder that holds the input."""
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self.scene)
@@ -214,7 +224,7 @@ class SceneNodes:
         """Whether the panel made this segmentation from a volume; of a sequence, from the frame that is shown."""
         if volumeNode is None or not isResult(node) or node.GetNodeReference(INPUT_ROLE) is not volumeNode:
             return False
-        return int(node.GetAttribute(ATTRIBUTE + "frame") or 0) == self.frame(volumeNode)
+        return ownFrame(node) == shownFrame(volumeNode)
 
     def exportLabelMapNode(self, node: Any) -> Any:
         """A new label map node on the input's grid: `mergedLabels` and the segments' names and colours.
@@ -227,9 +237,12 @@ class SceneNodes:
         colors.SetTypeToUser()
         colors.SetNumberOfColors(max(values.values(), default=0) + 1)
         colors.SetColor(0, "Background", 0, 0, 0, 0)
+        terms = hasattr(colors, "SetTerminologyFromString")  # older versions of Slicer have no terms there
         for segmentId, value in values.items():
             segment = node.GetSegmentation().GetSegment(segmentId)
             colors.SetColor(value, segment.GetName(), *segment.GetColor(), 1)
+            if terms:
+                colors.SetTerminologyFromString(value, segment.GetTerminology() or "")
         labelMap = self.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{node.GetName()} label map")
         slicer.util.updateVolumeFromArray(labelMap, labels)
         labelMap.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(matrix))
@@ -243,7 +256,7 @@ class SceneNodes:
         """Write a label map (.nii.gz, .nii, .nrrd, .mha) on the input's grid; its header is the engine's own.
 
         Raises:
-            PanelError: EXPORT_FAILED.
+            PanelError: OUTPUT_FORMAT or EXPORT_FAILED.
         """
         import SimpleITK as sitk
 
@@ -260,19 +273,20 @@ class SceneNodes:
             write_label_map(image, labelMapHeader(node, labels), part, ending)
 
     def exportSegmentation(self, node: Any, path: Path) -> None:
-        """Write a .seg.nrrd file with names, colours, codes and provenance (as tags of the segments).
+        """Write a .seg.nrrd file with names, colours, codes and provenance (as tags of the segments): `_asShown`.
 
         Raises:
-            PanelError: EXPORT_FAILED.
+            PanelError: OUTPUT_FORMAT or EXPORT_FAILED.
         """
+        shown = _asShown(node, LABELMAP)
         storage = slicer.vtkMRMLSegmentationStorageNode()
         with _writeBeside(path, (SEGMENTS,)) as (part, _ending):
             storage.SetFileName(str(part))
-            if not storage.WriteData(node):
+            if not storage.WriteData(shown):
                 raise PanelError("EXPORT_FAILED")
 
     def exportSurfaces(self, node: Any, folder: Path, mayReplace: Callable[[list[str]], bool]) -> list[Path]:
-        """Write one STL file (binary, LPS, mm, without parent transforms) per segment that is not empty.
+        """Write one STL file (binary, LPS, mm, without the input's parent transforms) per segment that is not empty.
 
         Slicer's own export cannot write a segment with a slash in its name, as every disc has one.
 
@@ -286,14 +300,15 @@ class SceneNodes:
             The files, which appear together or not at all; none where they may not be replaced.
 
         Raises:
-            PanelError: EXPORT_FAILED.
+            PanelError: EXPORT_FAILED or EXPORT_EMPTY.
         """
         surfaces: dict[Path, Any] = {}
-        for segmentId, segment in segmentsOf(node.GetSegmentation()):
+        shown = _asShown(node, SURFACE)
+        for segmentId, segment in segmentsOf(shown.GetSegmentation()):
             surface = vtk.vtkPolyData()
             logic = slicer.vtkSlicerSegmentationsModuleLogic
             if (
-                logic.GetSegmentClosedSurfaceRepresentation(node, segmentId, surface, False)
+                logic.GetSegmentClosedSurfaceRepresentation(shown, segmentId, surface, False)
                 and surface.GetNumberOfCells()
             ):
                 name = f"{fileName(node.GetName())}_{fileName(segment.GetName())}"
@@ -304,7 +319,7 @@ class SceneNodes:
                     path = folder / f"{name}_{number}.stl"
                 surfaces[path] = surface
         if not surfaces:
-            raise PanelError("EXPORT_FAILED")
+            raise PanelError("EXPORT_EMPTY")
         there = [path.name for path in surfaces if path.exists()]
         if there and not mayReplace(there):
             return []
@@ -316,6 +331,35 @@ class SceneNodes:
         except UsageError as error:
             raise PanelError("EXPORT_FAILED") from error
         return list(surfaces)
+
+
+def _asShown(node: Any, representation: str) -> Any:
+    """A copy of a result for a file, outside the scene: where it lies over its input, and with the codes of its names.
+
+    Slicer writes whatever representation is the source, whatever the file is called, and leaves transforms out.
+    """
+    copy = slicer.vtkMRMLSegmentationNode()
+    copy.SetName(node.GetName())
+    segmentation = copy.GetSegmentation()
+    segmentation.DeepCopy(node.GetSegmentation())
+    if segmentation.GetSourceRepresentationName() != LABELMAP:
+        if not segmentation.CreateRepresentation(LABELMAP):
+            raise PanelError("EXPORT_FAILED")
+        segmentation.SetSourceRepresentationName(LABELMAP)
+    if representation == LABELMAP:
+        segmentation.RemoveRepresentation(SURFACE)
+    transform = toInput(node)
+    if transform is not None:
+        copy.ApplyTransform(transform)
+    if representation == SURFACE and segmentation.GetNumberOfSegments():
+        segmentation.CreateRepresentation(SURFACE)
+    for segmentId, structure in meanings(node).items():
+        segment = segmentation.GetSegment(segmentId)
+        if codeOf(segment) != structure.code:
+            segment.SetTerminology(terminologyEntry(structure))
+        if structure.level:
+            segment.SetTag(LEVEL_TAG, structure.level)
+    return copy
 
 
 def loadTerminology(logic: Any, path: Path) -> None:
@@ -347,14 +391,14 @@ def _makeSegments(volumeNode: Any, labels: np.ndarray, summary: dict[str, Any], 
     image.SetImageToWorldMatrix(matrix)
     voxelsOf(image)[:] = labels
     about = _about(summary, levels)
-    known = encodings()[about[ATTRIBUTE + "encoding"]].structures
+    known = encodings()[about[ENCODING_TAG]].structures
     return [_makeSegment(known[row["value"]], image, row, about) for row in summary["structures"]]
 
 
 def _about(summary: dict[str, Any], levels: bool) -> dict[str, str]:
     """Tags of every segment and attributes of the node: provenance, encoding and warnings."""
     about = {ATTRIBUTE + key: str(value) for key, value in summary.get("provenance", {}).items()}
-    about[ATTRIBUTE + "encoding"] = "levels" if levels else "classes"
+    about[ENCODING_TAG] = "levels" if levels else "classes"
     about[WARNINGS_TAG] = json.dumps(summary.get("warnings", []), ensure_ascii=True)
     return about
 
@@ -373,13 +417,8 @@ def _makeSegment(structure: Structure, image: Any, row: dict[str, Any], about: d
     }
     for key, value in (about | own).items():
         if value:
-            segment.SetTag(key, _tagText(value))
-    return segmentIdOf(structure.value, about[ATTRIBUTE + "encoding"]), segment
-
-
-def _tagText(text: str) -> str:
-    """The characters that separate tags in a segmentation file cannot be part of one."""
-    return text.replace("|", "/").replace("\n", " ")
+            segment.SetTag(key, tag_text(value))
+    return segment_id(structure.value, about[ENCODING_TAG]), segment
 
 
 def terminologyEntry(structure: Structure) -> str:
@@ -432,7 +471,8 @@ def _writeBeside(path: Path, endings: tuple[str, ...]) -> Iterator[tuple[Path, s
     The card does not repeat the engine's words, which name the file and with it, maybe, the patient.
 
     Raises:
-        PanelError: EXPORT_FAILED; a folder that is not there is not made: it may be on a drive that was taken out.
+        PanelError: OUTPUT_FORMAT or EXPORT_FAILED; a folder that is not there is not made: it may be on a drive that
+            was taken out.
     """
     try:
         if not path.parent.is_dir():
@@ -441,4 +481,5 @@ def _writeBeside(path: Path, endings: tuple[str, ...]) -> Iterator[tuple[Path, s
         with write_beside(path, ending) as part:
             yield part, ending
     except (OSError, UsageError) as error:
-        raise PanelError("EXPORT_FAILED") from error
+        format_unknown = isinstance(error, UsageError) and error.code == "OUTPUT_FORMAT"
+        raise PanelError("OUTPUT_FORMAT" if format_unknown else "EXPORT_FAILED") from error

@@ -17,7 +17,7 @@ from .Dependencies import Dependencies
 from .Dialogs import Dialogs
 from .Logic import Device, Lowest, Output, Previous, SAUNetSegmentationLogic
 from .Report import aboutText, reportText
-from .Result import INPUT_ROLE, isEdited, isResult, provenance, warningsOf
+from .Result import INPUT_ROLE, exportNotes, isEdited, isResult, provenance, warningsOf
 from .SceneNodes import fileName
 
 DOUBLE_CLICK_S = 0.5
@@ -51,6 +51,7 @@ class Widget:
         self._parameters: Any = None
         self._volume: Any = None
         self._segmented: Any = None  # the volume of the run
+        self._shownBefore: Any = None  # the result that was shown when it began
         self._guiTag: Any = None
         self._observerTag: Any = None
         self._watched: tuple[Any, list[int]] = (None, [])  # the result that is shown, and its observers
@@ -315,6 +316,7 @@ class Widget:
         self._stage, self._share, self._started = _("Starting the engine"), 0.0, time.monotonic()
         self._clock.start()
         self._segmented = volume = self._parameters.inputVolume
+        self._shownBefore = self._parameters.result
         self.logic.start(volume, **self._options(), **previous)
         self._update()
 
@@ -348,15 +350,26 @@ class Widget:
         self._clock.stop()
         self._segmented = None
         seconds = time.monotonic() - self._started
-        (self._parameters or self.logic.getParameterNode()).result = node
+        elsewhere = self._worksElsewhere(node)
+        if not elsewhere:
+            (self._parameters or self.logic.getParameterNode()).result = node
         self._update()
-        self.ui.editor.updateWidgetFromMRML()  # its list of segments began anew, without the chosen one
+        if not elsewhere:
+            self.ui.editor.updateWidgetFromMRML()  # its list of segments began anew, without the chosen one
         self._remember(node, seconds)
         count = node.GetSegmentation().GetNumberOfSegments()
         done = _("Done: {count} structures in {seconds} s. Check the result before using it.")
-        self._say(done.format(count=count, seconds=max(1, round(seconds))))
+        text = done.format(count=count, seconds=max(1, round(seconds)))
+        if elsewhere:
+            text += " " + _("It is {name} under Result.").format(name=node.GetName())
+        self._say(text)
         self.ui.resultSection.collapsed = False
         self.addLog(self.ui.statusLabel.text)
+
+    def _worksElsewhere(self, node: Any) -> bool:
+        """Whether the user has turned to another result during the run: the editor would forget its steps."""
+        shown = self._parameters.result if self._parameters is not None else None
+        return shown is not None and shown is not node and shown is not self._shownBefore
 
     def _remember(self, node: Any, seconds: float) -> None:
         """How long it took is the best estimate for the next volume."""
@@ -380,6 +393,8 @@ class Widget:
 
     def _onAboutToReplace(self, node: Any) -> None:
         """The editor's Undo brings the previous result back."""
+        if self._worksElsewhere(node) and not isEdited(node):
+            return
         if self.ui.editor.segmentationNode() is not node:
             self.ui.editor.setSegmentationNode(node)
         self.ui.editor.saveStateForUndo()
@@ -558,17 +573,17 @@ class Widget:
     def onExportNode(self) -> None:
         """The result as a label map node in the scene."""
         node = self._parameters.result
-        self._export(lambda: self.logic.nodes.exportLabelMapNode(node).GetName())
+        self._export(lambda: self.logic.nodes.exportLabelMapNode(node).GetName(), lambda: exportNotes(node, True))
 
     def onExportLabelMap(self) -> None:
         """The result as a label map file."""
         filters = "NIfTI (*.nii.gz *.nii);;NRRD (*.nrrd);;MetaImage (*.mha)"
-        self._exportFile(_("Export label map"), filters, self.logic.nodes.exportLabelMap)
+        self._exportFile(_("Export label map"), filters, self.logic.nodes.exportLabelMap, True)
 
     def onExportSegmentation(self) -> None:
         """The result as a segmentation file with names, colours and codes."""
         filters = _("Segmentation") + " (*.seg.nrrd)"
-        self._exportFile(_("Export segmentation"), filters, self.logic.nodes.exportSegmentation)
+        self._exportFile(_("Export segmentation"), filters, self.logic.nodes.exportSegmentation, False)
 
     def onExportSurfaces(self) -> None:
         """The result as one STL file per segment."""
@@ -582,7 +597,7 @@ class Widget:
 
             self._export(export)
 
-    def _exportFile(self, title: str, filters: str, write: Any) -> None:
+    def _exportFile(self, title: str, filters: str, write: Any, labelMap: bool) -> None:
         node = self._parameters.result
         path = self.dialogs.saveFile(title, fileName(node.GetName()), filters)
         if path is not None:
@@ -591,16 +606,16 @@ class Widget:
                 write(node, path)
                 return path.name
 
-            self._export(export)
+            self._export(export, lambda: exportNotes(node, labelMap))
 
-    def _export(self, export: Any) -> None:
+    def _export(self, export: Any, notes: Callable[[], list[str]] = list) -> None:
         try:
             done = export()
         except PanelError as error:
             self._showCard(error.card)
             return
         if done:
-            self._say(_("Exported: {name}").format(name=done))
+            self._say("\n".join([_("Exported: {name}").format(name=done), *notes()]))
 
     # -- models ------------------------------------------------------------------------------------------------------
 
