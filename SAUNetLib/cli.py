@@ -638,7 +638,7 @@ def _add_compare(commands: Any) -> None:
         required=True,
         type=Path,
         metavar="RUN",
-        help="folder of the runs; an unfinished comparison is continued",
+        help="folder of the runs; an unfinished comparison is continued, by several commands at once if you like",
     )
     parser.add_argument(
         "--budget", default="small", choices=("smoke", "small", "medium", "large"), help="default: %(default)s"

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import threading
+import time
 from itertools import islice
 from types import SimpleNamespace
 
@@ -156,6 +158,40 @@ def test_a_comparison_goes_on_where_it_was_begun(finished, data, tmp_path, capsy
         patch.setattr(compared, "fit", lambda run, data, folder, device: used.append((run.config, data.config)) or 0.0)
         compared._train(Trial("dense", "spine", 7), BUDGETS["smoke"], [], tmp_path, torch.device("cpu"))
     assert [(one.devices, one.seed) for one in used[0]] == [(1, 7)] * 2
+
+
+def test_two_runs_of_one_comparison_share_the_trainings(data, tmp_path, monkeypatch):
+    """Both trained every network, and the second one's results replaced the first one's."""
+    begun, trained_by = threading.Event(), []
+    measured: list[int] = []
+    names = [one.name for one in trials(["spine"], 1, BUDGETS["smoke"].seed)]
+
+    def fit(run, cases, folder, device):
+        trained_by.append((threading.current_thread().name, folder.name))
+        if folder.name == names[0]:
+            begun.set()
+            end = time.monotonic() + 60
+            while len(trained_by) < len(names) and time.monotonic() < end:
+                time.sleep(0.05)
+        (folder / "last.ckpt").touch()
+        return 0.0
+
+    def go():
+        compared.compare(data, tmp_path / "run", "smoke", ["spine"], 1, ["p1", "p2"], "cpu")
+
+    monkeypatch.setattr(compared, "fit", fit)
+    monkeypatch.setattr(compared, "network_costs", lambda *rest: measured.append(1) or {})
+    monkeypatch.setattr(compared, "measure", lambda *rest: ([], 0.0))
+    first, second = (threading.Thread(target=go, name=one) for one in ("first", "second"))
+    first.start()
+    assert begun.wait(60)
+    second.start()
+    first.join(60)
+    second.join(60)
+    assert not first.is_alive() and not second.is_alive()
+    assert sorted(folder for _, folder in trained_by) == sorted(names)
+    assert {who for who, _ in trained_by} == {"first", "second"} and len(measured) == 2
+    assert all((tmp_path / "run" / name / "result.json").exists() for name in names)
 
 
 def test_a_folder_without_a_comparison_has_no_report(data, tmp_path, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from ..anatomy import VERTEBRA
@@ -26,6 +27,8 @@ KEPT_OUT = ("045", "081", "127", "209", "239")
 """SPIDER's patients that no network of the project is trained on."""
 SEEDS = 3
 """Trainings of every network, where nothing else is said."""
+_LOCK, _COSTS_LOCK = "training.lock", "costs.lock"
+"""Files that are locked by the run that trains a network, or measures times, so that several runs share the work."""
 
 
 class _Run(TrainingRun):
@@ -58,6 +61,8 @@ def compare(
 ) -> None:
     """Train and measure every network, or go on where a killed comparison of the same output stopped.
 
+    Several runs with one output share the work, on one computer or where a shared drive has locks.
+
     Args:
         data: folder of cases, see `folders.case_names`.
         output: folder of the comparison: ``comparison.json``, and one folder a trial.
@@ -75,14 +80,16 @@ def compare(
     comparison = _begin(data, output, budget, kept_out, chosen)
     config = comparison.config
     patients = list(kept_out_images(data, kept_out))
-    for title in (*tasks, SHIPPED):
-        if title not in comparison.costs:
-            task, measured = (title, config) if title != SHIPPED else ("structures", _as_shipped(config))
-            comparison.costs[title] = network_costs(measured, task, patients, chosen)
-            write_settings(comparison, output / SETTINGS)
+    with FileLock(output / _COSTS_LOCK):
+        comparison, _ = read_comparison(output)
+        for title in (*tasks, SHIPPED):
+            if title not in comparison.costs:
+                task, measured = (title, config) if title != SHIPPED else ("structures", _as_shipped(config))
+                comparison.costs[title] = network_costs(measured, task, patients, chosen)
+                write_settings(comparison, output / SETTINGS)
     waiting = [trial for trial in trials(tasks, seeds, config.seed) if not is_finished(output, trial)]
     cases = _cases(data, comparison) if waiting else []
-    for trial in waiting:
+    for trial in _taken(waiting, output):
         network, seconds = _train(trial, config, cases, output / trial.name, chosen)
         figures, moved = measure(network, trial, config.pixel_mm, patients, chosen)
         result = TrialResult(
@@ -96,6 +103,22 @@ def compare(
         )
         write_trial(output, trial, network, result)
         (output / trial.name / "last.ckpt").unlink()
+
+
+def _taken(waiting: Sequence[Trial], output: Path) -> Iterator[Trial]:
+    """The trials that no other run of the same comparison finishes, each held until the next one is asked for.
+
+    What another run holds is waited for at the end: it may stop.
+    """
+    for patience in (0, -1):
+        for trial in waiting:
+            (output / trial.name).mkdir(exist_ok=True)
+            try:
+                with FileLock(output / trial.name / _LOCK, timeout=patience):
+                    if not is_finished(output, trial):
+                        yield trial
+            except Timeout:
+                continue
 
 
 def _as_shipped(config: TrainingConfig) -> TrainingConfig:
