@@ -183,8 +183,8 @@ PLAIN = """GetID GetName GetScene GetSegment GetSegmentation GetDimensions GetNu
 """Getters that the documentation of VTK or MRML has on its first pages."""
 FOREIGN = """SetTransform SetInputData SetInputConnection SetFileTypeToBinary SetHeader SetDimensions
     SetSpacing SetOrigin GetExitCodeProcess SetDirection GetArrayFromImage GetImageFromArray
-    GetDirection GetOrigin GetSize"""
-"""VTK's filters, SimpleITK and Windows."""
+    GetDirection GetOrigin GetSize GetData SetData"""
+"""VTK's filters and points, SimpleITK and Windows."""
 
 
 def test_readme_names_every_call():

@@ -792,6 +792,17 @@ def test_segmentation_file_holds_voxels_whatever_the_source_is(nodes, tmp_path):
     assert node.GetSegmentation().GetSourceRepresentationName() == SceneNodes.SURFACE
 
 
+def test_a_result_that_a_transform_shrinks_is_not_said_to_be_cut(nodes):
+    node = imported(nodes)
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode")
+    shrinking = vtk.vtkTransform()
+    shrinking.Scale(0.8, 0.8, 0.8)
+    transform.SetAndObserveTransformToParent(shrinking)
+    node.SetAndObserveTransformNodeID(transform.GetID())
+    count = (Result.mergedLabels(node)[0] > 0).sum()
+    assert 0.4 < count / (truth().labels > 0).sum() < 0.6 and Result.exportNotes(node, True) == []
+
+
 def test_another_frame_s_place_is_not_taken_for_the_result_s(nodes, tmp_path):
     """Frames may lie differently: an export while another one is shown cut the result."""
     volume = add_volume()

@@ -11,7 +11,7 @@ import numpy as np
 import slicer
 import vtk
 from slicer.i18n import tr as _
-from vtk.util.numpy_support import vtk_to_numpy
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from SAUNetLib.anatomy import (
     ABOUT_TAG,
@@ -167,13 +167,13 @@ def exportNotes(node: Any, labelMap: bool) -> list[str]:
             notes.append(text.format(name=names[segmentId], structure=structure.name, example=example))
     if not labelMap:
         return notes
-    merged = _merge(node)
-    for (below, above), count in merged.covered.items():
+    for (below, above), count in _merge(node).covered.items():
         text = _("{count} voxels of {below} lie in {above} too, which has them; a .seg.nrrd file keeps both.")
         notes.append(text.format(count=count, below=names[below], above=names[above]))
-    if merged.lost >= LOST:
+    lost = _lost(node)
+    if lost >= LOST:
         text = _("{percent} % of the result lie outside the image and are left out; a .seg.nrrd file keeps all.")
-        notes.append(text.format(percent=max(1, round(100 * merged.lost))))
+        notes.append(text.format(percent=max(1, round(100 * lost))))
     return notes
 
 
@@ -213,14 +213,12 @@ class _Merged:
         matrix: (4, 4), to RAS, without parent transforms.
         parent: ID of the parent transform, or None.
         covered: by the IDs of two segments, how many voxels of the first the second has.
-        lost: the part of the result, 0 to 1, that lies outside the grid.
     """
 
     labels: np.ndarray
     matrix: np.ndarray
     parent: str | None
     covered: dict[tuple[str, str], int]
-    lost: float
 
 
 def mergedLabels(node: Any) -> tuple[np.ndarray, np.ndarray, str | None]:
@@ -245,7 +243,6 @@ def _merge(node: Any) -> _Merged:
     labels = np.zeros(shape, np.uint8 if max(values.values(), default=0) < 256 else np.uint16)
     layers: dict[int, tuple[Any, Any]] = {}
     covered: dict[tuple[str, str], int] = {}
-    drawn = placed = 0.0  # mm3
     for segmentId, segment in segmentsOf(node.GetSegmentation()):
         layer = segment.GetRepresentation(LABELMAP)
         if layer is None or 0 in layer.GetDimensions():
@@ -254,7 +251,6 @@ def _merge(node: Any) -> _Merged:
             layers[id(layer)] = layer, _onGrid(layer, grid, transform)
         _layer, image = layers[id(layer)]
         value = segment.GetLabelValue()
-        drawn += int((voxelsOf(layer) == value).sum()) * _voxelVolume(layer)
         voxels, extent = voxelsOf(image), image.GetExtent()
         low = [max(extent[2 * axis], whole[2 * axis]) for axis in (2, 1, 0)]
         high = [min(extent[2 * axis + 1], whole[2 * axis + 1]) for axis in (2, 1, 0)]
@@ -265,7 +261,6 @@ def _merge(node: Any) -> _Merged:
             for origin in ((whole[4], whole[2], whole[0]), (extent[4], extent[2], extent[0]))
         )
         mask = voxels[source] == value
-        placed += int(mask.sum()) * _voxelVolume(grid)
         for below, count in zip(*np.unique(labels[target][mask], return_counts=True), strict=True):
             if below:
                 first = next(other for other, theirs in values.items() if theirs == below)
@@ -273,11 +268,35 @@ def _merge(node: Any) -> _Merged:
         labels[target][mask] = values[segmentId]
     result = _imageToWorld(grid)
     result[:3, 3] += result[:3, :3] @ np.array(whole[::2])
-    return _Merged(labels, result, parent, covered, 1 - placed / drawn if drawn else 0.0)
+    return _Merged(labels, result, parent, covered)
 
 
-def _voxelVolume(image: Any) -> float:
-    return float(np.prod(image.GetSpacing()))
+def _lost(node: Any) -> float:
+    """The part of a result, 0 to 1, that lies outside the grid of its label map."""
+    grid, transform, _parent = _exportGrid(node)
+    whole = np.array(grid.GetExtent())
+    drawn = inside = 0
+    layers = {}
+    for _segmentId, segment in segmentsOf(node.GetSegmentation()):
+        layer = segment.GetRepresentation(LABELMAP)
+        if layer is not None and 0 not in layer.GetDimensions():
+            layers[id(layer)] = layer
+    for layer in layers.values():
+        points = np.argwhere(voxelsOf(layer))[:, ::-1] + layer.GetExtent()[::2]
+        points = _transformed(points, _imageToWorld(layer))
+        if transform is not None:
+            source, target = vtk.vtkPoints(), vtk.vtkPoints()
+            source.SetData(numpy_to_vtk(np.ascontiguousarray(points)))
+            transform.TransformPoints(source, target)
+            points = vtk_to_numpy(target.GetData()) if len(points) else points
+        points = _transformed(points, np.linalg.inv(_imageToWorld(grid)))
+        drawn += len(points)
+        inside += int(((points >= whole[::2] - 0.5) & (points <= whole[1::2] + 0.5)).all(axis=1).sum())
+    return 1 - inside / drawn if drawn else 0.0
+
+
+def _transformed(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def shownFrame(volumeNode: Any) -> int:
