@@ -23,12 +23,13 @@ def install(extra: str) -> None:
     """Make the environment and install SAUNet, with an extra or without, unless these pins are installed already."""
     pins = (ROOT / "constraints.txt").read_bytes() + (ROOT / "pyproject.toml").read_bytes()
     stamp, wanted = ENVIRONMENT / "installed.txt", hashlib.sha256(pins).hexdigest()
-    done = stamp.read_text().splitlines() if stamp.exists() and PYTHON.exists() else []
+    done = stamp.read_text(errors="replace").splitlines() if stamp.exists() and PYTHON.exists() else []
     if done[:1] == [wanted] and (not extra or extra in done[1:]):
         return
     if not PYTHON.exists():
         print(f"Making the virtual environment {ENVIRONMENT.name} ...", flush=True)
-        venv.create(ENVIRONMENT, symlinks=os.name != "nt")
+        # Anew where a Python that is gone had made it: links to it would stay.
+        venv.create(ENVIRONMENT, clear=ENVIRONMENT.is_dir(), symlinks=os.name != "nt")
     if subprocess.run([str(PYTHON), "-m", "pip", "--version"], capture_output=True).returncode:
         # Also into an environment that was left half made.
         subprocess.run([str(PYTHON), "-m", "ensurepip", "--default-pip"], stdout=subprocess.DEVNULL, check=True)
@@ -68,6 +69,9 @@ def _environment() -> dict[str, str]:
 
 def segment(arguments: list[str]) -> int:
     """Segment the image given, or else a phantom, into the folder output."""
+    if "" in arguments:  # an unset variable: as a path it would be the current folder
+        print("error USAGE: an argument is empty. Give the path of an image.", file=sys.stderr)
+        return 2
     install("")
     output = Path.cwd() / "output"
     try:
@@ -80,15 +84,14 @@ def segment(arguments: list[str]) -> int:
         arguments = [str(output / "phantom.nii.gz")]
         if status := saunet("phantom", arguments[0]):
             return status
-    image = Path(arguments[0])
-    name = Path(os.path.abspath(image)).name  # noqa: PTH100 - of a link its own
+    name = Path(os.path.abspath(arguments[0])).name  # noqa: PTH100 - of a link its own
     stem = re.sub(r"\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|dcm)$", "", name, flags=re.IGNORECASE)
     results = {
         "--output": output / f"{stem}_spine.seg.nrrd",
         "--table": output / f"{stem}_spine.csv",
         "--preview": output / f"{stem}_spine.png",
     }
-    return saunet("segment", str(image), *(str(part) for pair in results.items() for part in pair), *arguments[1:])
+    return saunet("segment", arguments[0], *(str(part) for pair in results.items() for part in pair), *arguments[1:])
 
 
 def test(arguments: list[str]) -> int:
@@ -104,7 +107,10 @@ if __name__ == "__main__":
         sys.exit(f"error SETUP: this is Python {sys.version.split()[0]}. Run it with Python 3.11 or newer.")
     commands = {"segment": segment, "test": test}
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
-        sys.exit("usage: python3 run.py segment [IMAGE [options of `saunet segment`]] | test [options of pytest]")
+        asked = sys.argv[1:2] in (["-h"], ["--help"])
+        print("usage: python3 run.py segment [IMAGE [options of `saunet segment`]] | test [options of pytest]",
+              file=sys.stdout if asked else sys.stderr)  # fmt: skip
+        sys.exit(0 if asked else 2)
     try:
         sys.exit(commands[sys.argv[1]](sys.argv[2:]))
     except subprocess.CalledProcessError as failure:
@@ -112,6 +118,8 @@ if __name__ == "__main__":
             f"error SETUP: {failure.cmd[0]} ended with {failure.returncode} while packages were installed. "
             "Check the connection and the space on the disk; on Debian and Ubuntu, install python3-venv."
         )
+    except (OSError, ValueError) as failure:
+        sys.exit(f"error SETUP: {ENVIRONMENT} cannot be made ({failure}). Remove it and run this again.")
     except KeyboardInterrupt:
         print("error CANCELLED: cancelled before all packages were installed. Run it again.", file=sys.stderr)
         sys.exit(6)

@@ -286,9 +286,18 @@ def _print_remarks(known: Batch) -> None:
         print(f"{len(known.gone)} {have} left the archive; {their} results are still there (status gone)")
 
 
+_MAY_HOLD_IMAGES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".iso")
+"""Endings of files that a whole study may be packed in: they are named first."""
+
+
 def _endings(counts: Mapping[str, int]) -> str:
-    most = Counter(counts).most_common(3)
-    return ", ".join(f"{count} {ending or 'without ending'}" for ending, count in most)
+    def order(item: tuple[str, int]) -> tuple[bool, int]:
+        ending, count = item
+        return ending not in _MAY_HOLD_IMAGES, -count
+
+    most = sorted(counts.items(), key=order)[:3]
+    shown = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in most)
+    return f"{shown}, ..." if len(counts) > len(most) else shown
 
 
 @contextlib.contextmanager

@@ -152,6 +152,8 @@ _OUT_OF_MEMORY = re.compile(
     # A thread needs memory for its stack; then oneDNN's, and what cuDNN and cuBLAS say where a GPU is full.
     "|allocate memory|out of memory|bad.alloc|failed to map segment|can't start new thread"
     "|could not (create|execute) a primitive$"
+    # What PyTorch says where the system has ended a process that loads data.
+    "|killed by signal: Killed"
     "|unable to find (a valid cuDNN algorithm|an engine to execute)|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )

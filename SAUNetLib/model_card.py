@@ -76,6 +76,9 @@ class ModelCard:
             usable = card._usable()
         except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ModelError("MODEL_CARD", f"the card {path.name} cannot be read ({error})", REINSTALL) from error
+        if isinstance(card.name, str) and not is_model_name(card.name):
+            cause = f"the card {path.name} calls the model {card.name!r}"
+            raise ModelError("MODEL_CARD", cause, "Give it a name there that a file can have, without an ending")
         if not usable:
             raise ModelError("MODEL_CARD", f"the card {path.name} holds values that no model has", REINSTALL)
         return card
@@ -85,7 +88,6 @@ class ModelCard:
         return (
             isinstance(self.classes, list)
             and all(isinstance(text, str) for text in (self.name, self.version, self.sha256, *self.classes))
-            and is_model_name(self.name)
             and isinstance(self.network, dict)
             and len(self.classes) == self.network.get("classes", 4) == 4
             and isinstance(self.pixel_mm, int | float)
@@ -172,9 +174,12 @@ def keep_model(weights: Path, card: ModelCard) -> None:
         raise UsageError(
             "USAGE", "this user has no home folder to keep models in", "Name a folder in the variable SAUNET_MODELS"
         )
+    own = model_folders()[0]
+    if own.exists() and not own.is_dir():
+        raise UsageError("USAGE", f"{own} is not a folder", "Name a folder in the variable SAUNET_MODELS")
     with write_together():
         for source in (weights, weights.with_suffix(".json")):
-            with write_beside(model_folders()[0] / f"{card.name}{source.suffix}", source.suffix) as temporary:
+            with write_beside(own / f"{card.name}{source.suffix}", source.suffix) as temporary:
                 shutil.copyfile(source, temporary)
 
 

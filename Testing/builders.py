@@ -156,11 +156,13 @@ def block_spine(
     lordosis: float = 0.25,
     top: float = 12.0,
     bottom: float = 30.0,
+    hollow: float = 0.0,
 ) -> np.ndarray:
     """Label values (S, H, W) of T11 to L5 with their discs: bodies, pedicles, facets that touch, spinous processes.
 
     `lordosis` is how far the column leans back per mm downwards below its middle and forwards above it; `top` and
-    `bottom` are mm of background above and below.
+    `bottom` are mm of background above and below. `hollow` is the depth in mm of the lower endplates, which are deepest
+    in three quarters of the way to the back, as most lumbar ones.
     """
     height = top + len(BLOCK_VERTEBRAE) * (BODY + GAP) + bottom
     size = [max(1, round(length / step)) for length, step in zip((56.0, height, 120.0), spacing, strict=True)]
@@ -175,7 +177,9 @@ def block_spine(
     labels[(np.hypot(back - 8, side) < 7) & (row > 2)] = 2
     for n, (vertebra, disc) in enumerate(zip(BLOCK_VERTEBRAE, BLOCK_DISCS, strict=True)):
         start = n * (BODY + GAP)
-        within = (down > start) & (down < start + BODY)
+        share = (back + 32) / 32  # from front to back
+        deep = hollow * np.clip(np.minimum(share / 0.75, (1 - share) / 0.25), 0, 1)
+        within = (down > start) & (down < start + BODY - deep)
         body = within & (back > -32) & (back < 0) & (side < 22)
         pedicle = (down > start + 3) & (down < start + 14) & (back >= 0) & (back < 14) & (side > 9) & (side < 17)
         lamina = (down > start + 6) & (down < start + 28) & (back > 15) & (back < 22) & (side < 17)
@@ -184,6 +188,9 @@ def block_spine(
         labels[body | pedicle | lamina | joint | process] = value_of(vertebra)
         between = (down > start + BODY + 1) & (down < start + BODY + GAP - 1)
         labels[between & (back > -32) & (back < 0) & (side < 20)] = value_of(disc)
+        labels[(down > start + BODY - deep) & (down <= start + BODY) & (back > -32) & (back < 0) & (side < 20)] = (
+            value_of(disc)
+        )
     return labels
 
 

@@ -31,7 +31,7 @@ from SAUNetLib import batch, batch_cluster, batch_journal, batch_source
 from SAUNetLib.batch import LOCK, find_sources
 from SAUNetLib.batch_cluster import WorkerPool, WorkersDied, scheduler_kept
 from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Source, SourceRecord, _remove_left, read_batch
-from SAUNetLib.cli import main
+from SAUNetLib.cli import _endings, main
 from SAUNetLib.errors import UsageError
 from SAUNetLib.formats import atomic
 from SAUNetLib.formats.atomic import write_beside
@@ -99,6 +99,20 @@ def lines(output: Path) -> list[dict]:
     """The journal's records."""
     found = [json.loads(line) for line in (output / JOURNAL).read_text().splitlines() if line]
     return [one for one in found if "place" in one]
+
+
+def test_a_directory_of_a_cd_is_no_image(tmp_path):
+    write_dicom_series(tmp_path / "cd" / "IMAGES", picture())
+    directory = next((tmp_path / "cd" / "IMAGES").iterdir()).read_bytes()
+    (tmp_path / "cd" / "DICOMDIR").write_bytes(directory)
+    found = [source.place for source in find_sources(tmp_path / "cd", tmp_path / "out")]
+    assert found == ["IMAGES"]
+
+
+def test_files_left_out_that_may_hold_images_are_named_first():
+    counts = {".png": 3, ".jpg": 2, ".txt": 2, ".zip": 1, "": 1}
+    assert _endings(counts) == "1 .zip, 3 .png, 2 .jpg, ..."
+    assert _endings({".txt": 1}) == "1 .txt" and _endings({"": 2}) == "2 without ending"
 
 
 def test_every_series_gets_its_results_and_a_row(run, tmp_path):

@@ -784,6 +784,76 @@ def test_two_images_whose_names_begin_alike_have_results_of_their_own(monkeypatc
     assert f"{stem}_spine.seg.nrrd" in [Path(one).name for one in started[0]]
 
 
+@pytest.mark.parametrize("arguments", [[""], ["a.nii.gz", "--device", ""]])
+def test_an_empty_argument_is_no_folder(monkeypatch, tmp_path, capsys, arguments):
+    """An unset variable in quotes: the current folder, whoever's image lies there, was segmented."""
+    import run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "install", lambda extra: pytest.fail("nothing is made for it"))
+    assert run.segment(arguments) == 2
+    assert "error USAGE" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "stream"), [([], 2, "err"), (["learn"], 2, "err"), (["--help"], 0, "out")]
+)
+def test_run_py_says_how_it_is_used(monkeypatch, capsys, arguments, status, stream):
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+    assert ended.value.code == status and "usage: python3 run.py" in getattr(capsys.readouterr(), stream)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+@pytest.mark.parametrize("spoilt", ["python is gone", "stamp"])
+def test_an_environment_whose_python_is_gone_is_made_anew(monkeypatch, tmp_path, spoilt):
+    """As after an upgrade of the system's Python."""
+    import run
+
+    environment = tmp_path / ".venv"
+    python = environment / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (environment / "installed.txt").write_bytes(b"\xff\xfe")
+    if spoilt == "python is gone":
+        python.symlink_to("/nowhere/python3.11")
+        (python.parent / "python3").symlink_to("/nowhere/python3.11")
+    else:
+        python.symlink_to(sys.executable)
+    called = []
+    monkeypatch.setattr(run, "ENVIRONMENT", environment)
+    monkeypatch.setattr(run, "PYTHON", python)
+    monkeypatch.setattr(
+        run.subprocess, "run", lambda command, **_: called.append(command) or SimpleNamespace(returncode=0)
+    )
+    run.install("")
+    assert python.exists() and called[0][:4] == [str(python), "-m", "pip", "--version"]
+    assert len((environment / "installed.txt").read_text().splitlines()[0]) == 64
+
+
+def test_an_environment_that_cannot_be_made_is_an_error_of_one_line(monkeypatch, tmp_path):
+    (tmp_path / ".venv").write_text("a file")
+    shutil.copy(ROOT / "run.py", tmp_path)
+    for name in ("constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "run.py", "segment", "a.nii.gz"],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    assert done.returncode == 1 and "error SETUP" in done.stderr and "Traceback" not in done.stderr
+    assert "Remove it" in done.stderr and (tmp_path / ".venv").read_text() == "a file"
+
+
+def test_a_folder_of_models_that_is_a_file_is_told(monkeypatch, tmp_path, tiny_model, capsys):
+    (tmp_path / "own").write_text("a file")
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
+    assert main(["models", "add", str(tiny_model)]) == 2
+    assert "own is not a folder" in capsys.readouterr().err
+
+
 def test_an_old_python_is_told_before_anything_is_made(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
     monkeypatch.setattr(sys, "version", "3.9.18 (main)")

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from builders import axis_orders, geometry, labels_at, rotation, segmentation, volume
+from builders import axis_orders, block_spine, geometry, labels_at, rotation, segmentation, volume
 from builders import points as builders_points
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from SAUNetLib.anatomy import encodings, value_of
+from SAUNetLib.anatomy import encodings, structures, value_of
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.evaluation.phantom_measures import errors, turned
 from SAUNetLib.measurements import (
@@ -40,7 +40,7 @@ from SAUNetLib.measurements.vertebrae import HEIGHTS, height_losses, sagittal_an
 from SAUNetLib.parts import merge_parts
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.training.phantom import Phantom, PhantomOptions, make_phantom
-from SAUNetLib.volume import Volume, to_sitk
+from SAUNetLib.volume import Geometry, Volume, to_sitk
 
 PIXEL = 0.8
 LUMBAR = ("L1", "L2", "L3", "L4", "L5")
@@ -537,6 +537,99 @@ def test_an_estimated_endplate_is_no_end_of_the_coronal_angle(thin):
     for one, last in ((thin.labels, "S1"), (labels, "L5")):
         ((level, angle),) = coronal_angles(measure(Segmentation(one, thin.volume.geometry)))
         assert level.endswith(f"-{last}") and not angle.flags
+
+
+def blocks(labels: np.ndarray) -> Segmentation:
+    """Slices as `block_spine` gives them, as a segmentation with 4 mm slices and pixels of 0.5 mm."""
+    grid = Geometry(
+        labels.shape[::-1], (0.5, 0.5, 4.0), (0.0, 0.0, 0.0), np.array([[0, 0, 1.0], [1, 0, 0], [0, -1, 0]])
+    )
+    return Segmentation(labels, grid)
+
+
+def test_a_hollow_that_is_deepest_behind_the_middle_turns_no_angle():
+    """The curve through the whole surface leans toward it: L5 came out with 14 degrees for 8."""
+    flat, hollow = (measure(blocks(block_spine((4.0, 0.5, 0.5), hollow=depth))) for depth in (0.0, 4.0))
+    for level in ("L1", "L2", "L3", "L4"):
+        assert abs(hollow.value(level, "wedge_angle_deg") - flat.value(level, "wedge_angle_deg")) < 1.0
+        assert hollow.value(level, "height_middle_mm") < flat.value(level, "height_middle_mm") - 1.5
+    for level in ("L1/L2", "L2/L3", "L3/L4"):
+        assert abs(hollow.value(level, "segmental_angle_deg") - flat.value(level, "segmental_angle_deg")) < 1.0
+
+
+def test_angles_agree_with_the_heights_beside_them(measured):
+    """In one row of the table, front and back of equal height and a wedge of nine degrees contradict each other."""
+    count = 0
+    for _, found in measured:
+        for row in found.rows:
+            if row.kind != "vertebra" or row.measures.get("wedge_angle_deg", Measure(None)).value is None:
+                continue
+            front, back, depth, angle = (
+                row.measures[name].value
+                for name in ("height_anterior_mm", "height_posterior_mm", "depth_mm", "wedge_angle_deg")
+            )
+            assert abs(2 * math.degrees(math.atan((back - front) / 2 / depth)) - angle) < 1.5, row.level
+            count += 1
+    assert count > 8
+
+
+@pytest.mark.parametrize("first, second", [("T12/L1", "L5/S1"), ("L2", "L3")])
+def test_names_out_of_the_spine_s_order_are_told(thin, first, second):
+    """Two discs mixed up: the lordosis from L1 to S1 was 0.0 degrees, without a word."""
+    a, b = value_of(first), value_of(second)
+    table = np.arange(256)
+    table[[a, b]] = b, a
+    labels = table[thin.labels].astype(np.uint8)
+    found = measure(Segmentation(labels, thin.volume.geometry))
+    (notice,) = [notice for notice in found.warnings if notice.code == "LEVELS_ORDER"]
+    assert " lies above " in notice.text
+    curves = [row for row in found.rows if row.kind == "spine"]
+    assert curves and all("low_confidence" in one.flags for row in curves for one in row.measures.values())
+    for row in curves:
+        assert row.measures.get("lordosis_deg", Measure(1.0)).value != pytest.approx(0.0, abs=0.1)
+    assert "LEVELS_ORDER" not in [
+        notice.code for notice in measure(Segmentation(thin.labels, thin.volume.geometry)).warnings
+    ]
+
+
+def test_the_order_of_levels_knows_the_rare_ones():
+    from SAUNetLib.measurements.measure import _place_of
+
+    columns = (
+        "C2 C2/C3 C3 C6 C6/C7 C7 C7/T1 T1 T11/T12 T12 T12/L1 L1 L4 L4/L5 L5 L5/S1",
+        "T12 T12/T13 T13 T12/L1 L1", "T12 T12/T13 T13 T13/L1 L1", "L5 L5/L6 L6 L5/S1", "T11 T11/T12 T12/L1 L1",
+    )  # fmt: skip
+    for column in columns:
+        places = [_place_of(level) for level in column.split()]
+        assert places == sorted(places) and len(set(places)) == len(places), column
+
+
+def test_what_is_segmented_is_not_called_missing(thin):
+    """A disc beside two bodies that the border cuts is partial itself."""
+    rows = np.flatnonzero((thin.labels == value_of("L2")).any(axis=(0, 2)))
+    whole = Segmentation(thin.labels, thin.volume.geometry)
+    low = int(rows[0] + 0.55 * np.ptp(rows))
+    for j in (slice(low, None), slice(None, low)):
+        found = measure(part(whole, j=j))
+        for row in found.rows:
+            beside = row.level.split("/")
+            present = {one.level for one in found.rows if one.kind == "vertebra"}
+            if row.kind == "disc" and set(beside) <= present:
+                assert "missing" not in row.measures["height_middle_mm"].flags, row.level
+    alone = np.where(np.isin(thin.labels, [2, value_of("L3"), value_of("L3/L4")]), thin.labels, 0).astype(np.uint8)
+    (disc,) = [row for row in measure(Segmentation(alone, thin.volume.geometry)).rows if row.kind == "disc"]
+    assert disc.measures["height_middle_mm"] == Measure(None, ("missing",))
+
+
+def test_an_estimate_is_told_only_where_there_is_one(thin):
+    labels = np.where(thin.labels == value_of("S1"), 0, thin.labels).astype(np.uint8)
+    told = [notice.code for notice in measure(Segmentation(labels, thin.volume.geometry)).warnings]
+    assert "SACRUM_ESTIMATED" in told
+    discs = np.where(
+        np.isin(labels, [value for value, one in structures().items() if one.kind == "vertebra"]), 0, labels
+    )
+    told = [notice.code for notice in measure(Segmentation(discs, thin.volume.geometry)).warnings]
+    assert "SACRUM_ESTIMATED" not in told
 
 
 def test_a_coronal_angle_is_that_of_the_endplates_it_names():

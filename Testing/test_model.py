@@ -133,6 +133,13 @@ def test_a_card_with_impossible_entries_is_refused(model, changes):
     assert refused(model).code == "MODEL_CARD"
 
 
+@pytest.mark.parametrize("name", ["a/b", "CON", "x.safetensors", "a:b", ""])
+def test_a_card_with_a_name_that_no_file_can_have_says_so(model, name):
+    edit_card(model, name=name)
+    error = refused(model)
+    assert error.code == "MODEL_CARD" and repr(name) in error.cause and "name" in error.remedy
+
+
 def test_a_card_that_asks_for_an_absurd_network_costs_no_memory(model):
     edit_card(model, network={"widths": [4_000, 8_000, 16_000, 32_000, 64_000]})
     assert refused(model).code == "MODEL_MISMATCH"

@@ -175,6 +175,47 @@ def test_the_middle_slice_halves_an_area():
         assert pages.middle_slice(np.array(areas)) == middle
 
 
+def test_letters_at_the_border_leave_a_structure_s_name_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, float]] = []
+    text = ImageDraw.ImageDraw.text
+
+    def noted(draw: ImageDraw.ImageDraw, place: tuple[float, float], word: str, *rest: object, **more: object) -> None:
+        written.append((word, place[0]))
+        text(draw, place, word, *rest, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
+    labels = np.zeros((300, 200), np.uint8)
+    for rows, columns, missing in ((slice(0, 12), slice(90, 110), "S"), (slice(140, 160), slice(180, 200), "P")):
+        written.clear()
+        covered = labels.copy()
+        covered[rows, columns] = 41
+        pages.write_directions(Image.new("RGB", (200, 300)), covered)
+        assert {word for word, _ in written} == set("SIAP") - {missing}
+    written.clear()
+    pages.write_directions(Image.new("RGB", (200, 300)))
+    assert {word for word, _ in written} == set("SIAP")
+
+
+def test_names_stay_within_a_narrow_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a field of view of 55 mm the names at its border were cut off."""
+    panels: list[tuple[int, float, float]] = []
+    text = ImageDraw.ImageDraw.text
+
+    def noted(draw: ImageDraw.ImageDraw, place: tuple[float, float], word: str, *rest: object, **more: object) -> None:
+        if word in ("T12", "L1"):
+            half = pages.text_font(pages.BODY_LETTERS).getlength(word) / 2
+            panels.append((draw.im.size[0], place[0] - half, place[0] + half))
+        text(draw, place, word, *rest, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
+    grid = builders.geometry(size=(30, 200, 1), spacing=(1, 1, 4))
+    labels = np.zeros((1, 200, 30), np.uint8)
+    labels[0, 20:50, :4], labels[0, 60:90, 26:] = 41, 32
+    volume = Volume(builders.volume(grid).voxels, grid)
+    draw_preview(volume, Segmentation(labels, grid))
+    assert len(panels) == 2 and all(left >= 0 and right <= width >= 160 for width, left, right in panels)
+
+
 def test_levels_are_written_on_bodies():
     """Not on the canal, where a mask holds a body with its arch behind, nor on a stray piece."""
     mask, canal = np.zeros((40, 60), bool), np.zeros((40, 60), bool)

@@ -331,6 +331,25 @@ def test_an_interrupted_run_is_cancelled_and_goes_on(data, tmp_path, number, gro
     assert "error CANCELLED" in err and told in err
 
 
+@pytest.mark.parametrize(
+    ("said", "status", "code"),
+    [("DefaultCPUAllocator: can't allocate memory: you tried to allocate 34984800000 bytes.", 5, "MEMORY"),
+     ("DataLoader worker (pid 1) is killed by signal: Killed. ", 5, "MEMORY"),
+     ("shapes do not match", 1, "INTERNAL")],
+)  # fmt: skip
+def test_a_run_that_fails_is_not_said_to_be_cancelled(data, tmp_path, capsys, monkeypatch, said, status, code):
+    """Lightning calls every failed run interrupted."""
+
+    def fail(*_):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(training.TrainingRun, "training_step", fail)
+    (tmp_path / "small.json").write_text(json.dumps(CONFIG))
+    command = ["train", str(data), "--output", str(tmp_path / "run"), "--config", str(tmp_path / "small.json")]
+    assert main([*command, "--device", "cpu"]) == status
+    assert f"error {code}" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 def test_ctrl_c_reaches_no_worker_but_their_parent():
     """One that is interrupted while it starts reads no more, and who writes to it waits for ever."""
@@ -512,6 +531,48 @@ def test_a_run_goes_on_with_its_own_cases_only(data, tmp_path, capsys, monkeypat
     (tmp_path / "run" / "last.ckpt").unlink()
     training.train([data], tmp_path / "run", TrainingConfig(**CONFIG), "cpu")
     assert len(json.loads((tmp_path / "run" / "cases.json").read_text())["cases"][0]) == 3, "nothing was kept"
+
+
+def test_corrected_labels_need_a_run_of_their_own(data, tmp_path, monkeypatch):
+    """The old model was measured on them, and a table printed as if it had learnt them."""
+    monkeypatch.setattr(training, "fit", lambda run, *rest: None)
+    monkeypatch.setattr(training, "_is_finished", lambda *rest: False)
+    run, config = tmp_path / "run", TrainingConfig(**CONFIG)
+    training.train([data], run, config, "cpu")
+    (run / "last.ckpt").touch()
+    training.train([data], run, config, "cpu")
+    told = json.loads((run / "cases.json").read_text())
+    (run / "cases.json").write_text(json.dumps({"cases": told["cases"]}))  # of an earlier version
+    training.train([data], run, config, "cpu")
+    (run / "cases.json").write_text(json.dumps(told))
+    volume, labels = labelled(0)
+    write_pair(data, "p0", volume, np.where(labels == 2, 0, labels))
+    with pytest.raises(UsageError, match="label maps were changed"):
+        training.train([data], run, config, "cpu")
+    training.train([data], tmp_path / "other", config, "cpu")
+
+
+def test_a_finished_run_says_that_nothing_is_trained(data, tmp_path, capsys):
+    (tmp_path / "small.json").write_text(json.dumps(CONFIG | {"steps": 2}))
+    command = ["train", str(data), "--output", str(tmp_path / "run"), "--config", str(tmp_path / "small.json")]
+    assert main([*command, "--device", "cpu"]) == 0
+    assert "finished already" not in capsys.readouterr().err
+    weights = (tmp_path / "run" / "small.safetensors").read_bytes()
+    assert main([*command, "--device", "cpu"]) == 0
+    assert "was finished already: nothing is trained" in capsys.readouterr().err
+    assert (tmp_path / "run" / "small.safetensors").read_bytes() == weights
+
+
+def test_a_second_command_on_one_run_is_refused(data, tmp_path, capsys):
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "small.json").write_text(json.dumps(CONFIG | {"steps": 2}))
+    command = ["train", str(data), "--output", str(tmp_path / "run"), "--config", str(tmp_path / "small.json")]
+    with FileLock(tmp_path / "run" / "training.lock"):
+        assert main([*command, "--device", "cpu"]) == 2
+    assert "another command trains in" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_labels_with_levels_are_read_as_classes_and_unknown_stays_unknown(data):

@@ -426,6 +426,42 @@ def test_a_structure_that_only_the_validation_has_is_told_so(tmp_path):
     assert "validat" in caught.value.remedy and "draws" not in caught.value.remedy
 
 
+@pytest.mark.parametrize("where", ["a", "c"])
+def test_what_is_validated_on_has_the_folder_s_encoding(tmp_path, where):
+    """A misunderstood label map would falsify the figures of the model."""
+    for name in ("a", "b", "c"):
+        write(tmp_path, name)
+    image = sitk.ReadImage(str(tmp_path / f"{where}_labels.nii.gz"))
+    labels = np.array([0, 45, 95, 2], np.uint8)[sitk.GetArrayFromImage(image)]
+    changed = sitk.GetImageFromArray(labels)
+    changed.CopyInformation(image)
+    sitk.WriteImage(changed, str(tmp_path / f"{where}_labels.nii.gz"))
+    with pytest.raises(InputError, match="several encodings"):
+        train([tmp_path], tmp_path / "run", TrainingConfig(**SMALL, validation=("c",)), "cpu")
+
+
+@pytest.mark.parametrize("kind", ["image", "labels"])
+def test_two_files_of_one_case_are_refused(tmp_path, kind):
+    """A corrected label map beside the old one lost to it by its name."""
+    for name in ("a", "b"):
+        write(tmp_path, name)
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / f"b_{kind}.nii.gz")), str(tmp_path / f"b_{kind}.nrrd"))
+    with pytest.raises(InputError, match=f"b_{kind}.nii.gz and b_{kind}.nrrd .* are the same case") as caught:
+        load_cases(tmp_path, ["a"], 1.5)
+    assert caught.value.code == "INPUT_SERIES"
+
+
+@pytest.mark.parametrize("folder", ["one", "other"])
+def test_an_image_that_is_validated_on_is_trained_on_under_no_name(tmp_path, folder):
+    for seed, name in enumerate(("a", "b", "c")):
+        write(tmp_path / "one", name, seed=seed)
+    write(tmp_path / folder, "z", seed=2)
+    config = TrainingConfig(**SMALL, validation=("c",))
+    with pytest.raises(InputError, match="the image of c, which is validated on, is trained on as z") as caught:
+        train(sorted({tmp_path / "one", tmp_path / folder}), tmp_path / "run", config, "cpu")
+    assert caught.value.code == "INPUT_SERIES"
+
+
 @pytest.mark.parametrize("lost", ["image", "labels"])
 def test_a_case_without_its_partner_is_not_left_out_unsaid(tmp_path, lost):
     for name in ("a", "b", "c"):

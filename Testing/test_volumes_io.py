@@ -13,7 +13,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -313,6 +313,50 @@ def test_dicom_file_that_did_not_arrive_is_not_a_missing_end(tmp_path: Path, ima
         (tmp_path / name).unlink()
     paths[-1].write_bytes(whole)
     assert read_volume(tmp_path).geometry.size == GRID.size
+
+
+@pytest.mark.parametrize("content", [bytes(400_000), b"<html>error 503</html>" * 100])
+def test_dicom_file_that_arrived_as_something_else_is_not_a_missing_end(
+    tmp_path: Path, image: Volume, content: bytes
+) -> None:
+    """Zeros are what an interrupted copy leaves that had reserved the room."""
+    paths = builders.write_dicom_series(tmp_path, image)
+    last = paths[-1].with_suffix(".dcm")
+    paths[-1].unlink()
+    last.write_bytes(content)
+    assert refusal(tmp_path).code == "INPUT_UNREADABLE"
+    last.unlink()
+    (tmp_path / "IM0019").write_bytes(content)  # a name that says less
+    told = content[:1] == b"\0"
+    if told:
+        assert refusal(tmp_path).code == "INPUT_UNREADABLE"
+    else:
+        assert read_volume(tmp_path).geometry.size[2] == GRID.size[2] - 1
+
+
+def test_what_may_not_be_opened_is_no_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", closed)
+        found = refusal(tmp_path / "closed" / "a.nii.gz")
+    assert found.code == "INPUT_UNREADABLE" and "permissions" in found.remedy
+    assert refusal(tmp_path / "none.nii.gz").code == "INPUT_NOT_FOUND"
+
+
+def test_a_folder_that_may_not_be_listed_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+
+    def walk(top: Path, onerror: Any) -> Iterator[Any]:
+        onerror(PermissionError(13, "Permission denied", str(top)))
+        return iter(())
+
+    monkeypatch.setattr("SAUNetLib.formats.dicom_files.os.walk", walk)
+    found = refusal(folder)
+    assert found.code == "INPUT_UNREADABLE" and "the folder study cannot be read" in found.cause
+    assert "permissions" in found.remedy
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "closed", "dangling"])

@@ -41,12 +41,12 @@ def is_dicom(path: Path) -> bool:
 
 
 def may_be_image(path: Path) -> bool:
-    """Whether a file is DICOM, or has an image's name and is unreadable or empty, as after an interrupted copy."""
-    return is_dicom(path) or _is_lost(path)
+    """Whether a file is DICOM and no directory of a CD, or has an image's name and is damaged, see `image_files`."""
+    return path.name.upper() not in _NO_IMAGES and (is_dicom(path) or _is_lost(path))
 
 
 def image_files(folder: Path, below: bool, unreadable_paths: list[UnreadablePath]) -> Iterator[Path]:
-    """DICOM files, and unreadable or empty files with an image's name, as after an interrupted copy.
+    """DICOM files, and files with an image's name that are unreadable or none, as after an interrupted copy.
 
     Folders that cannot be read are appended to `unreadable_paths`.
     """
@@ -76,13 +76,15 @@ def is_image(path: Path) -> bool:
 
 
 def _is_lost(path: Path) -> bool:
-    """Whether a file named as images are cannot be opened, or ends before the mark of a DICOM file.
+    """Whether a file named as images are cannot be opened, or holds no DICOM file.
 
-    Before the mark there are 128 zeros: a short file of something else is a note, no image.
+    An ending of DICOM's own is word enough. Under another image's name something else is a note, but not zeros: with
+    128 of them a DICOM file begins, and with zeros alone copying programs reserve the room.
     """
     suffix = path.suffix.lower()
+    own = suffix in (".dcm", ".ima")
     # Also by their UID or a number: an empty file named DONE is a mark.
-    named = suffix in (".dcm", ".ima") or suffix[1:].isdecimal() or (not suffix and re.search(r"\d", path.name))
+    named = own or suffix[1:].isdecimal() or (not suffix and re.search(r"\d", path.name))
     if not named or path.name.startswith(".") or path.name.upper() in _NO_IMAGES:
         return False
     try:
@@ -90,13 +92,17 @@ def _is_lost(path: Path) -> bool:
             return False
         with open(path, "rb") as file:
             head = file.read(132)
-        return len(head) < 132 and not any(head)
+        return (own and not is_dicom(path)) or not any(head)
     except OSError as failure:
         return failure.errno != errno.ELOOP  # a link to itself was never a file
 
 
 def unreadable(paths: Sequence[Path]) -> InputError:
-    """The failure INPUT_UNREADABLE that names the first of these files."""
+    """The failure INPUT_UNREADABLE that names the first of these files, or a folder among them."""
+    folder = next((path for path in paths if path.is_dir()), None)
+    if folder is not None:
+        cause = f"the folder {folder.name} cannot be read"
+        return InputError("INPUT_UNREADABLE", cause, "Check the permissions of this folder")
     more = f", {paths[0].name} and {len(paths) - 1} more" if len(paths) > 1 else f": {paths[0].name}"
     return InputError(
         "INPUT_UNREADABLE",

@@ -35,8 +35,11 @@ def grey_levels(slices: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     return (np.clip((slices.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
-def write_directions(panel: Image.Image) -> None:
-    """Superior, inferior, anterior and posterior at the borders of a sagittal slice."""
+def write_directions(panel: Image.Image, labels: np.ndarray | None = None) -> None:
+    """Superior, inferior, anterior and posterior at the borders of a sagittal slice.
+
+    Where `labels`, on the panel's pixels, has a structure there is none: its name may stand there.
+    """
     draw = ImageDraw.Draw(panel)
     width, height = panel.size
     for letter, place, anchor in (
@@ -45,6 +48,9 @@ def write_directions(panel: Image.Image) -> None:
         ("A", (6, height / 2), "lm"),
         ("P", (width - 6, height / 2), "rm"),
     ):
+        left, top, right, bottom = map(round, draw.textbbox(place, letter, text_font(16), anchor))
+        if labels is not None and labels[max(0, top) : bottom + 1, max(0, left) : right + 1].any():
+            continue
         draw.text(place, letter, (255, 214, 102), text_font(16), anchor, stroke_width=2, stroke_fill=(0, 0, 0))
 
 

@@ -151,8 +151,8 @@ def _pair(
     overlay = _overlay(np.asarray(image), shown, segmentation)
     if not view.lateral:
         _write_levels(overlay, shown, segmentation)
-    for panel in (image, overlay):
-        write_directions(panel)
+    write_directions(image)
+    write_directions(overlay, shown)
     pair = beside([image, overlay], GAP)
     font = text_font(16)
     width = max(pair.width, int(font.getlength(view.title)) + 1)  # a very narrow field of view

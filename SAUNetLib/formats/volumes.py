@@ -97,10 +97,14 @@ def _mode(path: Path) -> int:
     """What lies at a path, links followed.
 
     Raises:
-        InputError: INPUT_NOT_FOUND: nothing, a link to itself, or a path that no system takes.
+        InputError: INPUT_NOT_FOUND: nothing, a link to itself, or a path that no system takes; INPUT_UNREADABLE where
+            a folder on the way is closed.
     """
     try:
         return path.stat().st_mode
+    except PermissionError as failure:
+        cause = f"{path.name[:100]} lies in a folder that may not be opened"
+        raise InputError("INPUT_UNREADABLE", cause, "Check the permissions of this folder") from failure
     except (OSError, ValueError) as failure:
         cause = f"there is no file or folder {path.name[:100]}"
         raise InputError("INPUT_NOT_FOUND", cause, "Check the path") from failure

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..anatomy import structures, value_of
 from .alignment import lordosis
 from .endplates import Endplate, Section
 from .landmarks import Landmarks
@@ -22,7 +23,7 @@ NO_SLIP_MM = 3.0
 _SURE_SLIP_MM = 5.0
 """A smaller slip on an estimated endplate may be none: up to 3.9 mm were measured where none is to be seen."""
 _FAR_BACK_MM, _FAR_BACK_PERCENT = -6.0, -20.0
-"""A slip further back rests on a rounded corner or a spur: SPIDER's others without a flag reach -5.1 mm and -18 %."""
+"""A slip further back rests on a rounded corner or a spur: SPIDER's others without a flag reach -5.3 mm and -19 %."""
 _TALLEST_MM = 25.0
 _SHORTEST_MM = 5.0
 """A shorter endplate is a remnant of one."""
@@ -31,10 +32,17 @@ _SHORTEST_MM = 5.0
 def disc_measures(value: int, landmarks: Landmarks, bodies: Mapping[int, Mapping[str, Measure]]) -> dict[str, Measure]:
     """All geometric measures of a disc. `bodies` holds the measures of vertebrae by label value."""
     above, below = neighbouring_endplates(value, landmarks)
-    if above is None or below is None or above.cut or below.cut:
-        return dict.fromkeys(NAMES, Measure.none(MISSING if above is None or below is None else PARTIAL))
-    heights = _heights(landmarks.discs.get(value), above, below)
     beside = [bodies.get(side.get(value, 0)) for side in (landmarks.above, landmarks.below)]
+    if above is None or below is None:
+        flags: set[str] = set()
+        for body, plate, level in zip(beside, (above, below), structures()[value].level.split("/"), strict=True):
+            # A body that is segmented, but has no section, says itself why.
+            own = body or bodies.get(value_of(level))
+            flags |= set() if plate is not None else set(own[HEIGHTS[0]].flags) if own else {MISSING}
+        return dict.fromkeys(NAMES, Measure.none(*(flags or {MISSING})))
+    if above.cut or below.cut:
+        return dict.fromkeys(NAMES, Measure.none(PARTIAL))
+    heights = _heights(landmarks.discs.get(value), above, below)
     return heights | {
         "disc_height_index": _index(heights, beside),
         "segmental_angle_deg": lordosis(above, below),

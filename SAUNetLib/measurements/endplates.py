@@ -23,7 +23,8 @@ class Endplate:
 
     Attributes:
         front, back, middle: (3,) mm in the space: the rims, and the surface half-way between them.
-        along: (3,) unit vector from front to back along the whole surface, which a rim's spur does not turn.
+        along: (3,) unit vector from rim to rim, as a reader lays the line. The surface's own mean would be turned by
+            several degrees where its hollow is deepest behind the middle, as below most lumbar bodies.
         frame: the axes of the body or disc that it was seen in.
         tilt: slope toward the left against the frame's left axis, mm per mm; None where too little is seen.
         cut: the border of the field of view cuts it.

@@ -33,6 +33,7 @@ class Landmarks:
     Attributes:
         bodies, discs: by label value; structures without a usable section are left out.
         above, below: by a disc's value, the value of its neighbour.
+        order: values of bodies and discs from the top down, by place and not by name.
         lumbosacral: value of the disc above the sacrum; 0 where it is not seen.
         line: the canal's centreline, or where it must be; None where nothing tells.
         canal_seen: whether `line` rests on a canal.
@@ -43,6 +44,7 @@ class Landmarks:
     discs: Mapping[int, Section]
     above: Mapping[int, int]
     below: Mapping[int, int]
+    order: tuple[int, ...]
     lumbosacral: int
     line: Centreline | None
     canal_seen: bool
@@ -65,7 +67,7 @@ def find_landmarks(
     seen = Centreline.of(space, canal, behind) if canal is not None else None
     line = seen or Centreline.behind(behind, _HALF_CANAL_MM)
     if line is None:
-        return Landmarks({}, {}, {}, {}, 0, None, False)
+        return Landmarks({}, {}, {}, {}, (), 0, None, False)
     space, doubtful = _without_strays(space, line, vertebrae, discs)
     neighbours = Neighbours.of(line, _bodies(space, line, vertebrae), {value: space.points(value) for value in discs})
     finder = SectionFinder(space, line, doubtful)
@@ -74,11 +76,23 @@ def find_landmarks(
     disc_sections = _disc_sections(finder, neighbours, turns, body_sections)
     below = dict(neighbours.below)
     last = lumbosacral if lumbosacral in disc_sections else 0
-    if sacrum is not None and last and last not in below:
+    if last in below:  # a vertebra, since the names are not in their order: what lies there is no sacrum
+        last = 0
+    elif sacrum is not None and last:
         section = finder.sacrum(sacrum, disc_sections[last])
         if section is not None:
             body_sections[sacrum], below[last] = section, sacrum
-    return Landmarks(body_sections, disc_sections, neighbours.above, below, last, line, seen is not None, bool(turns))
+    return Landmarks(
+        body_sections,
+        disc_sections,
+        neighbours.above,
+        below,
+        neighbours.order,
+        last,
+        line,
+        seen is not None,
+        bool(turns),
+    )
 
 
 def _behind_discs(space: LabelSpace, discs: list[int]) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
-from ..anatomy import value_of
+from ..anatomy import value_of, vertebra_levels
 from ..levels import cut_structures
 from ..levels.grid import Box, bounding_box
 from ..parts import merge_parts
@@ -17,7 +18,17 @@ from .alignment import coronal_angle, lordosis
 from .canal import canal_diameter
 from .discs import disc_frame, disc_measures, neighbouring_endplates
 from .landmarks import Landmarks, find_landmarks
-from .results import MISSING, NOT_T2, PARTIAL, Markup, Measure, Measurements, StructureMeasures
+from .results import (
+    ESTIMATED,
+    LOW_CONFIDENCE,
+    MISSING,
+    NOT_T2,
+    PARTIAL,
+    Markup,
+    Measure,
+    Measurements,
+    StructureMeasures,
+)
 from .signal import CorrectedSignal
 from .space import AnatomicalFrame, LabelSpace
 from .vertebrae import GRADED, body_measures, height_losses
@@ -119,10 +130,10 @@ class _MeasurementRun:
     def result(self) -> Measurements:
         """All rows, markups and warnings."""
         bodies = self._bodies()
-        rows = [self._structure(row, bodies) for row in self._table]
+        rows = [*self._curves(), *(self._structure(row, bodies) for row in self._table)]
         # Whether the names are sure belongs to every figure at a level.
-        notices = {notice.code: notice for notice in (*self._segmentation.warnings, *self._notices())}
-        return Measurements((*self._curves(), *rows), tuple(self._markups), tuple(notices.values()))
+        notices = {notice.code: notice for notice in (*self._segmentation.warnings, *self._notices(rows))}
+        return Measurements(tuple(rows), tuple(self._markups), tuple(notices.values()))
 
     def _bodies(self) -> dict[int, dict[str, Measure]]:
         """Measures of the vertebral bodies, by label value."""
@@ -167,7 +178,7 @@ class _MeasurementRun:
         body = self._landmarks.bodies.get(value)
         if diameter.measure.value is not None and body is not None and (body.upper.cut or body.lower.cut):
             # Its middle, behind which the canal is measured, is the middle of what shows.
-            return Measure.of(diameter.measure.value, {*diameter.measure.flags, PARTIAL})
+            return diameter.measure.doubted({PARTIAL})
         return diameter.measure
 
     def _frame_of(self, value: int) -> AnatomicalFrame | None:
@@ -204,6 +215,7 @@ class _MeasurementRun:
         sacrum = neighbouring_endplates(last, self._landmarks)[1] if last else None
         if sacrum is not None and sacrum.cut:
             sacrum = None
+        doubt = {LOW_CONFIDENCE} if self._out_of_order() else set()
         for letter, name in _REGIONS.items():
             own = [(level, body) for level, body in chain if level[0] == letter]
             starts = [(n, level, body.upper) for n, (level, body) in enumerate(own) if not body.upper.cut]
@@ -212,7 +224,7 @@ class _MeasurementRun:
                 ends.append((len(own), "S1", sacrum))
             if starts and ends and starts[0][0] < ends[-1][0]:
                 level = f"{starts[0][1]}-{ends[-1][1]}"
-                angle = lordosis(starts[0][2], ends[-1][2])
+                angle = lordosis(starts[0][2], ends[-1][2]).doubted(doubt)
                 yield StructureMeasures(0, level, f"{name} {level}", "spine", {"lordosis_deg": angle})
         column = [
             (level, plate) for level, body in bodies for plate in ((body.upper, body.lower) if body else (None,) * 2)
@@ -222,15 +234,32 @@ class _MeasurementRun:
         coronal = coronal_angle(column, self._landmarks.turn_seen)
         if coronal is not None:
             level, angle = coronal
-            yield StructureMeasures(0, level, f"Spine {level}, coronal", "spine", {"coronal_angle_deg": angle})
+            measures = {"coronal_angle_deg": angle.doubted(doubt)}
+            yield StructureMeasures(0, level, f"Spine {level}, coronal", "spine", measures)
 
-    def _notices(self) -> Iterator[Notice]:
+    def _out_of_order(self) -> tuple[str, str] | None:
+        """Names of the first two neighbours, the upper one first, that lie the other way round than their names."""
+        known = self._segmentation.known
+        placed = [known[value] for value in self._landmarks.order if known[value].level not in _WITHOUT_BODY]
+        for upper, lower in pairwise(placed):
+            if _place_of(upper.level) >= _place_of(lower.level):
+                return upper.name, lower.name
+        return None
+
+    def _notices(self, rows: Sequence[StructureMeasures]) -> Iterator[Notice]:
         if not self._table:
             yield Notice("NOTHING_FOUND", "No part of the spine is segmented; nothing was measured.")
             return
         if self._canal is None:
             yield Notice("CANAL_MISSING", "The spinal canal is not segmented; what needs it was not measured.")
-        if self._landmarks.lumbosacral and self._landmarks.lumbosacral not in self._landmarks.below:
+        exchanged = self._out_of_order()
+        if exchanged is not None:
+            yield Notice(
+                "LEVELS_ORDER",
+                f"The names are not in the order of the spine: {exchanged[0]} lies above {exchanged[1]}. What rests on "
+                "several levels is wrong until they are corrected.",
+            )
+        if any(ESTIMATED in measure.flags for row in rows for measure in row.measures.values()):
             yield Notice(
                 "SACRUM_ESTIMATED",
                 "The sacrum is not segmented; its endplate was taken from the lower border of the L5/S1 disc.",
@@ -241,3 +270,10 @@ class _MeasurementRun:
                 "The fluid in the canal does not outshine marrow and discs: this is not a T2 image. Signal ratios were "
                 "not measured.",
             )
+
+
+def _place_of(level: str) -> float:
+    """Where a vertebra or disc belongs, counted from C1 down; the disc above L1 or S1 whatever lies above it."""
+    column = (*vertebra_levels(), "S1")
+    upper, _, lower = level.partition("/")
+    return column.index(lower) - 0.5 if lower else float(column.index(upper))

@@ -54,6 +54,11 @@ class Neighbours:
         """By value, the station along the canal."""
         return {value: _place(self.line, centre) for value, centre in self.centres.items()}
 
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Values of bodies and discs from the top down, by place along the canal and not by name."""
+        return tuple(sorted(self._places, key=self._places.__getitem__))
+
     @cached_property
     def above(self) -> dict[int, int]:
         """By disc, the nearest body above, by place along the canal and not by name.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,6 +69,10 @@ class Measure:
         known = value is not None and math.isfinite(value)
         flags = set(flags) or (set() if known else {LOW_CONFIDENCE})
         return cls(float(value) if known and value is not None else None, tuple(sorted(flags)))
+
+    def doubted(self, flags: Collection[str]) -> Measure:
+        """The same figure with these flags too."""
+        return Measure(self.value, tuple(sorted({*self.flags, *flags})))
 
     @classmethod
     def none(cls, *flags: str) -> Measure:

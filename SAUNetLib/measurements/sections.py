@@ -8,7 +8,7 @@ import numpy as np
 
 from .centreline import Centreline
 from .endplates import EVEN, Endplate, Section
-from .outline import Curve, Outline, edges, outline
+from .outline import Outline, edges, outline
 from .results import FEW_SLICES, LOW_CONFIDENCE
 from .space import BACK, LEFT, AnatomicalFrame, LabelSpace, SamplingGrid
 
@@ -167,7 +167,7 @@ class SectionFinder:
     ) -> Section:
         """The section with its frame turned to the mean of its two surfaces."""
         corners = [frame.point(0, y, z) for y, z in shape.corners]
-        along = [_along(frame, curve, shape.ends) for curve in (shape.upper, shape.lower)]
+        along = [_unit(rear - front) for front, rear in (corners[:2], corners[2:])]
         known = [tilt for tilt in tilts if tilt is not None]
         left = frame.axes[0] + (np.mean(known) if known else 0.0) * frame.axes[2]
         up = np.cross(left, along[0] + along[1])
@@ -200,9 +200,7 @@ def _is_uneven(shape: Outline) -> bool:
     return bool(depths.min() < EVEN * depths.max())
 
 
-def _along(frame: AnatomicalFrame, curve: Curve, ends: tuple[float, float]) -> np.ndarray:
-    """Unit vector (3,) from end to end of a surface."""
-    vector = (ends[1] - ends[0]) * frame.axes[1] + float(curve(ends[1]) - curve(ends[0])) * frame.axes[2]
+def _unit(vector: np.ndarray) -> np.ndarray:
     return np.asarray(vector / np.linalg.norm(vector))
 
 

@@ -33,8 +33,8 @@ def body_measures(section: Section | None) -> dict[str, Measure]:
     Anterior and posterior height: distance of the upper from the lower corner; middle height: of the endplates half-way
     between the corners (the six points of quantitative morphometry: Genant et al. 1993). Depth: mean distance of the
     front from the back corners at the two endplates. Wedge ratio: anterior by posterior height; biconcavity ratio:
-    middle by posterior height. Wedge angle: between the endplates' directions, each that of the chord of a parabola
-    through the endplate's central 90 %; positive where the front is lower.
+    middle by posterior height. Wedge angle: between the endplates' directions, each from corner to corner; positive
+    where the front is lower.
     """
     if section is None:
         return dict.fromkeys((*HEIGHTS, *_DERIVED), Measure.none(LOW_CONFIDENCE))
@@ -87,7 +87,11 @@ def height_losses(bodies: Sequence[Mapping[str, Measure]]) -> list[dict[str, Mea
         if not np.isfinite(own).all():
             results.append(_no_loss(*flags))
         elif not near:
-            results.append(_no_loss(MISSING))
+            # Bodies that are segmented, but were not measured, say themselves why.
+            beside = {
+                flag for body in (*bodies[max(0, n - 1) : n], *bodies[n + 1 : n + 2]) for flag in body[HEIGHTS[0]].flags
+            }
+            results.append(_no_loss(*(beside or {MISSING})))
         else:
             usual = np.median(table[near], axis=0)
             loss = 100 * max(0.0, float(np.max(1 - own[:3] / usual[:3])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -120,6 +121,27 @@ def load_cases(folder: Path, names: Sequence[str], pixel_mm: float) -> list[Case
         cases = list(pool.map(lambda name: _load(files[name], info, pixel_mm), names))
     check_one_encoding((case.encoding for case in cases), folder)
     return cases
+
+
+def check_unseen(validation: Sequence[Case], sources: Sequence[Sequence[Case]]) -> None:
+    """Refuse a case to validate on whose image is trained on under another name or in another folder.
+
+    Raises:
+        InputError: INPUT_SERIES.
+    """
+
+    def fingerprint(case: Case) -> bytes:
+        return hashlib.sha256(case.images.numpy().tobytes()).digest()
+
+    trained = {fingerprint(case): case.name for cases in sources for case in cases}
+    for case in validation:
+        name = trained.get(fingerprint(case))
+        if name is not None:
+            raise InputError(
+                "INPUT_SERIES",
+                f"the image of {case.name}, which is validated on, is trained on as {name}",
+                "Remove one of them, or name other cases as validation in the configuration",
+            )
 
 
 def check_drawn(cases: Sequence[Case], folder: Path, kept_out: Sequence[Case] = ()) -> None:

@@ -272,10 +272,10 @@ def pair_files(
 
 
 def find_cases(folder: Path) -> dict[str, CaseFiles]:
-    """The pairs of a folder; refuses one in which an image or a label map has no partner.
+    """The pairs of a folder; refuses one in which an image or a label map has no partner, or several.
 
     Raises:
-        InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
+        InputError: INPUT_NOT_FOUND, INPUT_EMPTY or INPUT_SERIES.
         UsageError: as `read_info`.
     """
     images, labels = list_files(folder)
@@ -287,6 +287,10 @@ def find_cases(folder: Path) -> dict[str, CaseFiles]:
             f"of {lonely[0]} in {folder} there is only the {'image' if lonely[0] in images else 'label map'}",
             f"Complete it or take it out of the folder; `saunet dataset check {folder}` lists all such cases",
         )
+    for paths in (*images.values(), *labels.values()):
+        if len(paths) > 1:  # a corrected label map beside the old one
+            both = " and ".join(path.name for path in paths)
+            raise InputError("INPUT_SERIES", f"{both} in {folder} are the same case", "Remove all but one")
     return cases
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..anatomy import CLASS_NAMES
@@ -21,6 +23,7 @@ from ..model import load_model, save_model
 from .folders import patients, patients_of, read_settings, write_settings
 from .train import NetworkConfig, TrainingConfig, train
 
+LOCK = "training.lock"
 FINE_TUNING = {"steps": 400, "learning_rate": 5e-4, "averaging": 0.99}
 """Of a run that starts from a model and does not say otherwise."""
 
@@ -55,7 +58,8 @@ def run_training(
     if device != "auto":
         choose_device(device)
     check_writable(output / "config.json", (".json",))
-    network = train(data, output, config, device)
+    with _alone(output):
+        network = train(data, output, config, device)
     path = output / f"{config.name}.safetensors"
     if getattr(rank_zero_only, "rank", 0):  # of several processes, one writes the result
         return path
@@ -67,6 +71,22 @@ def run_training(
     _print_figures(figures)
     print(path)
     return path
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """No other command works on a run meanwhile; of several processes of one run, the first one sees to it."""
+    if getattr(rank_zero_only, "rank", 0):
+        yield
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / LOCK, timeout=0):
+            yield
+    except Timeout as busy:
+        raise UsageError(
+            "USAGE", f"another command trains in {output}", "Wait until it has finished, or give another folder"
+        ) from busy
 
 
 def _print_figures(figures: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:

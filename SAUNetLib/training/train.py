@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -43,8 +45,17 @@ from ..network.dense_unet import Reading
 from ..network.sau_net import Attention
 from ..process import signals_to
 from ..volume import Intensity
-from .datasets import Case, StackDataset, can_thicken, check_drawn, load_cases, thick_slices
-from .folders import ANY_OF, UNKNOWN, patients, patients_of, read_settings, write_settings
+from .datasets import Case, StackDataset, can_thicken, check_drawn, check_unseen, load_cases, thick_slices
+from .folders import (
+    ANY_OF,
+    UNKNOWN,
+    check_one_encoding,
+    find_cases,
+    patients,
+    patients_of,
+    read_settings,
+    write_settings,
+)
 from .workers import worker_context
 
 STEPS_PER_EPOCH = 100
@@ -140,11 +151,27 @@ class TrainingConfig(BaseModel):
 
 
 class TrainedOn(BaseModel):
-    """``cases.json`` of a run: names of the cases of each data folder that it is trained on."""
+    """``cases.json`` of a run: what it is trained on.
+
+    Attributes:
+        cases: names of the cases of each data folder.
+        labels: SHA-256 of their label maps' files, in that order; empty in runs of earlier versions.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     cases: tuple[tuple[str, ...], ...]
+    labels: str = ""
+
+    @classmethod
+    def of(cls, folders: Sequence[Path], names: Sequence[Sequence[str]]) -> TrainedOn:
+        """Cases of these names of each folder."""
+        digest = hashlib.sha256()
+        for folder, some in zip(folders, names, strict=True):
+            files = find_cases(folder)
+            for name in some:
+                digest.update(hashlib.sha256(files[name].labels.read_bytes()).digest())
+        return cls(cases=tuple(map(tuple, names)), labels=digest.hexdigest())
 
     def keep(self, output: Path) -> None:
         """Write it into the run's folder, or refuse to go on there with other cases.
@@ -156,7 +183,17 @@ class TrainedOn(BaseModel):
         begun = any((output / name).exists() for name in (LAST, BEST))
         if not path.exists() or not begun:
             write_settings(self, path)
-        elif read_settings(TrainedOn, path) != self:
+        else:
+            self._check(read_settings(TrainedOn, path), output)
+
+    def _check(self, before: TrainedOn, output: Path) -> None:
+        if before.cases == self.cases and before.labels not in ("", self.labels):
+            raise UsageError(
+                "USAGE",
+                f"label maps were changed since {output} was begun",
+                "Give another folder as --output, or start from its model with --from",
+            )
+        if before.cases != self.cases:
             raise UsageError(
                 "USAGE",
                 f"{output} holds a run on other cases",
@@ -324,8 +361,8 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
         The network with its averaged weights, on the CPU.
 
     Raises:
-        InputError: as `load_cases` and `check_drawn`; INPUT_EMPTY, a folder has no case to train on.
-        UsageError: USAGE, the run was begun on other cases.
+        InputError: as `load_cases`, `check_unseen` and `check_drawn`; INPUT_EMPTY, a folder has no case to train on.
+        UsageError: USAGE, the run was begun on other cases or labels.
     """
     pl.seed_everything(config.seed, verbose=False)
     kept = config.validation
@@ -338,14 +375,19 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
             raise InputError("INPUT_EMPTY", f"all patients of {folder} are validated on", "Leave this folder out")
     sources = [load_cases(folder, some, config.pixel_mm) for folder, some in zip(folders, names, strict=True)]
     data = RunData(config, sources, load_cases(folders[0], kept, config.pixel_mm))
+    check_one_encoding((case.encoding for case in (*sources[0], *data.validation)), folders[0])
+    check_unseen(data.validation, sources)
     for folder, cases in zip(folders, sources, strict=True):
         check_drawn(cases, folder, data.validation if folder == folders[0] else ())
     run = TrainingRun(config)
     output.mkdir(parents=True, exist_ok=True)
-    TrainedOn(cases=tuple(map(tuple, names))).keep(output)
+    TrainedOn.of(folders, names).keep(output)
     if not (output / "config.json").exists():
         write_settings(config, output / "config.json")
     last = output / LAST
+    if _is_finished(output, config):
+        print(f"note: the run in {output} was finished already: nothing is trained, it is measured again. "
+              "To train anew, give another --output.", file=sys.stderr, flush=True)  # fmt: skip
     if config.start and not last.exists():
         run.network.load_state_dict(load_model(config.start).network.state_dict())
     fit(run, data, output, accelerator)
@@ -372,7 +414,9 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
                 )
             except (SystemExit, SIGTERMException, RuntimeError) as error:
                 # Lightning's own ends of a process that was interrupted; or its workers died of the same signal.
-                if trainer.interrupted or interruptible.asked:
+                # What Lightning calls interrupted is a run that ended with any failure.
+                ended = isinstance(error, SystemExit | SIGTERMException) or trainer.received_sigterm
+                if ended or interruptible.asked:
                     raise interruptible.cancelled() from error
                 raise
     # Lightning gives a run that was already finished its last weights, not the averaged ones.
@@ -381,6 +425,16 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
     run.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
     run.cpu()
     return timer.time_elapsed()
+
+
+def _is_finished(output: Path, config: TrainingConfig) -> bool:
+    """Whether nothing is left to train of the run in a folder."""
+    last = output / LAST
+    return last.exists() and (_stopped_early(last) or _checkpoint(last)["epoch"] + 1 >= _epochs(config))
+
+
+def _epochs(config: TrainingConfig) -> int:
+    return -(-config.steps // STEPS_PER_EPOCH)
 
 
 def _callbacks(config: TrainingConfig, output: Path, device: torch.device) -> list[Callback]:
@@ -410,7 +464,7 @@ def _trainer(
         devices=config.devices,
         num_nodes=config.nodes,
         precision="bf16-mixed" if computes_bfloat16(choose_device(accelerator)) else "32-true",
-        max_epochs=-(-config.steps // STEPS_PER_EPOCH),
+        max_epochs=_epochs(config),
         check_val_every_n_epoch=max(1, min(VALIDATE_EVERY, config.steps // (4 * STEPS_PER_EPOCH))),
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
@@ -481,10 +535,16 @@ def _average(
 
 def _stopped_early(checkpoint: Path) -> bool:
     """Whether a run's last checkpoint was written after its patience had ended."""
+    states = _checkpoint(checkpoint)["callbacks"]
+    return any(state["stopped_epoch"] > 0 for name, state in states.items() if name.startswith("EarlyStopping"))
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
     try:
-        states = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        found["callbacks"], found["epoch"]
     except Exception as failure:  # a damaged file may meet anything in PyTorch's reader
         raise UsageError(
-            "USAGE", f"the checkpoint {checkpoint} cannot be read", "Remove it to begin the run anew"
+            "USAGE", f"the checkpoint {path} cannot be read", "Remove it to begin the run anew"
         ) from failure
-    return any(state["stopped_epoch"] > 0 for name, state in states.items() if name.startswith("EarlyStopping"))
+    return cast(dict[str, Any], found)
