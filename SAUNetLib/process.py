@@ -44,7 +44,9 @@ def keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def signals_to(handler: Callable[[int, FrameType | None], Any], *numbers: signal.Signals) -> Iterator[None]:
+def signals_to(
+    handler: Callable[[int, FrameType | None], Any] | signal.Handlers, *numbers: signal.Signals
+) -> Iterator[None]:
     """Handle signals by a function inside the block; outside of the main thread the caller's handlers stay.
 
     A signal whose handler was replaced inside the block keeps the new one.

@@ -612,6 +612,22 @@ def test_two_processes_train_one_model(data, tmp_path):
     assert load_model(str(run / "small.safetensors")).card.metrics["native slices"]["dice mean"][0] >= 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
+def test_a_run_that_waits_for_other_computers_can_be_ended(data, tmp_path):
+    """Only SIGKILL did: no handler of Python's runs while PyTorch waits."""
+    (tmp_path / "two.json").write_text(json.dumps({**CONFIG, "nodes": 2}))
+    command = [sys.executable, "-m", "SAUNetLib", "train", str(data), "--output", str(tmp_path / "run")]
+    command += ["--config", str(tmp_path / "two.json"), "--device", "cpu"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8") as one:
+        told = next((line for line in one.stderr if "waiting until" in line), "")
+        assert "begun on 2 computers" in told
+        time.sleep(2)
+        assert one.poll() is None
+        one.terminate()
+        one.communicate(timeout=60)
+    assert one.returncode == -signal.SIGTERM
+
+
 def test_what_a_case_has_not_is_no_part_of_the_mean(data):
     """A perfect prediction of cases without discs has a perfect mean."""
     case = load_cases(data, ["p0"], 1.5)[0]

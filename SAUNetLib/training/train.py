@@ -406,8 +406,11 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
     callbacks = [*_callbacks(run.config, output, choose_device(accelerator)), timer, interruptible]
     trainer = _trainer(run.config, data, output, accelerator, callbacks)
     if not (last.exists() and _stopped_early(last)):
-        numbers = () if trainer.world_size > 1 else (signal.SIGINT, signal.SIGTERM)
-        with signals_to(interruptible.ask, *numbers):
+        several = trainer.world_size > 1
+        if run.config.nodes > 1:
+            print(f"note: waiting until the run is begun on {run.config.nodes} computers", file=sys.stderr, flush=True)
+        # While PyTorch waits for the other processes no handler of Python's runs.
+        with signals_to(signal.SIG_DFL if several else interruptible.ask, signal.SIGINT, signal.SIGTERM):
             try:
                 trainer.fit(
                     run, data, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None
@@ -504,6 +507,13 @@ class _Interruptible(Callback):
 
     def __init__(self, checkpoint: Path) -> None:
         self.asked, self._checkpoint = False, checkpoint
+        self._own = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def setup(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Of several processes all are there now: the command's own handlers hear again."""
+        if trainer.world_size > 1:
+            for number, handler in self._own.items():
+                signal.signal(number, handler)
 
     def ask(self, *_: object) -> None:
         """To end at the next batch; asked once more, at once."""
