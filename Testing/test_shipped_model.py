@@ -140,7 +140,7 @@ def test_a_canal_that_the_upper_or_lower_border_cuts_says_so(engine, shared_data
     axis = int(np.argmax(np.abs(np.asarray(whole.geometry.direction)[2])))
     size = whole.geometry.size
     assert np.asarray(whole.geometry.direction)[2, axis] < 0, "rows run down"
-    for rows, level in ((slice(268, size[axis]), "L5/S1"), (slice(0, 142), "L1/L2"), (slice(241, size[axis]), "L4/L5")):
+    for rows, level in ((slice(268, size[axis]), "L5/S1"), (slice(0, 142), "L1/L2"), (slice(242, size[axis]), "L4/L5")):
         box = tuple(rows if n == axis else slice(0, size[n]) for n in (2, 1, 0))
         cut = Segmentation(whole.labels[box].copy(), whole.geometry.part(box))
         found, wanted = (measure(one).row(level).measures["canal_ap_mm"] for one in (cut, whole))
