@@ -189,7 +189,7 @@ def tag_text(text: str) -> str:
 
 
 def named_structure(name: str, known: Mapping[int, Structure]) -> Structure | None:
-    """What a segment's name stands for, in any case: a structure's own name, or its level alone (``L5``, ``L4-5``)."""
+    """What a segment's name stands for, in any case: a structure's own name, or its level (``L5``, ``L4-5 disc``)."""
     title = " ".join(name.split()).casefold()
     for structure in known.values():
         if structure.name.casefold() == title:
@@ -205,13 +205,21 @@ def coded_structure(code: str, known: Mapping[int, Structure]) -> Structure | No
     return there[0] if len(there) == 1 else None
 
 
+_REGION_OF = {"c": "C", "hwk": "C", "th": "T", "t": "T", "d": "T", "bwk": "T", "lwk": "L", "l": "L", "s": "S"}
+"""How a vertebra's region is written, without capitals."""
+
+
 def _level_in(title: str) -> str:
     """The level that a name without capitals consists of, as ``L5`` or ``L4/L5``; empty where it says anything else."""
-    match = re.fullmatch(r"([ctls])(\d{1,2})(?: ?[/-] ?([ctls]?)(\d{1,2}))?", title)
+    letters = "|".join(_REGION_OF)
+    match = re.fullmatch(
+        rf"({letters}) ?(\d{{1,2}})(?: ?[/-] ?({letters})? ?(\d{{1,2}}) ?(?:disc|disk)?| vertebra)?", title
+    )
     if match is None:
         return ""
     letter, number, other, below = match.groups()
-    return f"{letter}{number}{f'/{other or letter}{below}' if below else ''}".upper()
+    level = f"{_REGION_OF[letter]}{number}"
+    return f"{level}/{_REGION_OF[other or letter]}{below}" if below else level
 
 
 def value_of(level: str) -> int:

@@ -82,6 +82,8 @@ class Request:
             wanted: Any = {"levels": bool, "id": (str, int)}.get(key, str)
             if key not in known or not (value is None or isinstance(value, wanted)) or not _is_text(value):
                 raise UsageError("USAGE", f"the request's entry {str(key)[:40]!r} is not understood", remedy)
+            if value == "" and key not in ("id", "image", "output"):  # of these it is said below
+                raise UsageError("USAGE", f"the request's entry {key!r} is empty", "Leave it out, or fill it in")
         request = cls(**{key: value for key, value in entries.items() if value is not None})
         if request.command == "segment" and not (request.image and request.output):
             raise UsageError("USAGE", "the request to segment names no image or no output", remedy)
@@ -142,6 +144,8 @@ class Worker:
             raise
         except SAUNetError as error:
             self._send(**identity, event="error", **error.as_dict())
+        except BrokenPipeError:  # nobody reads; `main` says so
+            raise
         except Exception as error:
             failure = unforeseen(error, "Please report it with the log")
             if failure.code == "INTERNAL":
@@ -221,14 +225,17 @@ def _identity(line: str) -> dict[str, Any]:
 
 
 def _is_cancel(line: str) -> bool:
+    """Whether a line asks to cancel, whatever else stands in it: who wants that wants it now."""
     try:
-        return Request.parse(line).command == "cancel"
-    except UsageError:
+        entries = json.loads(line)
+    except (ValueError, RecursionError):
         return False
+    return isinstance(entries, dict) and entries.get("command") == "cancel"
 
 
 def main() -> int:
     """Serve stdin and stdout of this process."""
+    _fill_standard_streams()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     prepare_process()
     # Events have the real stdout for themselves: what a library prints joins the log.
@@ -244,6 +251,17 @@ def main() -> int:
     except KeyboardInterrupt:
         return CancelledError.exit_status
     return 0
+
+
+def _fill_standard_streams() -> None:
+    """Nothing in the place of what the caller has closed: the next file that is opened would be taken for it."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for as long as the process lives
 
 
 def leave_stdin_alone() -> None:

@@ -573,6 +573,36 @@ def test_angles_agree_with_the_heights_beside_them(measured):
     assert count > 8
 
 
+@pytest.mark.parametrize(("discs", "canal_to"), [(("L1/L2", "L2/L3"), None), (("L2/L3", "L3/L4"), None), ((), "L3")])
+def test_a_body_beside_which_nothing_tells_the_canal_is_doubtful(thin, discs, canal_to):
+    """A straight line went on through it: L5 was 0.7 mm high in front and wedged by 75 degrees, without a flag."""
+    kept = [value_of(level) for level in discs]
+    kept += [value_of(f"L{number}") for number in range(1, 6)] + ([2] if canal_to else [])
+    labels = np.where(np.isin(thin.labels, kept), thin.labels, 0).astype(np.uint8)
+    if canal_to:
+        below = int(np.argwhere(labels == value_of(canal_to))[:, 1].mean())
+        labels[:, below:][labels[:, below:] == 2] = 0
+    whole, found = (measure(Segmentation(one, thin.volume.geometry)) for one in (thin.labels, labels))
+    for name in ("wedge_angle_deg", "depth_mm"):
+        figure, right = found.row("L5").measures[name], whole.row("L5").measures[name]
+        assert figure.value is None or figure.flags or figure.value == pytest.approx(right.value, abs=1.5)
+    assert "low_confidence" in found.row("L5").measures["wedge_angle_deg"].flags
+    lordosis = [row.measures["lordosis_deg"] for row in found.rows if "lordosis_deg" in row.measures]
+    assert all(one.flags for one in lordosis)
+    assert not whole.row("L4").measures["wedge_angle_deg"].flags
+
+
+def test_too_little_of_a_sacrum_is_told_as_such(thin):
+    rows = np.flatnonzero((thin.labels == value_of("S1")).any(axis=(0, 2)))
+    for cut, said in ((rows[0] + 4, "Too little of the sacrum is segmented"), (rows[0], "No sacrum is segmented")):
+        labels = thin.labels.copy()
+        labels[:, cut:][labels[:, cut:] == value_of("S1")] = 0
+        notices = {one.code: one.text for one in measure(Segmentation(labels, thin.volume.geometry)).warnings}
+        if "SACRUM_ESTIMATED" in notices:
+            assert notices["SACRUM_ESTIMATED"].startswith(said)
+    assert "SACRUM_ESTIMATED" in notices
+
+
 @pytest.mark.parametrize("first, second", [("T12/L1", "L5/S1"), ("L2", "L3")])
 def test_names_out_of_the_spine_s_order_are_told(thin, first, second):
     """Two discs mixed up: the lordosis from L1 to S1 was 0.0 degrees, without a word."""

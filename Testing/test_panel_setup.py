@@ -501,6 +501,57 @@ def test_damaged_or_foreign_bundle_installs_nothing(needs, pip, made, damage, mo
     assert raised.value.code == "BUNDLE" and pip == [] and not target.exists()
 
 
+def test_a_bundle_for_which_there_is_no_room_is_no_foreign_one(needs, pip, made, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Bundle, "_unpack", full)
+    with pytest.raises(PanelError) as raised:
+        needs.installBundle(made.path, lambda text: True)
+    assert raised.value.code == "BUNDLE_UNPACK" and "No space left" in raised.value.card.cause and pip == []
+
+
+def test_a_bundle_replaces_no_pytorch_that_windows_holds(needs, pip, made, monkeypatch):
+    del needs.installed["torch"]
+    here = bundle.this_platform()
+    monkeypatch.setattr(Bundle, "this_platform", lambda: here)
+    monkeypatch.setattr(Dependencies.sys, "platform", "win32")
+    monkeypatch.setitem(Dependencies.sys.modules, "torch", types.ModuleType("torch"))
+    with pytest.raises(PanelError) as raised:
+        needs.installBundle(made.path, lambda text: pytest.fail("asked"))
+    assert raised.value.code == "PYTORCH_IN_USE" and pip == []
+
+
+def test_without_a_temporary_folder_an_installation_fails_with_a_card(needs, pip, made, monkeypatch):
+    def none():
+        raise OSError(28, "No space left on device")
+
+    del needs.installed["pynrrd"]
+    monkeypatch.setattr(Dependencies.PrivateFolder, "makePrivateFolder", none)
+    for install in (needs.installMissing, lambda ask: needs.installBundle(made.path, ask)):
+        with pytest.raises(PanelError) as raised:
+            install(lambda text: True)
+        assert raised.value.code == "INSTALL_FAILED" and "temporary folder" in raised.value.card.cause and pip == []
+
+
+def test_what_was_installed_stays_so_where_the_temporary_folder_cannot_be_removed(needs, pip, monkeypatch):
+    kept = []
+
+    def held(folder):
+        kept.append(folder)
+        raise PermissionError(13, "in use")
+
+    del needs.installed["pynrrd"]
+    lines = []
+    needs.log.connect(lines.append)
+    with monkeypatch.context() as patched:
+        patched.setattr(Dependencies.PrivateFolder, "removeFolder", held)
+        assert needs.installMissing(lambda text: True)
+    assert any("could not be removed yet" in line for line in lines)
+    for folder in kept:
+        Dependencies.PrivateFolder.removeFolder(folder)
+
+
 # -- the section in the panel ----------------------------------------------------------------------------------------
 
 
@@ -520,7 +571,7 @@ def test_buttons_of_the_setup_section(needs, pip, panel_of):  # noqa: F811
     assert panel.ui.statusLabel.text == "Installed."
     panel.dialogs.path = Path("/nonexistent.zip")
     panel.ui.bundleButton.click()
-    assert panel.widget._card.code == "BUNDLE"
+    assert panel.widget._card.code == "BUNDLE_UNPACK"
 
 
 def test_nothing_else_starts_while_packages_are_installed(needs, panel_of, monkeypatch):  # noqa: F811

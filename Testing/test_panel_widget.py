@@ -424,6 +424,21 @@ def test_no_form_of_a_path_is_in_the_report(scene, line):  # noqa: F811
     assert "3/4 of 1 GB/s, https://download.pytorch.org/whl" in text
 
 
+def test_report_has_no_name_that_the_scene_had_once(panel_of):  # noqa: F811
+    """Renamed or removed since, or of two characters."""
+    volume = add_volume(name="SMITH_JOHN")
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    node.SetName("\u674e\u660e")
+    panel.widget.addLog("of SMITH_JOHN and \u674e\u660e, a and b")
+    slicer.mrmlScene.RemoveNode(volume)
+    node.SetName("other")
+    panel.widget.onCopyReport()
+    text = slicer.app.clipboard().text()
+    assert "SMITH" not in text and "\u674e" not in text and "of [name] and [name], a and b" in text
+
+
 def test_report_has_no_path_and_no_patient(panel_of):  # noqa: F811
     add_volume(name="DOE^JANE")
     panel = panel_of("dies", "segment")
@@ -752,7 +767,7 @@ def test_what_an_export_leaves_out_is_said(panel_of, tmp_path):  # noqa: F811
         panel.dialogs.path = tmp_path / name
         actions[action].trigger()
         first, second = panel.ui.statusLabel.text.split("\n")
-        assert first == f"Exported: {name}" and second.startswith("L5 corrected was written as L4 vertebra")
+        assert first == f"Exported: {name}" and second.startswith("L5 corrected was written as L4 vertebra, which")
     actions["Label map node"].trigger()
     assert "L5 corrected was written as" in panel.ui.statusLabel.text
     for segment in segments(node):
@@ -819,6 +834,19 @@ def test_choices_are_saved_with_the_scene(panel_of):  # noqa: F811
     load_scene(text)
     panel.widget.enter()
     assert panel.ui.deviceComboBox.currentIndex == 2
+
+
+def test_a_scene_of_a_later_version_is_shown_with_the_choices_that_are_known(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.ui.previousComboBox.currentIndex = 1
+    panel.widget.exit()
+    node = panel.logic.getParameterNode().parameterNode
+    node.SetParameter("device", "NPU")
+    panel.widget.enter()
+    assert panel.widget._parameters.device.value == "auto" and panel.widget._parameters.previous.value == "keep"
+    press_and_wait(panel)
+    assert len(panel.results()) == 1
 
 
 def test_scene_that_is_loaded_while_the_panel_is_shown(panel_of):  # noqa: F811
@@ -1030,6 +1058,25 @@ def test_python_api_blocks_and_returns_the_node(panel_of):  # noqa: F811
     with pytest.raises(TypeError, match="level"):
         panel.logic.segment(volume, level=True)
     assert not panel.logic.running
+
+
+def test_a_run_that_a_receiver_begins_at_the_end_of_another_has_its_own_result(panel_of):  # noqa: F811
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    inner = []
+
+    def more(node):
+        panel.logic.finished.disconnect(more)
+        inner.append(panel.logic.segment(second))
+
+    panel.logic.finished.connect(more)
+    outer = panel.logic.segment(first)
+    assert outer.GetNodeReference(Result.INPUT_ROLE) is first
+    assert inner[0].GetNodeReference(Result.INPUT_ROLE) is second
+    panel.logic.failed.connect(lambda card: inner.append(panel.logic.segment(second)))
+    with pytest.raises(Cards.PanelError) as raised:
+        panel.logic.segment(None)
+    assert raised.value.code == "NO_VOLUME" and inner[1].GetNodeReference(Result.INPUT_ROLE) is second
 
 
 def test_python_api_replaces_no_segmentation_that_it_has_not_made(panel_of):  # noqa: F811

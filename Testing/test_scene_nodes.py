@@ -30,7 +30,7 @@ from harness.terminology import terminology
 from SAUNetPanel import PrivateFolder, Result, SceneNodes
 from SAUNetPanel.Cards import PanelError
 
-from SAUNetLib.anatomy import classes, encodings, structures
+from SAUNetLib.anatomy import classes, encodings, named_structure, structures
 from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume
 from SAUNetLib.segmentation import Notice
@@ -549,7 +549,7 @@ def test_painted_segments_go_into_the_label_map(nodes, tmp_path):
     expected = truth().labels.copy()
     expected[0, 0, 0] = 2
     assert np.array_equal(labels, expected)
-    assert Result.labelValues(node)[empty] == 101
+    assert Result.labelValues(node)[empty] == 200
 
 
 def values_in(path):
@@ -578,7 +578,7 @@ def test_a_segment_from_another_grid_goes_to_its_place_in_the_label_map(nodes, t
     assert expected.sum() > 20
     nodes.exportLabelMap(node, tmp_path / "l.nrrd")
     found = values_in(tmp_path / "l.nrrd")
-    assert np.array_equal(found == 101, expected)
+    assert np.array_equal(found == 200, expected)
     assert np.array_equal(found[~expected], truth().labels[~expected])
     assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node)), found)
 
@@ -687,7 +687,7 @@ def test_all_files_of_a_result_mean_what_its_names_say(nodes, tmp_path, form):
     assert Result.exportNotes(node, True) == []
     again = loaded(tmp_path / "l.seg.nrrd")  # whatever goes by codes or tags gets the same
     for segment in segments(again):
-        meant = Result.named_structure(segment.GetName(), structures())
+        meant = named_structure(segment.GetName(), structures())
         assert Result.codeOf(segment) == meant.code and Result._tag(segment, "SAUNet.Level") == meant.level
     assert "66794005" in Result.codeOf(segments(node)[3]), "the node in the scene is left alone"
 
@@ -706,12 +706,78 @@ def test_a_code_that_was_chosen_means_the_same_in_every_file(nodes, tmp_path):
         assert np.array_equal(read_segmentation(tmp_path / name).labels, wanted), name
 
 
-def test_a_name_with_another_level_than_the_file_s_is_told(nodes):
+def test_a_name_that_does_not_say_what_was_written_is_told(nodes):
     node = imported(nodes)
-    rename(node, {"L4 vertebra": "L5 (corrected)", "L3 vertebra": "L3, fractured", "L3/L4 disc": "my L4-L5"})
-    disc, vertebra = Result.exportNotes(node, False)
-    assert vertebra.startswith("L5 (corrected) was written as L4 vertebra") and "such as L5 vertebra" in vertebra
-    assert disc.startswith("my L4-L5 was written as L3/L4 disc") and "such as L4/L5 disc" in disc
+    rename(node, {"L4 vertebra": "L5 (corrected)", "L3 vertebra": "L3, fractured", "L3/L4 disc": "Bandscheibe L4/L5"})
+    disc, vertebra, lowest = sorted(Result.exportNotes(node, False))
+    assert disc == "Bandscheibe L4/L5 was written as L3/L4 disc, which its name does not say."
+    assert vertebra.startswith("L3, fractured was written as L3 vertebra")
+    assert lowest.startswith("L5 (corrected) was written as L4 vertebra")
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [("Th12", "T12"), ("D12 vertebra", "T12"), ("LWK 5", "L5"), ("L 5", "L5"), ("L4/5 disc", "L4/L5"),
+     ("L4-5", "L4/L5"), ("Th12/L1", "T12/L1"), ("BWK12/LWK1 disk", "T12/L1"), ("s1", "S1"),
+     ("L5 tumour", ""), ("Lesion T2", ""), ("L4/5 vertebra", ""), ("X5", ""), ("L", "")],
+)  # fmt: skip
+def test_usual_spellings_of_a_level_are_understood(name, level):
+    found = named_structure(name, structures())
+    assert (found.level if found else "") == level
+
+
+@pytest.mark.parametrize("name, code", [("First sacral vertebra", "362037000"), ("Tumour", "108369006")])
+def test_a_foreign_code_under_a_foreign_name_is_kept(nodes, tmp_path, name, code):
+    """Somebody said that it is something else: it was written as L4, and its code replaced."""
+    node = imported(nodes)
+    (segment,) = [one for one in segments(node) if one.GetName() == "L4 vertebra"]
+    segment.SetName(name)
+    segment.SetTerminology(f"Mine~SCT^49755003^Morphologically Abnormal Structure~SCT^{code}^Something~^^~~^^~^^")
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    assert 44 not in values_in(tmp_path / "l.nrrd") and 200 in values_in(tmp_path / "l.nrrd")
+    nodes.exportSegmentation(node, tmp_path / "l.seg.nrrd")
+    assert code in (tmp_path / "l.seg.nrrd").read_bytes().split(b"\n\n")[0].decode()
+    (note,) = Result.exportNotes(node, True)
+    assert note == f"{name} has the label value 200, which means nothing elsewhere."
+
+
+def test_a_segment_of_one_s_own_is_no_structure_in_any_encoding(nodes, tmp_path):
+    """Beside bodies and arches it was L6's posterior elements."""
+    from SAUNetLib.measurements import split_parts
+
+    write_segmentation(split_parts(truth()), tmp_path / "p.seg.nrrd")
+    node = loaded(tmp_path / "p.seg.nrrd")
+    Result.recognise(node)
+    node.GetSegmentation().AddEmptySegment("haematoma", "haematoma")
+    value = Result.labelValues(node)["haematoma"]
+    assert all(value not in encoding.structures for encoding in encodings().values())
+    assert "haematoma" not in Result.meanings(node)
+
+
+def test_two_segments_that_mean_the_same_are_told(nodes):
+    node = imported(nodes)
+    rename(node, {"L1 vertebra": "L2 vertebra", "L2 vertebra": "L3 vertebra"})  # stopped half-way
+    (note,) = Result.exportNotes(node, False)
+    assert note == "L3 vertebra means L3 vertebra, as another segment does: rename one of them."
+    assert len(Result.exportNotes(node, True)) == 2
+
+
+def test_a_small_structure_that_is_wholly_lost_is_named(nodes):
+    volume = add_volume()
+    node = imported(nodes, volume)
+    extra = slicer.vtkOrientedImageData()
+    extra.DeepCopy(segments(node)[0].GetRepresentation(Result.LABELMAP))
+    voxels = Result.voxelsOf(extra)
+    voxels[:] = 0
+    voxels[0, 0, :3] = 1
+    extra.SetOrigin(900, 900, 900)
+    segment = slicer.vtkSegment()
+    segment.SetName("L5 vertebra")
+    segment.AddRepresentation(Result.LABELMAP, extra)
+    segment.SetLabelValue(1)
+    node.GetSegmentation().AddSegment(segment, "mine")
+    (note,) = Result.exportNotes(node, True)
+    assert note.startswith("No voxel of L5 vertebra is in the label map")
 
 
 def test_voxels_that_two_segments_share_are_told(nodes, tmp_path):
@@ -727,8 +793,9 @@ def test_voxels_that_two_segments_share_are_told(nodes, tmp_path):
     node.GetSegmentation().AddSegment(extra, "M")
     count = int(mask.sum())
     assert Result.exportNotes(node, False) == []
-    (note,) = Result.exportNotes(node, True)
-    assert note.startswith(f"{count} voxels of L3 vertebra lie in Metastasis too")
+    unknown, shared, gone = Result.exportNotes(node, True)
+    assert unknown.startswith("Metastasis has the label value 200") and gone.startswith("No voxel of L3 vertebra")
+    assert shared.startswith(f"{count} voxels of L3 vertebra lie in Metastasis too")
     assert (Result.mergedLabels(node)[0] == Result.labelValues(node)["M"]).sum() == count
 
 
@@ -738,8 +805,11 @@ def test_a_result_outside_of_its_image_is_told(nodes):
     assert Result.exportNotes(node, True) == []
     voxels = slicer.util.arrayFromVolume(volume)
     slicer.util.updateVolumeFromArray(volume, np.ascontiguousarray(voxels[:, : voxels.shape[1] // 2]))  # cropped
-    (note,) = Result.exportNotes(node, True)
+    *gone, note = Result.exportNotes(node, True)
     labels = truth().labels
+    left = set(np.unique(labels[:, : labels.shape[1] // 2]))
+    assert len(gone) == len(set(np.unique(labels)) - left) > 0
+    assert all(one.startswith("No voxel of ") for one in gone)
     lost = 1 - (labels[:, : labels.shape[1] // 2] > 0).sum() / (labels > 0).sum()
     assert note.startswith(f"{round(100 * lost)} % of the result lie outside the image")
 
@@ -800,7 +870,8 @@ def test_a_result_that_a_transform_shrinks_is_not_said_to_be_cut(nodes):
     transform.SetAndObserveTransformToParent(shrinking)
     node.SetAndObserveTransformNodeID(transform.GetID())
     count = (Result.mergedLabels(node)[0] > 0).sum()
-    assert 0.4 < count / (truth().labels > 0).sum() < 0.6 and Result.exportNotes(node, True) == []
+    assert 0.4 < count / (truth().labels > 0).sum() < 0.6
+    assert not any("%" in note for note in Result.exportNotes(node, True))
 
 
 def test_another_frame_s_place_is_not_taken_for_the_result_s(nodes, tmp_path):

@@ -359,6 +359,33 @@ def test_a_folder_that_may_not_be_listed_is_called_so(tmp_path: Path, monkeypatc
     assert "permissions" in found.remedy
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_a_study_with_a_folder_that_may_not_be_searched_is_no_bug(tmp_path: Path) -> None:
+    """As after chmod -R 644; root itself may search every folder."""
+    (tmp_path / "study" / "sub").mkdir(parents=True)
+    (tmp_path / "study" / "sub" / "IM0001").write_bytes(b"DICM" * 100)
+    (tmp_path / "study" / "sub").chmod(0o444)
+    code = (
+        "import sys\n"
+        "from SAUNetLib.errors import InputError\n"
+        "from SAUNetLib.formats.volumes import read_volume\n"
+        "try:\n"
+        "    read_volume(sys.argv[1])\n"
+        "except InputError as error:\n"
+        "    print(error.code, error.cause, error.remedy)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "study")]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root needs setpriv to be like anybody else")
+        none = "-dac_override,-dac_read_search"
+        command = ["setpriv", "--bounding-set", none, "--inh-caps", none, *command]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    (tmp_path / "study" / "sub").chmod(0o755)
+    assert done.stdout.startswith("INPUT_UNREADABLE the folder sub cannot be read"), done
+    assert "permissions" in done.stdout
+
+
 @pytest.mark.parametrize("harm", ["cut", "empty", "closed", "dangling"])
 @pytest.mark.parametrize("apart", [1, 3])
 def test_dicom_slices_in_several_folders_are_missed(

@@ -241,6 +241,33 @@ def test_a_cancel_may_be_spelt_as_json_allows(child, image, tiny_model, tmp_path
     assert answer["event"] == "result" and answer["id"] == 2, "a cancel has no answer"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX shell")
+@pytest.mark.parametrize(("closed", "status"), [("2>&-", 0), ("<&-", 0), (">&-", 0)])
+def test_it_serves_without_one_of_the_standard_streams(tmp_path, closed, status):
+    command = f"{sys.executable} -m SAUNetLib.worker {closed}"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, input='{"command": "segment", "id": 1}\n' * 2, capture_output=True,
+        encoding="utf-8", timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == status and "Traceback" not in done.stderr
+    events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert events == {"2>&-": ["ready", "error", "error"], "<&-": ["ready"], ">&-": []}[closed]
+
+
+def test_a_reader_that_has_gone_is_no_failure(child):
+    child.process.stdout.close()
+    child.write('{"command": "segment", "id": 1}')
+    child.process.wait(30)
+    said = child.process.stderr.read()
+    assert "nobody reads the events any longer" in said and "Traceback" not in said and child.process.returncode == 0
+
+
+def test_empty_entries_are_refused_by_name():
+    for name in ("table", "preview", "model", "device", "lowest", "series"):
+        with pytest.raises(UsageError, match=f"'{name}' is empty"):
+            Request.parse(json.dumps({"command": "segment", "image": "a.nrrd", "output": "b.nrrd", name: ""}))
+
+
 def test_three_classes_have_no_level_to_state(child, image, tiny_model, tmp_path):
     request = {"command": "segment", "image": str(image), "output": str(tmp_path / "b.nrrd"), "model": str(tiny_model)}
     child.send(levels=False, lowest="L5", device="cpu", **request)

@@ -99,7 +99,9 @@ def _is_lost(path: Path) -> bool:
 
 def unreadable(paths: Sequence[Path]) -> InputError:
     """The failure INPUT_UNREADABLE that names the first of these files, or a folder among them."""
-    folder = next((path for path in paths if path.is_dir()), None)
+    # What may not even be looked at lies in a folder that may not be searched.
+    closed = (path if os.path.isdir(path) else path.parent for path in paths)  # noqa: PTH112 - no failure for any path
+    folder = next((one for one in closed if one in paths or not os.access(one, os.X_OK)), None)
     if folder is not None:
         cause = f"the folder {folder.name} cannot be read"
         return InputError("INPUT_UNREADABLE", cause, "Check the permissions of this folder")

@@ -48,6 +48,8 @@ def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
         volume = volume_of(path)
         check_volume(volume)
         return volume
+    if path == "":  # an unset variable; as a path it would be the current folder
+        raise InputError("INPUT_NOT_FOUND", "no path was given", "Give the path of an image")
     path = Path(path)
     mode = _mode(path)
     if series is not None and not stat.S_ISDIR(mode):

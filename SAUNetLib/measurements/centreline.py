@@ -51,6 +51,7 @@ class Centreline:
         tangents: (N, 3) unit vectors down the canal.
         half: (N,) mm from the line to the canal's anterior border.
         first, last: index of the first and last point at which the canal is seen.
+        told: index of the first and last point that the canal or a disc tells; the line goes on straight beyond them.
         sided: (N,) whether the slices show one side of the canal rather than its middle.
     """
 
@@ -58,6 +59,7 @@ class Centreline:
         self.points = points
         self.half = half
         self.first, self.last = seen
+        self.told = 0, len(points) - 1
         self.sided = np.zeros(len(points), bool)
         tangents = np.gradient(smooth(points, _SMOOTH_TANGENT), axis=0)
         self.tangents = tangents / np.linalg.norm(tangents, axis=1, keepdims=True)
@@ -102,9 +104,12 @@ class Centreline:
             beyond = beyond[np.argsort(beyond[:, 1])]
             before, after = beyond[:, 1] < line[0, 1] - _APART, beyond[:, 1] > line[-1, 1] + _APART
             line = np.concatenate([beyond[before], line, beyond[after]])
+        told = line[0], line[-1]
         line = _longer(line, _BEYOND)
-        seen = [int(np.argmin(np.linalg.norm(line - end, axis=1))) for end in ends]
-        return cls(line, np.zeros(len(line)), (seen[0], seen[1]))
+        seen, known = ([int(np.argmin(np.linalg.norm(line - end, axis=1))) for end in both] for both in (ends, told))
+        result = cls(line, np.zeros(len(line)), (seen[0], seen[1]))
+        result.told = known[0], known[1]
+        return result
 
     @staticmethod
     def _means(cloud: np.ndarray, bins: np.ndarray) -> np.ndarray:

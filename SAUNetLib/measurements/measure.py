@@ -260,9 +260,10 @@ class _MeasurementRun:
                 "several levels is wrong until they are corrected.",
             )
         if any(ESTIMATED in measure.flags for row in rows for measure in row.measures.values()):
+            why = "Too little of the sacrum" if self._values("sacrum") else "No sacrum"
             yield Notice(
                 "SACRUM_ESTIMATED",
-                "The sacrum is not segmented; its endplate was taken from the lower border of the L5/S1 disc.",
+                f"{why} is segmented; its endplate was taken from the lower border of the L5/S1 disc.",
             )
         if self._signal is not None and not self._signal.is_t2:
             yield Notice(

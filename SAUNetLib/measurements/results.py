@@ -26,7 +26,8 @@ FLAGS = {
     LOW_CONFIDENCE: "its outline is not that of a regular body or disc; pieces of it lie apart; its neighbours are "
     "unsuitable for comparison; or the figure is beyond what is usual, as a slip of more than 6 mm or 20 % backwards",
     MISSING: "a structure that it needs is not segmented",
-    ESTIMATED: "there is no sacrum in the label map; its endplate was taken from the L5/S1 disc's lower border",
+    ESTIMATED: "there is no sacrum in the label map, or too little of one; its endplate was taken from the L5/S1 "
+    "disc's lower border",
     NOT_T2: "the fluid in the canal does not outshine marrow and discs, or no image was given",
 }
 """What the flags of a measure say. A measure without one is good."""

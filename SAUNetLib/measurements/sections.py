@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .centreline import Centreline
+from .centreline import STEP, Centreline
 from .endplates import EVEN, Endplate, Section
 from .outline import Outline, edges, outline
 from .results import FEW_SLICES, LOW_CONFIDENCE
@@ -39,6 +39,9 @@ _ROUGH_MM = 1.5
 """A body or disc whose surfaces stray further from parabolas (rms) is no regular one."""
 _SEEN = 0.5
 """Of a section's planes at least this part lies within the slices, or there are too few of them."""
+_BEYOND_MM = 10.0
+"""A body's centre lies no farther beyond the last of what tells the canal's line (chosen; half of the way from a disc
+to the next one is 17 mm)."""
 _SACRUM_MM = 16.0
 """So far down the sacrum's front and back are looked at."""
 _PROMONTORY_MM = 8.0
@@ -75,7 +78,13 @@ class SectionFinder:
             if section is None:
                 return None
             frame = self._frame(section.centre, section.frame.axes[2], turn)
-        return section
+        return _doubted(section) if section is not None and self._is_beyond(section.centre) else section
+
+    def _is_beyond(self, centre: np.ndarray) -> bool:
+        """Whether a body lies where neither canal nor discs tell its back: a straight line may run through it."""
+        first, last = self.line.told
+        station = float(self.line.station(centre[None])[0])
+        return not first - _BEYOND_MM / STEP <= station <= last + _BEYOND_MM / STEP
 
     def disc(
         self, value: int, cloud: np.ndarray, turn: float, above: Section | None, below: Section | None
@@ -185,6 +194,12 @@ class SectionFinder:
         """Whether a surface lies at the upper, lower, front or back border of the image."""
         margin = np.array([max(_BORDER_MM, self.space.spacing[1]), self.space.spacing[2]])
         return any(bool((p[1:] < margin).any() or (p[1:] > self.space.last[1:] - margin).any()) for p in points)
+
+
+def _doubted(section: Section) -> Section:
+    flags = section.flags | {LOW_CONFIDENCE}
+    upper, lower = (replace(plate, flags=flags) for plate in (section.upper, section.lower))
+    return replace(section, flags=flags, upper=upper, lower=lower)
 
 
 def _around(frame: AnatomicalFrame, cloud: np.ndarray, ends: tuple[float, float], margin: float) -> Reach:

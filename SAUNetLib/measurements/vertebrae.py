@@ -16,6 +16,8 @@ GRADED = ("T4", "L4")
 """The bodies from here to there have Genant's bands."""
 TALLEST_MM = 45.0
 """No lumbar body is so tall: two are labelled as one."""
+STEEPEST_DEG = 40.0
+"""No body is so wedged: a part of it is cut off."""
 _COMPARED = (*HEIGHTS, "depth_mm")
 _EACH_SIDE = 2
 """So many bodies above and below a body are compared with, where there are so many."""
@@ -53,7 +55,7 @@ def body_measures(section: Section | None) -> dict[str, Measure]:
         "biconcavity_ratio": middle / posterior if posterior > 0 else None,
         "wedge_angle_deg": sagittal_angle(lower.along, upper.along, section.frame.axes[0]),
     }
-    if max(anterior, middle, posterior) > TALLEST_MM:
+    if max(anterior, middle, posterior) > TALLEST_MM or abs(values["wedge_angle_deg"] or 0.0) > STEEPEST_DEG:
         flags = flags | {LOW_CONFIDENCE}
     return {name: Measure.of(value, flags) for name, value in values.items()}
 

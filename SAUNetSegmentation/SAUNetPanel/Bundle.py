@@ -26,7 +26,7 @@ def openBundle(path: Path, folder: Path, slicerVersion: tuple[int, int]) -> dict
 
     Raises:
         PanelError: BUNDLE, it is damaged, or was made for another Slicer or platform; BUNDLE_PLATFORM, there is none
-            for this computer.
+            for this computer; BUNDLE_UNPACK, it cannot be opened, or the folder takes no more.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -37,6 +37,8 @@ def openBundle(path: Path, folder: Path, slicerVersion: tuple[int, int]) -> dict
                 _unpack(archive, entry, folder)
     except PanelError:
         raise
+    except OSError as error:
+        raise PanelError("BUNDLE_UNPACK", error.strerror or "") from error
     except Exception as error:  # zipfile and json meet nonsense with whatever exception comes first
         raise PanelError("BUNDLE") from error
     return manifest

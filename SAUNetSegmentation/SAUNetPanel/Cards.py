@@ -202,6 +202,10 @@ def _panelCards() -> dict[str, tuple[str, ...]]:
         "BUNDLE": (_("Not a bundle for this computer"),
                    _("The file is not a complete bundle for this version of Slicer."),
                    _("Make one with the command saunet bundle for this version of Slicer and this platform.")),
+        "BUNDLE_UNPACK": (_("The bundle could not be unpacked"),
+                          _("The file cannot be opened, or the temporary folder is full."),
+                          _("Check that the file is still there, and free some space on the disk that holds the"
+                            " temporary folder.")),
         "BUNDLE_PLATFORM": (_("No bundle for this computer"),
                             _("Bundles are not made for its system or processor."),
                             _("Connect this computer to the internet and press Install, or use another computer.")),

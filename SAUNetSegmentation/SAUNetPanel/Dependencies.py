@@ -180,27 +180,41 @@ class Dependencies:
         """Install packages and model from a bundle, without a connection; False without consent.
 
         Raises:
-            PanelError: BUNDLE, BUNDLE_PLATFORM, INSTALL_FAILED or INSTALL_WRITE.
+            PanelError: BUNDLE, BUNDLE_PLATFORM, BUNDLE_UNPACK, PYTORCH_IN_USE, INSTALL_FAILED or INSTALL_WRITE.
         """
-        folder = PrivateFolder.makePrivateFolder()
-        try:
+        with self._privateFolder() as folder:
             manifest = openBundle(path, folder, slicerVersion())
             wheels = folder / "wheels"
             text = _("{count} packages and {models} model(s) will be installed from {name}.")
             files = [entry["name"] for entry in manifest["files"]]
             models = [name for name in files if name.endswith(".safetensors")]
             packages = [name for name in files if name.endswith(".whl")]
+            missing = self.missing()
+            if TORCH in missing:
+                _checkTorchReplaceable()
             if not ask(text.format(count=len(packages), models=len(models), name=path.name)):
                 return False
-            missing = self.missing()
             if missing:
                 with self._watched() as constraints:
                     _pip(["--no-index", "--find-links", str(wheels), "-c", str(constraints), *missing])
             for name in models:
                 self._keep(folder / name)
             return self._verified()
+
+    @contextmanager
+    def _privateFolder(self) -> Any:
+        """A folder for the time of an installation; that it cannot be removed does not undo what was installed."""
+        try:
+            folder = PrivateFolder.makePrivateFolder()
+        except OSError as error:
+            raise PanelError("INSTALL_FAILED", _("No temporary folder could be made.")) from error
+        try:
+            yield folder
         finally:
-            PrivateFolder.removeFolder(folder)
+            try:
+                PrivateFolder.removeFolder(folder)
+            except OSError as error:
+                self.log.emit(_("The temporary folder could not be removed yet: {error}").format(error=error))
 
     def _keep(self, weights: Path) -> None:
         """Put a bundle's model among the user's own; the log says why one that must replace none of them is left out.
@@ -228,11 +242,10 @@ class Dependencies:
             if line.startswith("ERROR: "):
                 errors.append(withoutPaths(line.removeprefix("ERROR: ").strip())[:500])
 
-        folder = PrivateFolder.makePrivateFolder()
-        constraints = folder / "constraints.txt"
-        constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items() if version))
         try:
-            with Console.heard(take):  # Slicer has pip's words nowhere but there
+            with self._privateFolder() as folder, Console.heard(take):  # Slicer has pip's words nowhere but there
+                constraints = folder / "constraints.txt"
+                constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items() if version))
                 yield constraints
         except PanelError:
             raise
@@ -241,7 +254,6 @@ class Dependencies:
             code = "INSTALL_WRITE" if any(number in errors[-1] for number in NOT_WRITABLE) else "INSTALL_FAILED"
             raise PanelError(code, errors[-1]) from error
         finally:
-            PrivateFolder.removeFolder(folder)
             changed = [name for name, version in pins.items() if versionOf(name) != version]
             if changed:
                 self.log.emit(_("Warning: the installation changed {names}").format(names=", ".join(changed)))

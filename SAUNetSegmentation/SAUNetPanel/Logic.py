@@ -177,13 +177,19 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._folder: Path | None = None
         self._undeleted: list[Path] = []
         self._job: tuple[Any, Options, int] | None = None  # volume, options, the frame that it shows
+        self._run: list[Any] = []  # what became of it: the node or the card
         self._agreed: tuple[str, str | None] | None = None  # state of the edited segmentation that may be replaced
         self._warnings: list[dict[str, str]] = []
         PrivateFolder.removeLeftovers()
 
     def getParameterNode(self) -> SAUNetParameterNode:
         """The scene's parameters of this module."""
-        return SAUNetParameterNode(super().getParameterNode())  # type: ignore[call-arg]
+        node = super().getParameterNode()
+        # Of a scene that a later version saved: the wrapper refuses a node with a choice that it does not know.
+        for name, kind in (("device", Device), ("output", Output), ("lowest", Lowest), ("previous", Previous)):
+            if node.GetParameter(name) not in ("", *kind.__members__):
+                node.UnsetParameter(name)
+        return SAUNetParameterNode(node)  # type: ignore[call-arg]
 
     @property
     def running(self) -> bool:
@@ -212,24 +218,21 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         """
         if progress is not None and not callable(progress):
             raise TypeError("progress must be a function of a stage and a share, or None")
-        outcome: list[Any] = []
-        receivers = [(self.finished, outcome.append), (self.failed, outcome.append)]
-        receivers += [(self.progressed, progress)] if progress else []
-        for signal, receiver in receivers:
-            signal.connect(receiver)
+        if progress is not None:
+            self.progressed.connect(progress)
         try:
-            self.start(volumeNode, **options)
-            while self.running and not outcome:
+            run = self._start(volumeNode, options)
+            while self.running and self._run is run:  # a receiver of its end may have begun another one
                 slicer.app.processEvents()
                 time.sleep(0.01)
         finally:
-            for signal, receiver in receivers:
-                signal.disconnect(receiver)
-        if not outcome:  # closed by a callback, or by a button, without a word
+            if progress is not None:
+                self.progressed.disconnect(progress)
+        if not run:  # closed by a callback, or by a button, without a word
             raise PanelError("CANCELLED")
-        if isinstance(outcome[0], Card):
-            raise PanelError(outcome[0].code, outcome[0].cause)
-        return outcome[0]
+        if isinstance(run[0], Card):
+            raise PanelError(run[0].code, run[0].cause)
+        return run[0]
 
     def start(self, volumeNode: Any, **options: Any) -> None:
         """Start to segment a volume; `finished` or `failed` tells the end. Arguments as `segment`.
@@ -238,9 +241,14 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             RuntimeError: a volume is being segmented.
             TypeError, ValueError: as `segment`.
         """
+        self._start(volumeNode, options)
+
+    def _start(self, volumeNode: Any, options: dict[str, Any]) -> list[Any]:
+        """Start as `start`; returns the list in which the run's end will be."""
         if self.running:
             raise RuntimeError("a volume is being segmented")
         wanted = Options(**options)
+        run = self._run = []
         if volumeNode is not None and not isinstance(volumeNode, slicer.vtkMRMLNode):
             raise TypeError(f"a volume node is needed, not {volumeNode!r}; see slicer.util.getNode")
         self._warnings = []
@@ -251,10 +259,10 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             self.nodes.writeVolume(volumeNode, self._folder / "volume.nrrd")
         except PanelError as error:
             self._fail(error.card)
-            return
+            return run
         except OSError:
             self._fail(PanelError("FOLDER").card)
-            return
+            return run
         self._job = volumeNode, wanted, shownFrame(volumeNode)
         agreed = wanted.replaceEdited and wanted.replace is not None
         self._agreed = state(wanted.replace) if agreed else None
@@ -265,6 +273,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             self._job = None
             self._removeFolder()
             raise
+        return run
 
     def warm(self, **options: Any) -> None:
         """Load the network in advance, so that the first click does not wait for it. Arguments as `segment`."""
@@ -315,6 +324,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             return
         self._job = None
         self._removeFolder()
+        self._run.append(node)
         self.finished.emit(node)
 
     def _import(self, volumeNode: Any, options: Options, frame: int, event: dict[str, Any]) -> Any:
@@ -340,6 +350,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
     def _fail(self, card: Card) -> None:
         self._job = None
         self._removeFolder()
+        self._run.append(card)
         self.failed.emit(card)
 
     def _removeFolder(self) -> None:

@@ -36,8 +36,14 @@ def reportText(card: Card | None, log: Iterable[str], names: Iterable[str], abou
         "",
         *log,
     ]
-    private = sorted({name for name in [*names, Path.home().name] if len(name) > 2}, key=len, reverse=True)
-    return "\n".join(_withoutPrivate(line, private) for line in lines) + "\n"
+    names = list(names)
+    return "\n".join(withoutNames(line, names) for line in lines) + "\n"
+
+
+def privateNames() -> list[str]:
+    """Names in the scene that may be a patient's: of volumes and segmentations."""
+    classes = ("vtkMRMLVolumeNode", "vtkMRMLSegmentationNode")
+    return [node.GetName() or "" for kind in classes for node in slicer.util.getNodesByClass(kind)]
 
 
 def withoutPaths(line: str) -> str:
@@ -45,9 +51,11 @@ def withoutPaths(line: str) -> str:
     return _PATH.sub("[path]", _LOGIN.sub("", line))
 
 
-def _withoutPrivate(line: str, private: list[str]) -> str:
+def withoutNames(line: str, names: Iterable[str]) -> str:
+    """A line without paths, and without these names and the user's; one or two plain letters are none."""
     line = withoutPaths(line)
-    for name in private:
+    private = {name for name in [*names, Path.home().name] if len(name) > 2 or (name and not name.isascii())}
+    for name in sorted(private, key=len, reverse=True):
         line = line.replace(name, "[name]")
     return line
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -35,9 +34,12 @@ ABOUT = ("software", "model", "model_sha256", "device", "options", "time", "anch
 """What the tags of a segment say of the result; a segment cannot be asked for the names of its tags."""
 PLACE_MM = 1e-3
 """A result that moved by less is where it was."""
+FREE_FROM = 200
+"""Label values from here on mean no structure in any encoding."""
 LOST = 0.01
 """A label map that lacks this part of a result, since it lies outside the image, is not written without a word."""
 STATUS_TAG = "Segmentation.Status"
+LONGEST_NAME = 28
 REVIEWED = ("completed", "flagged")
 """Slicer's tag for what its list of segments shows of each, and what a reviewer sets there: Slicer itself sets
 ``inprogress`` as soon as a segment is painted."""
@@ -115,13 +117,19 @@ def encodingOf(node: Any) -> Encoding:
 def labelValues(node: Any) -> dict[str, int]:
     """Label value of every segment for export.
 
-    The encoding's by the segment's name, else by its code, as the engine reads a segmentation file; failing both the
-    one that the engine gave it, and failing that a free one above 100. No value is given twice.
+    The encoding's by the segment's name, else by its code, as the engine reads a segmentation file; where several have
+    its code, the one that the engine gave it. Failing that, one from `FREE_FROM` on. No value is given twice.
     """
     encoding = encodingOf(node)
     known = encoding.structures
-    by_id = {segment_id(value, encoding.name): structure for value, structure in known.items()}
+    made = {segment_id(value, encoding.name): structure for value, structure in known.items()}
     segments = list(segmentsOf(node.GetSegmentation()))
+    # Who gave another code meant something else.
+    by_id = {
+        segmentId: made[segmentId]
+        for segmentId, segment in segments
+        if segmentId in made and codeOf(segment) in ("", made[segmentId].code)
+    }
     values: dict[str, int] = {}
     for meant in (
         {segmentId: named_structure(segment.GetName(), known) for segmentId, segment in segments},
@@ -134,7 +142,7 @@ def labelValues(node: Any) -> dict[str, int]:
                 values[segmentId] = structure.value
     for segmentId, _segment in segments:
         if segmentId not in values:
-            values[segmentId] = max([100, *values.values()]) + 1
+            values[segmentId] = max([FREE_FROM - 1, *values.values()]) + 1
     return values
 
 
@@ -154,22 +162,35 @@ def meanings(node: Any) -> dict[str, Structure]:
 def exportNotes(node: Any, labelMap: bool) -> list[str]:
     """What the user should know of a file of the result: as a label map, or as a segmentation.
 
-    A name that holds another level than the one that is written; in a label map, voxels that two segments share, and
-    what lies outside the image.
+    Names that are not those of what was written, and two that mean the same; in a label map, segments without a
+    meaning, voxels that two segments share, and what lies outside the image.
     """
     notes = []
-    names = {segmentId: segment.GetName() for segmentId, segment in segmentsOf(node.GetSegmentation())}
-    for segmentId, structure in meanings(node).items():
-        levels = {level.replace("-", "/").upper() for level in _LEVEL.findall(names[segmentId])}
-        if levels and structure.level not in levels:
-            text = _("{name} was written as {structure}: choose a name of the standard terms, such as {example}.")
-            example = structure.name.replace(structure.level, min(levels)) if structure.level else min(levels)
-            notes.append(text.format(name=names[segmentId], structure=structure.name, example=example))
+    known, values, meant = encodingOf(node).structures, labelValues(node), meanings(node)
+    segments = dict(segmentsOf(node.GetSegmentation()))
+    names = {segmentId: elided(segment.GetName()) for segmentId, segment in segments.items()}
+    for segmentId, segment in segments.items():
+        named = named_structure(segment.GetName(), known)
+        structure = named or coded_structure(codeOf(segment), known)
+        if segmentId in meant:
+            if named is None:
+                text = _("{name} was written as {structure}, which its name does not say.")
+                notes.append(text.format(name=names[segmentId], structure=meant[segmentId].name))
+        elif structure is not None:
+            text = _("{name} means {structure}, as another segment does: rename one of them.")
+            notes.append(text.format(name=names[segmentId], structure=structure.name))
+        if segmentId not in meant and labelMap:
+            text = _("{name} has the label value {value}, which means nothing elsewhere.")
+            notes.append(text.format(name=names[segmentId], value=values[segmentId]))
     if not labelMap:
         return notes
-    for (below, above), count in _merge(node).covered.items():
+    merged = _merge(node)
+    for (below, above), count in merged.covered.items():
         text = _("{count} voxels of {below} lie in {above} too, which has them; a .seg.nrrd file keeps both.")
         notes.append(text.format(count=count, below=names[below], above=names[above]))
+    for segmentId in merged.gone:
+        text = _("No voxel of {name} is in the label map; a .seg.nrrd file keeps it.")
+        notes.append(text.format(name=names[segmentId]))
     lost = _lost(node)
     if lost >= LOST:
         text = _("{percent} % of the result lie outside the image and are left out; a .seg.nrrd file keeps all.")
@@ -177,7 +198,9 @@ def exportNotes(node: Any, labelMap: bool) -> list[str]:
     return notes
 
 
-_LEVEL = re.compile(r"(?<![A-Za-z0-9/-])[CTLS]\d{1,2}(?:[/-][CTLS]\d{1,2})?(?![A-Za-z0-9/-])", re.IGNORECASE)
+def elided(name: str) -> str:
+    """A name that fits into a line of the panel."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
 
 
 def labelMapHeader(node: Any, labels: np.ndarray) -> Any:
@@ -213,12 +236,14 @@ class _Merged:
         matrix: (4, 4), to RAS, without parent transforms.
         parent: ID of the parent transform, or None.
         covered: by the IDs of two segments, how many voxels of the first the second has.
+        gone: IDs of segments of which it has no voxel, though something is drawn.
     """
 
     labels: np.ndarray
     matrix: np.ndarray
     parent: str | None
     covered: dict[tuple[str, str], int]
+    gone: list[str]
 
 
 def mergedLabels(node: Any) -> tuple[np.ndarray, np.ndarray, str | None]:
@@ -243,6 +268,7 @@ def _merge(node: Any) -> _Merged:
     labels = np.zeros(shape, np.uint8 if max(values.values(), default=0) < 256 else np.uint16)
     layers: dict[int, tuple[Any, Any]] = {}
     covered: dict[tuple[str, str], int] = {}
+    drawn = []
     for segmentId, segment in segmentsOf(node.GetSegmentation()):
         layer = segment.GetRepresentation(LABELMAP)
         if layer is None or 0 in layer.GetDimensions():
@@ -251,6 +277,7 @@ def _merge(node: Any) -> _Merged:
             layers[id(layer)] = layer, _onGrid(layer, grid, transform)
         _layer, image = layers[id(layer)]
         value = segment.GetLabelValue()
+        drawn += [segmentId] if (voxelsOf(layer) == value).any() else []
         voxels, extent = voxelsOf(image), image.GetExtent()
         low = [max(extent[2 * axis], whole[2 * axis]) for axis in (2, 1, 0)]
         high = [min(extent[2 * axis + 1], whole[2 * axis + 1]) for axis in (2, 1, 0)]
@@ -268,14 +295,15 @@ def _merge(node: Any) -> _Merged:
         labels[target][mask] = values[segmentId]
     result = _imageToWorld(grid)
     result[:3, 3] += result[:3, :3] @ np.array(whole[::2])
-    return _Merged(labels, result, parent, covered)
+    present = set(np.unique(labels).tolist())
+    return _Merged(labels, result, parent, covered, [one for one in drawn if values[one] not in present])
 
 
 def _lost(node: Any) -> float:
     """The part of a result, 0 to 1, that lies outside the grid of its label map."""
     grid, transform, _parent = _exportGrid(node)
     whole = np.array(grid.GetExtent())
-    drawn = inside = 0
+    drawn = inside = 0.0  # mm3
     layers = {}
     for _segmentId, segment in segmentsOf(node.GetSegmentation()):
         layer = segment.GetRepresentation(LABELMAP)
@@ -290,8 +318,9 @@ def _lost(node: Any) -> float:
             transform.TransformPoints(source, target)
             points = vtk_to_numpy(target.GetData()) if len(points) else points
         points = _transformed(points, np.linalg.inv(_imageToWorld(grid)))
-        drawn += len(points)
-        inside += int(((points >= whole[::2] - 0.5) & (points <= whole[1::2] + 0.5)).all(axis=1).sum())
+        volume = float(np.prod(layer.GetSpacing()))
+        drawn += volume * len(points)
+        inside += volume * int(((points >= whole[::2] - 0.5) & (points <= whole[1::2] + 0.5)).all(axis=1).sum())
     return 1 - inside / drawn if drawn else 0.0
 
 

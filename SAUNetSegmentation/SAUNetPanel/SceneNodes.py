@@ -444,9 +444,9 @@ def _vector(*parts: float) -> str:
 
 
 def fileName(name: str) -> str:
-    """A name without the characters that a file's name cannot have on every system."""
+    """A name without the characters that a file's name cannot have on every system, no longer than 100 bytes."""
     allowed = ("-" if character in '<>:"/\\|?*' or ord(character) < 32 else character for character in name)
-    return "".join(allowed).strip(" .") or "segment"
+    return "".join(allowed).encode()[:100].decode(errors="ignore").strip(" .") or "segment"
 
 
 def _writeSurface(surface: Any, path: Path) -> None:

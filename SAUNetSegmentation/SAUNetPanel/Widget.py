@@ -16,8 +16,8 @@ from .Cards import Card, PanelError, actions, cardOf, inPanelWords
 from .Dependencies import Dependencies
 from .Dialogs import Dialogs
 from .Logic import Device, Lowest, Output, Previous, SAUNetSegmentationLogic
-from .Report import aboutText, reportText
-from .Result import INPUT_ROLE, exportNotes, isEdited, isResult, provenance, warningsOf
+from .Report import aboutText, privateNames, reportText, withoutNames
+from .Result import INPUT_ROLE, elided, exportNotes, isEdited, isResult, provenance, warningsOf
 from .SceneNodes import fileName
 
 DOUBLE_CLICK_S = 0.5
@@ -360,11 +360,10 @@ class Widget:
         count = node.GetSegmentation().GetNumberOfSegments()
         done = _("Done: {count} structures in {seconds} s. Check the result before using it.")
         text = done.format(count=count, seconds=max(1, round(seconds)))
-        if elsewhere:
-            text += " " + _("It is {name} under Result.").format(name=node.GetName())
-        self._say(text)
+        shown = _("It is {name} under Result.").format(name=elided(node.GetName())) if elsewhere else ""
+        self._say(f"{text} {shown}".rstrip())
         self.ui.resultSection.collapsed = False
-        self.addLog(self.ui.statusLabel.text)
+        self.addLog(text)
 
     def _worksElsewhere(self, node: Any) -> bool:
         """Whether the user has turned to another result during the run: the editor would forget its steps."""
@@ -494,8 +493,8 @@ class Widget:
         self.ui.statusLabel.visible = bool(text)
 
     def addLog(self, line: str) -> None:
-        """Add a line to the log."""
-        self._log.append(line)
+        """Add a line to the log; what a report takes of it has no names that the scene has now, nor later."""
+        self._log.append(withoutNames(line, privateNames()))
         self.ui.logEdit.appendPlainText(line)
 
     # -- error cards -------------------------------------------------------------------------------------------------
@@ -556,10 +555,9 @@ class Widget:
 
     def onCopyReport(self) -> None:
         """Put versions, code and log on the clipboard, without paths and patient data."""
-        names = [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLVolumeNode")]
         result = self._parameters.result if self._parameters else None
         about = provenance(result) if isResult(result) else {}
-        text = reportText(self._card, self._log, names, about)
+        text = reportText(self._card, self._log, privateNames(), about)
         slicer.app.clipboard().setText(text)
 
     # -- result ------------------------------------------------------------------------------------------------------
@@ -615,7 +613,10 @@ class Widget:
             self._showCard(error.card)
             return
         if done:
-            self._say("\n".join([_("Exported: {name}").format(name=done), *notes()]))
+            said = notes()
+            for note in said:  # in the log, too: while a run works its progress takes their place
+                self.addLog(note)
+            self._say("\n".join([_("Exported: {name}").format(name=elided(done)), *said]))
 
     # -- models ------------------------------------------------------------------------------------------------------
 
