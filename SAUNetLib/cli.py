@@ -447,7 +447,8 @@ def _add_relabel(commands: Any) -> None:
     parser.add_argument("file", metavar="FILE", help="label map or .seg.nrrd with levels")
     parser.add_argument(
         "--set", required=True, action="append", metavar="IS=SHOULD",
-        help="a structure (label value, level or name) and its true level, such as 95=L3/L4",
+        help="a structure (label value, level or name) and its true level, such as 95=L3/L4; again for what does not "
+        "move along, as in a spine of four lumbar vertebrae: --set L5=L4 --set L5/S1=L5/S1",
     )  # fmt: skip
     parser.add_argument("--output", metavar="PATH", help="where to write; default: FILE itself")
     parser.add_argument("--table", metavar="FILE.csv", help="write the table of structures with the new names")
