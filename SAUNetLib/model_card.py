@@ -158,7 +158,7 @@ def keep_model(weights: Path, card: ModelCard) -> None:
     """Copy a verified model file and its card to the user's models, under the card's name: both, or none.
 
     Raises:
-        UsageError: USAGE, there is a newer or another model of its name, or no place for one; OUTPUT_WRITE.
+        UsageError: USAGE, there is a newer or another model of its name; OUTPUT_WRITE.
     """
     newest = newest_model(card.name)
     if newest is not None and model_version(newest) > model_version(weights):
@@ -171,12 +171,11 @@ def keep_model(weights: Path, card: ModelCard) -> None:
                 cause = f"there is already another model {card.name} {card.version}"
                 raise UsageError("USAGE", cause, "Give this one another name or version in its card")
     if len(model_folders()) < 2:
-        raise UsageError(
-            "USAGE", "this user has no home folder to keep models in", "Name a folder in the variable SAUNET_MODELS"
-        )
+        cause = "this user has no home folder to keep models in"
+        raise UsageError("OUTPUT_WRITE", cause, "Name a folder in the variable SAUNET_MODELS")
     own = model_folders()[0]
     if own.exists() and not own.is_dir():
-        raise UsageError("USAGE", f"{own} is not a folder", "Name a folder in the variable SAUNET_MODELS")
+        raise UsageError("OUTPUT_WRITE", f"{own} is not a folder", "Name a folder in the variable SAUNET_MODELS")
     with write_together():
         for source in (weights, weights.with_suffix(".json")):
             with write_beside(own / f"{card.name}{source.suffix}", source.suffix) as temporary:

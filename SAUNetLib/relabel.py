@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .anatomy import PARTS_OFFSET, disc_between, encodings, structures, usual_levels, value_of
+from .anatomy import PARTS_OFFSET, disc_between, encodings, named_structure, structures, usual_levels, value_of
 from .errors import UsageError
 from .formats.atomic import check_writable, same_place, write_together
 from .formats.endings import SEGMENTATIONS, TABLES
@@ -128,10 +128,11 @@ def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int
 
 def _value(text: str) -> int:
     """The label value of a structure with a level, from its value, level or name."""
-    plain = " ".join(text.split()).casefold()
-    for value, structure in [*structures().items(), *encodings()["parts"].structures.items()]:
-        if structure.level and plain in (str(value), structure.level.casefold(), structure.name.casefold()):
-            return value if value in structures() else value - PARTS_OFFSET
+    plain = text.strip()
+    for known in (structures(), encodings()["parts"].structures):
+        structure = known.get(int(plain)) if plain.isdecimal() else named_structure(plain, known)
+        if structure is not None and structure.level:
+            return structure.value if structure.value in structures() else structure.value - PARTS_OFFSET
     raise _refusal(
         f"{text.strip() or 'nothing'} is not a level", "Give a level such as L4 or L3/L4, or a label value such as 44"
     )

@@ -23,7 +23,7 @@ from harness.fixtures import (  # noqa: F401
 )
 from SAUNetPanel import Cards, Result, SceneNodes
 from SAUNetPanel.EngineProcess import EngineProcess, workerCommand
-from SAUNetPanel.Logic import deviceName, withPackageFault
+from SAUNetPanel.Logic import Lowest, deviceName, withPackageFault
 from SAUNetPanel.Widget import DOUBLE_CLICK_S, WARM_MS, remaining
 
 from SAUNetLib.anatomy import encodings
@@ -836,6 +836,20 @@ def test_choices_are_saved_with_the_scene(panel_of):  # noqa: F811
     assert panel.ui.deviceComboBox.currentIndex == 2
 
 
+def test_a_volume_that_a_script_chooses_meanwhile_begins_with_automatic(panel_of):  # noqa: F811
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(first)
+    panel.widget._parameters.lowest = Lowest.L4
+    panel.widget.exit()
+    panel.widget.enter()
+    assert panel.widget._parameters.lowest is Lowest.L4
+    panel.widget.exit()
+    panel.logic.getParameterNode().inputVolume = second
+    panel.widget.enter()
+    assert panel.widget._parameters.lowest is Lowest.AUTO and panel.widget._parameters.inputVolume is second
+
+
 def test_a_scene_of_a_later_version_is_shown_with_the_choices_that_are_known(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of()
@@ -1108,7 +1122,7 @@ def test_python_api_refuses_wrong_arguments_at_once(panel_of, options, kind):  #
 
 
 def test_python_api_takes_the_parameter_node_s_choices(panel_of, tmp_path):  # noqa: F811
-    from SAUNetPanel.Logic import Device, Lowest, Options
+    from SAUNetPanel.Logic import Device, Options
 
     assert Options(device=Device.CPU, lowest=Lowest.L5) == Options(device="cpu", lowest="L5")
     assert Options(lowest=Lowest.AUTO) == Options() and Options(lowest="l5").lowest == "l5"

@@ -95,7 +95,7 @@ class Dependencies:
         """What this computer has; torch is not imported for it."""
         torch = versionOf("torch")
         build = _torchBuild(torch) if torch else _("not installed")
-        free = shutil.disk_usage(tempfile.gettempdir()).free
+        free = min(shutil.disk_usage(folder).free for folder in (tempfile.gettempdir(), sys.prefix))
         rows = [
             CheckRow("Slicer", slicerVersion() >= (5, 10), f"{slicer.app.majorVersion}.{slicer.app.minorVersion}"),
             CheckRow("Python", sys.version_info >= (3, 11), platform.python_version()),
@@ -192,7 +192,7 @@ class Dependencies:
             missing = self.missing()
             if TORCH in missing:
                 _checkTorchReplaceable()
-            if not ask(text.format(count=len(packages), models=len(models), name=path.name)):
+            if not ask(text.format(count=len(packages) if missing else 0, models=len(models), name=path.name)):
                 return False
             if missing:
                 with self._watched() as constraints:

@@ -176,6 +176,7 @@ class Widget:
     def sceneStartImport(self, caller: Any = None, event: Any = None) -> None:
         """A scene is going to be loaded: the selectors lose what is chosen in them, and must not write that."""
         self.setParameterNode(None)
+        self._volume = None  # what was chosen for it goes with the scene that comes
 
     def sceneEndImport(self, caller: Any = None, event: Any = None) -> None:
         """A scene was loaded: its choices and results are shown."""
@@ -225,8 +226,8 @@ class Widget:
             self._makeEditorNode()
             if parameters.inputVolume is not self._volume:
                 self._showCard(None)
-            if parameters.inputVolume is None and self._volume is not None:  # it was removed meanwhile
-                parameters.lowest = Lowest.AUTO
+            if self._volume is not None and parameters.inputVolume is not self._volume:  # it was removed, or changed
+                parameters.lowest = Lowest.AUTO  # while another module was open
             self._volume = parameters.inputVolume
             self._guiTag = parameters.connectGui(self.ui)
             self._observerTag = parameters.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
