@@ -563,6 +563,14 @@ def test_a_finished_run_says_that_nothing_is_trained(data, tmp_path, capsys):
     assert (tmp_path / "run" / "small.safetensors").read_bytes() == weights
 
 
+def test_data_that_are_refused_leave_no_folder_of_a_run(data, tmp_path, capsys):
+    (data / "p1_labels.nii.gz").write_bytes((data / "p1_labels.nii.gz").read_bytes()[:50])
+    (tmp_path / "small.json").write_text(json.dumps(CONFIG))
+    command = ["train", str(data), "--output", str(tmp_path / "run"), "--config", str(tmp_path / "small.json")]
+    assert main([*command, "--device", "cpu"]) == 3
+    assert "INPUT_UNREADABLE" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_a_second_command_on_one_run_is_refused(data, tmp_path, capsys):
     from filelock import FileLock
 

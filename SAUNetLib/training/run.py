@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -79,14 +80,19 @@ def _alone(output: Path) -> Iterator[None]:
     if getattr(rank_zero_only, "rank", 0):
         yield
         return
+    new = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / LOCK, timeout=0):
             yield
+            new = False
     except Timeout as busy:
         raise UsageError(
             "USAGE", f"another command trains in {output}", "Wait until it has finished, or give another folder"
         ) from busy
+    finally:
+        if new and {path.name for path in output.iterdir()} <= {LOCK}:  # refused before anything was begun
+            shutil.rmtree(output, ignore_errors=True)
 
 
 def _print_figures(figures: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:
