@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -405,7 +405,7 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
     interruptible = _Interruptible(last)
     callbacks = [*_callbacks(run.config, output, choose_device(accelerator)), timer, interruptible]
     trainer = _trainer(run.config, data, output, accelerator, callbacks)
-    if not (last.exists() and _stopped_early(last)):
+    if not (last.exists() and _stopped_early(_checkpoint(last))):
         several = trainer.world_size > 1
         if run.config.nodes > 1:
             print(f"note: waiting until the run is begun on {run.config.nodes} computers", file=sys.stderr, flush=True)
@@ -433,7 +433,10 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
 def _is_finished(output: Path, config: TrainingConfig) -> bool:
     """Whether nothing is left to train of the run in a folder."""
     last = output / LAST
-    return last.exists() and (_stopped_early(last) or _checkpoint(last)["epoch"] + 1 >= _epochs(config))
+    if not last.exists():
+        return False
+    reached = _checkpoint(last)
+    return _stopped_early(reached) or reached["epoch"] + 1 >= _epochs(config)
 
 
 def _epochs(config: TrainingConfig) -> int:
@@ -543,13 +546,14 @@ def _average(
     get_ema_multi_avg_fn(decay if updates > start else 0.0)(averaged, weights, updates)
 
 
-def _stopped_early(checkpoint: Path) -> bool:
+def _stopped_early(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a run's last checkpoint was written after its patience had ended."""
-    states = _checkpoint(checkpoint)["callbacks"]
-    return any(state["stopped_epoch"] > 0 for name, state in states.items() if name.startswith("EarlyStopping"))
+    states = checkpoint["callbacks"].items()
+    return any(state["stopped_epoch"] > 0 for name, state in states if name.startswith("EarlyStopping"))
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
+    """A run's checkpoint in a file; raises UsageError (USAGE) for a damaged one."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
         found["callbacks"], found["epoch"]

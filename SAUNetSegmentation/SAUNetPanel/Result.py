@@ -38,8 +38,9 @@ FREE_FROM = 200
 """Label values from here on mean no structure in any encoding."""
 LOST = 0.01
 """A label map that lacks this part of a result, since it lies outside the image, is not written without a word."""
-STATUS_TAG = "Segmentation.Status"
 LONGEST_NAME = 28
+"""Characters of a name in a line of the panel."""
+STATUS_TAG = "Segmentation.Status"
 REVIEWED = ("completed", "flagged")
 """Slicer's tag for what its list of segments shows of each, and what a reviewer sets there: Slicer itself sets
 ``inprogress`` as soon as a segment is painted."""

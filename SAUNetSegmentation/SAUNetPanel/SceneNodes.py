@@ -481,5 +481,7 @@ def _writeBeside(path: Path, endings: tuple[str, ...]) -> Iterator[tuple[Path, s
         with write_beside(path, ending) as part:
             yield part, ending
     except (OSError, UsageError) as error:
-        format_unknown = isinstance(error, UsageError) and error.code == "OUTPUT_FORMAT"
-        raise PanelError("OUTPUT_FORMAT" if format_unknown else "EXPORT_FAILED") from error
+        if isinstance(error, UsageError) and error.code == "OUTPUT_FORMAT":
+            cause = _("This export writes {endings}.").format(endings=", ".join(endings))
+            raise PanelError("OUTPUT_FORMAT", cause) from error
+        raise PanelError("EXPORT_FAILED") from error

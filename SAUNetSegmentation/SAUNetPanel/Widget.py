@@ -226,8 +226,9 @@ class Widget:
             self._makeEditorNode()
             if parameters.inputVolume is not self._volume:
                 self._showCard(None)
-            if self._volume is not None and parameters.inputVolume is not self._volume:  # it was removed, or changed
-                parameters.lowest = Lowest.AUTO  # while another module was open
+            # While another module was open it may have been removed, or another one chosen.
+            if self._volume is not None and parameters.inputVolume is not self._volume:
+                parameters.lowest = Lowest.AUTO
             self._volume = parameters.inputVolume
             self._guiTag = parameters.connectGui(self.ui)
             self._observerTag = parameters.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
