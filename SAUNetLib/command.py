@@ -72,6 +72,8 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
         return _fail(error, debug, as_json)
     except KeyboardInterrupt:
         return _fail(CancelledError(), debug, as_json)
+    except ModuleNotFoundError as error:
+        return _fail(_not_installed(error) or unforeseen(error, BUG), debug, as_json)
     except Exception as error:
         if _nobody_reads(error):  # who reads our output has seen enough (| head); nothing is left to say to anyone
             sys.stdout = None
@@ -81,6 +83,15 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
             cause, remedy = f"stdout or a file cannot be written ({error.strerror})", "Check that the disk has space"
             return _fail(UsageError("OUTPUT_WRITE", cause, remedy), debug, as_json)
         return _fail(unforeseen(error, BUG), debug, as_json)
+
+
+def _not_installed(error: ModuleNotFoundError) -> UsageError | None:
+    """The failure of an installation that lacks a package; None for a module that is missed by a bug of ours."""
+    name = (error.name or "").split(".")[0]
+    if not name or name == __package__:
+        return None
+    cause = f"the package {name} is missing or incomplete"
+    return UsageError("NOT_INSTALLED", cause, "Install saunet again, or delete the folder .venv if run.py made it")
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:

@@ -429,6 +429,17 @@ def test_a_bug_gives_status_1_without_a_traceback_unless_asked(run, image, tmp_p
     assert status == 1 and "Traceback" in err
 
 
+@pytest.mark.parametrize("name, status", [("cc3d.fastmerge", 2), ("SAUNetLib.gone", 1)])
+def test_an_installation_without_a_package_is_no_bug(run, image, tmp_path, monkeypatch, name, status):
+    def incomplete(*_, **__):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", incomplete)
+    code, _, err = run(image, "--output", tmp_path / "b.nrrd")
+    assert code == status and err.count("\n") == 1
+    assert ("error NOT_INSTALLED: the package cc3d is missing" in err) == (status == 2)
+
+
 def test_interrupting_gives_status_6(run, image, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -270,6 +270,28 @@ def test_replaced_result_stays_where_the_user_put_it(nodes):
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == folder
 
 
+def test_replacing_keeps_how_the_user_shows_the_structures(nodes):
+    """Colours and eyes are not edits, so no question is asked before they go: they stay."""
+    volume = add_volume()
+    node = imported(nodes, volume)
+    display, segmentation = node.GetDisplayNode(), node.GetSegmentation()
+    recoloured, hidden, renamed, *_others = [segmentId for segmentId, _segment in Result.segmentsOf(segmentation)]
+    segmentation.GetSegment(recoloured).SetColor(0.1, 0.2, 0.3)
+    display.SetSegmentVisibility(hidden, False)
+    display.SetSegmentOpacity2DFill(recoloured, 0.25)
+    display.SetSegmentVisibility3D(recoloured, False)
+    standard = segmentation.GetSegment(renamed).GetColor()
+    segmentation.GetSegment(renamed).SetName("mine")
+    segmentation.GetSegment(renamed).SetColor(1, 1, 1)
+
+    imported(nodes, volume, node)
+    assert segmentation.GetSegment(recoloured).GetColor() == (0.1, 0.2, 0.3)
+    assert segmentation.GetSegment(renamed).GetColor() == standard  # that was of something else
+    assert not display.GetSegmentVisibility(hidden) and display.GetSegmentVisibility(recoloured)
+    assert display.GetSegmentOpacity2DFill(recoloured) == 0.25 and not display.GetSegmentVisibility3D(recoloured)
+    assert display.GetSegmentOpacity2DFill(renamed) == 1.0 and display.GetSegmentVisibility3D(renamed)
+
+
 def test_replacing_keeps_surfaces_that_are_shown(nodes):
     volume = add_volume()
     node = imported(nodes, volume)
@@ -288,6 +310,7 @@ def test_lists_of_segments_show_what_replaced_a_result(nodes, levels):
     node = imported(nodes, volume)
     table = slicer.qMRMLSegmentsTableView()
     table.setSegmentationNode(node)
+    changed = segments(node)[1].GetName()
     segments(node)[1].SetColor(1, 0, 1)
     node.GetDisplayNode().SetSegmentVisibility(node.GetSegmentation().GetNthSegmentID(1), False)
     labels, known = (truth().labels, structures()) if levels else (to_classes(truth().labels), classes())
@@ -296,12 +319,13 @@ def test_lists_of_segments_show_what_replaced_a_result(nodes, levels):
     rows = list(table._native._model.rows())
     wanted = [known[value] for value in values]
     assert [name for name, _color, _shown in rows] == [structure.name for structure in wanted]
-    assert [color for _name, color, _shown in rows] == [tuple(structure.colour) for structure in wanted]
-    assert all(node.GetDisplayNode().GetSegmentVisibility(one) is shown is True
-               for one, (_name, _color, shown) in zip(table._native._model.ids(), rows, strict=True))  # fmt: skip
-    for segment, structure in zip(segments(node), wanted, strict=True):
+    colours = [(255, 0, 255) if structure.name == changed else structure.colour for structure in wanted]
+    assert [color for _name, color, _shown in rows] == [tuple(colour) for colour in colours]
+    assert all(node.GetDisplayNode().GetSegmentVisibility(one) is shown is (name != changed)
+               for one, (name, _color, shown) in zip(table._native._model.ids(), rows, strict=True))  # fmt: skip
+    for segment, structure, colour in zip(segments(node), wanted, colours, strict=True):
         assert segment.GetName() == structure.name and f"SCT^{structure.code}^" in segment.GetTerminology()
-        assert np.allclose(segment.GetColor(), np.array(structure.colour) / 255)
+        assert np.allclose(segment.GetColor(), np.array(colour) / 255)
     assert not Result.isEdited(node)
     table.setSegmentationNode(None)
 

@@ -51,6 +51,9 @@ from .Result import (
 )
 
 SURFACE = "Closed surface"
+_SHOWN = ("Visibility", "Visibility3D", "Visibility2DFill", "Visibility2DOutline", "Opacity3D", "Opacity2DFill",
+          "Opacity2DOutline")  # fmt: skip
+"""What a display node keeps of each segment."""
 _NRRD_TYPES = {"int8": "signed char", "uint8": "unsigned char", "int16": "short", "uint16": "unsigned short",
                "int32": "int", "uint32": "unsigned int", "int64": "long long", "uint64": "unsigned long long",
                "float32": "float", "float64": "double"}  # fmt: skip
@@ -177,7 +180,7 @@ class SceneNodes:
             # The transform first: the reference geometry is stated in the segmentation's own coordinates.
             node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
             node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
-            surfaces = node.GetSegmentation().ContainsRepresentation(SURFACE)
+            surfaces, looks = node.GetSegmentation().ContainsRepresentation(SURFACE), _looks(node)
             node.GetSegmentation().RemoveAllSegments()
             node.GetSegmentation().SetSourceRepresentationName(LABELMAP)
             for segmentId, segment in segments:
@@ -187,6 +190,7 @@ class SceneNodes:
             node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
             _describe(node, _about(summary, levels), frame)
             node.CreateDefaultDisplayNodes()
+            _restoreLooks(node, looks)
             # Lists of segments begin anew. Merged events name no segment: what a list shows of one whose ID is still
             # there, it would keep, and at the next change write into the new one (qMRMLSegmentsModel::onItemChanged).
             node.InvokeCustomModifiedEvent(slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent)
@@ -425,6 +429,31 @@ def terminologyEntry(structure: Structure) -> str:
     """The serialised entry that Slicer keeps with a segment."""
     kind = f"SCT^{structure.code}^{structure.meaning}"
     return f"{TERMINOLOGY}~{'^'.join(CATEGORY)}~{kind}~^^~{REGIONS}~^^~^^"
+
+
+def _looks(node: Any) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """By ID and name, the colour and the `_SHOWN` of a node's segments."""
+    display = node.GetDisplayNode()
+    if display is None:
+        return {}
+    return {
+        (segmentId, segment.GetName()): (
+            segment.GetColor(),
+            *(getattr(display, f"GetSegment{name}")(segmentId) for name in _SHOWN),
+        )
+        for segmentId, segment in segmentsOf(node.GetSegmentation())
+    }
+
+
+def _restoreLooks(node: Any, looks: dict[tuple[str, str], tuple[Any, ...]]) -> None:
+    """Show the structures that were there before as they were shown then: how is the user's choice, not the run's."""
+    display = node.GetDisplayNode()
+    for segmentId, segment in segmentsOf(node.GetSegmentation()):
+        if (segmentId, segment.GetName()) in looks:
+            colour, *shown = looks[segmentId, segment.GetName()]
+            segment.SetColor(*colour)
+            for name, value in zip(_SHOWN, shown, strict=True):
+                getattr(display, f"SetSegment{name}")(segmentId, value)
 
 
 def _describe(node: Any, about: dict[str, str], frame: int) -> None:
