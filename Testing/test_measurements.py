@@ -40,7 +40,7 @@ from SAUNetLib.measurements.vertebrae import HEIGHTS, height_losses, sagittal_an
 from SAUNetLib.parts import merge_parts
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.training.phantom import Phantom, PhantomOptions, make_phantom
-from SAUNetLib.volume import Geometry, Volume, to_sitk
+from SAUNetLib.volume import Geometry, SagittalStack, Volume, to_sitk
 
 PIXEL = 0.8
 LUMBAR = ("L1", "L2", "L3", "L4", "L5")
@@ -620,6 +620,19 @@ def test_names_out_of_the_spine_s_order_are_told(thin, first, second):
     assert "LEVELS_ORDER" not in [
         notice.code for notice in measure(Segmentation(thin.labels, thin.volume.geometry)).warnings
     ]
+
+
+def test_a_canal_in_front_of_the_discs_is_told_and_nothing_measured_by_it(thin):
+    """As of a file whose header swaps front and back: vertebrae were half as high then, without a word."""
+    space = thin.volume.geometry
+    stack = SagittalStack.of(Volume(thin.labels, space))
+    turned = stack.restore(np.ascontiguousarray(stack.slices[:, :, ::-1]))
+    found = measure(Segmentation(turned, space))
+    assert "CANAL_IN_FRONT" in [notice.code for notice in found.warnings]
+    figures = {name for row in found.rows for name, one in row.measures.items() if one.value is not None}
+    assert figures == {"volume_mm3"}
+    straight = measure(Segmentation(thin.labels, space)).warnings
+    assert "CANAL_IN_FRONT" not in [notice.code for notice in straight]
 
 
 def test_the_order_of_levels_knows_the_rare_ones():

@@ -38,6 +38,7 @@ class Landmarks:
         line: the canal's centreline, or where it must be; None where nothing tells.
         canal_seen: whether `line` rests on a canal.
         turn_seen: whether any body's direction to the back is known; without it the slices' is taken.
+        swapped: whether the canal lies in front of the discs: nothing else is told of such a spine.
     """
 
     bodies: Mapping[int, Section]
@@ -49,6 +50,7 @@ class Landmarks:
     line: Centreline | None
     canal_seen: bool
     turn_seen: bool = False
+    swapped: bool = False
 
 
 def find_landmarks(
@@ -68,6 +70,9 @@ def find_landmarks(
     line = seen or Centreline.behind(behind, _HALF_CANAL_MM)
     if line is None:
         return Landmarks({}, {}, {}, {}, (), 0, None, False)
+    clouds = [space.points(value) for value in discs]
+    if seen is not None and clouds and seen.in_front(np.concatenate(clouds)).mean() < 0.5:
+        return Landmarks({}, {}, {}, {}, (), 0, None, False, swapped=True)
     space, doubtful = _without_strays(space, line, vertebrae, discs)
     neighbours = Neighbours.of(line, _bodies(space, line, vertebrae), {value: space.points(value) for value in discs})
     finder = SectionFinder(space, line, doubtful)

@@ -252,6 +252,12 @@ class _MeasurementRun:
             return
         if self._canal is None:
             yield Notice("CANAL_MISSING", "The spinal canal is not segmented; what needs it was not measured.")
+        if self._landmarks.swapped:
+            yield Notice(
+                "CANAL_IN_FRONT",
+                "The canal lies in front of the discs: front and back are swapped in this file. Only volumes were "
+                "measured; correct the orientation, or export the file again.",
+            )
         exchanged = self._out_of_order()
         if exchanged is not None:
             yield Notice(

@@ -25,7 +25,7 @@ FLAGS = {
     FEW_SLICES: "too few slices show it, or they show one side of the canal rather than its middle",
     LOW_CONFIDENCE: "its outline is not that of a regular body or disc; pieces of it lie apart; its neighbours are "
     "unsuitable for comparison; or the figure is beyond what is usual, as a slip of more than 6 mm or 20 % backwards",
-    MISSING: "a structure that it needs is not segmented",
+    MISSING: "a structure that it needs is not segmented, or not where it belongs",
     ESTIMATED: "there is no sacrum in the label map, or too little of one; its endplate was taken from the L5/S1 "
     "disc's lower border",
     NOT_T2: "the fluid in the canal does not outshine marrow and discs, or no image was given",
