@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 from harness.fixtures import ROOT, fake_engine, process_events, scene  # noqa: F401
 from memory_group import large_file, memory_group  # noqa: F401
-from SAUNetPanel import Console, PrivateFolder
+from SAUNetPanel import Console
 from SAUNetPanel import EngineProcess as module
 from SAUNetPanel.EngineProcess import FIRM_MS, POLITE_MS, EngineProcess, workerCommand
-from SAUNetPanel.PrivateFolder import processLives
+
+from SAUNetLib.formats.temporary import process_lives
 
 STAGES = ("load", "read", "prepare", "segment", "levels", "write")
 
@@ -71,7 +72,7 @@ def test_worker_stays_warm_and_serves_again(run):
     group = one.engine._group
     one.events.clear()
     one.segment().end()
-    assert one.engine.alive and one.engine._group == group and processLives(group)
+    assert one.engine.alive and one.engine._group == group and process_lives(group)
 
 
 def test_idle_worker_ends_and_the_next_request_starts_another(run):
@@ -169,7 +170,7 @@ def test_cancel_kills_a_worker_that_hears_nothing_with_its_children(run):
     assert process_events(lambda: any(line.startswith("child") for line in one.lines))
     child = int(next(line for line in one.lines if line.startswith("child")).split()[1])
     group = one.engine._group
-    assert processLives(child) and processLives(group)
+    assert process_lives(child) and process_lives(group)
     one.engine.cancel()
     assert one.end()["code"] == "CANCELLED" and not one.engine.alive
     assert process_events(lambda: not (_running(child) or _running(group)), 3)
@@ -198,7 +199,7 @@ def _running(pid):
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
-        return processLives(pid) and sys.platform != "linux"
+        return process_lives(pid) and sys.platform != "linux"
 
 
 LAUNCHER = """
@@ -223,7 +224,7 @@ def test_behind_a_launcher_the_worker_itself_ends(run, tmp_path):
     engine = behind_launcher(fake_engine(tmp_path, "hang", "segment"))
     one = run(engine=engine).segment().reaches("segment")
     group = engine._group
-    assert group != engine._process.processId() and processLives(group)
+    assert group != engine._process.processId() and process_lives(group)
     engine.cancel()
     assert one.end()["code"] == "CANCELLED"
     assert process_events(lambda: not _running(group), 5)
@@ -402,43 +403,3 @@ def test_console_programs_have_no_window_and_no_way_to_hang(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda arguments, **entries: seen.append(entries) or done)
     Console.output(["nvidia-smi"])
     assert seen[0]["creationflags"] == 0x08000000 and seen[0]["stdin"] == subprocess.DEVNULL
-
-
-def test_folder_with_a_file_that_is_still_open_is_removed_a_moment_later(scene, monkeypatch):  # noqa: F811
-    real, tries = PrivateFolder.shutil.rmtree, []
-
-    def busy(folder, **rest):
-        tries.append(folder)
-        if len(tries) < 3:
-            raise PermissionError("the process cannot access the file because it is being used by another process")
-        real(folder, **rest)
-
-    monkeypatch.setattr(PrivateFolder, "shutil", SimpleNamespace(rmtree=busy))
-    monkeypatch.setattr(PrivateFolder, "PAUSE", 0.001)
-    folder = PrivateFolder.makePrivateFolder()
-    with pytest.raises(PermissionError):
-        PrivateFolder.removeFolder(folder)  # elsewhere this does not happen, and one try is enough
-    monkeypatch.setattr(PrivateFolder, "os", SimpleNamespace(name="nt"))
-    PrivateFolder.removeFolder(folder)
-    assert len(tries) == 3 and not folder.exists()
-
-
-@pytest.mark.parametrize("handle, error, code, lives", [(7, 0, 259, True), (7, 0, 0, False), (None, 87, 0, False),
-                                                        (None, 5, 0, True)])  # fmt: skip
-def test_living_processes_on_windows(monkeypatch, handle, error, code, lives):
-    import ctypes
-
-    closed = []
-
-    class Kernel:
-        def __init__(self):
-            self.OpenProcess = lambda rights, inherit, pid: handle
-            self.CloseHandle = closed.append
-
-        def GetExitCodeProcess(self, handle, pointer):
-            pointer._obj.value = code
-
-    monkeypatch.setattr(ctypes, "WinDLL", lambda name, use_last_error: Kernel(), raising=False)
-    monkeypatch.setattr(ctypes, "get_last_error", lambda: error, raising=False)
-    monkeypatch.setattr(PrivateFolder, "os", SimpleNamespace(name="nt"))
-    assert PrivateFolder.processLives(4242) is lives and len(closed) == (handle is not None)

@@ -527,7 +527,7 @@ def test_without_a_temporary_folder_an_installation_fails_with_a_card(needs, pip
         raise OSError(28, "No space left on device")
 
     del needs.installed["pynrrd"]
-    monkeypatch.setattr(Dependencies.PrivateFolder, "makePrivateFolder", none)
+    monkeypatch.setattr(Dependencies.temporary, "make_folder", none)
     for install in (needs.installMissing, lambda ask: needs.installBundle(made.path, ask)):
         with pytest.raises(PanelError) as raised:
             install(lambda text: True)
@@ -545,11 +545,11 @@ def test_what_was_installed_stays_so_where_the_temporary_folder_cannot_be_remove
     lines = []
     needs.log.connect(lines.append)
     with monkeypatch.context() as patched:
-        patched.setattr(Dependencies.PrivateFolder, "removeFolder", held)
+        patched.setattr(Dependencies.temporary, "remove_folder", held)
         assert needs.installMissing(lambda text: True)
     assert any("could not be removed yet" in line for line in lines)
     for folder in kept:
-        Dependencies.PrivateFolder.removeFolder(folder)
+        Dependencies.temporary.remove_folder(folder)
 
 
 # -- the section in the panel ----------------------------------------------------------------------------------------

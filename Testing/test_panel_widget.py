@@ -1167,20 +1167,20 @@ def test_result_that_the_panel_does_not_understand_leaves_the_scene_alone(panel_
 
 
 def test_folder_that_could_not_be_removed_is_removed_at_the_next_run(panel_of, monkeypatch):  # noqa: F811
-    from SAUNetPanel import PrivateFolder
+    from SAUNetLib.formats import temporary
 
     add_volume()
     panel = panel_of()
-    real = PrivateFolder.removeFolder
+    real = temporary.remove_folder
 
     def held(folder):
         raise PermissionError("used by another process")
 
-    monkeypatch.setattr(PrivateFolder, "removeFolder", held)
+    monkeypatch.setattr(temporary, "remove_folder", held)
     press_and_wait(panel)
     (left,) = panel.logic._undeleted
     assert left.is_dir() and "could not be removed yet" in panel.ui.logEdit.plainText and panel.widget._card is None
-    monkeypatch.setattr(PrivateFolder, "removeFolder", real)
+    monkeypatch.setattr(temporary, "remove_folder", real)
     press_and_wait(panel)
     assert not left.exists() and panel.logic._undeleted == []
 

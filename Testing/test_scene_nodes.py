@@ -27,7 +27,7 @@ from harness.fixtures import (  # noqa: F401
     truth,
 )
 from harness.terminology import terminology
-from SAUNetPanel import PrivateFolder, Result, SceneNodes
+from SAUNetPanel import Result, SceneNodes
 from SAUNetPanel.Cards import PanelError
 
 from SAUNetLib.anatomy import classes, encodings, named_structure, structures
@@ -1151,20 +1151,3 @@ def test_a_term_that_several_structures_share_names_none_of_them():
 def test_terminology_file_is_made_from_the_anatomy():
     path = ROOT / "Resources" / "SegmentationCategoryTypeModifier-SAUNet.term.json"
     assert json.loads(path.read_text(encoding="utf-8")) == terminology()
-
-
-def test_private_folder_is_private_and_leftovers_of_the_dead_are_removed(scene):  # noqa: F811
-    own = PrivateFolder.makePrivateFolder()
-    ancient = own.with_name(f"saunet-panel-{os.getpid()}-ancient")  # its process's number is in use again
-    ancient.mkdir()
-    os.utime(ancient, (0, 0))
-    assert os.name == "nt" or stat.S_IMODE(own.stat().st_mode) == 0o700
-    dead = own.with_name("saunet-panel-999999999-abc")
-    dead.mkdir()
-    (dead / "volume.nrrd").write_bytes(b"x")
-    foreign = own.with_name("saunet-panel-notes")
-    foreign.mkdir()
-    assert sorted(PrivateFolder.removeLeftovers()) == sorted([dead, ancient])
-    assert own.is_dir() and foreign.is_dir() and not dead.exists() and not ancient.exists()
-    PrivateFolder.removeFolder(own)
-    foreign.rmdir()

@@ -22,10 +22,11 @@ import yaml
 from harness.fixtures import MODULE, ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from SAUNetPanel import Bundle, PrivateFolder
+from SAUNetPanel import Bundle
 from SAUNetPanel.Cards import PanelError
 
 from SAUNetLib import bundle
+from SAUNetLib.formats import temporary
 
 SHIPPED = sorted([*(ROOT / "SAUNetLib").rglob("*.py"), *MODULE.rglob("*.py"), ROOT / "run.py"])
 UNPICKLING = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
@@ -149,10 +150,10 @@ def test_a_manifest_that_unpacks_without_end_is_not_read_whole(tmp_path, monkeyp
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 def test_temporary_folders_are_closed_to_others(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    private = PrivateFolder.makePrivateFolder()
+    private = temporary.make_folder()
     with tempfile.TemporaryDirectory() as other:
         modes = {stat.S_IMODE(folder.stat().st_mode) for folder in (private, Path(other))}
-    PrivateFolder.removeFolder(private)
+    temporary.remove_folder(private)
     assert modes == {0o700} and list(tmp_path.iterdir()) == []
 
 

@@ -26,7 +26,7 @@ from SAUNetLib.batch_journal import Batch, RunStart
 from SAUNetLib.cli import main
 from SAUNetLib.command import run_command, tool
 from SAUNetLib.errors import InputError, UsageError
-from SAUNetLib.formats import atomic, itk
+from SAUNetLib.formats import atomic, itk, temporary
 from SAUNetLib.formats.atomic import check_writable, same_place, write_beside, write_together
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume, write_volume
@@ -65,7 +65,11 @@ def windows(tmp_path, monkeypatch):
 
     kernel = SimpleNamespace(GetShortPathNameW=short)
     monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
-    monkeypatch.setattr(itk, "sys", SimpleNamespace(platform="win32", stderr=sys.stderr))
+    here = SimpleNamespace(platform="win32", stderr=sys.stderr, version_info=sys.version_info)
+    for module in (itk, temporary):
+        monkeypatch.setattr(module, "sys", here)
+    monkeypatch.setattr(temporary, "process_lives", lambda _pid: True)
+    monkeypatch.setattr(temporary, "_closes_folders", lambda: True)
     given = []
     for name, place in (("ReadImage", 0), ("WriteImage", 1)):
         plain = getattr(sitk, name)
@@ -140,8 +144,8 @@ def test_the_folder_for_copies_has_a_plain_name_too(image, no_short_names, tmp_p
         monkeypatch.setenv(name, str(tmp_path / name))
     (tmp_path / places[-1]).mkdir()
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(image.parent))
-    kept, made = itk._folder_in, []
-    monkeypatch.setattr(itk, "_folder_in", lambda place: made.append(kept(place)) or made[-1])
+    kept, made = temporary._folder_in, []
+    monkeypatch.setattr(temporary, "_folder_in", lambda place: made.append(kept(place)) or made[-1])
     write_volume(read_volume(image), image.with_suffix(".mha"))
     assert len(made) == 2 and {one.parent for one in made} == {tmp_path / places[-1]}
     assert len({one.name for one in made}) == 2 and list((tmp_path / places[-1]).iterdir()) == []
@@ -149,8 +153,15 @@ def test_the_folder_for_copies_has_a_plain_name_too(image, no_short_names, tmp_p
 
 def test_a_copy_that_a_virus_scanner_looks_at_is_read_and_goes_away_later(image, no_short_names, monkeypatch):
     remove, tries = shutil.rmtree, []
-    monkeypatch.setattr(shutil, "rmtree", lambda *args, **more: len(tries) < 3 or remove(*args, **more))
-    monkeypatch.setattr(itk, "time", SimpleNamespace(sleep=tries.append))
+
+    def held(*args, **more):
+        if len(tries) < 3:
+            raise PermissionError(13, "used by another process")
+        remove(*args, **more)
+
+    monkeypatch.setattr(shutil, "rmtree", held)
+    clock = SimpleNamespace(sleep=tries.append, monotonic=lambda: 0.0, time=lambda: 0.0)
+    monkeypatch.setattr(temporary, "time", clock)
     assert read_volume(image).voxels.shape == (5, 40, 30) and len(tries) == 3
 
 
@@ -187,7 +198,7 @@ def test_voxels_in_a_file_of_their_own_are_read_with_their_header(
 
 
 def test_plain_names_stay_as_they_are(windows, tmp_path):
-    assert itk.short_name(tmp_path) == tmp_path
+    assert temporary.short_name(tmp_path) == tmp_path
 
 
 WORKER = """

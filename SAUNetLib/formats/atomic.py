@@ -16,6 +16,7 @@ from pathlib import Path
 from ..errors import UsageError
 from . import itk
 from .endings import SEGMENTS
+from .temporary import short_name
 
 PATIENCE_S = 5.0
 """How long Windows may refuse: a virus scanner or a synchronised folder soon lets go of a new file."""
@@ -123,7 +124,7 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
     temporary = target.with_name(name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = itk.short_name(target.parent) / name
+        temporary = short_name(target.parent) / name
         yield temporary
         if target.exists():
             with suppress(OSError):  # not every file system knows of rights

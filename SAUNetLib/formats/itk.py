@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import secrets
 import shutil
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..errors import InputError
+from .temporary import short_name, temporary_folder
 
 _lock = threading.Lock()
 _STORED = re.compile(rb"^(ElementDataFile[ \t]*=|data ?file:)[^\r\n]*", re.MULTILINE | re.IGNORECASE)
@@ -29,20 +26,6 @@ def is_name(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def short_name(path: Path) -> Path:
-    """A name of a file or folder that exists in letters that ITK can open it by.
-
-    On Windows ITK takes names in the process's code page, which for Python is not UTF-8: it finds no folder of a user
-    with an umlaut (SimpleITK/SimpleITK#795). The short name that Windows keeps beside the long one is ASCII; where a
-    drive keeps none, the path stays as it is.
-    """
-    if sys.platform != "win32" or str(path).isascii():
-        return path
-    buffer = ctypes.create_unicode_buffer(32768)  # the longest path of all
-    ctypes.windll.kernel32.GetShortPathNameW(str(path), buffer, len(buffer))
-    return Path(buffer.value or path)
 
 
 @contextmanager
@@ -64,7 +47,7 @@ def readable(path: Path, ending: str = "", voxels: Path | None = None) -> Iterat
             return
     with ExitStack() as stack:
         try:
-            place = stack.enter_context(_plain_folder()) / f"image{ending}"
+            place = stack.enter_context(temporary_folder()) / f"image{ending}"
             if voxels is None:
                 _lend(path, place)
             else:
@@ -85,40 +68,9 @@ def writable(path: Path) -> Iterator[Path]:
     if sys.platform != "win32" or str(path).isascii():
         yield path
         return
-    with _plain_folder() as folder:
+    with temporary_folder() as folder:
         yield folder / path.name
         shutil.copyfile(folder / path.name, path)
-
-
-@contextmanager
-def _plain_folder() -> Iterator[Path]:
-    """A temporary folder whose name ITK takes, for this user alone."""
-    folder = _make_folder()
-    try:
-        yield folder
-    finally:
-        for _ in range(50):  # five seconds for a virus scanner to let go of what was in it
-            shutil.rmtree(folder, ignore_errors=True)
-            if sys.platform != "win32" or not folder.exists():
-                break
-            time.sleep(0.1)
-
-
-def _make_folder() -> Path:
-    places = [short_name(Path(tempfile.gettempdir()))]
-    if sys.platform == "win32" and not str(places[0]).isascii():
-        common = (os.environ.get(name, "") for name in ("PUBLIC", "PROGRAMDATA"))
-        places[:0] = [Path(place) for place in common if place and place.isascii()]
-    for place in places[:-1]:
-        with suppress(OSError):
-            return _folder_in(place)
-    return _folder_in(places[-1])
-
-
-def _folder_in(place: Path) -> Path:
-    folder = place / f"saunet-{secrets.token_hex(6)}"  # where Windows permits none, tempfile tries two billion names
-    folder.mkdir(0o700)  # heeded by Windows from Python 3.11.10 and 3.12.4 on
-    return folder
 
 
 def _lend(path: Path, place: Path) -> None:

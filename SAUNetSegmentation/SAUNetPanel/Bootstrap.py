@@ -15,7 +15,9 @@ import sys
 def main() -> None:
     """Arguments: the folder to import from, the module to run."""
     folder, module = sys.argv[1:3]
-    faulthandler.enable()  # a crash says where it was; the launcher would tell it from no other end by a signal
+    # A crash says where it was; the launcher would tell it from no other end by a signal. To a stream of its own: while
+    # ITK reads, the usual one leads nowhere.
+    faulthandler.enable(os.dup(2))
     if hasattr(os, "setsid"):
         with contextlib.suppress(PermissionError):  # it leads a group already
             os.setsid()

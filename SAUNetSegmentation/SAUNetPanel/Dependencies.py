@@ -22,9 +22,10 @@ from slicer.i18n import tr as _
 
 from SAUNetLib import __version__
 from SAUNetLib.errors import ModelError, SAUNetError, UsageError
+from SAUNetLib.formats import temporary
 from SAUNetLib.model_card import ModelCard, find_model, keep_model, model_names
 
-from . import Console, PrivateFolder
+from . import Console
 from .Bundle import openBundle
 from .Cards import PanelError
 from .Report import withoutPaths
@@ -205,14 +206,14 @@ class Dependencies:
     def _privateFolder(self) -> Any:
         """A folder for the time of an installation; that it cannot be removed does not undo what was installed."""
         try:
-            folder = PrivateFolder.makePrivateFolder()
+            folder = temporary.make_folder()
         except OSError as error:
             raise PanelError("INSTALL_FAILED", _("No temporary folder could be made.")) from error
         try:
             yield folder
         finally:
             try:
-                PrivateFolder.removeFolder(folder)
+                temporary.remove_folder(folder)
             except OSError as error:
                 self.log.emit(_("The temporary folder could not be removed yet: {error}").format(error=error))
 

@@ -14,9 +14,9 @@ from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import parameterNodeWrapper
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
+from SAUNetLib.formats import temporary
 from SAUNetLib.stages import done
 
-from . import PrivateFolder
 from .Cards import Card, PanelError, cardOf
 from .EngineProcess import EngineProcess
 from .Result import isEdited, isResult, shownFrame, state
@@ -180,7 +180,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._run: list[Any] = []  # what became of it: the node or the card
         self._agreed: tuple[str, str | None] | None = None  # state of the edited segmentation that may be replaced
         self._warnings: list[dict[str, str]] = []
-        PrivateFolder.removeLeftovers()
+        temporary.remove_leftovers()
 
     def getParameterNode(self) -> SAUNetParameterNode:
         """The scene's parameters of this module."""
@@ -255,7 +255,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._removeFolder()
         try:
             self.nodes.check(volumeNode)
-            self._folder = PrivateFolder.makePrivateFolder()
+            self._folder = temporary.make_folder()
             self.nodes.writeVolume(volumeNode, self._folder / "volume.nrrd")
         except PanelError as error:
             self._fail(error.card)
@@ -359,7 +359,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._folder = None
         for folder in folders:
             try:
-                PrivateFolder.removeFolder(folder)
+                temporary.remove_folder(folder)
             except OSError as error:
                 self._undeleted.append(folder)
                 self.log.emit(_("The temporary folder could not be removed yet: {error}").format(error=error))

@@ -1,0 +1,158 @@
+"""Temporary folders for this user alone, under names that ITK takes; those of processes that died can be removed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+PATIENCE_S = 5.0
+"""How long Windows may refuse: a process that ends, or a virus scanner, lets go of a file soon."""
+LONGEST_RUN_S = 24 * 3600
+"""A folder that is older was left behind, though its process's number may be in use again."""
+_NAME = re.compile(r"saunet-(?:panel-)?(\d{1,9})-\w+")
+"""With the number of the process that made it; earlier versions of the panel wrote its name, too."""
+
+
+def short_name(path: Path) -> Path:
+    """A name of a file or folder that exists in letters that ITK can open it by.
+
+    On Windows ITK takes names in the process's code page, which for Python is not UTF-8: it finds no folder of a user
+    with an umlaut (SimpleITK/SimpleITK#795). The short name that Windows keeps beside the long one is ASCII; where a
+    drive keeps none, the path stays as it is.
+    """
+    if sys.platform != "win32" or str(path).isascii():
+        return path
+    buffer = ctypes.create_unicode_buffer(32768)  # the longest path of all
+    ctypes.windll.kernel32.GetShortPathNameW(str(path), buffer, len(buffer))
+    return Path(buffer.value or path)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder of `make_folder` for the time of the block."""
+    if sys.platform == "win32":  # elsewhere no copies come to lie there
+        remove_leftovers()
+    folder = make_folder()
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            remove_folder(folder)
+
+
+def make_folder() -> Path:
+    """A new folder that only this user can enter (0700). Its name carries this process's number.
+
+    Raises:
+        OSError: no place takes one.
+    """
+    *others, last = _places()
+    for place in others:
+        with suppress(OSError):
+            return _folder_in(place)
+    return _folder_in(last)
+
+
+def _places() -> list[Path]:
+    """Where to make folders: the system's place, and before it those with plain names where it has none."""
+    places = [short_name(Path(tempfile.gettempdir()))]
+    if sys.platform == "win32" and not str(places[0]).isascii() and _closes_folders():
+        common = (os.environ.get(name, "") for name in ("PUBLIC", "PROGRAMDATA"))
+        places[:0] = [Path(place) for place in common if place and place.isascii()]
+    return places
+
+
+def _closes_folders() -> bool:
+    """Whether Python heeds the mode of a new folder on Windows, where all users share the places with plain names."""
+    return sys.version_info >= (3, 12, 4) or (3, 11, 10) <= sys.version_info < (3, 12)
+
+
+def _folder_in(place: Path) -> Path:
+    # Where Windows permits none, tempfile tries two billion names.
+    folder = place / f"saunet-{os.getpid()}-{secrets.token_hex(6)}"
+    folder.mkdir(0o700)
+    return folder
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all it holds; on Windows also what is marked as read-only or still open for a moment.
+
+    Raises:
+        OSError: it could not be removed.
+    """
+
+    def writable(function: Callable[..., Any], path: str, failure: Any) -> None:
+        if function not in (os.unlink, os.rmdir):  # a folder that cannot be read
+            raise failure if isinstance(failure, BaseException) else failure[1]
+        Path(path).chmod(stat.S_IRWXU)
+        function(path)
+
+    handler: dict[str, Any] = {"onexc" if sys.version_info >= (3, 12) else "onerror": writable}
+    until = time.monotonic() + PATIENCE_S
+    while folder.exists():
+        try:
+            shutil.rmtree(folder, **handler)
+        except OSError:
+            if sys.platform != "win32" or time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
+
+
+def remove_leftovers() -> list[Path]:
+    """Remove the folders of this user whose processes are gone, such as after a crash.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for folder in (found for place in _places() for found in place.glob("saunet-*")):
+        match = _NAME.fullmatch(folder.name)
+        if match is None or folder.is_symlink() or not folder.is_dir():
+            continue
+        try:
+            about = folder.stat()
+            if hasattr(os, "getuid") and about.st_uid != os.getuid():
+                continue
+            if process_lives(int(match[1])) and time.time() - about.st_mtime < LONGEST_RUN_S:
+                continue
+            remove_folder(folder)
+        except OSError:
+            continue  # another instance is about it, too
+        removed.append(folder)
+    return removed
+
+
+def process_lives(pid: int) -> bool:
+    """Whether a process of this number exists."""
+    if sys.platform == "win32":  # os.kill would end it there
+        return _lives_on_windows(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _lives_on_windows(pid: int) -> bool:
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined]
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    handle = ctypes.c_void_p(kernel.OpenProcess(0x1000, False, pid))  # PROCESS_QUERY_LIMITED_INFORMATION
+    if not handle:
+        return ctypes.get_last_error() == 5  # type: ignore[attr-defined]  # ERROR_ACCESS_DENIED: another user's
+    code = ctypes.c_ulong()
+    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel.CloseHandle(handle)
+    return code.value == 259  # STILL_ACTIVE
