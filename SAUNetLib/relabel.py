@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from .formats.atomic import check_writable, same_place, write_together
 from .formats.endings import SEGMENTATIONS, TABLES
 from .formats.places import check_places
 from .formats.segmentations import CORD, read_segmentation, write_segmentation, write_table
-from .segmentation import Segmentation, count_labels
+from .segmentation import Notice, Segmentation, count_labels
 
 
 def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segmentation:
@@ -50,10 +51,36 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
         labels=labels,
         partial=frozenset(_moved(value, table) for value in segmentation.partial),
         provenance={**kept, "relabelled": f"{earlier}; {changes}" if earlier else changes},
-        # The user knows.
-        confidence={new: 1.0 for new in count_labels(labels) if _whole(segmentation, new) in table.values()},
-        warnings=tuple(notice for notice in segmentation.warnings if not notice.about_levels and notice.code != CORD),
+        confidence=_confidence(segmentation, wanted, table),
+        warnings=tuple(
+            Notice(notice.code, _renamed(notice.text, table))
+            for notice in segmentation.warnings
+            if not notice.about_anchor and notice.code != CORD
+        ),
     )
+
+
+def _confidence(segmentation: Segmentation, wanted: Mapping[int, int], table: Mapping[int, int]) -> dict[int, float]:
+    """By new label value: sure where the user knows, and elsewhere as sure as the count from there is.
+
+    Confidences that the count passed with differ by the doubts between two structures, whatever they were counted from.
+    """
+    before = segmentation.confidence
+    result = {}
+    for old in count_labels(segmentation.labels):
+        whole = _whole(segmentation, old)
+        if whole in table:
+            own = before.get(old, 1.0)
+            known = [before.get(value, 1.0) for value in wanted]
+            sure = max(min(own, one) / max(own, one, 1e-9) for one in known)
+            result[_moved(old, table)] = round(sure, 3)
+    return result
+
+
+def _renamed(text: str, table: Mapping[int, int]) -> str:
+    """A notice with the levels' new names."""
+    names = {structures()[old].level: structures()[new].level for old, new in table.items()}
+    return re.sub(r"\b[CTL]\d+(?:/[TLS]\d+)?\b", lambda match: names.get(match[0], match[0]), text)
 
 
 def relabel_file(

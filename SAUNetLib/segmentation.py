@@ -28,16 +28,31 @@ class Notice:
 
     @property
     def about_levels(self) -> bool:
-        """Whether it speaks of the names of levels, which three classes have not and a correction replaces."""
+        """Whether it speaks of the names of levels, which three classes have not."""
         return self.code.startswith(("LEVELS_", "TRANSITIONAL", "TOO_MANY_VERTEBRAE", "VERTEBRA_SMALL"))
+
+    @property
+    def about_anchor(self) -> bool:
+        """Whether it speaks of what the names were counted from, which one who states a name replaces."""
+        return self.code in ("LEVELS_ASSUMED", "LEVELS_DOUBTFUL", "TRANSITIONAL", "TOO_MANY_VERTEBRAE")
 
 
 KEPT_IN_NIFTI = {
-    "LEVELS_ASSUMED": "When this was segmented, the names of levels were assumed, not stated.",
-    "LEVELS_DOUBTFUL": "When this was segmented, the names of levels were only the most likely ones.",
-    "HEAD_AND_FEET": "When this was segmented, the image seemed to be stored upside down, so that levels are wrong.",
+    "FRONT_AND_BACK": ("BACK", "the image's front and back seemed to be swapped, so that much is wrong."),
+    "HEAD_AND_FEET": ("HEAD_AND_FEET", "the image seemed to be stored upside down, so that levels are wrong."),
+    "LEVELS_ASSUMED": ("LEVELS_ASSUMED", "the names of levels were assumed, not stated."),
+    "LEVELS_DOUBTFUL": ("LEVELS_DOUBTFUL", "the names of levels were only the most likely ones."),
+    "TRANSITIONAL": ("TRANS", "something spoke for another number of lumbar vertebrae than five."),
+    "SIZES_UNUSUAL": ("SIZES", "the sizes were not an adult's; the voxel size may be wrong."),
+    "LEVELS_LOW": ("LOW", "two levels were so low that they may be one, and the names beyond one off."),
+    "LEVELS_TALL": ("TALL", "a disc was so thick that it may hold a vertebra, and the names beyond be one off."),
+    "VERTEBRA_SMALL": ("SMALL", "far less was found of a vertebra than of those beside."),
+    "DISC_MISSING": ("MISSING", "a disc was not found and its vertebrae were told apart by their height."),
+    "PIECES_APART": ("APART", "bone or canal lay apart from the spine, as in a ghost of it, and got no label."),
 }
-"""Notices of which a NIfTI file, which has no room for texts, keeps the codes; and what is then read."""
+"""Notices of which a NIfTI file, which has no room for texts, keeps a word; and what is said when it is read."""
+_DESCRIPTION = 79
+"""Bytes of a NIfTI file's field ``descrip``, without the zero at its end."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +71,25 @@ class StructureRow:
 
 def short_description(encoding: str, model: str, codes: Iterable[str]) -> str:
     """What a NIfTI file's field ``descrip`` (80 bytes) says of a label map: encoding, doubts, model."""
-    parts = [
-        f"SAUNet {encoding}",
-        " ".join(code for code in KEPT_IN_NIFTI if code in set(codes)),
-        model.partition(";")[0],
-    ]
-    return "; ".join(filter(None, parts))[:79]
+    said = set(codes)
+    words = [word for code, (word, _) in KEPT_IN_NIFTI.items() if code in said]
+    while words and len(f"SAUNet {encoding}; {' '.join(words)}") > _DESCRIPTION:
+        words.pop()
+    return "; ".join(filter(None, [f"SAUNet {encoding}", " ".join(words), model.partition(";")[0]]))[:_DESCRIPTION]
 
 
-def parse_short_description(description: str) -> tuple[str, tuple[str, ...], str]:
-    """The encoding, the codes of `KEPT_IN_NIFTI` and the model that a `short_description` names; of others nothing."""
+def parse_short_description(description: str) -> tuple[str, tuple[Notice, ...], str]:
+    """Encoding, notices of `KEPT_IN_NIFTI` and model that a `short_description` names; of others nothing."""
     encoding, *rest = (part.strip() for part in description.split(";"))
     if not encoding.startswith("SAUNet "):
         return "", (), ""
-    codes = tuple(code for code in KEPT_IN_NIFTI if rest and code in rest[0].split())
-    return encoding.removeprefix("SAUNet "), codes, "".join(rest[1:] if codes else rest)
+    words = rest[0].split() if rest else []
+    notices = tuple(
+        Notice(code, f"When this was segmented, {text}")
+        for code, (word, text) in KEPT_IN_NIFTI.items()
+        if word in words
+    )
+    return encoding.removeprefix("SAUNet "), notices, "".join(rest[1:] if notices else rest)
 
 
 @dataclass(frozen=True, eq=False)

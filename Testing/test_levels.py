@@ -343,6 +343,53 @@ def test_a_dark_band_through_a_body_is_told(spine: np.ndarray, whole: Levels) ->
     assert sure["L5"] == sure["L3"] == whole.confidence[value_of("L5")] and sure["L2"] == sure["T12"] <= sure["L3"] / 2
 
 
+def test_a_vertebra_that_was_taken_for_disc_is_told(spine: np.ndarray, whole: Levels) -> None:
+    """A collapsed one may vanish in the disc; then names above it are one off."""
+    damaged = flattened(spine, "L4", 6)
+    damaged[(damaged == value_of("L4")) & ~behind_the_canal(damaged)] = value_of("L4/L5")
+    result = named(damaged)
+    assert agreement(damaged, result.labels) < 0.7
+    (notice,) = [one for one in result.notices if one.code == "LEVELS_TALL"]
+    assert "L4/L5" in notice.text
+    sure = {level: result.confidence[value_of(level)] for level in ("L5", "L4", "L3")}
+    assert sure["L5"] == whole.confidence[value_of("L5")] and sure["L4"] == sure["L3"] <= sure["L5"] / 2
+    assert "LEVELS_TALL" not in codes(whole)
+
+
+def test_names_above_a_small_body_are_less_sure(spine: np.ndarray, whole: Levels) -> None:
+    damaged = CLASS_OF[spine]
+    body = (spine == value_of("L3")) & ~behind_the_canal(spine)
+    damaged[:4][body[:4]] = damaged[-5:][body[-5:]] = 0
+    damaged[:, :, :60][body[:, :, :60]] = 0
+    result = name_structures(stack_of(damaged))
+    assert "VERTEBRA_SMALL" in codes(result)
+    sure = {level: result.confidence[value_of(level)] for level in ("L4", "L3", "L2")}
+    assert sure["L4"] == sure["L3"] == whole.confidence[value_of("L4")] and sure["L2"] == sure["L4"] / 2
+
+
+@pytest.mark.parametrize("factor, words", [(1.0, ""), (1.5, "50% larger"), (0.7, "30% smaller")])
+def test_a_wrong_voxel_size_is_told(phantom: SagittalStack, factor: float, words: str) -> None:
+    sized = replace(phantom, pixel=(phantom.pixel[0] * factor, phantom.pixel[1] * factor))
+    result = name_structures(sized.with_slices(CLASS_OF[phantom.slices]))
+    told = [notice.text for notice in result.notices if notice.code == "SIZES_UNUSUAL"]
+    assert len(told) == bool(words)
+    number = int(words[:2]) if words else 0
+    assert all(words[3:] in text and abs(int(text.split("%")[0].split()[-1]) - number) < 25 for text in told), told
+
+
+@pytest.mark.parametrize("shift", [-95, 95])
+def test_a_ghost_of_the_spine_is_no_part_of_it(spine: np.ndarray, shift: int) -> None:
+    truth = np.pad(spine, ((0, 0), (0, 0), (100, 100)))
+    ghost = np.roll(CLASS_OF[truth], shift, axis=2)
+    ghost[ghost == DISC] = 0  # too thin to show
+    ghost[:, : ghost.shape[1] // 2] = 0
+    clean, classes = named(truth), CLASS_OF[truth]
+    result = name_structures(stack_of(np.where(classes == 0, ghost, classes)))
+    assert codes(result) == [*codes(clean), "PIECES_APART"]
+    assert (result.labels[truth > 0] == clean.labels[truth > 0]).mean() > 0.99
+    assert (result.labels[(truth == 0) & (ghost > 0)] > 0).mean() < 0.1
+
+
 @pytest.mark.parametrize("change", ["oedema of L5", "an offset", "fall-off", "dark below in half"])
 def test_bone_of_another_brightness_is_bone(spine: np.ndarray, change: str) -> None:
     image = np.full(spine.shape, 100.0) + np.random.default_rng(2).normal(0, 5, spine.shape)
@@ -716,7 +763,8 @@ def test_counting_starts_at_lowest(spine: np.ndarray, whole: Levels, lowest: str
     assert order == expected
     for old, new in zip(BLOCK_VERTEBRAE, expected, strict=True):
         assert ((whole.labels == value_of(old)) == (result.labels == value_of(new))).all()
-    assert codes(result) == [] and lowest.upper() in result.anchor
+    assert set(codes(result)) <= {"SIZES_UNUSUAL"} and lowest.upper() in result.anchor
+    assert ("SIZES_UNUSUAL" in codes(result)) == (lowest.upper() in ("T3", "T12"))  # no such level is as high
     assert set(result.confidence.values()) == {1.0}
 
 
@@ -754,7 +802,7 @@ def test_nothing_above_c1(spine: np.ndarray) -> None:
 
 def test_no_disc_above_c2(spine: np.ndarray) -> None:
     """As many vertebrae as there are names, but a disc too many."""
-    assert codes(named(spine, lowest="T1")) == []
+    assert codes(named(spine, lowest="T1")) == ["SIZES_UNUSUAL"]
     result = named(spine, lowest="C7")
     (notice,) = [one for one in result.notices if one.code == "TOO_MANY_VERTEBRAE"]
     assert "1 disc would lie beyond" in notice.text and "C1" in levels_in(result.labels)

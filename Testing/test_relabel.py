@@ -129,6 +129,25 @@ def test_the_lowest_vertebra_may_turn_out_to_be_the_sacrum():
     ]
 
 
+@pytest.mark.parametrize("stated, sure", [({"L5": "L4"}, (1.0, 1.0, 0.5, 0.5)), ({"L3": "L2"}, (0.5, 0.5, 1.0, 1.0)),
+                                          ({"L5": "L5", "L3": "L3"}, (1.0,) * 4)])  # fmt: skip
+def test_doubts_of_the_count_stay_where_a_name_is_stated(stated, sure):
+    """Whoever names L5 knows no more of what lies beyond a disc that may be a dark band."""
+    before = line("L3", "L3/L4", "L4", "L5")
+    before = Segmentation(
+        before.labels, before.geometry, confidence={43: 0.4, 94: 0.4, 44: 0.8, 45: 0.8},
+        warnings=(Notice("LEVELS_LOW", "L3 and L4 are little more than half as high."), Notice("TRANSITIONAL", "L6?")),
+    )  # fmt: skip
+    after = relabel(before, stated)
+    moved = {"L5": "L2 and L3", "L3": "L2 and L3"}.get(next(iter(stated)) if len(stated) == 1 else "", "L3 and L4")
+    assert [(notice.code, notice.text[: len(moved)]) for notice in after.warnings] == [("LEVELS_LOW", moved)]
+    assert tuple(after.confidence[value] for value in sorted(after.confidence, reverse=True) if value < 60) == (
+        sure[0],
+        sure[0],
+        sure[2],
+    )
+
+
 def test_the_rest_of_the_result_follows():
     before = line("L4", "L4/L5", "L5")
     before = Segmentation(

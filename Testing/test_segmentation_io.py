@@ -34,7 +34,7 @@ from SAUNetLib.formats.atomic import check_writable
 from SAUNetLib.formats.endings import SEGMENTATIONS, TABLES, VOLUMES
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation, write_table
 from SAUNetLib.relabel import relabel_file
-from SAUNetLib.segmentation import Notice, Segmentation
+from SAUNetLib.segmentation import KEPT_IN_NIFTI, Notice, Segmentation
 from SAUNetLib.volume import Geometry, to_sitk
 
 GRIDS = {
@@ -383,6 +383,21 @@ def test_a_nifti_file_keeps_that_names_are_in_doubt(tmp_path: Path, whole: Segme
     assert not read_segmentation(relabel_file(tmp_path / "s.nii.gz", {"L4": "L4"}) and tmp_path / "s.nii.gz").warnings
     write_segmentation(replace(whole, warnings=()), tmp_path / "s.nii.gz")
     assert not read_segmentation(tmp_path / "s.nii.gz").warnings
+
+
+def test_a_nifti_file_keeps_every_doubt_that_a_label_map_may_have(tmp_path: Path, whole: Segmentation) -> None:
+    codes = ["FRONT_AND_BACK", "SIZES_UNUSUAL", "LEVELS_LOW", "LEVELS_TALL", "VERTEBRA_SMALL", "DISC_MISSING",
+             "PIECES_APART"]  # fmt: skip
+    one = replace(whole, warnings=tuple(Notice(code, "text") for code in codes), provenance={"model": "m 1.0"})
+    write_segmentation(one, tmp_path / "s.nii.gz")
+    got = read_segmentation(tmp_path / "s.nii.gz")
+    assert [notice.code for notice in got.warnings] == codes and got.provenance["model"] == "m 1.0"
+    relabel_file(tmp_path / "s.nii.gz", {"L4": "L5"})
+    assert [notice.code for notice in read_segmentation(tmp_path / "s.nii.gz").warnings] == codes
+    told = tuple(Notice(code, "text") for code in KEPT_IN_NIFTI)
+    write_segmentation(replace(one, warnings=told), tmp_path / "s.nii.gz")
+    got = [notice.code for notice in read_segmentation(tmp_path / "s.nii.gz").warnings]
+    assert got == list(KEPT_IN_NIFTI)[: len(got)] and len(got) >= 6  # as many as its 80 bytes hold
 
 
 def test_a_nifti_file_keeps_that_its_image_was_upside_down(tmp_path: Path, whole: Segmentation) -> None:

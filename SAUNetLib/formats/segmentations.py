@@ -37,7 +37,7 @@ from ..anatomy import (
     tag_text,
 )
 from ..errors import InputError
-from ..segmentation import KEPT_IN_NIFTI, Notice, Segmentation, StructureRow, count_labels, parse_short_description
+from ..segmentation import Notice, Segmentation, StructureRow, count_labels, parse_short_description
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
@@ -186,8 +186,8 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
     labels, notices, encoding_now = _in_our_values(as_labels(volume.voxels, path.name))
-    stated, codes, model = parse_short_description(fields.get("descrip", ""))
-    notices += tuple(Notice(code, KEPT_IN_NIFTI[code]) for code in codes)
+    stated, kept, model = parse_short_description(fields.get("descrip", ""))
+    notices += kept
     encoding = encoding_now or _encoding(labels, fields.get(ENCODING) or stated, usual, path.name)
     read = _segmentation(labels, volume.geometry, encoding, ({KEY + "model": model} if model else {}) | fields)
     return replace(read, warnings=read.warnings + notices)

@@ -9,12 +9,14 @@ import cc3d
 import numpy as np
 
 from .bodies import NO_BODY, Chain
-from .fast_marching import FARTHEST_ARCH
 from .grid import Grid, Voxels
 from .level_axis import VoxelLocations
 
 _DEEPEST_BODY = 50.0
 """What lies wholly farther in front of the canal than this many mm is bone of the chest or none."""
+_BEHIND_ALL, _BEHIND_MEAN = 45.0, 62.0
+"""What lies wholly behind the first and in the mean behind the second is no arch but a ghost's: in 47 volumes nothing
+lies wholly behind the first."""
 _PROCESS_DEPTH = 14.0
 """Behind this many mm of the canal's anterior border there are laminae and processes only."""
 _SPINOUS_DEPTH = 20.0
@@ -143,7 +145,8 @@ def _component(
         voxel: volume of one, mm3.
         spacing_mm: usual height of a level, at the top and at the bottom.
     """
-    if locations.depth.max() < -_DEEPEST_BODY or locations.depth.min() > FARTHEST_ARCH:
+    far_behind = locations.depth.min() > _BEHIND_ALL and locations.depth.mean() > _BEHIND_MEAN
+    if locations.depth.max() < -_DEEPEST_BODY or far_behind:
         return _Component(own, NO_BODY)
     volume = len(own) * voxel
     behind = locations.depth > _PROCESS_DEPTH

@@ -21,7 +21,7 @@ _WALL_DEPTH = -5.0
 """Waves start from the bodies' voxels behind this many mm (relative to the canal's anterior border)."""
 _FRONT_DEPTH = -15.0
 """In front of this many mm no arch can be: there is no place to be told (chosen)."""
-FARTHEST_ARCH = 90.0
+_FARTHEST_ARCH = 90.0
 """Nor farther behind the canal's anterior border than this, mm."""
 _BACKGROUND_SLOWNESS, _DISC_SLOWNESS = 4.0, 12.0
 """How many times as long as through bone a wave takes through background, and through discs and canal (chosen)."""
@@ -82,7 +82,7 @@ class _Medium:
         points = grid.positions(np.ones(shape, bool))
         depth = column.depth(points)
         place = np.full(len(points), np.nan, np.float32)
-        near = (depth > _FRONT_DEPTH) & (depth < FARTHEST_ARCH)
+        near = (depth > _FRONT_DEPTH) & (depth < _FARTHEST_ARCH)
         place[near] = axis.place(points[near])
         depth = depth.reshape(shape)
         vertebra = grid.classes == VERTEBRA

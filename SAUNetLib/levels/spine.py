@@ -14,6 +14,11 @@ from .fast_marching import assign_by_arrival
 from .grid import WORKING_MM, Grid, Voxels
 from .wall import find_column
 
+_CANAL_MM = (-30.0, 45.0)
+"""A component of the canal lies so far behind its anterior border in the mean; others are ghosts: all are within 14 mm
+of a canal's half width in 47 volumes."""
+_SAMPLE = 500
+"""About so many of its voxels tell where it lies."""
 _TRACE_MM2 = 15.0
 """A slice that shows no more of a vertebra shows a trace of it (chosen)."""
 _RIM, _RIM_MM = 0.05, 12.0
@@ -33,6 +38,7 @@ class Spine:
         number: (N,) int16, number of the vertebra each belongs to, `NO_BODY` in what is none. Vertebra k lies above
             interface k; of -1 only the arch is seen, or it is C1.
         numbers: of the vertebrae that have voxels.
+        apart_mm3: of bone and canal that lie apart from it and belong to no structure, most of it a ghost's.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -45,6 +51,25 @@ class Spine:
         self.number = self._vertebrae()
         seen = np.flatnonzero(np.bincount(self.number - NO_BODY)) + NO_BODY
         self.numbers = frozenset(int(k) for k in seen if k > NO_BODY)
+        canal = np.flatnonzero(grid.classes == CANAL)
+        self._canal = canal[self._beside_bodies(canal)]
+        apart = len(canal) - len(self._canal) + np.count_nonzero(self.number == NO_BODY)
+        self.apart_mm3 = float(apart * grid.voxel)
+
+    def _beside_bodies(self, canal: np.ndarray) -> np.ndarray:
+        """Which of the canal's voxels (N,), by their places in the flattened classes, are no ghost's."""
+        component = self.grid.components.ravel()[canal]
+        numbers = np.unique(component)
+        if len(numbers) < 2:
+            return np.ones(len(canal), bool)
+        ghosts = []
+        for number in numbers:
+            own = canal[component == number]
+            own = own[:: max(1, len(own) // _SAMPLE)]
+            index = np.stack(np.unravel_index(own, self.grid.classes.shape), axis=1)
+            depth = float(self.column.depth(index * self.grid.spacing + self.grid.first).mean())
+            ghosts += [] if _CANAL_MM[0] < depth < _CANAL_MM[1] else [number]
+        return ~np.isin(component, ghosts)
 
     def _vertebrae(self) -> np.ndarray:
         """Numbers (N,) of the vertebrae's voxels."""
@@ -130,7 +155,8 @@ class Spine:
         for number, value in discs.items():
             of_disc[number] = value
         classes = self.grid.classes
-        labels = np.where(classes == CANAL, np.uint8(CANAL_VALUE), np.uint8(0))
+        labels = np.zeros(classes.shape, np.uint8)
+        labels.ravel()[self._canal] = CANAL_VALUE
         labels.ravel()[self.voxels.flat] = of_vertebra[self.number - NO_BODY]
         voxels = Voxels(self.grid, classes == DISC)
         labels.ravel()[voxels.flat] = of_disc[self._disc_numbers(voxels)]
