@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from builders import axis_orders, block_spine, geometry, labels_at, rotation, segmentation, volume
+from builders import SLICES_TO_LEFT, axis_orders, block_spine, geometry, labels_at, rotation, segmentation, volume
 from builders import points as builders_points
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -963,6 +963,26 @@ def test_a_section_with_an_empty_quarter_has_no_outline():
 def test_smoothing_keeps_straight_lines(start, slope, sigma):
     line = start + slope * np.arange(40.0)[:, None]
     assert np.abs(smooth(line, sigma) - line).max() < 1e-6
+
+
+@pytest.mark.parametrize("slip", [0.0, 10.0, 20.0])
+def test_a_slip_does_not_change_a_disc_s_heights(slip):
+    """Its mask fills the space between the endplates and is sheared with them."""
+    pixel, gap, bodies = 0.7, 10.0, (44, 45)
+    labels = np.zeros((11, 140, 160), np.uint8)
+    rows, columns = (np.arange(n) * pixel for n in labels.shape[1:])
+    row, column = np.meshgrid(rows, columns, indexing="ij")
+    for n, value in enumerate(bodies):
+        top = 15 + n * (27 + gap)
+        shift = 0.0 if n else -slip  # to the front
+        labels[:, (row > top) & (row < top + 27) & (np.abs(column - 40 - shift) < 17)] = value
+    share = (row - 42) / gap
+    labels[:, (row >= 42) & (row <= 42 + gap) & (np.abs(column - 40 + slip * (1 - share)) < 17)] = value_of("L4/L5")
+    labels[3:8, (np.abs(column - 68) < 7)] = 2
+    found = measure(Segmentation(labels, Geometry((160, 140, 11), (pixel, pixel, 4.0), (0, 0, 0), SLICES_TO_LEFT)))
+    disc = found.row("L4/L5").measures
+    assert [disc[name].value for name in HEIGHTS] == pytest.approx([gap] * 3, abs=0.8)
+    assert disc["slip_mm"].value == pytest.approx(slip, abs=1.0)
 
 
 def test_a_small_displacement_is_no_slip():

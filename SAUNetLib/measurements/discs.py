@@ -62,23 +62,21 @@ def neighbouring_endplates(value: int, landmarks: Landmarks) -> tuple[Endplate |
     return upper, lower
 
 
-def disc_frame(section: Section | None, above: Endplate, below: Endplate) -> AnatomicalFrame:
-    """The disc's own frame; for one too thin to have an outline, that half-way between the endplates beside it."""
-    if section is not None:
-        return section.frame
+def disc_frame(above: Endplate, below: Endplate) -> AnatomicalFrame:
+    """Half-way between the endplates beside a disc, whose own outline is sheared where a body has slipped."""
     return AnatomicalFrame.facing(
         (above.middle + below.middle) / 2, above.normal + below.normal, above.along + below.along
     )
 
 
 def _heights(section: Section | None, above: Endplate, below: Endplate) -> dict[str, Measure]:
-    """Heights from bone to bone along the normal of the disc's mid-plane, so that a slip does not lengthen them.
+    """Heights from bone to bone along the normal half-way between the endplates, so that a slip does not change them.
 
     Anterior, middle and posterior: between the corners and the middles of the endplates above and below. The disc's own
     mask is not measured: where a disc is narrowed, spurs and bulges widen it in front of and behind the bodies.
     """
     names = (*HEIGHTS, "disc_height_depth_ratio")
-    up = disc_frame(section, above, below).axes[2]
+    up = disc_frame(above, below).axes[2]
     values = [float((getattr(above, at) - getattr(below, at)) @ up) for at in ("front", "middle", "back")]
     ratio = (values[0] + values[2]) / (above.depth + below.depth)
     flags = _caveat(above, below) | (section.flags if section is not None else set())

@@ -187,7 +187,7 @@ class _MeasurementRun:
         if section is not None:
             return AnatomicalFrame(section.centre, section.frame.axes)
         above, below = neighbouring_endplates(value, self._landmarks)
-        return disc_frame(None, above, below) if above is not None and below is not None else None
+        return disc_frame(above, below) if above is not None and below is not None else None
 
     def _add_markups(self, value: int, level: str) -> None:
         """Corners and middles of a body, or the lines along which a disc's heights were taken."""
