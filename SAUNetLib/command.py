@@ -7,7 +7,6 @@ import contextlib
 import errno
 import io
 import json
-import os
 import re
 import signal
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
-from .process import prepare_process, signals_to
+from .process import complete_streams, prepare_process, signals_to
 
 BUG = "This is a bug: please report it with what --debug prints"
 
@@ -52,7 +51,7 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 2 usage, 3 input, 4 model, 5 memory, 6 cancelled, 1 a bug.
     """
-    _complete_streams()
+    complete_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug, as_json = "--debug" in arguments, "--json" in arguments
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
@@ -114,21 +113,6 @@ def _nobody_reads(error: Exception) -> bool:
     except OSError:
         return True
     return False
-
-
-def _complete_streams() -> None:
-    """Replace a missing stdout or stderr, with which a process may be started: its output is lost, nothing else fails.
-
-    Descriptors 0 to 2 must be taken, or the next file that is opened becomes stderr to the libraries.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process lives
 
 
 def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:

@@ -41,6 +41,10 @@ _SURE, _SURER = 0.75, 0.01
 spine it is sure in neither, and which is larger tells nothing."""
 
 
+_AMD_BFLOAT16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
+"""AMD's GPUs with matrix products in bfloat16: CDNA and, from the third on, RDNA."""
+
+
 def silent(stage: str, fraction: float) -> None:
     """The report of those who do not watch."""
 
@@ -74,22 +78,32 @@ class Engine:
             self._prepare(self._chosen)
             return []
         except (RuntimeError, MemoryError) as error:
-            failed = self._failed(self._chosen, error)
-            if self._chosen.type == "cpu" or (failed is None and not is_out_of_memory(error)):
+            if self._chosen.type == "cpu":
                 raise
+            failed = self._failed(error)
         self._prepare(torch.device("cpu"))
         self._stepped_down = True
         return [failed or MOVED_TO_CPU]
 
-    def _failed(self, device: torch.device, error: Exception) -> Notice | None:
-        """What to say of a GPU that failed otherwise than for want of memory and that nobody asked for, else None.
+    def _failed(self, error: Exception) -> Notice | None:
+        """What to say of a GPU that failed otherwise than for want of memory (None) and that nobody asked for.
 
         Such a one must not stop the work, whatever it lacks: a driver that was reset, kernels for so old a GPU in this
         build of PyTorch, an operation.
+
+        Raises:
+            UsageError: DEVICE, it was asked for.
         """
-        if not self._automatic or device.type == "cpu" or is_out_of_memory(error):
+        if is_out_of_memory(error):
             return None
         said = " ".join(str(error).split())[:120]
+        if not self._automatic:
+            raise UsageError(
+                "DEVICE",
+                f"the GPU failed ({said})",
+                "Restart the program; if that does not help, choose --device cpu, or install the PyTorch build for "
+                "your GPU",
+            ) from error
         return Notice("GPU_FAILED", f"The GPU failed ({said}); continued on the processor (slower).")
 
     def _prepare(self, device: torch.device) -> None:
@@ -110,6 +124,7 @@ class Engine:
 
         Raises:
             OutOfMemoryError: the processor's memory does not suffice either.
+            UsageError: DEVICE, the GPU that was asked for failed.
         """
         # The stack before did not fit; this one may.
         notices = self._ready() if self._stepped_down else []
@@ -119,9 +134,9 @@ class Engine:
                 notices += [FRONT_AND_BACK] if self._seems_turned(stack, found) else []
                 return found, tuple({one.code: one for one in notices}.values())  # of each kind what came last
             except (RuntimeError, MemoryError) as error:
-                failed = self._failed(self.device, error)
-                if failed is None and not is_out_of_memory(error):
+                if self.device.type == "cpu" and not is_out_of_memory(error):
                     raise
+                failed = self._failed(error)
             # Outside of the handler, which holds on to the memory that is short.
             notices.append(self._step_down(failed))
 
@@ -170,11 +185,17 @@ class Engine:
             return False
         image = stack.slices[number : number + 1]
         intensity, shape = Intensity.of(image), stack.working_shape(COARSER * self.model.card.pixel_mm)
-        both = np.concatenate((image, image[..., ::-1]))
-        scores = self.network.scores(self.network.rough(self._input(both, intensity, shape)))
-        best, kind = scores[..., : shape[0], : shape[1]].float().softmax(1).max(1)
-        sure = [float(one[there].mean()) if there.any() else 0.0 for one, there in zip(best, kind > 0, strict=True)]
+        sure = []
+        for one in (image, image[..., ::-1]):  # one after the other: where one slice fitted, this does
+            scores = self.network.scores(self.network.rough(self._input(one, intensity, shape)))
+            best, kind = scores[..., : shape[0], : shape[1]].float().softmax(1).max(1)
+            sure.append(float(best[kind > 0].mean()) if (kind > 0).any() else 0.0)
         return sure[1] > max(_SURE, sure[0] + _SURER)
+
+    def free_memory(self) -> None:
+        """Give back the GPU memory that is kept for the next stack: other programs, as Slicer's views, need it too."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _chunks(
         self, stack: SagittalStack, intensity: Intensity, shape: tuple[int, int], report: Report
@@ -302,7 +323,9 @@ def computes_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware; elsewhere it would only be slower."""
     if device.type == "cuda":
         # NVIDIA's since Ampere. PyTorch's own question counts emulation in, or has not always been there.
-        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+        if torch.version.hip is None:
+            return torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.cuda.get_device_properties(device).gcnArchName.startswith(_AMD_BFLOAT16)
     if device.type != "cpu":
         return False
     # PyTorch has no public question for these two.

@@ -1,4 +1,4 @@
-"""Settings of our own processes before their work begins: freed memory, OpenBLAS's threads, signals."""
+"""Settings of our own processes before their work begins: streams, freed memory, OpenBLAS's threads, signals."""
 
 from __future__ import annotations
 
@@ -43,6 +43,21 @@ def keep_freed_memory() -> None:
         library.mallopt(name, value)
 
 
+def complete_streams() -> None:
+    """Replace standard streams that the caller has closed: what goes there is lost, nothing else fails.
+
+    Descriptors 0 to 2 must be taken, or the next file that is opened is taken for a standard stream.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+        if getattr(sys, name) is None:
+            # For as long as the process lives.
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 @contextlib.contextmanager
 def signals_to(
     handler: Callable[[int, FrameType | None], Any] | signal.Handlers, *numbers: signal.Signals
@@ -61,4 +76,4 @@ def signals_to(
     finally:
         for number, earlier in zip(numbers, before, strict=True):
             if signal.getsignal(number) is handler:
-                signal.signal(number, earlier)
+                signal.signal(number, signal.SIG_DFL if earlier is None else earlier)  # None: it was not Python's

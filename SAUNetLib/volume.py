@@ -445,7 +445,8 @@ class Intensity:
         sample = slices[:, ::step, ::step].astype(np.float32)
         low, high = (_percentile(sample.ravel(order="K"), percent) for percent in cls.PERCENTILES)
         if high <= low:  # nearly constant: a few bright pixels in an empty field
-            low, high = float(sample.min()), float(max(sample.max(), sample.min() + 1))
+            low = float(sample.min())
+            high = max(float(sample.max()), low + 1, float(np.nextafter(sample.min(), np.float32(np.inf))))
         np.clip(sample, low, high, out=sample)
         return cls(low, high, float(sample.mean(dtype=np.float64)), float(sample.std(dtype=np.float64)) or 1.0)
 

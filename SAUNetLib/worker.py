@@ -37,7 +37,7 @@ from typing import IO, TYPE_CHECKING, Any
 from . import __version__
 from .command import cancelling, interrupt_once
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
-from .process import prepare_process, signals_to
+from .process import complete_streams, prepare_process, signals_to
 from .work_thread import WorkThread
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ class Worker:
             send = partial(self._send, **identity)
             result = self._thread.run(partial(self._answer, number, request, send), self._cancel_all)
             self._send(**identity, event="result", **result)
+            if self._engine is not None:
+                self._engine[1].free_memory()
         except KeyboardInterrupt:
             self._send(**identity, event="error", **CancelledError().as_dict())
             raise
@@ -235,7 +237,7 @@ def _is_cancel(line: str) -> bool:
 
 def main() -> int:
     """Serve stdin and stdout of this process."""
-    _fill_standard_streams()
+    complete_streams()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     prepare_process()
     # Events have the real stdout for themselves: what a library prints joins the log.
@@ -251,17 +253,6 @@ def main() -> int:
     except KeyboardInterrupt:
         return CancelledError.exit_status
     return 0
-
-
-def _fill_standard_streams() -> None:
-    """Nothing in the place of what the caller has closed: the next file that is opened would be taken for it."""
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        if getattr(sys, name) is None:
-            nothing = os.open(os.devnull, os.O_RDWR)
-            if nothing != number:
-                os.dup2(nothing, number)
-                os.close(nothing)
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for as long as the process lives
 
 
 def leave_stdin_alone() -> None:

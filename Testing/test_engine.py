@@ -72,7 +72,7 @@ def test_every_slice_is_encoded_once_whatever_the_chunk(tiny_model):
     engine.network.encoder.register_forward_hook(lambda _m, inputs, _r: encoded.append(inputs[0].shape[0]))
     engine.chunk = 2
     engine.classes(stack_of(5))
-    assert encoded == [2, 2, 1, 2]  # then one slice as it is and turned round: does it face backwards?
+    assert encoded == [2, 2, 1, 1, 1]  # then one slice as it is, and turned round: does it face backwards?
 
 
 def test_same_input_same_bits(tiny_engine):
@@ -220,7 +220,7 @@ def test_out_of_memory_on_a_gpu_ends_on_the_processor(tiny_model, monkeypatch):
     tried = failing(engine, torch.OutOfMemoryError("out of memory"), 1)
     _, notices = engine.classes(stack_of(2))
     assert [notice.code for notice in notices] == ["MOVED_TO_CPU"]
-    assert engine.device.type == "cpu" and len(tried) == 4  # one that failed, two, and one from both sides
+    assert engine.device.type == "cpu" and len(tried) == 5  # one that failed, two, and one from each side
 
 
 def test_a_gpu_that_fails_is_left_where_nobody_asked_for_it(tiny_model):
@@ -232,11 +232,21 @@ def test_a_gpu_that_fails_is_left_where_nobody_asked_for_it(tiny_model):
     found, notices = engine.classes(stack_of(2))
     assert [notice.code for notice in notices] == ["GPU_FAILED"] and "no kernel image" in notices[0].text
     assert np.array_equal(found, Engine(load_model(tiny_model), "cpu", "float32").classes(stack_of(2))[0])
-    asked = Engine(load_model(tiny_model), "cpu", "float32")
-    asked.device = torch.device("meta")
-    failing(asked, error, 1)
-    with pytest.raises(RuntimeError, match="no kernel image"):
-        asked.classes(stack_of(2))
+
+
+@pytest.mark.parametrize("at_the_start", [True, False])
+def test_a_gpu_that_fails_though_it_was_asked_for_is_no_bug(tiny_model, monkeypatch, at_the_start):
+    error = RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
+    engine = Engine(load_model(tiny_model), "cpu", "float32")
+    engine._chosen = engine.device = torch.device("meta")  # stands for a device that is not the processor
+    if at_the_start:
+        engine._stepped_down = True
+        monkeypatch.setattr(engine, "_prepare", lambda device: (_ for _ in ()).throw(error))
+    else:
+        failing(engine, error, 1)
+    with pytest.raises(UsageError, match="no kernel image") as caught:
+        engine.classes(stack_of(2))
+    assert caught.value.code == "DEVICE" and "--device cpu" in caught.value.remedy
 
 
 def test_a_bug_on_the_processor_stays_one(tiny_model):
@@ -313,6 +323,14 @@ def test_bfloat16_where_an_nvidia_gpu_computes_in_it(monkeypatch, capability, ex
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: pytest.fail("not asked"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", None)
+    assert computes_bfloat16(torch.device("cuda")) is expected
+
+
+@pytest.mark.parametrize("name, expected", [("gfx1030", False), ("gfx906:sramecc+", False), ("gfx90a", True),
+                                            ("gfx1100", True), ("gfx942", True)])  # fmt: skip
+def test_bfloat16_where_an_amd_gpu_computes_in_it(monkeypatch, name, expected):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=name))
     assert computes_bfloat16(torch.device("cuda")) is expected
 
 

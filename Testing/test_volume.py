@@ -214,6 +214,12 @@ def test_a_few_bright_pixels_in_an_empty_field_do_not_divide_by_zero():
     assert np.isfinite(Intensity.of(slices).normalise(slices)).all()
 
 
+def test_values_that_float32_cannot_tell_apart_do_not_divide_by_zero():
+    slices = 1e10 + np.arange(7.0).repeat(100).reshape(1, 70, 10)
+    with np.errstate(all="raise"):
+        assert np.isfinite(Intensity.of(slices).unit(slices)).all()
+
+
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 40, 31), (2, 1100, 1000)])
 def test_intensities_are_clipped_at_numpy_s_percentiles(shape, dtype):
