@@ -109,7 +109,7 @@ def download_command(
 ) -> list[str]:
     """The pip command that downloads a wheel for each of these requirements, and nothing that must be built.
 
-    The versions are the tested ones, which it finds in the folder's ``constraints.txt``.
+    The versions are those of the folder's ``constraints.txt``, see `_pin`.
     """
     tags = [part for tag in PLATFORMS[platform] for part in ("--platform", tag)]
     further = ["--extra-index-url", index] if index else []
@@ -121,7 +121,7 @@ def download_command(
 
 
 def _pin(folder: Path, platform: str) -> None:
-    """Write the tested versions of the packages, as far as the platform can take them, into the folder."""
+    """Write the tested versions of the packages into the folder; of PyTorch, which Windows cannot take, another one."""
     tested = resource().with_name(_PINS)
     if tested.is_file():
         text = tested.read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ signals that cancel a command (`command.cancelling`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
@@ -110,8 +111,14 @@ class Worker:
         """Serve until the stream of requests ends."""
         threading.Thread(target=self._listen, name="requests", daemon=True).start()
         self._send(event="ready", version=__version__)
-        while (waiting := self._waiting.get()) is not None:
+        while (waiting := self._next()) is not None:
             self._serve_one(*waiting)
+
+    def _next(self) -> tuple[int, str] | None:
+        """The next request and its number; None where no more will come."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._waiting.get(timeout=0.5 if sys.platform == "win32" else None)  # else deaf to Ctrl-C there
 
     def _listen(self) -> None:
         """Read requests: cancelling takes effect while another one runs, everything else is queued."""
