@@ -57,7 +57,7 @@ def test_one_click_gives_a_named_segmentation(panel_of):  # noqa: F811
     press_and_wait(panel)
     (node,) = panel.results()
     assert panel.ui.resultSelector.currentNode() is node and node.GetName() == "T2 sag spine"
-    assert np.array_equal(Result.mergedLabels(node)[0], truth().labels)
+    assert np.array_equal(Result.merge(node).labels, truth().labels)
     assert panel.ui.statusLabel.text.startswith("Done: 10 structures")
     assert panel.ui.editor.segmentationNode() is node and panel.ui.editor.sourceVolumeNode() is volume
     assert panel.ui.segmentsTable.segmentationNode() is node and panel.ui.segmentsTable.segmentCount == 10
@@ -608,13 +608,13 @@ def test_undo_of_a_run_brings_the_earlier_result_back_to_where_it_was_moved(pane
     press_and_wait(panel)
     (node,) = panel.results()
     add_transform(node)
-    before = Result.mergedLabels(node)[0]
+    before = Result.merge(node).labels
     assert not np.array_equal(before, truth().labels)
     panel.dialogs.answer = "replace"
     press_and_wait(panel)
-    assert panel.results() == [node] and np.array_equal(Result.mergedLabels(node)[0], truth().labels)
+    assert panel.results() == [node] and np.array_equal(Result.merge(node).labels, truth().labels)
     panel.ui.editor.undo()
-    assert np.array_equal(Result.mergedLabels(node)[0], before)
+    assert np.array_equal(Result.merge(node).labels, before)
     assert node.GetTransformNodeID() == volume.GetTransformNodeID() and Result.isEdited(node)
 
 
@@ -776,6 +776,41 @@ def test_what_an_export_leaves_out_is_said(panel_of, tmp_path):  # noqa: F811
     panel.dialogs.path = tmp_path
     actions["STL file per segment..."].trigger()
     assert panel.widget._card.code == "EXPORT_EMPTY" and list(tmp_path.glob("*.stl")) == []
+
+
+def test_card_of_an_export_that_failed_goes_with_the_next_one(panel_of, tmp_path):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+    panel.dialogs.path = tmp_path / "l.png"
+    actions["Label map file..."].trigger()
+    assert panel.widget._card.code == "OUTPUT_FORMAT"
+    panel.dialogs.path = tmp_path / "l.nrrd"
+    actions["Label map file..."].trigger()
+    assert panel.ui.statusLabel.text == "Exported: l.nrrd" and not panel.ui.cardFrame.isVisibleTo(panel.top)
+
+
+@pytest.mark.parametrize("action", ["Label map file...", "Label map node"])
+def test_an_export_merges_once_and_is_told_even_where_memory_is_short(panel_of, tmp_path, monkeypatch, action):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    merged, merge = [], Result.merge
+    for module in (Result, SceneNodes):
+        monkeypatch.setattr(module, "merge", lambda node: merged.append(node) or merge(node))
+    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+    panel.dialogs.path = tmp_path / "l.nrrd"
+    actions[action].trigger()
+    assert panel.ui.statusLabel.text.startswith("Exported: ") and merged == panel.results()
+
+    def full(node):
+        raise MemoryError
+
+    monkeypatch.setattr(Result, "_lost", full)
+    actions[action].trigger()
+    done, note = panel.ui.statusLabel.text.split("\n")
+    assert done.startswith("Exported: ") and note.startswith("There is not enough memory")
 
 
 def test_export_writes_the_result_for_which_it_was_asked(panel_of, tmp_path):  # noqa: F811
@@ -1063,7 +1098,7 @@ def test_python_api_blocks_and_returns_the_node(panel_of):  # noqa: F811
     panel = panel_of()
     seen = []
     node = panel.logic.segment(volume, device="cpu", progress=lambda stage, done: seen.append(done))
-    assert np.array_equal(Result.mergedLabels(node)[0], truth().labels)
+    assert np.array_equal(Result.merge(node).labels, truth().labels)
     assert seen == sorted(seen) and seen[-1] == pytest.approx(1)
     assert panel.logic.segment(volume, replace=node) is node
     with pytest.raises(Cards.PanelError) as raised:
@@ -1201,7 +1236,8 @@ def test_result_equals_the_pipeline_with_the_real_worker(scene, tiny_model):  # 
     assert panel.wait(90)
     assert panel.widget._card is None, panel.widget._card
     (node,) = panel.results()
-    labels, matrix, _ = Result.mergedLabels(node)
+    merged = Result.merge(node)
+    labels, matrix = merged.labels, merged.matrix
     assert np.array_equal(labels, expected.labels)
     assert np.allclose(matrix, SceneNodes.ijkToRas(volume))
     names = [row["name"] for row in expected.summary()["structures"]]
@@ -1231,7 +1267,7 @@ def test_click_on_a_phantom_equals_the_command_with_the_shipped_model(scene, tmp
     assert panel.wait(120) and panel.widget._card is None, panel.widget._card
     (node,) = panel.results()
     expected = read_segmentation(tmp_path / "l.nrrd")
-    assert np.array_equal(Result.mergedLabels(node)[0], expected.labels) and expected.labels.any()
+    assert np.array_equal(Result.merge(node).labels, expected.labels) and expected.labels.any()
     for segment in segments(node):
         structure = structures()[segment.GetLabelValue()]
         assert segment.GetName() == structure.name and f"SCT^{structure.code}^" in segment.GetTerminology()

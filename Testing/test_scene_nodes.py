@@ -174,7 +174,8 @@ def test_segments_have_name_colour_code_and_order(nodes):
 def test_voxels_and_reference_geometry_are_the_engine_s(nodes):
     volume = add_volume()
     node = imported(nodes, volume)
-    labels, matrix, _ = Result.mergedLabels(node)
+    merged = Result.merge(node)
+    labels, matrix = merged.labels, merged.matrix
     assert np.array_equal(labels, truth().labels)
     assert np.allclose(matrix, SceneNodes.ijkToRas(volume))
     one = slicer.util.arrayFromSegmentBinaryLabelmap(node, "SAUNet_41", volume)
@@ -191,7 +192,7 @@ def test_three_classes_have_their_own_names(nodes):
     rows = [{"value": value, "partial": False} for value in (3, 1, 2)]
     node = nodes.importResult(add_volume(), labels, {"structures": rows, "provenance": PROVENANCE}, False)
     assert [segment.GetName() for segment in segments(node)] == [classes()[value].name for value in (3, 1, 2)]
-    assert np.array_equal(Result.mergedLabels(node)[0], labels)
+    assert np.array_equal(Result.merge(node).labels, labels)
 
 
 def test_result_lies_under_the_input_s_transform_and_in_its_folder(nodes):
@@ -203,9 +204,10 @@ def test_result_lies_under_the_input_s_transform_and_in_its_folder(nodes):
     node = imported(nodes, volume)
     assert node.GetParentTransformNode() is transform
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
-    labels, matrix, _ = Result.mergedLabels(node)
+    merged = Result.merge(node)
+    labels, matrix = merged.labels, merged.matrix
     assert np.array_equal(labels, truth().labels) and np.allclose(matrix, SceneNodes.ijkToRas(volume))
-    exported = nodes.exportLabelMapNode(node)
+    exported, _merged = nodes.exportLabelMapNode(node)
     assert exported.GetParentTransformNode() is transform
     assert np.array_equal(slicer.util.arrayFromVolume(exported), truth().labels)
     assert np.allclose(SceneNodes.ijkToRas(exported), SceneNodes.ijkToRas(volume))
@@ -362,7 +364,7 @@ def test_saved_segmentation_that_is_loaded_is_a_result_again(nodes, tmp_path, le
     nodes.exportLabelMap(again, tmp_path / "l.nrrd")
     assert np.array_equal(values_in(tmp_path / "l.nrrd"), labels)
     assert nodes.exportSurfaces(again, tmp_path, never)
-    assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(again)), labels)
+    assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(again)[0]), labels)
 
 
 def test_segmentation_that_the_engine_wrote_is_a_result_and_a_foreign_one_is_none(nodes, tmp_path):
@@ -604,7 +606,7 @@ def test_a_segment_from_another_grid_goes_to_its_place_in_the_label_map(nodes, t
     found = values_in(tmp_path / "l.nrrd")
     assert np.array_equal(found == 200, expected)
     assert np.array_equal(found[~expected], truth().labels[~expected])
-    assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node)), found)
+    assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node)[0]), found)
 
 
 @pytest.mark.parametrize("which", ["input", "result", "both"])
@@ -619,7 +621,7 @@ def test_label_map_fits_an_input_whose_transform_was_hardened(nodes, tmp_path, w
     assert np.array_equal(values_in(tmp_path / "l.nrrd"), truth().labels)
     image = sitk.ReadImage(str(tmp_path / "l.nrrd"))
     assert np.allclose(np.array(image.GetOrigin()) * (-1, -1, 1), SceneNodes.ijkToRas(volume)[:3, 3], atol=1e-4)
-    exported = nodes.exportLabelMapNode(node)
+    exported, _merged = nodes.exportLabelMapNode(node)
     assert exported.GetTransformNodeID() == volume.GetTransformNodeID()
     assert np.allclose(SceneNodes.ijkToRas(exported), SceneNodes.ijkToRas(volume))
 
@@ -643,7 +645,7 @@ def test_label_map_of_a_result_whose_input_was_removed(nodes, tmp_path):
     slicer.mrmlScene.RemoveNode(volume)
     nodes.exportLabelMap(node, tmp_path / "l.nrrd")
     assert np.array_equal(values_in(tmp_path / "l.nrrd"), truth().labels)
-    assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node)), truth().labels)
+    assert np.array_equal(slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node)[0]), truth().labels)
 
 
 def test_a_saved_segmentation_tells_the_engine_what_it_told_slicer(nodes, tmp_path):
@@ -677,7 +679,7 @@ def test_segments_keep_their_values_under_other_names_and_no_two_get_the_same(no
     first.SetName(second.GetName())
     values = Result.labelValues(node)
     assert len(set(values.values())) == len(values) and values[identity(first)] == old[identity(second)]
-    labels = slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node))
+    labels = slicer.util.arrayFromVolume(nodes.exportLabelMapNode(node)[0])
     both = np.isin(truth().labels, [old[identity(first)], old[identity(second)]])
     assert len(np.unique(labels[both])) == 2
 
@@ -708,7 +710,7 @@ def test_all_files_of_a_result_mean_what_its_names_say(nodes, tmp_path, form):
     nodes.exportSegmentation(node, tmp_path / "l.seg.nrrd")
     for name in ("l.nrrd", "l.seg.nrrd"):
         assert np.array_equal(read_segmentation(tmp_path / name).labels, wanted), name
-    assert Result.exportNotes(node, True) == []
+    assert Result.exportNotes(node, Result.merge(node)) == []
     again = loaded(tmp_path / "l.seg.nrrd")  # whatever goes by codes or tags gets the same
     for segment in segments(again):
         meant = named_structure(segment.GetName(), structures())
@@ -733,7 +735,7 @@ def test_a_code_that_was_chosen_means_the_same_in_every_file(nodes, tmp_path):
 def test_a_name_that_does_not_say_what_was_written_is_told(nodes):
     node = imported(nodes)
     rename(node, {"L4 vertebra": "L5 (corrected)", "L3 vertebra": "L3, fractured", "L3/L4 disc": "Bandscheibe L4/L5"})
-    disc, vertebra, lowest = sorted(Result.exportNotes(node, False))
+    disc, vertebra, lowest = sorted(Result.exportNotes(node, None))
     assert disc == "Bandscheibe L4/L5 was written as L3/L4 disc, which its name does not say."
     assert vertebra.startswith("L3, fractured was written as L3 vertebra")
     assert lowest.startswith("L5 (corrected) was written as L4 vertebra")
@@ -761,7 +763,7 @@ def test_a_foreign_code_under_a_foreign_name_is_kept(nodes, tmp_path, name, code
     assert 44 not in values_in(tmp_path / "l.nrrd") and 200 in values_in(tmp_path / "l.nrrd")
     nodes.exportSegmentation(node, tmp_path / "l.seg.nrrd")
     assert code in (tmp_path / "l.seg.nrrd").read_bytes().split(b"\n\n")[0].decode()
-    (note,) = Result.exportNotes(node, True)
+    (note,) = Result.exportNotes(node, Result.merge(node))
     assert note == f"{name} has the label value 200, which means nothing elsewhere."
 
 
@@ -781,9 +783,9 @@ def test_a_segment_of_one_s_own_is_no_structure_in_any_encoding(nodes, tmp_path)
 def test_two_segments_that_mean_the_same_are_told(nodes):
     node = imported(nodes)
     rename(node, {"L1 vertebra": "L2 vertebra", "L2 vertebra": "L3 vertebra"})  # stopped half-way
-    (note,) = Result.exportNotes(node, False)
+    (note,) = Result.exportNotes(node, None)
     assert note == "L3 vertebra means L3 vertebra, as another segment does: rename one of them."
-    assert len(Result.exportNotes(node, True)) == 2
+    assert len(Result.exportNotes(node, Result.merge(node))) == 2
 
 
 def test_a_small_structure_that_is_wholly_lost_is_named(nodes):
@@ -800,7 +802,7 @@ def test_a_small_structure_that_is_wholly_lost_is_named(nodes):
     segment.AddRepresentation(Result.LABELMAP, extra)
     segment.SetLabelValue(1)
     node.GetSegmentation().AddSegment(segment, "mine")
-    (note,) = Result.exportNotes(node, True)
+    (note,) = Result.exportNotes(node, Result.merge(node))
     assert note.startswith("No voxel of L5 vertebra is in the label map")
 
 
@@ -816,26 +818,33 @@ def test_voxels_that_two_segments_share_are_told(nodes, tmp_path):
     extra.SetLabelValue(1)
     node.GetSegmentation().AddSegment(extra, "M")
     count = int(mask.sum())
-    assert Result.exportNotes(node, False) == []
-    unknown, shared, gone = Result.exportNotes(node, True)
+    assert Result.exportNotes(node, None) == []
+    unknown, shared, gone = Result.exportNotes(node, Result.merge(node))
     assert unknown.startswith("Metastasis has the label value 200") and gone.startswith("No voxel of L3 vertebra")
     assert shared.startswith(f"{count} voxels of L3 vertebra lie in Metastasis too")
-    assert (Result.mergedLabels(node)[0] == Result.labelValues(node)["M"]).sum() == count
+    assert (Result.merge(node).labels == Result.labelValues(node)["M"]).sum() == count
 
 
 def test_a_result_outside_of_its_image_is_told(nodes):
     volume = add_volume()
     node = imported(nodes, volume)
-    assert Result.exportNotes(node, True) == []
+    assert Result.exportNotes(node, Result.merge(node)) == []
     voxels = slicer.util.arrayFromVolume(volume)
     slicer.util.updateVolumeFromArray(volume, np.ascontiguousarray(voxels[:, : voxels.shape[1] // 2]))  # cropped
-    *gone, note = Result.exportNotes(node, True)
+    *gone, note = Result.exportNotes(node, Result.merge(node))
     labels = truth().labels
     left = set(np.unique(labels[:, : labels.shape[1] // 2]))
     assert len(gone) == len(set(np.unique(labels)) - left) > 0
     assert all(one.startswith("No voxel of ") for one in gone)
     lost = 1 - (labels[:, : labels.shape[1] // 2] > 0).sum() / (labels > 0).sum()
     assert note.startswith(f"{round(100 * lost)} % of the result lie outside the image")
+
+
+def test_that_nothing_lies_outside_is_seen_without_a_list_of_points(nodes, monkeypatch):
+    """Of a large volume that list takes seconds, and gigabytes."""
+    node = imported(nodes)
+    monkeypatch.setattr(Result.np, "argwhere", None)
+    assert Result.exportNotes(node, Result.merge(node)) == []
 
 
 @pytest.mark.parametrize("linear", [True, False])
@@ -893,9 +902,9 @@ def test_a_result_that_a_transform_shrinks_is_not_said_to_be_cut(nodes):
     shrinking.Scale(0.8, 0.8, 0.8)
     transform.SetAndObserveTransformToParent(shrinking)
     node.SetAndObserveTransformNodeID(transform.GetID())
-    count = (Result.mergedLabels(node)[0] > 0).sum()
+    count = (Result.merge(node).labels > 0).sum()
     assert 0.4 < count / (truth().labels > 0).sum() < 0.6
-    assert not any("%" in note for note in Result.exportNotes(node, True))
+    assert not any("%" in note for note in Result.exportNotes(node, Result.merge(node)))
 
 
 def test_another_frame_s_place_is_not_taken_for_the_result_s(nodes, tmp_path):
@@ -912,7 +921,8 @@ def test_another_frame_s_place_is_not_taken_for_the_result_s(nodes, tmp_path):
     assert Result.shownFrame(volume) == 2 and Result.ownFrame(node) == 1
     volume.SetOrigin(500, 500, 500)
     nodes.exportLabelMap(node, tmp_path / "l.nrrd")
-    assert np.array_equal(values_in(tmp_path / "l.nrrd"), truth().labels) and Result.exportNotes(node, True) == []
+    assert np.array_equal(values_in(tmp_path / "l.nrrd"), truth().labels)
+    assert Result.exportNotes(node, Result.merge(node)) == []
 
 
 def test_a_file_of_the_engine_says_in_slicer_what_it_says_to_the_engine(nodes, tmp_path):
@@ -1051,7 +1061,7 @@ def test_surfaces_of_two_segments_with_one_name_are_two_files(nodes, tmp_path):
 
 def test_label_map_node_has_values_and_colours(nodes):
     node = imported(nodes)
-    labels = nodes.exportLabelMapNode(node)
+    labels, _merged = nodes.exportLabelMapNode(node)
     assert np.array_equal(slicer.util.arrayFromVolume(labels), truth().labels)
     tables = slicer.util.getNodesByClass("vtkMRMLColorTableNode")
     assert [table for table in tables if table.GetName() == f"{node.GetName()} colors"] == [

@@ -160,8 +160,8 @@ def meanings(node: Any) -> dict[str, Structure]:
     return {segmentId: known[value] for segmentId, value in labelValues(node).items() if value in known}
 
 
-def exportNotes(node: Any, labelMap: bool) -> list[str]:
-    """What the user should know of a file of the result: as a label map, or as a segmentation.
+def exportNotes(node: Any, merged: "Merged | None") -> list[str]:
+    """What the user should know of a file of the result: as the label map that was written, or as a segmentation.
 
     Names that are not those of what was written, and two that mean the same; in a label map, segments without a
     meaning, voxels that two segments share, and what lies outside the image.
@@ -180,12 +180,11 @@ def exportNotes(node: Any, labelMap: bool) -> list[str]:
         elif structure is not None:
             text = _("{name} means {structure}, as another segment does: rename one of them.")
             notes.append(text.format(name=names[segmentId], structure=structure.name))
-        if segmentId not in meant and labelMap:
+        if segmentId not in meant and merged is not None:
             text = _("{name} has the label value {value}, which means nothing elsewhere.")
             notes.append(text.format(name=names[segmentId], value=values[segmentId]))
-    if not labelMap:
+    if merged is None:
         return notes
-    merged = _merge(node)
     for (below, above), count in merged.covered.items():
         text = _("{count} voxels of {below} lie in {above} too, which has them; a .seg.nrrd file keeps both.")
         notes.append(text.format(count=count, below=names[below], above=names[above]))
@@ -204,20 +203,17 @@ def elided(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
 
 
-def labelMapHeader(node: Any, labels: np.ndarray) -> Any:
-    """What the header of a label map file says of a result: the engine's `label_maps.Header`.
-
-    Args:
-        node: the segmentation.
-        labels: its `mergedLabels`.
-    """
+def labelMapHeader(node: Any, merged: "Merged") -> Any:
+    """What the header of a label map file says of a result: the engine's `label_maps.Header`."""
     from SAUNetLib.formats.label_maps import Header  # brings SimpleITK, for which Slicer must not wait when it starts
     from SAUNetLib.segmentation import Notice
 
     about = provenance(node)
     values, segments = labelValues(node), dict(segmentsOf(node.GetSegmentation()))
     present = {
-        values[segmentId]: segment for segmentId, segment in segments.items() if (labels == values[segmentId]).any()
+        values[segmentId]: segment
+        for segmentId, segment in segments.items()
+        if (merged.labels == values[segmentId]).any()
     }
     return Header(
         encodingOf(node).name,
@@ -229,7 +225,7 @@ def labelMapHeader(node: Any, labels: np.ndarray) -> Any:
 
 
 @dataclass(frozen=True)
-class _Merged:
+class Merged:
     """A result as a label map.
 
     Attributes:
@@ -247,20 +243,12 @@ class _Merged:
     gone: list[str]
 
 
-def mergedLabels(node: Any) -> tuple[np.ndarray, np.ndarray, str | None]:
+def merge(node: Any) -> Merged:
     """All segments in one label map on the input's grid; where the input is gone, on the grid that it had.
 
     A segment on another grid, under another transform or finer than the input is resampled to the nearest voxel. Of two
     segments in one voxel the later one has it.
-
-    Returns:
-        uint8 or uint16 (k, j, i); its matrix to RAS, (4, 4), without parent transforms; ID of the parent transform.
     """
-    merged = _merge(node)
-    return merged.labels, merged.matrix, merged.parent
-
-
-def _merge(node: Any) -> _Merged:
     grid, transform, parent = _exportGrid(node)
     if not node.GetSegmentation().ContainsRepresentation(LABELMAP):
         node.CreateBinaryLabelmapRepresentation()
@@ -297,7 +285,7 @@ def _merge(node: Any) -> _Merged:
     result = _imageToWorld(grid)
     result[:3, 3] += result[:3, :3] @ np.array(whole[::2])
     present = set(np.unique(labels).tolist())
-    return _Merged(labels, result, parent, covered, [one for one in drawn if values[one] not in present])
+    return Merged(labels, result, parent, covered, [one for one in drawn if values[one] not in present])
 
 
 def _lost(node: Any) -> float:
@@ -311,6 +299,12 @@ def _lost(node: Any) -> float:
         if layer is not None and 0 not in layer.GetDimensions():
             layers[id(layer)] = layer
     for layer in layers.values():
+        volume = float(np.prod(layer.GetSpacing()))
+        if transform is None and _liesWithin(layer, grid):  # as almost always: no list of points, which takes seconds
+            count = int(np.count_nonzero(voxelsOf(layer)))
+            drawn += volume * count
+            inside += volume * count
+            continue
         points = np.argwhere(voxelsOf(layer))[:, ::-1] + layer.GetExtent()[::2]
         points = _transformed(points, _imageToWorld(layer))
         if transform is not None:
@@ -319,10 +313,16 @@ def _lost(node: Any) -> float:
             transform.TransformPoints(source, target)
             points = vtk_to_numpy(target.GetData()) if len(points) else points
         points = _transformed(points, np.linalg.inv(_imageToWorld(grid)))
-        volume = float(np.prod(layer.GetSpacing()))
         drawn += volume * len(points)
         inside += volume * int(((points >= whole[::2] - 0.5) & (points <= whole[1::2] + 0.5)).all(axis=1).sum())
     return 1 - inside / drawn if drawn else 0.0
+
+
+def _liesWithin(layer: Any, grid: Any) -> bool:
+    """Whether a layer's voxels are the grid's own, and none lies outside of it."""
+    part, whole = np.array(layer.GetExtent()), np.array(grid.GetExtent())
+    within = (part[::2] >= whole[::2]).all() and (part[1::2] <= whole[1::2]).all()
+    return bool(within) and slicer.vtkOrientedImageDataResample.DoGeometriesMatch(layer, grid)
 
 
 def _transformed(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -34,13 +34,14 @@ from .Result import (
     ATTRIBUTE,
     INPUT_ROLE,
     LABELMAP,
+    Merged,
     codeOf,
     fingerprint,
     isResult,
     labelMapHeader,
     labelValues,
     meanings,
-    mergedLabels,
+    merge,
     ownFrame,
     recognise,
     segmentsOf,
@@ -230,12 +231,12 @@ class SceneNodes:
             return False
         return ownFrame(node) == shownFrame(volumeNode)
 
-    def exportLabelMapNode(self, node: Any) -> Any:
-        """A new label map node on the input's grid: `mergedLabels` and the segments' names and colours.
+    def exportLabelMapNode(self, node: Any) -> tuple[Any, Merged]:
+        """A new label map node on the input's grid, with the segments' names and colours, and what was laid into it.
 
         Slicer's own export takes segments of one name for one, and leaves the colours beside the node unused.
         """
-        labels, matrix, transform = mergedLabels(node)
+        merged = merge(node)
         values = labelValues(node)
         colors = self.scene.AddNewNodeByClass("vtkMRMLColorTableNode", f"{node.GetName()} colors")
         colors.SetTypeToUser()
@@ -248,16 +249,19 @@ class SceneNodes:
             if terms:
                 colors.SetTerminologyFromString(value, segment.GetTerminology() or "")
         labelMap = self.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{node.GetName()} label map")
-        slicer.util.updateVolumeFromArray(labelMap, labels)
-        labelMap.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(matrix))
-        labelMap.SetAndObserveTransformNodeID(transform)
+        slicer.util.updateVolumeFromArray(labelMap, merged.labels)
+        labelMap.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(merged.matrix))
+        labelMap.SetAndObserveTransformNodeID(merged.parent)
         labelMap.CreateDefaultDisplayNodes()
         labelMap.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
         self._placeBeside(labelMap, node)
-        return labelMap
+        return labelMap, merged
 
-    def exportLabelMap(self, node: Any, path: Path) -> None:
+    def exportLabelMap(self, node: Any, path: Path) -> Merged:
         """Write a label map (.nii.gz, .nii, .nrrd, .mha) on the input's grid; its header is the engine's own.
+
+        Returns:
+            What was written.
 
         Raises:
             PanelError: OUTPUT_FORMAT or EXPORT_FAILED.
@@ -266,15 +270,16 @@ class SceneNodes:
 
         from SAUNetLib.formats.label_maps import write_label_map
 
-        labels, matrix, _transform = mergedLabels(node)
-        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
+        merged = merge(node)
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ merged.matrix
         spacing = np.linalg.norm(lps[:3, :3], axis=0)
-        image = sitk.GetImageFromArray(labels)
+        image = sitk.GetImageFromArray(merged.labels)
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(lps[:3, 3].tolist())
         image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
         with _writeBeside(path, VOLUMES) as (part, ending):
-            write_label_map(image, labelMapHeader(node, labels), part, ending)
+            write_label_map(image, labelMapHeader(node, merged), part, ending)
+        return merged
 
     def exportSegmentation(self, node: Any, path: Path) -> None:
         """Write a .seg.nrrd file with names, colours, codes and provenance (as tags of the segments): `_asShown`.

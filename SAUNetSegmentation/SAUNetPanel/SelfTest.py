@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import slicer
 
-from .Result import isEdited, labelValues, mergedLabels, provenance
+from .Result import isEdited, labelValues, merge, provenance
 from .Widget import DOUBLE_CLICK_S
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ def checkSegments(test: Any, node: Any, volume: Any) -> None:
     test.assertGreater(segmentation.GetNumberOfSegments(), 3)
     segment = segmentation.GetNthSegment(1)
     test.assertIn("SCT^", segment.GetTerminology())
-    labels, _matrix, _transform = mergedLabels(node)
-    test.assertEqual(labels.shape, slicer.util.arrayFromVolume(volume).shape)
+    test.assertEqual(merge(node).labels.shape, slicer.util.arrayFromVolume(volume).shape)
     test.assertIn("model", provenance(node))
     test.assertFalse(isEdited(node))
 
@@ -146,12 +145,12 @@ def correct(test: Any, panel: Any, node: Any) -> None:
     panel.ui.editSection.collapsed = False
     identity = node.GetSegmentation().GetNthSegmentID(1)
     editor.setCurrentSegmentID(identity)
-    before = (mergedLabels(node)[0] == labelValues(node)[identity]).sum()
+    before = (merge(node).labels == labelValues(node)[identity]).sum()
     editor.setActiveEffectByName("Margin")
     effect = editor.activeEffect()
     effect.setParameter("MarginSizeMm", "2.0")
     effect.self().onApply()
-    test.assertGreater((mergedLabels(node)[0] == labelValues(node)[identity]).sum(), before)
+    test.assertGreater((merge(node).labels == labelValues(node)[identity]).sum(), before)
     test.assertTrue(isEdited(node))
     editor.undo()
     test.assertFalse(isEdited(node))
@@ -169,5 +168,5 @@ def export(test: Any, panel: Any, node: Any) -> None:
         surfaces = nodes.exportSurfaces(node, folder, lambda names: False)
         test.assertEqual(len(surfaces), node.GetSegmentation().GetNumberOfSegments())
         test.assertTrue(all(path.stat().st_size > 0 for path in folder.iterdir()))
-    labels = nodes.exportLabelMapNode(node)
-    test.assertTrue(np.array_equal(slicer.util.arrayFromVolume(labels) > 0, mergedLabels(node)[0] > 0))
+    labelMap, merged = nodes.exportLabelMapNode(node)
+    test.assertTrue(np.array_equal(slicer.util.arrayFromVolume(labelMap), merged.labels))

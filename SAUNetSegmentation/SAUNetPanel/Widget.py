@@ -24,6 +24,8 @@ DOUBLE_CLICK_S = 0.5
 """So soon after the start a second click belongs to the first; later it cancels."""
 WARM_MS = 1500
 """How long the panel is shown with a volume before the engine loads the network in advance."""
+_Exported = tuple[str, Callable[[], list[str]]]
+"""Name of what was exported, empty where nothing was, and what finds out what the user should know of it."""
 
 
 class Widget:
@@ -573,17 +575,22 @@ class Widget:
     def onExportNode(self) -> None:
         """The result as a label map node in the scene."""
         node = self._parameters.result
-        self._export(lambda: self.logic.nodes.exportLabelMapNode(node).GetName(), lambda: exportNotes(node, True))
+
+        def export() -> _Exported:
+            labelMap, merged = self.logic.nodes.exportLabelMapNode(node)
+            return labelMap.GetName(), lambda: exportNotes(node, merged)
+
+        self._export(export)
 
     def onExportLabelMap(self) -> None:
         """The result as a label map file."""
         filters = "NIfTI (*.nii.gz *.nii);;NRRD (*.nrrd);;MetaImage (*.mha)"
-        self._exportFile(_("Export label map"), filters, self.logic.nodes.exportLabelMap, True)
+        self._exportFile(_("Export label map"), filters, self.logic.nodes.exportLabelMap)
 
     def onExportSegmentation(self) -> None:
         """The result as a segmentation file with names, colours and codes."""
         filters = _("Segmentation") + " (*.seg.nrrd)"
-        self._exportFile(_("Export segmentation"), filters, self.logic.nodes.exportSegmentation, False)
+        self._exportFile(_("Export segmentation"), filters, self.logic.nodes.exportSegmentation)
 
     def onExportSurfaces(self) -> None:
         """The result as one STL file per segment."""
@@ -591,34 +598,42 @@ class Widget:
         folder = self.dialogs.chooseFolder(_("Export STL files"))
         if folder is not None:
 
-            def export() -> str:
+            def export() -> _Exported:
                 files = self.logic.nodes.exportSurfaces(node, folder, self.dialogs.replaceFiles)
-                return f"{len(files)} STL" if files else ""
+                return f"{len(files)} STL" if files else "", list
 
             self._export(export)
 
-    def _exportFile(self, title: str, filters: str, write: Any, labelMap: bool) -> None:
+    def _exportFile(self, title: str, filters: str, write: Any) -> None:
         node = self._parameters.result
         path = self.dialogs.saveFile(title, fileName(node.GetName()), filters)
         if path is not None:
 
-            def export() -> str:
-                write(node, path)
-                return path.name
+            def export() -> _Exported:
+                merged = write(node, path)
+                return path.name, lambda: exportNotes(node, merged)
 
-            self._export(export, lambda: exportNotes(node, labelMap))
+            self._export(export)
 
-    def _export(self, export: Any, notes: Callable[[], list[str]] = list) -> None:
+    def _export(self, export: Callable[[], _Exported]) -> None:
+        self.onCardClosed()  # of an earlier one
         try:
-            done = export()
+            done, notes = export()
         except PanelError as error:
             self._showCard(error.card)
             return
         if done:
-            said = notes()
+            said = self._notes(notes)
             for note in said:  # in the log, too: while a run works its progress takes their place
                 self.addLog(note)
             self._say("\n".join([_("Exported: {name}").format(name=elided(done)), *said]))
+
+    @staticmethod
+    def _notes(notes: Callable[[], list[str]]) -> list[str]:
+        try:
+            return notes()
+        except MemoryError:  # the file is whole even so
+            return [_("There is not enough memory to check what it leaves out.")]
 
     # -- models ------------------------------------------------------------------------------------------------------
 
