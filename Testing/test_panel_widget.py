@@ -1239,7 +1239,7 @@ def test_result_equals_the_pipeline_with_the_real_worker(scene, tiny_model):  # 
     merged = Result.merge(node)
     labels, matrix = merged.labels, merged.matrix
     assert np.array_equal(labels, expected.labels)
-    assert np.allclose(matrix, SceneNodes.ijkToRas(volume))
+    assert np.allclose(matrix, SceneNodes.voxelsToRas(volume))
     names = [row["name"] for row in expected.summary()["structures"]]
     assert [segment_.GetName() for segment_ in segments(node)] == names
     assert panel.engine.alive

@@ -96,14 +96,34 @@ def test_no_volume_empty_volume_and_removed_volume_are_refused(nodes):
     volume = add_volume()
     nodes.check(volume)
     slicer.mrmlScene.RemoveNode(volume)
+    bare = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
+    image = vtk.vtkImageData()
+    image.SetDimensions(4, 4, 4)
+    bare.SetAndObserveImageData(image)
     for node, code in (
         (None, "NO_VOLUME"),
         (volume, "NO_VOLUME"),
         (slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode"), "VOLUME_EMPTY"),
+        (bare, "VOLUME_EMPTY"),
     ):
         with pytest.raises(PanelError) as raised:
             nodes.check(node)
         assert raised.value.code == code
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda volume: volume.SetSpacing(0, 1, 1),
+    lambda volume: volume.SetSpacing(-1, 1, 1),
+    lambda volume: volume.SetSpacing(float("nan"), 1, 1),
+    lambda volume: volume.SetOrigin(float("inf"), 0, 0),
+    lambda volume: volume.SetIJKToRASDirections(1, 1, 0, 0, 0, 0, 0, 0, 1),
+])  # fmt: skip
+def test_impossible_geometry_is_refused_before_the_engine_calls_it_sheared(nodes, spoil):
+    volume = add_volume()
+    spoil(volume)
+    with pytest.raises(PanelError) as raised:
+        nodes.check(volume)
+    assert raised.value.code == "INPUT_SPACING"
 
 
 def test_likely_volume_is_the_active_one_and_never_a_label_map(nodes):
@@ -118,6 +138,35 @@ def test_likely_volume_is_the_active_one_and_never_a_label_map(nodes):
     assert nodes.likelyVolume() is first
 
 
+def test_volume_that_vtk_has_cropped_and_its_result_lie_where_they_are_shown(nodes, tmp_path):
+    """The extent of what vtkExtractVOI gives does not begin at 0, and IJK counts from there."""
+    whole = add_volume()
+    labels = truth().labels
+    crop = vtk.vtkExtractVOI()
+    crop.SetInputData(whole.GetImageData())
+    extent = [part + move for part, move in zip(whole.GetImageData().GetExtent(), (3, 0, 5, 0, 1, 0), strict=True)]
+    crop.SetVOI(extent)
+    crop.Update()
+    volume = add_volume(name="cropped")
+    volume.SetAndObserveImageData(crop.GetOutput())
+    part = np.s_[1:, 5:, 3:]
+    nodes.writeVolume(volume, tmp_path / "v.nrrd")
+    written, grid = read_volume(tmp_path / "v.nrrd"), builders.geometry()
+    assert np.array_equal(written.voxels, builders.volume(grid).voxels[part])
+    assert np.allclose(written.geometry.points(np.zeros((1, 3))), grid.points(np.array([[3, 5, 1]])))
+    image = sitk.GetImageFromArray(labels[part])
+    image.CopyInformation(written.to_sitk())
+    sitk.WriteImage(image, str(tmp_path / "l.nrrd"))
+    read = nodes.readLabels(tmp_path / "l.nrrd", volume)
+    node = nodes.importResult(volume, read, truth().summary(), True)
+    assert segments(node)[0].GetRepresentation(Result.LABELMAP).GetExtent() == tuple(extent)
+    merged = Result.merge(node)
+    assert np.array_equal(merged.labels, labels[part])
+    assert np.allclose(merged.matrix[:3, 3], (SceneNodes.voxelsToRas(whole) @ [3, 5, 1, 1])[:3])
+    exported, _merged = nodes.exportLabelMapNode(node)
+    assert np.allclose(SceneNodes.voxelsToRas(exported), SceneNodes.voxelsToRas(volume))
+
+
 def test_non_linear_transform_is_refused_until_it_is_hardened(nodes, tmp_path):
     volume = add_volume()
     add_transform(volume, linear=False)
@@ -130,7 +179,7 @@ def test_non_linear_transform_is_refused_until_it_is_hardened(nodes, tmp_path):
 
 def test_sheared_volume_is_refused_by_the_engine_and_not_straightened_in_silence(nodes, tmp_path):
     volume = add_volume()
-    matrix = SceneNodes.ijkToRas(volume)
+    matrix = SceneNodes.voxelsToRas(volume)
     matrix[:3, 0] += 0.2 * matrix[:3, 1]
     volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(matrix))
     nodes.writeVolume(volume, tmp_path / "v.nrrd")
@@ -171,13 +220,25 @@ def test_segments_have_name_colour_code_and_order(nodes):
     assert segments(node)[-1].GetTag("SAUNet.Partial", tag) and str(tag) == "1"
 
 
+def test_confidence_is_written_as_the_engine_writes_it(nodes):
+    summary = truth().summary()
+    for row, value in zip(summary["structures"], (0.0, 0.9, None), strict=False):
+        row["confidence"] = value
+    node = nodes.importResult(add_volume(), truth().labels, summary, True)
+    found = []
+    for segment in segments(node)[:3]:
+        tag = vtk.mutable("")
+        found.append(str(tag) if segment.GetTag("SAUNet.Confidence", tag) else None)
+    assert found == ["0.00", "0.90", None]
+
+
 def test_voxels_and_reference_geometry_are_the_engine_s(nodes):
     volume = add_volume()
     node = imported(nodes, volume)
     merged = Result.merge(node)
     labels, matrix = merged.labels, merged.matrix
     assert np.array_equal(labels, truth().labels)
-    assert np.allclose(matrix, SceneNodes.ijkToRas(volume))
+    assert np.allclose(matrix, SceneNodes.voxelsToRas(volume))
     one = slicer.util.arrayFromSegmentBinaryLabelmap(node, "SAUNet_41", volume)
     assert np.array_equal(one != 0, truth().labels == 41)
     assert node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume
@@ -206,11 +267,11 @@ def test_result_lies_under_the_input_s_transform_and_in_its_folder(nodes):
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
     merged = Result.merge(node)
     labels, matrix = merged.labels, merged.matrix
-    assert np.array_equal(labels, truth().labels) and np.allclose(matrix, SceneNodes.ijkToRas(volume))
+    assert np.array_equal(labels, truth().labels) and np.allclose(matrix, SceneNodes.voxelsToRas(volume))
     exported, _merged = nodes.exportLabelMapNode(node)
     assert exported.GetParentTransformNode() is transform
     assert np.array_equal(slicer.util.arrayFromVolume(exported), truth().labels)
-    assert np.allclose(SceneNodes.ijkToRas(exported), SceneNodes.ijkToRas(volume))
+    assert np.allclose(SceneNodes.voxelsToRas(exported), SceneNodes.voxelsToRas(volume))
 
 
 def test_provenance_and_warnings_stay_with_the_node(nodes):
@@ -620,10 +681,10 @@ def test_label_map_fits_an_input_whose_transform_was_hardened(nodes, tmp_path, w
     nodes.exportLabelMap(node, tmp_path / "l.nrrd")
     assert np.array_equal(values_in(tmp_path / "l.nrrd"), truth().labels)
     image = sitk.ReadImage(str(tmp_path / "l.nrrd"))
-    assert np.allclose(np.array(image.GetOrigin()) * (-1, -1, 1), SceneNodes.ijkToRas(volume)[:3, 3], atol=1e-4)
+    assert np.allclose(np.array(image.GetOrigin()) * (-1, -1, 1), SceneNodes.voxelsToRas(volume)[:3, 3], atol=1e-4)
     exported, _merged = nodes.exportLabelMapNode(node)
     assert exported.GetTransformNodeID() == volume.GetTransformNodeID()
-    assert np.allclose(SceneNodes.ijkToRas(exported), SceneNodes.ijkToRas(volume))
+    assert np.allclose(SceneNodes.voxelsToRas(exported), SceneNodes.voxelsToRas(volume))
 
 
 def test_label_map_has_the_input_s_voxels_where_the_segmentation_has_finer_ones(nodes, tmp_path):

@@ -74,17 +74,21 @@ class SceneNodes:
         """Refuse a volume that must not go to the engine as it is.
 
         Raises:
-            PanelError: NO_VOLUME, VOLUME_KIND, VOLUME_EMPTY or TRANSFORM_NONLINEAR.
+            PanelError: NO_VOLUME, VOLUME_KIND, VOLUME_EMPTY, INPUT_SPACING or TRANSFORM_NONLINEAR.
         """
         if volumeNode is None or volumeNode.GetScene() is None:
             raise PanelError("NO_VOLUME")
         if not volumeNode.IsA("vtkMRMLScalarVolumeNode") or volumeNode.IsA("vtkMRMLLabelMapVolumeNode"):
             raise PanelError("VOLUME_KIND")
         image = volumeNode.GetImageData()
-        if image is None or 0 in image.GetDimensions():
+        if image is None or 0 in image.GetDimensions() or image.GetPointData().GetScalars() is None:
             raise PanelError("VOLUME_EMPTY")
         if image.GetNumberOfScalarComponents() != 1:
             raise PanelError("VOLUME_KIND")
+        matrix = voxelsToRas(volumeNode)
+        usable = np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix[:3, :3]) == 3
+        if not (usable and min(volumeNode.GetSpacing()) > 0):
+            raise PanelError("INPUT_SPACING", _("The volume's voxel size, position or axes are impossible."))
         transform = volumeNode.GetParentTransformNode()
         if transform is not None and not transform.IsTransformToWorldLinear():
             raise PanelError("TRANSFORM_NONLINEAR")
@@ -106,7 +110,7 @@ class SceneNodes:
         """
         self.check(volumeNode)
         voxels = np.ascontiguousarray(slicer.util.arrayFromVolume(volumeNode))
-        matrix = ijkToRas(volumeNode)
+        matrix = voxelsToRas(volumeNode)
         steps = [_vector(-matrix[0, axis], -matrix[1, axis], matrix[2, axis]) for axis in range(3)]
         header = [
             "NRRD0004",
@@ -143,7 +147,7 @@ class SceneNodes:
         matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
         size = volumeNode.GetImageData().GetDimensions()
         corners = np.array([[i, j, k, 1] for i in (0, size[0]) for j in (0, size[1]) for k in (0, size[2])]).T
-        expected = ijkToRas(volumeNode)
+        expected = voxelsToRas(volumeNode)
         tolerance = 1e-2 * min(volumeNode.GetSpacing())
         if image.GetSize() != tuple(size) or np.abs((matrix - expected) @ corners).max() > tolerance:
             raise PanelError("RESULT_GEOMETRY")
@@ -383,17 +387,22 @@ def frameName(volumeNode: Any, frame: int) -> str:
     return _("{name} (frame {frame})").format(name=name, frame=frame) if frame else name
 
 
-def ijkToRas(volumeNode: Any) -> np.ndarray:
-    """Matrix (4, 4) of a volume node, without its parent transforms."""
+def voxelsToRas(volumeNode: Any) -> np.ndarray:
+    """Matrix (4, 4) from a volume's array to RAS, without its parent transforms.
+
+    It is IJK to RAS where the image's extent begins at 0, which that of one that VTK has cropped does not.
+    """
     matrix = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(matrix)
-    return slicer.util.arrayFromVTKMatrix(matrix)
+    result = slicer.util.arrayFromVTKMatrix(matrix)
+    result[:3, 3] += result[:3, :3] @ volumeNode.GetImageData().GetExtent()[::2]
+    return result
 
 
 def _makeSegments(volumeNode: Any, labels: np.ndarray, summary: dict[str, Any], levels: bool) -> list[tuple[str, Any]]:
     """One segment per structure; all share one image, which keeps the engine's voxels and values as they are."""
     image = slicer.vtkOrientedImageData()
-    image.SetDimensions(*reversed(labels.shape))
+    image.SetExtent(volumeNode.GetImageData().GetExtent())
     image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
     matrix = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(matrix)
@@ -422,7 +431,7 @@ def _makeSegment(structure: Structure, image: Any, row: dict[str, Any], about: d
     own = {
         LEVEL_TAG: structure.level,
         PARTIAL_TAG: "1" if row.get("partial") else "",
-        CONFIDENCE_TAG: str(row.get("confidence") or ""),
+        CONFIDENCE_TAG: "" if row.get("confidence") is None else f"{row['confidence']:.2f}",
     }
     for key, value in (about | own).items():
         if value:
