@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from harness.fixtures import ROOT, fake_engine, process_events, scene  # noqa: F401
+from harness.fixtures import ROOT, fake_engine, process_events, scene, truth  # noqa: F401
 from memory_group import large_file, memory_group  # noqa: F401
 from SAUNetPanel import Console
 from SAUNetPanel import EngineProcess as module
 from SAUNetPanel.EngineProcess import FIRM_MS, POLITE_MS, EngineProcess, workerCommand
 
 from SAUNetLib.formats.temporary import process_lives
+from SAUNetLib.segmentation import Notice
 
 STAGES = ("load", "read", "prepare", "segment", "levels", "write")
 
@@ -48,8 +49,8 @@ class Run:
 def run(scene, tmp_path):  # noqa: F811
     made = []
 
-    def make(behaviour="", stage="", engine=None):
-        made.append(Run(engine or fake_engine(tmp_path, behaviour, stage), tmp_path))
+    def make(behaviour="", stage="", engine=None, **entries):
+        made.append(Run(engine or fake_engine(tmp_path, behaviour, stage, **entries), tmp_path))
         return made[-1]
 
     yield make
@@ -95,6 +96,25 @@ def test_after_an_unexpected_failure_the_next_request_gets_a_new_worker(run):
         assert process_events(lambda: not one.engine.alive)
         assert sum(event["event"] == "error" for event in one.events) == 1  # its end is no failure of its own
         assert one.lines.count("The engine is ready") == workers
+
+
+def test_after_a_gpu_failed_or_was_not_found_the_next_request_gets_a_new_worker(run):
+    one = run(result=truth(warnings=(Notice("GPU_FAILED", "The GPU failed (x); continued on the processor."),)))
+    assert one.segment().end()["event"] == "result" and process_events(lambda: not one.engine.alive)
+    one.events.clear()
+    assert one.segment().end()["event"] == "result" and one.lines.count("The engine is ready") == 2
+    other = run("memory", "segment", code="DEVICE")
+    assert other.segment().end()["code"] == "DEVICE" and process_events(lambda: not other.engine.alive)
+
+
+@pytest.mark.parametrize("own, program", [
+    ("/usr/bin/python3.12", "/usr/bin/python3.12"), ("/opt/Slicer/bin/SlicerApp-real", "PythonSlicer"),
+    ("", "PythonSlicer"), (None, "PythonSlicer"),
+])  # fmt: skip
+def test_slicer_is_not_started_a_second_time_in_the_place_of_its_python(monkeypatch, own, program):
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "executable", own)
+    assert module.slicerPython() == program
 
 
 def test_request_right_after_stop_is_not_lost(run):

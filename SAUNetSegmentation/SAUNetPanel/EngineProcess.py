@@ -29,8 +29,9 @@ EVENTS = ("process", "ready", "progress", "warning", "result", "error")
 
 
 def slicerPython() -> str:
-    """The Python that Slicer brings, which is not sys.executable inside Slicer."""
-    return shutil.which("PythonSlicer") or sys.executable
+    """The Python that Slicer brings; sys.executable may be Slicer itself, of which no second one must start."""
+    own = sys.executable or ""
+    return shutil.which("PythonSlicer") or (own if "python" in Path(own).name.lower() else "PythonSlicer")
 
 
 def workerCommand(folder: Path | None = None, module: str = "SAUNetLib.worker") -> list[str]:
@@ -218,8 +219,9 @@ class EngineProcess:
         self._request = None
         if not self._stopping:
             self._polite.stop()
-        if event["event"] == "error" and event.get("code") == "INTERNAL":
-            self.stop()  # where a GPU's driver failed, its process cannot use it again: the next run starts anew
+        codes = {event.get("code"), *(warning.get("code") for warning in event.get("warnings", []))}
+        if codes & {"INTERNAL", "DEVICE", "GPU_FAILED"}:
+            self.stop()  # a process whose GPU failed, or was not found, cannot use it again: the next run starts anew
         elif self.alive:
             self._idle.start()
         if self._cancelled and event["event"] == "result":

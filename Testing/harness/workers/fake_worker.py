@@ -54,8 +54,8 @@ def misbehave(identity):
         sys.stdout.buffer.write(b"\xff\xfe\n{}\n")
         sys.stdout.flush()
     elif behaviour == "memory":
-        say(event="error", id=identity, code="MEMORY", title="Not enough memory", cause="the main memory is full.",
-            remedy="Close other programs.", exit_status=5)  # fmt: skip
+        say(event="error", id=identity, code=plan.get("code", "MEMORY"), title="Not enough memory",
+            cause="the main memory is full.", remedy="Close other programs.", exit_status=5)  # fmt: skip
         return False
     elif behaviour == "bug":
         say(event="error", id=identity, code="INTERNAL", title="Failure", cause="CUDA error: launch failure.",
