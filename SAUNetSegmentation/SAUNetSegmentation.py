@@ -36,15 +36,15 @@ class SAUNetSegmentation(ScriptedLoadableModule):
 
 
 def onStartupCompleted():
-    """What needs other modules to be loaded: sample data and terms."""
+    """What needs other modules to be loaded: terms and sample data."""
     from SAUNetPanel.SampleVolumes import registerSampleData
     from SAUNetPanel.SceneNodes import loadTerminology
 
     from SAUNetLib.resources import resource
 
-    registerSampleData()
     terms = resource("SegmentationCategoryTypeModifier-SAUNet.term.json")
     loadTerminology(slicer.modules.terminologies.logic(), terms)
+    registerSampleData()
 
 
 class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):

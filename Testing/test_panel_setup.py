@@ -50,6 +50,18 @@ def pip(needs, monkeypatch):
     return calls
 
 
+def test_terms_are_loaded_where_the_module_of_sample_data_is_switched_off(scene, monkeypatch):  # noqa: F811
+    from SAUNetPanel import SceneNodes
+
+    import SAUNetSegmentation
+
+    loaded = []
+    monkeypatch.setattr(SceneNodes, "loadTerminology", lambda logic, path: loaded.append(path.name))
+    monkeypatch.setitem(sys.modules, "SampleData", None)
+    SAUNetSegmentation.onStartupCompleted()
+    assert loaded == ["SegmentationCategoryTypeModifier-SAUNet.term.json"]
+
+
 def test_requirements_are_those_of_the_engine():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     known = {line.split(">=")[0]: line for line in project["dependencies"]}

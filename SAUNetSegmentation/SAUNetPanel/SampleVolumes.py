@@ -17,8 +17,11 @@ LUMBAR = {
 
 
 def registerSampleData() -> None:
-    """Add the volumes to the module Sample Data."""
-    import SampleData
+    """Add the volumes to the module Sample Data, unless that is switched off."""
+    try:
+        import SampleData
+    except ModuleNotFoundError:
+        return
 
     icons = Path(__file__).resolve().parent.parent / "Resources" / "Icons"
     logic = SampleData.SampleDataLogic
