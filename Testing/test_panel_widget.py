@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from harness.fixtures import (  # noqa: F401
     segments,
     truth,
 )
+from harness.widgets import ctkComboBox
 from SAUNetPanel import Cards, Result, SceneNodes
 from SAUNetPanel.EngineProcess import EngineProcess, workerCommand
 from SAUNetPanel.Logic import Lowest, deviceName, withPackageFault
@@ -289,7 +291,6 @@ def test_damaged_pytorch_leads_to_the_module_that_removes_it(panel_of, monkeypat
     ("ENGINE_START", lambda panel: not panel.ui.setupSection.collapsed and panel.ui.setupBrowser.plainText),
     ("MODEL_DAMAGED", lambda panel: panel.widget._parameters.model == "" and panel.logic.running),
     ("ENGINE_KILLED", lambda panel: panel.logic.running),
-    ("INPUT_EMPTY", lambda panel: not panel.logic.running),
 ])  # fmt: skip
 def test_button_of_a_card_closes_it_and_applies_the_remedy(panel_of, code, pressed):  # noqa: F811
     add_volume()
@@ -299,6 +300,51 @@ def test_button_of_a_card_closes_it_and_applies_the_remedy(panel_of, code, press
     panel.ui.cardActionButton.click()
     assert panel.widget._card is None and not panel.ui.cardFrame.isVisibleTo(panel.top) and pressed(panel)
     assert panel.wait()
+
+
+def test_button_choose_a_volume_opens_the_list_and_the_card_stays_until_it_helped(panel_of, monkeypatch):  # noqa: F811
+    _first, second = add_volume(name="first"), add_volume(name="second")
+    panel, opened = panel_of(), []
+    monkeypatch.setattr(ctkComboBox, "showPopup", lambda box: opened.append(box))
+    panel.widget._showCard(Cards.cardOf({"code": "INPUT_EMPTY"}))
+    panel.ui.cardActionButton.click()
+    assert opened == [panel.ui.inputSelector._native._box] and panel.widget._card.code == "INPUT_EMPTY"
+    panel.ui.inputSelector.setCurrentNode(second)
+    assert panel.widget._card is None
+
+
+@pytest.mark.parametrize("code", ["ENGINE_START", "ENGINE_DIED"])
+def test_section_that_a_card_s_button_opens_is_scrolled_to(panel_of, code):  # noqa: F811
+    panel, area = panel_of(), sys.modules["qt"].QScrollArea()
+    area.widgetResizable = True
+    area.setWidget(panel.top)
+    area.resize(370, 150)
+    area.show()
+    shown = panel.ui.setupBrowser if code == "ENGINE_START" else panel.ui.logEdit
+
+    def seen():
+        return not shown._native.visibleRegion().isEmpty()
+
+    panel.widget._showCard(Cards.cardOf({"code": code}))
+    slicer.app.processEvents()
+    assert not seen()
+    panel.ui.cardActionButton.click()
+    assert process_events(seen, 5)
+    area.takeWidget()
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("volume.nrrd has voxels of 9 mm.", "The volume has voxels of 9 mm."),
+    ("every voxel of volume.nrrd has the same value.", "Every voxel of the volume has the same value."),
+])  # fmt: skip
+def test_card_does_not_name_the_private_file(text, shown):
+    assert Cards.cardOf({"code": "INPUT_SPACING", "cause": text}).cause == shown
+
+
+def test_advice_for_a_label_map_is_another_than_for_colours():
+    event = {"code": "INPUT_PIXEL_TYPE", "cause": "x", "remedy": "Give the image on which it was drawn."}
+    assert Cards.cardOf(event).remedy == event["remedy"]
+    assert Cards.cardOf(event | {"code": "INPUT_SPACING"}).remedy.startswith("Correct the spacing")
 
 
 @pytest.mark.parametrize("failure, code", [
@@ -1352,7 +1398,9 @@ def test_file_that_gets_its_ending_here_is_not_replaced_unasked(scene, tmp_path,
     from SAUNetPanel.Dialogs import Dialogs
 
     asked = []
-    monkeypatch.setattr(slicer.util, "confirmYesNoDisplay", lambda text, title: asked.append(text) or agreed)
+    monkeypatch.setattr(
+        slicer.util, "confirmYesNoDisplay", lambda text, title: asked.append(text) or agreed
+    )
     (tmp_path / "result.nrrd").write_bytes(b"old")
 
     def choose(dialog):

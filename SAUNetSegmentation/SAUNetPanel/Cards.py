@@ -6,6 +6,9 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+VOLUME_FILE = "volume.nrrd"
+"""What the engine gets to read; it names it in its texts."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -59,25 +62,23 @@ def actions() -> Mapping[str, str]:
 def cardOf(event: Mapping[str, Any]) -> Card:
     """The card of an error event. The engine's own cause names the figures, so it is shown where there is one."""
     code = str(event.get("code") or "INTERNAL")
+    advice = inPanelWords(str(event.get("remedy") or ""))
     make = _cards().get(code)
     if make is None:
-        card = Card(
-            code,
-            str(event.get("title") or _("Unexpected failure")),
-            "",
-            inPanelWords(str(event.get("remedy") or "")),
-            "log",
-        )
+        card = Card(code, str(event.get("title") or _("Unexpected failure")), "", advice, "log")
     else:
         title, cause, remedy, *action = make
+        if code == "INPUT_PIXEL_TYPE":  # of colours or of a label map: the engine knows which
+            remedy = advice or remedy
         card = Card(code, title, cause, remedy, *action)
     stated = inPanelWords(str(event.get("cause") or "").strip())
     return replace(card, cause=stated[:1].upper() + stated[1:]) if stated else card
 
 
 def inPanelWords(text: str) -> str:
-    """A text of the engine with the panel's names in the place of the command line's options."""
+    """A text of the engine with the panel's names in the place of the command line's options and the private file's."""
     names = {
+        VOLUME_FILE: _("the volume"),
         "--lowest": _("Advanced: Lowest vertebra"),
         "--model": _("Advanced: Model"),
         "--device": _("Advanced: Device"),
@@ -107,7 +108,7 @@ def _engineCards() -> dict[str, tuple[str, ...]]:
         "INTERNAL": (_("Unexpected failure"), _("The engine met a case it was not built for."), again, "log"),
         "USAGE": (_("Request not understood"), _("The engine did not understand the panel's request."), again, "log"),
         "OUTPUT_FORMAT": (_("Unknown format"), _("The file extension is not known."),
-                          _("Choose a name that ends in .nii.gz, .nrrd, .mha or .seg.nrrd.")),
+                          _("Choose a name that ends in .nii.gz, .nii, .nrrd, .mha, .seg.nrrd or .stl.")),
         "OUTPUT_WRITE": (_("The result could not be written"), _("The temporary folder cannot be written to."),
                          _("Free some space on the disk that holds the temporary folder, then try again."), "retry"),
         "DEVICE": (_("Device not available"), _("The chosen device is not available."),

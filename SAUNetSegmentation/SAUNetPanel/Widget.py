@@ -511,7 +511,7 @@ class Widget:
     def onCardAction(self) -> None:
         """Apply the card's remedy."""
         action = self._card.action if self._card else ""
-        if action != "log":  # which is read beside the card
+        if action not in ("log", "pick"):  # the log is read beside the card, which another volume takes away
             self.onCardClosed()
         if action:
             self._remedies()[action]()
@@ -520,7 +520,7 @@ class Widget:
         """What the buttons do whose texts are `Cards.actions`."""
         return {
             "cpu": self._useProcessor,
-            "pick": self.ui.inputSelector.setFocus,
+            "pick": self._openVolumes,
             "harden": self._hardenTransform,
             "install": self._openAndInstall,
             "check": self._openAndCheck,
@@ -547,15 +547,25 @@ class Widget:
             self._start()
 
     def _openAndInstall(self) -> None:
-        self.ui.setupSection.collapsed = False
+        self._open(self.ui.setupSection)
         self.onInstall()
 
     def _openAndCheck(self) -> None:
-        self.ui.setupSection.collapsed = False
+        self._open(self.ui.setupSection)
         self.onCheck()
 
     def _openLog(self) -> None:
-        self.ui.logSection.collapsed = False
+        self._open(self.ui.logSection)
+
+    @staticmethod
+    def _open(section: Any) -> None:
+        """Open a section and scroll to it: it lies further down than most windows reach."""
+        section.collapsed = False
+        area = section.parent()
+        while area is not None and area.className() != "QScrollArea":
+            area = area.parent()
+        if area is not None:
+            qt.QTimer.singleShot(0, lambda: area.ensureWidgetVisible(section))  # once it has its size
 
     def onCopyReport(self) -> None:
         """Put versions, code and log on the clipboard, without paths and patient data."""
@@ -565,6 +575,11 @@ class Widget:
         slicer.app.clipboard().setText(text)
 
     # -- result ------------------------------------------------------------------------------------------------------
+
+    def _openVolumes(self) -> None:
+        """Open the selector's list, for which only the widget within has a method."""
+        for box in slicer.util.findChildren(self.ui.inputSelector, className="ctkComboBox"):
+            box.showPopup()
 
     def onOpacityChanged(self, value: float) -> None:
         """Opacity of the result that is shown."""

@@ -148,6 +148,10 @@ class qMRMLWidget(QWidget):
             self.mrmlSceneChanged.emit(scene)
 
 
+class ctkComboBox(QtWidgets.QComboBox):
+    """The list within a selector of nodes."""
+
+
 class qMRMLNodeComboBox(QWidget):
     """A selector of nodes: Qt's own selector on the models that follow the scene."""
 
@@ -167,7 +171,7 @@ class qMRMLNodeComboBox(QWidget):
         super().__init__(parent)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        self._box = QtWidgets.QComboBox()
+        self._box = ctkComboBox()
         self._box.setSizeAdjustPolicy(QtWidgets.QComboBox.AdjustToMinimumContentsLengthWithIcon)
         layout.addWidget(self._box)
         self.setSizePolicy(QtWidgets.QSizePolicy.Expanding, QtWidgets.QSizePolicy.Fixed)
