@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import sys
+import tempfile
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -345,6 +348,101 @@ def test_advice_for_a_label_map_is_another_than_for_colours():
     event = {"code": "INPUT_PIXEL_TYPE", "cause": "x", "remedy": "Give the image on which it was drawn."}
     assert Cards.cardOf(event).remedy == event["remedy"]
     assert Cards.cardOf(event | {"code": "INPUT_SPACING"}).remedy.startswith("Correct the spacing")
+
+
+@pytest.mark.parametrize("error, raised", [(MemoryError, None), (RuntimeError, RuntimeError)])
+def test_volume_that_cannot_be_written_leaves_nothing_behind(panel_of, monkeypatch, error, raised):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+
+    def write(nodes, node, path):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(SceneNodes.SceneNodes, "writeVolume", write)
+    if raised:
+        with pytest.raises(raised):
+            panel.widget.onSegmentClicked()
+    else:
+        panel.widget.onSegmentClicked()
+        assert panel.widget._card.code == "MEMORY"
+    assert not panel.logic.running and not any(Path(tempfile.gettempdir()).iterdir())
+    assert panel.ui.segmentButton.text == "Segment spine" and panel.ui.segmentButton.enabled
+    panel.widget._showProgress()
+    assert not panel.widget._clock.active
+
+
+def test_a_volume_in_which_nothing_is_found_is_said_with_what_to_try(panel_of):  # noqa: F811
+    add_volume()
+    empty = truth()
+    panel = panel_of(result=dataclasses.replace(empty, labels=np.zeros_like(empty.labels), partial=frozenset()))
+    press_and_wait(panel)
+    assert panel.ui.statusLabel.text.startswith("Nothing was found") and "sagittal" in panel.ui.statusLabel.text
+
+
+@pytest.mark.parametrize("removed", ["SAUNetSegmentation", "SAUNetSegmentEditor"])
+def test_panel_whose_own_node_somebody_has_removed_goes_on(panel_of, removed):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    kind = "vtkMRMLScriptedModuleNode" if removed == "SAUNetSegmentation" else "vtkMRMLSegmentEditorNode"
+    slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetSingletonNode(removed, kind))
+    panel.widget.sceneNodesChanged()
+    assert process_events(lambda: slicer.mrmlScene.GetSingletonNode(removed, kind) is not None, 5)
+    parameters = panel.widget._parameters
+    assert parameters.parameterNode.GetScene() is not None and parameters.inputVolume.GetName() == "T2 sag"
+    assert panel.ui.editor.mrmlSegmentEditorNode().GetScene() is not None
+    assert parameters.result is node is panel.ui.editor.segmentationNode()
+    panel.ui.lowestComboBox.currentIndex = 3
+    assert parameters.lowest is not Lowest.AUTO and panel.ui.segmentButton.enabled
+
+
+def test_a_panel_that_is_left_holds_no_node(panel_of):  # noqa: F811
+    """One that is removed meanwhile would stay in memory."""
+    add_volume()
+    panel = panel_of()
+    for _ in range(2):  # the second run begins while the first one's result is shown
+        press_and_wait(panel)
+    panel.widget.exit()
+    for holder in (panel.widget, panel.logic):
+        for name, value in vars(holder).items():
+            held = value if isinstance(value, (list, tuple)) else [value]
+            assert not any(isinstance(one, slicer.vtkMRMLNode) for one in held), name
+    assert panel.ui.segmentsTable.segmentationNode() is None
+    panel.widget.enter()
+    assert [panel.ui.segmentsTable.segmentationNode()] == panel.results()
+
+
+def test_editor_of_a_panel_that_is_gone_follows_no_node(panel_of):  # noqa: F811
+    panel = panel_of()
+    assert panel.ui.editor.mrmlSegmentEditorNode() is not None
+    panel.widget.cleanup()
+    assert panel.ui.editor.mrmlSegmentEditorNode() is None
+
+
+def test_a_segmentation_from_another_thread_is_refused(panel_of):  # noqa: F811
+    panel, volume, raised = panel_of(), add_volume(), []
+
+    def segment():
+        try:
+            panel.logic.segment(volume)
+        except RuntimeError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=segment)
+    thread.start()
+    assert process_events(lambda: not thread.is_alive(), 5)
+    assert "main thread" in raised[0] and not panel.logic.running
+
+
+def test_names_that_look_like_html_are_shown_as_they_are(panel_of):  # noqa: F811
+    from SAUNetPanel.Dialogs import Dialogs
+
+    qt, formats = sys.modules["qt"], []
+    assert panel_of().ui.statusLabel.textFormat == qt.Qt.PlainText
+    in_dialog(lambda box: (formats.append(box.textFormat()), box.reject()))
+    assert Dialogs().replaceEdited("<b>T2</b>") == "cancel" and formats == [qt.Qt.PlainText]
 
 
 @pytest.mark.parametrize("failure, code", [
@@ -777,6 +875,9 @@ def test_show_3d_opacity_and_visibility(panel_of):  # noqa: F811
     assert node.GetSegmentation().ContainsRepresentation("Closed surface")
     panel.ui.opacitySlider.value = 0.4
     assert node.GetDisplayNode().GetOpacity() == pytest.approx(0.4)
+    node.GetDisplayNode().SetOpacity(0.333)
+    panel.widget.sceneEndBatch()
+    assert panel.ui.opacitySlider.value == pytest.approx(0.33) and node.GetDisplayNode().GetOpacity() == 0.333
 
 
 def test_exports_from_the_menu(panel_of, tmp_path):  # noqa: F811
@@ -1399,7 +1500,7 @@ def test_file_that_gets_its_ending_here_is_not_replaced_unasked(scene, tmp_path,
 
     asked = []
     monkeypatch.setattr(
-        slicer.util, "confirmYesNoDisplay", lambda text, title: asked.append(text) or agreed
+        slicer.util, "confirmYesNoDisplay", lambda text, title, textFormat: asked.append(text) or agreed
     )
     (tmp_path / "result.nrrd").write_bytes(b"old")
 

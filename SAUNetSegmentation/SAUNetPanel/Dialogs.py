@@ -38,7 +38,8 @@ class Dialogs:
             text = _("{count} files already exist, among them {name}. Replace them?").format(
                 count=len(names), name=names[0]
             )
-        return bool(slicer.util.confirmYesNoDisplay(text, _("SAU-Net Spine Segmentation")))
+        title = _("SAU-Net Spine Segmentation")
+        return bool(slicer.util.confirmYesNoDisplay(text, title, textFormat=qt.Qt.PlainText))
 
     def openFile(self, title: str, filters: str) -> Path | None:
         """A file to read."""
@@ -54,6 +55,7 @@ class Dialogs:
         """What becomes of a result that was edited by hand: ``replace``, ``keep`` or ``cancel``."""
         box = qt.QMessageBox(slicer.util.mainWindow())
         box.setWindowTitle(_("SAU-Net Spine Segmentation"))
+        box.setTextFormat(qt.Qt.PlainText)  # a node's name may look like HTML
         box.setText(_("{name} was edited by hand.").format(name=name))
         box.setInformativeText(_("Keep it and add a new segmentation, or replace it?"))
         keep = box.addButton(_("Keep both"), qt.QMessageBox.AcceptRole)

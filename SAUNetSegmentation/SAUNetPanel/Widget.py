@@ -51,7 +51,7 @@ class Widget:
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         self._uiWidget = uiWidget
         self._parameters: Any = None
-        self._volume: Any = None
+        self._volumeId: str | None = None  # of the volume that is chosen; the node itself may be removed any time
         self._segmented: Any = None  # the volume of the run
         self._shownBefore: Any = None  # the result that was shown when it began
         self._guiTag: Any = None
@@ -148,7 +148,9 @@ class Widget:
         self._useEditor()
         self.ui.editor.removeViewObservations()
         self.setParameterNode(None)
-        self._watch(None)  # a result that is removed meanwhile must not be held in memory
+        # A result that is removed meanwhile must not be held in memory.
+        self._watch(None)
+        self.ui.segmentsTable.setSegmentationNode(None)
 
     def _useEditor(self) -> None:
         """The editor's keys and effects work while the section Correct is open and holds a result, and not unseen."""
@@ -178,7 +180,7 @@ class Widget:
     def sceneStartImport(self, caller: Any = None, event: Any = None) -> None:
         """A scene is going to be loaded: the selectors lose what is chosen in them, and must not write that."""
         self.setParameterNode(None)
-        self._volume = None  # what was chosen for it goes with the scene that comes
+        self._volumeId = None  # what was chosen for it goes with the scene that comes
 
     def sceneEndImport(self, caller: Any = None, event: Any = None) -> None:
         """A scene was loaded: its choices and results are shown."""
@@ -201,8 +203,13 @@ class Widget:
 
     def _onSettled(self) -> None:
         self.logic.nodes.recognise()
-        if self._parameters is not None:
-            self._showResult(self._parameters.result)
+        if self._parameters is None:
+            return
+        own = self._parameters.parameterNode, self.ui.editor.mrmlSegmentEditorNode()
+        if any(node is None or node.GetScene() is None for node in own):  # somebody has removed it
+            self.setParameterNode(None)
+            self.showParameters()
+        self._showResult(self._parameters.result)
 
     def cleanup(self) -> None:
         """The module is unloaded or reloaded."""
@@ -210,13 +217,14 @@ class Widget:
         self._effects.disconnect("effectRegistered(QString)", self._onEffectRegistered)
         self.exit()
         self._forget()
+        self.ui.editor.setMRMLSegmentEditorNode(None)  # which the next panel's editor has
         self.logic.close()
 
     def _forget(self) -> None:
         """Hold no node any more."""
         self.setParameterNode(None)
         self._showResult(None)
-        self._volume = self._segmented = None
+        self._volumeId = self._segmented = self._shownBefore = None
 
     def setParameterNode(self, parameters: Any) -> None:
         """Show these parameters, and the next ones no longer."""
@@ -226,12 +234,12 @@ class Widget:
         self._parameters = parameters
         if parameters is not None:
             self._makeEditorNode()
-            if parameters.inputVolume is not self._volume:
-                self._showCard(None)
             # While another module was open it may have been removed, or another one chosen.
-            if self._volume is not None and parameters.inputVolume is not self._volume:
+            before, self._volumeId = self._volumeId, idOf(parameters.inputVolume)
+            if before != self._volumeId:
+                self._showCard(None)
+            if before not in (None, self._volumeId):
                 parameters.lowest = Lowest.AUTO
-            self._volume = parameters.inputVolume
             self._guiTag = parameters.connectGui(self.ui)
             self._observerTag = parameters.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
             self._showModel()
@@ -266,8 +274,8 @@ class Widget:
     def _followVolume(self) -> None:
         """Another volume was chosen: show its own result; what was said of the one before does not hold for it."""
         volume = self._parameters.inputVolume if self._parameters else None
-        before, self._volume = self._volume, volume
-        changed = volume is not before
+        before, self._volumeId = self._volumeId, idOf(volume)
+        changed = before != self._volumeId
         if changed:
             self._showCard(None)
         if changed and before is not None:
@@ -321,8 +329,10 @@ class Widget:
         self._clock.start()
         self._segmented = volume = self._parameters.inputVolume
         self._shownBefore = self._parameters.result
-        self.logic.start(volume, **self._options(), **previous)
-        self._update()
+        try:
+            self.logic.start(volume, **self._options(), **previous)
+        finally:
+            self._update()
 
     def _previousOptions(self) -> dict[str, Any] | None:
         """What becomes of the previous result, as the logic's options; None where the user cancelled."""
@@ -345,6 +355,7 @@ class Widget:
 
     def _showProgress(self) -> None:
         if not self.logic.running:
+            self._clock.stop()
             return
         self.ui.progressBar.value = round(1000 * self._share)
         left = remaining(time.monotonic() - self._started, self._share)
@@ -355,6 +366,7 @@ class Widget:
         self._segmented = None
         seconds = time.monotonic() - self._started
         elsewhere = self._worksElsewhere(node)
+        self._shownBefore = None
         if not elsewhere:
             (self._parameters or self.logic.getParameterNode()).result = node
         self._update()
@@ -362,7 +374,13 @@ class Widget:
             self.ui.editor.updateWidgetFromMRML()  # its list of segments began anew, without the chosen one
         self._remember(node, seconds)
         count = node.GetSegmentation().GetNumberOfSegments()
-        done = _("Done: {count} structures in {seconds} s. Check the result before using it.")
+        if count:
+            done = _("Done: {count} structures in {seconds} s. Check the result before using it.")
+        else:
+            done = _(
+                "Nothing was found in {seconds} s. Choose a sagittal MRI of the spine, and check in the views that"
+                " front and back are right."
+            )
         text = done.format(count=count, seconds=max(1, round(seconds)))
         shown = _("It is {name} under Result.").format(name=elided(node.GetName())) if elsewhere else ""
         self._say(f"{text} {shown}".rstrip())
@@ -384,7 +402,7 @@ class Widget:
         self._clock.stop()
         self._update()
         self.addLog(f"{card.code}: {card.cause}")
-        volume, self._segmented = self._segmented, None
+        volume, self._segmented, self._shownBefore = self._segmented, None, None
         chosen = self._parameters.inputVolume if self._parameters is not None else None
         if card.code == "CANCELLED":
             self._say(_("Cancelled. Nothing was changed."))
@@ -461,7 +479,9 @@ class Widget:
         display = node.GetDisplayNode() if node is not None else None
         ui.opacitySlider.enabled = display is not None
         if display is not None:
+            ui.opacitySlider.blockSignals(True)  # it rounds, and would write that
             ui.opacitySlider.value = display.GetOpacity()
+            ui.opacitySlider.blockSignals(False)
         ui.exportButton.enabled = node is not None
         ui.editSection.enabled = node is not None
         missing = _("There is no result yet: segment a volume first.")
@@ -546,6 +566,11 @@ class Widget:
             self._parameters.inputVolume.HardenTransform()
             self._start()
 
+    def _openVolumes(self) -> None:
+        """Open the selector's list, for which only the widget within has a method."""
+        for box in slicer.util.findChildren(self.ui.inputSelector, className="ctkComboBox"):
+            box.showPopup()
+
     def _openAndInstall(self) -> None:
         self._open(self.ui.setupSection)
         self.onInstall()
@@ -575,11 +600,6 @@ class Widget:
         slicer.app.clipboard().setText(text)
 
     # -- result ------------------------------------------------------------------------------------------------------
-
-    def _openVolumes(self) -> None:
-        """Open the selector's list, for which only the widget within has a method."""
-        for box in slicer.util.findChildren(self.ui.inputSelector, className="ctkComboBox"):
-            box.showPopup()
 
     def onOpacityChanged(self, value: float) -> None:
         """Opacity of the result that is shown."""
@@ -717,6 +737,11 @@ class Widget:
             self._say(_("Installed.") if done else _("Nothing was installed."))
             self._warmUp.start()
         self.onCheck()
+
+
+def idOf(node: Any) -> str | None:
+    """A node's ID in the scene, None of none."""
+    return node.GetID() if node is not None else None
 
 
 def notices(node: Any) -> list[str]:
