@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 from SAUNetLib.formats import temporary
 from SAUNetLib.stages import done
 
-from .Cards import Card, PanelError, cardOf
+from .Cards import VOLUME_FILE, Card, PanelError, cardOf
 from .EngineProcess import EngineProcess
 from .Result import isEdited, isResult, shownFrame, state
 from .SceneNodes import SceneNodes
@@ -179,7 +180,6 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._job: tuple[Any, Options, int] | None = None  # volume, options, the frame that it shows
         self._run: list[Any] = []  # what became of it: the node or the card
         self._agreed: tuple[str, str | None] | None = None  # state of the edited segmentation that may be replaced
-        self._warnings: list[dict[str, str]] = []
         temporary.remove_leftovers()
 
     def getParameterNode(self) -> SAUNetParameterNode:
@@ -213,6 +213,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             The segmentation node.
 
         Raises:
+            RuntimeError: as `start`.
             TypeError, ValueError: an argument that no volume can be segmented with; nothing was changed.
             PanelError: with the code and the words of the error card.
         """
@@ -238,37 +239,37 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         """Start to segment a volume; `finished` or `failed` tells the end. Arguments as `segment`.
 
         Raises:
-            RuntimeError: a volume is being segmented.
+            RuntimeError: a volume is being segmented, or this is not Slicer's main thread.
             TypeError, ValueError: as `segment`.
         """
         self._start(volumeNode, options)
 
     def _start(self, volumeNode: Any, options: dict[str, Any]) -> list[Any]:
         """Start as `start`; returns the list in which the run's end will be."""
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("the scene and the engine's process belong to Slicer's main thread; start from there")
         if self.running:
             raise RuntimeError("a volume is being segmented")
         wanted = Options(**options)
         run = self._run = []
         if volumeNode is not None and not isinstance(volumeNode, slicer.vtkMRMLNode):
             raise TypeError(f"a volume node is needed, not {volumeNode!r}; see slicer.util.getNode")
-        self._warnings = []
         self._removeFolder()
         try:
             self.nodes.check(volumeNode)
             self._folder = temporary.make_folder()
-            self.nodes.writeVolume(volumeNode, self._folder / "volume.nrrd")
+            files = {"image": str(self._folder / VOLUME_FILE), "output": str(self._folder / "labels.nrrd")}
+            self.nodes.writeVolume(volumeNode, Path(files["image"]))
+            self._job = volumeNode, wanted, shownFrame(volumeNode)
+            agreed = wanted.replaceEdited and wanted.replace is not None
+            self._agreed = state(wanted.replace) if agreed else None
+            self.engine.run("segment", **files, levels=wanted.levels, lowest=wanted.lowest, **wanted.network())
         except PanelError as error:
             self._fail(error.card)
-            return run
         except OSError:
             self._fail(PanelError("FOLDER").card)
-            return run
-        self._job = volumeNode, wanted, shownFrame(volumeNode)
-        agreed = wanted.replaceEdited and wanted.replace is not None
-        self._agreed = state(wanted.replace) if agreed else None
-        files = {"image": str(self._folder / "volume.nrrd"), "output": str(self._folder / "labels.nrrd")}
-        try:
-            self.engine.run("segment", **files, levels=wanted.levels, lowest=wanted.lowest, **wanted.network())
+        except MemoryError:
+            self._fail(PanelError("MEMORY").card)
         except Exception:  # an option that no request can hold
             self._job = None
             self._removeFolder()
@@ -304,8 +305,6 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             self.progressed.emit(
                 stageText(event.get("stage", "")), done(event.get("stage", ""), event.get("fraction", 0))
             )
-        elif event["event"] == "warning":
-            self._warnings.append({"code": str(event.get("code", "")), "text": str(event.get("text", ""))})
         elif event["event"] == "error":
             self._fail(cardOf(withPackageFault(event)))
         elif event["event"] == "result":
@@ -322,9 +321,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             self.log.emit(f"{type(error).__name__}: {error}")
             self._fail(cardOf({"code": "RESULT_UNREADABLE"}))
             return
-        self._job = None
-        self._removeFolder()
-        self._run.append(node)
+        self._end(node)
         self.finished.emit(node)
 
     def _import(self, volumeNode: Any, options: Options, frame: int, event: dict[str, Any]) -> Any:
@@ -333,7 +330,6 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self.nodes.check(volumeNode)
         assert self._folder is not None
         labels = self.nodes.readLabels(self._folder / "labels.nrrd", volumeNode)
-        event = {**event, "warnings": event.get("warnings") or self._warnings}
         replace = options.replace if self._mayReplace(options.replace) else None
         if replace is not None:
             self.nodes.layOver(replace, volumeNode)
@@ -348,10 +344,15 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         return not drawn or (isResult(node) and not isEdited(node)) or self._agreed == state(node)
 
     def _fail(self, card: Card) -> None:
+        self._end(card)
+        self.failed.emit(card)
+
+    def _end(self, outcome: Any) -> None:
+        """The run is over; who waits for its end has the list, and no node is held here."""
         self._job = None
         self._removeFolder()
-        self._run.append(card)
-        self.failed.emit(card)
+        self._run.append(outcome)
+        self._run = []
 
     def _removeFolder(self) -> None:
         """Remove the run's folder, and what an earlier run could not remove."""
