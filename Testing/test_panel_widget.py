@@ -409,9 +409,10 @@ def test_a_panel_that_is_left_holds_no_node(panel_of):  # noqa: F811
         for name, value in vars(holder).items():
             held = value if isinstance(value, (list, tuple)) else [value]
             assert not any(isinstance(one, slicer.vtkMRMLNode) for one in held), name
-    assert panel.ui.segmentsTable.segmentationNode() is None
+    views = panel.ui.segmentsTable, panel.ui.show3DButton
+    assert all(view.segmentationNode() is None for view in views)
     panel.widget.enter()
-    assert [panel.ui.segmentsTable.segmentationNode()] == panel.results()
+    assert all([view.segmentationNode()] == panel.results() for view in views)
 
 
 def test_editor_of_a_panel_that_is_gone_follows_no_node(panel_of):  # noqa: F811

@@ -150,7 +150,7 @@ class Widget:
         self.setParameterNode(None)
         # A result that is removed meanwhile must not be held in memory.
         self._watch(None)
-        self.ui.segmentsTable.setSegmentationNode(None)
+        self._list(None)
 
     def _useEditor(self) -> None:
         """The editor's keys and effects work while the section Correct is open and holds a result, and not unseen."""
@@ -466,8 +466,7 @@ class Widget:
         ui, editor = self.ui, self.ui.editor
         volume = node.GetNodeReference(INPUT_ROLE) if node is not None else None
         if ui.segmentsTable.segmentationNode() is not node:
-            ui.segmentsTable.setSegmentationNode(node)
-            ui.show3DButton.setSegmentationNode(node)
+            self._list(node)
         if self._watched[0] is not node:
             self._watch(node)
         if editor.segmentationNode() is not node:
@@ -491,6 +490,11 @@ class Widget:
         texts = notices(node) if isResult(node) else []
         ui.warningsLabel.text = "\n".join(texts)
         ui.warningsLabel.visible = bool(texts)
+
+    def _list(self, node: Any) -> None:
+        """List the segments of a result, with the button for its surfaces."""
+        self.ui.segmentsTable.setSegmentationNode(node)
+        self.ui.show3DButton.setSegmentationNode(node)
 
     def _watch(self, node: Any) -> None:
         """What is said of a result is its segments', and Undo brings back those of an earlier run."""
