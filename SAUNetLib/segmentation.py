@@ -34,7 +34,9 @@ class Notice:
     @property
     def about_anchor(self) -> bool:
         """Whether it speaks of what the names were counted from, which one who states a name replaces."""
-        return self.code in ("LEVELS_ASSUMED", "LEVELS_DOUBTFUL", "TRANSITIONAL", "TOO_MANY_VERTEBRAE")
+        return self.code in (
+            "LEVELS_ASSUMED", "LEVELS_DOUBTFUL", "LEVELS_CONTRADICTED", "TRANSITIONAL", "TOO_MANY_VERTEBRAE",
+        )  # fmt: skip
 
 
 KEPT_IN_NIFTI = {

@@ -15,6 +15,8 @@ from .profile import LEVELS, is_upside_down, log_likelihoods
 from .spine import Spine
 
 SACRUM = "S1"
+_ABOVE_SACRUM = ("L4", "L5", "L6")
+"""Of four, five and six lumbar vertebrae the last."""
 _C2, _T11, _L5 = (LEVELS.index(level) for level in ("C2", "T11", "L5"))
 _MOST = {"both": 0.98, "counted": 0.92, "sacrum": 0.89, "C2": 0.92, "sizes": 0.75}
 """No name is more certain than this, by what it rests on (chosen, but for the sacrum alone). Of 418 whole spines 7.7 %
@@ -57,6 +59,7 @@ class Anchor:
         confidence: of the name at the anchor itself, 0 to 1.
         unusual: what speaks for another number of vertebrae than the usual one, in words.
         counted: whether the lumbar vertebrae above the sacrum were counted, not taken for five.
+        contradicted: what speaks against a level that the user stated, in words.
         upside_down: whether the image seems to stand on its head, so that all names are wrong.
     """
 
@@ -66,6 +69,7 @@ class Anchor:
     confidence: float
     unusual: tuple[str, ...] = ()
     counted: bool = False
+    contradicted: str = ""
     upside_down: bool = False
 
     @property
@@ -103,7 +107,8 @@ def _anchor(spine: Spine, lowest: str | None, image: Image | None) -> Anchor:
     if lowest is not None:
         last = lowest == "L4" and sacrum.seen and sacrum.steep
         words = f"the lowest complete vertebra is {lowest}, as stated"
-        return Anchor(_levels(bottom, lowest, last), "user", words, 1.0)
+        against = sacrum.words if sacrum.seen and lowest not in _ABOVE_SACRUM else ""
+        return Anchor(_levels(bottom, lowest, last), "user", words, 1.0, contradicted=against)
     if odontoid and sacrum.seen and abs(_L5 - bottom - _C2) == 1:
         return _counted(spine, bottom + 2)
     fit = log_likelihoods(spine.chain)

@@ -224,10 +224,13 @@ def _about_ends(spine: Spine, anchor: Anchor) -> list[Notice]:
 
 
 def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """Notices of what the names rest on, where the user stated no level."""
-    if anchor.source == "user":
-        return []
+    """Notices of what the names rest on, where the user stated no level, else of what speaks against that."""
     level = anchor.level[spine.chain.lowest]
+    if anchor.source == "user":
+        text = (
+            f"The lowest complete vertebra was stated to be {level}, but {anchor.contradicted}. Check the level stated."
+        )
+        return [Notice("LEVELS_CONTRADICTED", text)] if anchor.contradicted else []
     text = f"The lowest complete vertebra was named {level}: {anchor.basis}."
     if spine.chain.last_cut and anchor.level.get(spine.chain.last) == SACRUM:
         text += " What the lower border cuts below it was taken for the sacrum and has no label."
@@ -244,7 +247,8 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
             Notice(
                 "LEVELS_DOUBTFUL",
                 f"Neither the sacrum nor C2 shows clearly; {level} is only the most likely name for the lowest "
-                f"complete vertebra ({anchor.confidence:.0%}). State its level (--lowest) if you know it.",
+                f"complete vertebra ({anchor.confidence:.0%}). State its level (--lowest) if you know it; make sure "
+                "that the image is not upside down.",
             )
         )
     if anchor.unusual:
