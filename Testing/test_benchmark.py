@@ -194,6 +194,15 @@ def test_peers_are_named_by_what_they_compute_in(monkeypatch, device, precision)
     ]
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_nnunet_is_announced_where_it_is_installed(monkeypatch, installed):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(module, "_peer", lambda *rest, **more: {"absent": "nnunetv2"})
+    said: list[str] = []
+    module._peers(Path("x"), "cpu", {"device": "cpu", "precision": "bfloat16"}, 1, said.append)
+    assert any("takes minutes" in text for text in said) is installed
+
+
 def test_nnunet_where_it_is_installed(image):
     pytest.importorskip("nnunetv2", reason="needs the extra `peers`")
     row = benchmark_peers.nnunet(str(image), "cpu")
@@ -216,6 +225,14 @@ def test_errors_of_a_child_are_raised_as_its_own():
     with pytest.raises(SAUNetError) as crashed:
         module.run_child("volume", wrong=1)
     assert crashed.value.code == "INTERNAL" and "unexpected keyword" in crashed.value.cause
+
+
+def test_a_child_may_say_anything_in_any_encoding(monkeypatch):
+    real, code = subprocess.run, "import sys; sys.stderr.buffer.write(b'g\\xe9n\\xe9ral'); sys.exit(1)"
+    monkeypatch.setattr(module.subprocess, "run", lambda _, **rest: real([sys.executable, "-c", code], **rest))
+    with pytest.raises(SAUNetError) as failed:
+        module.run_child("volume")
+    assert failed.value.code == "INTERNAL" and "g\ufffdn\ufffdral" in failed.value.cause
 
 
 @pytest.mark.parametrize("kind", [

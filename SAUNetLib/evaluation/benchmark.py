@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -120,7 +121,8 @@ def _peers(image: Path, device: str, product: dict[str, Any], runs: int, say: Sa
         say(f"MONAI's 3D {network}")
         name = f"MONAI 3D {network}, {precision}"
         rows[name] = _peer("monai_unet", image, device, network=network, precision=precision, runs=runs)
-    say("nnU-Net's 3d_fullres (takes minutes)")
+    if importlib.util.find_spec("nnunetv2"):
+        say("nnU-Net's 3d_fullres (takes minutes)")
     plain = _peer("nnunet", image, device)
     shipped = "float16" if product["device"] == "cuda" else "float32"  # nnU-Net's predictor decides it so
     rows[f"nnU-Net 3d_fullres, {shipped}"] = plain
@@ -148,6 +150,7 @@ def run_child(task: str, **arguments: Any) -> dict[str, Any]:
         input=json.dumps({"task": task} | arguments),
         capture_output=True,
         encoding="utf-8",
+        errors="replace",  # what a library or the system says may be in another encoding
         env=_environment(),
     )
     try:
@@ -178,9 +181,7 @@ def measure_imports(runs: int) -> dict[str, float]:
     for _ in range(runs):
         for name, arguments in commands.items():
             begin = time.perf_counter()
-            subprocess.run(
-                [sys.executable, *arguments], input="", capture_output=True, encoding="utf-8", env=_environment()
-            )
+            subprocess.run([sys.executable, *arguments], input=b"", capture_output=True, env=_environment())
             taken[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in taken.items()}
 
@@ -200,6 +201,7 @@ def measure_worker(image: Path, model: str | None, device: str, runs: int) -> di
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
+            errors="replace",
             env=_environment(),
         ) as process:
             for times in (cold, warm):
