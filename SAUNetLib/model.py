@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from .errors import ModelError
+from .errors import ModelError, UsageError
 from .formats.atomic import write_beside, write_together
 from .model_card import DEFAULT_MODEL, REINSTALL, ModelCard, find_model, keep_model
 from .network import SAUNet
@@ -34,8 +34,8 @@ def load_model(model: str | Path = DEFAULT_MODEL) -> Model:
     """Find, verify and load a model, given by name or by path. Nothing is unpickled.
 
     Raises:
-        ModelError: MODEL_NOT_FOUND; MODEL_CARD; MODEL_DAMAGED, the file's SHA-256 is not the card's; MODEL_MISMATCH,
-            the weights are not those of the network that the card describes.
+        ModelError: MODEL_NOT_FOUND; MODEL_CARD; MODEL_DAMAGED, the file's SHA-256 is not the card's, or it holds values
+            that are no numbers; MODEL_MISMATCH, the weights are not those of the network that the card describes.
     """
     path = find_model(model)
     card = ModelCard.read(path.with_suffix(".json"))
@@ -52,7 +52,9 @@ def load_model(model: str | Path = DEFAULT_MODEL) -> Model:
     expected = {name: _kind(value) for name, value in network.state_dict().items()}
     weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     found = {name: _kind(value) for name, value in weights.items()}
-    if expected != found or not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+    if not all(_is_finite(value) for value in weights.values()):
+        raise ModelError("MODEL_DAMAGED", f"{path.name} holds weights that are no numbers", REINSTALL)
+    if expected != found:
         raise ModelError("MODEL_MISMATCH", f"the weights in {path.name} are not those of its card", REINSTALL)
     network.load_state_dict(weights, assign=True)
     return Model(network.eval().requires_grad_(False), card)
@@ -60,6 +62,10 @@ def load_model(model: str | Path = DEFAULT_MODEL) -> Model:
 
 def _kind(value: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
     return value.dtype, tuple(value.shape)
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    return bool(torch.isfinite(value).all())
 
 
 def _verified_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
@@ -78,17 +84,20 @@ def _verified_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
 
 
 def save_model(network: SAUNet, path: str | Path, card: Mapping[str, Any]) -> ModelCard:
-    """Write NAME.safetensors (float16) and NAME.json; ``card`` holds the card's entries but for ``sha256``.
+    """Write NAME.safetensors and NAME.json; ``card`` holds the card's entries but for ``sha256``.
+
+    Weights are float16, but float32 where float16 cannot hold them, as a batch norm's large variance.
 
     Raises:
-        UsageError: OUTPUT_WRITE; a model that was there stays as it was.
+        UsageError: USAGE, the weights are no numbers; OUTPUT_WRITE. A model that was there stays as it was.
     """
-    path = Path(path)
-    half = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
-        for name, value in network.state_dict().items()
-    }
-    content = safetensors.torch.save(half)
+    path, weights = Path(path), network.state_dict()
+    if not all(_is_finite(value) for value in weights.values()):
+        remedy = "Train anew, into another folder, with a smaller learning_rate"
+        raise UsageError("USAGE", "the training diverged: its weights are no numbers", remedy)
+    half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    kept = {name: (value if _is_finite(value) else weights[name]).contiguous() for name, value in half.items()}
+    content = safetensors.torch.save(kept)
     result = ModelCard(**card, sha256=hashlib.sha256(content).hexdigest())
     with write_together():
         with write_beside(path, path.suffix) as temporary:

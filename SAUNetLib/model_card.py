@@ -42,6 +42,8 @@ class ModelCard:
         date: of training, ISO.
         metrics: validation set -> figure -> [mean, standard deviation over patients], None where there is none.
         limits: what it has not seen, in plain words.
+        trained_on, validated_on: SHA-256 of the images' voxels, see `training.folders.image_hash`, those of the model
+            that it started from included in the former; empty where nobody kept them.
     """
 
     name: str
@@ -58,6 +60,8 @@ class ModelCard:
     date: str
     metrics: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
+    trained_on: list[str] = field(default_factory=list)
+    validated_on: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> ModelCard:
@@ -86,8 +90,9 @@ class ModelCard:
     def _usable(self) -> bool:
         """Whether the entries on which the engine relies are such as a model has."""
         return (
-            isinstance(self.classes, list)
+            all(isinstance(part, list) for part in (self.classes, self.trained_on, self.validated_on))
             and all(isinstance(text, str) for text in (self.name, self.version, self.sha256, *self.classes))
+            and all(isinstance(text, str) for text in (*self.trained_on, *self.validated_on))
             and isinstance(self.network, dict)
             and len(self.classes) == self.network.get("classes", 4) == 4
             and isinstance(self.pixel_mm, int | float)

@@ -101,7 +101,25 @@ def test_weights_that_are_no_numbers_are_refused(model):
     weights = safetensors.torch.load_file(model)
     weights["head.bias"][0] = float("nan")
     resaved(model, weights)
-    assert refused(model).code == "MODEL_MISMATCH"
+    assert refused(model).code == "MODEL_DAMAGED"
+
+
+def test_weights_too_large_for_half_precision_are_kept_whole(tmp_path):
+    """As infinities they would be a model that cannot be loaded."""
+    network = SAUNet(**CARD["network"])
+    name, value = next((name, value) for name, value in network.state_dict().items() if "running_var" in name)
+    value[0] = 1e5
+    save_model(network, tmp_path / "a.safetensors", CARD)
+    loaded = load_model(tmp_path / "a.safetensors").network.state_dict()
+    assert torch.equal(loaded[name], value)
+
+
+def test_a_training_that_diverged_writes_no_model(tmp_path):
+    network = SAUNet(**CARD["network"])
+    network.state_dict()["head.bias"][0] = float("nan")
+    with pytest.raises(UsageError, match="diverged") as caught:
+        save_model(network, tmp_path / "a.safetensors", CARD)
+    assert "smaller learning_rate" in caught.value.remedy and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -126,6 +144,8 @@ def test_an_unreadable_card_is_refused(model, content):
         {"classes": ["background", "vertebra"]},
         {"unknown": 1},
         {"sha256": 5},
+        {"trained_on": None},
+        {"validated_on": [1]},
     ],
 )
 def test_a_card_with_impossible_entries_is_refused(model, changes):
