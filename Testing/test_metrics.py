@@ -4,10 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from builders import labelled
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
+from SAUNetLib.errors import InputError
+from SAUNetLib.evaluation.evaluate import evaluate_files
+from SAUNetLib.formats.volumes import write_volume
 from SAUNetLib.metrics import Detection, agreement, compare_labels, detect
+from SAUNetLib.volume import Volume
 
 
 def cube(start: int, stop: int, size: int = 20) -> np.ndarray:
@@ -118,3 +123,26 @@ def test_one_prediction_serves_one_instance_only():
 def test_nothing_to_find():
     nothing = np.zeros((1, 3, 3), int)
     assert detect(nothing, nothing) == Detection({}, (), ())
+
+
+def test_what_is_not_known_in_the_truth_counts_on_neither_side(tmp_path):
+    image, labels = labelled(0)
+    truth, found = labels.copy(), labels.copy()
+    truth[:, 5:20], found[:, 5:20] = 255, 3  # wrong, but who knows
+    for name, voxels in (("truth", truth), ("found", found)):
+        write_volume(Volume(voxels, image.geometry), tmp_path / f"{name}.nii.gz")
+    compared = evaluate_files(tmp_path / "found.nii.gz", tmp_path / "truth.nii.gz")
+    assert {value: one.dice for value, one in compared.agreements.items()} == {2: 1.0, 3: 1.0}
+    (notice,) = compared.warnings
+    assert notice.code == "UNKNOWN" and f"truth.nii.gz: {(truth == 255).sum()} voxels" in notice.text
+    with pytest.raises(InputError, match="meaning here: 255"):
+        evaluate_files(tmp_path / "truth.nii.gz", tmp_path / "found.nii.gz")
+
+
+def test_only_values_that_no_encoding_has_are_named_as_such(tmp_path):
+    image, labels = labelled(0)
+    for values, told in (([0, 1, 3, 60], "without a meaning here: 60."), ([0, 3, 45, 201], "together: 3, 45, 201.")):
+        write_volume(Volume(np.array(values, np.uint8)[labels], image.geometry), tmp_path / "a.nii.gz")
+        with pytest.raises(InputError) as refused:
+            evaluate_files(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz")
+        assert told in refused.value.cause

@@ -471,3 +471,40 @@ def test_a_case_without_its_partner_is_not_left_out_unsaid(tmp_path, lost):
         load_cases(tmp_path, ["a", "c"], 1.5)
     assert caught.value.code == "INPUT_NOT_FOUND" and "b" in caught.value.cause
     assert "dataset check" in caught.value.remedy
+
+
+SEGMENT_NAMES = ("Spinal canal", "Vertebrae", "Intervertebral discs")
+
+
+def write_segments(path, names=SEGMENT_NAMES):
+    """A label map as Slicer exports it: segments counted from 1 in their order, their names in the header."""
+    volume, labels = labelled(0)
+    image = volume.to_sitk(np.array([0, 2, 3, 1], np.uint8)[labels])
+    for number, name in enumerate(names):
+        for key, value in (("Name", name), ("LabelValue", str(number + 1)), ("Layer", "0"), ("ID", f"S{number}")):
+            image.SetMetaData(f"Segment{number}_{key}", value)
+    sitk.WriteImage(image, str(path))
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".seg.nrrd"])
+@pytest.mark.parametrize("info", ["{}", '{"encoding": "levels"}'])
+def test_segments_are_read_by_their_names_and_not_by_slicer_s_numbers(tmp_path, ending, info):
+    """A canal that is the first segment was taught as vertebra."""
+    folder = tmp_path / "d"
+    write(folder, "a", ending=".nii.gz")
+    (folder / "a_labels.nii.gz").unlink()
+    (folder / "dataset.json").write_text(info)
+    write_segments(folder / f"a_labels{ending}")
+    assert np.array_equal(read_pair(folder, "a")[1], labelled(0)[1])
+    (report,) = check_dataset(folder).cases
+    assert not report.problems and set(report.volumes_ml) == {"vertebra", "disc", "canal"}
+    write_segments(folder / f"a_labels{ending}", ("Spinal canal", "Segment_2", "Intervertebral discs"))
+    with pytest.raises(InputError, match="segments without a meaning here: Segment_2"):
+        read_pair(folder, "a")
+
+
+def test_a_segmentation_beside_a_label_map_is_the_same_case(tmp_path):
+    write(tmp_path / "d", "a")
+    write_segments(tmp_path / "d" / "a_labels.seg.nrrd")
+    with pytest.raises(InputError, match="are the same case"):
+        case_names(tmp_path / "d")

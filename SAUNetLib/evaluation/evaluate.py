@@ -12,7 +12,7 @@ import numpy as np
 
 from ..anatomy import Structure
 from ..console import table_console
-from ..formats.segmentations import CORD, SPIDER, read_segmentation
+from ..formats.segmentations import CORD, SPIDER, UNKNOWN, read_segmentation, read_truth
 from ..metrics import Agreement, Detection, compare_labels, detect
 from ..parts import merge_parts
 from ..segmentation import Notice, Segmentation, count_labels
@@ -27,7 +27,7 @@ class Evaluation:
         structures: what was compared, by label value.
         agreements: per structure.
         detections: ``vertebra`` and ``disc`` -> instances matched by overlap; only where both sides have levels.
-        warnings: how the values of a file were read, where they are not ours.
+        warnings: how the values of a file were read, where they are not ours, and what was not counted.
     """
 
     structures: Mapping[int, Structure]
@@ -85,11 +85,13 @@ def _shown(figure: float) -> str:
 def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
     """Compare two files. Where only one of them has levels, the three classes are compared.
 
+    Voxels that are `UNKNOWN` in the truth count on neither side.
+
     Raises:
         InputError: as `read_segmentation`; INPUT_GEOMETRY, the two lie on different grids.
     """
     prediction = read_segmentation(predicted)
-    reference = read_segmentation(truth, prediction.encoding)
+    reference, left_out = read_truth(truth, prediction.encoding)
     if (
         prediction.encoding is not reference.encoding
         and count_labels(prediction.labels).keys() <= reference.known.keys()
@@ -97,9 +99,14 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
         prediction = read_segmentation(predicted, reference.encoding)  # 2 alone may be canal or disc: the other tells
     volume = Volume(prediction.labels, prediction.geometry, Path(predicted).name)
     laid = on_grid(volume, reference.geometry, Path(truth).name)
-    compared = evaluate(replace(prediction, labels=laid.voxels, geometry=laid.geometry), reference)
+    counted = np.where(left_out, np.uint8(0), laid.voxels)
+    compared = evaluate(replace(prediction, labels=counted, geometry=laid.geometry), reference)
     files = (predicted, prediction), (truth, reference)
-    return replace(compared, warnings=tuple(notice for path, read in files for notice in _how_read(path, read)))
+    notices = [notice for path, read in files for notice in _how_read(path, read)]
+    if count := int(np.count_nonzero(left_out)):
+        text = f"{Path(truth).name}: {count} voxels are not known (value {UNKNOWN}) and count on neither side."
+        notices.append(Notice("UNKNOWN", text))
+    return replace(compared, warnings=tuple(notices))
 
 
 def _how_read(path: str | Path, read: Segmentation) -> Iterator[Notice]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 
 from ..anatomy import (
     ABOUT_TAG,
@@ -45,6 +46,8 @@ from .endings import SEGMENTATIONS, SEGMENTS, TABLES
 from .label_maps import ENCODING, KEY, Header, in_ascii, write_label_map
 from .volumes import read_image
 
+UNKNOWN = 255
+"""Label of what nobody has drawn, in a truth: it says neither that a structure is there nor that none is."""
 CORD, SPIDER = "CORD", "SPIDER"
 """Codes of the notices that a label map held a spinal cord, or had the values of SPIDER's masks."""
 _OWN_TAGS = (LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG)
@@ -166,8 +169,8 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     """A segmentation in any of the formats that `write_segmentation` writes.
 
     A label map must hold the values of one of `anatomy.encodings`, TotalSpineSeg or SPIDER. A 3D Slicer segmentation is
-    read by its segments' names, or by their codes where a name was changed, whatever label values Slicer gave them; one
-    that lists no segments is a label map.
+    read by its segments' names, or by their codes where a name was changed, whatever label values Slicer gave them, and
+    so is a label map that Slicer exported with its segments in the header; a file that lists none is a label map.
 
     Args:
         path: the file.
@@ -176,21 +179,45 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     Raises:
         InputError: INPUT_LABELS for values or segments without a meaning here; otherwise as `read_volume`.
     """
-    path = Path(path)
+    return _read(Path(path), usual)[0]
+
+
+def read_truth(path: str | Path, usual: Encoding | None = None) -> tuple[Segmentation, np.ndarray]:
+    """As `read_segmentation`, of a file in which voxels may be `UNKNOWN`: these are background then, and told apart.
+
+    Returns:
+        The segmentation, and where it is not known: (k, j, i) bool.
+    """
+    return _read(Path(path), usual, UNKNOWN)
+
+
+def _read(path: Path, usual: Encoding | None, unknown: int | None = None) -> tuple[Segmentation, np.ndarray]:
+    """What is in a file, and where its label map has the value that says that nothing is known."""
     if ending_of(path, SEGMENTATIONS) == SEGMENTS and os.path.isfile(path):  # noqa: PTH113 - no failure for any path
         segmentation = _read_segments(path, usual)
         if segmentation is not None:
-            return segmentation
+            return segmentation, np.zeros(segmentation.labels.shape, bool)
     image = read_image(path)
+    if lists_segments(image):
+        segmentation = _read_segments(path, usual)
+        if segmentation is not None:
+            return segmentation, np.zeros(segmentation.labels.shape, bool)
     keys = image.GetMetaDataKeys()
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
-    labels, notices, encoding_now = _in_our_values(as_labels(volume.voxels, path.name))
+    stored = as_labels(volume.voxels, path.name)
+    left_out = stored == unknown if unknown is not None else np.zeros(stored.shape, bool)
+    labels, notices, encoding_now = _in_our_values(np.where(left_out, np.uint8(0), stored))
     stated, kept, model = parse_short_description(fields.get("descrip", ""))
     notices += kept
     encoding = encoding_now or _encoding(labels, fields.get(ENCODING) or stated, usual, path.name)
     read = _segmentation(labels, volume.geometry, encoding, ({KEY + "model": model} if model else {}) | fields)
-    return replace(read, warnings=read.warnings + notices)
+    return replace(read, warnings=read.warnings + notices), left_out
+
+
+def lists_segments(image: sitk.Image) -> bool:
+    """Whether the header of an NRRD file names segments, as Slicer writes them: its label values count them only."""
+    return bool(image.HasMetaDataKey("Segment0_Name"))
 
 
 def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
@@ -248,11 +275,15 @@ def _encoding(labels: np.ndarray, stated: str, usual: Encoding | None, name: str
     for encoding in _likely(stated, usual):
         if values <= encoding.structures.keys():
             return encoding
-    unknown = [str(unknown_value) for unknown_value in sorted(values - structures().keys())]
+    nowhere = values - spider_classes().keys()
+    for encoding in encodings().values():
+        nowhere -= encoding.structures.keys()
+    unknown = [str(value) for value in sorted(nowhere or values)]
     more = f" and {len(unknown) - 8} more (is it the image?)" if len(unknown) > 10 else ""
+    what = "label values without a meaning here" if nowhere else "label values that no single encoding has together"
     raise InputError(
         "INPUT_LABELS",
-        f"{name} holds label values without a meaning here: {', '.join(unknown[: 8 if more else None])}{more}",
+        f"{name} holds {what}: {', '.join(unknown[: 8 if more else None])}{more}",
         "Give a label map in SAUNet's encoding (TotalSpineSeg's values, or 1 vertebra, 2 disc, 3 canal), or SPIDER's",
     )
 

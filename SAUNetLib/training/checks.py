@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from .folders import (
     EncodingName,
     as_classes,
     check_one_encoding,
+    image_hash,
     list_files,
     never_drawn,
     pair_files,
@@ -203,17 +203,18 @@ def _check_case(files: CaseFiles, info: DatasetInfo, seen: dict[str, str]) -> Ca
     """One case; ``seen`` holds the fingerprints of the images before it."""
     case = CaseReport(files.name)
     volume = truth = None
+    named = False
     with _noted(case.problems):
         volume = Volume.from_sitk(read_image(files.image), files.name)
         _check_image(volume, case, seen)
     with _noted(case.problems):
-        truth = read_label_map(files)
+        truth, named = read_label_map(files)
     if volume is not None and truth is not None:
         with _noted(case.problems):
             truth = on_grid(truth, volume.geometry, "its image")
     if truth is not None:
         with _noted(case.problems):
-            classes, case.encoding = as_classes(truth.voxels, info, files.name)
+            classes, case.encoding = as_classes(truth.voxels, info, files.name, named)
             _check_labels(classes, truth.geometry.voxel_volume, info, case)
             if case.slices is not None:
                 case.notes += _undrawn_slices(SagittalStack.of(replace(truth, voxels=classes)))
@@ -221,8 +222,7 @@ def _check_case(files: CaseFiles, info: DatasetInfo, seen: dict[str, str]) -> Ca
 
 
 def _check_image(volume: Volume, case: CaseReport, seen: dict[str, str]) -> None:
-    fingerprint = hashlib.sha256(np.ascontiguousarray(volume.voxels).data).hexdigest()
-    twin = seen.setdefault(fingerprint, volume.name)
+    twin = seen.setdefault(image_hash(volume), volume.name)
     if twin != volume.name:
         case.problems.append(
             Finding(

@@ -26,6 +26,7 @@ from .folders import (
     EncodingName,
     check_one_encoding,
     find_cases,
+    image_hash,
     never_drawn,
     read_info,
     read_labelled,
@@ -50,6 +51,7 @@ class Case:
         background: what a label of 0 means, see `folders.DatasetInfo.background`.
         drawn: the classes that were drawn.
         encoding: of the label map that was read.
+        image: `folders.image_hash`.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Case:
     background: int = BACKGROUND
     drawn: tuple[int, ...] = (VERTEBRA, DISC, CANAL)
     encoding: EncodingName | None = None
+    image: str = ""
 
 
 def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume, np.ndarray]:
@@ -93,6 +96,7 @@ def _load(files: CaseFiles, info: DatasetInfo, pixel_mm: float) -> Case:
         info.background,
         info.classes,
         read.encoding,
+        image_hash(volume),
     )
 
 

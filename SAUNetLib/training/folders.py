@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,18 +27,17 @@ from ..anatomy import (
 )
 from ..errors import InputError, UsageError
 from ..formats.atomic import ending_of, write_beside
-from ..formats.endings import IMAGES
-from ..formats.segmentations import as_labels
+from ..formats.endings import IMAGES, SEGMENTS
+from ..formats.segmentations import UNKNOWN, as_labels, lists_segments, read_segmentation
 from ..formats.volumes import read_image
 from ..segmentation import count_labels
 from ..volume import Volume, check_content, check_volume, on_grid
 
-UNKNOWN = 255
-"""Label of what nobody has drawn: left out of the loss."""
 ANY_OF = 240
 """A training label of 240 + bits says: one of the classes whose bits are set; all four of them are `UNKNOWN`."""
 SPECK_MM3 = 40.0
 """Labelled components smaller than this are drawing errors (SPIDER's saturated scans have hundreds)."""
+LABEL_MAPS = (*IMAGES, SEGMENTS)
 INFO = "dataset.json"
 DRAWN = {name: value for value, name in enumerate(CLASS_NAMES) if value != BACKGROUND}
 
@@ -90,11 +90,13 @@ class LabelledImage:
     Attributes:
         volume: the image.
         labels: (k, j, i) uint8 classes, `UNKNOWN` where not known, as specks are.
-        encoding: of the label map; None where it is empty.
+        drawn: the same with specks as they are drawn.
+        encoding: of the label map; None where it is empty or read by the names of its segments.
     """
 
     volume: Volume
     labels: np.ndarray
+    drawn: np.ndarray
     encoding: EncodingName | None
 
 
@@ -217,7 +219,7 @@ def list_files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path
     """Images and label maps of a folder by the case's name, whether or not they have a partner.
 
     Pairs are ``NAME_image`` and ``NAME_labels``; or, as SPIDER has it, ``images/NAME`` and ``masks/NAME``. NIfTI, NRRD
-    and MetaImage may be mixed.
+    and MetaImage may be mixed, and a label map may be a 3D Slicer segmentation.
 
     Raises:
         InputError: INPUT_NOT_FOUND.
@@ -226,8 +228,8 @@ def list_files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path
         raise InputError("INPUT_NOT_FOUND", f"{folder} is not a folder", "Give the folder of the training data")
     try:
         if _spider_layout(folder):
-            return _named(folder / "images", ""), _named(folder / "masks", "")
-        return _named(folder, "_image"), _named(folder, "_labels")
+            return _named(folder / "images", "", IMAGES), _named(folder / "masks", "", LABEL_MAPS)
+        return _named(folder, "_image", IMAGES), _named(folder, "_labels", LABEL_MAPS)
     except OSError as failure:
         raise InputError(
             "INPUT_UNREADABLE", f"{folder} cannot be read ({failure.strerror})", "Check the permissions of the folder"
@@ -238,11 +240,11 @@ def _spider_layout(folder: Path) -> bool:
     return (folder / "images").is_dir() and (folder / "masks").is_dir()
 
 
-def _named(folder: Path, tail: str) -> dict[str, list[Path]]:
-    """Image files whose names end in a tail before their ending, by what stands before it."""
+def _named(folder: Path, tail: str, endings: Sequence[str]) -> dict[str, list[Path]]:
+    """Files whose names end in a tail before one of the endings, by what stands before it."""
     paths: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        ending = ending_of(path, IMAGES)
+        ending = ending_of(path, endings)
         stem = path.name[: len(path.name) - len(ending)]
         if ending and not stem.startswith(".") and stem.endswith(tail) and stem != tail:
             paths.setdefault(stem.removesuffix(tail), []).append(path)
@@ -308,10 +310,11 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> LabelledImage:
     volume = Volume.from_sitk(read_image(files.image), files.name)
     check_volume(volume)
     check_content(volume)
-    truth = on_grid(read_label_map(files), volume.geometry, "its image")
-    classes, encoding = as_classes(truth.voxels, info, files.name)
+    read, named = read_label_map(files)
+    truth = on_grid(read, volume.geometry, "its image")
+    classes, encoding = as_classes(truth.voxels, info, files.name, named)
     labels, _ = without_specks(classes, volume.geometry.voxel_volume)
-    return LabelledImage(volume, labels, encoding)
+    return LabelledImage(volume, labels, classes, encoding)
 
 
 def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
@@ -320,24 +323,43 @@ def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
     return labelled.volume, labelled.labels
 
 
-def read_label_map(files: CaseFiles) -> Volume:
-    """The label map of a case as it is.
+def image_hash(volume: Volume) -> str:
+    """SHA-256 of an image's voxels, by which it is known whatever its file is called."""
+    return hashlib.sha256(np.ascontiguousarray(volume.voxels).data).hexdigest()
+
+
+def read_label_map(files: CaseFiles) -> tuple[Volume, bool]:
+    """The label map of a case as it is; and whether its file names segments, by which it was read: as classes.
+
+    The numbers that Slicer gives the segments of such a file say nothing: 1 may be the canal.
 
     Raises:
-        InputError: as `read_image`.
+        InputError: as `read_image`; INPUT_LABELS for segments without a meaning here.
     """
-    return Volume.from_sitk(read_image(files.labels), f"the label map of {files.name}")
+    image, name = read_image(files.labels), f"the label map of {files.name}"
+    if lists_segments(image):
+        classes = read_segmentation(files.labels).as_classes()
+        return Volume(classes.labels, classes.geometry, name), True
+    return Volume.from_sitk(image, name), False
 
 
-def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.ndarray, EncodingName | None]:
+def as_classes(
+    voxels: np.ndarray, info: DatasetInfo, name: str, named: bool = False
+) -> tuple[np.ndarray, EncodingName | None]:
     """A label map as classes, uint8, 255 where not known; and its encoding, told or recognised.
+
+    Args:
+        voxels: of the label map.
+        info: of its folder.
+        name: of the case.
+        named: whether it was read by the names of segments: it holds the classes, whatever the folder's encoding is.
 
     Raises:
         InputError: INPUT_LABELS for values without a meaning, or a structure that the folder is said not to draw.
     """
     labels = as_labels(voxels, f"the label map of {name}")
     values = list(count_labels(labels))
-    encoding = info.encoding or recognise(values, name)
+    encoding = "classes" if named else info.encoding or recognise(values, name)
     table = {UNKNOWN: UNKNOWN, **(meanings()[encoding] if encoding else {})}
     unknown = [value for value in values if value not in table]
     if unknown:
@@ -354,7 +376,7 @@ def as_classes(voxels: np.ndarray, info: DatasetInfo, name: str) -> tuple[np.nda
             f"{name} has {' and '.join(names)} drawn, which {INFO} does not list",
             "Add it under draws if every case has it drawn, or erase it",
         )
-    return remapped(labels, table), encoding
+    return remapped(labels, table), None if named else encoding
 
 
 def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray, int]:
