@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 import time
+import warnings
 from itertools import islice
 from types import SimpleNamespace
 
@@ -19,15 +20,17 @@ from hypothesis import strategies as st
 from monai.losses import DiceLoss
 
 from SAUNetLib.cli import main
-from SAUNetLib.errors import UsageError
+from SAUNetLib.errors import CancelledError, UsageError
 from SAUNetLib.evaluation import comparison as compared
 from SAUNetLib.evaluation.comparison import _begin, trials
 from SAUNetLib.evaluation.comparison_measures import _ScoresBeforeAttention, measure, predict, without_islands
 from SAUNetLib.evaluation.comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial, UNet
 from SAUNetLib.evaluation.comparison_records import read_comparison, trained
 from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, Summary, TrialTable
-from SAUNetLib.evaluation.kept_out import kept_out_images, per_patient
+from SAUNetLib.evaluation.kept_out import AS_DRAWN, SPECKS, kept_out_images, per_patient
 from SAUNetLib.network import SAUNet
+from SAUNetLib.training.folders import read_pair
+from SAUNetLib.training.train import GOES_ON
 
 SMOKE = ["--budget", "smoke", "--seeds", "1", "--keep-out", "p1", "p2", "--device", "cpu"]
 
@@ -104,12 +107,55 @@ def test_the_report_has_every_network_beside_the_paper_s_figures(finished):
         if name in PAPERS_TABLE:
             assert all(figure in rows[0] for figure in PAPERS_TABLE[name].values())
     command = "saunet compare data0 --output RUN --budget smoke --seeds 1 --keep-out p1 p2"
+    assert SPECKS in report
     assert f"Written by `{command}`" in report and "SPIDER" not in report, "what it is about, and how to do it again"
     assert (finished / "results-errors.png").read_bytes().startswith(b"\x89PNG") and "results-errors.png" in report
     with open(finished / "results.csv", newline="", encoding="utf-8") as file:
         sheet = list(csv.DictReader(file))
     assert len(sheet) == 2 * (1 + 4) * len(CANDIDATES)
     assert all(0 <= float(row["dice mean"]) <= 1 for row in sheet)
+
+
+def test_thick_slices_that_cannot_be_averaged_have_a_report_all_the_same(finished, tmp_path, data):
+    """As of 3 to 5 mm: after all trainings the report failed."""
+    run, thick = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(finished, run)
+    shutil.copytree(data, thick)
+    for path in thick.glob("*.nii.gz"):
+        image = sitk.ReadImage(str(path))
+        image.SetSpacing((*image.GetSpacing()[:2], 4.0))
+        sitk.WriteImage(image, str(path))
+    for path in run.glob("*/result.json"):
+        told = json.loads(path.read_text())
+        told["figures"] = [row for row in told["figures"] if row["slices"] == "native slices"]
+        path.write_text(json.dumps(told))
+    told = json.loads((run / "comparison.json").read_text())
+    for costs in told["costs"].values():
+        for cost in costs.values():
+            cost["seconds"]["4 slices averaged"] = 0.0
+    (run / "comparison.json").write_text(json.dumps(told))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert main(["compare", str(thick), "--output", str(run), "--finished"]) == 0
+    report = (run / "results.md").read_text(encoding="utf-8")
+    assert "4 slices averaged:" not in report and "averaged would be thicker" in report
+    costs = report.split("## What they cost")[1].splitlines()
+    assert any("| 1.00 | - |" in line for line in costs) and "four averaged" not in report
+    with open(run / "results.csv", newline="", encoding="utf-8") as file:
+        assert {row["slices"] for row in csv.DictReader(file)} == {"native slices"}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), CancelledError("Nothing was saved yet")])
+def test_a_cancelled_comparison_says_that_it_goes_on(data, tmp_path, monkeypatch, capsys, stop):
+    def fit(*_):
+        raise stop
+
+    monkeypatch.setattr(compared, "fit", fit)
+    monkeypatch.setattr(compared, "network_costs", lambda *rest: {})
+    assert main(["compare", str(data), "--output", str(tmp_path / "run"), *SMOKE]) == 6
+    err = capsys.readouterr().err
+    assert err.count("measuring the times of all networks") == 3, "which takes minutes"
+    assert GOES_ON in err and "start" not in err
 
 
 def test_what_is_finished_can_be_reported_without_training(finished, data, tmp_path, capsys, monkeypatch):
@@ -332,6 +378,26 @@ def test_images_of_one_patient_count_as_one(two_series, monkeypatch):
     )
     figures = per_patient(None, two_series, ["1_t1", "1_t2", "2_t1"])
     assert figures["native slices"]["dice vertebra"] == [0.5, 1.0]
+
+
+def test_specks_count_where_figures_are_those_of_the_labels_as_drawn(tmp_path, data, monkeypatch):
+    """Far from all else: without them HD95 is that of another truth."""
+    for name in ("p1", "p2"):
+        for kind in ("image", "labels"):
+            shutil.copy(data / f"{name}_{kind}.nii.gz", tmp_path)
+    image = sitk.ReadImage(str(tmp_path / "p1_labels.nii.gz"))
+    image[38, 45, 5] = 3
+    sitk.WriteImage(image, str(tmp_path / "p1_labels.nii.gz"))
+    monkeypatch.setattr(
+        "SAUNetLib.evaluation.kept_out.segment",
+        lambda volume, *rest, **options: SimpleNamespace(labels=read_pair(data, volume.name)[1]),
+    )
+    monkeypatch.setattr("SAUNetLib.evaluation.kept_out.VALIDATIONS", {"native slices": 1})
+    figures = per_patient(None, tmp_path, ["p1", "p2"])
+    assert figures["native slices"]["hsd_mm canal"] == [0.0, 0.0]
+    first, second = figures["native slices" + AS_DRAWN]["hsd_mm canal"]
+    assert first > 10 and second == 0
+    assert list(per_patient(None, tmp_path, ["p2"])) == ["native slices"], "without specks it would say the same"
 
 
 def test_other_images_of_a_patient_who_is_measured_on_teach_nothing(tmp_path, two_series):

@@ -75,7 +75,7 @@ def test_every_set_is_reported_with_what_it_consists_of(sets, tiny_engine):
     assert result["other scanners, T2 TSE"]["patients"] == 2 and result["other scanners, T2 TSE"]["bodies"] == 2
     assert result["other scanners, water-fat"]["patients"] == 1
     native = result["SPIDER T2 SPACE, native slices"]
-    assert native["patients"] == ["001", "002"]
+    assert native["patients"] == ["001", "002"] and "below 40 mm3" in native["truth"]
     assert native["dice mean"].low <= native["dice mean"].value <= native["dice mean"].high
     assert "NaN" not in validation.as_json(result) and json.loads(validation.as_json(result))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,11 +15,11 @@ from torch import Tensor, nn
 
 from ..anatomy import VERTEBRA
 from ..engine import choose_device, computes_bfloat16
-from ..errors import InputError, UsageError
+from ..errors import CancelledError, InputError, UsageError
 from ..training.datasets import Case, load_cases
 from ..training.folders import UNKNOWN, case_names, patients_of, write_settings
 from ..training.folders import patients as cases_by_patient
-from ..training.train import NetworkConfig, RunData, TrainingConfig, TrainingRun, fit
+from ..training.train import GOES_ON, NetworkConfig, RunData, TrainingConfig, TrainingRun, fit
 from .comparison_measures import measure, network_costs
 from .comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial
 from .comparison_records import SETTINGS, SHIPPED, Comparison, TrialResult, is_finished, read_comparison, write_trial
@@ -75,15 +77,38 @@ def compare(
     Raises:
         UsageError: USAGE, the folder holds another comparison.
         InputError: the data cannot be used.
+        CancelledError: it was interrupted, and what is finished is kept.
     """
     chosen = choose_device(device)
     comparison = _begin(data, output, budget, kept_out, chosen)
+    with _kept():
+        _go_on(data, output, comparison, tasks, seeds, chosen)
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Whoever cancels inside is told that the same command goes on, whichever trial it hits and how far that was."""
+    try:
+        yield
+    except (KeyboardInterrupt, CancelledError) as error:
+        raise CancelledError(GOES_ON) from error
+
+
+def _go_on(
+    data: Path, output: Path, comparison: Comparison, tasks: Sequence[str], seeds: int, chosen: torch.device
+) -> None:
+    """Measure the costs and train the trials that are not finished."""
     config = comparison.config
-    patients = list(kept_out_images(data, kept_out))
+    patients = list(kept_out_images(data, comparison.kept_out))
     with FileLock(output / _COSTS_LOCK):
         comparison, _ = read_comparison(output)
         for title in (*tasks, SHIPPED):
             if title not in comparison.costs:
+                print(
+                    f"measuring the times of all networks: {title} (minutes at the shipped size)",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 task, measured = (title, config) if title != SHIPPED else ("structures", _as_shipped(config))
                 comparison.costs[title] = network_costs(measured, task, patients, chosen)
                 write_settings(comparison, output / SETTINGS)

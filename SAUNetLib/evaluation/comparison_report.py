@@ -25,7 +25,7 @@ from .comparison_measures import ISLAND, predict
 from .comparison_networks import CANDIDATES, TASKS, Trial
 from .comparison_records import FIGURES, SHIPPED, Comparison, TrialResult, read_comparison, trained
 from .intervals import interval
-from .kept_out import VALIDATIONS, KeptOutCase, kept_out_images
+from .kept_out import SPECKS, VALIDATIONS, KeptOutCase, kept_out_images
 
 PAPERS_TABLE = {
     "unet-2d": {"dice": "88.06 ± 0.16", "precision": "86.43 ± 1.24", "recall": "89.85 ± 0.84",
@@ -143,6 +143,11 @@ class TrialTable:
         with np.errstate(invalid="ignore"):
             return Summary.of(first - second)
 
+    def slices(self) -> list[str]:
+        """Those of `VALIDATIONS` in which a case could be measured: thick slices are not averaged."""
+        measured = {metrics.slices for result in self.results for metrics in result.figures}
+        return [slices for slices in VALIDATIONS if slices in measured]
+
     def tasks(self) -> list[str]:
         return [task for task in TASKS if any(result.task == task for result in self.results)]
 
@@ -175,7 +180,7 @@ def write_report(data: Path, output: Path, report: Path, device: str = "auto") -
     if drawn is not None:
         with write_beside(picture, ".png") as temporary:
             drawn[0].save(temporary)
-    parts = [*_head(comparison, results), *_tables(table), *_costs(comparison, table), *_moved(table)]
+    parts = [*_head(comparison, table), *_tables(table), *_costs(comparison, table), *_moved(table)]
     if drawn is not None:
         parts += ["## Typical errors with and without ISA", f"![Errors with and without ISA]({picture.name})", drawn[1]]
     with write_beside(report, ".md") as temporary:
@@ -183,8 +188,8 @@ def write_report(data: Path, output: Path, report: Path, device: str = "auto") -
     return [report, sheet, *([picture] if drawn is not None else [])]
 
 
-def _head(comparison: Comparison, results: Sequence[TrialResult]) -> Iterator[str]:
-    config = comparison.config
+def _head(comparison: Comparison, table: TrialTable) -> Iterator[str]:
+    config, results = comparison.config, table.results
     date = max((result.date for result in results), default="nothing is finished yet")
     spider = set(comparison.kept_out) == set(KEPT_OUT)
     yield f"# The paper's comparison on {'SPIDER' if spider else comparison.data}"
@@ -207,8 +212,13 @@ def _head(comparison: Comparison, results: Sequence[TrialResult]) -> Iterator[st
             f"- Widths {', '.join(map(str, config.network.widths))} for all. The two U-Nets are MONAI's DynUNet; the "
             "three-dimensional one takes the stack as a volume and halves rows and columns, not slices; whole patients "
             f"it sees in windows of {config.slices} slices, as MONAI lays them by default.",
-            "- Figures are those of the source grid (the images' pixels), once with native slices and once with four "
-            "of them averaged. Mean ± standard deviation over the seeds; in brackets the 95 % bootstrap interval over "
+            "- Figures are those of the source grid (the images' pixels), "
+            + (
+                "once with native slices and once with four of them averaged. "
+                if len(table.slices()) > 1
+                else "with native slices: four of them averaged would be thicker than clinical ones. "
+            )
+            + f"{SPECKS} Mean ± standard deviation over the seeds; in brackets the 95 % bootstrap interval over "
             f"the {len(comparison.kept_out)} patients, which for so few is too narrow and holds nothing of the seeds' "
             "scatter. Nothing is removed "
             "after the network, so a false island counts fully in HSD; in *islands removed* those components are "
@@ -242,7 +252,7 @@ def _tables(table: TrialTable) -> Iterator[str]:
                 "clean-up it was measured is not stated: only the order of the rows can be compared, not the columns."
             )
             yield _beside_paper(table)
-        for slices in VALIDATIONS:
+        for slices in table.slices():
             yield f"{slices.capitalize()}:" if task == "spine" else f"{slices.capitalize()}, mean of the three:"
             yield _figures(table, task, slices)
         yield "Differences, seed by seed and patient by patient (DSC in points; a negative HSD is better):"
@@ -282,11 +292,11 @@ def _gains(table: TrialTable, task: str) -> str:
         row = [f"{CANDIDATES[pair[0]].title} - {CANDIDATES[pair[1]].title}"]
         row += [
             table.gain(task, pair, slices, "mean", figure).text(_scale(figure), sign="+")
-            for slices in VALIDATIONS
+            for slices in table.slices()
             for figure in GAINS
         ]
         rows.append(row)
-    return markdown_table(["", *(f"{name}, {slices}" for slices in VALIDATIONS for name in GAINS.values())], rows)
+    return markdown_table(["", *(f"{name}, {slices}" for slices in table.slices() for name in GAINS.values())], rows)
 
 
 def _scale(figure: str) -> float:
@@ -322,13 +332,17 @@ def _costs(comparison: Comparison, table: TrialTable) -> Iterator[str]:
                     f"{cost.parameters / reference.parameters:.2f}",
                     _share(PAPERS_SIZE, network),
                     f"{cost.gigaflop:.2f}",
-                    *(f"{cost.seconds[slices] / reference.seconds[slices]:.2f}" for slices in VALIDATIONS),
+                    *(_ratio(cost.seconds[slices], reference.seconds[slices]) for slices in VALIDATIONS),
                     _share(PAPERS_SECONDS, network),
                     f"{np.mean(minutes):.1f}" if minutes else "-",
                 ]
             )
         titles = ["weights", "MB", "size", "paper", "GFLOP a slice", *(f"time, {name}" for name in VALIDATIONS)]
         yield markdown_table(["", *titles, "paper", "training, minutes"], rows)
+
+
+def _ratio(seconds: float, reference: float) -> str:
+    return f"{seconds / reference:.2f}" if reference else "-"
 
 
 def _share(papers: dict[str, int], network: str) -> str:
@@ -365,7 +379,7 @@ def _sheet(table: TrialTable) -> Iterator[list[str]]:
     yield ["task", "slices", "structure", "network", "seeds", *columns]
     for task in table.tasks():
         structures = ("vertebra",) if task == "spine" else (*CLASS_NAMES[1:], "mean")
-        for slices in VALIDATIONS:
+        for slices in table.slices():
             for structure in structures:
                 for network in table.networks(task):
                     summaries = [table.summary(task, network, slices, structure, figure) for figure in FIGURES]
@@ -397,8 +411,8 @@ def _errors(
     width = max(row.width for row in rows)
     caption = (
         f"Patient {patient}, the median one by the DSC of the network without ISA, seed {seeds[0]}, all vertebrae. "
-        "Above native slices, below four averaged; each time its slice with the median number of errors. "
-        "Green: found. Orange: found, but no vertebra. Blue: missed."
+        f"{'Above native slices, below four averaged; each time its' if len(rows) > 1 else 'Its'} slice with the "
+        "median number of errors. Green: found. Orange: found, but no vertebra. Blue: missed."
     )
     return page([*rows, footer(caption, (), width)]), caption
 

@@ -13,38 +13,48 @@ from ..engine import Engine
 from ..metrics import compare_labels
 from ..pipeline import segment
 from ..training.datasets import can_thicken, thick_volume
-from ..training.folders import UNKNOWN, find_cases, read_info, read_pair
+from ..training.folders import SPECK_MM3, UNKNOWN, find_cases, read_info, read_labelled
 from ..volume import SagittalStack, Volume
 
 VALIDATIONS = {"native slices": 1, "4 slices averaged": 4}
 """The ways in which a case is measured: how many of its slices are averaged."""
 FIGURES = {"dice": "Dice", "hsd_mm": "HSD mm", "hd95_mm": "HD95 mm"}
 """What is measured of each structure, and what a table calls it."""
+SPECKS = (
+    f"Components of the truth below {SPECK_MM3:g} mm3 are taken for drawing errors: they are not known and count on "
+    "neither side."
+)
+"""How the truth is read that everything is measured by."""
+AS_DRAWN = ", labels as drawn"
+"""What is appended to the name of a validation set in which specks count as well."""
 
 
 @dataclass(frozen=True)
 class KeptOutCase:
-    """An image of a kept-out patient in one of the ways of `VALIDATIONS`, with its labels (k, j, i)."""
+    """An image of a kept-out patient in one of the ways of `VALIDATIONS`; labels (k, j, i) as in `LabelledImage`."""
 
     slices: str
     patient: str
     volume: Volume
     labels: np.ndarray
+    drawn: np.ndarray
 
 
 def kept_out_images(data: Path, names: Sequence[str]) -> Iterator[KeptOutCase]:
     """The cases to measure on, one after the other, each natively and, where it has slices enough, averaged.
 
     Raises:
-        InputError: as `folders.read_pair`.
+        InputError: as `folders.read_labelled`.
     """
-    files = find_cases(data)
+    files, info = find_cases(data), read_info(data)
     for name in names:
-        volume, labels = read_pair(data, name)
-        stack = SagittalStack.of(volume)
+        read = read_labelled(files[name], info)
+        stack = SagittalStack.of(read.volume)
         for slices, count in VALIDATIONS.items():
             if can_thicken(len(stack.slices), stack.slice_spacing, count):
-                yield KeptOutCase(slices, files[name].patient, *thick_volume(volume, labels, count))
+                volume, labels = thick_volume(read.volume, read.labels, count)
+                _, drawn = thick_volume(read.volume, read.drawn, count)
+                yield KeptOutCase(slices, files[name].patient, volume, labels, drawn)
 
 
 def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
@@ -52,28 +62,36 @@ def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, d
 
     Returns:
         validation set -> figure (``dice vertebra`` ... ``hsd_mm canal``), of the structures drawn -> one value for each
-        patient who has it; of several images of a patient it is the mean.
+        patient who has it; of several images of a patient it is the mean. Where specks make a difference, each set is
+        there once more, with `AS_DRAWN`.
     """
-    drawn = read_info(data).classes
+    structures = read_info(data).classes
     images: dict[str, dict[str, dict[str, list[float]]]] = {}
     for case in kept_out_images(data, names):
-        for figure, value in _figures(engine, case, drawn).items():
-            images.setdefault(case.slices, {}).setdefault(figure, {}).setdefault(case.patient, []).append(value)
+        predicted = segment(case.volume, engine, levels=False).labels
+        spacing = tuple(reversed(case.volume.geometry.spacing))
+        for tail, truth in (("", case.labels), (AS_DRAWN, case.drawn)):
+            for figure, value in _figures(predicted, truth, spacing, structures).items():
+                images.setdefault(case.slices + tail, {}).setdefault(figure, {}).setdefault(case.patient, []).append(
+                    value
+                )
     return {
         slices: {
             figure: [float(np.mean(values)) for values in patients.values()] for figure, patients in figures.items()
         }
         for slices, figures in images.items()
+        if not slices.endswith(AS_DRAWN) or figures != images[slices.removesuffix(AS_DRAWN)]
     }
 
 
-def _figures(engine: Engine, case: KeptOutCase, drawn: Sequence[int]) -> dict[str, float]:
-    known = case.labels != UNKNOWN
-    predicted = segment(case.volume, engine, levels=False).labels * known
-    truth = case.labels * known
+def _figures(
+    predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...], structures: Sequence[int]
+) -> dict[str, float]:
+    known = truth != UNKNOWN
+    predicted, truth = predicted * known, truth * known
     # What is neither there nor found says nothing: it would count as perfect.
-    present = [value for value in drawn if (truth == value).any() or (predicted == value).any()]
-    agreements = compare_labels(predicted, truth, tuple(reversed(case.volume.geometry.spacing)), present)
+    present = [value for value in structures if (truth == value).any() or (predicted == value).any()]
+    agreements = compare_labels(predicted, truth, spacing, present)
     figures: dict[str, float] = {}
     for value, agreement in agreements.items():
         measured = (agreement.dice, agreement.hausdorff_mm, agreement.hausdorff95_mm)
