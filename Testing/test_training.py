@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,12 +24,13 @@ from SAUNetLib.cli import main
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.model import load_model, save_model
 from SAUNetLib.network import SAUNet
+from SAUNetLib.training import run as running
 from SAUNetLib.training import self_training, workers
 from SAUNetLib.training import train as training
 from SAUNetLib.training.augmentation import Augmentation, _moved, tissue_contrast
 from SAUNetLib.training.datasets import Case, StackDataset, load_cases, slice_profile, thick_slices, thick_volume
-from SAUNetLib.training.folders import SPECK_MM3, UNKNOWN, case_names, read_info, read_pair
-from SAUNetLib.training.run import validate
+from SAUNetLib.training.folders import SPECK_MM3, UNKNOWN, case_names, image_hash, read_info, read_pair
+from SAUNetLib.training.run import _config, _with_validation, _worse, validate
 from SAUNetLib.training.train import NetworkConfig, RunData, TrainingConfig, TrainingRun
 from SAUNetLib.training.workers import uninterrupted
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
@@ -838,6 +840,132 @@ def test_a_model_is_adapted_until_it_no_longer_improves(data, base, tmp_path, mo
     for more in ([], ["--config", str(tmp_path / "c.json")]):
         assert main([*command, *more]) == 0
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == reached
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """A configuration of a few tiny steps."""
+    monkeypatch.setattr(training, "STEPS_PER_EPOCH", 2)
+    config = {"crop": [48, 32], "slices": 2, "stacks": 1, "steps": 2, "learning_rate": 1e-3}
+    (tmp_path / "quick.json").write_text(json.dumps(config))
+    return tmp_path / "quick.json"
+
+
+def adapt(data, start, run, config):
+    return main(["train", str(data), "--from", str(start), "--output", str(run), "--config", str(config)])
+
+
+def test_a_tuned_model_s_card_says_what_it_was_measured_on_and_what_it_came_from(data, base, quick, tmp_path, capsys):
+    run = tmp_path / "run"
+    quick.write_text(json.dumps(json.loads(quick.read_text()) | {"patience": 1, "steps": 4, "validation": ["p1"]}))
+    assert adapt(data, base, run, quick) == 0
+    out = capsys.readouterr().out
+    card, parent = load_model(run / "base-tuned.safetensors").card, load_model(base).card
+    told = "Validated on 1 own case: p1; the weights were chosen on the same (patience), so that it is no test."
+    assert told in out and card.data.endswith(told)
+    assert f"whose card says of itself: [{parent.data}]" in card.data
+    assert "native slices, before: base 1" in out
+    found = validate(running.Engine(load_model(base), "cpu"), data, ["p1"])
+    for title, figures in found.items():
+        assert card.metrics[f"{title}, before: base 1"] == figures and title in card.metrics
+    assert card.validated_on == [image_hash(labelled(1)[0])]
+    assert card.trained_on == sorted(image_hash(labelled(seed)[0]) for seed in (0, 2))
+
+
+def test_a_dice_that_fell_is_told():
+    before = {"native slices": {"dice vertebra": [0.941, 0.1], "dice disc": [0.9, 0.1], "dice canal": [None, None]}}
+    after = {"native slices": {"dice vertebra": [0.858, 0.1], "dice disc": [0.899, 0.1], "dice canal": [0.2, None]}}
+    assert _worse(before, after) == "dice vertebra 0.941 to 0.858"
+    assert _worse(after, before) == "" and _worse({}, after) == ""
+
+
+def test_what_the_start_was_trained_on_is_not_validated_on(data, base, quick, tmp_path, capsys):
+    """By the images, whatever they are called; what it was validated on comes first."""
+    assert adapt(data, base, tmp_path / "first", quick) == 0
+    first = tmp_path / "first" / "base-tuned.safetensors"
+    (kept,) = json.loads((tmp_path / "first" / "config.json").read_text())["validation"]
+    more = tmp_path / "more"
+    write_pairs(more, *(f"other{number}" for number in range(6)))
+    again = {name: f"other{name[1:]}" for name in ("p0", "p1", "p2")}
+    trained = {again[name] for name in again if name != kept}
+    for seed in range(8):
+        quick.write_text(json.dumps(json.loads(quick.read_text()) | {"seed": seed}))
+        assert _config(tmp_path / "second", str(quick), str(first), more).validation == (again[kept],)
+    quick.write_text(json.dumps(json.loads(quick.read_text()) | {"validation": [min(trained)]}))
+    capsys.readouterr()
+    assert adapt(more, first, tmp_path / "second", quick) == 3
+    err = capsys.readouterr().err
+    assert "error INPUT_SERIES" in err and f"validated on: {min(trained)}" in err
+    for path in more.glob("*"):
+        if path.name.partition("_")[0] not in trained:
+            path.unlink()
+    quick.write_text(json.dumps({**json.loads(quick.read_text()), "validation": []}))
+    assert adapt(more, first, tmp_path / "second", quick) == 3
+    assert "none is left to validate on" in capsys.readouterr().err and not (tmp_path / "second").exists()
+
+
+def test_a_model_of_a_tuned_model_knows_what_both_were_trained_on(data, base, quick, tmp_path):
+    assert adapt(data, base, tmp_path / "first", quick) == 0
+    other = tmp_path / "other"
+    for seed in (7, 8):
+        write_pair(other, f"q{seed}", *labelled(seed))
+    first = tmp_path / "first" / "base-tuned.safetensors"
+    assert adapt(other, first, tmp_path / "second", quick) == 0
+    cards = [load_model(path).card for path in (first, tmp_path / "second" / "base-tuned-tuned.safetensors")]
+    assert len(cards[0].trained_on) == 2 and len(cards[1].trained_on) == 3
+    assert set(cards[0].trained_on) < set(cards[1].trained_on)
+
+
+def test_patients_of_the_start_are_not_drawn_to_validate_on():
+    cases = {str(number): [f"{number}_t1", f"{number}_t2"] for number in range(12)}
+    trained = [f"{number}_t1" for number in range(6)]  # of whom the other image shows the same
+    for seed in range(20):
+        config = TrainingConfig(seed=seed)
+        kept = _with_validation(config, cases, trained, ["7_t2", "3_t1"]).validation
+        assert len(kept) == 4 and "7_t1" in kept and not set(kept) & {f"{number}_t{k}" for number in range(6) for k in (1, 2)}
+    with pytest.raises(InputError, match="0_t2"):
+        _with_validation(TrainingConfig(validation=("0_t2",)), cases, trained)
+
+
+def test_a_start_is_measured_before_the_first_step(data, base, quick, tmp_path, monkeypatch):
+    """Its name may mean another model once the run is finished."""
+    monkeypatch.setattr(running, "train", lambda *rest: base.unlink() or NetworkConfig(widths=(4,) * 5).build())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "cases.json").write_text('{"cases": [["p0"]]}')
+    assert adapt(data, base, tmp_path / "run", quick) == 0
+    told = json.loads((tmp_path / "run" / "base-tuned.json").read_text())
+    assert "native slices, before: base 1" in told["metrics"]
+
+
+def test_other_data_for_a_begun_run_are_told_as_such(data, tmp_path, capsys):
+    """Not as a configuration or data that lack a case."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(CONFIG))
+    (run / "last.ckpt").touch()
+    other = write_pairs(tmp_path / "other", "q0", "q1")
+    assert main(["train", str(other), "--output", str(run)]) == 2
+    assert f"{run} holds a run on other cases" in capsys.readouterr().err
+
+
+def test_a_copied_run_keeps_its_best_score(tmp_path, recwarn):
+    """Else the first validation after it would replace better weights, with a warning about Lightning's files."""
+    (old, new) = (tmp_path / "old", tmp_path / "new")
+    config = TrainingConfig(patience=2)
+    before, after = (training._callbacks(config, folder, torch.device("cpu"))[-1] for folder in (old, new))
+    before.best_model_score = torch.tensor(0.8)
+    before.best_model_path = str(old / "best.ckpt")
+    before.best_k_models = {str(old / "best.ckpt"): torch.tensor(0.8)}
+    after.load_state_dict(before.state_dict())
+    assert after.best_model_score == 0.8 and after.best_model_path == str(new / "best.ckpt")
+    assert after.best_k_models == {str(new / "best.ckpt"): torch.tensor(0.8)} and not recwarn.list
+    assert before.state_key.startswith("ModelCheckpoint{"), "as in runs of earlier versions"
+
+
+def test_a_short_epoch_brings_no_advice_of_lightning_s(data, tmp_path):
+    with warnings.catch_warnings(record=True) as heard:
+        training.train([data], tmp_path / "run", TrainingConfig(**CONFIG | {"steps": 2}), "cpu")
+    assert not [one for one in heard if "logging interval" in str(one.message)]
 
 
 def test_adapting_refuses_another_network_and_another_start(data, base, tmp_path, capsys):

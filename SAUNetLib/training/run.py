@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
+from pydantic import BaseModel, ConfigDict
 
 from ..anatomy import CLASS_NAMES
 from ..console import table_console
@@ -19,14 +21,38 @@ from ..engine import Engine, choose_device
 from ..errors import InputError, UsageError
 from ..evaluation.kept_out import FIGURES, per_patient
 from ..formats.atomic import check_writable
+from ..formats.volumes import read_image
 from ..metrics import deviation
 from ..model import load_model, save_model
-from .folders import patients, patients_of, read_settings, write_settings
-from .train import NetworkConfig, TrainingConfig, train
+from ..model_card import ModelCard
+from ..volume import Volume
+from .folders import find_cases, image_hash, patients, patients_of, read_settings, write_settings
+from .train import CASES, NetworkConfig, TrainedOn, TrainingConfig, is_begun, other_cases, train
 
-LOCK = "training.lock"
+LOCK, START = "training.lock", "start.json"
+"""Files in a run's folder: locked by who trains there, and `Start`."""
+WORSE = 0.005
+"""A Dice that falls by more than this from the start of a fine-tuning is told."""
+Summaries = dict[str, dict[str, list[float | None]]]
+"""Validation set -> figure -> [mean, standard deviation over patients]; None where a patient has none."""
 FINE_TUNING = {"steps": 400, "learning_rate": 5e-4, "averaging": 0.99}
 """Of a run that starts from a model and does not say otherwise."""
+
+
+class Start(BaseModel):
+    """``start.json`` of a run: the model that it started from, as it was then.
+
+    Attributes:
+        name: with its version.
+        trained_on: as in its card.
+        metrics: its figures on the cases that the run is validated on.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    trained_on: tuple[str, ...]
+    metrics: Summaries
 
 
 def run_training(
@@ -53,25 +79,62 @@ def run_training(
         InputError: the data cannot be used.
         ModelError: the model to start from cannot be used.
     """
-    config = _config(output, config_file, start, patients(data[0]))
+    config = _config(output, config_file, start, data[0])
     if config.shares and len(config.shares) != len(data):
         raise UsageError("USAGE", f"{len(config.shares)} shares for {len(data)} data folders", "Give one for each")
     if device != "auto":
         choose_device(device)
     check_writable(output / "config.json", (".json",))
+    first = not getattr(rank_zero_only, "rank", 0)  # of several processes, one measures and writes the result
     with _alone(output):
+        before = _start(output, config, data[0], device) if config.start and first else None
         network = train(data, output, config, device)
     path = output / f"{config.name}.safetensors"
-    if getattr(rank_zero_only, "rank", 0):  # of several processes, one writes the result
+    if not first:
         return path
-    card = _card(config, data)
+    card = _card(config, data, read_settings(TrainedOn, output / CASES), before)
     save_model(network, path, card)
     write_settings(config, output / f"{config.name}.train.json")
     figures = validate(Engine(load_model(path), device), data[0], config.validation)
-    save_model(network, path, {**card, "metrics": figures})
-    _print_figures(figures)
+    earlier = {f"{title}, before: {before.name}": of for title, of in before.metrics.items()} if before else {}
+    save_model(network, path, {**card, "metrics": figures | earlier})
+    _print_figures(figures | earlier)
+    print(_validated(config))
+    if before and (worse := _worse(before.metrics, figures)):
+        print(f"note: worse than {before.name} on these cases: {worse}", file=sys.stderr, flush=True)
     print(path)
     return path
+
+
+def _start(output: Path, config: TrainingConfig, data: Path, device: str) -> Start:
+    """The model that a run starts from, measured before the first step; its name may mean another one at the end."""
+    path = output / START
+    if not path.exists():
+        model = load_model(config.start or "")
+        card = model.card
+        metrics = validate(Engine(model, device), data, config.validation)
+        start = Start(name=f"{card.name} {card.version}", trained_on=tuple(card.trained_on), metrics=metrics)
+        write_settings(start, path)
+    return read_settings(Start, path)
+
+
+def _worse(before: Summaries, after: Summaries) -> str:
+    """The Dice figures of native slices that fell by more than `WORSE`, such as ``dice disc 0.912 to 0.853``."""
+    first, second = (one.get("native slices", {}) for one in (before, after))
+    pairs = {name: (old[0], second.get(name, [None])[0]) for name, old in first.items() if name.startswith("dice")}
+    return ", ".join(
+        f"{name} {old:.3f} to {new:.3f}"
+        for name, (old, new) in pairs.items()
+        if old is not None and new is not None and new < old - WORSE
+    )
+
+
+def _validated(config: TrainingConfig) -> str:
+    """What figures of the model are worth: which cases they are from, and what was chosen on them."""
+    count = len(config.validation)
+    text = f"Validated on {count} own case{'s' * (count != 1)}: {', '.join(config.validation)}"
+    chosen = "; the weights were chosen on the same (patience), so that it is no test"
+    return text + (chosen if config.patience is not None else "") + "."
 
 
 @contextmanager
@@ -91,7 +154,7 @@ def _alone(output: Path) -> Iterator[None]:
             "USAGE", f"another command trains in {output}", "Wait until it has finished, or give another folder"
         ) from busy
     finally:
-        if new and {path.name for path in output.iterdir()} <= {LOCK}:  # refused before anything was begun
+        if new and {path.name for path in output.iterdir()} <= {LOCK, START}:  # refused before anything was begun
             shutil.rmtree(output, ignore_errors=True)
 
 
@@ -115,7 +178,7 @@ def _print_figures(figures: Mapping[str, Mapping[str, Sequence[float | None]]]) 
     table_console().print(table)
 
 
-def _card(config: TrainingConfig, data: Sequence[Path]) -> dict[str, Any]:
+def _card(config: TrainingConfig, data: Sequence[Path], cases: TrainedOn, before: Start | None) -> dict[str, Any]:
     """The entries of the model's card but for its figures."""
     origin = f" --from {Path(config.start).stem}" if config.start else ""
     folders = " ".join(folder.resolve().name for folder in data)
@@ -128,26 +191,33 @@ def _card(config: TrainingConfig, data: Sequence[Path]) -> dict[str, Any]:
         "network": config.network.model_dump(mode="json"),
         "licence": config.licence,
         "attribution": config.attribution,
-        "data": config.data,
+        "data": f"{config.data.rstrip('.')}. {_validated(config)}",
         "command": f"saunet train {folders}{origin} --output RUN --config {config.name}.train.json",
         "date": datetime.now(UTC).date().isoformat(),
         "limits": list(config.limits),
+        "trained_on": sorted({*cases.images, *(before.trained_on if before else ())}),
+        "validated_on": sorted(cases.validated),
     }
 
 
-def _config(
-    output: Path, config_file: str | None, start: str | None, cases: Mapping[str, Sequence[str]]
-) -> TrainingConfig:
-    """The configuration of a run; ``cases`` are those of each patient of the first folder."""
+def _config(output: Path, config_file: str | None, start: str | None, folder: Path) -> TrainingConfig:
+    """The configuration of a run whose cases to validate on are in a folder."""
+    cases = patients(folder)
     started = output / "config.json"
     source = Path(config_file) if config_file else started
     if config_file and not source.exists():
         raise UsageError("USAGE", f"there is no configuration {config_file}", "Check the path")
     config = read_config(source) if source.exists() else TrainingConfig()
     start = start or config.start
+    trained: set[str] = set()
+    validated: set[str] = set()
     if start and not (source == started and started.exists()):
-        config = _starting_from(start, config)
-    config = _with_validation(config.model_copy(update={"start": start}), cases)
+        config, card = _starting_from(start, config)
+        trained, validated = _known_to(card, folder)
+    names = {name for of_patient in cases.values() for name in of_patient}
+    if is_begun(output) and started.exists() and not names.issuperset(read_config(started).validation):
+        raise other_cases(output)
+    config = _with_validation(config.model_copy(update={"start": start}), cases, trained, validated)
     if started.exists() and read_config(started) != config:
         raise UsageError(
             "USAGE",
@@ -157,8 +227,21 @@ def _config(
     return config
 
 
-def _starting_from(start: str, config: TrainingConfig) -> TrainingConfig:
-    """A configuration that goes on from a model: what it does not state itself is the model's, or gentle."""
+def _known_to(card: ModelCard, folder: Path) -> tuple[set[str], set[str]]:
+    """The cases of a folder whose images a model was trained on, and those that it was validated on."""
+    if not card.trained_on:
+        return set(), set()
+    hashes = {
+        name: image_hash(Volume.from_sitk(read_image(files.image), name)) for name, files in find_cases(folder).items()
+    }
+    trained, validated = (
+        {name for name, image in hashes.items() if image in of} for of in (card.trained_on, card.validated_on)
+    )
+    return trained, validated
+
+
+def _starting_from(start: str, config: TrainingConfig) -> tuple[TrainingConfig, ModelCard]:
+    """A configuration that goes on from a model: what it does not state itself is the model's, or gentle; its card."""
     card = load_model(start).card
     network = NetworkConfig.model_validate(card.network)
     stated = config.model_fields_set
@@ -169,7 +252,8 @@ def _starting_from(start: str, config: TrainingConfig) -> TrainingConfig:
     inherited = {
         "name": f"{card.name}-tuned",
         "description": f"{card.description}; tuned with own data",
-        "data": f"{card.data.rstrip('.')}; then own data, from {card.name} {card.version} (SHA-256 {card.sha256[:12]})",
+        "data": f"Own data, starting from {card.name} {card.version} (SHA-256 {card.sha256[:12]}), whose card says of "
+        f"itself: [{card.data}]",
         "licence": card.licence,
         "attribution": card.attribution,
         "limits": tuple(card.limits),
@@ -177,15 +261,28 @@ def _starting_from(start: str, config: TrainingConfig) -> TrainingConfig:
         **FINE_TUNING,
     }
     gentle = {name: value for name, value in inherited.items() if name not in stated}
-    return config.model_copy(update={"network": network, **gentle})
+    return config.model_copy(update={"network": network, **gentle}), card
 
 
-def _with_validation(config: TrainingConfig, cases: Mapping[str, Sequence[str]]) -> TrainingConfig:
+def _with_validation(
+    config: TrainingConfig,
+    cases: Mapping[str, Sequence[str]],
+    trained: Collection[str] = (),
+    validated: Collection[str] = (),
+) -> TrainingConfig:
     """The same with patients drawn to validate on where none are stated: one of six, all images of a patient together.
 
+    Args:
+        config: of the run.
+        cases: by patient.
+        trained: cases that the model to start from was trained on: their patients are not drawn.
+        validated: those that it was validated on: they are drawn first, so that its figures can be compared.
+
     Raises:
-        InputError: INPUT_NOT_FOUND or INPUT_EMPTY, there are not the cases for it.
+        InputError: INPUT_NOT_FOUND or INPUT_EMPTY, there are not the cases for it; INPUT_SERIES, stated ones are of
+            patients that the model to start from was trained on.
     """
+    seen = patients_of(trained, cases)
     names = {name for folder_cases in cases.values() for name in folder_cases}
     missing = sorted(set(config.validation) - names)
     if missing:
@@ -194,9 +291,24 @@ def _with_validation(config: TrainingConfig, cases: Mapping[str, Sequence[str]])
             f"validation cases are missing: {', '.join(missing)}",
             "Correct the configuration or the data",
         )
+    if known := sorted(set(config.validation) & {name for patient in seen for name in cases[patient]}):
+        raise InputError(
+            "INPUT_SERIES",
+            f"the model to start from was trained on patients that are to be validated on: {', '.join(known)}",
+            "Name other cases as validation in the configuration, or none",
+        )
     if not config.validation:
-        drawn = np.random.default_rng(config.seed).permutation(list(cases))[: max(1, len(cases) // 6)]
-        kept = tuple(sorted(name for patient in drawn for name in cases[str(patient)]))
+        order = [str(patient) for patient in np.random.default_rng(config.seed).permutation(list(cases))]
+        left = [patient for patient in order if patient not in seen]
+        if not left:
+            raise InputError(
+                "INPUT_EMPTY",
+                "the model to start from was trained on all these cases: none is left to validate on",
+                "Add a case that it has not seen, such as one that it was validated on",
+            )
+        compared = patients_of(validated, cases)
+        drawn = sorted(left, key=lambda patient: patient not in compared)[: max(1, len(cases) // 6)]
+        kept = tuple(sorted(name for patient in drawn for name in cases[patient]))
         config = config.model_copy(update={"validation": kept})
     if not cases.keys() - patients_of(config.validation, cases):
         raise InputError("INPUT_EMPTY", "no case is left to train on", "Give at least two cases")
@@ -212,13 +324,8 @@ def read_config(path: Path) -> TrainingConfig:
     return read_settings(TrainingConfig, path)
 
 
-def validate(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float | None]]]:
-    """`kept_out.per_patient`, summed up for a model's card.
-
-    Returns:
-        validation set -> figure -> [mean, standard deviation over patients]; None where a patient has none, as the
-        distance to what was not found.
-    """
+def validate(engine: Engine, data: Path, names: Sequence[str]) -> Summaries:
+    """`kept_out.per_patient`, summed up for a model's card; a distance to what was not found is None."""
 
     def summary(values: Sequence[float]) -> list[float | None]:
         if not np.isfinite(values).all():

@@ -62,6 +62,8 @@ STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
 MOST_WORKERS = 8
 """Processes that prepare batches; each holds what it draws from."""
+CASES = "cases.json"
+"""What a run's folder says of its cases, see `TrainedOn`."""
 LAST, BEST = "last.ckpt", "best.ckpt"
 """Checkpoints in a run's folder: of its end, and of its best validation where it has patience."""
 GOES_ON = "The same command continues from the last checkpoint"
@@ -156,22 +158,28 @@ class TrainedOn(BaseModel):
     Attributes:
         cases: names of the cases of each data folder.
         labels: SHA-256 of their label maps' files, in that order; empty in runs of earlier versions.
+        images, validated: `folders.image_hash` of the images that are trained and validated on.
     """
 
     model_config = ConfigDict(frozen=True)
 
     cases: tuple[tuple[str, ...], ...]
     labels: str = ""
+    images: tuple[str, ...] = ()
+    validated: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, folders: Sequence[Path], names: Sequence[Sequence[str]]) -> TrainedOn:
-        """Cases of these names of each folder."""
+    def of(cls, folders: Sequence[Path], sources: Sequence[Sequence[Case]], validation: Sequence[Case]) -> TrainedOn:
+        """These cases of each folder."""
+        names = [[case.name for case in cases] for cases in sources]
+        images = tuple(case.image for cases in sources for case in cases)
         digest = hashlib.sha256()
         for folder, some in zip(folders, names, strict=True):
             files = find_cases(folder)
             for name in some:
                 digest.update(hashlib.sha256(files[name].labels.read_bytes()).digest())
-        return cls(cases=tuple(map(tuple, names)), labels=digest.hexdigest())
+        validated = tuple(case.image for case in validation)
+        return cls(cases=tuple(map(tuple, names)), labels=digest.hexdigest(), images=images, validated=validated)
 
     def keep(self, output: Path) -> None:
         """Write it into the run's folder, or refuse to go on there with other cases.
@@ -179,12 +187,10 @@ class TrainedOn(BaseModel):
         Raises:
             UsageError: USAGE.
         """
-        path = output / "cases.json"
-        begun = any((output / name).exists() for name in (LAST, BEST))
-        if not path.exists() or not begun:
-            write_settings(self, path)
-        else:
+        path = output / CASES
+        if path.exists() and is_begun(output):
             self._check(read_settings(TrainedOn, path), output)
+        write_settings(self, path)
 
     def _check(self, before: TrainedOn, output: Path) -> None:
         if before.cases == self.cases and before.labels not in ("", self.labels):
@@ -194,12 +200,22 @@ class TrainedOn(BaseModel):
                 "Give another folder as --output, or start from its model with --from",
             )
         if before.cases != self.cases:
-            raise UsageError(
-                "USAGE",
-                f"{output} holds a run on other cases",
-                "Give that run's data folders in the same order, another folder as --output, or start from its model "
-                "with --from",
-            )
+            raise other_cases(output)
+
+
+def is_begun(output: Path) -> bool:
+    """Whether a run in a folder has anything to go on from."""
+    return any((output / name).exists() for name in (LAST, BEST))
+
+
+def other_cases(output: Path) -> UsageError:
+    """What is said where a run is to go on with other data."""
+    return UsageError(
+        "USAGE",
+        f"{output} holds a run on other cases",
+        "Give that run's data folders in the same order, another folder as --output, or start from its model "
+        "with --from",
+    )
 
 
 class RunData(pl.LightningDataModule):
@@ -381,7 +397,7 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
         check_drawn(cases, folder, data.validation if folder == folders[0] else ())
     run = TrainingRun(config)
     output.mkdir(parents=True, exist_ok=True)
-    TrainedOn.of(folders, names).keep(output)
+    TrainedOn.of(folders, sources, data.validation).keep(output)
     if not (output / "config.json").exists():
         write_settings(config, output / "config.json")
     last = output / LAST
@@ -450,7 +466,7 @@ def _callbacks(config: TrainingConfig, output: Path, device: torch.device) -> li
     averaged_from = config.steps // (2 if config.patience is None else 20)
     callbacks: list[Callback] = [
         WeightAveraging(device, multi_avg_fn=partial(_average, decay=config.averaging, start=averaged_from)),
-        ModelCheckpoint(
+        _RunCheckpoint(
             output, Path(LAST).stem, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
         ),
         LearningRateMonitor("step"),
@@ -458,7 +474,7 @@ def _callbacks(config: TrainingConfig, output: Path, device: torch.device) -> li
     if config.patience is not None:
         watched: dict[str, Any] = {"monitor": "native/mean", "mode": "max"}
         callbacks.append(EarlyStopping(patience=config.patience, **watched))
-        callbacks.append(ModelCheckpoint(output, Path(BEST).stem, enable_version_counter=False, **watched))
+        callbacks.append(_RunCheckpoint(output, Path(BEST).stem, enable_version_counter=False, **watched))
     return callbacks
 
 
@@ -487,8 +503,26 @@ def _trainer(
 def _without_chatter() -> None:
     """Lightning's notes on what is meant to be so, and its tips, would hide what a user should read."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in ("Checkpoint directory .* exists and is not empty", r".*isinstance\(treespec, LeafSpec\)"):
+    for message in (
+        "Checkpoint directory .* exists and is not empty",
+        "The number of training batches .* is smaller than the logging interval",  # as in a short last epoch
+        r".*isinstance\(treespec, LeafSpec\)",
+    ):
         warnings.filterwarnings("ignore", message)
+
+
+class _RunCheckpoint(ModelCheckpoint):
+    """A checkpoint in a run's folder, wherever this was copied to: Lightning's own would forget the best score."""
+
+    __qualname__ = "ModelCheckpoint"  # by which a checkpoint knows its state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(cast(str, self.dirpath)) / Path(path).name) if path else path
+
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
 
 
 class _WholeCheckpoints(TorchCheckpointIO):
