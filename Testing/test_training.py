@@ -922,7 +922,11 @@ def test_patients_of_the_start_are_not_drawn_to_validate_on():
     for seed in range(20):
         config = TrainingConfig(seed=seed)
         kept = _with_validation(config, cases, trained, ["7_t2", "3_t1"]).validation
-        assert len(kept) == 4 and "7_t1" in kept and not set(kept) & {f"{number}_t{k}" for number in range(6) for k in (1, 2)}
+        assert (
+            len(kept) == 4
+            and "7_t1" in kept
+            and not set(kept) & {f"{number}_t{k}" for number in range(6) for k in (1, 2)}
+        )
     with pytest.raises(InputError, match="0_t2"):
         _with_validation(TrainingConfig(validation=("0_t2",)), cases, trained)
 
@@ -932,6 +936,7 @@ def test_a_start_is_measured_before_the_first_step(data, base, quick, tmp_path, 
     monkeypatch.setattr(running, "train", lambda *rest: base.unlink() or NetworkConfig(widths=(4,) * 5).build())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "cases.json").write_text('{"cases": [["p0"]]}')
+    (tmp_path / "run" / "start.json").write_text('{"name": "other 1", "trained_on": [], "metrics": {}}')
     assert adapt(data, base, tmp_path / "run", quick) == 0
     told = json.loads((tmp_path / "run" / "base-tuned.json").read_text())
     assert "native slices, before: base 1" in told["metrics"]

@@ -102,16 +102,13 @@ def _go_on(
     patients = list(kept_out_images(data, comparison.kept_out))
     with FileLock(output / _COSTS_LOCK):
         comparison, _ = read_comparison(output)
-        for title in (*tasks, SHIPPED):
-            if title not in comparison.costs:
-                print(
-                    f"measuring the times of all networks: {title} (minutes at the shipped size)",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                task, measured = (title, config) if title != SHIPPED else ("structures", _as_shipped(config))
-                comparison.costs[title] = network_costs(measured, task, patients, chosen)
-                write_settings(comparison, output / SETTINGS)
+        missing = [title for title in (*tasks, SHIPPED) if title not in comparison.costs]
+        if missing:
+            print("measuring the times of all networks, which takes minutes", file=sys.stderr, flush=True)
+        for title in missing:
+            task, measured = (title, config) if title != SHIPPED else ("structures", _as_shipped(config))
+            comparison.costs[title] = network_costs(measured, task, patients, chosen)
+            write_settings(comparison, output / SETTINGS)
     waiting = [trial for trial in trials(tasks, seeds, config.seed) if not is_finished(output, trial)]
     cases = _cases(data, comparison) if waiting else []
     for trial in _taken(waiting, output):

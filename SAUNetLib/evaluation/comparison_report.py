@@ -214,9 +214,9 @@ def _head(comparison: Comparison, table: TrialTable) -> Iterator[str]:
             f"it sees in windows of {config.slices} slices, as MONAI lays them by default.",
             "- Figures are those of the source grid (the images' pixels), "
             + (
-                "once with native slices and once with four of them averaged. "
-                if len(table.slices()) > 1
-                else "with native slices: four of them averaged would be thicker than clinical ones. "
+                "with native slices: four averaged would be thicker than clinical ones, or there are not as many. "
+                if table.slices() == ["native slices"]
+                else "once with native slices and once with four of them averaged. "
             )
             + f"{SPECKS} Mean ± standard deviation over the seeds; in brackets the 95 % bootstrap interval over "
             f"the {len(comparison.kept_out)} patients, which for so few is too narrow and holds nothing of the seeds' "

@@ -109,7 +109,7 @@ def run_training(
 def _start(output: Path, config: TrainingConfig, data: Path, device: str) -> Start:
     """The model that a run starts from, measured before the first step; its name may mean another one at the end."""
     path = output / START
-    if not path.exists():
+    if not path.exists() or not (output / "config.json").exists():  # left by a run that was refused for its data
         model = load_model(config.start or "")
         card = model.card
         metrics = validate(Engine(model, device), data, config.validation)
