@@ -157,7 +157,8 @@ def _value(text: str) -> int:
     """The label value of a structure with a level, from its value, level or name."""
     plain = text.strip()
     for known in (structures(), encodings()["parts"].structures):
-        structure = known.get(int(plain)) if plain.isdecimal() else named_structure(plain, known)
+        number = plain.isdecimal() and len(plain) < 10  # of thousands of digits Python makes none
+        structure = known.get(int(plain)) if number else named_structure(plain, known)
         if structure is not None and structure.level:
             return structure.value if structure.value in structures() else structure.value - PARTS_OFFSET
     raise _refusal(

@@ -33,6 +33,7 @@ from SAUNetLib.formats.dicom_elements import PIXEL_DATA, read_header
 from SAUNetLib.formats.dicom_files import is_dicom
 from SAUNetLib.model import load_model
 from SAUNetLib.pipeline import segment, segment_file
+from SAUNetLib.relabel import relabel_file
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs pipes, links and /proc")
 
@@ -375,3 +376,12 @@ def test_the_corpus_is_large_and_covers_every_kind_of_the_list() -> None:
     assert sum(number for kind, number in found.items() if kind != "truncated") >= 100
     assert {case.kind for case in CORPUS} >= LISTED and all(found[kind] >= 2 for kind in LISTED - {"non-spine MRI"})
     assert len({case.title for case in CORPUS}) == len(CORPUS)
+
+
+def test_a_level_of_thousands_of_digits_is_no_bug(tmp_path):
+    """Python makes no number of so many."""
+    labels = sitk.Cast(GOOD.to_sitk() * 0 + 44, sitk.sitkUInt8)
+    sitk.WriteImage(labels, str(tmp_path / "a.nii.gz"))
+    for assignment in ({"4" * 5000: "L3"}, {"44": "4" * 5000}):
+        with pytest.raises(SAUNetError, match="is not a level"):
+            relabel_file(tmp_path / "a.nii.gz", assignment)
