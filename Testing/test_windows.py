@@ -432,6 +432,13 @@ def test_a_folder_that_takes_nothing_is_told_before_the_work(win32, tmp_path, mo
         check_writable(path, (".csv",))
 
 
+@pytest.mark.parametrize("letter", '<>:"|?*')
+def test_a_name_that_windows_does_not_take_is_told_before_the_work(win32, tmp_path, letter):
+    """After a colon it would be another stream of a file that looks empty."""
+    with pytest.raises(UsageError, match="is no name for a file on Windows"):
+        check_writable(tmp_path / f"a{letter}b.csv", (".csv",))
+
+
 @pytest.mark.timeout(30)
 def test_a_drive_that_is_not_there_is_told(tmp_path, monkeypatch):
     """It has no parent that is there."""
