@@ -256,6 +256,48 @@ def test_dicom_same_number_twice(tmp_path: Path, image: Volume) -> None:
     assert read_volume(tmp_path, uid).geometry.size == image.geometry.size
 
 
+@pytest.mark.parametrize(("element", "what"), [("PatientID", "patients"), ("StudyInstanceUID", "studies")])
+def test_dicom_slices_of_two_patients_are_no_series(tmp_path: Path, image: Volume, element: str, what: str) -> None:
+    """As where an anonymiser gives all series one UID."""
+    paths = builders.write_dicom_series(tmp_path, image)
+    changed(paths[0], **{element: ""})  # what is not stated says nothing
+    assert read_volume(tmp_path).geometry.size == GRID.size
+    for path in paths[4:]:
+        changed(path, **{element: "9.8.7"})
+    failure = refusal(tmp_path)
+    assert failure.code == "INPUT_SERIES" and f"of several {what}" in failure.cause
+    assert "9.8.7" not in str(failure) and "SECRET" not in str(failure) and "SECRET" not in repr(list_series(tmp_path))
+    assert "SECRET" not in repr(list_series(tmp_path)[0].frames)
+
+
+def test_dicom_series_without_a_uid_are_told_apart(tmp_path: Path, image: Volume) -> None:
+    others = {"PatientID": "other"}, {"StudyInstanceUID": "9.8.7"}, {"SeriesNumber": 5}
+    for folder, elements in zip("abcd", ({}, *others), strict=True):
+        for path in builders.write_dicom_series(tmp_path / folder, image):
+            changed(path, SeriesInstanceUID=None, **elements)
+            path.rename(tmp_path / f"{path.name}-{folder}")
+    listed = list_series(tmp_path)
+    assert [(one.slices, one.problem) for one in listed] == [(len(image.voxels), None)] * 4
+    assert len({one.key for one in listed}) == 4
+    assert read_volume(tmp_path / "IM000-4-c").geometry.size == GRID.size
+
+
+@pytest.mark.parametrize(
+    "element", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"]
+)
+@pytest.mark.parametrize("number", [b"1e400", b"  nan", b"1e308"])
+def test_dicom_one_number_that_is_none_spoils_no_other_series(
+    tmp_path: Path, image: Volume, element: str, number: bytes
+) -> None:
+    one = builders.volume(builders.geometry(size=(48, 64, 1)))  # of which the thickness counts
+    paths = builders.write_dicom_series(tmp_path, one if element == "SliceThickness" else image, number=3)
+    builders.write_dicom_series(tmp_path, image, number=4)
+    changed(paths[0], **{element: [7.125] * {"I": 3, "P": 2, "S": 1}[element[0]] * (1 + ("Or" in element))})
+    paths[0].write_bytes(paths[0].read_bytes().replace(b"7.125", number))
+    spoilt, whole = list_series(tmp_path)
+    assert spoilt.problem is not None and whole.problem is None
+
+
 def test_dicom_localizer_is_not_offered(tmp_path: Path, image: Volume) -> None:
     builders.write_dicom_series(tmp_path / "a", image)
     for path, plane in zip(builders.write_dicom_series(tmp_path / "b", image, 1, "localizer"), itertools.cycle("sac")):
@@ -306,7 +348,7 @@ def test_dicom_file_that_did_not_arrive_is_not_a_missing_end(tmp_path: Path, ima
         (tmp_path / name).write_bytes(content)
     assert read_volume(tmp_path).geometry.size == GRID.size
     whole = paths[-1].read_bytes()
-    for name in (paths[-1].name, "slice.dcm", "1.2.840.1"):
+    for name in (paths[-1].name, "slice.dcm", "1.2.840.1", "MR.1.2.3", "IM000001", "I10", "E12S3I4", "4C5D6E7F"):
         paths[-1].unlink(missing_ok=True)
         (tmp_path / name).write_bytes(content)
         assert refusal(tmp_path).code == "INPUT_UNREADABLE"
@@ -520,7 +562,7 @@ def test_dicom_file_given_alone_is_read_with_its_own_folder_only(tmp_path: Path,
     below = tmp_path / "other"
     below.mkdir()
     (below / "broken.dcm").write_bytes(b"")
-    for name in ("DONE", "__init__"):  # marks, no lost images
+    for name in ("DONE", "__init__", "received_20240101"):  # marks, no lost images
         (tmp_path / name).write_bytes(b"")
     assert read_volume(paths[0]).geometry.same_grid(image.geometry)
     assert "broken.dcm" in refusal(tmp_path).cause
@@ -613,6 +655,9 @@ def test_dicom_enhanced_rescaled_frame_by_frame(tmp_path: Path, image: Volume) -
     order = slice(None) if np.array_equal(plain, image.voxels) else slice(None, None, -1)
     wanted = image.voxels * slopes[:, None, None] + intercepts[:, None, None]
     assert np.allclose(read_volume(tmp_path).voxels, wanted[order])
+    raw = (tmp_path / "e.dcm").read_bytes()
+    (tmp_path / "e.dcm").write_bytes(raw.replace(b"1.375", b"  nan"))
+    assert refusal(tmp_path).code == "INPUT_VALUES", "and not another frame's scale"
 
 
 def test_dicom_enhanced_file_by_file(tmp_path: Path, image: Volume) -> None:

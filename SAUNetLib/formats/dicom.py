@@ -29,28 +29,28 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
     folder = Path(folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - no failure for a path that no system takes
         raise InputError("INPUT_NOT_FOUND", "there is no such folder", "Check the path")
-    by_uid: dict[str, Series] = {}
+    by_key: dict[str, Series] = {}
     unreadable_paths: list[UnreadablePath] = []
     for path in image_files(folder, below, unreadable_paths):
         file_series = read_as_series(path)
         if file_series is None:
             unreadable_paths += [UnreadablePath(path, first_text(path, _SERIES))] if is_image(path) else []
             continue
-        uid = file_series.uid
-        if uid in by_uid:
-            file_series = replace(by_uid[uid], frames=by_uid[uid].frames + file_series.frames)
-        by_uid[uid] = file_series
-    if not by_uid and not unreadable_paths:
+        key = file_series.key
+        if key in by_key:
+            file_series = replace(by_key[key], frames=by_key[key].frames + file_series.frames)
+        by_key[key] = file_series
+    if not by_key and not unreadable_paths:
         raise InputError(
             "INPUT_EMPTY",
             "the folder holds no DICOM images",
             "Choose the folder with the study's DICOM files, or give a NIfTI, NRRD or MetaImage file itself",
         )
-    if not by_uid:
+    if not by_key:
         raise unreadable([lost.path for lost in unreadable_paths])
     # A file whose series is unknown counts against every series in its folder, or against all if its folder has none.
-    image_folders = {frame.path.parent for series in by_uid.values() for frame in series.frames}
-    listed = [_examined(series, unreadable_paths, image_folders) for series in by_uid.values()]
+    image_folders = {frame.path.parent for series in by_key.values() for frame in series.frames}
+    listed = [_examined(series, unreadable_paths, image_folders) for series in by_key.values()]
 
     def order(series: Series) -> tuple[int, str]:
         return int(series.number) if series.number.isdecimal() else 1 << 31, series.description
@@ -84,7 +84,7 @@ def read_beside(path: Path) -> Volume:
         )
     if file_series is None:
         raise unreadable([path])
-    chosen = next(series for series in list_series(path.parent, below=False) if series.uid == file_series.uid)
+    chosen = next(series for series in list_series(path.parent, below=False) if series.key == file_series.key)
     if chosen.problem is not None and len(file_series.frames) > 1:
         chosen = _examined(file_series, [], set())
     return volume_of(chosen)

@@ -83,8 +83,9 @@ def _is_lost(path: Path) -> bool:
     """
     suffix = path.suffix.lower()
     own = suffix in (".dcm", ".ima")
-    # Also by their UID or a number: an empty file named DONE is a mark.
-    named = own or suffix[1:].isdecimal() or (not suffix and re.search(r"\d", path.name))
+    # Also by their UID or a number: an empty file is a mark that has a word in its name, as received_20240101.
+    numbered = re.search(r"\d", path.name) and not re.search(r"[^\W\d_]{4}", path.name)
+    named = own or suffix[1:].isdecimal() or (not suffix and numbered)
     if not named or path.name.startswith(".") or path.name.upper() in _NO_IMAGES:
         return False
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -14,6 +15,8 @@ from .dicom_series import DicomFrame, Series
 
 COMPRESSION = 10_000
 """No compression of an MR image reaches this factor; GDCM would allocate what a header pretends."""
+LARGEST = 1e9
+"""No position, size or scale of an image reaches this; beyond it lies what cannot be calculated with."""
 _POSITION, _ORIENTATION, _PIXEL_SPACING = 0x00200032, 0x00200037, 0x00280030
 _THICKNESS, _SLICE_SPACING = 0x00180050, 0x00180088
 _FRAMES, _ROWS, _COLUMNS, _BITS = 0x00280008, 0x00280010, 0x00280011, 0x00280100
@@ -73,9 +76,10 @@ def read_as_series(path: Path) -> Series | None:
                 _numbers(text("0028|0030")), spread[0],
             ),
         )  # fmt: skip
+    study, patient = text("0020|000d"), text("0010|0020")
     return Series(
         text("0020|0011"), text("0008|103e"), text("0020|000e"), text("0008|0060") or "unknown",
-        frames=frames,
+        frames=tuple(replace(frame, study=study, patient=patient) for frame in frames),
     )  # fmt: skip
 
 
@@ -93,10 +97,12 @@ def _decoded(raw: bytes, character_sets: str) -> str:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
+    """The numbers of a text; none where one of them is no number, infinite or beyond `LARGEST`."""
     try:
-        return tuple(float(part) for part in text.split("\\") if part.strip())
+        numbers = tuple(float(part) for part in text.split("\\") if part.strip())
     except ValueError:
         return ()
+    return numbers if all(abs(number) < LARGEST for number in numbers) else ()
 
 
 def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int) -> tuple[DicomFrame, ...]:
@@ -120,7 +126,11 @@ def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int)
     turns = per_frame(elements(_ORIENTATION, _PLANE_ORIENTATION))
     pixels = per_frame(elements(_PIXEL_SPACING, _MEASURES))
     spread = [value for tag in (_SLICE_SPACING, _THICKNESS) for (value, *_) in elements(tag, _MEASURES) if value > 0]
-    slopes, intercepts = ([value for (value, *_) in elements(tag, _TRANSFORMATION)] for tag in (_SLOPE, _INTERCEPT))
+    slopes, intercepts = (
+        # What is no number makes voxels that are none, which are refused; GDCM would take the first frame's.
+        [(_numbers(text) or (float("nan"),))[0] for text in header.texts(tag, _TRANSFORMATION) if text]
+        for tag in (_SLOPE, _INTERCEPT)
+    )
     scales = list(zip(slopes, intercepts, strict=False))
     stated = len(scales) == count and len(set(scales)) > 1
     return tuple(

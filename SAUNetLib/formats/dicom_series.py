@@ -30,6 +30,7 @@ class DicomFrame:
         pixel: mm from row to row and from column to column.
         thickness: mm from slice to slice as the file states it, else of the slice.
         rescale: slope and intercept, where the file states them for each frame.
+        study, patient: UID and ID that the file states.
     """
 
     path: Path
@@ -40,6 +41,8 @@ class DicomFrame:
     pixel: tuple[float, ...]
     thickness: float
     rescale: tuple[float, float] | None = None
+    study: str = field(default="", repr=False)
+    patient: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ class Series:
         return len(self.frames)
 
     @property
+    def key(self) -> str:
+        """What its files have in common: the UID; of files without one study, patient and number together."""
+        return self.uid or "\\".join([self.frames[0].study, self.frames[0].patient, self.number])
+
+    @property
     def name(self) -> str:
         """What messages call it; nothing of the patient."""
         return f"series {self.number or 'without a number'}" + (f" ({self.description})" if self.description else "")
@@ -81,13 +89,14 @@ def ordered(series: Series) -> tuple[tuple[DicomFrame, ...], Geometry]:
     """The frames from one side to the other, and the grid that they make.
 
     Raises:
-        InputError: INPUT_MODALITY, INPUT_UNREADABLE, INPUT_DIRECTION, INPUT_SPACING or INPUT_SLICES.
+        InputError: INPUT_MODALITY, INPUT_UNREADABLE, INPUT_SERIES, INPUT_DIRECTION, INPUT_SPACING or INPUT_SLICES.
     """
     name, frames = series.name, series.frames
     if series.modality != "MR":
         raise InputError("INPUT_MODALITY", f"{name} is of modality {series.modality}", "Choose an MR series")
     if series.damaged:
         raise unreadable(series.damaged)
+    _check_origin(frames, name)
     _check_frames(frames, name)
     first = frames[0]
     row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
@@ -113,6 +122,18 @@ def ordered(series: Series) -> tuple[tuple[DicomFrame, ...], Geometry]:
         axes,
     )
     return tuple(frames[index] for index in order), geometry
+
+
+def _check_origin(frames: tuple[DicomFrame, ...], name: str) -> None:
+    """Refuse slices of several patients or studies, which a copied UID may bring together."""
+    for what, stated in (
+        ("patients", {frame.patient for frame in frames}),
+        ("studies", {frame.study for frame in frames}),
+    ):
+        if len(stated - {""}) > 1:
+            raise InputError(
+                "INPUT_SERIES", f"the files of {name} are of several {what}", f"Give a folder with one of these {what}"
+            )
 
 
 def _check_frames(frames: tuple[DicomFrame, ...], name: str) -> None:
