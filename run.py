@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 import re
+import signal
 import subprocess
 import sys
 import venv
@@ -17,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+LONG_PATH = 90
+"""Letters; PyTorch's files lie up to 170 deeper, and Windows takes 260 where nobody has changed that."""
 
 
 def install(extra: str) -> None:
@@ -58,9 +62,17 @@ def saunet(*arguments: str) -> int:
 def run(command: list[str], cwd: Path, env: dict[str, str]) -> int:
     """Run a command; returns its exit status. Ctrl-C reaches it too, and it says itself how it ends."""
     with subprocess.Popen(command, cwd=cwd, env=env) as process:
-        while True:
-            with contextlib.suppress(KeyboardInterrupt):
-                return process.wait()
+        # These reach us alone; not where we were told to ignore them, as by nohup.
+        names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        forwarded = [number for number in names if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, lambda one, _: process.send_signal(one)) for number in forwarded}
+        try:
+            while True:
+                with contextlib.suppress(KeyboardInterrupt):
+                    return process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _environment() -> dict[str, str]:
@@ -102,6 +114,16 @@ def test(arguments: list[str]) -> int:
     return run(command, cwd=ROOT, env=environment)
 
 
+def why_not_installed() -> str:
+    """What a user can do about packages that could not be installed."""
+    if sys.platform == "darwin" and platform.machine() == "x86_64":
+        return "PyTorch is no longer made for Macs with Intel processors; on another Mac, use a Python for arm64."
+    if sys.platform == "win32" and len(str(ENVIRONMENT)) > LONG_PATH:
+        letters = len(str(ENVIRONMENT))
+        return f"The path of {ENVIRONMENT} may be too long for Windows ({letters} letters): move the folder."
+    return "Check the connection and the space on the disk; on Debian and Ubuntu, install python3-venv."
+
+
 if __name__ == "__main__":
     if sys.version_info < (3, 11):  # noqa: UP036 - nothing else has looked at it yet
         sys.exit(f"error SETUP: this is Python {sys.version.split()[0]}. Run it with Python 3.11 or newer.")
@@ -116,7 +138,7 @@ if __name__ == "__main__":
     except subprocess.CalledProcessError as failure:
         sys.exit(
             f"error SETUP: {failure.cmd[0]} ended with {failure.returncode} while packages were installed. "
-            "Check the connection and the space on the disk; on Debian and Ubuntu, install python3-venv."
+            f"{why_not_installed()}"
         )
     except (OSError, ValueError) as failure:
         sys.exit(f"error SETUP: {ENVIRONMENT} cannot be made ({failure}). Remove it and run this again.")

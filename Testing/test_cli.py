@@ -873,6 +873,52 @@ def test_an_old_python_is_told_before_anything_is_made(monkeypatch):
         runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
 
 
+@pytest.mark.parametrize(
+    ("system", "machine", "letters", "told"),
+    [
+        ("darwin", "x86_64", 9, "Macs with Intel processors"),
+        ("darwin", "arm64", 200, "Check the connection"),
+        ("win32", "AMD64", 91, "too long for Windows (91 letters)"),
+        ("win32", "AMD64", 90, "Check the connection"),
+        ("linux", "x86_64", 200, "Check the connection"),
+    ],
+)
+def test_packages_that_cannot_be_installed_there_are_told(monkeypatch, system, machine, letters, told):
+    import run
+
+    monkeypatch.setattr(run, "sys", SimpleNamespace(platform=system))
+    monkeypatch.setattr(run, "platform", SimpleNamespace(machine=lambda: machine))
+    monkeypatch.setattr(run, "ENVIRONMENT", "x" * letters)
+    assert told in run.why_not_installed()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_run_py_ends_the_command_and_waits_for_it(tmp_path, number):
+    child = (
+        "import signal, sys, time\n"
+        f"signal.signal({int(number)}, lambda *_: sys.exit(6))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    wrapper = f"import os, run, sys; sys.exit(run.run([sys.executable, '-c', {child!r}], cwd=None, env=None))"
+    with subprocess.Popen([sys.executable, "-c", wrapper], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 6
+
+
+def test_an_ignored_signal_stays_ignored(monkeypatch):
+    """As nohup has it."""
+    import run
+
+    called = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    monkeypatch.setattr(signal, "signal", lambda *_: called.append(_))
+    assert run.run([sys.executable, "-c", "raise SystemExit(3)"], cwd=ROOT, env=dict(os.environ)) == 3
+    assert not called
+
+
 @pytest.mark.parametrize(("folder", "editable"), [("project", True), ("Иван", False)])
 def test_a_folder_in_other_letters_gets_no_editable_install(tmp_path, monkeypatch, folder, editable):
     """Python before 3.13 does not start on Windows with what such an install writes."""
