@@ -7,23 +7,21 @@ import hashlib
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
-from .batch_journal import Batch, Outcome, Source, SourceRecord, journal, read_batch, try_summary, write_summary
-from .batch_source import appears, segment_source, try_worker
-from .errors import InputError, UsageError
+from .batch_journal import LOCK, Batch, Note, Outcome, Source, journal, read_batch, try_summary, write_summary
+from .batch_source import BatchTask, appears, segment_source, try_worker
+from .errors import InputError, UsageError, is_out_of_memory, out_of_memory
 from .formats.atomic import discard, ending_of, same_place, spelling
 from .formats.dicom_files import may_be_image
 from .formats.endings import IMAGES
 from .formats.headers import voxel_file
 
-LOCK = "batch.lock"
 GIVE_UP = 20
 """So many sources in a row that fail for one reason which is none of theirs end the run."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -53,7 +51,7 @@ def run_batch(
         model: name or file; default: the shipped model.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         scheduler: address of a Dask scheduler such as ``tcp://host:8786``; default: workers on this computer.
-        workers: processes on this computer; default: one per core, as far as memory suffices.
+        workers: processes on this computer; default: one per core, as far as memory suffices, on a GPU one.
         report: told how many sources are done, how many are known of, and how many failed.
         warn: told of workers that are no good, and where there is none.
 
@@ -75,16 +73,13 @@ def run_batch(
     from .model_card import DEFAULT_MODEL
 
     _check_folders(archive, output)
-    if scheduler is None:
-        choose_device(device)
+    scan = _ArchiveScan(archive, output)
+    if scheduler is None and choose_device(device).type != "cpu":
+        workers = workers or 1  # several would share the card's memory
     chosen = model or DEFAULT_MODEL
     if Path(chosen).suffix == ".safetensors":  # else it is a name, also where a file here is called so
         chosen = os.path.abspath(chosen)  # noqa: PTH100 - no failure for any path
-    sha256 = load_model(chosen).card.sha256
-    task = {
-        "archive": archive.resolve(), "output": output.resolve(), "model": chosen, "sha256": sha256, "device": device,
-    }  # fmt: skip
-    scan = _ArchiveScan(archive, output)
+    task = BatchTask(archive.resolve(), output.resolve(), chosen, load_model(chosen).card.sha256, device)
     try:
         with FileLock(output / LOCK, timeout=0), scheduler_kept():
             known = read_batch(output)
@@ -92,19 +87,11 @@ def run_batch(
             try_summary(known, output)
             with connected(scheduler, workers, output) as client:
                 make_pool = partial(WorkerPool, client, warn=warn)
-                result = _segment_all(scan, known, make_pool, task, scheduler is not None, report)
+                return _segment_all(scan, known, make_pool, task, scheduler is not None, report)
     except Timeout as busy:
         raise _busy(output) from busy
     except OSError as failure:
         raise _unwritten(output, failure) from failure
-    if not scan.places:
-        other_files = f", only {sum(scan.left_out.values())} files of other kinds" if scan.left_out else ""
-        raise InputError(
-            "INPUT_EMPTY",
-            f"{archive} holds no images{other_files}",
-            "Check that this is the archive, and that it is mounted",
-        )
-    return result
 
 
 def _check_folders(archive: Path, output: Path) -> None:
@@ -115,20 +102,39 @@ def _check_folders(archive: Path, output: Path) -> None:
         raise UsageError(
             "USAGE", f"{archive} lies in the output folder", "Give a folder beside the archive or inside it"
         )
+    if output.is_file():
+        raise UsageError("OUTPUT_WRITE", f"{output} is a file", "Give a folder for the results")
 
 
 class _ArchiveScan:
-    """One pass through an archive: the places of its sources so far, and the number of other files by their endings."""
+    """One pass through an archive: the places of its sources so far, and the number of other files by their endings.
+
+    `closed` are those of them that are folders which cannot be listed. An archive without a source is refused before
+    anything is made in the output folder.
+    """
 
     def __init__(self, archive: Path, output: Path) -> None:
         self.places: set[str] = set()
+        self.closed: set[str] = set()
         self.left_out: Counter[str] = Counter()
         self.archive, self.output = archive, output
+        self._sources = find_sources(archive, output, self.left_out)
+        first = next(self._sources, None)
+        if first is None:
+            other_files = f", only {sum(self.left_out.values())} files of other kinds" if self.left_out else ""
+            raise InputError(
+                "INPUT_EMPTY",
+                f"{archive} holds no images{other_files}",
+                "Check that this is the archive, and that it is mounted",
+            )
+        self._sources = chain([first], self._sources)
 
     def pending(self, known: Batch, sha256: str) -> Iterator[Source]:
         """Walk the archive; yields the sources of which something is left to do."""
-        for source in _with_twins(find_sources(self.archive, self.output, self.left_out), self.output):
+        for source in _with_twins(self._sources, self.output):
             self.places.add(source.place)
+            if not source.stamp:
+                self.closed.add(source.place)
             if not known.is_done(source, sha256, self.output):
                 yield source
 
@@ -137,7 +143,7 @@ def _segment_all(
     scan: _ArchiveScan,
     known: Batch,
     make_pool: Callable[..., WorkerPool],
-    task: Mapping[str, Any],
+    task: BatchTask,
     try_workers: bool,
     report: Callable[[int, int, int], None],
 ) -> Batch:
@@ -145,14 +151,14 @@ def _segment_all(
     result, records, output = known, dict(known.records), scan.output
     walked = False
     try:
-        with journal(records, scan.archive, output) as write_record:
-            _work(make_pool, scan.pending(known, task["sha256"]), task, write_record, try_workers, report)
+        with journal(records, scan.archive, output) as note:
+            _work(make_pool, scan.pending(known, task.sha256), task, note, try_workers, report)
         walked = True
     finally:
         if scan.places:  # else the summary stays what it was
             result = replace(known, records=records)
             if walked:
-                result = replace(result.only(scan.places, output), left_out=scan.left_out)
+                result = replace(result.only(scan.places, scan.closed, output), left_out=scan.left_out)
             write_summary(result, output)
     return result
 
@@ -214,32 +220,36 @@ def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = No
         for name in names:
             if ending := ending_of(Path(name), IMAGES):
                 files = {here / name, voxel_file(here / name, ending)}
-                yield Source((here / name).relative_to(archive).as_posix(), False, _stamp(sorted(files)))
+                yield Source((here / name).relative_to(archive).as_posix(), False, *_stamp(sorted(files)))
             else:
                 other_files.append(here / name)
         if any(map(may_be_image, other_files)):
-            yield Source(here.relative_to(archive).as_posix(), True, _stamp(other_files))
+            yield Source(here.relative_to(archive).as_posix(), True, *_stamp(other_files))
         elif left_out is not None:
             left_out.update(file.suffix.lower() for file in other_files if not file.name.lower().endswith(_VOXELS))
     for failure in closed:
-        yield Source(Path(failure.filename).relative_to(archive).as_posix(), True, "")
+        yield Source(Path(failure.filename).relative_to(archive).as_posix(), True, "", closed=True)
 
 
-def _stamp(paths: Sequence[Path]) -> str:
-    """A short text that changes when any of these files does."""
-    known = hashlib.sha256()
+def _stamp(paths: Sequence[Path]) -> tuple[str, bool]:
+    """A short text that changes when any of these files does; and whether one of them cannot be looked at."""
+    known, closed = hashlib.sha256(), False
     for path in paths:
-        with suppress(OSError):
+        try:
             about = path.stat()
-            known.update(f"{path.name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode(errors="backslashreplace"))
-    return known.hexdigest()[:16]
+        except OSError as failure:
+            # What a link leads to may be on a disk that is away; any other file that is not there is no more.
+            closed = closed or not isinstance(failure, FileNotFoundError) or path.is_symlink()
+            continue
+        known.update(f"{path.name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode(errors="backslashreplace"))
+    return known.hexdigest()[:16], closed
 
 
 def _work(
     make_pool: Callable[..., WorkerPool],
     waiting: Iterator[Source],
-    task: Mapping[str, Any],
-    write_record: Callable[[SourceRecord], None],
+    task: BatchTask,
+    note: Note,
     try_workers: bool,
     report: Callable[[int, int, int], None],
 ) -> None:
@@ -247,8 +257,8 @@ def _work(
     upcoming = next(waiting, None)
     if upcoming is None:
         return
-    trial = partial(try_worker, upcoming.place, **task) if try_workers else None
-    pool = make_pool(partial(segment_source, **task), trial)
+    trial = partial(try_worker, upcoming.place, task) if try_workers else None
+    pool = make_pool(partial(segment_source, task=task), trial)
     done, failed, streak = 0, 0, _FailureStreak()
     while upcoming is not None or len(pool):
         pool.refresh()
@@ -260,8 +270,8 @@ def _work(
             continue
         source, result = done_source
         crashed = isinstance(result, BaseException)
-        outcomes = [_crash_outcome(result)] if crashed else [_checked(outcome, task["output"]) for outcome in result]
-        write_record(SourceRecord(source.place, source.stamp, task["sha256"], tuple(outcomes)))
+        outcomes = [_crash_outcome(result)] if crashed else [_checked(outcome, task.output) for outcome in result]
+        note(source, task.sha256, outcomes)
         done, failed = done + 1, failed + any(outcome.status == "failed" for outcome in outcomes)
         if streak.note(outcomes):
             pool.recheck_last_worker()
@@ -305,6 +315,9 @@ def _checked(outcome: Outcome, output: Path) -> Outcome:
 
 def _crash_outcome(failure: BaseException) -> Outcome:
     """The outcome of a source whose workers died, or that met an error outside of its images."""
+    if isinstance(failure, Exception) and is_out_of_memory(failure):  # as while a worker imports
+        known = out_of_memory()
+        return Outcome("failed", code=known.code, text=known.cause, exit_status=known.exit_status)
     host = failure.host if isinstance(failure, WorkersDied) else ""
     text = str(failure) if host else " ".join(f"{type(failure).__name__}: {failure}".split())
     return Outcome("failed", code="CRASHED", text=text, exit_status=1, host=host)

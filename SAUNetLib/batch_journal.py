@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -16,13 +18,20 @@ from pathlib import Path, PurePosixPath
 from socket import gethostname
 
 from .errors import UsageError
-from .formats.atomic import same_place, write_beside
+from .formats.atomic import same_place, spelling, write_beside
 
-JOURNAL, SUMMARY = "batch.jsonl", "batch.csv"
+JOURNAL, SUMMARY, LOCK = "batch.jsonl", "batch.csv", "batch.lock"
 RESULTS = (".nii.gz", ".csv", ".json", ".png")
 """How label map, table, measurements and preview of an image end."""
 SUMMARY_S = 300.0
 """How often to write the summary while a run works."""
+MOST_NAME = 200
+"""Bytes of a result's name without its ending; file systems allow 255 with it."""
+MOST_NUMBER = 12
+"""Letters of a series' number, as DICOM has it."""
+_OF_SERIES = re.compile(rf"[0-9A-Za-z]{{1,{MOST_NUMBER}}}-[0-9a-f]{{8}}({'|'.join(map(re.escape, RESULTS))})")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a formula may begin with in a spreadsheet; the last four are the same signs in the width of Chinese letters."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +41,15 @@ class Source:
     Attributes:
         place: path relative to the archive, with slashes.
         dicom: whether it is a folder.
-        stamp: changes with its files.
+        stamp: changes with its files; empty for a folder that cannot be listed.
+        closed: whether not all of its files can be looked at, so that the stamp does not tell whether they changed.
         twin: whether its results would be called like another's, on a file system that knows no upper and lower case.
     """
 
     place: str
     dicom: bool
     stamp: str
+    closed: bool = False
     twin: bool = False
 
 
@@ -51,7 +62,8 @@ class Outcome:
             could not be opened.
         code, text: of the refusal or failure.
         exit_status: of the failure, as `saunet segment` has it.
-        output: label map below the output folder; table, measurements and preview are called like it.
+        output: label map below the output folder; table, measurements and preview are called like it. Where an image
+            that is still the same failed, its earlier one.
         notices: codes of what is to be known of the result.
         host: computer on which it failed.
         own: whether it failed for its own name, while other files could be written.
@@ -98,7 +110,7 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class RunStart:
-    """A line of the journal: a run began. The first one says of which archive the folder holds the results."""
+    """A line of the journal: a run began. That before the first record says of which archive the results are."""
 
     archive: str
     host: str
@@ -119,7 +131,7 @@ class Batch:
         records: by the places of its sources.
         gone: likewise of sources that have left the archive, and whose results are still there.
         left_out: how many files are no known image, by their endings.
-        first, last: runs, where there was one.
+        first, last: runs, where there was one: the one that the first results are of, and the latest.
     """
 
     records: Mapping[str, SourceRecord] = field(default_factory=dict)
@@ -134,11 +146,18 @@ class Batch:
         Raises:
             UsageError: USAGE.
         """
+        if self.first is None and self.records:
+            line = json.dumps(asdict(RunStart(str(archive.resolve()), "", 0)))
+            raise UsageError(
+                "USAGE",
+                f"{output / JOURNAL} does not say any more of which archive {output} holds the results",
+                f"Give another folder; if they are of this archive, make this the first line of the journal: {line}",
+            )
         if self.first is not None and not same_place(Path(self.first.archive), archive):
             raise UsageError(
                 "USAGE",
                 f"{output} holds the results of another archive, {self.first.archive}",
-                "Give another folder; if the archive was only moved, write its new path into the first line of "
+                "Give another folder; if the archive was only moved, write its new path in place of this one into "
                 f"{output / JOURNAL}",
             )
 
@@ -168,13 +187,20 @@ class Batch:
         names = Counter(outcome.name for _, outcome in self.outcomes() if outcome.name)
         return {name for name, count in names.items() if count > 1}
 
-    def only(self, seen: Collection[str], output: Path) -> Batch:
-        """The same for an archive that has these places now; records of others count as gone."""
-        here = {place: record for place, record in self.records.items() if place in seen}
+    def only(self, seen: Collection[str], closed: Collection[str], output: Path) -> Batch:
+        """The same for an archive that has these places now; records of others count as gone.
+
+        Not of those in folders that cannot be listed (`closed`): nothing is known of them.
+        """
+
+        def may_be_there(place: str) -> bool:
+            return place in seen or any(str(folder) in closed for folder in PurePosixPath(place).parents)
+
+        here = {place: record for place, record in self.records.items() if may_be_there(place)}
         gone = {
             place: record
             for place, record in self.records.items()
-            if place not in seen
+            if place not in here
             and any(outcome.output and (output / outcome.output).is_file() for outcome in record.outcomes)
         }
         return replace(self, records=here, gone=gone)
@@ -184,21 +210,27 @@ def read_batch(output: Path) -> Batch:
     """What the journal in an output folder tells; nothing of a line that a crash spoilt or another version wrote."""
     records: dict[str, SourceRecord] = {}
     first = last = None
+    results = False  # also what cannot be read: until then nothing is held of an archive, whichever a run was given
     # Where it cannot be read, neither can the summary be written, which says why.
     with suppress(OSError), open(output / JOURNAL, encoding="utf-8", errors="replace") as file:
         for line in file:
             with suppress(ValueError, KeyError, TypeError):
                 if line.startswith('{"archive"'):
                     last = RunStart.read(line)
-                    first = first or last
-                    continue
-                record = SourceRecord.read(line)
-                records[record.place] = record
+                elif line.strip():
+                    results = True
+                    record = SourceRecord.read(line)
+                    records[record.place] = record
+            first = first or (last if results else None)
     return Batch(records, first=first, last=last)
 
 
+Note = Callable[[Source, str, Sequence[Outcome]], None]
+"""What notes the outcomes of a source by a model (SHA-256)."""
+
+
 @contextmanager
-def journal(records: dict[str, SourceRecord], archive: Path, output: Path) -> Iterator[Callable[[SourceRecord], None]]:
+def journal(records: dict[str, SourceRecord], archive: Path, output: Path) -> Iterator[Note]:
     """Open the journal for a run; yields a function that writes a record and returns once it is on the disk.
 
     The record takes its place in `records`, and files of the source's earlier results that it has no longer are
@@ -211,14 +243,15 @@ def journal(records: dict[str, SourceRecord], archive: Path, output: Path) -> It
             file.write(json.dumps(asdict(line)) + "\n")
             file.flush()
 
-        def add(record: SourceRecord) -> None:
+        def add(source: Source, model: str, outcomes: Sequence[Outcome]) -> None:
             nonlocal due
-            before = records.get(record.place)
+            before = records.get(source.place)
+            record = _kept(before, source, SourceRecord(source.place, source.stamp, model, tuple(outcomes)))
             write(record)
             records[record.place] = record  # before the disk is waited for: a signal then finds both alike
             os.fsync(file.fileno())
-            if before is not None:
-                _remove_left(before, record, output)
+            if not _is_spared(before, source, record):
+                _remove_left(before, source, record, output)
             if (began := time.monotonic()) >= due:
                 with suppress(UsageError):  # a spreadsheet may have it open; the last one, at the end, tells it
                     write_summary(Batch(records), output)
@@ -231,14 +264,85 @@ def journal(records: dict[str, SourceRecord], archive: Path, output: Path) -> It
         yield add
 
 
-def _remove_left(before: SourceRecord, now: SourceRecord, output: Path) -> None:
-    """Remove the files of a source's earlier results that its new ones do not replace."""
+def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> SourceRecord:
+    """A record whose failures go on naming the earlier results, where nothing tells that the source has changed.
+
+    It may have failed for a full disk, and its results are as good as before.
+    """
+    earlier = [outcome for outcome in before.outcomes if outcome.output] if before else []
+    if before is None or not earlier or not (source.closed or source.stamp == before.stamp):
+        return now
+    outcomes: list[Outcome] = []
+    for outcome in now.outcomes:
+        if outcome.status == "segmented" or (outcome.status == "refused" and not source.closed):
+            outcomes.append(outcome)
+            continue
+        failed = replace(outcome, status="failed")
+        # What failed as a whole failed for each of its series.
+        theirs = [one for one in earlier if outcome.name in ("", one.name)]
+        outcomes += [replace(failed, series=one.series, name=one.name, output=one.output) for one in theirs] or [failed]
+    failing = any(outcome.status == "failed" for outcome in outcomes)
+    return replace(now, stamp=before.stamp if failing else now.stamp, outcomes=tuple(outcomes))
+
+
+def _is_spared(before: SourceRecord | None, source: Source, now: SourceRecord) -> bool:
+    """Whether files at the place of a source are left alone: what is known now does not speak against them."""
+    failed = any(outcome.status == "failed" for outcome in now.outcomes)
+    # The results of a twin would be those of the other one.
+    return source.closed or source.twin or (failed and (before is None or before.stamp == source.stamp))
+
+
+def _remove_left(before: SourceRecord | None, source: Source, now: SourceRecord, output: Path) -> None:
+    """Remove the files of a source's earlier results that its new ones do not replace.
+
+    Also those that no record has: a run was ended after they were written.
+    """
     kept = {name for outcome in now.outcomes for name in outcome.files()}
-    for name in {name for outcome in before.outcomes for name in outcome.files()} - kept:
+    known = {name for outcome in before.outcomes for name in outcome.files()} if before else set()
+    for name in (known | _found(source, output)) - kept:
         place = PurePosixPath(name)
         if not place.is_absolute() and ".." not in place.parts:  # a journal is a file that anyone may have changed
             with suppress(OSError):
                 (output / place).unlink()
+
+
+def _found(source: Source, output: Path) -> set[str]:
+    """What may lie at the place of a source's results."""
+    target = PurePosixPath(result_name(source.place))
+    if not source.dicom:
+        return {f"{target}{ending}" for ending in RESULTS}
+    names: list[str] = []
+    with suppress(OSError):
+        names = [path.name for path in (output / target).iterdir()]
+    return {str(target / name) for name in names if _OF_SERIES.fullmatch(name)}
+
+
+def result_name(place: str) -> str:
+    """A path in the archive as one for results, without their endings.
+
+    Undecodable characters are escaped, and too long a name and those of the batch's own files changed.
+    """
+    plain = place.encode(errors="backslashreplace").decode()
+    plain = plain if plain == place else plain.replace("\\", "%")
+    first, _, rest = plain.partition("/")
+    if spelling(first) in (JOURNAL, SUMMARY, LOCK):
+        plain = f"{first}-{_digits(first)}" + (f"/{rest}" if rest else "")
+    folder, _, name = plain.rpartition("/")
+    if len(name.encode()) > MOST_NAME:
+        name = f"{name.encode()[:MOST_NAME].decode(errors='ignore')}-{_digits(name)}"
+    return f"{folder}/{name}" if folder else name
+
+
+def series_name(number: str, key: str) -> str:
+    """What the results of a DICOM series are called, by its number and `Series.key`."""
+    # A number may hold anything, as what leads into another folder.
+    plain = number.isascii() and number.isalnum() and len(number) <= MOST_NUMBER
+    return f"{number if plain else 'series'}-{_digits(key)}"
+
+
+def _digits(text: str) -> str:
+    """The first eight hexadecimal digits of a text's SHA-256: hardly any other text has them."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def try_summary(known: Batch, output: Path) -> None:
@@ -259,7 +363,8 @@ def write_summary(known: Batch, output: Path) -> None:
         # By the mark at its beginning spreadsheets know the encoding.
         open(temporary, "w", newline="", encoding="utf-8-sig", errors="backslashreplace") as file,
     ):
-        writer = csv.writer(file)
+        # Quoted: where a spreadsheet takes another sign for the separator, a name that holds it stays one cell.
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
         writer.writerow(columns)
         gone = (
             (record, replace(outcome, status="gone"))
@@ -269,9 +374,10 @@ def write_summary(known: Batch, output: Path) -> None:
         for record, outcome in chain(known.outcomes(), gone):
             notices = " ".join([*outcome.notices, *(["SERIES_SPLIT"] if outcome.name in split else [])])
             about = (record.place, outcome.series, outcome.status, outcome.code, outcome.text, outcome.output)
-            writer.writerow([*map(_cell, about), outcome.seconds, notices, record.model[:12], outcome.host])
+            more = (str(outcome.seconds), notices, record.model[:12], outcome.host)
+            writer.writerow(map(_cell, (*about, *more)))
 
 
 def _cell(text: str) -> str:
     """A text escaped so that no spreadsheet takes it for a formula: names come from anywhere."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if text.startswith(_FORMULA) else text

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING
 
-from .batch_journal import JOURNAL, RESULTS, Outcome, Source
+from .batch_journal import JOURNAL, RESULTS, Outcome, Source, result_name, series_name
 from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .formats.atomic import discard
 from .formats.dicom import list_series
@@ -22,27 +21,40 @@ from .formats.dicom_series import Series
 if TYPE_CHECKING:
     from .engine import Engine
 
-MOST_NAME = 200
-"""Bytes of a result's name without its ending; file systems allow 255 with it."""
 PROBE_BYTES = 2**20
 """Written to see whether a folder takes results: an empty file has room on many a full disk."""
 
 
-def try_worker(
-    place: str, archive: Path, output: Path, model: str, sha256: str, device: str
-) -> tuple[str, dict[str, str | int] | None]:
+@dataclass(frozen=True)
+class BatchTask:
+    """What is the same for all sources of a batch.
+
+    Attributes:
+        archive, output: folders, under the same paths on all computers.
+        model, sha256: name or file, and what it must be.
+        device: as for `Engine`.
+    """
+
+    archive: Path
+    output: Path
+    model: str
+    sha256: str
+    device: str
+
+
+def try_worker(place: str, task: BatchTask) -> tuple[str, dict[str, str | int] | None]:
     """Whether this worker can do its work: its host, and what is wrong as `SAUNetError.as_dict` tells it.
 
     Args:
         place: something in the archive: a folder where nothing is mounted is there, but empty.
-        archive, output, model, sha256, device: as for `segment_source`.
+        task: the work.
     """
     try:
-        if not os.path.lexists(archive / place):
-            cause = f"{archive} is missing here, or is not the same folder as where the command runs"
+        if not os.path.lexists(task.archive / place):
+            cause = f"{task.archive} is missing here, or is not the same folder as where the command runs"
             raise InputError("INPUT_NOT_FOUND", cause, "Mount the archive under the same path on all computers")
-        _check_output(output)
-        _engine(model, sha256, device)
+        _check_output(task.output)
+        _engine(task.model, task.sha256, task.device)
     except Exception as error:
         failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
         return gethostname(), failure.as_dict()
@@ -88,50 +100,33 @@ def appears(path: Path) -> bool:
     return False
 
 
-def segment_source(source: Source, archive: Path, output: Path, model: str, sha256: str, device: str) -> list[Outcome]:
+def segment_source(source: Source, task: BatchTask) -> list[Outcome]:
     """Segment one source on a worker; whatever is wrong with its images is an outcome of theirs."""
-    outcomes = _outcomes(source, archive, output, (model, sha256, device))
+    outcomes = _outcomes(source, task)
     return [replace(outcome, host=gethostname()) if outcome.status == "failed" else outcome for outcome in outcomes]
 
 
-def _outcomes(source: Source, archive: Path, output: Path, engine: tuple[str, str, str]) -> list[Outcome]:
+def _outcomes(source: Source, task: BatchTask) -> list[Outcome]:
     if source.twin:
         text = "its results would replace those of another image, whose name differs only in upper and lower case"
         return [Outcome("failed", code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status)]
-    image = archive / source.place
-    target = output / PurePosixPath(_writable(source.place))
+    image = task.archive / source.place
+    target = task.output / result_name(source.place)
     if not source.dicom:
-        return [_segmented(image, target, output, engine)]
+        return [_segmented(image, target, task)]
     try:
         listed = list_series(image, below=False)
     except InputError as problem:
         return [_refused(problem, [image])]
     outcomes = []
     for series in listed:
-        # A number may hold anything, as what leads into another folder.
-        number = series.number if series.number.isascii() and series.number.isalnum() else "series"
-        name = f"{number}-{_digits(series.uid)}"
+        name = series_name(series.number, series.key)
         if series.problem is not None:
             outcome = _refused(series.problem, series.damaged)
         else:
-            outcome = _segmented(series, target / name, output, engine)
+            outcome = _segmented(series, target / name, task)
         outcomes.append(replace(outcome, series=series.name, name=name))
     return outcomes
-
-
-def _writable(place: str) -> str:
-    """A path in the archive as one for results: undecodable characters escaped, and too long a name shortened."""
-    plain = place.encode(errors="backslashreplace").decode()
-    plain = plain if plain == place else plain.replace("\\", "%")
-    folder, _, name = plain.rpartition("/")
-    if len(name.encode()) > MOST_NAME:
-        name = f"{name.encode()[:MOST_NAME].decode(errors='ignore')}-{_digits(name)}"
-    return f"{folder}/{name}" if folder else name
-
-
-def _digits(text: str) -> str:
-    """The first eight hexadecimal digits of a text's SHA-256: hardly any other text has them."""
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _refused(problem: InputError, files: Sequence[Path]) -> Outcome:
@@ -154,7 +149,7 @@ def _opens(path: Path) -> bool:
         return False
 
 
-def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[str, str, str]) -> Outcome:
+def _segmented(image: Path | Series, target: Path, task: BatchTask) -> Outcome:
     """Segment one image into the files of `RESULTS`, which are named after `target`."""
     from .pipeline import segment_file
 
@@ -162,18 +157,18 @@ def _segmented(image: Path | Series, target: Path, output: Path, engine: tuple[s
     results = {ending: target.with_name(target.name + ending) for ending in RESULTS}
     try:
         result = segment_file(
-            image, results[".nii.gz"], _engine(*engine), table=results[".csv"], measurements=results[".json"],
-            preview=results[".png"],
+            image, results[".nii.gz"], _engine(task.model, task.sha256, task.device), table=results[".csv"],
+            measurements=results[".json"], preview=results[".png"],
         )  # fmt: skip
     except InputError as problem:
         return _refused(problem, [frame.path for frame in image.frames] if isinstance(image, Series) else [image])
     except Exception as error:
         failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
-        own = failure.code == "OUTPUT_WRITE" and _takes_files(output)
+        own = failure.code == "OUTPUT_WRITE" and _takes_files(task.output)
         return Outcome("failed", "", failure.code, failure.cause, failure.exit_status, own=own)
     return Outcome(
         "segmented",
-        output=results[".nii.gz"].relative_to(output).as_posix(),
+        output=results[".nii.gz"].relative_to(task.output).as_posix(),
         seconds=round(time.perf_counter() - started, 2),
         notices=tuple(notice.code for notice in result.warnings),
     )

@@ -28,9 +28,20 @@ from distributed.client import FutureCancelledError
 from filelock import FileLock
 
 from SAUNetLib import batch, batch_cluster, batch_journal, batch_source
-from SAUNetLib.batch import LOCK, find_sources
+from SAUNetLib.batch import find_sources
 from SAUNetLib.batch_cluster import WorkerPool, WorkersDied, scheduler_kept
-from SAUNetLib.batch_journal import JOURNAL, SUMMARY, Batch, Outcome, Source, SourceRecord, _remove_left, read_batch
+from SAUNetLib.batch_journal import (
+    JOURNAL,
+    LOCK,
+    SUMMARY,
+    Batch,
+    Outcome,
+    Source,
+    SourceRecord,
+    _remove_left,
+    read_batch,
+)
+from SAUNetLib.batch_source import BatchTask
 from SAUNetLib.cli import _endings, main
 from SAUNetLib.errors import UsageError
 from SAUNetLib.formats import atomic
@@ -80,14 +91,27 @@ def run(archive, tmp_path, tiny_model, cluster, capsys):
 def fast(monkeypatch):
     """Images are read, and their results are empty files."""
 
-    def segment_file(image, output, engine, **beside):
-        read_volume(image)
-        for path in (output, *beside.values()):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        return SimpleNamespace(warnings=())
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", write_empty)
 
-    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", segment_file)
+
+def write_empty(image, output, engine, **beside):
+    """`segment_file`, as `fast` has it."""
+    read_volume(image)
+    for path in (output, *beside.values()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return SimpleNamespace(warnings=())
+
+
+def out_of_memory(*rest, **more):
+    raise MemoryError
+
+
+def result_files(output: Path) -> set[str]:
+    """What lies below the output folder, but for the files of the batch itself."""
+    return {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()} - {
+        JOURNAL, SUMMARY, LOCK,
+    }  # fmt: skip
 
 
 def rows(output: Path) -> dict[str, dict[str, str]]:
@@ -171,7 +195,7 @@ def test_another_model_begins_anew_and_workers_must_have_the_same(run, tmp_path,
     done = len(lines(tmp_path / "out"))
     source = Source("p2/A.mha", False, "x")
     archive, output = tmp_path / "archive", tmp_path / "other"
-    (found,) = batch_source.segment_source(source, archive, output, str(tiny_model), "0" * 64, "cpu")
+    (found,) = batch_source.segment_source(source, BatchTask(archive, output, str(tiny_model), "0" * 64, "cpu"))
     assert (found.status, found.code) == ("failed", "MODEL_MISMATCH") and not output.exists()
     known = read_batch(tmp_path / "out")
     record = known.records["p2/A.mha"]
@@ -236,8 +260,13 @@ def test_a_folder_that_cannot_be_read_is_told(run, fast, archive, monkeypatch):
     status, _, _, told = run()
     assert status == 3 and (told["p1"]["status"], told["p1"]["code"]) == ("failed", "INPUT_UNREADABLE")
     monkeypatch.undo()
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", write_empty)
     status, _, _, told = run()
     assert status == 0 and "p1" not in told and told["p1/mr"]["status"] == "segmented"
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    status, out, _, closed = run()
+    assert status == 3 and closed.pop("p1")["status"] == "failed" and closed == told and "left the archive" not in out
 
 
 def test_images_that_arrived_empty_are_told(run, archive):
@@ -283,10 +312,14 @@ def test_odd_names_and_namesakes_get_results_of_their_own(run, archive, tmp_path
         )
         (archive / ("image.nrrd" if name.endswith("nrrd") else "i.mha")).rename(archive / name)
     source.rename(os.fsdecode(os.fsencode(archive) + b"/M\xfcller.mha"))
+    for name in (JOURNAL, SUMMARY, LOCK):
+        shutil.copytree(archive / "p1" / "mr", archive / name)
+    shutil.copytree(archive / "p1" / "mr", archive / SUMMARY.upper() / "mr")
     status, _, err, told = run()
     assert status == 0 and not err
     outputs = [row["output"] for row in told.values() if row["output"]]
-    assert len(outputs) == len(set(outputs)) == 7
+    assert len(outputs) == len(set(outputs)) == 11
+    assert not any(batch_journal.spelling(one.split("/")[0]) in (JOURNAL, SUMMARY, LOCK) for one in outputs)
     assert all((tmp_path / "out" / one).is_file() for one in outputs)
     assert "batch.mha" in told, "the summary is not its table"
 
@@ -296,7 +329,7 @@ def test_results_that_are_not_to_be_seen_are_no_results(run, tmp_path, monkeypat
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     whole = batch.segment_source
     monkeypatch.setattr(
-        batch, "segment_source", lambda source, **task: whole(source, **{**task, "output": tmp_path / "elsewhere"})
+        batch, "segment_source", lambda source, task: whole(source, replace(task, output=tmp_path / "elsewhere"))
     )
     status, _, err, told = run()
     assert status == 2 and "failed with OUTPUT_WRITE" in err and not told["p1/mr"]["output"]
@@ -304,7 +337,7 @@ def test_results_that_are_not_to_be_seen_are_no_results(run, tmp_path, monkeypat
 
 def test_what_ends_source_after_source_ends_the_run(run, monkeypatch):
     monkeypatch.setattr(batch, "GIVE_UP", 2)
-    monkeypatch.setattr(batch, "segment_source", lambda *rest, **task: [Outcome("failed", code="DEVICE", text="gone")])
+    monkeypatch.setattr(batch, "segment_source", lambda source, task: [Outcome("failed", code="DEVICE", text="gone")])
     status, _, err, _ = run()
     assert status == 2 and "2 sources in a row failed with DEVICE (gone)" in err
 
@@ -343,10 +376,10 @@ USED: list[int] = []
 """Workers of this process, by the sources that they had."""
 
 
-def noted_source(source, **task):
+def noted_source(source, task):
     """`segment_source`; not inside the test, whose list would be pickled."""
     USED.append(get_worker().name)
-    return batch_source.segment_source(source, **task)
+    return batch_source.segment_source(source, task)
 
 
 def test_a_worker_that_is_no_good_gets_no_work(crowd, fast, tmp_path, monkeypatch):
@@ -367,12 +400,12 @@ def test_a_worker_that_is_no_good_gets_no_work(crowd, fast, tmp_path, monkeypatc
     assert not list((tmp_path / "out").glob(".*.json")), "the trial leaves nothing"
 
 
-def lost_source(source, **task):
+def lost_source(source, task):
     """`segment_source`, where the first worker loses its disk with its first source."""
     if get_worker().name == 0:
         USED.append(0)
         return [Outcome("failed", code="INPUT_NOT_FOUND", text="gone", exit_status=3)]
-    return batch_source.segment_source(source, **task)
+    return batch_source.segment_source(source, task)
 
 
 def test_a_worker_that_loses_its_disk_gets_no_more(crowd, fast, archive, monkeypatch):
@@ -400,7 +433,7 @@ def test_without_a_good_worker_the_run_ends_with_its_failure(crowd, archive, tmp
     other = {"archive": tmp_path / "empty"} if what == "archive" else {"output": tmp_path / "empty"}
     other = {"model": "nobody"} if what == "model" else other
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(batch, "try_worker", lambda *place, **task: tried(*place, **{**task, **other}))
+    monkeypatch.setattr(batch, "try_worker", lambda place, task: tried(place, replace(task, **other)))
     monkeypatch.setattr("SAUNetLib.batch_source.time.sleep", lambda seconds: None)
     with crowd(1) as (_, go):
         status, err = go()
@@ -598,6 +631,60 @@ def test_another_archive_into_the_same_folder_is_refused(run, fast, archive, tmp
     assert read_batch(tmp_path / "out").check_archive(archive / "elsewhere", tmp_path / "out") is None
 
 
+def test_an_archive_that_was_mistyped_leaves_the_folder_to_the_right_one(run, fast, archive, tmp_path, capsys):
+    def other(place):
+        return main(["batch", str(tmp_path / place), "--output", str(tmp_path / "out"), "--scheduler", "nonsense://"])
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    assert other("empty") == 3 and "only 1 files of other kinds" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(archive, tmp_path / "other")
+    with batch_journal.journal({}, tmp_path / "other", tmp_path), pytest.raises(KeyboardInterrupt):
+        raise KeyboardInterrupt
+    (tmp_path / "out").mkdir()
+    (tmp_path / JOURNAL).rename(tmp_path / "out" / JOURNAL)
+    assert run()[0] == 0
+    capsys.readouterr()
+    assert other("other") == 2 and f"the results of another archive, {archive}" in capsys.readouterr().err
+
+
+def test_a_journal_whose_archive_cannot_be_read_is_not_any_archive_s(run, fast, archive, tmp_path):
+    run()
+    journal = tmp_path / "out" / JOURNAL
+    first, *rest = journal.read_text().splitlines(keepends=True)
+    journal.write_text("\0" * len(first) + "\n" + "".join(rest))
+    before = journal.read_bytes()
+    status, _, err, _ = run()
+    assert status == 2 and "does not say any more of which archive" in err and journal.read_bytes() == before
+    line = err.split("first line of the journal: ")[1].strip().rstrip(".")
+    journal.write_text("\n".join([line, *rest]))
+    assert run()[0] == 0
+
+
+def test_a_worker_that_cannot_import_for_lack_of_memory_says_so(run, tmp_path, monkeypatch):
+    def source(source, task):
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+    monkeypatch.setattr(batch, "segment_source", source)
+    status, _, err, told = run()
+    assert status == 5 and "4 failed with MEMORY" in err and "not enough memory" in told["p1/mr"]["text"]
+    assert batch._crash_outcome(WorkersDied("there")).code == "CRASHED"
+
+
+@pytest.mark.parametrize(("device", "asked", "workers"), [("cuda", [], 1), ("cuda", ["2"], 2), ("cpu", [], None)])
+def test_workers_here_do_not_share_a_graphics_card(archive, tmp_path, tiny_model, monkeypatch, device, asked, workers):
+    def connected(scheduler, workers, output):
+        used.append(workers)
+        raise UsageError("USAGE", "enough is known", "Go on")
+
+    used = []
+    monkeypatch.setattr("SAUNetLib.engine.choose_device", lambda name: SimpleNamespace(type=device))
+    monkeypatch.setattr(batch, "connected", connected)
+    command = ["batch", str(archive), "--output", str(tmp_path / "out"), "--model", str(tiny_model)]
+    assert main([*command, *(["--workers", *asked] if asked else [])]) == 2 and used == [workers]
+
+
 def test_results_of_what_is_refused_now_are_removed(run, fast, archive, tmp_path):
     before = run()[3]
     (archive / "p2" / "A.mha").write_bytes(b"nothing")
@@ -612,6 +699,103 @@ def test_results_of_what_is_refused_now_are_removed(run, fast, archive, tmp_path
     assert len(list((tmp_path / "out" / "p1" / "mr").iterdir())) == 4, "those of the new series"
 
 
+@pytest.mark.parametrize("how", ["memory", "disk", "crash"])
+def test_a_failure_that_is_none_of_the_image_s_leaves_its_earlier_results(
+    run, fast, archive, tmp_path, monkeypatch, how
+):
+    def full(*rest, **more):
+        raise UsageError("OUTPUT_WRITE", "the disk is full", "Make room")
+
+    def crashed(source, task):
+        raise SystemError("no worker of ours")
+
+    told, files = run()[3], result_files(tmp_path / "out")
+    with monkeypatch.context() as patch:  # as with another model
+        patch.setattr(Batch, "is_done", lambda *rest: False)
+        if how == "crash":
+            patch.setattr(batch, "segment_source", crashed)
+        else:
+            patch.setattr("SAUNetLib.pipeline.segment_file", {"memory": out_of_memory, "disk": full}[how])
+        failed = run()[3]
+        assert run()[3] == failed, "and again"
+    assert result_files(tmp_path / "out") == files and len(files) == 12
+    for place in ("p1/mr", "p2/A.mha", "p2/a.nii.gz"):
+        assert failed[place]["status"] == "failed"
+        assert all(failed[place][column] == told[place][column] for column in ("output", "series"))
+    (archive / "p2" / "A.mha").write_bytes(b"nothing")
+    os.utime(archive / "p2" / "a.nii.gz", ns=(0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr("SAUNetLib.pipeline.segment_file", out_of_memory)
+        assert run()[3]["p2/a.nii.gz"]["output"] == ""
+    assert {name.split("/")[0] for name in result_files(tmp_path / "out")} == {"p1"}, "those of changed images went"
+    shutil.rmtree(archive / "p2")
+    shutil.rmtree(archive / "p1" / "mr")
+    with monkeypatch.context() as patch:
+        patch.setattr("SAUNetLib.pipeline.segment_file", out_of_memory)
+        assert run()[3]["p1/mr"]["status"] == "gone"
+
+
+def test_what_cannot_be_looked_at_has_not_changed(run, fast, archive, tmp_path, monkeypatch):
+    """As a link into a disk that is away, and a folder whose rights were taken away."""
+    told, files, listed = run()[3], result_files(tmp_path / "out"), os.scandir
+
+    def refuse(path):
+        if path == str(archive / "p1" / "mr"):
+            raise PermissionError(errno.EACCES, "closed", str(path))
+        return listed(path)
+
+    image = (archive / "p2" / "A.mha").rename(tmp_path / "A.mha")
+    (archive / "p2" / "A.mha").symlink_to(tmp_path / "away" / "A.mha")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        for _ in range(2):
+            status, _, _, failed = run()
+            assert status == 3 and result_files(tmp_path / "out") == files
+            for place in ("p1/mr", "p2/A.mha"):
+                assert failed[place]["status"] == "failed" and failed[place]["output"] == told[place]["output"]
+    (tmp_path / "away").mkdir()
+    image.rename(tmp_path / "away" / "A.mha")
+    assert run()[3] | {"p1/mr": 0, "p2/A.mha": 0} == told | {"p1/mr": 0, "p2/A.mha": 0}
+    assert {one["status"] for one in rows(tmp_path / "out").values()} == {"segmented", "refused"}
+
+
+def test_a_link_beside_slices_that_leads_nowhere_hides_no_change(run, fast, archive):
+    (archive / "p1" / "mr" / "notes.txt").symlink_to(archive / "nowhere")
+    assert run()[3]["p1/mr"]["status"] == "segmented"
+    stamps = {one.place: one.stamp for one in find_sources(archive, archive / "p2")}
+    os.utime(next(path for path in (archive / "p1" / "mr").iterdir() if not path.is_symlink()), ns=(0, 0))
+    assert {one.place: one.stamp for one in find_sources(archive, archive / "p2")}["p1/mr"] != stamps["p1/mr"]
+
+
+@pytest.mark.parametrize("place", ["p1/mr", "."])
+def test_results_that_no_record_has_are_not_left_for_another_image(run, fast, archive, tmp_path, monkeypatch, place):
+    """A run was killed between them and the journal."""
+    folder = archive / place
+    if place == ".":
+        for path in (archive / "p1" / "mr").iterdir():
+            path.rename(archive / path.name)
+    sitk.WriteImage(picture().to_sitk(), str(folder / "beside.nrrd"))
+    sitk.WriteImage(picture().to_sitk(), str(folder / f"{'4' * 240}.nrrd"))  # called nearly as a series' results
+    run()
+    files = result_files(tmp_path / "out")
+    journal = tmp_path / "out" / JOURNAL
+    journal.write_text("\n".join(one for one in journal.read_text().split("\n") if "beside" in one or "archive" in one))
+    assert len(read_batch(tmp_path / "out").records) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("SAUNetLib.pipeline.segment_file", out_of_memory)
+        run()
+    assert result_files(tmp_path / "out") == files, "a failure says nothing of them"
+    (archive / "p2" / "A.mha").write_bytes(b"nothing")
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix != ".nrrd":
+            path.write_bytes(b"")
+    told = run()[3]
+    assert told[place]["status"] == told["p2/A.mha"]["status"] == "refused"
+    left = files - result_files(tmp_path / "out")
+    series = [name for name in left if Path(name).name.startswith("4-")]
+    assert len(series) == 4 and left - set(series) == {f"p2/A.mha{ending}" for ending in batch_journal.RESULTS}
+
+
 def test_a_signal_while_the_disk_is_waited_for_leaves_journal_and_summary_alike(tmp_path, monkeypatch):
     def interrupt(*rest):
         raise KeyboardInterrupt
@@ -620,7 +804,7 @@ def test_a_signal_while_the_disk_is_waited_for_leaves_journal_and_summary_alike(
     with batch_journal.journal(records, tmp_path, tmp_path) as note:
         monkeypatch.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            note(SourceRecord("a", "", "", (Outcome("refused"),)))
+            note(Source("a", False, "x"), "", [Outcome("refused")])
     assert records == read_batch(tmp_path).records and "a" in records
 
 
@@ -644,7 +828,8 @@ def test_a_journal_cannot_remove_files_elsewhere(tmp_path):
     (tmp_path / "out").mkdir()
     for place in ("../x.nii.gz", str(tmp_path / "x.nii.gz")):
         before = SourceRecord("a", "", "", (Outcome("segmented", output=place),))
-        _remove_left(before, SourceRecord("a", "", "", (Outcome("refused"),)), tmp_path / "out")
+        now = SourceRecord("a", "", "", (Outcome("refused"),))
+        _remove_left(before, Source("a", False, ""), now, tmp_path / "out")
     assert (tmp_path / "x.nii.gz").exists()
 
 
@@ -656,14 +841,23 @@ def test_twins_do_not_replace_each_other_where_case_does_not_count(run, fast, ar
     shutil.rmtree(tmp_path / "out")
     status, _, _, told = run()
     assert status == 2 and [told[place]["status"] for place in ("p2/A.mha", "p2/a.mha")] == ["segmented", "failed"]
+    (tmp_path / "out" / "p2" / "a.mha.csv").touch()  # the one and only there
+    os.utime(archive / "p2" / "a.mha", ns=(0, 0))
+    run()
+    assert (tmp_path / "out" / "p2" / "a.mha.csv").exists()
 
 
 def test_a_spreadsheet_reads_names_as_names(run, fast, archive, tmp_path):
     (archive / "=1+2.nii").write_bytes(b"no image")
     (archive / "M\u00fcller.nii").write_bytes(b"no image")
     told = run()[3]
-    assert "'=1+2.nii" in told and (tmp_path / "out" / SUMMARY).read_bytes().startswith(b"\xef\xbb\xbfplace,")
+    assert "'=1+2.nii" in told and (tmp_path / "out" / SUMMARY).read_bytes().startswith(b'\xef\xbb\xbf"place",')
     assert "M\u00fcller.nii" in told
+    for letter in "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20":
+        assert batch_journal._cell(f"{letter}1") == f"'{letter}1"
+    # Where the semicolon is the separator, as in Germany, a name without quotes would be two cells.
+    (archive / "a;=1+2.nii").write_bytes(b"no image")
+    assert "a;=1+2.nii" in run()[3] and b'\r\n"a;=1+2.nii","' in (tmp_path / "out" / SUMMARY).read_bytes()
 
 
 def test_a_long_run_tells_how_far_it_is(run, fast, tmp_path, monkeypatch):
@@ -745,6 +939,8 @@ def test_what_cannot_be_begun_is_refused(archive, tmp_path, tiny_model, monkeypa
 def test_a_full_disk_is_met_before_the_work(archive, tmp_path, capsys):
     (tmp_path / "out").write_text("a file")
     assert main(["batch", str(archive), "--output", str(tmp_path / "out")]) == 2
+    assert f"error OUTPUT_WRITE: {tmp_path / 'out'} is a file" in capsys.readouterr().err
+    assert main(["batch", str(archive), "--output", str(tmp_path / "out" / "below")]) == 2
     assert "OUTPUT_WRITE" in capsys.readouterr().err
 
 
