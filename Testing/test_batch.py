@@ -753,10 +753,14 @@ def test_what_cannot_be_looked_at_has_not_changed(run, fast, archive, tmp_path, 
             assert status == 3 and result_files(tmp_path / "out") == files
             for place in ("p1/mr", "p2/A.mha"):
                 assert failed[place]["status"] == "failed" and failed[place]["output"] == told[place]["output"]
+    with monkeypatch.context() as patch:
+        patch.setattr("SAUNetLib.pipeline.segment_file", out_of_memory)
+        assert run()[3]["p1/mr"]["output"] and result_files(tmp_path / "out") == files, "nor has it meanwhile"
+    (tmp_path / "out" / JOURNAL).unlink()
+    assert run()[3]["p2/A.mha"]["status"] == "refused" and result_files(tmp_path / "out") == files
     (tmp_path / "away").mkdir()
     image.rename(tmp_path / "away" / "A.mha")
-    assert run()[3] | {"p1/mr": 0, "p2/A.mha": 0} == told | {"p1/mr": 0, "p2/A.mha": 0}
-    assert {one["status"] for one in rows(tmp_path / "out").values()} == {"segmented", "refused"}
+    assert {place: row["output"] for place, row in run()[3].items()} == {place: told[place]["output"] for place in told}
 
 
 def test_a_link_beside_slices_that_leads_nowhere_hides_no_change(run, fast, archive):
