@@ -164,7 +164,7 @@ class Batch:
     def is_done(self, source: Source, model: str, output: Path) -> bool:
         """Whether nothing is left to do for a source: unchanged, by this model, nothing failed, all results there."""
         record = self.records.get(source.place)
-        if record is None or (record.stamp, record.model) != (source.stamp, model):
+        if record is None or source.twin or (record.stamp, record.model) != (source.stamp, model):
             return False
         return all(
             outcome.status != "failed" and all((output / name).is_file() for name in outcome.files())
@@ -247,11 +247,11 @@ def journal(records: dict[str, SourceRecord], archive: Path, output: Path) -> It
             nonlocal due
             before = records.get(source.place)
             record = _kept(before, source, SourceRecord(source.place, source.stamp, model, tuple(outcomes)))
+            if not _is_spared(before, source, record):
+                _remove_left(before, source, record, output)  # first: what is in the journal is not looked at again
             write(record)
             records[record.place] = record  # before the disk is waited for: a signal then finds both alike
             os.fsync(file.fileno())
-            if not _is_spared(before, source, record):
-                _remove_left(before, source, record, output)
             if (began := time.monotonic()) >= due:
                 with suppress(UsageError):  # a spreadsheet may have it open; the last one, at the end, tells it
                     write_summary(Batch(records), output)
@@ -270,7 +270,7 @@ def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> Sou
     It may have failed for a full disk, and its results are as good as before.
     """
     earlier = [outcome for outcome in before.outcomes if outcome.output] if before else []
-    if before is None or not earlier or not (source.closed or source.stamp == before.stamp):
+    if before is None or not earlier or source.twin or not (source.closed or source.stamp == before.stamp):
         return now
     outcomes: list[Outcome] = []
     for outcome in now.outcomes:
@@ -288,7 +288,7 @@ def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> Sou
 def _is_spared(before: SourceRecord | None, source: Source, now: SourceRecord) -> bool:
     """Whether files at the place of a source are left alone: what is known now does not speak against them."""
     failed = any(outcome.status == "failed" for outcome in now.outcomes)
-    # The results of a twin would be those of the other one.
+    # The results of a twin are those of the other one.
     return source.closed or source.twin or (failed and (before is None or before.stamp == source.stamp))
 
 

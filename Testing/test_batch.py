@@ -805,11 +805,13 @@ def test_a_signal_while_the_disk_is_waited_for_leaves_journal_and_summary_alike(
         raise KeyboardInterrupt
 
     records: dict[str, SourceRecord] = {}
+    (tmp_path / "a.nii.gz").touch()
     with batch_journal.journal(records, tmp_path, tmp_path) as note:
         monkeypatch.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
             note(Source("a", False, "x"), "", [Outcome("refused")])
     assert records == read_batch(tmp_path).records and "a" in records
+    assert not (tmp_path / "a.nii.gz").exists(), "nobody would look for it any more"
 
 
 def test_a_summary_that_a_spreadsheet_has_open_does_not_end_the_run(run, fast, tmp_path, monkeypatch):
@@ -842,6 +844,8 @@ def test_twins_do_not_replace_each_other_where_case_does_not_count(run, fast, ar
     assert {run()[3][place]["status"] for place in ("p2/A.mha", "p2/a.mha")} == {"segmented"}
     assert not batch._is_case_blind(tmp_path) or sys.platform != "linux"
     monkeypatch.setattr(batch, "_is_case_blind", lambda folder: True)
+    told = run()[3]["p2/a.mha"]
+    assert (told["status"], told["output"]) == ("failed", ""), "its results were those of the other one since it came"
     shutil.rmtree(tmp_path / "out")
     status, _, _, told = run()
     assert status == 2 and [told[place]["status"] for place in ("p2/A.mha", "p2/a.mha")] == ["segmented", "failed"]
