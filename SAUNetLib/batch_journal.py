@@ -270,7 +270,9 @@ def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> Sou
     It may have failed for a full disk, and its results are as good as before.
     """
     earlier = [outcome for outcome in before.outcomes if outcome.output] if before else []
-    if before is None or not earlier or source.twin or not (source.closed or source.stamp == before.stamp):
+    if before is not None and source.closed:  # what can be seen of it today does not tell whether it has changed
+        now = replace(now, stamp=before.stamp)
+    if before is None or not earlier or source.twin or now.stamp != before.stamp:
         return now
     outcomes: list[Outcome] = []
     for outcome in now.outcomes:
@@ -280,9 +282,10 @@ def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> Sou
         failed = replace(outcome, status="failed")
         # What failed as a whole failed for each of its series.
         theirs = [one for one in earlier if outcome.name in ("", one.name)]
-        outcomes += [replace(failed, series=one.series, name=one.name, output=one.output) for one in theirs] or [failed]
-    failing = any(outcome.status == "failed" for outcome in outcomes)
-    return replace(now, stamp=before.stamp if failing else now.stamp, outcomes=tuple(outcomes))
+        outcomes += [
+            replace(failed, series=one.series, name=one.name, output=one.output, notices=one.notices) for one in theirs
+        ] or [failed]
+    return replace(now, outcomes=tuple(outcomes))
 
 
 def _is_spared(before: SourceRecord | None, source: Source, now: SourceRecord) -> bool:
@@ -374,7 +377,8 @@ def write_summary(known: Batch, output: Path) -> None:
         for record, outcome in chain(known.outcomes(), gone):
             notices = " ".join([*outcome.notices, *(["SERIES_SPLIT"] if outcome.name in split else [])])
             about = (record.place, outcome.series, outcome.status, outcome.code, outcome.text, outcome.output)
-            more = (str(outcome.seconds), notices, record.model[:12], outcome.host)
+            model = "" if outcome.status == "failed" else record.model[:12]  # what is still there may be another's
+            more = (str(outcome.seconds), notices, model, outcome.host)
             writer.writerow(map(_cell, (*about, *more)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
@@ -194,8 +195,9 @@ class Engine:
 
     def free_memory(self) -> None:
         """Give back the GPU memory that is kept for the next stack: other programs, as Slicer's views, need it too."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self._chosen.type == "cuda":
+            with suppress(RuntimeError):  # of a GPU that failed
+                torch.cuda.empty_cache()
 
     def _chunks(
         self, stack: SagittalStack, intensity: Intensity, shape: tuple[int, int], report: Report

@@ -22,9 +22,9 @@ from .volume import SagittalStack, Volume, check_content, check_volume
 
 FARTHEST_MM = 6.0
 """Slices lie no farther apart in anything that a model was trained or measured on."""
-_IN_ORDER, _FEW_SLICES = 0.6, 7
+_IN_ORDER, _FEW_SLICES, _ALIKE = 0.6, 9, 0.3
 """Of so many slices and more this share is most like one beside it: all in 32 scans with slices 0.9 to 4.4 mm apart, at
-most 0.47 once the slices were shuffled."""
+most 0.47 once the slices were shuffled. A slice that is like no other, as by this correlation, shows noise."""
 
 
 def segment(
@@ -105,8 +105,8 @@ def _is_shuffled(slices: np.ndarray) -> bool:
         return False
     likeness = shown @ shown.T
     np.fill_diagonal(likeness, -np.inf)
-    steps = np.abs(likeness.argmax(axis=1) - np.arange(len(shown)))
-    return bool((steps == 1).mean() < _IN_ORDER)
+    steps = np.abs(likeness.argmax(axis=1) - np.arange(len(shown)))[likeness.max(axis=1) > _ALIKE]
+    return len(steps) >= _FEW_SLICES and bool((steps == 1).mean() < _IN_ORDER)
 
 
 def _is_empty(pixels: np.ndarray) -> bool:

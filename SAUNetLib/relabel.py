@@ -18,6 +18,9 @@ from .formats.places import check_places
 from .formats.segmentations import CORD, read_segmentation, write_segmentation, write_table
 from .segmentation import Notice, Segmentation, count_labels
 
+_OF_THE_COUNT = {"LEVELS_LOW", "LEVELS_TALL", "VERTEBRA_SMALL", "DISC_MISSING"}
+"""Notices of what may make the names on either side of it wrong."""
+
 
 def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segmentation:
     """The same structures with other names.
@@ -63,17 +66,34 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
 def _confidence(segmentation: Segmentation, wanted: Mapping[int, int], table: Mapping[int, int]) -> dict[int, float]:
     """By new label value: sure where the user knows, and elsewhere as sure as the count from there is.
 
-    Confidences that the count passed with differ by the doubts between two structures, whatever they were counted from.
+    Confidences fall with every doubt between a structure and those of the highest one, from which the names were
+    counted: two on one side of these differ by the doubts between them, two on either side by all of both. Where
+    doubts are told, but no confidences, nothing is known.
     """
     before = segmentation.confidence
+    doubts = {notice.code for notice in segmentation.warnings} & _OF_THE_COUNT
+    if not before and doubts:
+        return {_moved(old, table): 1.0 for old in count_labels(segmentation.labels) if old in wanted}
+    place = _old_places(list(table))
+    most = max((before.get(value, 1.0) for value in table), default=1.0)
+    surest = [place[value] for value in table if before.get(value, 1.0) == most]
+
+    def side(value: int) -> int:
+        return (place[value] > max(surest)) - (place[value] < min(surest))
+
+    def sure(value: int, stated: int) -> float:
+        own, known = before.get(value, 1.0), before.get(stated, 1.0)
+        if value == stated or not most:
+            return 1.0 if value == stated else 0.0
+        if side(value) * side(stated) < 0:
+            return own * known / most**2
+        return min(own, known) / max(own, known, 1e-9)
+
     result = {}
     for old in count_labels(segmentation.labels):
         whole = _whole(segmentation, old)
         if whole in table:
-            own = before.get(old, 1.0)
-            known = [before.get(value, 1.0) for value in wanted]
-            sure = max(min(own, one) / max(own, one, 1e-9) for one in known)
-            result[_moved(old, table)] = round(sure, 3)
+            result[_moved(old, table)] = round(max(sure(whole, stated) for stated in wanted), 3)
     return result
 
 

@@ -77,7 +77,9 @@ def short_description(encoding: str, model: str, codes: Iterable[str]) -> str:
     words = [word for code, (word, _) in KEPT_IN_NIFTI.items() if code in said]
     while words and len(f"SAUNet {encoding}; {' '.join(words)}") > _DESCRIPTION:
         words.pop()
-    return "; ".join(filter(None, [f"SAUNet {encoding}", " ".join(words), model.partition(";")[0]]))[:_DESCRIPTION]
+    text = "; ".join(filter(None, [f"SAUNet {encoding}", " ".join(words)]))
+    whole = "; ".join(filter(None, [text, model.partition(";")[0]]))
+    return whole if len(whole.encode()) <= _DESCRIPTION else text  # half a model's name is another one's
 
 
 def parse_short_description(description: str) -> tuple[str, tuple[Notice, ...], str]:

@@ -146,8 +146,6 @@ class Worker:
             send = partial(self._send, **identity)
             result = self._thread.run(partial(self._answer, number, request, send), self._cancel_all)
             self._send(**identity, event="result", **result)
-            if self._engine is not None:
-                self._engine[1].free_memory()
         except KeyboardInterrupt:
             self._send(**identity, event="error", **CancelledError().as_dict())
             raise
@@ -160,6 +158,9 @@ class Worker:
             if failure.code == "INTERNAL":
                 log.exception("unexpected failure")
             self._send(**identity, event="error", **failure.as_dict())
+        finally:
+            if self._engine is not None:
+                self._engine[1].free_memory()
 
     def _answer(self, number: int, request: Request, send: Callable[..., None]) -> dict[str, Any]:
         def report(stage: str, fraction: float) -> None:

@@ -1058,7 +1058,7 @@ def models() -> Iterator[Case]:
     foreign = safetensors.torch.save({"a": torch.zeros(2)})
     yield Case("models", "foreign weights", "MODEL_MISMATCH", spoilt(signed(foreign)))
     yield Case("models", "one missing", "MODEL_MISMATCH", spoilt(weights(lambda found: found.pop("head.bias"))))
-    yield Case("models", "NaN", "MODEL_MISMATCH", spoilt(weights(lambda found: found["head.bias"].fill_(torch.nan))))
+    yield Case("models", "NaN", "MODEL_DAMAGED", spoilt(weights(lambda found: found["head.bias"].fill_(torch.nan))))
     for kind in (torch.int16, torch.bool, torch.float8_e4m3fn, torch.complex64):
         yield Case("models", f"weights as {kind}", "MODEL_MISMATCH", spoilt(all_as(kind)))
     entries: dict[str, dict[str, Any]] = {

@@ -771,6 +771,19 @@ def test_a_link_beside_slices_that_leads_nowhere_hides_no_change(run, fast, arch
     assert {one.place: one.stamp for one in find_sources(archive, archive / "p2")}["p1/mr"] != stamps["p1/mr"]
 
 
+def test_what_was_done_while_a_file_was_away_has_not_changed_when_it_is_back(run, fast, archive, tmp_path, monkeypatch):
+    run()
+    files = result_files(tmp_path / "out")
+    note = archive / "p1" / "mr" / "notes.txt"
+    note.symlink_to(tmp_path / "away" / "notes.txt")
+    assert run()[3]["p1/mr"]["status"] == "segmented" and result_files(tmp_path / "out") == files
+    note.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("SAUNetLib.pipeline.segment_file", out_of_memory)
+        run()
+    assert result_files(tmp_path / "out") == files
+
+
 @pytest.mark.parametrize("place", ["p1/mr", "."])
 def test_results_that_no_record_has_are_not_left_for_another_image(run, fast, archive, tmp_path, monkeypatch, place):
     """A run was killed between them and the journal."""

@@ -148,6 +148,23 @@ def test_doubts_of_the_count_stay_where_a_name_is_stated(stated, sure):
     )
 
 
+@pytest.mark.parametrize("stated, sure", [("L5", (0.25, 0.5, 1.0)), ("L4", (0.5, 1.0, 0.5)), ("L3", (1.0, 0.5, 0.25))])
+def test_doubts_on_both_sides_of_a_stated_name_add_up(stated, sure):
+    """As after a correction in the middle: from L5 to L3 two doubts are passed."""
+    before = line("L3", "L4", "L5")
+    before = Segmentation(before.labels, before.geometry, confidence={43: 0.5, 44: 1.0, 45: 0.5})
+    assert tuple(relabel(before, {stated: stated}).confidence.values()) == sure
+
+
+def test_what_no_file_says_is_not_called_sure():
+    """A NIfTI file keeps that there are doubts, and no confidences."""
+    before = line("L3", "L4", "L5")
+    doubted = Segmentation(before.labels, before.geometry, warnings=(Notice("LEVELS_TALL", "Thick."),))
+    assert relabel(doubted, {"L5": "L5"}).confidence == {45: 1.0}
+    named = Segmentation(before.labels, before.geometry, confidence={43: 0.4, 44: 0.4, 45: 0.0})
+    assert relabel(named, {"L5": "L5"}).confidence[45] == 1.0
+
+
 def test_the_rest_of_the_result_follows():
     before = line("L4", "L4/L5", "L5")
     before = Segmentation(

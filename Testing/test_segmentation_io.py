@@ -398,6 +398,7 @@ def test_a_nifti_file_keeps_every_doubt_that_a_label_map_may_have(tmp_path: Path
     write_segmentation(replace(one, warnings=told), tmp_path / "s.nii.gz")
     got = [notice.code for notice in read_segmentation(tmp_path / "s.nii.gz").warnings]
     assert got == list(KEPT_IN_NIFTI)[: len(got)] and len(got) >= 6  # as many as its 80 bytes hold
+    assert "model" not in read_segmentation(tmp_path / "s.nii.gz").provenance  # half a name is another model's
 
 
 def test_a_nifti_file_keeps_that_its_image_was_upside_down(tmp_path: Path, whole: Segmentation) -> None:

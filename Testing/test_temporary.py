@@ -29,9 +29,18 @@ def place(tmp_path, monkeypatch):
 def test_a_folder_is_private_and_those_of_the_dead_are_removed(place):
     own = temporary.make_folder()
     assert os.name == "nt" or stat.S_IMODE(own.stat().st_mode) == 0o700
-    ancient = place / f"saunet-{os.getpid()}-ancient"  # its process's number is in use again
-    dead, earlier = place / "saunet-999999999-abc", place / "saunet-panel-999999999-abc"
-    foreign = [place / name for name in ("saunet-notes", f"saunet-{10**20}-abc", "saunet-fuzz-1", "other-999999999-a")]
+    ancient = place / f"saunet-{os.getpid()}-0123456789ab"  # its process's number is in use again
+    dead, earlier = place / "saunet-999999999-0123456789ab", place / "saunet-panel-999999999-ab_d12xy"
+    foreign = [
+        place / name
+        for name in (
+            "saunet-notes",
+            f"saunet-{10**20}-0123456789ab",
+            "saunet-fuzz-1",
+            "saunet-2026-results",
+            "saunet-99999-out",
+        )
+    ]
     for folder in (ancient, dead, earlier, *foreign):
         folder.mkdir()
     os.utime(ancient, (0, 0))
@@ -74,7 +83,7 @@ def test_on_windows_leftovers_are_looked_for_where_copies_come_to_lie(place, tmp
         monkeypatch.setattr(temporary, "_closes_folders", lambda closes=closes: closes)
         folder = temporary.make_folder()
         assert folder.parent == where  # where Python closes no folder, others could look into it
-        dead = folder.rename(folder.with_name("saunet-999999999-abc"))
+        dead = folder.rename(folder.with_name("saunet-999999999-0123456789ab"))
         assert temporary.remove_leftovers() == [dead]
 
 
@@ -106,10 +115,9 @@ def test_a_folder_with_a_file_that_is_still_open_is_removed_a_moment_later(monke
     temporary.remove_folder(folder)
     assert len(tries) == 3 and not folder.exists()
     tries.clear()
-    monkeypatch.setattr(temporary, "PATIENCE_S", 0.0)
     folder.mkdir()
     with pytest.raises(PermissionError):
-        temporary.remove_folder(folder)
+        temporary.remove_folder(folder, 0.0)
 
 
 @pytest.mark.parametrize("as_of_311", [True, False])

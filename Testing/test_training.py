@@ -861,8 +861,9 @@ def test_a_tuned_model_s_card_says_what_it_was_measured_on_and_what_it_came_from
     assert adapt(data, base, run, quick) == 0
     out = capsys.readouterr().out
     card, parent = load_model(run / "base-tuned.safetensors").card, load_model(base).card
-    told = "Validated on 1 own case: p1; the weights were chosen on the same (patience), so that it is no test."
-    assert told in out and card.data.endswith(told)
+    told = "; the weights were chosen on the same (patience), so that it is no test."
+    assert f"Validated on 1 own case: p1{told}" in out
+    assert card.data.endswith(f"Validated on 1 own case{told}"), "names may be patients'"
     assert f"whose card says of itself: [{parent.data}]" in card.data
     assert "native slices, before: base 1" in out
     found = validate(running.Engine(load_model(base), "cpu"), data, ["p1"])

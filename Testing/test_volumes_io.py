@@ -566,8 +566,10 @@ def test_dicom_file_given_alone_is_read_with_its_own_folder_only(tmp_path: Path,
         (tmp_path / name).write_bytes(b"")
     assert read_volume(paths[0]).geometry.same_grid(image.geometry)
     assert "broken.dcm" in refusal(tmp_path).cause
-    (tmp_path / "IM0007").write_bytes(b"")
-    assert "IM0007" in refusal(paths[0]).cause
+    for name in ("IM0007", "image006", "Slice12", "MR_frame_3"):
+        (tmp_path / name).write_bytes(b"")
+        assert name in refusal(paths[0]).cause
+        (tmp_path / name).unlink()
 
 
 def test_dicom_reports_beside_images_are_ignored(tmp_path: Path, image: Volume) -> None:

@@ -81,12 +81,12 @@ def compare(
     """
     chosen = choose_device(device)
     comparison = _begin(data, output, budget, kept_out, chosen)
-    with _kept():
+    with _going_on():
         _go_on(data, output, comparison, tasks, seeds, chosen)
 
 
 @contextmanager
-def _kept() -> Iterator[None]:
+def _going_on() -> Iterator[None]:
     """Whoever cancels inside is told that the same command goes on, whichever trial it hits and how far that was."""
     try:
         yield

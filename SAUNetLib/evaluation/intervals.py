@@ -26,12 +26,14 @@ def interval(figure: Callable[..., float], *columns: Sequence[float] | np.ndarra
     data = tuple(np.asarray(column) for column in columns)
     if len(data[0]) < 2:
         return float("nan"), float("nan")
-    with warnings.catch_warnings():
+    # Of distances that are infinite, since one side is empty, NumPy warns.
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)  # of SciPy's own interval, which knows no NaN
         drawn = bootstrap(
             data, figure, paired=True, vectorized=False, method="percentile", n_resamples=RESAMPLES, random_state=0
         ).bootstrap_distribution
     if np.isnan(drawn).all():
         return float("nan"), float("nan")
-    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    with np.errstate(invalid="ignore"):
+        low, high = np.nanpercentile(drawn, (2.5, 97.5))
     return float(low), float(high)

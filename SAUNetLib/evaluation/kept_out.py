@@ -70,8 +70,11 @@ def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, d
     for case in kept_out_images(data, names):
         predicted = segment(case.volume, engine, levels=False).labels
         spacing = tuple(reversed(case.volume.geometry.spacing))
-        for tail, truth in (("", case.labels), (AS_DRAWN, case.drawn)):
-            for figure, value in _figures(predicted, truth, spacing, structures).items():
+        own = _figures(predicted, case.labels, spacing, structures)
+        specks = not np.array_equal(case.labels, case.drawn)
+        drawn = _figures(predicted, case.drawn, spacing, structures) if specks else own
+        for tail, found in (("", own), (AS_DRAWN, drawn)):
+            for figure, value in found.items():
                 images.setdefault(case.slices + tail, {}).setdefault(figure, {}).setdefault(case.patient, []).append(
                     value
                 )

@@ -15,6 +15,8 @@ from ..errors import InputError
 from .dicom_elements import LONGEST_FIRST, begins_plainly
 
 _IMAGE_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7")
+_OF_IMAGES = re.compile("image|slice|scan|frame|series|dicom|echo", re.IGNORECASE)
+"""Words in names of images."""
 _SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"
 _NO_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION", "README", "AUTORUN")
 """Files without an ending that lie beside images on a CD."""
@@ -84,7 +86,8 @@ def _is_lost(path: Path) -> bool:
     suffix = path.suffix.lower()
     own = suffix in (".dcm", ".ima")
     # Also by their UID or a number: an empty file is a mark that has a word in its name, as received_20240101.
-    numbered = re.search(r"\d", path.name) and not re.search(r"[^\W\d_]{4}", path.name)
+    plain = _OF_IMAGES.sub("", path.name)
+    numbered = re.search(r"\d", plain) and not re.search(r"[^\W\d_]{4}", plain)
     named = own or suffix[1:].isdecimal() or (not suffix and numbered)
     if not named or path.name.startswith(".") or path.name.upper() in _NO_IMAGES:
         return False

@@ -207,7 +207,8 @@ def _read(path: Path, usual: Encoding | None, unknown: int | None = None) -> tup
     volume = Volume.from_sitk(image, path.name)
     stored = as_labels(volume.voxels, path.name)
     left_out = stored == unknown if unknown is not None else np.zeros(stored.shape, bool)
-    labels, notices, encoding_now = _in_our_values(np.where(left_out, np.uint8(0), stored))
+    stored[left_out] = 0
+    labels, notices, encoding_now = _in_our_values(stored)
     stated, kept, model = parse_short_description(fields.get("descrip", ""))
     notices += kept
     encoding = encoding_now or _encoding(labels, fields.get(ENCODING) or stated, usual, path.name)

@@ -16,12 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 5.0
-"""How long Windows may refuse: a process that ends, or a virus scanner, lets go of a file soon."""
+PATIENCE_S = 0.6
+"""How long Windows may refuse while somebody waits: a process that ends, or a virus scanner, lets go of a file soon."""
 LONGEST_RUN_S = 24 * 3600
 """A folder that is older was left behind, though its process's number may be in use again."""
-_NAME = re.compile(r"saunet-(?:panel-)?(\d{1,9})-\w+")
-"""With the number of the process that made it; earlier versions of the panel wrote its name, too."""
+_NAME = re.compile(r"saunet-(\d{1,9})-[0-9a-f]{12}|saunet-panel-(\d{1,9})-\w{8}")
+"""What is made here and what earlier versions of the panel made, with the process's number; nothing of a user's."""
 
 
 def short_name(path: Path) -> Path:
@@ -48,7 +48,7 @@ def temporary_folder() -> Iterator[Path]:
         yield folder
     finally:
         with suppress(OSError):
-            remove_folder(folder)
+            remove_folder(folder, 5.0)
 
 
 def make_folder() -> Path:
@@ -85,7 +85,7 @@ def _folder_in(place: Path) -> Path:
     return folder
 
 
-def remove_folder(folder: Path) -> None:
+def remove_folder(folder: Path, patience_s: float = PATIENCE_S) -> None:
     """Remove a folder with all it holds; on Windows also what is marked as read-only or still open for a moment.
 
     Raises:
@@ -99,7 +99,7 @@ def remove_folder(folder: Path) -> None:
         function(path)
 
     handler: dict[str, Any] = {"onexc" if sys.version_info >= (3, 12) else "onerror": writable}
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + patience_s
     while folder.exists():
         try:
             shutil.rmtree(folder, **handler)
@@ -124,9 +124,9 @@ def remove_leftovers() -> list[Path]:
             about = folder.stat()
             if hasattr(os, "getuid") and about.st_uid != os.getuid():
                 continue
-            if process_lives(int(match[1])) and time.time() - about.st_mtime < LONGEST_RUN_S:
+            if process_lives(int(match[1] or match[2])) and time.time() - about.st_mtime < LONGEST_RUN_S:
                 continue
-            remove_folder(folder)
+            remove_folder(folder, 0.0)
         except OSError:
             continue  # another instance is about it, too
         removed.append(folder)

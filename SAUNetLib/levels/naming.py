@@ -179,7 +179,7 @@ def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
         notices.append(Notice("LEVELS_LOW", text))
     if spine.chain.tall:
         tall = ", ".join(
-            disc_between(anchor.level.get(k), anchor.level.get(k + 1)) or "the lowest one" for k in spine.chain.tall
+            disc_between(anchor.level.get(k), anchor.level.get(k + 1)) or "one at the end" for k in spine.chain.tall
         )
         text = (
             f"More than twice as thick as the discs beside: {tall}. It may hold a collapsed vertebra, so that the "

@@ -106,7 +106,8 @@ def _fit(chain: Chain, start: int) -> float:
         known = 0 <= at < len(_SPACING)
         spacing = float(np.linalg.norm(below.point - above.point))
         residuals["spacing"].append(np.log(spacing / _SPACING[at]) if known else 1.0)
-        residuals["depth"].append(np.log((above.depth + below.depth) / 2 / _DEPTH[at]) if known else 1.0)
+        depth = max((above.depth + below.depth) / 2, 0.1)  # of discs of one column each
+        residuals["depth"].append(np.log(depth / _DEPTH[at]) if known else 1.0)
         residuals["turn"].append(below.lean - above.lean - _TURN[at] if known else 20.0)
     return _DEPENDENT * sum(_gaussian(np.array(r), _SPREAD[key], _PATIENT[key]) for key, r in residuals.items() if r)
 

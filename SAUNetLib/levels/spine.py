@@ -52,11 +52,11 @@ class Spine:
         seen = np.flatnonzero(np.bincount(self.number - NO_BODY)) + NO_BODY
         self.numbers = frozenset(int(k) for k in seen if k > NO_BODY)
         canal = np.flatnonzero(grid.classes == CANAL)
-        self._canal = canal[self._beside_bodies(canal)]
+        self._canal = canal[self._without_ghosts(canal)]
         apart = len(canal) - len(self._canal) + np.count_nonzero(self.number == NO_BODY)
         self.apart_mm3 = float(apart * grid.voxel)
 
-    def _beside_bodies(self, canal: np.ndarray) -> np.ndarray:
+    def _without_ghosts(self, canal: np.ndarray) -> np.ndarray:
         """Which of the canal's voxels (N,), by their places in the flattened classes, are no ghost's."""
         component = self.grid.components.ravel()[canal]
         numbers = np.unique(component)

@@ -99,23 +99,28 @@ def run_training(
     earlier = {f"{title}, before: {before.name}": of for title, of in before.metrics.items()} if before else {}
     save_model(network, path, {**card, "metrics": figures | earlier})
     _print_figures(figures | earlier)
-    print(_validated(config))
+    print(_validated(config, names=True))
     if before and (worse := _worse(before.metrics, figures)):
         print(f"note: worse than {before.name} on these cases: {worse}", file=sys.stderr, flush=True)
     print(path)
     return path
 
 
-def _start(output: Path, config: TrainingConfig, data: Path, device: str) -> Start:
-    """The model that a run starts from, measured before the first step; its name may mean another one at the end."""
+def _start(output: Path, config: TrainingConfig, data: Path, device: str) -> Start | None:
+    """The model that a run starts from, measured before the first step; its name may mean another one at the end.
+
+    None where a run that is begun tells nothing of it.
+    """
     path = output / START
-    if not path.exists() or not (output / "config.json").exists():  # left by a run that was refused for its data
-        model = load_model(config.start or "")
-        card = model.card
-        metrics = validate(Engine(model, device), data, config.validation)
-        start = Start(name=f"{card.name} {card.version}", trained_on=tuple(card.trained_on), metrics=metrics)
-        write_settings(start, path)
-    return read_settings(Start, path)
+    if is_begun(output):
+        return read_settings(Start, path) if path.exists() else None
+    model = load_model(config.start or "")
+    card = model.card
+    print(f"measuring {card.name} {card.version}, from which it starts", file=sys.stderr, flush=True)
+    metrics = validate(Engine(model, device), data, config.validation)
+    start = Start(name=f"{card.name} {card.version}", trained_on=tuple(card.trained_on), metrics=metrics)
+    write_settings(start, path)
+    return start
 
 
 def _worse(before: Summaries, after: Summaries) -> str:
@@ -129,10 +134,13 @@ def _worse(before: Summaries, after: Summaries) -> str:
     )
 
 
-def _validated(config: TrainingConfig) -> str:
-    """What figures of the model are worth: which cases they are from, and what was chosen on them."""
+def _validated(config: TrainingConfig, names: bool) -> str:
+    """What figures of the model are worth: which cases they are from, and what was chosen on them.
+
+    A card, which goes wherever the model goes, has no names: they may be patients'.
+    """
     count = len(config.validation)
-    text = f"Validated on {count} own case{'s' * (count != 1)}: {', '.join(config.validation)}"
+    text = f"Validated on {count} own case{'s' * (count != 1)}" + (f": {', '.join(config.validation)}" if names else "")
     chosen = "; the weights were chosen on the same (patience), so that it is no test"
     return text + (chosen if config.patience is not None else "") + "."
 
@@ -191,7 +199,7 @@ def _card(config: TrainingConfig, data: Sequence[Path], cases: TrainedOn, before
         "network": config.network.model_dump(mode="json"),
         "licence": config.licence,
         "attribution": config.attribution,
-        "data": f"{config.data.rstrip('.')}. {_validated(config)}",
+        "data": f"{config.data.rstrip('.')}. {_validated(config, names=False)}",
         "command": f"saunet train {folders}{origin} --output RUN --config {config.name}.train.json",
         "date": datetime.now(UTC).date().isoformat(),
         "limits": list(config.limits),

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, Literal, cast
 
 import lightning.pytorch as pl
@@ -518,7 +518,8 @@ class _RunCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:
-            return str(Path(cast(str, self.dirpath)) / Path(path).name) if path else path
+            # It may have been trained on Windows.
+            return str(Path(cast(str, self.dirpath)) / PureWindowsPath(path).name) if path else path
 
         paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
