@@ -40,8 +40,6 @@ COARSER = 4 / 3
 _SURE, _SURER = 0.75, 0.01
 """So sure, and so much surer, the network must be of a slice when its columns run the other way: of a small piece of a
 spine it is sure in neither, and which is larger tells nothing."""
-
-
 _AMD_BFLOAT16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 """AMD's GPUs with matrix products in bfloat16: CDNA and, from the third on, RDNA."""
 

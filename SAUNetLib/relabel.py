@@ -18,9 +18,6 @@ from .formats.places import check_places
 from .formats.segmentations import CORD, read_segmentation, write_segmentation, write_table
 from .segmentation import Notice, Segmentation, count_labels
 
-_OF_THE_COUNT = {"LEVELS_LOW", "LEVELS_TALL", "VERTEBRA_SMALL", "DISC_MISSING"}
-"""Notices of what may make the names on either side of it wrong."""
-
 
 def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segmentation:
     """The same structures with other names.
@@ -71,9 +68,9 @@ def _confidence(segmentation: Segmentation, wanted: Mapping[int, int], table: Ma
     doubts are told, but no confidences, nothing is known.
     """
     before = segmentation.confidence
-    doubts = {notice.code for notice in segmentation.warnings} & _OF_THE_COUNT
-    if not before and doubts:
-        return {_moved(old, table): 1.0 for old in count_labels(segmentation.labels) if old in wanted}
+    values = [old for old in count_labels(segmentation.labels) if _whole(segmentation, old) in table]
+    if not before and any(notice.about_count for notice in segmentation.warnings):
+        return {_moved(old, table): 1.0 for old in values if _whole(segmentation, old) in wanted}
     place = _old_places(list(table))
     most = max((before.get(value, 1.0) for value in table), default=1.0)
     surest = [place[value] for value in table if before.get(value, 1.0) == most]
@@ -89,12 +86,10 @@ def _confidence(segmentation: Segmentation, wanted: Mapping[int, int], table: Ma
             return own * known / most**2
         return min(own, known) / max(own, known, 1e-9)
 
-    result = {}
-    for old in count_labels(segmentation.labels):
-        whole = _whole(segmentation, old)
-        if whole in table:
-            result[_moved(old, table)] = round(max(sure(whole, stated) for stated in wanted), 3)
-    return result
+    return {
+        _moved(old, table): round(max(sure(_whole(segmentation, old), stated) for stated in wanted), 3)
+        for old in values
+    }
 
 
 def _renamed(text: str, table: Mapping[int, int]) -> str:

@@ -38,6 +38,11 @@ class Notice:
             "LEVELS_ASSUMED", "LEVELS_DOUBTFUL", "LEVELS_CONTRADICTED", "TRANSITIONAL", "TOO_MANY_VERTEBRAE",
         )  # fmt: skip
 
+    @property
+    def about_count(self) -> bool:
+        """Whether it speaks of what may make the names on one side of it wrong, whatever is known of the other."""
+        return self.code in ("LEVELS_LOW", "LEVELS_TALL", "VERTEBRA_SMALL", "DISC_MISSING")
+
 
 KEPT_IN_NIFTI = {
     "FRONT_AND_BACK": ("BACK", "the image's front and back seemed to be swapped, so that much is wrong."),

@@ -32,8 +32,7 @@ def interval(figure: Callable[..., float], *columns: Sequence[float] | np.ndarra
         drawn = bootstrap(
             data, figure, paired=True, vectorized=False, method="percentile", n_resamples=RESAMPLES, random_state=0
         ).bootstrap_distribution
-    if np.isnan(drawn).all():
-        return float("nan"), float("nan")
-    with np.errstate(invalid="ignore"):
+        if np.isnan(drawn).all():
+            return float("nan"), float("nan")
         low, high = np.nanpercentile(drawn, (2.5, 97.5))
     return float(low), float(high)

@@ -140,6 +140,7 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
         *_about_anchor(spine, anchor),
         *((HEAD_AND_FEET,) if anchor.upside_down else ()),
         *_about_sizes(spine, anchor),
+        *_about_image(spine, anchor),
         *_about_ends(spine, anchor),
     ]
 
@@ -156,7 +157,7 @@ def _about_number(vertebrae: int, discs: int) -> list[Notice]:
 
 
 def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """Notices of missing discs and of unusual sizes."""
+    """Notices of missing discs, and of bodies, levels and discs of unusual sizes."""
     notices = []
     if missing := spine.chain.guessed:
         text = (
@@ -186,6 +187,12 @@ def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
             "names beyond are one off. Check the levels."
         )
         notices.append(Notice("LEVELS_TALL", text))
+    return notices
+
+
+def _about_image(spine: Spine, anchor: Anchor) -> list[Notice]:
+    """Notices of what seems to be wrong with the image: sizes that are no adult's, a second spine."""
+    notices = []
     larger = size_of(spine.chain, anchor.level)
     if larger is not None:
         text = (
@@ -226,11 +233,11 @@ def _about_ends(spine: Spine, anchor: Anchor) -> list[Notice]:
 def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
     """Notices of what the names rest on, where the user stated no level, else of what speaks against that."""
     level = anchor.level[spine.chain.lowest]
+    if anchor.contradicted:
+        text = f"The lowest complete vertebra was stated to be {level}, but {anchor.contradicted}. Check that level."
+        return [Notice("LEVELS_CONTRADICTED", text)]
     if anchor.source == "user":
-        text = (
-            f"The lowest complete vertebra was stated to be {level}, but {anchor.contradicted}. Check the level stated."
-        )
-        return [Notice("LEVELS_CONTRADICTED", text)] if anchor.contradicted else []
+        return []
     text = f"The lowest complete vertebra was named {level}: {anchor.basis}."
     if spine.chain.last_cut and anchor.level.get(spine.chain.last) == SACRUM:
         text += " What the lower border cuts below it was taken for the sacrum and has no label."

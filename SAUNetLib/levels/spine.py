@@ -52,24 +52,25 @@ class Spine:
         seen = np.flatnonzero(np.bincount(self.number - NO_BODY)) + NO_BODY
         self.numbers = frozenset(int(k) for k in seen if k > NO_BODY)
         canal = np.flatnonzero(grid.classes == CANAL)
-        self._canal = canal[self._without_ghosts(canal)]
+        self._canal = self._without_ghosts(canal)
         apart = len(canal) - len(self._canal) + np.count_nonzero(self.number == NO_BODY)
         self.apart_mm3 = float(apart * grid.voxel)
 
     def _without_ghosts(self, canal: np.ndarray) -> np.ndarray:
-        """Which of the canal's voxels (N,), by their places in the flattened classes, are no ghost's."""
+        """The canal's voxels, as places (N,) in the flattened classes, without components that lie beside the spine."""
         component = self.grid.components.ravel()[canal]
         numbers = np.unique(component)
         if len(numbers) < 2:
-            return np.ones(len(canal), bool)
-        ghosts = []
-        for number in numbers:
-            own = canal[component == number]
-            own = own[:: max(1, len(own) // _SAMPLE)]
-            index = np.stack(np.unravel_index(own, self.grid.classes.shape), axis=1)
-            depth = float(self.column.depth(index * self.grid.spacing + self.grid.first).mean())
-            ghosts += [] if _CANAL_MM[0] < depth < _CANAL_MM[1] else [number]
-        return ~np.isin(component, ghosts)
+            return canal
+        ghosts = [number for number in numbers if not self._may_be_canal(canal[component == number])]
+        return canal[~np.isin(component, ghosts)]
+
+    def _may_be_canal(self, component: np.ndarray) -> bool:
+        """Whether a component, places (N,) in the flattened classes, lies where the canal may be."""
+        sample = component[:: max(1, len(component) // _SAMPLE)]
+        index = np.stack(np.unravel_index(sample, self.grid.classes.shape), axis=1)
+        depth = float(self.column.depth(index * self.grid.spacing + self.grid.first).mean())
+        return _CANAL_MM[0] < depth < _CANAL_MM[1]
 
     def _vertebrae(self) -> np.ndarray:
         """Numbers (N,) of the vertebrae's voxels."""

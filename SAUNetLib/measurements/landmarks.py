@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,12 +65,12 @@ def find_landmarks(
 
     `lumbosacral` is the value of the disc above the sacrum, whether it and the sacrum are segmented or not.
     """
-    behind = _behind_discs(space, discs)
+    clouds = [space.points(value) for value in discs]
+    behind = _behind_discs(clouds)
     seen = Centreline.of(space, canal, behind) if canal is not None else None
     line = seen or Centreline.behind(behind, _HALF_CANAL_MM)
     if line is None:
         return Landmarks({}, {}, {}, {}, (), 0, None, False)
-    clouds = [space.points(value) for value in discs]
     if seen is not None and clouds and seen.in_front(np.concatenate(clouds)).mean() < 0.5:
         return Landmarks({}, {}, {}, {}, (), 0, None, False, swapped=True)
     space, doubtful = _without_strays(space, line, vertebrae, discs)
@@ -100,11 +100,10 @@ def find_landmarks(
     )
 
 
-def _behind_discs(space: LabelSpace, discs: list[int]) -> np.ndarray:
-    """Where the canal must run, from the discs' posterior ends: (N, 3) mm."""
+def _behind_discs(clouds: Sequence[np.ndarray]) -> np.ndarray:
+    """Where the canal must run, from the posterior ends of discs, each of points (M, 3): (N, 3) mm."""
     ends = []
-    for value in discs:
-        cloud = space.points(value)
+    for cloud in clouds:
         back = cloud[:, 2] >= np.percentile(cloud[:, 2], _POSTERIOR)
         ends.append([cloud[:, 0].mean(), cloud[back, 1].mean(), cloud[back, 2].mean() + _HALF_CANAL_MM])
     return np.array(ends).reshape(-1, 3)

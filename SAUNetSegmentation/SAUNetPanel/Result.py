@@ -266,7 +266,8 @@ def merge(node: Any) -> Merged:
             layers[id(layer)] = layer, _onGrid(layer, grid, transform)
         _layer, image = layers[id(layer)]
         value = segment.GetLabelValue()
-        drawn += [segmentId] if (voxelsOf(layer) == value).any() else []
+        if (voxelsOf(layer) == value).any():
+            drawn.append(segmentId)
         voxels, extent = voxelsOf(image), image.GetExtent()
         low = [max(extent[2 * axis], whole[2 * axis]) for axis in (2, 1, 0)]
         high = [min(extent[2 * axis + 1], whole[2 * axis + 1]) for axis in (2, 1, 0)]
