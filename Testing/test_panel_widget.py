@@ -959,6 +959,12 @@ def test_an_export_merges_once_and_is_told_even_where_memory_is_short(panel_of, 
     actions[action].trigger()
     done, note = panel.ui.statusLabel.text.split("\n")
     assert done.startswith("Exported: ") and note.startswith("There is not enough memory")
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.nrrd")}
+    nodes = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode")
+    monkeypatch.setattr(SceneNodes, "merge", full)
+    actions[action].trigger()
+    assert panel.widget._card.code == "MEMORY" and {path: path.read_bytes() for path in tmp_path.glob("*.nrrd")} == before
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode") == nodes
 
 
 def test_export_writes_the_result_for_which_it_was_asked(panel_of, tmp_path):  # noqa: F811

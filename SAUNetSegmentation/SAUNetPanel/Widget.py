@@ -661,6 +661,9 @@ class Widget:
         except PanelError as error:
             self._showCard(error.card)
             return
+        except MemoryError:  # a label map of all segments takes as much as the image
+            self._showCard(PanelError("MEMORY").card)
+            return
         if done:
             said = self._notes(notes)
             for note in said:  # in the log, too: while a run works its progress takes their place
