@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from platform import machine
 
@@ -49,8 +49,6 @@ PACKAGES = ("torch>=2.2", "safetensors>=0.4", "connected-components-3d>=3.20", "
 TORCH_FOR_WINDOWS = "2.14.1"
 """Not the pinned one: below Slicer's folder, the paths of 2.13's licences are longer than Windows allows."""
 
-Run = Callable[[Sequence[str]], int]
-
 
 def write_bundle(
     output: str | Path,
@@ -58,7 +56,6 @@ def write_bundle(
     platform: str,
     *,
     index: str | None = None,
-    run: Run | None = None,
 ) -> list[str]:
     """Download the wheels for a Slicer and a platform, and pack them with the shipped model.
 
@@ -68,7 +65,6 @@ def write_bundle(
         platform: one of `PLATFORMS`.
         index: address of a further package index. On Linux pip's own gives a PyTorch for NVIDIA cards (several GB);
             PyTorch's index of processor builds gives a small one.
-        run: runs a command line and gives its exit status; for tests.
 
     Returns:
         The names of the files in the bundle.
@@ -84,7 +80,7 @@ def write_bundle(
     with tempfile.TemporaryDirectory(prefix="saunet-bundle-", ignore_cleanup_errors=True) as folder:
         wheels = Path(folder)
         _pin(wheels, platform)
-        _download(wheels, slicer, platform, index, run or _run)
+        _download(wheels, slicer, platform, index)
         files = {f"wheels/{path.name}": path for path in sorted(wheels.glob("*.whl"))}
         files |= {f"models/{path.name}": path for path in (weights, weights.with_suffix(".json"))}
         _pack(output, {"format": FORMAT, "slicer": slicer, "platform": platform, "python": PYTHONS[slicer]}, files)
@@ -130,7 +126,7 @@ def _pin(folder: Path, platform: str) -> None:
         (folder / _PINS).write_text(text, encoding="utf-8")
 
 
-def _download(folder: Path, slicer: str, platform: str, index: str | None, run: Run) -> None:
+def _download(folder: Path, slicer: str, platform: str, index: str | None) -> None:
     """Fetch the wheels round by round: what those of one round need on that platform makes the next.
 
     pip could do it alone only for the computer it runs on: it judges by that one whether a requirement's condition
@@ -149,7 +145,7 @@ def _download(folder: Path, slicer: str, platform: str, index: str | None, run: 
         known.update(wanted)
         wheels = _wheels(folder)
         missing = [name for name in wanted if canonicalize_name(Requirement(name).name) not in wheels]
-        if missing and run(download_command(folder, slicer, platform, missing, index)) != 0:
+        if missing and _run(download_command(folder, slicer, platform, missing, index)) != 0:
             raise UsageError(
                 "NOT_INSTALLED", "the packages could not be downloaded", "Check the connection to the package index"
             )

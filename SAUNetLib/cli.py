@@ -358,7 +358,9 @@ def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Report]:
         task = bar.add_task(title or "Starting", total=1.0)
 
         def report(stage: str, fraction: float) -> None:
-            bar.update(task, description=f"{title}  {STAGES[stage]}".strip(), completed=done(stage, fraction))
+            bar.update(
+                task, description=f"{title}  {STAGES.get(stage, stage)}".strip(), completed=done(stage, fraction)
+            )
 
         yield report
 

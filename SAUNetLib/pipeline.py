@@ -18,10 +18,8 @@ from .formats.segmentations import write_segmentation, write_table
 from .formats.volumes import Series, read_volume
 from .levels import check_lowest, name_structures
 from .segmentation import Notice, Segmentation
-from .volume import SagittalStack, Volume, check_content, check_volume
+from .volume import FARTHEST_MM, SagittalStack, Volume, check_content, check_volume
 
-FARTHEST_MM = 6.0
-"""Slices lie no farther apart in anything that a model was trained or measured on."""
 _IN_ORDER, _FEW_SLICES, _ALIKE = 0.6, 9, 0.3
 """Of so many slices and more this share is most like one beside it: all in 32 scans with slices 0.9 to 4.4 mm apart, at
 most 0.47 once the slices were shuffled. A slice that is like no other, as by this correlation, shows noise."""

@@ -21,6 +21,8 @@ LARGEST_PIXEL_MM = 3.0
 """Coarser pixels than this show no disc; the image is refused."""
 SMALLEST_STEP_MM, LARGEST_STEP_MM, LARGEST_FIELD_MM = 0.05, 20.0, 2000.0
 """From voxel to voxel, from slice to slice, and of a slice: beyond, the unit is another one than mm."""
+FARTHEST_MM = 6.0
+"""Slices lie no farther apart in anything that a model was trained or measured on."""
 THICK_RATIO = 1.5
 """An axis is thick when its voxels are this many times longer than along the other two."""
 SMALLEST_SLICE = 4

@@ -198,6 +198,20 @@ def test_failure_shows_a_card_and_leaves_scene_and_editor_alone(panel_of, behavi
     assert not panel.ui.cardFrame.isVisibleTo(panel.top)
 
 
+@pytest.mark.parametrize("error, code", [(MemoryError(), "MEMORY"), (ValueError("odd"), "RESULT_UNREADABLE")])
+def test_result_that_cannot_come_back_leaves_the_scene_alone(panel_of, monkeypatch, error, code):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(SceneNodes.SceneNodes, "importResult", fail)
+    before = counts()
+    press_and_wait(panel)
+    assert panel.widget._card.code == code and counts() == before and not panel.logic.running
+
+
 def test_log_has_the_last_words(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of("dies", "segment")
@@ -963,7 +977,9 @@ def test_an_export_merges_once_and_is_told_even_where_memory_is_short(panel_of, 
     nodes = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode")
     monkeypatch.setattr(SceneNodes, "merge", full)
     actions[action].trigger()
-    assert panel.widget._card.code == "MEMORY" and {path: path.read_bytes() for path in tmp_path.glob("*.nrrd")} == before
+    assert (
+        panel.widget._card.code == "MEMORY" and {path: path.read_bytes() for path in tmp_path.glob("*.nrrd")} == before
+    )
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode") == nodes
 
 

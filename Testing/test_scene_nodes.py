@@ -297,7 +297,7 @@ def test_attributes_survive_the_scene_s_file(nodes):
     assert Result.provenance(loaded) == about and Result.warningsOf(loaded) == warnings != []
 
 
-def test_result_on_another_grid_is_refused(nodes, tmp_path):
+def test_result_on_another_grid_is_refused(nodes, tmp_path, monkeypatch):
     volume = add_volume()
     result = truth()
     image = sitk.GetImageFromArray(result.labels)
@@ -309,6 +309,15 @@ def test_result_on_another_grid_is_refused(nodes, tmp_path):
     with pytest.raises(PanelError) as raised:
         nodes.readLabels(tmp_path / "l.nrrd", volume)
     assert raised.value.code == "RESULT_UNREADABLE"
+    said = RuntimeError("Exception thrown in SimpleITK ImageFileReader_Execute: Failed to allocate memory for image.")
+
+    def full(path):
+        raise said
+
+    monkeypatch.setattr(sitk, "ReadImage", full)
+    with pytest.raises(PanelError) as raised:
+        nodes.readLabels(tmp_path / "l.nrrd", volume)
+    assert raised.value.code == "MEMORY"
 
 
 def test_replacing_keeps_the_node_and_leaves_no_old_segment(nodes):

@@ -19,6 +19,7 @@ from ..errors import SAUNetError
 from ..process import prepare_process
 
 THICKEST_MM = 5.0
+"""Of the phantoms' slices, as in routine; the fewer there are, the less of the spine's width they cover."""
 
 
 def volume(path: str, slices: int, pixels: int, field_mm: float) -> dict[str, Any]:

@@ -95,10 +95,9 @@ class Summary:
         """Such as ``89.86 ± 0.10 (88.1 to 91.0)``."""
         if not math.isfinite(self.mean):
             return "-" if math.isnan(self.mean) else "no result in some patient"
-        places = 2
-        text = f"{scale * self.mean:{sign}.{places}f}"
+        text = f"{scale * self.mean:{sign}.2f}"
         if math.isfinite(self.deviation):
-            text += f" ± {scale * self.deviation:.{places}f}"
+            text += f" ± {scale * self.deviation:.2f}"
         if interval and math.isfinite(self.low):
             text += f" ({scale * self.low:{sign}.1f} to {scale * self.high:{sign}.1f})"
         return text

@@ -37,6 +37,8 @@ from .kept_out import AS_DRAWN, SPECKS, kept_out_images, per_patient
 
 AHEAD_MM = 10.0
 BESIDE_MM = 40.0
+"""Vertebra so far in front of the drawn bodies, or beside the middle of them, is no vertebra: bodies are about 50 mm
+wide and transverse processes end at about 40 mm."""
 SCANS = ("10010", "10019", "10025", "10031")
 """Routine scans whose slices near the midline no shipped model was trained on; the lateral ones are since 1.4."""
 SCANNERS = {"VB2": "T2 TSE", "VB3": "water-fat"}

@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 0.6
-"""How long Windows may refuse while somebody waits: a process that ends, or a virus scanner, lets go of a file soon."""
+PATIENCE_S, LAST_PATIENCE_S = 0.6, 5.0
+"""How long Windows may refuse while somebody waits, and at the end, when nobody does: a process that ends, or a virus
+scanner, lets go of a file soon."""
 LONGEST_RUN_S = 24 * 3600
 """A folder that is older was left behind, though its process's number may be in use again."""
 _NAME = re.compile(r"saunet-(\d{1,9})-[0-9a-f]{12}|saunet-panel-(\d{1,9})-\w{8}")
@@ -48,7 +49,7 @@ def temporary_folder() -> Iterator[Path]:
         yield folder
     finally:
         with suppress(OSError):
-            remove_folder(folder, 5.0)
+            remove_folder(folder, LAST_PATIENCE_S)
 
 
 def make_folder() -> Path:

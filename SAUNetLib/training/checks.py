@@ -16,7 +16,7 @@ from ..console import table_console
 from ..errors import SAUNetError
 from ..formats.volumes import read_image
 from ..segmentation import count_labels
-from ..volume import Geometry, SagittalStack, Volume, check_content, check_geometry, check_volume, on_grid
+from ..volume import FARTHEST_MM, Geometry, SagittalStack, Volume, check_content, check_geometry, check_volume, on_grid
 from .folders import (
     DRAWN,
     INFO,
@@ -36,8 +36,10 @@ from .folders import (
 )
 
 USUAL_PIXEL_MM = (0.2, 1.6)
-USUAL_SLICES_MM = (0.5, 6.0)
+USUAL_SLICES_MM = (0.5, FARTHEST_MM)
+"""What sagittal images of the spine have; beyond, a header is wrong more often than the image is unusual."""
 MOSTLY_UNKNOWN = 0.9
+"""Where so much of the voxels is 255, a folder was hardly meant to be trained on."""
 NARROWEST_MM = 30.0
 """Vertebral bodies are wider."""
 

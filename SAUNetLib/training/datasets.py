@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ..anatomy import BACKGROUND, CANAL, DISC, VERTEBRA
 from ..engine import resample
 from ..errors import InputError
-from ..volume import Geometry, Intensity, SagittalStack, Volume
+from ..volume import FARTHEST_MM, Geometry, Intensity, SagittalStack, Volume
 from .augmentation import Augmentation
 from .folders import (
     DRAWN,
@@ -33,8 +33,6 @@ from .folders import (
 )
 
 LABELS = torch.tensor([0, 1, 2, 3, UNKNOWN], dtype=torch.uint8)
-THICKEST_MM = 6.0
-"""Simulated slices get no thicker, and lie no farther apart, than clinical ones."""
 FEWEST = 4
 """Thick slices that a patient must be good for; a stack of more has these once more, back and forth."""
 
@@ -211,7 +209,7 @@ def slice_profile(count: int, random: np.random.Generator) -> Tensor:
 
 def can_thicken(slices: int, slice_spacing: float, count: int) -> bool:
     """Whether a stack has ``count`` slices to average, and they then get no thicker than clinical ones are."""
-    return count == 1 or (slices >= count and slice_spacing * count <= THICKEST_MM)
+    return count == 1 or (slices >= count and slice_spacing * count <= FARTHEST_MM)
 
 
 class StackDataset(Dataset[dict[str, Tensor]]):
@@ -290,7 +288,7 @@ class StackDataset(Dataset[dict[str, Tensor]]):
             return case.images.float(), case.labels
         # Half of the stacks keep the patient's thin slices, two in three of these skip some; the others average up to
         # five, as far as the patient has slices enough.
-        most = max(1, int(THICKEST_MM / case.slice_spacing))
+        most = max(1, int(FARTHEST_MM / case.slice_spacing))
         count = 1 if random.random() < 0.4 else int(random.integers(1, min(5, most) + 1))
         gap = min(int(random.integers(0, 2 if count > 1 else 3)), max(0, most - count))
         while count > 1 and min(self.slices, FEWEST) * (count + gap) - gap > available:

@@ -29,6 +29,7 @@ FIELD_MM = 280.0
 CHANGES = ((1.0, 1.0), (0.85, 1.0), (1.18, 1.0), (1.0, 0.7), (1.0, 1.4))
 """Test-time changes: zoom and gamma."""
 CONFIDENT = 0.9
+"""Probability of the best class from which on a teacher's label is taken."""
 LATERAL = 0.03
 """A drawn slice with a smaller share of vertebra than this lies beside bodies and canal."""
 LEAST_SHARE = 0.7

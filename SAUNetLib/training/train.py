@@ -60,6 +60,7 @@ from .workers import worker_context
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
+"""Epochs, from one validation to the next: that of five patients takes as long as some hundred steps."""
 MOST_WORKERS = 8
 """Processes that prepare batches; each holds what it draws from."""
 CASES = "cases.json"

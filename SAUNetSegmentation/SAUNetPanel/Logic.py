@@ -15,6 +15,7 @@ from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import parameterNodeWrapper
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
+from SAUNetLib.errors import is_out_of_memory
 from SAUNetLib.formats import temporary
 from SAUNetLib.stages import done
 
@@ -319,7 +320,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             return
         except Exception as error:
             self.log.emit(f"{type(error).__name__}: {error}")
-            self._fail(cardOf({"code": "RESULT_UNREADABLE"}))
+            self._fail(PanelError("MEMORY" if is_out_of_memory(error) else "RESULT_UNREADABLE").card)
             return
         self._end(node)
         self.finished.emit(node)

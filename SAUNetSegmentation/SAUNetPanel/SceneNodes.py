@@ -25,7 +25,7 @@ from SAUNetLib.anatomy import (
     segment_id,
     tag_text,
 )
-from SAUNetLib.errors import UsageError
+from SAUNetLib.errors import UsageError, is_out_of_memory
 from SAUNetLib.formats.atomic import check_writable, write_beside, write_together
 from SAUNetLib.formats.endings import SEGMENTS, VOLUMES
 
@@ -132,14 +132,14 @@ class SceneNodes:
         """The label map that the engine wrote: uint8 (k, j, i) on the volume's grid.
 
         Raises:
-            PanelError: RESULT_UNREADABLE; RESULT_GEOMETRY where it does not lie on the volume's grid.
+            PanelError: MEMORY, RESULT_UNREADABLE; RESULT_GEOMETRY where it does not lie on the volume's grid.
         """
         import SimpleITK as sitk
 
         try:
             image = sitk.ReadImage(str(path))
         except RuntimeError as error:
-            raise PanelError("RESULT_UNREADABLE") from error
+            raise PanelError("MEMORY" if is_out_of_memory(error) else "RESULT_UNREADABLE") from error
         labels = sitk.GetArrayFromImage(image)
         matrix = np.eye(4)
         matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()

@@ -10,6 +10,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
+from SAUNetLib.anatomy import ENCODING_TAG
 from SAUNetLib.model_card import DEFAULT_MODEL
 
 from .Cards import Card, PanelError, actions, cardOf, inPanelWords
@@ -75,7 +76,7 @@ class Widget:
         self._effects = slicer.qSlicerSegmentEditorEffectFactory.instance()
         self._connect()
         self._makeExportMenu()
-        self.ui.resultSelector.addAttribute("vtkMRMLSegmentationNode", "SAUNet.encoding")
+        self.ui.resultSelector.addAttribute("vtkMRMLSegmentationNode", ENCODING_TAG)
         self.ui.aboutLabel.text = aboutText()
         self.ui.progressBar.visible = False
         self._showCard(None)
