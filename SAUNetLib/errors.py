@@ -52,6 +52,7 @@ class UsageError(SAUNetError):
         "OUTPUT_WRITE": "The result could not be written",
         "DEVICE": "Device not available",
         "NOT_INSTALLED": "A package is missing",
+        "VISUAL_C": "A part of Windows is missing",
     }
 
 
@@ -128,10 +129,17 @@ def out_of_memory() -> OutOfMemoryError:
 
 
 def unforeseen(error: Exception, remedy: str) -> SAUNetError:
-    """What an exception of another kind says to the user: that there is not enough memory, or that there is a bug."""
+    """What an exception of another kind says to the user: memory or a part of Windows is lacking, or it is a bug."""
     if is_out_of_memory(error):
         return out_of_memory()
     said = " ".join(str(error).split())
+    if _VISUAL_C.search(said):
+        return UsageError(
+            "VISUAL_C",
+            f"a library of PyTorch cannot be loaded ({said})",
+            f"Install or update Microsoft's Visual C++ Redistributable ({REDISTRIBUTABLE}) and restart the computer; "
+            "if that does not help, install PyTorch again",
+        )
     return SAUNetError("INTERNAL", f"the engine failed unexpectedly ({type(error).__name__}: {said})", remedy)
 
 
@@ -144,6 +152,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError | ImportError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
+REDISTRIBUTABLE = "https://aka.ms/vs/17/release/vc_redist.x64.exe"
+_VISUAL_C = re.compile(r"\[WinError (?:126|1114)\].*\btorch\b", re.IGNORECASE)
+"""A library that it needs is not there, or fails as it starts: PyTorch brings none of Microsoft's, and the newer ones
+need a newer one of them than many computers have."""
 _WINDOWS_FULL = (8, 14, 1450, 1455)
 """Not enough memory, out of memory, no system resources, the paging file is too small."""
 _OUT_OF_MEMORY = re.compile(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from SAUNetLib.errors import (
+    REDISTRIBUTABLE,
     CancelledError,
     InputError,
     ModelError,
@@ -62,6 +63,14 @@ def windows_error(number: int, text: str) -> OSError:
 )
 def test_lack_of_memory_is_known_by_what_each_system_says(error):
     assert unforeseen(error, "Report it").code == "MEMORY"
+
+
+@pytest.mark.parametrize("number", [126, 1114])
+def test_library_that_windows_cannot_load_names_what_brings_it(number):
+    error = OSError(f'[WinError {number}] Not found. Error loading "C:\\a\\torch\\lib\\c10.dll" or one of its parts.')
+    found = unforeseen(error, "Report it")
+    assert found.code == "VISUAL_C" and "Visual C++" in found.remedy and REDISTRIBUTABLE in found.remedy
+    assert unforeseen(OSError(f"[WinError {number}] C:\\a\\other.dll"), "Report it").code == "INTERNAL"
 
 
 @pytest.mark.parametrize("error", [windows_error(5, "not enough memory"), OSError(22, ""), RuntimeError("not enough")])

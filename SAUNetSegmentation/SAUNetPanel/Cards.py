@@ -6,6 +6,8 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from SAUNetLib.errors import REDISTRIBUTABLE
+
 VOLUME_FILE = "volume.nrrd"
 """What the engine gets to read; it names it in its texts."""
 
@@ -185,7 +187,8 @@ def _panelCards() -> dict[str, tuple[str, ...]]:
         "FOLDER": (_("No temporary folder"), _("The volume could not be written to the temporary folder."),
                    _("Free some space on the disk that holds the temporary folder, then try again."), "retry"),
         "EXPORT_FAILED": (_("The export failed"), _("The file could not be written."),
-                          _("Choose another folder, or free some space on the disk.")),
+                          _("Close the program that has the file open, choose another folder, or free some space on"
+                            " the disk.")),
         "EXPORT_EMPTY": (_("Nothing to export"), _("No segment has anything in it."),
                          _("Choose another result, or segment the volume again.")),
         "INSTALL_FAILED": (_("The installation failed"), _("A package could not be installed."),
@@ -200,6 +203,10 @@ def _panelCards() -> dict[str, tuple[str, ...]]:
         "PYTORCH_BROKEN": (_("PyTorch is damaged"), _("Its installation is not complete."),
                            _("In the module PyTorch Utils press Uninstall PyTorch, restart Slicer, then press Install"
                              " in this module's section Setup."), "pytorch"),
+        "VISUAL_C": (_("A part of Windows is missing or old"), _("PyTorch cannot load its libraries."),
+                     _("Install or update Microsoft's Visual C++ Redistributable ({address}) and restart the computer."
+                       " If that does not help, press Uninstall PyTorch in the module PyTorch Utils, restart Slicer,"
+                       " then press Install in this module's section Setup.").format(address=REDISTRIBUTABLE), "pytorch"),
         "BUNDLE": (_("Not a bundle for this computer"),
                    _("The file is not a complete bundle for this version of Slicer."),
                    _("Make one with the command saunet bundle for this version of Slicer and this platform.")),

@@ -20,8 +20,13 @@ PAPER = (
     " Medical Imaging with Deep Learning, 2020"
 )
 HOMEPAGE = "https://github.com/SAUNet/SlicerSAUNet"
-_START = r"file:/+|(?<![\w.])[A-Za-z]:[\\/]|\\\\|(?<!http:)(?<!https:)(?<![\w./])~?/"
-_PATH = re.compile(rf"(?:{_START})(?:[^\s'\":;,<>|]|(?<=\w) (?=[\w.-]+[\\/]))+")
+_START = r"(?:file:/+|(?<![\w.])[A-Za-z]:[\\/]|\\\\|(?<!http:)(?<!https:)(?<![\w./])~?/)(?!\s)"
+_QUOTED = re.compile(rf"(?P<quote>['\"])(?:{_START}).*?(?P=quote)(?!\w)")
+# Folders of Windows and of clouds have blanks, commas and brackets in their names: all up to the last separator goes,
+# also where that takes some words of the line along.
+_FOLDER = r"(?:(?!\.\w{1,9}[\s,;:'\")])[^\"<>|*?:\\/\n]){0,80}[\\/]+"
+_FILE = r"(?:[^\"<>|*?:\\/\n]{0,80}?\.[A-Za-z]\w{0,8}(?:\.gz)?(?!\w)|[^\s'\":;,<>|\\/]*)"
+_PATH = re.compile(rf"{_START}(?:{_FOLDER})*{_FILE}")
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -48,7 +53,7 @@ def privateNames() -> list[str]:
 
 def withoutPaths(line: str) -> str:
     """A line without paths, and without who is logged in to an address."""
-    return _PATH.sub("[path]", _LOGIN.sub("", line))
+    return _PATH.sub("[path]", _QUOTED.sub(r"\g<quote>[path]\g<quote>", _LOGIN.sub("", line)))
 
 
 def withoutNames(line: str, names: Iterable[str]) -> str:
@@ -56,7 +61,7 @@ def withoutNames(line: str, names: Iterable[str]) -> str:
     line = withoutPaths(line)
     private = {name for name in [*names, Path.home().name] if len(name) > 2 or (name and not name.isascii())}
     for name in sorted(private, key=len, reverse=True):
-        line = line.replace(name, "[name]")
+        line = re.sub(re.escape(name), "[name]", line, flags=re.IGNORECASE)
     return line
 
 
