@@ -19,8 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-LONG_PATH = 90
-"""Letters; PyTorch's files lie up to 170 deeper, and Windows takes 260 where nobody has changed that."""
+LONG_PATH = 73
+"""Letters; PyTorch's files lie up to 186 deeper, and Windows takes 259 where nobody has changed that."""
+NEWEST = {"segment": (3, 14), "test": (3, 13)}
+"""Pythons for which all of the pinned packages are made."""
 
 
 def install(extra: str) -> None:
@@ -126,13 +128,16 @@ def why_not_installed() -> str:
 
 if __name__ == "__main__":
     if sys.version_info < (3, 11):  # noqa: UP036 - nothing else has looked at it yet
-        sys.exit(f"error SETUP: this is Python {sys.version.split()[0]}. Run it with Python 3.11 or newer.")
+        sys.exit(f"error SETUP: this is Python {sys.version.split()[0]}. Run it with Python 3.11, 3.12 or 3.13.")
     commands = {"segment": segment, "test": test}
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         asked = sys.argv[1:2] in (["-h"], ["--help"])
         print("usage: python3 run.py segment [IMAGE [options of `saunet segment`]] | test [options of pytest]",
               file=sys.stdout if asked else sys.stderr)  # fmt: skip
         sys.exit(0 if asked else 2)
+    if sys.version_info[:2] > NEWEST[sys.argv[1]]:
+        sys.exit(f"error SETUP: for Python {sys.version.split()[0]} some of the pinned packages are not made. "
+                 "Run it with Python 3.11, 3.12 or 3.13.")  # fmt: skip
     try:
         sys.exit(commands[sys.argv[1]](sys.argv[2:]))
     except subprocess.CalledProcessError as failure:

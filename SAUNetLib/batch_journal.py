@@ -212,7 +212,7 @@ def read_batch(output: Path) -> Batch:
     first = last = None
     results = False  # also what cannot be read: until then nothing is held of an archive, whichever a run was given
     # Where it cannot be read, neither can the summary be written, which says why.
-    with suppress(OSError), open(output / JOURNAL, encoding="utf-8", errors="replace") as file:
+    with suppress(OSError), open(output / JOURNAL, encoding="utf-8-sig", errors="replace") as file:
         for line in file:
             with suppress(ValueError, KeyError, TypeError):
                 if line.startswith('{"archive"'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import json
 import os
 import sys
@@ -108,6 +109,8 @@ def _add_segment(commands: Any) -> None:
 
 
 def _segment(options: argparse.Namespace) -> int:
+    if sys.platform == "win32":  # where no shell does it
+        options.images = [path for image in options.images for path in _meant(image)]
     if len(options.images) > 1 or os.path.isdir(options.output):  # noqa: PTH112 - no failure for any path
         return _segment_many(options)
     with _progress(options) as report:
@@ -118,6 +121,11 @@ def _segment(options: argparse.Namespace) -> int:
     elif not options.quiet:
         _print_result(segmentation, options)
     return 0
+
+
+def _meant(image: str) -> list[str]:
+    """The files that a pattern such as ``*.nii.gz`` matches; what exists, or matches nothing, as it is."""
+    return [image] if os.path.lexists(image) else sorted(glob.glob(image)) or [image]  # noqa: PTH207
 
 
 def _engine(options: argparse.Namespace) -> Engine:

@@ -76,7 +76,7 @@ class ModelCard:
         try:
             if not path.is_file() or path.stat().st_size > LARGEST_CARD:
                 raise OSError("it is not a file, or too large for a card")
-            card = cls(**json.loads(path.read_text(encoding="utf-8")))
+            card = cls(**json.loads(path.read_text(encoding="utf-8-sig")))
             usable = card._usable()
         except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ModelError("MODEL_CARD", f"the card {path.name} cannot be read ({error})", REINSTALL) from error
@@ -125,7 +125,7 @@ def model_names() -> list[str]:
     names = set()
     for folder in model_folders():
         with contextlib.suppress(OSError):  # one that may not be looked into
-            names |= {path.stem for path in folder.glob("*.json")}
+            names |= {path.stem for path in folder.glob("[!.]*.json")}
     return sorted(name for name in names if newest_model(name) is not None)
 
 

@@ -213,6 +213,14 @@ def test_a_journal_that_was_cut_short_loses_one_line(run, fast, tmp_path):
     assert len(read_batch(tmp_path / "out").records) == 4
 
 
+def test_an_editor_that_puts_a_mark_ahead_of_the_journal_spoils_nothing(run, fast, tmp_path):
+    run()
+    journal = tmp_path / "out" / JOURNAL
+    journal.write_text(journal.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert len(read_batch(tmp_path / "out").records) == 4
+    assert run()[0] == 0
+
+
 def test_sources_are_found_in_order_and_results_are_none(archive):
     sitk.WriteImage(picture().to_sitk(), str(archive / "p1" / "mr" / "beside.nrrd"))
     found = list(find_sources(archive, archive / "p2"))

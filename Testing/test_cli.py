@@ -178,6 +178,17 @@ def test_errors_in_json_too(run, tmp_path):
     assert status == 3 and error["code"] == "INPUT_NOT_FOUND" and error["remedy"] and error["exit_status"] == 3
 
 
+def test_a_pattern_that_no_shell_has_expanded_means_its_files(run, image, tmp_path, monkeypatch):
+    shutil.copy(image, image.with_name("b[1].nii.gz"))
+    monkeypatch.setattr("SAUNetLib.cli.sys", SimpleNamespace(platform="win32", stderr=sys.stderr))
+    written = {"*.nii.gz": ["a.nii.gz", "b[1].nii.gz"], "b[1].nii.gz": ["b[1].nii.gz"]}
+    for number, (pattern, names) in enumerate(written.items()):
+        (tmp_path / f"many{number}").mkdir()
+        assert run(image.parent / pattern, "--output", tmp_path / f"many{number}", "--quiet")[0] == 0
+        assert sorted(path.name for path in (tmp_path / f"many{number}").iterdir()) == names
+    assert "INPUT_NOT_FOUND" in run(image.parent / "*.mha", "--output", tmp_path / "c.nrrd")[2]
+
+
 def test_several_images_one_failure_does_not_stop_the_rest(run, image, tmp_path):
     second = image.with_name("study.1.nrrd")
     sitk.WriteImage(picture((2, 40, 40)).to_sitk(), str(second))
@@ -869,8 +880,18 @@ def test_an_old_python_is_told_before_anything_is_made(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
     monkeypatch.setattr(sys, "version", "3.9.18 (main)")
     monkeypatch.setattr(sys, "argv", ["run.py", "segment"])
-    with pytest.raises(SystemExit, match=r"error SETUP: this is Python 3\.9\.18\. Run it with Python 3\.11 or newer"):
+    with pytest.raises(SystemExit, match=r"error SETUP: this is Python 3\.9\.18\. Run it with Python 3\.11"):
         runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize(("command", "newest"), [("segment", (3, 15)), ("test", (3, 14))])
+def test_a_python_that_is_too_new_is_told_before_anything_is_made(monkeypatch, tmp_path, command, newest):
+    shutil.copy(ROOT / "run.py", tmp_path)
+    monkeypatch.setattr(sys, "version_info", (*newest, 0))
+    monkeypatch.setattr(sys, "argv", ["run.py", command])
+    with pytest.raises(SystemExit, match="some of the pinned packages are not made"):
+        runpy.run_path(str(tmp_path / "run.py"), run_name="__main__")
+    assert not (tmp_path / ".venv").exists()
 
 
 @pytest.mark.parametrize(
@@ -878,8 +899,8 @@ def test_an_old_python_is_told_before_anything_is_made(monkeypatch):
     [
         ("darwin", "x86_64", 9, "Macs with Intel processors"),
         ("darwin", "arm64", 200, "Check the connection"),
-        ("win32", "AMD64", 91, "too long for Windows (91 letters)"),
-        ("win32", "AMD64", 90, "Check the connection"),
+        ("win32", "AMD64", 74, "too long for Windows (74 letters)"),
+        ("win32", "AMD64", 73, "Check the connection"),
         ("linux", "x86_64", 200, "Check the connection"),
     ],
 )

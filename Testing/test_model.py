@@ -10,7 +10,7 @@ from conftest import CARD
 
 from SAUNetLib.errors import ModelError, UsageError
 from SAUNetLib.model import add_model, load_model, save_model
-from SAUNetLib.model_card import ModelCard, available_models, find_model, is_model_name
+from SAUNetLib.model_card import ModelCard, available_models, find_model, is_model_name, model_names
 from SAUNetLib.network import SAUNet
 
 
@@ -182,6 +182,11 @@ def test_an_added_model_is_found_by_name_and_a_bad_one_is_not_added(model, tmp_p
     assert find_model("tiny") == own / "tiny.safetensors"
     assert "tiny" in [card.name for card in available_models()]
     assert sorted(path.name for path in own.iterdir()) == ["tiny.json", "tiny.safetensors"]
+    for kind in ("json", "safetensors"):  # as macOS lays beside a file on other systems' disks
+        (own / f"._tiny.{kind}").write_bytes(b"\0\5\26\7")
+    card = own / "tiny.json"
+    card.write_text(card.read_text(encoding="utf-8"), encoding="utf-8-sig")  # as some editors save it
+    assert "tiny" in model_names() and "._tiny" not in model_names() and load_model("tiny").card.name == "tiny"
     edit_card(model, name="other", sha256="0")
     with pytest.raises(ModelError):
         add_model(model)

@@ -194,9 +194,11 @@ def _panelCards() -> dict[str, tuple[str, ...]]:
         "INSTALL_FAILED": (_("The installation failed"), _("A package could not be installed."),
                            _("See the log. Without an internet connection, use Install from file... in the"
                              " section Setup."), "log"),
-        "INSTALL_WRITE": (_("Slicer's folder cannot be written to"), _("It is write-protected."),
-                          _("Install Slicer in a folder of your own, or ask whoever manages this computer to press"
-                            " Install."), "log"),
+        "INSTALL_WRITE": (_("Slicer's folder cannot be written to"),
+                          _("It is write-protected, or a part of it is in use."),
+                          _("Close all other windows of Slicer, restart it and press Install before anything else. If"
+                            " that does not help, install Slicer in a folder of your own, or ask whoever manages this"
+                            " computer to press Install."), "log"),
         "PYTORCH_IN_USE": (_("PyTorch is in use"),
                            _("Another extension has loaded an older PyTorch. Windows cannot replace it while in use."),
                            _("Restart Slicer, then press Install before anything else.")),
@@ -206,7 +208,8 @@ def _panelCards() -> dict[str, tuple[str, ...]]:
         "VISUAL_C": (_("A part of Windows is missing or old"), _("PyTorch cannot load its libraries."),
                      _("Install or update Microsoft's Visual C++ Redistributable ({address}) and restart the computer."
                        " If that does not help, press Uninstall PyTorch in the module PyTorch Utils, restart Slicer,"
-                       " then press Install in this module's section Setup.").format(address=REDISTRIBUTABLE), "pytorch"),
+                       " then press Install in this module's section Setup.").format(address=REDISTRIBUTABLE),
+                     "pytorch"),
         "BUNDLE": (_("Not a bundle for this computer"),
                    _("The file is not a complete bundle for this version of Slicer."),
                    _("Make one with the command saunet bundle for this version of Slicer and this platform.")),
