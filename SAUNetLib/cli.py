@@ -525,12 +525,16 @@ def _phantom(options: argparse.Namespace) -> int:
     chosen = {"contrast": options.contrast, "slice_thickness": options.slice_thickness}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if options.count is not None:
-        if options.count < 1 or chosen:
+        if options.count < 1:
+            raise UsageError("USAGE", f"--count is {options.count}", "Give a number from 1")
+        if chosen:
             raise UsageError(
                 "USAGE",
-                "--count takes a number of 1 or more, and contrast and slice thickness are then drawn at random",
+                "of several phantoms (--count) contrast and slice thickness are drawn at random",
                 "Leave out --contrast and --slice-thickness, or --count",
             )
+        if output.name.lower().endswith(VOLUMES):
+            raise UsageError("USAGE", f"{output.name} is an image's name, and --count writes a folder", "Name a folder")
         write_phantoms(output, options.count, options.seed)
         print(output)
         return 0

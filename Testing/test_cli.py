@@ -682,10 +682,14 @@ def test_a_series_is_chosen_from_a_folder_only(run, image, tmp_path):
     assert status == 2 and "a series is chosen from a folder" in err and not (tmp_path / "b.nrrd").exists()
 
 
-@pytest.mark.parametrize("options", [["--contrast", "t1"], ["--slice-thickness", "1"], ["--count", "0"]])
-def test_many_phantoms_draw_their_own_options(tmp_path, capsys, options):
-    assert main(["phantom", str(tmp_path / "many"), "--count", "2", *options]) == 2
-    assert "contrast and slice thickness are then drawn" in capsys.readouterr().err and not (tmp_path / "many").exists()
+@pytest.mark.parametrize(("options", "told"), [
+    (["many", "--contrast", "t1"], "are drawn at random"), (["many", "--slice-thickness", "1"], "are drawn at random"),
+    (["many", "--count", "0"], "--count is 0"), (["many.nii.gz"], "Name a folder"),
+])  # fmt: skip
+def test_many_phantoms_draw_their_own_options(tmp_path, capsys, options, told):
+    name, *options = options
+    assert main(["phantom", str(tmp_path / name), "--count", "2", *options]) == 2
+    assert told in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_a_lowest_level_is_refused_where_none_is_named(image, tmp_path, capsys):

@@ -128,10 +128,9 @@ class DatasetReport:
                     console.print(f"{name}: {finding.text}", markup=False)
         number = sum(bool(case.problems) for case in self.cases)
         count = f"{len(self.cases)} case" + "s" * (len(self.cases) != 1)
-        console.print(
-            f"{count}, {number} with problems; drawn are {', '.join(self.draws)}: "
-            + ("ready to train on." if self.usable else "not ready to train on.")
-        )
+        drawn = f"; drawn are {', '.join(self.draws)}" if self.cases else ""
+        ready = "ready" if self.usable else "not ready"
+        console.print(f"{count}, {number} with problems{drawn}: {ready} to train on.")
 
 
 def check_dataset(folder: Path) -> DatasetReport:

@@ -125,9 +125,10 @@ def take_all(style: str, folder: Path) -> None:
     take(panel, f"running-{style}")
     panel.ui.segmentButton.click()
     panel.wait()
-    from SAUNetPanel.Cards import cardOf
+    from SAUNetPanel.Cards import VOLUME_FILE, cardOf
 
-    cause = "T2 ax is an axial stack: its slices lie 4.4 mm apart along the wrong axis."
+    slicer.util.getNode("T2 sag").SetName("T2 ax")
+    cause = f"{VOLUME_FILE} is an axial stack: its slices lie 4.4 mm apart along the wrong axis."
     panel.widget._showCard(cardOf({"code": "INPUT_NOT_SAGITTAL", "cause": cause}))
     take(panel, f"error-{style}")
     panel.widget.cleanup()

@@ -97,4 +97,4 @@ class PhantomOptions:
 
 def _check(name: str, value: float, least: float, most: float) -> None:
     if not (math.isfinite(value) and least <= value <= most):
-        raise UsageError("USAGE", f"{name} is {value}", f"Give a number from {least} to {most}")
+        raise UsageError("USAGE", f"{name.replace('_', ' ')} is {value}", f"Give a number from {least} to {most}")
