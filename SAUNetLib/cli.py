@@ -650,7 +650,9 @@ def _packages(what: str, extra: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise UsageError(
-            "NOT_INSTALLED", f"{what} needs the package {error.name}", f"Install saunet with its extra: saunet[{extra}]"
+            "NOT_INSTALLED",
+            f"{what} needs the package {error.name}",
+            f"In SAUNet's folder run: pip install -c constraints.txt -e '.[{extra}]'",
         ) from error
 
 

@@ -387,3 +387,17 @@ def test_levels_to_choose_from_are_the_anatomy_s():
     from SAUNetLib.anatomy import vertebra_levels
 
     assert sorted(one.value for one in Lowest) == sorted(("auto", *vertebra_levels()))
+
+
+def test_every_notice_is_explained():
+    """`docs/notices.md` has a row for each code that the engine can give, and for no other."""
+    given = set()
+    for path in (ROOT / "SAUNetLib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Notice":
+                given |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+    rows = [
+        line for line in (ROOT / "docs" / "notices.md").read_text(encoding="utf-8").splitlines() if line[:3] == "| `"
+    ]
+    explained = {code for row in rows for code in re.findall(r"`([A-Z_]{4,})`", row.split("|")[1])}
+    assert len(given) > 20 and given == explained
