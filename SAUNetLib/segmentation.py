@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -44,24 +44,6 @@ class Notice:
         return self.code in ("LEVELS_LOW", "LEVELS_TALL", "VERTEBRA_SMALL", "DISC_MISSING")
 
 
-KEPT_IN_NIFTI = {
-    "FRONT_AND_BACK": ("BACK", "the image's front and back seemed to be swapped, so that much is wrong."),
-    "HEAD_AND_FEET": ("HEAD_AND_FEET", "the image seemed to be stored upside down, so that levels are wrong."),
-    "LEVELS_ASSUMED": ("LEVELS_ASSUMED", "the names of levels were assumed, not stated."),
-    "LEVELS_DOUBTFUL": ("LEVELS_DOUBTFUL", "the names of levels were only the most likely ones."),
-    "TRANSITIONAL": ("TRANS", "something spoke for another number of lumbar vertebrae than five."),
-    "SIZES_UNUSUAL": ("SIZES", "the sizes were not an adult's; the voxel size may be wrong."),
-    "LEVELS_LOW": ("LOW", "two levels were so low that they may be one, and the names beyond one off."),
-    "LEVELS_TALL": ("TALL", "a disc was so thick that it may hold a vertebra, and the names beyond be one off."),
-    "VERTEBRA_SMALL": ("SMALL", "far less was found of a vertebra than of those beside."),
-    "DISC_MISSING": ("MISSING", "a disc was not found and its vertebrae were told apart by their height."),
-    "PIECES_APART": ("APART", "bone or canal lay apart from the spine, as in a ghost of it, and got no label."),
-}
-"""Notices of which a NIfTI file, which has no room for texts, keeps a word; and what is said when it is read."""
-_DESCRIPTION = 79
-"""Bytes of a NIfTI file's field ``descrip``, without the zero at its end."""
-
-
 @dataclass(frozen=True)
 class StructureRow:
     """One row of the table of structures: volume in mm3, and whether the field of view cuts the structure.
@@ -74,31 +56,6 @@ class StructureRow:
     volume_mm3: float
     partial: bool
     confidence: float | None = None
-
-
-def short_description(encoding: str, model: str, codes: Iterable[str]) -> str:
-    """What a NIfTI file's field ``descrip`` (80 bytes) says of a label map: encoding, doubts, model."""
-    said = set(codes)
-    words = [word for code, (word, _) in KEPT_IN_NIFTI.items() if code in said]
-    while words and len(f"SAUNet {encoding}; {' '.join(words)}") > _DESCRIPTION:
-        words.pop()
-    text = "; ".join(filter(None, [f"SAUNet {encoding}", " ".join(words)]))
-    whole = "; ".join(filter(None, [text, model.partition(";")[0]]))
-    return whole if len(whole.encode()) <= _DESCRIPTION else text  # half a model's name is another one's
-
-
-def parse_short_description(description: str) -> tuple[str, tuple[Notice, ...], str]:
-    """Encoding, notices of `KEPT_IN_NIFTI` and model that a `short_description` names; of others nothing."""
-    encoding, *rest = (part.strip() for part in description.split(";"))
-    if not encoding.startswith("SAUNet "):
-        return "", (), ""
-    words = rest[0].split() if rest else []
-    notices = tuple(
-        Notice(code, f"When this was segmented, {text}")
-        for code, (word, text) in KEPT_IN_NIFTI.items()
-        if word in words
-    )
-    return encoding.removeprefix("SAUNet "), notices, "".join(rest[1:] if notices else rest)
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,9 +32,10 @@ from SAUNetLib.evaluation.evaluate import evaluate, evaluate_files
 from SAUNetLib.formats import segmentations as module
 from SAUNetLib.formats.atomic import check_writable
 from SAUNetLib.formats.endings import SEGMENTATIONS, TABLES, VOLUMES
+from SAUNetLib.formats.label_maps import KEPT_IN_NIFTI, read_in_short
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation, write_table
 from SAUNetLib.relabel import relabel_file
-from SAUNetLib.segmentation import KEPT_IN_NIFTI, Notice, Segmentation
+from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.volume import Geometry, to_sitk
 
 GRIDS = {
@@ -360,7 +361,7 @@ def test_a_nifti_file_that_is_relabelled_keeps_its_model(tmp_path: Path, whole: 
     one = replace(whole, warnings=told, provenance={"model": "saunet-lumbar 1.4"})
     write_segmentation(one, tmp_path / "s.nii.gz")
     relabel_file(tmp_path / "s.nii.gz", {"L4": "L5"})
-    assert sitk.ReadImage(str(tmp_path / "s.nii.gz")).GetMetaData("descrip") == "SAUNet levels; saunet-lumbar 1.4"
+    assert sitk.ReadImage(str(tmp_path / "s.nii.gz")).GetMetaData("descrip") == "SAUNet levels; ; saunet-lumbar 1.4"
     assert read_segmentation(tmp_path / "s.nii.gz").provenance["model"] == "saunet-lumbar 1.4"
 
 
@@ -399,6 +400,31 @@ def test_a_nifti_file_keeps_every_doubt_that_a_label_map_may_have(tmp_path: Path
     got = [notice.code for notice in read_segmentation(tmp_path / "s.nii.gz").warnings]
     assert got == list(KEPT_IN_NIFTI)[: len(got)] and len(got) >= 6  # as many as its 80 bytes hold
     assert "model" not in read_segmentation(tmp_path / "s.nii.gz").provenance  # half a name is another model's
+
+
+@pytest.mark.parametrize("codes", [(), ("LEVELS_LOW", "DISC_MISSING")])
+@pytest.mark.parametrize("model", ["SMALL 1", "TALL", "BACK LOW", ""])
+def test_a_models_name_is_no_doubt(tmp_path: Path, whole: Segmentation, model: str, codes: tuple[str, ...]) -> None:
+    told = tuple(Notice(code, "text") for code in codes)
+    write_segmentation(replace(whole, provenance={"model": model}, warnings=told), tmp_path / "s.nii.gz")
+    got = read_segmentation(tmp_path / "s.nii.gz")
+    assert got.provenance == ({"model": model} if model else {})
+    assert tuple(notice.code for notice in got.warnings) == codes
+
+
+@pytest.mark.parametrize(
+    ("text", "codes", "model"),
+    [
+        ("SAUNet levels", [], ""),
+        ("SAUNet levels; SMALL 1", [], "SMALL 1"),
+        ("SAUNet levels; LOW SMALL", ["LEVELS_LOW", "VERTEBRA_SMALL"], ""),
+        ("SAUNet levels; LOW; SMALL 1", ["LEVELS_LOW"], "SMALL 1"),
+    ],
+)
+def test_what_earlier_nifti_files_say(text: str, codes: list[str], model: str) -> None:
+    """They left out what had nothing to say."""
+    encoding, notices, named = read_in_short(text)
+    assert (encoding, [notice.code for notice in notices], named) == ("levels", codes, model)
 
 
 def test_a_nifti_file_keeps_that_its_image_was_upside_down(tmp_path: Path, whole: Segmentation) -> None:

@@ -10,12 +10,28 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from ..segmentation import Notice, short_description
+from ..segmentation import Notice
 from . import headers, itk
 
 KEY = "SAUNet_"
 """What the names of our header fields begin with."""
 ENCODING = KEY + "encoding"
+KEPT_IN_NIFTI = {
+    "FRONT_AND_BACK": ("BACK", "the image's front and back seemed to be swapped, so that much is wrong."),
+    "HEAD_AND_FEET": ("HEAD_AND_FEET", "the image seemed to be stored upside down, so that levels are wrong."),
+    "LEVELS_ASSUMED": ("LEVELS_ASSUMED", "the names of levels were assumed, not stated."),
+    "LEVELS_DOUBTFUL": ("LEVELS_DOUBTFUL", "the names of levels were only the most likely ones."),
+    "TRANSITIONAL": ("TRANS", "something spoke for another number of lumbar vertebrae than five."),
+    "SIZES_UNUSUAL": ("SIZES", "the sizes were not an adult's; the voxel size may be wrong."),
+    "LEVELS_LOW": ("LOW", "two levels were so low that they may be one, and the names beyond one off."),
+    "LEVELS_TALL": ("TALL", "a disc was so thick that it may hold a vertebra, and the names beyond be one off."),
+    "VERTEBRA_SMALL": ("SMALL", "far less was found of a vertebra than of those beside."),
+    "DISC_MISSING": ("MISSING", "a disc was not found and its vertebrae were told apart by their height."),
+    "PIECES_APART": ("APART", "bone or canal lay apart from the spine, as in a ghost of it, and got no label."),
+}
+"""Notices of which a NIfTI file, which has no room for texts, keeps a word; and what is said when it is read."""
+_DESCRIPTION = 79
+"""Bytes of a NIfTI file's field ``descrip``, without the zero at its end."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +66,34 @@ class Header:
         return {f"{KEY}label_{value}": in_ascii(name) for value, name in self.names.items()}
 
     def in_short(self) -> str:
-        """What a NIfTI file, which has room for 79 characters, says of it: encoding, doubts, model."""
-        codes = [notice.code for notice in self.warnings]
-        return in_ascii(short_description(self.encoding, self.provenance.get("model", ""), codes))
+        """What a NIfTI file, which has room for 79 characters, says of it: encoding; doubts; model."""
+        codes = {notice.code for notice in self.warnings}
+        words = [word for code, (word, _) in KEPT_IN_NIFTI.items() if code in codes]
+        while words and len(f"SAUNet {self.encoding}; {' '.join(words)};") > _DESCRIPTION:
+            words.pop()
+        text = in_ascii(f"SAUNet {self.encoding}; {' '.join(words)};")
+        whole = in_ascii(f"{text} {self.provenance.get('model', '').partition(';')[0]}")
+        return whole if len(whole) <= _DESCRIPTION else text  # half a model's name is another one's
+
+
+def read_in_short(description: str) -> tuple[str, tuple[Notice, ...], str]:
+    """Encoding, notices of `KEPT_IN_NIFTI` and model that `Header.in_short` tells; of what others wrote nothing.
+
+    Earlier files left out a field that had nothing to say: their second one is the doubts where every word is one.
+    """
+    encoding, *fields = (part.strip() for part in description.split(";"))
+    if not encoding.startswith("SAUNet "):
+        return "", (), ""
+    if len(fields) == 1 and not set(fields[0].split()) <= {word for word, _ in KEPT_IN_NIFTI.values()}:
+        fields = ["", *fields]
+    doubts, model, *_ = *fields, "", ""
+    words = doubts.split()
+    notices = tuple(
+        Notice(code, f"When this was segmented, {text}")
+        for code, (word, text) in KEPT_IN_NIFTI.items()
+        if word in words
+    )
+    return encoding.removeprefix("SAUNet "), notices, model
 
 
 def in_ascii(text: str) -> str:

@@ -38,12 +38,12 @@ from ..anatomy import (
     tag_text,
 )
 from ..errors import InputError
-from ..segmentation import Notice, Segmentation, StructureRow, count_labels, parse_short_description
+from ..segmentation import Notice, Segmentation, StructureRow, count_labels
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
 from .endings import SEGMENTATIONS, SEGMENTS, TABLES
-from .label_maps import ENCODING, KEY, Header, in_ascii, write_label_map
+from .label_maps import ENCODING, KEY, Header, in_ascii, read_in_short, write_label_map
 from .volumes import read_image
 
 UNKNOWN = 255
@@ -209,7 +209,7 @@ def _read(path: Path, usual: Encoding | None, unknown: int | None = None) -> tup
     left_out = stored == unknown if unknown is not None else np.zeros(stored.shape, bool)
     stored[left_out] = 0
     labels, notices, encoding_now = _in_our_values(stored)
-    stated, kept, model = parse_short_description(fields.get("descrip", ""))
+    stated, kept, model = read_in_short(fields.get("descrip", ""))
     notices += kept
     encoding = encoding_now or _encoding(labels, fields.get(ENCODING) or stated, usual, path.name)
     read = _segmentation(labels, volume.geometry, encoding, ({KEY + "model": model} if model else {}) | fields)
