@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Literal, cast
@@ -22,8 +22,6 @@ CANAL_VALUE = 2
 """Label value of the canal among `structures`; it has no level."""
 PARTS_OFFSET = 100
 """In a label map with parts, a vertebra's posterior elements have its label value plus this."""
-SPIDER_CANAL = 100
-"""Label value of the canal in SPIDER's masks, see `spider_classes`."""
 
 TERMINOLOGY = "Segmentation category and type - SAUNet"
 """Name of the terminology context in Resources, which Slicer must have loaded to edit (not to show) the terms."""
@@ -152,27 +150,6 @@ def remapped(labels: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
     lookup = np.zeros(256, np.uint8)
     lookup[list(table)] = list(table.values())
     return lookup[labels]
-
-
-def is_spider(values: Collection[int]) -> bool:
-    """Whether label values, background left out, are those of a mask of SPIDER's: with its canal, or discs alone.
-
-    The vertebra masks of SPINEPS have no canal: their discs (101-) and endplates (201-) would be vertebrae and discs.
-    """
-    return spider_classes().keys() >= set(values) and (SPIDER_CANAL in values or min(values) > 200)
-
-
-@cache
-def spider_classes() -> dict[int, int]:
-    """The network's class of the label values of SPIDER's masks.
-
-    1-25 vertebrae counted from the bottom, 101-125 those that the image cuts off, 201-225 discs, 100 canal (van der
-    Graaf et al., Scientific Data 2024, doi:10.1038/s41597-024-03090-w).
-    """
-    known = {SPIDER_CANAL: CANAL}
-    for number in range(1, 26):
-        known |= {number: VERTEBRA, 100 + number: VERTEBRA, 200 + number: DISC}
-    return known
 
 
 def segment_id(value: int, encoding: str) -> str:

@@ -15,20 +15,23 @@ from hypothesis import strategies as st
 from SAUNetLib.anatomy import structures
 from SAUNetLib.cli import main
 from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.formats.segmentations import read_segmentation
 from SAUNetLib.training.checks import check_dataset
 from SAUNetLib.training.datasets import StackDataset, check_drawn, load_cases
 from SAUNetLib.training.folders import (
     ANY_OF,
     UNKNOWN,
+    CaseFiles,
     DatasetInfo,
+    LabelMap,
     as_classes,
     case_names,
-    meanings,
     patients,
     patients_of,
     read_info,
+    read_label_map,
     read_pair,
-    recognise,
+    reading_of,
 )
 from SAUNetLib.training.train import TrainingConfig, train
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
@@ -135,13 +138,15 @@ def test_a_sagittal_slice_alone_is_a_good_case(tmp_path):
 @given(st.sets(st.sampled_from(sorted(structures())), min_size=1))
 def test_our_levels_are_recognised_or_refused_but_never_misread(values):
     try:
-        kind = recognise(values, "a")
+        reading = reading_of(values, DatasetInfo(), "a")
     except InputError as error:
         assert error.code == "INPUT_LABELS" and "encoding" in error.remedy
         return
-    read = [meanings()[kind][value] for value in sorted(values)]
     meant = to_classes(np.array(sorted(values), np.uint8)).tolist()
-    assert read == meant or values == {2}, "2 alone is a disc: 1, 2 and 3 alone are the classes"
+    assert reading.name == "classes" or [reading.classes[value] for value in sorted(values)] == meant
+    assert (reading.name == "classes") == (values == {2}), "1, 2 and 3 alone are the classes"
+    stated = reading_of(values, DatasetInfo(), "a", "levels")
+    assert [stated.classes[value] for value in sorted(values)] == meant
 
 
 @pytest.mark.parametrize(
@@ -157,14 +162,15 @@ def test_our_levels_are_recognised_or_refused_but_never_misread(values):
     ],
 )
 def test_encodings_are_told_apart(values, kind):
-    assert recognise(values, "a") == kind
+    reading = reading_of(values, DatasetInfo(), "a")
+    assert (reading and reading.name) == kind
 
 
 @pytest.mark.parametrize(
     ("values", "word"),
     [
-        ({1, 2, 100}, "fit the encodings"),
-        ({60}, "[60]"),
+        ({1, 2, 100}, "encodings totalspineseg and spider"),
+        ({60}, "without a meaning here: 60. Use"),
         ({41, 201}, "single"),
         ({1, 2, 3, 4}, "Slicer's own export"),
         ({4, 5, 6, 99 - 75}, "Slicer's own export"),
@@ -172,12 +178,13 @@ def test_encodings_are_told_apart(values, kind):
 )
 def test_what_could_mean_two_things_is_refused_until_it_is_told(values, word):
     with pytest.raises(InputError) as caught:
-        recognise(values, "a")
+        reading_of(values, DatasetInfo(), "a")
     assert caught.value.code == "INPUT_LABELS" and word in str(caught.value)
     if values == {1, 2, 100}:
-        voxels = np.array([[[1, 2, 100]]], np.uint8)
-        assert as_classes(voxels, DatasetInfo(encoding="spider"), "a")[0].tolist() == [[[1, 1, 3]]]
-        assert as_classes(voxels, DatasetInfo(encoding="totalspineseg"), "a")[0].tolist() == [[[3, 3, 2]]]
+        grid = Geometry((3, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+        read = LabelMap(Volume(np.array([[[1, 2, 100]]], np.uint8), grid))
+        assert as_classes(read, DatasetInfo(encoding="spider"), "a")[0].tolist() == [[[1, 1, 3]]]
+        assert as_classes(read, DatasetInfo(encoding="totalspineseg"), "a")[0].tolist() == [[[3, 3, 2]]]
 
 
 def test_the_cord_of_totalspineseg_is_canal(tmp_path):
@@ -185,6 +192,30 @@ def test_the_cord_of_totalspineseg_is_canal(tmp_path):
     labels[:, 20:30, 24:26] = np.where(labels[:, 20:30, 24:26] == 2, 1, 0)
     write(tmp_path / "d", "a", labels)
     assert np.array_equal(read_pair(tmp_path / "d", "a")[1], labelled(0)[1])
+    labels[labels == 2] = 0  # nobody drew the canal around it
+    write(tmp_path / "d", "b", labels)
+    expected = np.where(labels == 1, UNKNOWN, np.where(labelled(0)[1] == 3, 0, labelled(0)[1]))
+    assert np.array_equal(read_pair(tmp_path / "d", "b")[1], expected)
+
+
+VALUES = st.sampled_from([1, 2, 3, 11, 21, 41, 42, 50, 91, 92, 100, 101, 111, 141, 201, 202])
+
+
+@given(st.sets(VALUES, min_size=1), st.sampled_from(["", "levels", "classes", "parts"]))
+def test_a_label_map_means_the_same_to_training_as_to_evaluate(tmp_path_factory, values, stated):
+    """But what could mean two things is not trained on, and a cord alone not known where it was left out."""
+    path = tmp_path_factory.mktemp("d") / "a_labels.nrrd"
+    image = sitk.GetImageFromArray(np.array([[sorted(values)]], np.uint8))
+    if stated:
+        image.SetMetaData("SAUNet_encoding", stated)
+    sitk.WriteImage(image, str(path))
+    try:
+        taught = as_classes(read_label_map(CaseFiles("a", path, path, "a")), DatasetInfo(), "a")[0]
+    except InputError as error:
+        assert error.code == "INPUT_LABELS"
+        return
+    measured = read_segmentation(path).as_classes().labels
+    assert np.array_equal(measured, np.where(taught == UNKNOWN, 0, taught))
 
 
 def test_a_folder_in_two_encodings_is_refused(tmp_path):

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..anatomy import Structure
 from ..console import table_console
-from ..formats.segmentations import CORD, SPIDER, UNKNOWN, read_segmentation, read_truth
+from ..formats.label_values import UNKNOWN
+from ..formats.segmentations import CORD, SPIDER, read_segmentation, read_truth
 from ..metrics import Agreement, Detection, compare_labels, detect
 from ..parts import merge_parts
 from ..segmentation import Notice, Segmentation, count_labels

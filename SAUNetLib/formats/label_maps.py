@@ -96,6 +96,13 @@ def read_in_short(description: str) -> tuple[str, tuple[Notice, ...], str]:
     return encoding.removeprefix("SAUNet "), notices, model
 
 
+def stated_encoding(image: sitk.Image) -> str:
+    """The name of the encoding that a label map's header states; empty where it states none."""
+    if image.HasMetaDataKey(ENCODING):
+        return str(image.GetMetaData(ENCODING))
+    return read_in_short(image.GetMetaData("descrip"))[0] if image.HasMetaDataKey("descrip") else ""
+
+
 def in_ascii(text: str) -> str:
     """One line of ASCII: header lines end at line breaks, and MetaImage's reader counts bytes as characters."""
     plain = unicodedata.normalize("NFKD", text.translate({0x2013: "-", 0x2014: "-", 0x2019: "'", 0xB5: "u"}))

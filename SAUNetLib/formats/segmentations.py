@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,6 @@ import SimpleITK as sitk
 
 from ..anatomy import (
     ABOUT_TAG,
-    CANAL_VALUE,
     CATEGORY,
     CONFIDENCE_TAG,
     ENCODING_TAG,
@@ -29,12 +28,9 @@ from ..anatomy import (
     Structure,
     coded_structure,
     encodings,
-    is_spider,
     named_structure,
     remapped,
     segment_id,
-    spider_classes,
-    structures,
     tag_text,
 )
 from ..errors import InputError
@@ -43,11 +39,10 @@ from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
 from .endings import SEGMENTATIONS, SEGMENTS, TABLES
-from .label_maps import ENCODING, KEY, Header, in_ascii, read_in_short, write_label_map
+from .label_maps import ENCODING, KEY, Header, in_ascii, read_in_short, stated_encoding, write_label_map
+from .label_values import CORD_VALUE, UNKNOWN, Reading, recognise
 from .volumes import read_image
 
-UNKNOWN = 255
-"""Label of what nobody has drawn, in a truth: it says neither that a structure is there nor that none is."""
 CORD, SPIDER = "CORD", "SPIDER"
 """Codes of the notices that a label map held a spinal cord, or had the values of SPIDER's masks."""
 _OWN_TAGS = (LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG)
@@ -208,12 +203,13 @@ def _read(path: Path, usual: Encoding | None, unknown: int | None = None) -> tup
     stored = as_labels(volume.voxels, path.name)
     left_out = stored == unknown if unknown is not None else np.zeros(stored.shape, bool)
     stored[left_out] = 0
-    labels, notices, encoding_now = _in_our_values(stored)
-    stated, kept, model = read_in_short(fields.get("descrip", ""))
-    notices += kept
-    encoding = encoding_now or _encoding(labels, fields.get(ENCODING) or stated, usual, path.name)
-    read = _segmentation(labels, volume.geometry, encoding, ({KEY + "model": model} if model else {}) | fields)
-    return replace(read, warnings=read.warnings + notices), left_out
+    _, kept, model = read_in_short(fields.get("descrip", ""))
+    values = count_labels(stored).keys()
+    reading, *_ = recognise(values, path.name, stated_encoding(image), usual)
+    labels = remapped(stored, {value: ours for value, ours in reading.values.items() if ours != UNKNOWN})
+    fields = ({KEY + "model": model} if model else {}) | fields
+    read = _segmentation(labels, volume.geometry, reading.encoding, fields)
+    return replace(read, warnings=(*read.warnings, *_how_read(reading, values), *kept)), left_out
 
 
 def lists_segments(image: sitk.Image) -> bool:
@@ -237,56 +233,20 @@ def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
     return voxels.astype(np.uint8)
 
 
-def _in_our_values(labels: np.ndarray) -> tuple[np.ndarray, tuple[Notice, ...], Encoding | None]:
-    """A label map of TotalSpineSeg or SPIDER in our own values, notices of what was changed, and its encoding now.
-
-    Others stay as they are, and their encoding is to be found.
-
-    TotalSpineSeg's spinal cord (1) lies in the canal and is a part of it. Alone it is none: it is half as wide. SPIDER
-    counts vertebrae and discs from the bottom, whatever their levels: these are the three classes.
-    """
-    values = count_labels(labels).keys()
-    if any(values <= encoding.structures.keys() for encoding in encodings().values()):
-        return labels, (), None
-    if 1 in values and values - {1} <= structures().keys():
-        has_canal = CANAL_VALUE in values
-        text = (
-            "counts as a part of the canal" if has_canal else "was left out, since the canal around it is not segmented"
-        )
-        notice = Notice(CORD, f"The spinal cord in this label map (value 1) {text}.")
-        return (
-            np.where(labels == 1, np.uint8(CANAL_VALUE if has_canal else 0), labels),
-            (notice,),
-            encodings()["levels"],
-        )
-    if is_spider(values):
-        notice = Notice(SPIDER, "This label map has SPIDER's values, which do not tell levels: it has three classes.")
-        return remapped(labels, spider_classes()), (notice,), encodings()["classes"]
-    return labels, (), None
+def _how_read(reading: Reading, values: Collection[int]) -> Iterator[Notice]:
+    """What is to be said of a label map that holds what ours do not."""
+    if reading.name == "totalspineseg" and CORD_VALUE in values:
+        text = "counts as a part of the canal"
+        if reading.values[CORD_VALUE] == UNKNOWN:
+            text = "was left out, since the canal around it is not segmented"
+        yield Notice(CORD, f"The spinal cord in this label map (value {CORD_VALUE}) {text}.")
+    if reading.name == "spider":
+        yield Notice(SPIDER, "This label map has SPIDER's values, which do not tell levels: it has three classes.")
 
 
 def _likely(stated: str, usual: Encoding | None) -> list[Encoding]:
     """The encodings: first the one that a header states, then the usual one."""
     return sorted(encodings().values(), key=lambda encoding: (encoding.name != stated, encoding is not usual))
-
-
-def _encoding(labels: np.ndarray, stated: str, usual: Encoding | None, name: str) -> Encoding:
-    """Which encoding a label map uses: what its header states, else the one that knows all its values."""
-    values = count_labels(labels).keys()
-    for encoding in _likely(stated, usual):
-        if values <= encoding.structures.keys():
-            return encoding
-    nowhere = values - spider_classes().keys()
-    for encoding in encodings().values():
-        nowhere -= encoding.structures.keys()
-    unknown = [str(value) for value in sorted(nowhere or values)]
-    more = f" and {len(unknown) - 8} more (is it the image?)" if len(unknown) > 10 else ""
-    what = "label values without a meaning here" if nowhere else "label values that no single encoding has together"
-    raise InputError(
-        "INPUT_LABELS",
-        f"{name} holds {what}: {', '.join(unknown[: 8 if more else None])}{more}",
-        "Give a label map in SAUNet's encoding (TotalSpineSeg's values, or 1 vertebra, 2 disc, 3 canal), or SPIDER's",
-    )
 
 
 def _segmentation(

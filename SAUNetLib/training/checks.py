@@ -203,19 +203,19 @@ def _never_drawn(report: DatasetReport, info: DatasetInfo) -> Iterator[Finding]:
 def _check_case(files: CaseFiles, info: DatasetInfo, seen: dict[str, str]) -> CaseReport:
     """One case; ``seen`` holds the fingerprints of the images before it."""
     case = CaseReport(files.name)
-    volume = truth = None
-    named = False
+    volume = read = None
     with _noted(case.problems):
         volume = Volume.from_sitk(read_image(files.image), files.name)
         _check_image(volume, case, seen)
     with _noted(case.problems):
-        truth, named = read_label_map(files)
-    if volume is not None and truth is not None:
+        read = read_label_map(files)
+    if volume is not None and read is not None:
         with _noted(case.problems):
-            truth = on_grid(truth, volume.geometry, "its image")
-    if truth is not None:
+            read = replace(read, volume=on_grid(read.volume, volume.geometry, "its image"))
+    if read is not None:
+        truth = read.volume
         with _noted(case.problems):
-            classes, case.encoding = as_classes(truth.voxels, info, files.name, named)
+            classes, case.encoding = as_classes(read, info, files.name)
             _check_labels(classes, truth.geometry.voxel_volume, info, case)
             if case.slices is not None:
                 case.notes += _undrawn_slices(SagittalStack.of(replace(truth, voxels=classes)))

@@ -6,8 +6,7 @@ import codecs
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -15,20 +14,13 @@ import cc3d
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..anatomy import (
-    BACKGROUND,
-    CANAL,
-    CLASS_NAMES,
-    SPIDER_CANAL,
-    encodings,
-    is_spider,
-    remapped,
-    spider_classes,
-)
+from ..anatomy import BACKGROUND, CLASS_NAMES, remapped
 from ..errors import InputError, UsageError
 from ..formats.atomic import ending_of, write_beside
 from ..formats.endings import IMAGES, SEGMENTS
-from ..formats.segmentations import UNKNOWN, as_labels, lists_segments, read_segmentation
+from ..formats.label_maps import stated_encoding
+from ..formats.label_values import UNKNOWN, EncodingName, Reading, read_as, recognise
+from ..formats.segmentations import as_labels, lists_segments, read_segmentation
 from ..formats.volumes import read_image
 from ..segmentation import count_labels
 from ..volume import Volume, check_content, check_volume, on_grid
@@ -41,7 +33,6 @@ LABEL_MAPS = (*IMAGES, SEGMENTS)
 INFO = "dataset.json"
 DRAWN = {name: value for value, name in enumerate(CLASS_NAMES) if value != BACKGROUND}
 
-EncodingName = Literal["classes", "levels", "parts", "totalspineseg", "spider"]
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
@@ -49,7 +40,7 @@ class DatasetInfo(BaseModel):
     """What a folder's ``dataset.json`` may say; without the file everything has its default.
 
     Attributes:
-        encoding: of the label maps, see `meanings`; default: recognised by the values of each.
+        encoding: of the label maps, see `read_as`; default: what their headers state, else what their values show.
         draws: the structures that were drawn. Where one was not, background only means "none of the drawn ones".
         patient_before: a case's name up to this text is its patient's; default: the whole name, or, in SPIDER's
             layout, what stands before the first ``_``. All images of a patient are trained on, or none.
@@ -84,6 +75,22 @@ class CaseFiles:
 
 
 @dataclass(frozen=True)
+class LabelMap:
+    """A label map as it is in its file.
+
+    Attributes:
+        volume: its values.
+        stated: the encoding that its header states, or nothing.
+        named: whether the file names segments, by which it was read: it holds the classes, whatever the folder's
+            encoding is. The numbers that Slicer gives such segments say nothing: 1 may be the canal.
+    """
+
+    volume: Volume
+    stated: str = ""
+    named: bool = False
+
+
+@dataclass(frozen=True)
 class LabelledImage:
     """A labelled image.
 
@@ -100,61 +107,38 @@ class LabelledImage:
     encoding: EncodingName | None
 
 
-@cache
-def meanings() -> dict[EncodingName, dict[int, int]]:
-    """What label values mean, value -> class, by the encoding's name.
+def reading_of(values: Collection[int], info: DatasetInfo, name: str, stated: str = "") -> Reading | None:
+    """How the values of a label map are read; None where it has none but `UNKNOWN`.
 
-    Beside `anatomy.encodings`: ``totalspineseg``, which is levels and 1 for the cord, which lies in the canal; and
-    ``spider``, see `anatomy.spider_classes`.
-    """
-    known = encodings()
-    return {
-        "classes": known["classes"].classes,
-        "levels": known["levels"].classes,
-        "parts": known["parts"].classes,
-        "totalspineseg": {1: CANAL, **known["levels"].classes},
-        "spider": spider_classes(),
-    }
-
-
-def recognise(values: Iterable[int], name: str) -> EncodingName | None:
-    """The encoding that a label map's values show; 1, 2 and 3 alone are always the classes.
+    Args:
+        values: that occur in it.
+        info: of its folder, whose word counts before the header's.
+        name: of the case.
+        stated: the encoding that its header states.
 
     Raises:
         InputError: INPUT_LABELS, no encoding has these values, or two have them and mean different things.
     """
-    present = sorted(set(values) - {BACKGROUND, UNKNOWN})
+    present = set(values) - {BACKGROUND, UNKNOWN}
+    if info.encoding:
+        return read_as(info.encoding, present)
     if not present:
         return None
-    fitting = [kind for kind, meaning in meanings().items() if meaning.keys() >= set(present)]
-    if fitting == ["spider"] and not is_spider(present):
-        if max(present) < SPIDER_CANAL:
-            cause = f"the labels of {name} hold only small numbers, which fit no encoding: {present}"
-            why = "Slicer's own export numbers the segments like this: export from SAUNet's panel instead"
-            drawn = '"vertebra"'
-        else:
-            cause = f"the labels of {name} hold SPIDER's values, but not its canal ({SPIDER_CANAL}): {present}"
-            why = "If SPINEPS made them, take its discs (101-) and endplates (201-) out"
-            drawn = '"vertebra", "disc"'
-        remedy = f'If they are SPIDER\'s, say so in {INFO}: {{"encoding": "spider", "draws": [{drawn}]}}'
-        raise InputError("INPUT_LABELS", cause, f"{why}. {remedy}")
-    if not fitting:
-        nowhere = [value for value in present if not any(value in meaning for meaning in meanings().values())]
-        raise InputError(
-            "INPUT_LABELS",
-            f"the labels of {name} hold values without a meaning: {nowhere}"
-            if nowhere
-            else f"the labels of {name} hold values that no single encoding has together: {present}",
-            "Use 1 vertebra, 2 disc, 3 spinal canal, or the values of SAUNet, TotalSpineSeg or SPIDER; "
-            "255 for what is not known",
-        )
-    if fitting[0] != "classes" and len({tuple(meanings()[kind][value] for value in present) for kind in fitting}) > 1:
-        raise InputError(
-            "INPUT_LABELS",
-            f"the labels of {name} fit the encodings {' and '.join(fitting)}, which mean different things",
-            f'Say which in the folder\'s {INFO}: {{"encoding": "{fitting[-1]}"}}',
-        )
-    return fitting[0]
+    try:
+        first, *others = recognise(present, f"the label map of {name}", stated)
+    except InputError as error:
+        more = "Give 255 to what is not known"
+        if present <= read_as("spider", present).values.keys():
+            more = f'If they are SPIDER\'s, say so in {INFO}: {{"encoding": "spider"}}'
+        raise InputError(error.code, error.cause, f"{error.remedy} {more}") from error
+    for other in others if first.name not in ("classes", stated) else ():
+        if any(first.classes[value] != other.classes[value] for value in present):
+            raise InputError(
+                "INPUT_LABELS",
+                f"the label map of {name} fits the encodings {first.name} and {other.name}, which differ",
+                f'Say which in the folder\'s {INFO}: {{"encoding": "{other.name}"}}',
+            )
+    return first
 
 
 def check_one_encoding(found: Iterable[EncodingName | None], folder: Path) -> None:
@@ -310,9 +294,9 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> LabelledImage:
     volume = Volume.from_sitk(read_image(files.image), files.name)
     check_volume(volume)
     check_content(volume)
-    read, named = read_label_map(files)
-    truth = on_grid(read, volume.geometry, "its image")
-    classes, encoding = as_classes(truth.voxels, info, files.name, named)
+    read = read_label_map(files)
+    read = replace(read, volume=on_grid(read.volume, volume.geometry, "its image"))
+    classes, encoding = as_classes(read, info, files.name)
     labels, _ = without_specks(classes, volume.geometry.voxel_volume)
     return LabelledImage(volume, labels, classes, encoding)
 
@@ -328,10 +312,8 @@ def image_hash(volume: Volume) -> str:
     return hashlib.sha256(np.ascontiguousarray(volume.voxels).data).hexdigest()
 
 
-def read_label_map(files: CaseFiles) -> tuple[Volume, bool]:
-    """The label map of a case as it is; and whether its file names segments, by which it was read: as classes.
-
-    The numbers that Slicer gives the segments of such a file say nothing: 1 may be the canal.
+def read_label_map(files: CaseFiles) -> LabelMap:
+    """The label map of a case.
 
     Raises:
         InputError: as `read_image`; INPUT_LABELS for segments without a meaning here.
@@ -339,33 +321,30 @@ def read_label_map(files: CaseFiles) -> tuple[Volume, bool]:
     image, name = read_image(files.labels), f"the label map of {files.name}"
     if lists_segments(image):
         classes = read_segmentation(files.labels).as_classes()
-        return Volume(classes.labels, classes.geometry, name), True
-    return Volume.from_sitk(image, name), False
+        return LabelMap(Volume(classes.labels, classes.geometry, name), named=True)
+    return LabelMap(Volume.from_sitk(image, name), stated_encoding(image))
 
 
-def as_classes(
-    voxels: np.ndarray, info: DatasetInfo, name: str, named: bool = False
-) -> tuple[np.ndarray, EncodingName | None]:
-    """A label map as classes, uint8, 255 where not known; and its encoding, told or recognised.
+def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.ndarray, EncodingName | None]:
+    """A label map as classes (k, j, i) uint8, 255 where not known; and its encoding, told or recognised.
 
     Args:
-        voxels: of the label map.
+        label_map: of the case.
         info: of its folder.
         name: of the case.
-        named: whether it was read by the names of segments: it holds the classes, whatever the folder's encoding is.
 
     Raises:
         InputError: INPUT_LABELS for values without a meaning, or a structure that the folder is said not to draw.
     """
-    labels = as_labels(voxels, f"the label map of {name}")
+    labels = as_labels(label_map.volume.voxels, f"the label map of {name}")
     values = list(count_labels(labels))
-    encoding = "classes" if named else info.encoding or recognise(values, name)
-    table = {UNKNOWN: UNKNOWN, **(meanings()[encoding] if encoding else {})}
+    reading = read_as("classes", values) if label_map.named else reading_of(values, info, name, label_map.stated)
+    table = {UNKNOWN: UNKNOWN, **(reading.classes if reading else {})}
     unknown = [value for value in values if value not in table]
     if unknown:
         raise InputError(
             "INPUT_LABELS",
-            f"the labels of {name} hold values that the encoding {encoding} does not have: {unknown}",
+            f"the labels of {name} hold values that the encoding {info.encoding} does not have: {unknown}",
             f"Correct the labels, or the encoding in {INFO}",
         )
     present = {table[value] for value in values} - {BACKGROUND, UNKNOWN}
@@ -376,7 +355,7 @@ def as_classes(
             f"{name} has {' and '.join(names)} drawn, which {INFO} does not list",
             "Add it under draws if every case has it drawn, or erase it",
         )
-    return remapped(labels, table), None if named else encoding
+    return remapped(labels, table), reading.name if reading and not label_map.named else None
 
 
 def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray, int]:

@@ -1,0 +1,119 @@
+"""What the values of a label map mean, and which encoding they are in: SAUNet's own, TotalSpineSeg's or SPIDER's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, get_args
+
+from ..anatomy import BACKGROUND, CANAL, CANAL_VALUE, DISC, VERTEBRA, Encoding, encodings
+from ..errors import InputError
+
+EncodingName = Literal["classes", "levels", "parts", "totalspineseg", "spider"]
+"""The most likely one first: 1, 2 and 3 alone are the classes."""
+UNKNOWN = 255
+"""Label of what nobody has drawn, in a truth: it says neither that a structure is there nor that none is."""
+CORD_VALUE = 1
+"""TotalSpineSeg's spinal cord."""
+SPIDER_CANAL = 100
+"""The canal in SPIDER's masks."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the values of a label map are read.
+
+    Attributes:
+        name: of the encoding that they are in.
+        encoding: ours that they are turned into.
+        values: our value by theirs; `UNKNOWN` where theirs does not tell what is drawn here.
+    """
+
+    name: EncodingName
+    encoding: Encoding
+    values: Mapping[int, int]
+
+    @property
+    def classes(self) -> dict[int, int]:
+        """The network's class by their value, or `UNKNOWN`."""
+        known = {UNKNOWN: UNKNOWN, **self.encoding.classes}
+        return {value: known[ours] for value, ours in self.values.items()}
+
+
+def read_as(name: EncodingName, values: Iterable[int]) -> Reading:
+    """How these values are read in an encoding, which need not have all of them.
+
+    ``classes``, ``levels``, ``parts``: see `anatomy.encodings`. ``totalspineseg``: levels, and 1 for the cord, which
+    lies in the canal and is a part of it; alone it is none, since it is half as wide. ``spider``: vertebrae and discs
+    counted from the bottom, whatever their levels, so that they are the three classes.
+    """
+    if name == "spider":
+        return Reading(name, encodings()["classes"], _spider())
+    ours = encodings()["levels" if name == "totalspineseg" else name]
+    cord = {CORD_VALUE: CANAL_VALUE if CANAL_VALUE in values else UNKNOWN} if name == "totalspineseg" else {}
+    return Reading(name, ours, {**{value: value for value in ours.structures}, **cord})
+
+
+def recognise(values: Iterable[int], name: str, stated: str = "", usual: Encoding | None = None) -> list[Reading]:
+    """The readings of a label map that have all of its values, the most likely one first.
+
+    Args:
+        values: that occur in it; background need not be among them.
+        name: what messages call it.
+        stated: the name of the encoding that its header states, see `label_maps`.
+        usual: the one that is most likely where the header does not say.
+
+    Raises:
+        InputError: INPUT_LABELS, no encoding has these values.
+    """
+    present = set(values) - {BACKGROUND}
+    known = [read_as(kind, present) for kind in get_args(EncodingName)]
+    fitting = [one for one in known if one.values.keys() >= present and (one.name != "spider" or _is_spider(present))]
+    if not fitting:
+        raise _refusal(present, name, known)
+    if not present:  # the usual encoding of our results
+        fitting.sort(key=lambda one: one.name != "levels")
+    return sorted(fitting, key=lambda one: (one.name != stated, usual is None or one.name != usual.name))
+
+
+def _refusal(present: set[int], name: str, known: list[Reading]) -> InputError:
+    """Why no encoding has these values, and what to do."""
+    nowhere = [value for value in present if not any(value in one.values for one in known)]
+    listed = [str(value) for value in sorted(nowhere or present)]
+    many = len(listed) > 10
+    shown = ", ".join(listed[: 8 if many else None])
+    shown += f" and {len(listed) - 8} more (is it the image?)" if many else ""
+    remedy = "Use SAUNet's values (TotalSpineSeg's, or 1 vertebra, 2 disc, 3 canal), or SPIDER's"
+    if nowhere:
+        cause = f"label values without a meaning here: {shown}"
+    elif not present <= _spider().keys():
+        cause = f"label values that no single encoding has together: {shown}"
+    elif max(present) < SPIDER_CANAL:
+        cause = f"only small numbers, which fit no encoding: {shown}"
+        remedy = "Slicer's own export numbers the segments like this: export from SAUNet's panel instead"
+    else:
+        cause = f"SPIDER's values, but not its canal ({SPIDER_CANAL}): {shown}"
+        remedy = "If SPINEPS made them, take its discs (101-) and endplates (201-) out"
+    return InputError("INPUT_LABELS", f"{name} holds {cause}", remedy)
+
+
+def _is_spider(values: set[int]) -> bool:
+    """Whether values that SPIDER's masks have show one: with its canal, or discs alone.
+
+    The vertebra masks of SPINEPS have no canal: their discs (101-) and endplates (201-) would be vertebrae and discs.
+    """
+    return SPIDER_CANAL in values or min(values, default=0) > 200
+
+
+@cache
+def _spider() -> dict[int, int]:
+    """The network's class of the label values of SPIDER's masks.
+
+    1-25 vertebrae counted from the bottom, 101-125 those that the image cuts off, 201-225 discs, 100 canal (van der
+    Graaf et al., Scientific Data 2024, doi:10.1038/s41597-024-03090-w).
+    """
+    known = {SPIDER_CANAL: CANAL}
+    for number in range(1, 26):
+        known |= {number: VERTEBRA, 100 + number: VERTEBRA, 200 + number: DISC}
+    return known
