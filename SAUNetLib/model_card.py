@@ -42,8 +42,8 @@ class ModelCard:
         date: of training, ISO.
         metrics: validation set -> figure -> [mean, standard deviation over patients], None where there is none.
         limits: what it has not seen, in plain words.
-        trained_on, validated_on: SHA-256 of the images' voxels, see `training.folders.image_hash`, those of the model
-            that it started from included in the former; empty where nobody kept them.
+        trained_on, validated_on: SHA-256 of the images, see `training.folders.image_hash`, those of the model that it
+            started from included in the former; empty where nobody kept them.
     """
 
     name: str

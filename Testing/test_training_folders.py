@@ -17,7 +17,7 @@ from SAUNetLib.cli import main
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats.segmentations import read_segmentation
 from SAUNetLib.training.checks import check_dataset
-from SAUNetLib.training.datasets import StackDataset, check_drawn, load_cases
+from SAUNetLib.training.datasets import StackDataset, check_drawn, check_unseen, load_cases
 from SAUNetLib.training.folders import (
     ANY_OF,
     UNKNOWN,
@@ -26,6 +26,7 @@ from SAUNetLib.training.folders import (
     LabelMap,
     as_classes,
     case_names,
+    image_hash,
     patients,
     patients_of,
     read_info,
@@ -491,6 +492,29 @@ def test_an_image_that_is_validated_on_is_trained_on_under_no_name(tmp_path, fol
     with pytest.raises(InputError, match="the image of c, which is validated on, is trained on as z") as caught:
         train(sorted({tmp_path / "one", tmp_path / folder}), tmp_path / "run", config, "cpu")
     assert caught.value.code == "INPUT_SERIES"
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("order", "flipped"),
+    [((0, 1, 2), (False, False, True)), ((2, 0, 1), (True, False, False)), ((0, 1, 2), (False,) * 3)],
+)
+def test_an_image_is_the_same_however_it_is_stored(tmp_path, order, flipped, kind):
+    """Programs change the type of its voxels and turn its axes; what a card keeps and what is compared is one."""
+    volume, labels = labelled(0)
+
+    def turned(voxels):
+        axes = [2 - axis for axis in reversed(order)]
+        backwards = tuple(slice(None, None, -1 if flip else 1) for flip in reversed(flipped))
+        return np.ascontiguousarray(voxels.transpose(axes)[backwards])
+
+    other = Volume(turned(volume.voxels).astype(kind), volume.geometry.turned(order, flipped))
+    assert image_hash(other) == image_hash(volume) != image_hash(labelled(1)[0])
+    write(tmp_path / "d", "a")
+    write_pair(tmp_path / "e", "b", other, turned(labels))
+    mine, theirs = load_cases(tmp_path / "d", ["a"], 1.5), load_cases(tmp_path / "e", ["b"], 1.5)
+    with pytest.raises(InputError, match="the image of a, which is validated on, is trained on as b"):
+        check_unseen(mine, [theirs])
 
 
 @pytest.mark.parametrize("lost", ["image", "labels"])

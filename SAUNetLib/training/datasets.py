@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -131,13 +130,9 @@ def check_unseen(validation: Sequence[Case], sources: Sequence[Sequence[Case]]) 
     Raises:
         InputError: INPUT_SERIES.
     """
-
-    def fingerprint(case: Case) -> bytes:
-        return hashlib.sha256(case.images.numpy().tobytes()).digest()
-
-    trained = {fingerprint(case): case.name for cases in sources for case in cases}
+    trained = {case.image: case.name for cases in sources for case in cases}
     for case in validation:
-        name = trained.get(fingerprint(case))
+        name = trained.get(case.image)
         if name is not None:
             raise InputError(
                 "INPUT_SERIES",

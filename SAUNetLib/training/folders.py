@@ -23,7 +23,7 @@ from ..formats.label_values import UNKNOWN, EncodingName, Reading, read_as, reco
 from ..formats.segmentations import as_labels, lists_segments, read_segmentation
 from ..formats.volumes import read_image
 from ..segmentation import count_labels
-from ..volume import Volume, check_content, check_volume, on_grid
+from ..volume import SagittalStack, Volume, check_content, check_volume, on_grid
 
 ANY_OF = 240
 """A training label of 240 + bits says: one of the classes whose bits are set; all four of them are `UNKNOWN`."""
@@ -308,8 +308,16 @@ def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
 
 
 def image_hash(volume: Volume) -> str:
-    """SHA-256 of an image's voxels, by which it is known whatever its file is called."""
-    return hashlib.sha256(np.ascontiguousarray(volume.voxels).data).hexdigest()
+    """SHA-256 of an image's sagittal slices, by which it is known however its file is called or stores them.
+
+    Of their shape and their values as little-endian float32: programs change the type, and turn axes, see `on_grid`.
+    """
+    slices = SagittalStack.of(volume).slices
+    image = hashlib.sha256(repr(slices.shape).encode())
+    with np.errstate(over="ignore"):  # values that large are refused by those who use the image
+        for pixels in slices:
+            image.update(np.ascontiguousarray(pixels, "<f4").data)
+    return image.hexdigest()
 
 
 def read_label_map(files: CaseFiles) -> LabelMap:
