@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,13 +17,16 @@ from .formats.endings import MEASUREMENTS, PICTURES, SEGMENTATIONS, TABLES
 from .formats.places import check_places
 from .formats.segmentations import write_segmentation, write_table
 from .formats.volumes import Series, read_volume
-from .levels import check_lowest, name_structures
+from .levels import Levels, check_lowest, name_structures
 from .segmentation import Notice, Segmentation
 from .volume import FARTHEST_MM, SagittalStack, Volume, check_content, check_volume
 
 _IN_ORDER, _FEW_SLICES, _ALIKE = 0.6, 9, 0.3
 """Of so many slices and more this share is most like one beside it: all in 32 scans with slices 0.9 to 4.4 mm apart, at
 most 0.47 once the slices were shuffled. A slice that is like no other, as by this correlation, shows noise."""
+_TRACE_MM3 = 2000.0
+"""Less that has no name is not told. In 170 crops of five T2 SPACE scans it was the sacrum's top five times, 0.8 to 1.5
+ml, and to leave it out gained 0.003 to 0.008 of Dice; once it was a vertebra, 5.5 ml, which cost 0.016."""
 
 
 def segment(
@@ -68,12 +72,23 @@ def segment(
         volume.geometry,
         encodings()["levels"],
         _provenance(engine, levels, lowest, started) | ({"anchor": named.anchor} if levels and named.anchor else {}),
-        notices + tuple(notice for notice in named.notices if levels or not notice.about_levels),
+        (*notices, *named.notices) if levels else (*notices, *_about_classes(named)),
         named.partial,
         named.confidence,
     )
     report("levels", 1.0)
     return segmentation if levels else segmentation.as_classes()
+
+
+def _about_classes(named: Levels) -> Iterator[Notice]:
+    """What to say of three classes: nothing of names, but how much the names that are not shown left out."""
+    yield from (notice for notice in named.notices if not notice.about_levels)
+    if named.unnamed_mm3 > _TRACE_MM3:
+        text = (
+            f"{named.unnamed_mm3 / 1000:.1f} ml that look like vertebra or disc were taken for the sacrum or lie "
+            "beyond the ends of a spine, and got no label. Check the lowest and the highest vertebra."
+        )
+        yield Notice("LEFT_OUT", text)
 
 
 def _about_slices(slices: np.ndarray, spacing_mm: float) -> tuple[Notice, ...]:

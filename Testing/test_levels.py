@@ -802,6 +802,8 @@ def test_nothing_above_c1(spine: np.ndarray) -> None:
     result = named(spine, lowest="C4")
     assert levels_in(result.labels) == {"C1", "C2", "C3", "C4", "C2/C3", "C3/C4", "C4/C5"}
     assert "TOO_MANY_VERTEBRAE" in codes(result)
+    assert result.unnamed_mm3 == pytest.approx(4.0 * ((result.labels == 0) & (spine > 2)).sum(), rel=0.01)
+    assert named(spine).unnamed_mm3 == 0
 
 
 def test_no_disc_above_c2(spine: np.ndarray) -> None:

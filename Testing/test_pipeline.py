@@ -70,6 +70,22 @@ def test_classes_or_levels(tiny_engine):
     assert np.array_equal(to_classes(named.labels), three.labels)
 
 
+@pytest.mark.parametrize("spines", [1, 4])
+def test_three_classes_say_how_much_got_no_label(tiny_engine, monkeypatch, spines):
+    """Where there are more vertebrae than a spine has, the names end before them."""
+    truth = block_spine()
+    truth = truth[:, (truth > 2).any(axis=(0, 2))]
+    truth = np.pad(np.tile(truth, (1, spines, 1)), ((0, 0), (10, 10), (0, 0)))
+    image = np.random.default_rng(0).uniform(1, 100, truth.shape).astype(np.float32)
+    grid = Geometry(tuple(reversed(truth.shape)), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), SLICES_TO_LEFT)
+    monkeypatch.setattr(tiny_engine, "classes", lambda stack, report: (CLASS_OF[truth], ()))
+    result = segment(Volume(image, grid), tiny_engine, levels=False)
+    told = [notice.text for notice in result.warnings if notice.code == "LEFT_OUT"]
+    lost = np.count_nonzero((truth > 2) & (result.labels == 0)) * grid.voxel_volume / 1000
+    assert [float(text.split()[0]) for text in told] == ([pytest.approx(lost, rel=0.01)] if spines > 1 else [])
+    assert not any(notice.code == "LEFT_OUT" for notice in segment(Volume(image, grid), tiny_engine).warnings)
+
+
 def test_slices_that_show_nothing_are_told(tiny_engine):
     volume = picture()
     axis = SagittalStack.of(volume).axes[0]

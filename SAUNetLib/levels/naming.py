@@ -40,6 +40,8 @@ class Levels:
         notices: what the user should know.
         confidence: by label value of a vertebra or disc, how sure its name is, 0 to 1.
         anchor: what the names rest on, in words; empty where nothing was named.
+        unnamed_mm3: of vertebrae and discs that got no label, since with these names they are the sacrum or lie beyond
+            the ends of a spine.
     """
 
     labels: np.ndarray
@@ -47,13 +49,15 @@ class Levels:
     notices: tuple[Notice, ...]
     confidence: Mapping[int, float] = field(default_factory=dict)
     anchor: str = ""
+    unnamed_mm3: float = 0.0
 
 
 def name_structures(stack: SagittalStack, lowest: str | None = None, image: np.ndarray | None = None) -> Levels:
     """Tell vertebrae and discs apart and name them.
 
-    A class never changes: a voxel keeps its class or, in a speck, becomes background. Discs are found first, and give
-    the planes between which the bodies lie; a level without its disc is found by the distance of the others. Posterior
+    A voxel keeps its class or becomes background: in a speck, apart from the spine, or in what gets no name. The sacrum
+    is no class, but its top is taken for a vertebra where the image's border cuts it. Discs are found first, and give
+    the planes between which bodies lie; a level without its disc is found by the distance of the others. Posterior
     elements go to the body that reaches them soonest through the vertebra's own mask, where a body's pace falls off
     away from the place at which its own arch and processes are expected.
 
@@ -89,6 +93,7 @@ def name_structures(stack: SagittalStack, lowest: str | None = None, image: np.n
         tuple(_notices(spine, anchor)),
         confidence,
         anchor.basis if confidence else "",
+        _unnamed(spine, vertebrae, discs),
     )
 
 
@@ -118,6 +123,12 @@ def _values(spine: Spine, anchor: Anchor) -> tuple[dict[int, int], dict[int, int
         if interface.number and name:
             discs[interface.number] = value_of(name)
     return vertebrae, discs
+
+
+def _unnamed(spine: Spine, vertebrae: dict[int, int], discs: dict[int, int]) -> float:
+    """Volume in mm3 of the vertebrae and discs that have no label value."""
+    bone = np.count_nonzero(np.isin(spine.number, sorted(spine.numbers - vertebrae.keys()))) * spine.grid.voxel
+    return float(bone + sum(one.volume for one in spine.chain.interfaces if one.number and one.number not in discs))
 
 
 def _confidence(spine: Spine, anchor: Anchor, vertebrae: dict[int, int], discs: dict[int, int]) -> dict[int, float]:
