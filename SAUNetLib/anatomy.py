@@ -225,6 +225,18 @@ def usual_levels() -> tuple[str, ...]:
     return tuple(level for level in vertebra_levels() if level not in ("T13", "L6"))
 
 
+def place_of(level: str) -> float:
+    """Where a level belongs along the spine: a vertebra's number from C1 down, a disc half a step above its lower one.
+
+    So L5/S1, which the lumbosacral disc is called below L6 too, comes after L6.
+
+    Raises:
+        ValueError: it is no level.
+    """
+    upper, _, lower = level.partition("/")
+    return (*vertebra_levels(), "S1").index(lower or upper) - (0.5 if lower else 0.0)
+
+
 def disc_between(upper: str | None, lower: str | None) -> str | None:
     """Level of the disc between two vertebrae, or a vertebra and the sacrum; None where the encoding has none.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from .anatomy import BACKGROUND, Encoding, Structure, encodings
+from .anatomy import BACKGROUND, Encoding, Structure, encodings, place_of
 from .errors import UsageError
 from .volume import Geometry, SagittalStack, Volume
 
@@ -25,6 +25,10 @@ class Notice:
 
     code: str
     text: str
+
+    def as_dict(self) -> dict[str, str]:
+        """JSON-ready: code and text."""
+        return asdict(self)
 
     @property
     def about_levels(self) -> bool:
@@ -128,7 +132,11 @@ class Segmentation:
             )
 
     def table(self) -> list[StructureRow]:
-        """The structures present, from the top of the spine to its bottom (canal first, sacrum last)."""
+        """The structures present, from the top of the spine to its bottom (canal first, sacrum last).
+
+        Raises:
+            ValueError: a label value has no meaning in the encoding.
+        """
         counts = count_labels(self.labels)
         unknown = [value for value in counts if value not in self.known]
         if unknown:
@@ -143,7 +151,7 @@ class Segmentation:
             )
             for value, count in counts.items()
         ]
-        return sorted(rows, key=lambda row: (_ORDER[row.structure.kind], _height(row.structure)))
+        return sorted(rows, key=_place)
 
     def summary(self) -> dict[str, object]:
         """JSON-ready: the table's rows, provenance and warnings."""
@@ -160,8 +168,13 @@ class Segmentation:
                 for row in self.table()
             ],
             "provenance": dict(self.provenance),
-            "warnings": [{"code": notice.code, "text": notice.text} for notice in self.warnings],
+            "warnings": [notice.as_dict() for notice in self.warnings],
         }
+
+
+def _place(row: StructureRow) -> tuple[int, float]:
+    structure = row.structure
+    return _ORDER[structure.kind], place_of(structure.level) if structure.level else structure.value
 
 
 def count_labels(labels: np.ndarray) -> dict[int, int]:
@@ -169,15 +182,3 @@ def count_labels(labels: np.ndarray) -> dict[int, int]:
     # Slice by slice, and without the background: counting needs eight bytes a voxel.
     counts = sum((np.bincount(part[part > 0], minlength=256) for part in labels), np.zeros(256, int))
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-
-
-def _height(structure: Structure) -> float:
-    """Place along the spine: a vertebra's number from C1 down, a disc half a step above its lower vertebra.
-
-    So L5/S1, which the lumbosacral disc is called below L6 too, comes after L6.
-    """
-    lower = structure.level.split("/")[-1]
-    if not lower:
-        return structure.value
-    number = {"C": 0, "T": 100, "L": 200, "S": 300}[lower[0]] + int(lower[1:])
-    return number - (0.5 if structure.kind == "disc" else 0)

@@ -188,7 +188,7 @@ class Worker:
             report=report,
         )
         for notice in segmentation.warnings:
-            send(event="warning", code=notice.code, text=notice.text)
+            send(event="warning", **notice.as_dict())
         return {"command": "segment", "output": request.output, **about, **segmentation.summary()}
 
     def _engine_for(self, request: Request) -> Engine:

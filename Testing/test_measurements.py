@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from SAUNetLib.anatomy import encodings, structures, value_of
+from SAUNetLib.anatomy import encodings, place_of, structures, value_of
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.evaluation.phantom_measures import errors, turned
 from SAUNetLib.measurements import (
@@ -636,14 +636,12 @@ def test_a_canal_in_front_of_the_discs_is_told_and_nothing_measured_by_it(thin):
 
 
 def test_the_order_of_levels_knows_the_rare_ones():
-    from SAUNetLib.measurements.measure import _place_of
-
     columns = (
         "C2 C2/C3 C3 C6 C6/C7 C7 C7/T1 T1 T11/T12 T12 T12/L1 L1 L4 L4/L5 L5 L5/S1",
         "T12 T12/T13 T13 T12/L1 L1", "T12 T12/T13 T13 T13/L1 L1", "L5 L5/L6 L6 L5/S1", "T11 T11/T12 T12/L1 L1",
     )  # fmt: skip
     for column in columns:
-        places = [_place_of(level) for level in column.split()]
+        places = [place_of(level) for level in column.split()]
         assert places == sorted(places) and len(set(places)) == len(places), column
 
 

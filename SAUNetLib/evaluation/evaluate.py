@@ -55,7 +55,7 @@ class Evaluation:
                 }
                 for kind, detection in self.detections.items()
             },
-            "warnings": [asdict(notice) for notice in self.warnings],
+            "warnings": [notice.as_dict() for notice in self.warnings],
         }
 
     def print(self) -> None:

@@ -132,8 +132,8 @@ def _reference_grid(matrix: np.ndarray, geometry: Geometry) -> dict[str, str]:
 def _segment(row: StructureRow, segmentation: Segmentation) -> dict[str, Any]:
     structure, encoding = row.structure, segmentation.encoding.name
     # Readers of NRRD take a backslash for the begin of an escape, which JSON begins its own with.
-    plain = [in_ascii(notice.text).translate({ord('"'): "'", ord("\\"): "/"}) for notice in segmentation.warnings]
-    warnings = [{"code": notice.code, "text": text} for notice, text in zip(segmentation.warnings, plain, strict=True)]
+    plain = {ord('"'): "'", ord("\\"): "/"}
+    warnings = [replace(one, text=in_ascii(one.text).translate(plain)).as_dict() for one in segmentation.warnings]
     tags = {ABOUT_TAG + key: value for key, value in segmentation.provenance.items()} | {
         ENCODING_TAG: encoding,
         WARNINGS_TAG: json.dumps(warnings),

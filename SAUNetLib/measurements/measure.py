@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..anatomy import value_of, vertebra_levels
+from ..anatomy import place_of, value_of
 from ..levels import cut_structures
 from ..levels.grid import Box, bounding_box
 from ..parts import merge_parts
@@ -242,7 +242,7 @@ class _MeasurementRun:
         known = self._segmentation.known
         placed = [known[value] for value in self._landmarks.order if known[value].level not in _WITHOUT_BODY]
         for upper, lower in pairwise(placed):
-            if _place_of(upper.level) >= _place_of(lower.level):
+            if place_of(upper.level) >= place_of(lower.level):
                 return upper.name, lower.name
         return None
 
@@ -277,10 +277,3 @@ class _MeasurementRun:
                 "The fluid in the canal does not outshine marrow and discs: this is not a T2 image. Signal ratios were "
                 "not measured.",
             )
-
-
-def _place_of(level: str) -> float:
-    """Where a vertebra or disc belongs, counted from C1 down; the disc above L1 or S1 whatever lies above it."""
-    column = (*vertebra_levels(), "S1")
-    upper, _, lower = level.partition("/")
-    return column.index(lower) - 0.5 if lower else float(column.index(upper))

@@ -162,7 +162,7 @@ class Measurements:
                 for row in self.rows
             ],
             "flags": FLAGS,
-            "warnings": [{"code": notice.code, "text": notice.text} for notice in self.warnings],
+            "warnings": [notice.as_dict() for notice in self.warnings],
         }
 
 
