@@ -29,7 +29,7 @@ from SAUNetLib.cli import STAGES, _parser, main
 from SAUNetLib.command import run_command, tool
 from SAUNetLib.errors import CancelledError
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
-from SAUNetLib.levels import cut_structures
+from SAUNetLib.masks import cut_structures
 from SAUNetLib.measurements import split_parts
 from SAUNetLib.model import load_model, save_model
 from SAUNetLib.segmentation import Segmentation

@@ -13,7 +13,7 @@ from SAUNetLib.levels.bone import Bone
 from SAUNetLib.levels.column import Column
 from SAUNetLib.levels.components import _assigned_numbers, _Component
 from SAUNetLib.levels.discs import Discs, Interface
-from SAUNetLib.levels.grid import WORKING_MM, Grid, bounding_box
+from SAUNetLib.levels.grid import WORKING_MM, Grid
 from SAUNetLib.levels.interfaces import (
     drop_false_discs,
     extend_to_ends,
@@ -24,6 +24,7 @@ from SAUNetLib.levels.interfaces import (
     volumes,
 )
 from SAUNetLib.levels.wall import find_column
+from SAUNetLib.masks import bounding_box
 from SAUNetLib.volume import SagittalStack
 
 

@@ -21,9 +21,10 @@ from SAUNetLib.levels import Levels, name_structures
 from SAUNetLib.levels.anchor import _sacrum
 from SAUNetLib.levels.bodies import Chain
 from SAUNetLib.levels.discs import Interface
-from SAUNetLib.levels.grid import Grid, bounding_box
+from SAUNetLib.levels.grid import Grid
 from SAUNetLib.levels.profile import is_upside_down
 from SAUNetLib.levels.spine import Spine
+from SAUNetLib.masks import bounding_box
 from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 

@@ -6,6 +6,6 @@ chain of `interfaces` over the bodies' `bone`, with or without an `odontoid`), `
 names rest on) and `naming`. Each step takes what the ones before it made and changes none of it.
 """
 
-from .naming import Levels, check_lowest, cut_by_slices, cut_structures, name_structures
+from .naming import Levels, check_lowest, name_structures
 
-__all__ = ["Levels", "check_lowest", "cut_by_slices", "cut_structures", "name_structures"]
+__all__ = ["Levels", "check_lowest", "name_structures"]

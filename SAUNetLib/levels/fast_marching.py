@@ -9,9 +9,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..anatomy import VERTEBRA
+from ..masks import Box, bounding_box
 from .bodies import NO_BODY, Chain
 from .column import Column
-from .grid import Box, Grid, Voxels, bounding_box
+from .grid import Grid, Voxels
 from .level_axis import LevelAxis, VoxelLocations
 
 _GEODESIC_MM = 2.4

@@ -8,30 +8,13 @@ from functools import cached_property
 import cc3d
 import numpy as np
 
+from ..masks import Box
 from ..volume import SagittalStack
 
 WORKING_MM = 0.9
 """Grid on which discs are found and profiles measured: never finer."""
 _ISLAND_MM3 = 60.0
 """Smaller components are specks."""
-
-Box = tuple[slice, slice, slice]
-
-
-def bounding_box(classes: np.ndarray) -> Box | None:
-    """The smallest box around everything that is not background."""
-    rows = np.asarray(classes.any(axis=2))
-    spans = (rows.any(axis=1), rows.any(axis=0), classes.any(axis=(0, 1)))
-    if not spans[0].any():
-        return None
-    ends = [np.flatnonzero(span)[[0, -1]] for span in spans]
-    return tuple(slice(int(first), int(last) + 1) for first, last in ends)  # type: ignore[return-value]
-
-
-def connected_components(mask: np.ndarray) -> np.ndarray:
-    """Numbers (S, H, W) from 1 of a mask's connected components; faces, edges and corners connect (26 neighbours)."""
-    # With a border: cc3d fails on some boxes of one row.
-    return np.ascontiguousarray(cc3d.connected_components(np.pad(mask, 1), connectivity=26)[1:-1, 1:-1, 1:-1])
 
 
 def rows_with(mask: np.ndarray) -> np.ndarray:

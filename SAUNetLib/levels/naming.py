@@ -9,15 +9,13 @@ import numpy as np
 
 from ..anatomy import disc_between, value_of, vertebra_levels
 from ..errors import UsageError
+from ..masks import bounding_box, cut_structures
 from ..segmentation import Notice
 from ..volume import SagittalStack
 from .anchor import SACRUM, Anchor, find_anchor
-from .grid import Grid, Image, bounding_box
+from .grid import Grid, Image
 from .profile import size_of
 from .spine import Spine
-
-_CUT = 0.4
-"""An outermost slice that shows this part of what the fullest one shows cuts the structure (chosen)."""
 
 _MUCH_MM3 = 20_000.0
 """So much apart from the spine is a ghost of it: 13,000 mm3 at most in 47 volumes, 48,000 and more in copies with a
@@ -283,39 +281,3 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
 
 def _count(number: int, singular: str, plural: str) -> str:
     return f"{number} {singular if number == 1 else plural}"
-
-
-def cut_structures(labels: np.ndarray) -> frozenset[int]:
-    """Values that the field of view cuts: at rows and columns where they touch its border, at slices where much does.
-
-    At slices as `cut_by_slices`.
-
-    Args:
-        labels: (S, H, W), canonical slices of the whole field of view.
-    """
-    box, shape = bounding_box(labels), labels.shape
-    if box is None:
-        return frozenset()
-    labels = labels[box]
-    cut: set[int] = set()
-    for axis in (1, 2):
-        lines = np.moveaxis(labels, axis, 0)
-        if box[axis].start == 0:
-            cut |= set(np.unique(lines[0]).tolist())
-        if box[axis].stop == shape[axis]:
-            cut |= set(np.unique(lines[-1]).tolist())
-    if box[0].start == 0 or box[0].stop == shape[0]:
-        area = np.stack([np.bincount(slice_labels[slice_labels > 0], minlength=256) for slice_labels in labels])
-        area = np.pad(area, ((box[0].start, shape[0] - box[0].stop), (0, 0)))
-        cut |= set(np.flatnonzero(cut_by_slices(area)).tolist())
-    return frozenset(cut - {0})
-
-
-def cut_by_slices(area: np.ndarray) -> np.ndarray:
-    """Whether the outermost slices cut structures of which the slices show so much: (S, ...) to (...) bool.
-
-    A structure ends by itself in an outermost slice that shows little of it; it is cut where that shows at least two
-    fifths of what its fullest slice shows.
-    """
-    most = area.max(axis=0)
-    return np.asarray((most > 0) & (area[[0, -1]].max(axis=0) >= _CUT * most))

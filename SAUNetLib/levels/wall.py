@@ -9,8 +9,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..anatomy import CANAL, DISC, VERTEBRA
+from ..masks import Box, bounding_box, connected_components
 from .column import Column
-from .grid import Box, Grid, bounding_box, connected_components, rows_with
+from .grid import Grid, rows_with
 
 _AWAY_MM = 12.0
 """Parts of a canal lie nearer to vertebrae or discs: 4.7 mm at most in 47 volumes, fat taken for it 19 and more."""

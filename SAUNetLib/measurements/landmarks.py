@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..levels.grid import connected_components
+from ..masks import connected_components
 from .centreline import Centreline
 from .endplates import Section
 from .neighbours import Neighbours

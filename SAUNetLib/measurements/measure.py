@@ -9,8 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..anatomy import place_of, value_of
-from ..levels import cut_structures
-from ..levels.grid import Box, bounding_box
+from ..masks import Box, bounding_box, cut_structures
 from ..parts import merge_parts
 from ..segmentation import Notice, Segmentation, StructureRow
 from ..volume import SagittalStack, Volume, check_geometry, on_grid

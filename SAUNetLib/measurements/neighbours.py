@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..levels import cut_by_slices
+from ..masks import cut_by_slices
 from .centreline import Centreline
 from .space import BACK, AnatomicalFrame, LabelSpace
 

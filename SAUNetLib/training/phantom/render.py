@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...anatomy import structures
-from ...levels.grid import connected_components
+from ...masks import connected_components
 from .canvas import Canvas, Texture
 from .options import PhantomOptions
 from .tissues import signals
