@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import cached_property
+
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
@@ -43,26 +46,30 @@ _NEAR_MM = 60.0
 """In a structure's frame the line is followed so far up and down."""
 
 
+@dataclass(frozen=True, eq=False)
 class Centreline:
     """A smooth line down the canal's middle, about `STEP` mm from point to point.
 
     Attributes:
         points: (N, 3) mm, from the top down.
-        tangents: (N, 3) unit vectors down the canal.
         half: (N,) mm from the line to the canal's anterior border.
         first, last: index of the first and last point at which the canal is seen.
         told: index of the first and last point that the canal or a disc tells; the line goes on straight beyond them.
         sided: (N,) whether the slices show one side of the canal rather than its middle.
     """
 
-    def __init__(self, points: np.ndarray, half: np.ndarray, seen: tuple[int, int]) -> None:
-        self.points = points
-        self.half = half
-        self.first, self.last = seen
-        self.told = 0, len(points) - 1
-        self.sided = np.zeros(len(points), bool)
-        tangents = np.gradient(smooth(points, _SMOOTH_TANGENT), axis=0)
-        self.tangents = tangents / np.linalg.norm(tangents, axis=1, keepdims=True)
+    points: np.ndarray
+    half: np.ndarray
+    first: int
+    last: int
+    told: tuple[int, int]
+    sided: np.ndarray
+
+    @cached_property
+    def tangents(self) -> np.ndarray:
+        """Unit vectors (N, 3) down the canal."""
+        tangents = np.gradient(smooth(self.points, _SMOOTH_TANGENT), axis=0)
+        return np.asarray(tangents / np.linalg.norm(tangents, axis=1, keepdims=True))
 
     @classmethod
     def of(cls, space: LabelSpace, value: int, beyond: np.ndarray) -> Centreline | None:
@@ -78,10 +85,8 @@ class Centreline:
         for _ in range(_ROUNDS):
             curve = cls._through(line)
             line = cls._means(cloud, np.round(curve.station(cloud)).astype(int))
-        result = cls._through(line, beyond)
-        result.half = result._anterior(cloud)
-        result.sided = result._cut_aside(space, value)
-        return result
+        whole = cls._through(line, beyond)
+        return replace(whole, half=whole._anterior(cloud), sided=whole._cut_aside(space, value))
 
     @classmethod
     def behind(cls, points: np.ndarray, half: float) -> Centreline | None:
@@ -92,12 +97,11 @@ class Centreline:
         if len(points) < 2 or np.ptp(points[:, 1]) < _LEAST_MM:
             return None
         line = cls._through(points[np.argsort(points[:, 1])])
-        line.half = np.full(len(line.points), half)
-        line.first, line.last = len(line.points), -1
-        return line
+        return replace(line, half=np.full(len(line.points), half), first=len(line.points), last=-1)
 
     @classmethod
     def _through(cls, means: np.ndarray, beyond: np.ndarray | None = None) -> Centreline:
+        """Through the canal's mean points, and others above and below; `half` and `sided` are nothing yet."""
         line = smooth(means, _SMOOTH) if len(means) > _FEW_MEANS else means
         ends = line[0], line[-1]
         if beyond is not None and len(beyond):
@@ -107,9 +111,7 @@ class Centreline:
         told = line[0], line[-1]
         line = _longer(line, _BEYOND)
         seen, known = ([int(np.argmin(np.linalg.norm(line - end, axis=1))) for end in both] for both in (ends, told))
-        result = cls(line, np.zeros(len(line)), (seen[0], seen[1]))
-        result.told = known[0], known[1]
-        return result
+        return cls(line, np.zeros(len(line)), seen[0], seen[1], (known[0], known[1]), np.zeros(len(line), bool))
 
     @staticmethod
     def _means(cloud: np.ndarray, bins: np.ndarray) -> np.ndarray:

@@ -104,7 +104,7 @@ class _MeasurementRun:
     def __init__(self, segmentation: Segmentation, volume: Volume | None) -> None:
         self._segmentation = segmentation
         self._table = segmentation.table()
-        self._space = LabelSpace(segmentation.labels, segmentation.geometry)
+        self._space = LabelSpace.of(segmentation.labels, segmentation.geometry)
         canals = self._values("canal")
         self._canal = canals[0] if canals else None
         sacra = self._values("sacrum")

@@ -64,8 +64,8 @@ def draw_picture(volume: Volume, segmentation: Segmentation, measurements: Measu
         InputError: as `write_picture`.
     """
     volume = on_grid(volume, segmentation.geometry, "its segmentation")
-    space = LabelSpace(segmentation.labels, segmentation.geometry)
-    panel = _panel(space, space.slices_of(volume.voxels), measurements)
+    space = LabelSpace.of(segmentation.labels, segmentation.geometry)
+    panel = _panel(space, space.stack.slices_of(volume.voxels), measurements)
     figures = _figures(measurements, panel.height)
     top = beside([panel, figures], 2 * GAP)
     return page([heading("SAUNet spine measurements", DISCLAIMER, top.width), top, _footer(measurements, top.width)])

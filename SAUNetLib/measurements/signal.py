@@ -57,7 +57,7 @@ class CorrectedSignal:
     ) -> None:
         """`voxels` (k, j, i): the image on the segmentation's grid."""
         self._space, self._landmarks = space, landmarks
-        self._image = space.slices_of(voxels)
+        self._image = space.stack.slices_of(voxels)
         self._bias = _bias(space, self._image, vertebrae)
         self._station, self._fluid, self._cut_off = np.zeros(0), np.zeros(0), False
         if canal is not None and landmarks.line is not None and landmarks.canal_seen:

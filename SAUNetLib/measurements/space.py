@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,36 +45,39 @@ class AnatomicalFrame:
         return self.origin + np.asarray(local, float) @ self.axes
 
 
+@dataclass(frozen=True, eq=False)
 class LabelSpace:
     """Labels (S, H, W) with positions in mm along slices (to the left), rows (down) and columns (to the back).
 
     It is the patient's space turned and shifted as a whole, so that distances and angles in it are the patient's.
 
     Attributes:
-        labels: (S, H, W) uint8.
-        spacing: (3,) mm.
+        stack: the labels as sagittal slices.
+        grid: of these slices.
     """
 
-    def __init__(self, labels: np.ndarray, geometry: Geometry) -> None:
-        self._stack = SagittalStack.of(Volume(labels, geometry))
-        self._grid = self._stack.grid(geometry)
-        self.labels = self._stack.slices
-        self.spacing = np.array([self._stack.slice_spacing, *self._stack.pixel])
+    stack: SagittalStack
+    grid: Geometry
+
+    @classmethod
+    def of(cls, labels: np.ndarray, geometry: Geometry) -> LabelSpace:
+        """Of labels (k, j, i) on a grid."""
+        stack = SagittalStack.of(Volume(labels, geometry))
+        return cls(stack, stack.grid(geometry))
 
     def without(self, strays: np.ndarray) -> LabelSpace:
         """The same with the voxels `strays` (S, H, W) bool as background."""
-        cleaned = copy.copy(self)
-        cleaned.__dict__.pop("_boxes", None)
-        cleaned.labels = np.where(strays, 0, self.labels)
-        return cleaned
+        return LabelSpace(self.stack.with_slices(np.where(strays, 0, self.labels)), self.grid)
 
-    def slices_of(self, voxels: np.ndarray) -> np.ndarray:
-        """Another array of the same grid (k, j, i) as slices (S, H, W)."""
-        return self._stack.slices_of(voxels)
+    @property
+    def labels(self) -> np.ndarray:
+        """(S, H, W) uint8."""
+        return self.stack.slices
 
-    def restore(self, slices: np.ndarray) -> np.ndarray:
-        """Slices (S, H, W) laid back onto the source grid (k, j, i)."""
-        return self._stack.restore(slices)
+    @cached_property
+    def spacing(self) -> np.ndarray:
+        """(3,) mm."""
+        return np.array([self.stack.slice_spacing, *self.stack.pixel])
 
     @property
     def pixel(self) -> float:
@@ -89,11 +91,11 @@ class LabelSpace:
 
     def to_patient(self, points: np.ndarray) -> np.ndarray:
         """Positions (..., 3) in mm, LPS, of points of the space."""
-        return self._grid.points((np.asarray(points) / self.spacing)[..., ::-1])
+        return self.grid.points((np.asarray(points) / self.spacing)[..., ::-1])
 
     def from_patient(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 3) of the space at positions in mm, LPS."""
-        index = np.linalg.solve(self._grid.direction, (np.asarray(points) - self._grid.origin)[..., None])[..., 0]
+        index = np.linalg.solve(self.grid.direction, (np.asarray(points) - self.grid.origin)[..., None])[..., 0]
         return index[..., ::-1]
 
     @cached_property

@@ -42,7 +42,7 @@ def split_parts(segmentation: Segmentation) -> Segmentation:
     """
     segmentation.require_levels()
     segmentation = merge_parts(segmentation)
-    space = LabelSpace(segmentation.labels, segmentation.geometry)
+    space = LabelSpace.of(segmentation.labels, segmentation.geometry)
     kinds = {value: segmentation.known[value].kind for value in space.values}
     vertebrae = [value for value, kind in kinds.items() if kind == "vertebra"]
     discs = [value for value, kind in kinds.items() if kind == "disc"]
@@ -54,7 +54,7 @@ def split_parts(segmentation: Segmentation) -> Segmentation:
         mask = space.labels[box] == value
         rear = _rear(space, landmarks, value, mask)
         labels[box][mask & rear] = value + PARTS_OFFSET
-    source = space.restore(labels)
+    source = space.stack.restore(labels)
     both = {value + PARTS_OFFSET for value in segmentation.partial if kinds.get(value) == "vertebra"}
     partial = segmentation.partial | (both & set(np.unique(source).tolist()))
     surely = {value + PARTS_OFFSET: sure for value, sure in segmentation.confidence.items() if value in vertebrae}
