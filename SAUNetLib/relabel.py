@@ -222,26 +222,27 @@ def _new_values(present: list[int], wanted: Mapping[int, int]) -> dict[int, int]
     sacrum = next((value for value in present if known[value].kind == "sacrum"), None)
     if sacrum is not None:
         fixed.setdefault(sacrum, sacrum)  # nothing else looks like a sacrum
-    contradictory = True
     beyond = ""
     for chain in _chains():
         places = _places(chain)
-        at = {value: place for place, value in places.items()}
-        if not all(new in at for new in fixed.values()):
+        shift = _shift_in(places, fixed, old)
+        if shift is None:
             continue
-        shifts = {at[new] - old[value] for value, new in fixed.items()}
-        if len(shifts) != 1:
-            continue
-        contradictory = False
-        shift = shifts.pop()
         outside = [value for value in present if old[value] + shift not in places]
         if not outside:
             return {value: places[old[value] + shift] for value in present}
         beyond = beyond or f"{known[outside[0]].name} would lie beyond {_end(outside[0], old, shift, chain)}"
-    if contradictory:
+    if not beyond:
         claims = ", ".join(f"{known[value].level} is {known[new].level}" for value, new in fixed.items())
         raise _refusal(f"these cannot all be true: {claims}", "Name one structure only, or check the levels given")
     raise _refusal(beyond, "Check the level given")
+
+
+def _shift_in(places: Mapping[float, int], fixed: Mapping[int, int], old: Mapping[int, float]) -> float | None:
+    """By how much all structures move in a spine of these places; None where what is fixed does not fit there."""
+    at = {value: place for place, value in places.items()}
+    shifts = {at[new] - old[value] if new in at else None for value, new in fixed.items()}
+    return shifts.pop() if len(shifts) == 1 else None
 
 
 def _end(value: int, old: Mapping[int, float], shift: float, chain: tuple[str, ...]) -> str:

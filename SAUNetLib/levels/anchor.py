@@ -103,36 +103,50 @@ def find_anchor(spine: Spine, lowest: str | None, image: Image | None = None) ->
 
 def _anchor(spine: Spine, lowest: str | None, image: Image | None) -> Anchor:
     """Names of an image that is not upside down."""
-    bottom, sacrum, odontoid = spine.chain.lowest, _sacrum(spine, image), spine.chain.odontoid
+    bottom, sacrum = spine.chain.lowest, _sacrum(spine, image)
     if lowest is not None:
-        last = lowest == "L4" and sacrum.seen and sacrum.steep
-        words = f"the lowest complete vertebra is {lowest}, as stated"
-        against = sacrum.words if sacrum.seen and lowest not in _ABOVE_SACRUM else ""
-        return Anchor(_levels(bottom, lowest, last), "user", words, 1.0, contradicted=against)
-    if odontoid and sacrum.seen and abs(_L5 - bottom - _C2) == 1:
+        return _stated(bottom, lowest, sacrum)
+    if spine.chain.odontoid and sacrum.seen and abs(_L5 - bottom - _C2) == 1:
         return _counted(spine, bottom + 2)
-    fit = log_likelihoods(spine.chain)
+    return _by_fit(spine, sacrum)
+
+
+def _stated(bottom: int, lowest: str, sacrum: _Sacrum) -> Anchor:
+    """Names by what the user says that vertebra `bottom` is."""
+    last = lowest == "L4" and sacrum.seen and sacrum.steep
+    words = f"the lowest complete vertebra is {lowest}, as stated"
+    against = sacrum.words if sacrum.seen and lowest not in _ABOVE_SACRUM else ""
+    return Anchor(_levels(bottom, lowest, last), "user", words, 1.0, contradicted=against)
+
+
+def _by_fit(spine: Spine, sacrum: _Sacrum) -> Anchor:
+    """The most probable names, and whether they rest on the sacrum, on C2 or on sizes alone."""
+    bottom, fit = spine.chain.lowest, log_likelihoods(spine.chain)
     if not np.isfinite(fit).any():
         return Anchor(_levels(bottom, "L5"), "sizes", "more vertebrae were found than a spine has", _HARDLY)
     chance = _chances(spine, fit, sacrum)
     start = int(chance.argmax())
-    at_sacrum, at_c2 = sacrum.seen and start + bottom == _L5, odontoid and start == _C2
-    source = "both" if at_sacrum and at_c2 else "sacrum" if at_sacrum else "C2" if at_c2 else "sizes"
-    lumbar = _long_processes(spine) if source in ("sacrum", "both") else None
-    basis = {
-        "both": f"{_C2_WORDS}; {sacrum.words}",
-        "sacrum": sacrum.words + (f"; {_FIVE_WORDS}" if lumbar == 5 else ""),
-        "C2": _C2_WORDS,
-        "sizes": f"{sacrum.words}, so the sizes and the curvature of the vertebrae decided",
-    }[source]
-    unusual = _unusual(spine, lumbar) if source in ("sacrum", "both") else ()
-    counted = source == "both" or lumbar is not None
-    most = _MOST["counted" if source == "sacrum" and lumbar == 5 else source]
-    most = min(most, _UNUSUAL) if unusual else most
-    if source == "sizes":
-        chance = chance**_SHARPER / np.sum(chance**_SHARPER)
-    sure = min(most, float(chance[start]))
-    return Anchor(_levels(bottom, LEVELS[start + bottom]), source, basis, sure, unusual, counted)
+    levels, at_c2 = _levels(bottom, LEVELS[start + bottom]), spine.chain.odontoid and start == _C2
+    if sacrum.seen and start + bottom == _L5:
+        return _by_sacrum(spine, sacrum, levels, float(chance[start]), at_c2)
+    if at_c2:
+        return Anchor(levels, "C2", _C2_WORDS, min(_MOST["C2"], float(chance[start])))
+    chance = chance**_SHARPER / np.sum(chance**_SHARPER)
+    basis = f"{sacrum.words}, so the sizes and the curvature of the vertebrae decided"
+    return Anchor(levels, "sizes", basis, min(_MOST["sizes"], float(chance[start])))
+
+
+def _by_sacrum(spine: Spine, sacrum: _Sacrum, levels: dict[int, str], chance: float, with_c2: bool) -> Anchor:
+    """Names that rest on the sacrum, or with C2 on both; `chance` is how probable they are."""
+    lumbar = _long_processes(spine)
+    unusual = _unusual(spine, lumbar)
+    source, basis, most = "sacrum", sacrum.words, _MOST["sacrum"]
+    if with_c2:
+        source, basis, most = "both", f"{_C2_WORDS}; {sacrum.words}", _MOST["both"]
+    elif lumbar == 5:
+        basis, most = f"{sacrum.words}; {_FIVE_WORDS}", _MOST["counted"]
+    sure = min(most, chance, _UNUSUAL if unusual else 1.0)
+    return Anchor(levels, source, basis, sure, unusual, counted=with_c2 or lumbar is not None)
 
 
 def _chances(spine: Spine, fit: np.ndarray, sacrum: _Sacrum) -> np.ndarray:
