@@ -104,6 +104,9 @@ def detect(predicted: np.ndarray, truth: np.ndarray) -> Detection:
     """Match true to predicted instances, one to one, largest overlap first.
 
     A pair counts when it shares at least half of the true instance's voxels (`LEAST_SHARED`). Numbers need not agree.
+
+    Args:
+        predicted, truth: label maps of one shape, whole numbers; 0 is background, every other value an instance.
     """
     both = (truth > 0) & (predicted > 0)
     joint, counts = np.unique(np.stack((truth[both], predicted[both])).astype(np.int64), axis=1, return_counts=True)

@@ -50,7 +50,10 @@ def segment(
         The result on exactly the volume's grid.
 
     Raises:
-        InputError, UsageError, OutOfMemoryError, CancelledError: see `errors`.
+        InputError: as `check_volume` and `check_content`.
+        UsageError: USAGE, `lowest` is no vertebra or stated for three classes; DEVICE, as `Engine.classes`.
+        OutOfMemoryError: MEMORY.
+        CancelledError: CANCELLED, from `report`.
     """
     started = datetime.now(UTC)
     report("prepare", 0.0)

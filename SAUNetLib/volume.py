@@ -368,7 +368,11 @@ class SagittalStack:
         return _flip(voxels.transpose(self.axes), self.flipped)
 
     def restore(self, slices: np.ndarray) -> np.ndarray:
-        """An array (S, H, W) of this stack's shape laid back onto the source grid (k, j, i), contiguous."""
+        """An array (S, H, W) of this stack's shape laid back onto the source grid (k, j, i), contiguous.
+
+        Raises:
+            ValueError: it has another shape.
+        """
         if slices.shape != self.slices.shape:
             raise ValueError(f"shape {slices.shape} is not the stack's {self.slices.shape}")
         return np.ascontiguousarray(_flip(slices, self.flipped).transpose(np.argsort(self.axes)))

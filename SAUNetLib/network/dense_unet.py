@@ -80,6 +80,9 @@ class DenseUNet(nn.Module):
 
     Shape:
         (N, in_channels, H, W) -> (N, ``out_channels``, H, W); H and W multiples of ``stride`` (16).
+
+    Raises:
+        ValueError: not five widths; in ``forward``, as `encode`.
     """
 
     stride = 16
@@ -113,6 +116,9 @@ class DenseUNet(nn.Module):
 
         Shape:
             (N, in_channels, H, W) -> five of (N, ``skip_channels[level]``, H / 2^level, W / 2^level).
+
+        Raises:
+            ValueError: slices of another shape, or H or W no multiple of ``stride``.
         """
         if x.ndim != 4 or x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise ValueError(

@@ -35,6 +35,9 @@ class SAUNet(nn.Module):
         (B, S, 1, H, W): B stacks of S consecutive slices -> scores (B, S, classes, H, W). S >= 1; H and W multiples
         of 16. Every slice goes through the Dense U-Net exactly once. ``apart`` (B,) bool: stacks whose slices are no
         neighbours; they meet no masks.
+
+    Raises:
+        ValueError: `attention` is none of these, or not five widths; in ``forward``, stacks of another shape.
     """
 
     def __init__(

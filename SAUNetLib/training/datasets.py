@@ -62,7 +62,16 @@ class Case:
 
 
 def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume, np.ndarray]:
-    """A volume with its sagittal slices averaged in groups of ``count``, labels by majority; see `thick_slices`."""
+    """A volume with its sagittal slices averaged in groups of ``count``, labels by majority; see `thick_slices`.
+
+    Args:
+        volume: as `check_volume` passed it.
+        labels: (k, j, i) uint8 classes on its grid, `UNKNOWN` where not known.
+        count: slices to average, no more than there are; 1 changes nothing.
+
+    Returns:
+        Volume (float32) and labels as slices (S', H, W), S' = S // count, and so is the order of the volume's axes.
+    """
     if count == 1:
         return volume, labels
     stack = SagittalStack.of(volume)

@@ -367,10 +367,14 @@ def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.nd
 
 
 def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray, int]:
-    """Class labels with components below `SPECK_MM3` not known, and how many these are; voxel volume in mm3.
+    """Class labels with components below `SPECK_MM3` not known, and how many these are.
 
     What should stand there instead, the background or the structure around it, a speck does not say. A lone slice is
     left as it is: a small piece may be all that it shows of a structure.
+
+    Args:
+        labels: (k, j, i) uint8 classes, `UNKNOWN` where not known; not changed.
+        voxel_volume: mm3.
     """
     if min(labels.shape) == 1:
         return labels, 0
