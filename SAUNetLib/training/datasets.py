@@ -70,7 +70,7 @@ def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume
         count: slices to average, no more than there are; 1 changes nothing.
 
     Returns:
-        Volume (float32) and labels as slices (S', H, W), S' = S // count, and so is the order of the volume's axes.
+        Volume and labels; averaged, both are slices (S', H, W) in this order, float32 and uint8, S' = S // count.
     """
     if count == 1:
         return volume, labels
