@@ -211,22 +211,22 @@ def _card(config: TrainingConfig, data: Sequence[Path], cases: TrainedOn, before
 def _config(output: Path, config_file: str | None, start: str | None, folder: Path) -> TrainingConfig:
     """The configuration of a run whose cases to validate on are in a folder."""
     cases = patients(folder)
-    started = output / "config.json"
-    source = Path(config_file) if config_file else started
-    if config_file and not source.exists():
+    if config_file and not Path(config_file).exists():
         raise UsageError("USAGE", f"there is no configuration {config_file}", "Check the path")
-    config = read_config(source) if source.exists() else TrainingConfig()
+    own = output / "config.json"
+    begun = read_config(own) if own.exists() else None
+    config = read_config(Path(config_file)) if config_file else begun or TrainingConfig()
     start = start or config.start
     trained: set[str] = set()
     validated: set[str] = set()
-    if start and not (source == started and started.exists()):
+    if start and (begun is None or (config_file and Path(config_file) != own)):
         config, card = _starting_from(start, config)
         trained, validated = _known_to(card, folder)
     names = {name for of_patient in cases.values() for name in of_patient}
-    if is_begun(output) and started.exists() and not names.issuperset(read_config(started).validation):
+    if begun is not None and is_begun(output) and not names.issuperset(begun.validation):
         raise other_cases(output)
     config = _with_validation(config.model_copy(update={"start": start}), cases, trained, validated)
-    if started.exists() and read_config(started) != config:
+    if begun is not None and begun != config:
         raise UsageError(
             "USAGE",
             f"{output} holds a run of another configuration",
