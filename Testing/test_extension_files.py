@@ -307,6 +307,7 @@ def test_scene_that_is_loaded_while_the_panel_is_shown_is_shown_with_its_result(
 
 def test_scene_that_is_added_leaves_what_is_chosen(shown):
     panel = shown.panel
+    panel.ui.editSection.collapsed = False
     add_volume(name="of the other scene")
     slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetSingletonNode("SAUNetSegmentation", "vtkMRMLScriptedModuleNode"))
     text = scene_text()

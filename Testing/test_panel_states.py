@@ -554,12 +554,13 @@ class PanelStates(RuleBasedStateMachine):
             return
         ui, node, volume = self.ui, self.shown(), self.parameters.inputVolume
         assert ui.inputSelector.currentNode() is volume
-        for part in (ui.segmentsTable, ui.show3DButton, ui.editor):
+        corrected = not ui.editSection.collapsed
+        for part in (ui.segmentsTable, ui.show3DButton, *[ui.editor] * corrected):
             assert part.segmentationNode() is node, part
         assert ui.resultSelector.currentNode() is node
         if node is not None:
             source = node.GetNodeReference(Result.INPUT_ROLE)
-            assert source is None or ui.editor.sourceVolumeNode() is source
+            assert source is None or not corrected or ui.editor.sourceVolumeNode() is source
             assert ui.editor.sourceVolumeNodeSelectorVisible is (source is None)
             assert ui.segmentsTable.segmentCount == node.GetSegmentation().GetNumberOfSegments()
         assert ui.warningsLabel.text == ("\n".join(Widget.notices(node)) if Result.isResult(node) else "")

@@ -59,6 +59,7 @@ def counts():
 def test_one_click_gives_a_named_segmentation(panel_of):  # noqa: F811
     volume = add_volume()
     panel = panel_of()
+    panel.ui.editSection.collapsed = False
     press_and_wait(panel)
     (node,) = panel.results()
     assert panel.ui.resultSelector.currentNode() is node and node.GetName() == "T2 sag spine"
@@ -398,6 +399,7 @@ def test_a_volume_in_which_nothing_is_found_is_said_with_what_to_try(panel_of): 
 def test_panel_whose_own_node_somebody_has_removed_goes_on(panel_of, removed):  # noqa: F811
     add_volume()
     panel = panel_of()
+    panel.ui.editSection.collapsed = False
     press_and_wait(panel)
     (node,) = panel.results()
     kind = "vtkMRMLScriptedModuleNode" if removed == "SAUNetSegmentation" else "vtkMRMLSegmentEditorNode"
@@ -434,6 +436,15 @@ def test_editor_of_a_panel_that_is_gone_follows_no_node(panel_of):  # noqa: F811
     assert panel.ui.editor.mrmlSegmentEditorNode() is not None
     panel.widget.cleanup()
     assert panel.ui.editor.mrmlSegmentEditorNode() is None
+
+
+def test_a_second_panel_that_ends_leaves_the_first_one_its_editor(panel_of):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.ui.editSection.collapsed = False
+    press_and_wait(panel)
+    panel_of().widget.cleanup()
+    assert panel.ui.editor.segmentationNode() is panel.results()[0]
 
 
 def test_a_segmentation_from_another_thread_is_refused(panel_of):  # noqa: F811
@@ -635,6 +646,7 @@ def test_second_run_replaces_what_nobody_edited_and_undo_brings_it_back(panel_of
 def test_undo_works_after_another_module_was_open(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of()
+    panel.ui.editSection.collapsed = False
     press_and_wait(panel)
     (node,) = panel.results()
     panel.ui.editor.saveStateForUndo()  # as an effect does before it changes something
@@ -745,6 +757,7 @@ def test_correcting_another_result_goes_on_when_a_run_ends(panel_of):  # noqa: F
     """The editor forgets its steps when it is shown another segmentation."""
     first, second = add_volume(name="first"), add_volume(name="second")
     panel = panel_of()
+    panel.ui.editSection.collapsed = False
     editor = panel.ui.editor
     panel.ui.inputSelector.setCurrentNode(second)
     press_and_wait(panel)
@@ -761,6 +774,124 @@ def test_correcting_another_result_goes_on_when_a_run_ends(panel_of):  # noqa: F
     assert panel.wait() and panel.results() == [before, mine]
     assert editor.segmentationNode() is mine and panel.ui.resultSelector.currentNode() is mine
     assert panel.ui.statusLabel.text.endswith(f"It is {before.GetName()} under Result.")
+    editor.undo()
+    assert not Result.isEdited(mine)
+
+
+@pytest.mark.parametrize("case", ["another volume", "keep", "replace"])
+def test_correcting_the_result_that_was_shown_goes_on_when_a_run_ends(panel_of, case):  # noqa: F811
+    _first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    panel.ui.editSection.collapsed = False
+    editor = panel.ui.editor
+    press_and_wait(panel)
+    (mine,) = panel.results()
+    if case == "another volume":
+        panel.ui.inputSelector.setCurrentNode(second)
+    panel.ui.previousComboBox.currentIndex = int(case == "keep")
+    panel.ui.segmentButton.click()
+    assert panel.ui.resultSelector.currentNode() is mine
+    editor.saveStateForUndo()
+    paint(mine)
+    assert panel.wait() and len(panel.results()) == 2
+    assert editor.segmentationNode() is mine and panel.ui.resultSelector.currentNode() is mine
+    where = f"It is {panel.results()[1].GetName()} under Result."
+    assert panel.ui.statusLabel.text.endswith(where) and where in panel.ui.logEdit.plainText
+    editor.undo()
+    assert not Result.isEdited(mine)
+
+
+def test_an_effect_that_is_used_stays_when_a_run_ends(panel_of):  # noqa: F811
+    _first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    panel.ui.editSection.collapsed = False
+    press_and_wait(panel)
+    (mine,) = panel.results()
+    panel.ui.inputSelector.setCurrentNode(second)
+    panel.ui.segmentButton.click()
+    panel.ui.editor.setActiveEffectByName("Paint")
+    assert panel.wait() and panel.ui.editor.segmentationNode() is mine
+    assert panel.ui.editor.activeEffect() is not None
+
+
+def test_looking_at_a_result_during_a_run_is_not_correcting_it(panel_of):  # noqa: F811
+    _first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    panel.ui.editSection.collapsed = False
+    press_and_wait(panel)
+    (mine,) = panel.results()
+    paint(mine)
+    panel.ui.inputSelector.setCurrentNode(second)
+    panel.ui.segmentButton.click()
+    panel.ui.show3DButton.click()
+    panel.ui.opacitySlider.value = 0.4
+    mine.GetDisplayNode().SetSegmentVisibility(mine.GetSegmentation().GetNthSegmentID(0), False)
+    slicer.app.processEvents()
+    assert panel.wait() and panel.ui.resultSelector.currentNode() is panel.results()[1]
+    assert panel.ui.editor.segmentationNode() is panel.results()[1]
+
+
+def add_view(background, label):
+    """A slice view that shows a volume and a label map."""
+    view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    view.SetBackgroundVolumeID(background.GetID())
+    view.SetLabelVolumeID(label.GetID())
+    return view
+
+
+def test_views_stay_as_they_are_while_the_section_correct_is_closed(panel_of):  # noqa: F811
+    volume, other = add_volume(), add_volume(name="other")
+    label = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    view = add_view(other, label)
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(volume)
+    press_and_wait(panel)
+    (node,) = panel.results()
+    node.GetSegmentation().RemoveSegment("SAUNet_41")
+    node.SetAttribute("SAUNet.fingerprint", Result.fingerprint(node.GetSegmentation()))
+    press_and_wait(panel)
+    panel.widget.exit()
+    panel.widget.enter()
+    assert panel.results() == [node] and len(segments(node)) == 10
+    assert (view.GetBackgroundVolumeID(), view.GetLabelVolumeID()) == (other.GetID(), label.GetID())
+    panel.ui.editor.undo()
+    assert len(segments(node)) == 9, "the run can be undone even so"
+
+
+def test_opening_the_section_correct_shows_what_is_corrected(panel_of):  # noqa: F811
+    volume, other = add_volume(), add_volume(name="other")
+    view = add_view(other, slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode"))
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(volume)
+    press_and_wait(panel)
+    assert panel.ui.editor.segmentationNode() is None
+    panel.ui.editSection.collapsed = False
+    assert panel.ui.editor.segmentationNode() is panel.results()[0]
+    assert (view.GetBackgroundVolumeID(), view.GetLabelVolumeID()) == (volume.GetID(), None)
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_run_that_ends_while_another_module_is_open_leaves_views_and_editor_alone(panel_of, replaces):  # noqa: F811
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    panel.ui.editSection.collapsed = False
+    editor = panel.ui.editor
+    for volume in (second, first) if replaces else (first,):
+        panel.ui.inputSelector.setCurrentNode(volume)
+        press_and_wait(panel)
+    mine = panel.results()[-1]
+    panel.ui.inputSelector.setCurrentNode(second)
+    panel.ui.resultSelector.setCurrentNode(mine)
+    panel.ui.segmentButton.click()
+    editor.saveStateForUndo()
+    paint(mine)
+    panel.widget.exit()
+    label = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    view = add_view(first, label)
+    assert panel.wait() and len(panel.results()) == 2
+    assert (view.GetBackgroundVolumeID(), view.GetLabelVolumeID()) == (first.GetID(), label.GetID())
+    panel.widget.enter()
+    assert panel.ui.resultSelector.currentNode() is mine is editor.segmentationNode()
     editor.undo()
     assert not Result.isEdited(mine)
 
@@ -846,6 +977,7 @@ def test_notices_are_those_of_the_run_that_undo_brings_back(panel_of):  # noqa: 
 def test_loaded_segmentation_can_be_chosen_looked_at_and_corrected(panel_of, tmp_path):  # noqa: F811
     add_volume()
     panel = panel_of()
+    panel.ui.editSection.collapsed = False
     press_and_wait(panel)
     (node,) = panel.results()
     panel.logic.nodes.exportSegmentation(node, tmp_path / "r.seg.nrrd")
@@ -1075,6 +1207,7 @@ def test_a_scene_of_a_later_version_is_shown_with_the_choices_that_are_known(pan
 def test_scene_that_is_loaded_while_the_panel_is_shown(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of()
+    panel.ui.editSection.collapsed = False
     press_and_wait(panel)
     panel.ui.outputComboBox.currentIndex = 1
     text = save_and_close_scene(panel)

@@ -218,6 +218,22 @@ class SceneNodes:
         if source and item:
             hierarchy.SetItemParent(item, hierarchy.GetItemParent(source))
 
+    @contextmanager
+    def viewsKept(self) -> Iterator[None]:
+        """Whatever is done meanwhile, the slice views show what they showed."""
+        layers = ("BackgroundVolumeID", "ForegroundVolumeID", "LabelVolumeID")
+        views = [
+            (view, view.StartModify(), [getattr(view, f"Get{layer}")() for layer in layers])
+            for view in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", self.scene)
+        ]
+        try:
+            yield
+        finally:
+            for view, modifying, shown in views:
+                for layer, volume in zip(layers, shown, strict=True):
+                    getattr(view, f"Set{layer}")(volume)
+                view.EndModify(modifying)
+
     def recognise(self) -> None:
         """Make results of the segmentations that were loaded from a file of one."""
         for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class Widget:
         self._volumeId: str | None = None  # of the volume that is chosen; the node itself may be removed any time
         self._segmented: Any = None  # the volume of the run
         self._shownBefore: Any = None  # the result that was shown when it began
+        self._corrected = False  # whether the result that is shown was changed since
         self._guiTag: Any = None
         self._observerTag: Any = None
         self._watched: tuple[Any, list[int]] = (None, [])  # the result that is shown, and its observers
@@ -154,13 +156,31 @@ class Widget:
         self._list(None)
 
     def _useEditor(self) -> None:
-        """The editor's keys and effects work while the section Correct is open and holds a result, and not unseen."""
-        editor = self.ui.editor
-        if self._entered and not self.ui.editSection.collapsed and editor.segmentationNode() is not None:
+        """The editor gets the result, its keys and effects while the section Correct is open, and nothing unseen.
+
+        Slicer's editor shows what it gets in the slice views, and forgets the steps of what it had.
+        """
+        editor, seen = self.ui.editor, self._correcting()
+        if seen:
+            self._edit(self._parameters.result)
+        if seen and editor.segmentationNode() is not None:
             editor.installKeyboardShortcuts()
         else:
             editor.setActiveEffect(None)
             editor.uninstallKeyboardShortcuts()
+
+    def _correcting(self) -> bool:
+        """Whether the editor is seen."""
+        return self._entered and self._parameters is not None and not self.ui.editSection.collapsed
+
+    def _edit(self, node: Any) -> None:
+        """Give the editor a result, and the image that it was made of."""
+        editor = self.ui.editor
+        if editor.segmentationNode() is not node:
+            editor.setSegmentationNode(node)
+        volume = node.GetNodeReference(INPUT_ROLE) if node is not None else None
+        if volume is not None and editor.sourceVolumeNode() is not volume:
+            editor.setSourceVolumeNode(volume)
 
     def _onEffectRegistered(self) -> None:
         """Another extension has brought an effect: after this panel, where Slicer starts with it."""
@@ -217,14 +237,16 @@ class Widget:
         self._clock.stop()
         self._effects.disconnect("effectRegistered(QString)", self._onEffectRegistered)
         self.exit()
+        self.ui.editor.setMRMLSegmentEditorNode(None)  # which the next panel's, or another one's, has
         self._forget()
-        self.ui.editor.setMRMLSegmentEditorNode(None)  # which the next panel's editor has
         self.logic.close()
 
     def _forget(self) -> None:
         """Hold no node any more."""
         self.setParameterNode(None)
         self._showResult(None)
+        self.ui.editor.setSegmentationNode(None)
+        self._useEditor()
         self._volumeId = self._segmented = self._shownBefore = None
 
     def setParameterNode(self, parameters: Any) -> None:
@@ -329,7 +351,7 @@ class Widget:
         self._stage, self._share, self._started = _("Starting the engine"), 0.0, time.monotonic()
         self._clock.start()
         self._segmented = volume = self._parameters.inputVolume
-        self._shownBefore = self._parameters.result
+        self._shownBefore, self._corrected = self._parameters.result, False
         try:
             self.logic.start(volume, **self._options(), **previous)
         finally:
@@ -384,14 +406,17 @@ class Widget:
             )
         text = done.format(count=count, seconds=max(1, round(seconds)))
         shown = _("It is {name} under Result.").format(name=elided(node.GetName())) if elsewhere else ""
-        self._say(f"{text} {shown}".rstrip())
+        text = f"{text} {shown}".rstrip()
+        self._say(text)
         self.ui.resultSection.collapsed = False
         self.addLog(text)
 
     def _worksElsewhere(self, node: Any) -> bool:
-        """Whether the user has turned to another result during the run: the editor would forget its steps."""
-        shown = self._parameters.result if self._parameters is not None else None
-        return shown is not None and shown is not node and shown is not self._shownBefore
+        """Whether the user corrects another result, or has turned to it during the run: it stays the one shown."""
+        shown = (self._parameters or self.logic.getParameterNode()).result
+        if shown is None or shown is node:
+            return False
+        return shown is not self._shownBefore or self._corrected or self.ui.editor.activeEffect() is not None
 
     def _remember(self, node: Any, seconds: float) -> None:
         """How long it took is the best estimate for the next volume."""
@@ -415,10 +440,11 @@ class Widget:
 
     def _onAboutToReplace(self, node: Any) -> None:
         """The editor's Undo brings the previous result back."""
-        if self._worksElsewhere(node) and not isEdited(node):
-            return
         if self.ui.editor.segmentationNode() is not node:
-            self.ui.editor.setSegmentationNode(node)
+            if self._worksElsewhere(node):
+                return
+            with nullcontext() if self._correcting() else self.logic.nodes.viewsKept():
+                self._edit(node)
         self.ui.editor.saveStateForUndo()
 
     # -- what is shown -----------------------------------------------------------------------------------------------
@@ -470,11 +496,11 @@ class Widget:
             self._list(node)
         if self._watched[0] is not node:
             self._watch(node)
-        if editor.segmentationNode() is not node:
-            editor.setSegmentationNode(node)
-            self._useEditor()
-        if node is not None and volume is not None and editor.sourceVolumeNode() is not volume:
-            editor.setSourceVolumeNode(volume)
+        if self._correcting():
+            other = editor.segmentationNode() is not node
+            self._edit(node)
+            if other:
+                self._useEditor()
         editor.sourceVolumeNodeSelectorVisible = node is not None and volume is None  # the user may know the image
         display = node.GetDisplayNode() if node is not None else None
         ui.opacitySlider.enabled = display is not None
@@ -503,8 +529,15 @@ class Widget:
         for tag in tags:
             before.RemoveObserver(tag)
         kinds = slicer.vtkSegmentation
-        events = (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified) if node is not None else ()
-        self._watched = node, [node.AddObserver(event, self.sceneNodesChanged) for event in events]
+        corrected = kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SourceRepresentationModified
+        calls = {kinds.SegmentModified: self.sceneNodesChanged, **dict.fromkeys(corrected, self._onCorrected)}
+        tags = [node.AddObserver(event, call) for event, call in calls.items()] if node is not None else []
+        self._watched = node, tags
+
+    def _onCorrected(self, caller: Any = None, event: Any = None) -> None:
+        """Names, and surfaces that are made, are no corrections: the editor keeps no steps of them."""
+        self._corrected = True
+        self.sceneNodesChanged()
 
     def _showCard(self, card: Card | None) -> None:
         self._card = card

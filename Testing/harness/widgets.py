@@ -515,10 +515,17 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
             if node is not None:
                 self._volumes.setCurrentNode(node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()))
                 node.CreateDefaultDisplayNodes()
+                for view in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+                    view.SetLabelVolumeID(None)
         volume = self._logic.GetSourceVolumeNode()
         if node is not None and volume is not self._volume:
             self._volume = volume
             self._show(self._volumes, volume)
+            for view in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode") if volume is not None else ():
+                if volume.GetID() not in (view.GetBackgroundVolumeID(), view.GetForegroundVolumeID()):
+                    view.SetBackgroundVolumeID(volume.GetID())
+                    view.SetForegroundVolumeID(None)
+                    view.SetLabelVolumeID(None)
         self._editor.EndModify(was)
 
     @staticmethod
