@@ -240,6 +240,16 @@ def test_geometry_changed_while_the_engine_works(panel_of):  # noqa: F811
     assert panel.wait() and panel.widget._card.code == "RESULT_GEOMETRY" and panel.results() == []
 
 
+def test_voxels_changed_while_the_engine_works(panel_of):  # noqa: F811
+    """As by a filter whose output is its input; other frames of a sequence have other voxels, too."""
+    volume = add_volume()
+    panel = panel_of()
+    panel.ui.segmentButton.click()
+    slicer.util.updateVolumeFromArray(volume, slicer.util.arrayFromVolume(volume)[:, ::-1].copy())
+    assert panel.wait() and panel.widget._card.code == "RESULT_GEOMETRY" and panel.results() == []
+    assert panel.widget._card.cause == "The volume's voxels were changed while the engine worked on it."
+
+
 def test_scene_closed_while_the_engine_works(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of("wait", "segment")
@@ -683,12 +693,19 @@ def add_cine():
     volume = add_volume(name="cine")
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "cine sequence")
     for frame in range(3):
+        slicer.util.arrayFromVolume(volume)[0, 0, 0] = frame
         sequence.SetDataNodeAtValue(volume, str(frame))
     slicer.mrmlScene.RemoveNode(volume)
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
     proxy = browser.GetProxyNode(sequence)
+    show_frame(browser, 0)
     return browser, proxy
+
+
+def show_frame(browser, number):
+    browser.SetSelectedItemNumber(number)
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
 
 
 def test_another_frame_of_a_sequence_has_a_result_of_its_own(panel_of):  # noqa: F811
@@ -720,7 +737,7 @@ def test_result_belongs_to_the_frame_that_was_segmented_not_to_the_one_shown_lat
     browser, proxy = add_cine()
     panel = panel_of()
     panel.ui.inputSelector.setCurrentNode(proxy)
-    panel.logic.progressed.connect(lambda stage, share: browser.SetSelectedItemNumber(2))
+    panel.logic.progressed.connect(lambda stage, share: show_frame(browser, 2))
     press_and_wait(panel)
     (node,) = panel.results()
     assert node.GetName() == f"{proxy.GetName()} (frame 1) spine"

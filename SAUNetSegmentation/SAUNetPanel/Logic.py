@@ -22,7 +22,7 @@ from SAUNetLib.stages import done
 from .Cards import VOLUME_FILE, Card, PanelError, cardOf
 from .EngineProcess import EngineProcess
 from .Result import isEdited, isResult, shownFrame, state
-from .SceneNodes import SceneNodes
+from .SceneNodes import SceneNodes, checksum
 from .Signal import Signal
 
 
@@ -178,7 +178,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self.engine.log.connect(self.log.emit)
         self._folder: Path | None = None
         self._undeleted: list[Path] = []
-        self._job: tuple[Any, Options, int] | None = None  # volume, options, the frame that it shows
+        self._job: tuple[Any, Options, int, int] | None = None  # volume, options, the frame that it shows, its checksum
         self._run: list[Any] = []  # what became of it: the node or the card
         self._agreed: tuple[str, str | None] | None = None  # state of the edited segmentation that may be replaced
         temporary.remove_leftovers()
@@ -261,7 +261,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             self._folder = temporary.make_folder()
             files = {"image": str(self._folder / VOLUME_FILE), "output": str(self._folder / "labels.nrrd")}
             self.nodes.writeVolume(volumeNode, Path(files["image"]))
-            self._job = volumeNode, wanted, shownFrame(volumeNode)
+            self._job = volumeNode, wanted, shownFrame(volumeNode), checksum(volumeNode)
             agreed = wanted.replaceEdited and wanted.replace is not None
             self._agreed = state(wanted.replace) if agreed else None
             self.engine.run("segment", **files, levels=wanted.levels, lowest=wanted.lowest, **wanted.network())
@@ -325,12 +325,14 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._end(node)
         self.finished.emit(node)
 
-    def _import(self, volumeNode: Any, options: Options, frame: int, event: dict[str, Any]) -> Any:
+    def _import(self, volumeNode: Any, options: Options, frame: int, voxels: int, event: dict[str, Any]) -> Any:
         if volumeNode.GetScene() is None:
             raise PanelError("VOLUME_GONE")
         self.nodes.check(volumeNode)
         assert self._folder is not None
         labels = self.nodes.readLabels(self._folder / "labels.nrrd", volumeNode)
+        if shownFrame(volumeNode) == frame and checksum(volumeNode) != voxels:
+            raise PanelError("RESULT_GEOMETRY", _("The volume's voxels were changed while the engine worked on it."))
         replace = options.replace if self._mayReplace(options.replace) else None
         if replace is not None:
             self.nodes.layOver(replace, volumeNode)

@@ -1,6 +1,7 @@
 """What goes from the scene to the engine, and what comes back into the scene: volumes, segmentations, exports."""
 
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -413,6 +414,11 @@ def voxelsToRas(volumeNode: Any) -> np.ndarray:
     result = slicer.util.arrayFromVTKMatrix(matrix)
     result[:3, 3] += result[:3, :3] @ volumeNode.GetImageData().GetExtent()[::2]
     return result
+
+
+def checksum(volumeNode: Any) -> int:
+    """CRC-32 of a volume's voxels."""
+    return zlib.crc32(np.ascontiguousarray(slicer.util.arrayFromVolume(volumeNode)))
 
 
 def _makeSegments(volumeNode: Any, labels: np.ndarray, summary: dict[str, Any], levels: bool) -> list[tuple[str, Any]]:
