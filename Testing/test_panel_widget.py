@@ -1728,6 +1728,10 @@ def test_nothing_needs_more_than_350_pixels(panel_of):  # noqa: F811
         panel.widget._showCard(card)
         slicer.app.processEvents()
         assert len(sections) == 6 and top.minimumSizeHint().width() <= 350, card
+    top.resize(350, 600)
+    slicer.app.processEvents()
+    for name in ("inputSelector", "resultSelector", "modelComboBox"):
+        assert getattr(panel.ui, name).width > 180, f"{name} shows as much of a name as there is place for"
 
 
 def test_every_control_has_a_name_for_a_screen_reader():

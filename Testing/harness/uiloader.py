@@ -33,6 +33,7 @@ class QUiLoader:
         wanted = [] if connections is None else [[part.text or "" for part in one] for one in connections]
         if connections is not None:
             tree.getroot().remove(connections)
+        policies = _take_policies(tree)
         loader = QtUiTools.QUiLoader()
         for cls in STAND_INS:
             if issubclass(cls, QtWidgets.QWidget):
@@ -43,9 +44,23 @@ class QUiLoader:
             top = loader.load(str(copy))
         known = {one.objectName(): one for one in [top, *top.findChildren(QtWidgets.QWidget)] if one.objectName()}
         _check_widgets(tree, known)
+        for name, policy in policies.items():
+            known[name].sizeAdjustPolicy = policy
         for sender, signal, receiver, slot, *_ in wanted:
             _connect(known[sender], signal, known[receiver], slot)
         return wrap(top)
+
+
+def _take_policies(tree: Any) -> dict[str, Any]:
+    """Which width each selector of nodes asks for: Qt's enumeration, which no property that PySide6 makes can have."""
+    taken = {}
+    for element in tree.getroot().iter("widget"):
+        for described in element.findall("property"):
+            if (element.get("class"), described.get("name")) == ("qMRMLNodeComboBox", "sizeAdjustPolicy"):
+                scope, _, value = (described.findtext("enum") or "").partition("::")
+                taken[element.get("name")] = getattr(getattr(QtWidgets, scope), value)
+                element.remove(described)
+    return taken
 
 
 def _check_widgets(tree: Any, known: dict[str, Any]) -> None:

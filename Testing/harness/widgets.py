@@ -172,9 +172,8 @@ class qMRMLNodeComboBox(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         self._box = ctkComboBox()
-        self._box.setSizeAdjustPolicy(QtWidgets.QComboBox.AdjustToMinimumContentsLengthWithIcon)
         layout.addWidget(self._box)
-        self.setSizePolicy(QtWidgets.QSizePolicy.Expanding, QtWidgets.QSizePolicy.Fixed)
+        self.setSizePolicy(QtWidgets.QSizePolicy.Preferred, QtWidgets.QSizePolicy.Fixed)
         self._model = SceneModel(self)
         self._filter = NodeFilter(self._model, self)
         self._switching = False
@@ -242,6 +241,9 @@ class qMRMLNodeComboBox(QWidget):
     removeEnabled = _stored(bool, "remove", True, "_offer")
     editEnabled = _stored(bool, "edit", False, "_offer")
     renameEnabled = _stored(bool, "rename", False, "_offer")
+    sizeAdjustPolicy = Property(
+        object, lambda self: self._box.sizeAdjustPolicy(), lambda self, policy: self._box.setSizeAdjustPolicy(policy)
+    )
     baseName = _stored(str, "base", "")
     selectNodeUponCreation = _stored(bool, "upon", True)
 
@@ -421,6 +423,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._segmentations, self._volumes = qMRMLNodeComboBox(), qMRMLNodeComboBox()
         for box, kind in ((self._segmentations, "vtkMRMLSegmentationNode"), (self._volumes, "vtkMRMLScalarVolumeNode")):
             box.nodeTypes, box.renameEnabled = [kind], True
+            box.sizeAdjustPolicy = QtWidgets.QComboBox.AdjustToMinimumContentsLengthWithIcon
             box.hide()
             layout.addWidget(box)
         self._volumes.noneEnabled, self._volumes.addEnabled = True, False
