@@ -720,6 +720,24 @@ def test_another_frame_of_a_sequence_has_a_result_of_its_own(panel_of):  # noqa:
     ]
 
 
+def test_frame_under_a_bent_transform_is_to_be_copied_first(panel_of):  # noqa: F811
+    _browser, proxy = add_cine()
+    bent = add_transform(proxy, linear=False)
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(proxy)
+    panel.ui.segmentButton.click()
+    assert panel.widget._card.code == "TRANSFORM_FRAME" and not panel.ui.cardActionButton.isVisibleTo(panel.top)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    clone = slicer.modules.subjecthierarchy.logic().CloneSubjectHierarchyItem
+    copy = hierarchy.GetItemDataNode(clone(hierarchy, hierarchy.GetItemByDataNode(proxy)))
+    panel.ui.inputSelector.setCurrentNode(copy)
+    press_and_wait(panel)
+    assert len(panel.results()) == 1
+    copy.SetAndObserveTransformNodeID(bent.GetID())
+    panel.ui.segmentButton.click()
+    assert panel.widget._card.action == "harden"
+
+
 @pytest.mark.parametrize("answer, nodes, replaced", [("cancel", 1, False), ("keep", 2, False), ("replace", 1, True)])
 def test_edited_result_is_replaced_only_if_the_user_says_so(panel_of, answer, nodes, replaced):  # noqa: F811
     add_volume()

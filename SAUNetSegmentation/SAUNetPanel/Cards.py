@@ -174,6 +174,12 @@ def _panelCards() -> dict[str, tuple[str, ...]]:
                                 _("The result could not be placed over the volume as it is shown."),
                                 _("Harden the transform. This resamples the volume; only reloading it undoes that."),
                                 "harden"),
+        "TRANSFORM_FRAME": (_("The frame is under a non-linear transform"),
+                            _("The result could not be placed over it as it is shown, and a frame that is hardened"
+                              " is lost when another one is shown."),
+                            _("In the module Data, right-click the volume and choose Clone, then choose the copy"
+                              " above. It is under no transform; if it should lie where the frame lies, put it under"
+                              " the same one, and it can be hardened here.")),
         "ENGINE_START": (_("The engine did not start"), _("Slicer's Python could not be started."),
                          _("Check this computer in the section Setup."), "check"),
         "ENGINE_DIED": (_("The engine stopped unexpectedly"), _("It stopped in the middle of its work."), again, "log"),

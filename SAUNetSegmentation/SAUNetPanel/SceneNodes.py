@@ -75,7 +75,7 @@ class SceneNodes:
         """Refuse a volume that must not go to the engine as it is.
 
         Raises:
-            PanelError: NO_VOLUME, VOLUME_KIND, VOLUME_EMPTY, INPUT_SPACING or TRANSFORM_NONLINEAR.
+            PanelError: NO_VOLUME, VOLUME_KIND, VOLUME_EMPTY, INPUT_SPACING, TRANSFORM_NONLINEAR or TRANSFORM_FRAME.
         """
         if volumeNode is None or volumeNode.GetScene() is None:
             raise PanelError("NO_VOLUME")
@@ -92,7 +92,8 @@ class SceneNodes:
             raise PanelError("INPUT_SPACING", _("The volume's voxel size, position or axes are impossible."))
         transform = volumeNode.GetParentTransformNode()
         if transform is not None and not transform.IsTransformToWorldLinear():
-            raise PanelError("TRANSFORM_NONLINEAR")
+            # The sequence brings back what was hardened.
+            raise PanelError("TRANSFORM_FRAME" if shownFrame(volumeNode) else "TRANSFORM_NONLINEAR")
 
     def likelyVolume(self) -> Any:
         """The greyscale volume that the user most likely means: the one that is active in the views, else the first."""
