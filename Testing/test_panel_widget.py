@@ -435,6 +435,7 @@ def test_a_panel_that_is_left_holds_no_node(panel_of):  # noqa: F811
         for name, value in vars(holder).items():
             held = value if isinstance(value, (list, tuple)) else [value]
             assert not any(isinstance(one, slicer.vtkMRMLNode) for one in held), name
+    assert panel.widget._observers == []
     views = panel.ui.segmentsTable, panel.ui.show3DButton
     assert all(view.segmentationNode() is None for view in views)
     panel.widget.enter()
@@ -718,6 +719,25 @@ def test_another_frame_of_a_sequence_has_a_result_of_its_own(panel_of):  # noqa:
     assert [node.GetName() for node in panel.results()] == [
         f"{proxy.GetName()} (frame {frame}) spine" for frame in (1, 3)
     ]
+
+
+def test_result_of_another_frame_than_the_one_shown_says_so(panel_of):  # noqa: F811
+    browser, proxy = add_cine()
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(proxy)
+    press_and_wait(panel)
+    said = "\u26a0 Made from frame 1; frame 3 is shown."
+    assert "Made from" not in panel.ui.warningsLabel.text
+    show_frame(browser, 2)
+    assert process_events(lambda: said in panel.ui.warningsLabel.text.split("\n"), 5)
+    assert panel.ui.resultSelector.currentNode() is panel.results()[0]
+    show_frame(browser, 0)
+    assert process_events(lambda: "Made from" not in panel.ui.warningsLabel.text, 5)
+    show_frame(browser, 2)
+    slicer.mrmlScene.RemoveNode(browser)
+    panel.widget.sceneNodesChanged()
+    slicer.app.processEvents()
+    assert "Made from" not in panel.ui.warningsLabel.text and panel.widget._watched == (panel.results()[0], None)
 
 
 def test_frame_under_a_bent_transform_is_to_be_copied_first(panel_of):  # noqa: F811

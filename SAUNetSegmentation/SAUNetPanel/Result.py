@@ -330,12 +330,16 @@ def _transformed(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
+def browserOf(volumeNode: Any) -> Any:
+    """The browser of the sequence of which a volume shows a frame, or None."""
+    browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", volumeNode.GetScene())
+    return next((browser for browser in browsers if browser.GetSequenceNode(volumeNode) is not None), None)
+
+
 def shownFrame(volumeNode: Any) -> int:
     """Number of the frame that a volume shows, from 1; 0 where it shows none of a sequence."""
-    for browser in slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", volumeNode.GetScene()):
-        if browser.GetSequenceNode(volumeNode) is not None:
-            return browser.GetSelectedItemNumber() + 1
-    return 0
+    browser = browserOf(volumeNode)
+    return browser.GetSelectedItemNumber() + 1 if browser is not None else 0
 
 
 def ownFrame(node: Any) -> int:

@@ -19,7 +19,18 @@ from .Dependencies import Dependencies
 from .Dialogs import Dialogs
 from .Logic import Device, Lowest, Output, Previous, SAUNetSegmentationLogic
 from .Report import aboutText, privateNames, reportText, withoutNames
-from .Result import INPUT_ROLE, elided, exportNotes, isEdited, isResult, provenance, warningsOf
+from .Result import (
+    INPUT_ROLE,
+    browserOf,
+    elided,
+    exportNotes,
+    isEdited,
+    isResult,
+    ownFrame,
+    provenance,
+    shownFrame,
+    warningsOf,
+)
 from .SceneNodes import fileName
 
 DOUBLE_CLICK_S = 0.5
@@ -59,7 +70,8 @@ class Widget:
         self._corrected = False  # whether the result that is shown was changed since
         self._guiTag: Any = None
         self._observerTag: Any = None
-        self._watched: tuple[Any, list[int]] = (None, [])  # the result that is shown, and its observers
+        self._watched: tuple[Any, Any] = (None, None)  # the shown result, and the browser of its volume's frames
+        self._observers: list[tuple[Any, int]] = []  # of the two
         self._card: Card | None = None
         self._log: list[str] = []
         self._stage, self._share, self._started = "", 0.0, 0.0
@@ -494,8 +506,7 @@ class Widget:
         volume = node.GetNodeReference(INPUT_ROLE) if node is not None else None
         if ui.segmentsTable.segmentationNode() is not node:
             self._list(node)
-        if self._watched[0] is not node:
-            self._watch(node)
+        self._watch(node)
         if self._correcting():
             other = editor.segmentationNode() is not node
             self._edit(node)
@@ -524,15 +535,23 @@ class Widget:
         self.ui.show3DButton.setSegmentationNode(node)
 
     def _watch(self, node: Any) -> None:
-        """What is said of a result is its segments', and Undo brings back those of an earlier run."""
-        before, tags = self._watched
-        for tag in tags:
-            before.RemoveObserver(tag)
+        """What is said of a result is its segments', of which Undo brings back an earlier run's, and its frame's."""
+        volume = node.GetNodeReference(INPUT_ROLE) if node is not None else None
+        watched = node, browserOf(volume) if volume is not None else None
+        if watched == self._watched:
+            return
+        for observed, tag in self._observers:
+            observed.RemoveObserver(tag)
         kinds = slicer.vtkSegmentation
-        corrected = kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SourceRepresentationModified
-        calls = {kinds.SegmentModified: self.sceneNodesChanged, **dict.fromkeys(corrected, self._onCorrected)}
-        tags = [node.AddObserver(event, call) for event, call in calls.items()] if node is not None else []
-        self._watched = node, tags
+        calls = (
+            (node, kinds.SegmentModified, self.sceneNodesChanged),
+            (node, kinds.SegmentAdded, self._onCorrected),
+            (node, kinds.SegmentRemoved, self._onCorrected),
+            (node, kinds.SourceRepresentationModified, self._onCorrected),
+            (watched[1], vtk.vtkCommand.ModifiedEvent, self.sceneNodesChanged),
+        )
+        self._watched = watched
+        self._observers = [(one, one.AddObserver(event, call)) for one, event, call in calls if one is not None]
 
     def _onCorrected(self, caller: Any = None, event: Any = None) -> None:
         """Names, and surfaces that are made, are no corrections: the editor keeps no steps of them."""
@@ -786,10 +805,14 @@ def idOf(node: Any) -> str | None:
 
 
 def notices(node: Any) -> list[str]:
-    """What the user should know of a result: what its levels rest on, and the engine's warnings."""
+    """What the user should know of a result: what its levels rest on, which frame it is of, the engine's warnings."""
     warnings = [inPanelWords(warning["text"]) for warning in warningsOf(node)]
     anchor = provenance(node).get("anchor", "").rstrip(".")
     texts = [_("Levels: {reason}.").format(reason=anchor)] if anchor and anchor not in " ".join(warnings) else []
+    volume = node.GetNodeReference(INPUT_ROLE)
+    own, shown = ownFrame(node), shownFrame(volume) if volume is not None else 0
+    if own and shown and own != shown:
+        warnings.insert(0, _("Made from frame {own}; frame {shown} is shown.").format(own=own, shown=shown))
     return [*texts, *(f"\u26a0 {warning}" for warning in warnings)]
 
 
