@@ -72,6 +72,8 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
             (scene.EndCloseEvent, self.panel.sceneEndClose),
             (scene.StartImportEvent, self.panel.sceneStartImport),
             (scene.EndImportEvent, self.panel.sceneEndImport),
+            (scene.StartRestoreEvent, self.panel.sceneStartImport),  # of a scene view
+            (scene.EndRestoreEvent, self.panel.sceneEndImport),
             (scene.EndBatchProcessEvent, self.panel.sceneEndBatch),
             (scene.NodeAddedEvent, self.panel.sceneNodesChanged),
             (scene.NodeRemovedEvent, self.panel.sceneNodesChanged),

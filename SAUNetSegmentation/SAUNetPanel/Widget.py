@@ -211,12 +211,12 @@ class Widget:
             self.enter()
 
     def sceneStartImport(self, caller: Any = None, event: Any = None) -> None:
-        """A scene is going to be loaded: the selectors lose what is chosen in them, and must not write that."""
+        """A scene comes from a file or a view: the selectors lose what is chosen in them, and must not write that."""
         self.setParameterNode(None)
         self._volumeId = None  # what was chosen for it goes with the scene that comes
 
     def sceneEndImport(self, caller: Any = None, event: Any = None) -> None:
-        """A scene was loaded: its choices and results are shown."""
+        """The scene has come: its choices and results are shown."""
         # One that was saved in the middle of painting brings the effect along: unseen it would paint, and Slicer 5.10
         # ends where it becomes active without a segmentation.
         self.ui.editor.setActiveEffect(None)
