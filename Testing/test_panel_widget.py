@@ -1174,6 +1174,39 @@ def test_an_export_merges_once_and_is_told_even_where_memory_is_short(panel_of, 
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode") == nodes
 
 
+def test_cursor_waits_while_an_export_works_and_no_longer(panel_of, tmp_path, monkeypatch):  # noqa: F811
+    from PySide6 import QtCore, QtWidgets
+
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    seen = []
+
+    def look(name, result):
+        cursor = QtWidgets.QApplication.overrideCursor()
+        seen.append((name, cursor is not None and cursor.shape() == QtCore.Qt.WaitCursor))
+        return result
+
+    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+    merge, write = Result.merge, SceneNodes._writeSurface
+    monkeypatch.setattr(SceneNodes, "merge", lambda node: look("merge", merge(node)))
+    monkeypatch.setattr(Result, "_lost", lambda node: look("notes", 0.0))
+    monkeypatch.setattr(SceneNodes, "_writeSurface", lambda *arguments: look("surface", write(*arguments)))
+    panel.dialogs.replaceFiles = lambda names: look("asked", True)
+    panel.dialogs.path = tmp_path / "l.nrrd"
+    actions["Label map file..."].trigger()
+    look("done", None)
+    assert seen == [("merge", True), ("notes", True), ("done", False)]
+    panel.dialogs.path = tmp_path
+    actions["STL file per segment..."].trigger()
+    actions["STL file per segment..."].trigger()
+    assert set(seen[3:]) == {("surface", True), ("asked", False)}
+    panel.dialogs.path = tmp_path / "l.png"
+    actions["Label map file..."].trigger()
+    look("failed", None)
+    assert panel.widget._card.code == "OUTPUT_FORMAT" and seen[-2:] == [("merge", True), ("failed", False)]
+
+
 def test_export_writes_the_result_for_which_it_was_asked(panel_of, tmp_path):  # noqa: F811
     from SAUNetLib.formats.segmentations import read_segmentation
 

@@ -691,7 +691,7 @@ class Widget:
         if folder is not None:
 
             def export() -> _Exported:
-                files = self.logic.nodes.exportSurfaces(node, folder, self.dialogs.replaceFiles)
+                files = self.logic.nodes.exportSurfaces(node, folder, self._replaceFiles)
                 return f"{len(files)} STL" if files else "", list
 
             self._export(export)
@@ -709,19 +709,30 @@ class Widget:
 
     def _export(self, export: Callable[[], _Exported]) -> None:
         self.onCardClosed()  # of an earlier one
+        qt.QApplication.setOverrideCursor(qt.Qt.WaitCursor)  # large results take half a minute
         try:
             done, notes = export()
+            said = self._notes(notes) if done else []
         except PanelError as error:
             self._showCard(error.card)
             return
         except MemoryError:  # a label map of all segments takes as much as the image
             self._showCard(PanelError("MEMORY").card)
             return
+        finally:
+            qt.QApplication.restoreOverrideCursor()
         if done:
-            said = self._notes(notes)
             for note in said:  # in the log, too: while a run works its progress takes their place
                 self.addLog(note)
             self._say("\n".join([_("Exported: {name}").format(name=elided(done)), *said]))
+
+    def _replaceFiles(self, names: list[str]) -> bool:
+        """Ask in the middle of an export: a window that waits for the user is not to look as if Slicer were working."""
+        qt.QApplication.restoreOverrideCursor()
+        try:
+            return self.dialogs.replaceFiles(names)
+        finally:
+            qt.QApplication.setOverrideCursor(qt.Qt.WaitCursor)
 
     @staticmethod
     def _notes(notes: Callable[[], list[str]]) -> list[str]:
