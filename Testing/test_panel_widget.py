@@ -449,13 +449,15 @@ def test_editor_of_a_panel_that_is_gone_follows_no_node(panel_of):  # noqa: F811
     assert panel.ui.editor.mrmlSegmentEditorNode() is None
 
 
-def test_a_second_panel_that_ends_leaves_the_first_one_its_editor(panel_of):  # noqa: F811
-    add_volume()
+def test_a_second_panel_leaves_the_views_alone_and_the_first_one_its_editor(panel_of):  # noqa: F811
+    volume = add_volume()
     panel = panel_of()
     panel.ui.editSection.collapsed = False
     press_and_wait(panel)
+    label = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    view = add_view(volume, label)
     panel_of().widget.cleanup()
-    assert panel.ui.editor.segmentationNode() is panel.results()[0]
+    assert panel.ui.editor.segmentationNode() is panel.results()[0] and view.GetLabelVolumeID() == label.GetID()
 
 
 def test_a_segmentation_from_another_thread_is_refused(panel_of):  # noqa: F811

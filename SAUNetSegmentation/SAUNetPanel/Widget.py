@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,10 @@ class Widget:
         """Whether the editor is seen."""
         return self._entered and self._parameters is not None and not self.ui.editSection.collapsed
 
+    def _unseen(self) -> AbstractContextManager[None]:
+        """While the editor is not seen, what is done to it changes no view."""
+        return nullcontext() if self._correcting() else self.logic.nodes.viewsKept()
+
     def _edit(self, node: Any) -> None:
         """Give the editor a result, and the image that it was made of."""
         editor = self.ui.editor
@@ -290,7 +294,8 @@ class Widget:
             node.SetSingletonTag(tag)
             node.SetSaveWithScene(False)  # what it shows follows from the result
             node = slicer.mrmlScene.AddNode(node)
-        self.ui.editor.setMRMLSegmentEditorNode(node)
+        with self._unseen():  # another panel, or the one before a reload, may have left a result in it
+            self.ui.editor.setMRMLSegmentEditorNode(node)
 
     def _onParametersModified(self, caller: Any = None, event: Any = None) -> None:
         self._followVolume()
@@ -455,7 +460,7 @@ class Widget:
         if self.ui.editor.segmentationNode() is not node:
             if self._worksElsewhere(node):
                 return
-            with nullcontext() if self._correcting() else self.logic.nodes.viewsKept():
+            with self._unseen():
                 self._edit(node)
         self.ui.editor.saveStateForUndo()
 
