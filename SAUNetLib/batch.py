@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
 from .batch_journal import LOCK, Batch, Note, Outcome, Source, journal, read_batch, try_summary, write_summary
 from .batch_source import BatchTask, appears, segment_source, try_worker
 from .errors import InputError, UsageError, is_out_of_memory, out_of_memory
-from .formats.atomic import discard, ending_of, same_place, spelling
+from .formats.atomic import ending_of, probe, same_place, spelling
 from .formats.dicom_files import may_be_image
 from .formats.endings import IMAGES
 from .formats.headers import voxel_file
@@ -197,12 +196,8 @@ def _with_twins(sources: Iterator[Source], output: Path) -> Iterator[Source]:
 
 def _is_case_blind(folder: Path) -> bool:
     """Whether the file system of a folder is case-insensitive."""
-    probe = folder / f".{secrets.token_hex(6)}.json"
-    try:
-        probe.touch()
-        return probe.with_name(probe.name.upper()).exists()
-    finally:
-        discard(probe)
+    with probe(folder) as trial:
+        return trial.with_name(trial.name.upper()).exists()
 
 
 def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = None) -> Iterator[Source]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +13,9 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from .batch_journal import Source
+from .batch_journal import RESULTS, Source
 from .errors import SAUNetError, UsageError, error_of
+from .formats.atomic import is_temporary
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -42,7 +42,6 @@ NO_WORKER_S = 900.0
 
 Jobs that may wait in a queue for hours should begin this command themselves.
 """
-_TEMPORARY = re.compile(r"\.[0-9a-f]{12}((\.nii)?\.gz|\.csv|\.json|\.png)$")
 
 _LOCAL: dict[str, Any] = {
     # No pages of what is done, and Ctrl-C, which reaches all processes of a terminal, is the command's alone.
@@ -78,9 +77,10 @@ def connected(scheduler: str | None, workers: int | None, output: Path) -> Itera
             yield client
     finally:
         for parent, _, names in os.walk(output):  # of workers that were stopped while they wrote
-            for name in filter(_TEMPORARY.match, names):
-                with suppress(OSError):
-                    Path(parent, name).unlink()
+            for name in names:
+                if is_temporary(name, RESULTS):
+                    with suppress(OSError):
+                        Path(parent, name).unlink()
 
 
 def _own_workers() -> int:

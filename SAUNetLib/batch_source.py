@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .batch_journal import JOURNAL, RESULTS, Outcome, Source, result_name, series_name
 from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
-from .formats.atomic import discard
+from .formats.atomic import probe
 from .formats.dicom import list_series
 from .formats.dicom_series import Series
 
@@ -71,16 +70,14 @@ def _check_output(output: Path) -> None:
 
 def _write_probe(output: Path) -> None:
     """Write a file and remove it again; raises UsageError (OUTPUT_WRITE)."""
-    probe = output / f".{secrets.token_hex(6)}.json"  # named as what a stopped run may leave
     try:
-        probe.write_bytes(bytes(PROBE_BYTES))
+        with probe(output, PROBE_BYTES):
+            pass
     except OSError as failure:
         cause = f"{output} cannot be written to ({failure.strerror})"
         raise UsageError(
             "OUTPUT_WRITE", cause, "Check the permissions of that computer's user and the space on its disk"
         ) from failure
-    finally:
-        discard(probe)
 
 
 def _takes_files(output: Path) -> bool:

@@ -33,6 +33,7 @@ from SAUNetLib.batch_cluster import WorkerPool, WorkersDied, scheduler_kept
 from SAUNetLib.batch_journal import (
     JOURNAL,
     LOCK,
+    RESULTS,
     SUMMARY,
     Batch,
     Outcome,
@@ -108,10 +109,9 @@ def out_of_memory(*rest, **more):
 
 
 def result_files(output: Path) -> set[str]:
-    """What lies below the output folder, but for the files of the batch itself."""
-    return {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()} - {
-        JOURNAL, SUMMARY, LOCK,
-    }  # fmt: skip
+    """What lies below the output folder, but for the files of the batch itself and a trial that is still under way."""
+    files = [path for path in output.rglob("*") if not atomic.is_temporary(path.name, RESULTS) and path.is_file()]
+    return {path.relative_to(output).as_posix() for path in files} - {JOURNAL, SUMMARY, LOCK}
 
 
 def rows(output: Path) -> dict[str, dict[str, str]]:
@@ -926,9 +926,11 @@ def test_what_stopped_workers_leave_beside_their_results_is_known(tmp_path, endi
     result.touch()
     with write_beside(result, ending) as temporary:
         temporary.touch()
-    for one in (temporary, atomic._spare_name(result)):
-        assert batch_cluster._TEMPORARY.match(one.name)
-    assert not batch_cluster._TEMPORARY.match(result.name)
+    with atomic.probe(tmp_path) as trial:
+        left = (temporary, atomic._spare_name(result), trial)
+    assert all(atomic.is_temporary(one.name, RESULTS) for one in left)
+    for name in (result.name, temporary.name[1:], f".0123456789{ending}", temporary.name + "x", temporary.stem[:13]):
+        assert not atomic.is_temporary(name, RESULTS), name
 
 
 def test_a_file_called_like_the_model_is_not_taken_for_it(run, tiny_model, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -67,17 +68,44 @@ def _takes(folder: Path, folders: bool) -> bool:
     """Whether files, or folders, can be created in a folder; tried on Windows, where os.access is true of all."""
     if sys.platform != "win32":
         return True
-    probe = folder / f".{secrets.token_hex(6)}.json"  # named as what a stopped run may leave
     try:
-        if folders:
-            probe.mkdir()
-        else:
-            probe.touch()
+        if not folders:
+            with probe(folder):
+                return True
+        trial = temporary_name(folder, "")
+        trial.mkdir()
     except OSError:
         return False
     with suppress(OSError):
-        _patiently(probe.rmdir if folders else probe.unlink)
+        _patiently(trial.rmdir)
     return True
+
+
+@contextmanager
+def probe(folder: Path, size: int = 0) -> Iterator[Path]:
+    """A file of so many bytes that lies in a folder for the time of the block, to see what the folder takes.
+
+    Raises:
+        OSError: the folder does not take it.
+    """
+    trial = temporary_name(folder, ".json")
+    try:
+        trial.write_bytes(bytes(size))
+        yield trial
+    finally:
+        discard(trial)
+
+
+def temporary_name(folder: Path, ending: str) -> Path:
+    """A hidden name in a folder that nothing has yet."""
+    return folder / f".{secrets.token_hex(6)}{ending}"
+
+
+def is_temporary(name: str, endings: Iterable[str]) -> bool:
+    """Whether a name is one of `temporary_name`, for a file of one of these endings; a stopped run may leave it."""
+    match = re.fullmatch(r"\.[0-9a-f]{12}(\..+)", name)
+    # What is kept of NAME.nii.gz ends in .gz, see `_spare_name`.
+    return match is not None and any(ending.endswith(match[1]) for ending in endings)
 
 
 def same_place(first: Path, second: Path) -> bool:
@@ -122,11 +150,10 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
         UsageError: OUTPUT_WRITE for whatever the system or a writing library refuses inside the block.
     """
     target = path.resolve()  # a link keeps pointing to its file
-    name = f".{secrets.token_hex(6)}{ending}"
-    temporary = target.with_name(name)
+    temporary = temporary_name(target.parent, ending)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = short_name(target.parent) / name
+        temporary = short_name(target.parent) / temporary.name
         yield temporary
         if target.exists():
             with suppress(OSError):  # not every file system knows of rights
@@ -210,7 +237,7 @@ def _synchronise(path: Path) -> None:
 
 def _spare_name(target: Path) -> Path | None:
     """Where a file that is going to be replaced can be kept meanwhile; None where there is none."""
-    return target.with_name(f".{secrets.token_hex(6)}{target.suffix}") if target.exists() else None
+    return temporary_name(target.parent, target.suffix) if target.exists() else None
 
 
 def _keep(target: Path, spare: Path | None) -> None:
