@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 LONGEST_LINE = 2**20
+Entries = dict[str, Any] | None
+"""What a line holds: the entries of its JSON object, none of other JSON, None of what is no JSON."""
 log = logging.getLogger(__name__)
 
 
@@ -65,18 +67,16 @@ class Request:
     lowest: str | None = None
 
     @classmethod
-    def parse(cls, line: str) -> Request:
-        """The request in a line.
+    def of(cls, entries: Entries) -> Request:
+        """The request with the entries of a line, see `read_entries`.
 
         Raises:
             UsageError: USAGE, it is none.
         """
         remedy = "Send one JSON object per line, as the worker's documentation describes it"
-        try:
-            entries = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError("USAGE", "the request is not JSON", remedy) from error
-        if not isinstance(entries, dict) or entries.get("command") not in ("segment", "warm", "cancel"):
+        if entries is None:
+            raise UsageError("USAGE", "the request is not JSON", remedy)
+        if entries.get("command") not in ("segment", "warm", "cancel"):
             raise UsageError("USAGE", "the request names no known command", remedy)
         known = {field.name for field in fields(cls)}
         for key, value in entries.items():
@@ -101,7 +101,7 @@ class Worker:
 
     def __init__(self, requests: IO[str], events: IO[str]) -> None:
         self._requests, self._events = requests, events
-        self._waiting: queue.Queue[tuple[int, str] | None] = queue.Queue()
+        self._waiting: queue.Queue[tuple[int, Entries] | None] = queue.Queue()
         self._received = 0
         self._cancelled_to: float = 0  # number of the last request that is not wanted any more
         self._engine: tuple[tuple[Path, int, str], Engine] | None = None
@@ -114,8 +114,8 @@ class Worker:
         while (waiting := self._next()) is not None:
             self._serve_one(*waiting)
 
-    def _next(self) -> tuple[int, str] | None:
-        """The next request and its number; None where no more will come."""
+    def _next(self) -> tuple[int, Entries] | None:
+        """The number of the next request and its entries; None where no more will come."""
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._waiting.get(timeout=0.5 if sys.platform == "win32" else None)  # else deaf to Ctrl-C there
@@ -127,11 +127,12 @@ class Worker:
                 skipped = line
                 while len(skipped) == LONGEST_LINE and not skipped.endswith("\n"):
                     skipped = self._requests.readline(LONGEST_LINE)  # one request, one answer
-                if _is_cancel(line):
+                entries = read_entries(line)
+                if _is_cancel(entries):
                     self._cancelled_to = self._received
                 elif line.strip():
                     self._received += 1
-                    self._waiting.put((self._received, line))
+                    self._waiting.put((self._received, entries))
         finally:
             self._cancel_all()
             self._waiting.put(None)
@@ -139,10 +140,10 @@ class Worker:
     def _cancel_all(self) -> None:
         self._cancelled_to = float("inf")
 
-    def _serve_one(self, number: int, line: str) -> None:
-        identity = _identity(line)
+    def _serve_one(self, number: int, entries: Entries) -> None:
+        identity = _identity(entries)
         try:
-            request = Request.parse(line)
+            request = Request.of(entries)
             send = partial(self._send, **identity)
             result = self._thread.run(partial(self._answer, number, request, send), self._cancel_all)
             self._send(**identity, event="result", **result)
@@ -225,22 +226,24 @@ def _is_text(value: object) -> bool:
         return False
 
 
-def _identity(line: str) -> dict[str, Any]:
-    """The id of a request, also of one that is not understood: its answer must find whoever waits for it."""
-    try:
-        identity = json.loads(line)["id"]
-    except (ValueError, RecursionError, KeyError, TypeError, IndexError):
-        return {}
-    return {"id": identity} if isinstance(identity, str | int) and _is_text(identity) else {}
-
-
-def _is_cancel(line: str) -> bool:
-    """Whether a line asks to cancel, whatever else stands in it: who wants that wants it now."""
+def read_entries(line: str) -> Entries:
+    """What a line holds."""
     try:
         entries = json.loads(line)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(entries, dict) and entries.get("command") == "cancel"
+        return None
+    return entries if isinstance(entries, dict) else {}
+
+
+def _identity(entries: Entries) -> dict[str, Any]:
+    """The id of a request, also of one that is not understood: its answer must find whoever waits for it."""
+    identity = (entries or {}).get("id")
+    return {"id": identity} if isinstance(identity, str | int) and _is_text(identity) else {}
+
+
+def _is_cancel(entries: Entries) -> bool:
+    """Whether a request asks to cancel, whatever else stands in it: who wants that wants it now."""
+    return (entries or {}).get("command") == "cancel"
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ from SAUNetLib.errors import UsageError
 from SAUNetLib.model import load_model
 from SAUNetLib.pipeline import segment
 from SAUNetLib.work_thread import WorkThread
-from SAUNetLib.worker import LONGEST_LINE, Request
+from SAUNetLib.worker import LONGEST_LINE, Request, read_entries
 
 
 class Child:
@@ -265,7 +265,7 @@ def test_a_reader_that_has_gone_is_no_failure(child):
 def test_empty_entries_are_refused_by_name():
     for name in ("table", "preview", "model", "device", "lowest", "series"):
         with pytest.raises(UsageError, match=f"'{name}' is empty"):
-            Request.parse(json.dumps({"command": "segment", "image": "a.nrrd", "output": "b.nrrd", name: ""}))
+            Request.of({"command": "segment", "image": "a.nrrd", "output": "b.nrrd", name: ""})
 
 
 def test_three_classes_have_no_level_to_state(child, image, tiny_model, tmp_path):
@@ -275,7 +275,7 @@ def test_three_classes_have_no_level_to_state(child, image, tiny_model, tmp_path
 
 
 def test_requests_are_checked_entry_by_entry():
-    good = Request.parse('{"command": "segment", "image": "a", "output": "b", "levels": false, "id": "7"}')
+    good = Request.of({"command": "segment", "image": "a", "output": "b", "levels": False, "id": "7"})
     assert good.levels is False and good.id == "7" and good.device == "auto"
     for line in (
         '{"command": "segment", "image": 5, "output": "b"}',
@@ -287,7 +287,7 @@ def test_requests_are_checked_entry_by_entry():
         "",
     ):
         with pytest.raises(UsageError):
-            Request.parse(line)
+            Request.of(read_entries(line))
 
 
 def test_a_line_without_end_does_not_fill_the_memory(child):

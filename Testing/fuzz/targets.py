@@ -102,7 +102,7 @@ def request(data: bytes, folder: Path) -> None:
     """A whole session of the worker, the network and the files replaced: one answer per request, each one line."""
     source, events = _text(data), io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n")
     lines = list(iter(lambda: source.readline(worker.LONGEST_LINE), ""))
-    wanted = sum(bool(line.strip()) and not ('"cancel"' in line and worker._is_cancel(line)) for line in lines)
+    wanted = sum(bool(line.strip()) and not worker._is_cancel(worker.read_entries(line)) for line in lines)
     with mock.patch("SAUNetLib.pipeline.segment_file", _segment_file):
         _Worker(lines, wanted, events).serve()
     events.seek(0)
@@ -132,8 +132,8 @@ class _Worker(worker.Worker):
                 self._answered.acquire(timeout=20)
         return line
 
-    def _serve_one(self, number: int, line: str) -> None:
-        super()._serve_one(number, line)
+    def _serve_one(self, number: int, entries: worker.Entries) -> None:
+        super()._serve_one(number, entries)
         self._answered.release()
 
     def _engine_for(self, request: worker.Request) -> SimpleNamespace:
