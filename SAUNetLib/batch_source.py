@@ -113,8 +113,8 @@ def _outcomes(source: Source, task: BatchTask) -> list[Outcome]:
         return [_segmented(image, target, task)]
     try:
         listed = list_series(image, below=False)
-    except InputError as problem:
-        return [_refused(problem, [image])]
+    except Exception as error:
+        return [_not_segmented(error, [image], task)]
     outcomes = []
     for series in listed:
         name = series_name(series.number, series.key)
@@ -126,13 +126,22 @@ def _outcomes(source: Source, task: BatchTask) -> list[Outcome]:
     return outcomes
 
 
+def _not_segmented(error: Exception, files: Sequence[Path], task: BatchTask) -> Outcome:
+    """The outcome of an image that ended in an error: refused for its own sake, failed for any other."""
+    if isinstance(error, InputError):
+        return _refused(error, files)
+    failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
+    own = failure.code == "OUTPUT_WRITE" and _takes_files(task.output)
+    return Outcome("failed", "", failure.code, failure.cause, failure.exit_status, own=own)
+
+
 def _refused(problem: InputError, files: Sequence[Path]) -> Outcome:
     """The outcome of an image that cannot be segmented: ``refused``.
 
-    It is ``failed``, which is tried again, where a file cannot be opened or memory does not suffice.
+    It is ``failed``, which is tried again, where a file cannot be opened.
     """
-    closed = isinstance(problem.__cause__, MemoryError) or not all(map(_opens, files))
-    return Outcome("failed" if closed else "refused", "", problem.code, problem.cause, problem.exit_status)
+    status = "refused" if all(map(_opens, files)) else "failed"
+    return Outcome(status, "", problem.code, problem.cause, problem.exit_status)
 
 
 def _opens(path: Path) -> bool:
@@ -157,12 +166,9 @@ def _segmented(image: Path | Series, target: Path, task: BatchTask) -> Outcome:
             image, results[".nii.gz"], _engine(task.model, task.sha256, task.device), table=results[".csv"],
             measurements=results[".json"], preview=results[".png"],
         )  # fmt: skip
-    except InputError as problem:
-        return _refused(problem, [frame.path for frame in image.frames] if isinstance(image, Series) else [image])
     except Exception as error:
-        failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
-        own = failure.code == "OUTPUT_WRITE" and _takes_files(task.output)
-        return Outcome("failed", "", failure.code, failure.cause, failure.exit_status, own=own)
+        files = [frame.path for frame in image.frames] if isinstance(image, Series) else [image]
+        return _not_segmented(error, files, task)
     return Outcome(
         "segmented",
         output=results[".nii.gz"].relative_to(task.output).as_posix(),

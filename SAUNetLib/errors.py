@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -143,10 +144,32 @@ def unforeseen(error: Exception, remedy: str) -> SAUNetError:
     return SAUNetError("INTERNAL", f"the engine failed unexpectedly ({type(error).__name__}: {said})", remedy)
 
 
+def check_memory(failure: Exception, voxel_bytes: int = 0) -> None:
+    """Tell a lack of memory from the fault of a file; a reader asks before it calls a file damaged.
+
+    Args:
+        failure: what the reader met.
+        voxel_bytes: of the image. Where several times as much cannot be had, a reader cannot have had it either: ITK's
+            readers of NIfTI and DICOM say of a lack of memory only that they failed.
+
+    Raises:
+        OutOfMemoryError: MEMORY.
+    """
+    if not is_out_of_memory(failure):
+        try:
+            bytes(4 * voxel_bytes + _READER_BYTES)  # asked for, but never touched
+            return
+        except MemoryError:
+            pass
+    raise out_of_memory() from failure
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: Python has a class for it, the systems have numbers, PyTorch and ITK only texts."""
+    """Whether memory ran out: Python has a class for it, the systems and zlib have numbers, PyTorch and ITK texts."""
     if isinstance(error, MemoryError):
         return True
+    if isinstance(error, zlib.error):
+        return str(error).startswith("Error -4 ")  # Z_MEM_ERROR; damaged data are -3
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM or getattr(error, "winerror", None) in _WINDOWS_FULL
     return isinstance(error, RuntimeError | ImportError) and _OUT_OF_MEMORY.search(str(error)) is not None
@@ -156,6 +179,8 @@ REDISTRIBUTABLE = "https://aka.ms/vs/17/release/vc_redist.x64.exe"
 _VISUAL_C = re.compile(r"\[WinError (?:126|1114)\].*\btorch\b", re.IGNORECASE)
 """A library that it needs is not there, or fails as it starts: PyTorch brings none of Microsoft's, and the newer ones
 need a newer one of them than many computers have."""
+_READER_BYTES = 64 << 20
+"""What a reader needs beside the voxels, amply: without it no image can be segmented."""
 _WINDOWS_FULL = (8, 14, 1450, 1455)
 """Not enough memory, out of memory, no system resources, the paging file is too small."""
 _OUT_OF_MEMORY = re.compile(

@@ -169,8 +169,11 @@ def segment_file(
         preview: PNG.
 
     Raises:
-        SAUNetError: those of `read_volume`, `segment` and `write_segmentation`. Places that cannot be written to are
-            refused before the computation.
+        InputError: as `read_volume` and `segment`.
+        UsageError: as these; USAGE, three classes have neither parts nor measurements, or two results have one place;
+            OUTPUT_FORMAT or OUTPUT_WRITE, before the computation where that can be known.
+        OutOfMemoryError: MEMORY.
+        CancelledError: CANCELLED, by `report`.
     """
     if not levels and (parts or measurements is not None):
         raise UsageError("USAGE", "three classes have no parts and no measurements", "Leave out --classes")

@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import pickle
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from SAUNetLib.errors import (
     OutOfMemoryError,
     SAUNetError,
     UsageError,
+    check_memory,
     is_out_of_memory,
     out_of_memory,
     unforeseen,
@@ -59,6 +61,7 @@ def windows_error(number: int, text: str) -> OSError:
         windows_error(8, ""),
         windows_error(1450, ""),
         OSError(12, "Cannot allocate memory"),
+        zlib.error("Error -4 while decompressing data"),
     ],
 )
 def test_lack_of_memory_is_known_by_what_each_system_says(error):
@@ -73,6 +76,15 @@ def test_library_that_windows_cannot_load_names_what_brings_it(number):
     assert unforeseen(OSError(f"[WinError {number}] C:\\a\\other.dll"), "Report it").code == "INTERNAL"
 
 
-@pytest.mark.parametrize("error", [windows_error(5, "not enough memory"), OSError(22, ""), RuntimeError("not enough")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        windows_error(5, "not enough memory"),
+        OSError(22, ""),
+        RuntimeError("not enough"),
+        zlib.error("Error -3 while decompressing data: invalid stored block lengths"),
+    ],
+)
 def test_other_failures_are_no_lack_of_memory(error):
     assert not is_out_of_memory(error)
+    check_memory(error, 2**20)

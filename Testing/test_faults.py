@@ -26,10 +26,17 @@ from conftest import ROOT
 from memory_group import large_file, memory_group  # noqa: F401
 from PIL import Image
 
-from SAUNetLib.errors import CancelledError, OutOfMemoryError, UsageError
+from SAUNetLib import batch_source
+from SAUNetLib.batch import find_sources
+from SAUNetLib.batch_journal import Batch, Outcome, Source, SourceRecord, journal
+from SAUNetLib.batch_source import BatchTask
+from SAUNetLib.errors import CancelledError, OutOfMemoryError, SAUNetError, UsageError, unforeseen
 from SAUNetLib.formats.atomic import write_beside, write_together
-from SAUNetLib.formats.segmentations import read_segmentation
-from SAUNetLib.formats.volumes import write_volume
+from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
+from SAUNetLib.formats.volumes import read_volume, write_volume
+from SAUNetLib.model import load_model
+from SAUNetLib.segmentation import Segmentation
+from SAUNetLib.volume import Volume
 from SAUNetLib.worker import Worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits, /proc and a fork server")
@@ -392,6 +399,16 @@ def test_a_folder_that_vanishes_while_writing_is_an_error_of_writing(tmp_path, t
 # -- no memory -------------------------------------------------------------------------------------------------------
 
 
+def limit_memory(more: int | None) -> None:
+    """Of this process: so many bytes more than it uses now; None lifts the limit."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = hard if more is None else pages * os.sysconf("SC_PAGE_SIZE") + more
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+
+
 class LittleMemory:
     """From event number n until the request's end only so many bytes more can be had."""
 
@@ -399,14 +416,10 @@ class LittleMemory:
         self.number, self.more = number, more
 
     def __call__(self, worker: FaultyWorker, event: dict[str, Any]) -> None:
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         if event["event"] in ("result", "error"):
-            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+            limit_memory(None)
         elif worker.number == self.number:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + self.more, hard))
+            limit_memory(self.more)
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +443,7 @@ def test_without_memory_at_any_stage_it_says_so_and_serves_on(context, large_req
         events = process.events()
         assert process.status == 0 and len(answers(events)) == 2, (stage, process.status, events[-1])
         stages[stage], second = answers(events)
-        assert second == "result" and stages[stage] in ("result", "MEMORY", "INPUT_TOO_LARGE", "OUTPUT_WRITE"), events
+        assert second == "result" and stages[stage] in ("result", "MEMORY"), events
         seen = set(left(tmp_path)) & set(OUTPUTS.values())
         assert len(seen) == (2 if stages[stage] == "result" else 0)
         for path in tmp_path.iterdir():
@@ -463,21 +476,16 @@ class LittleMemoryInTheFirst:
         self.number, self.steps = number, 0
 
     def __call__(self, segment_file: Callable[..., Any], *arguments: Any, report: Any, **options: Any) -> Any:
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-
         def watched(stage: str, fraction: float) -> None:
             self.steps += 1
             if self.steps == self.number:
-                pages = int(Path("/proc/self/statm").read_text().split()[0])
-                resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE"), hard))
+                limit_memory(0)
             report(stage, fraction)
 
         try:
             return segment_file(*arguments, report=watched, **options)
         finally:
-            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+            limit_memory(None)
 
 
 def command(connection: Any, folder: str, arguments: list[str], hook: Callable[..., Any]) -> None:
@@ -513,7 +521,95 @@ def test_without_memory_for_one_image_the_command_segments_the_next(context, lar
         assert sorted(left(many)) == (["a.nii.gz", "b.nii.gz"] if status == 0 else ["b.nii.gz"]), (n, status)
         for path in many.iterdir():
             path.unlink()
-    assert OutOfMemoryError.exit_status in statuses and statuses <= {0, 2, 3, OutOfMemoryError.exit_status}, statuses
+    assert OutOfMemoryError.exit_status in statuses and statuses <= {0, OutOfMemoryError.exit_status}, statuses
+
+
+def in_little_memory(connection: Any, more: int | None, act: Callable[..., Any], *arguments: Any) -> None:
+    """The process: what `act` returns, or the code of what it raises, while so many bytes more can be had."""
+    limit_memory(more)
+    try:
+        said = act(*arguments)
+    except Exception as error:
+        said = error.code if isinstance(error, SAUNetError) else unforeseen(error, "Report it").code
+    limit_memory(None)
+    connection.send(said)
+
+
+def answer_in_little_memory(context: Any, more: int | None, act: Callable[..., Any], *arguments: Any) -> Any:
+    """What `in_little_memory` sends."""
+    reading, writing = context.Pipe(duplex=False)
+    process = context.Process(target=in_little_memory, args=(writing, more, act, *arguments), daemon=True)
+    process.start()
+    writing.close()
+    said = reading.recv()
+    process.join(60)
+    return said
+
+
+def is_read(path: Path) -> str:
+    (read_segmentation if path.name.endswith(".seg.nrrd") else read_volume)(path)
+    return "read"
+
+
+def write_large(kind: str, folder: Path) -> Path:
+    """An image of 7 MB that does not compress, as a file of this ending or a DICOM folder."""
+    voxels = np.random.default_rng(0).integers(0, 900, (40, 300, 300)).astype(np.int16)
+    volume = Volume(voxels, builders.geometry(size=(300, 300, 40), spacing=(0.5, 0.5, 4.0)))
+    path = folder / f"image{kind}"
+    if kind == ".seg.nrrd":
+        labels = (voxels > 400).astype(np.uint8) * 41
+        write_segmentation(Segmentation(labels, volume.geometry), path)
+    elif kind.startswith("."):
+        sitk.WriteImage(volume.to_sitk(), str(path), kind not in (".nii", ".mhd"))
+    elif kind == "series":
+        builders.write_dicom_series(path, volume)
+    else:
+        path.mkdir()
+        builders.write_enhanced(path / "image.dcm", volume, list(range(40)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", "series", "enhanced", ".seg.nrrd"]
+)
+def test_a_good_image_is_not_called_damaged_for_want_of_memory(context, tmp_path, kind):
+    path = write_large(kind, tmp_path)
+    said = {more: answer_in_little_memory(context, more << 20, is_read, path) for more in (0, 1, 2, 4, 6, 9, 12, 64)}
+    assert said[0] == "MEMORY" and said[64] == "read" and set(said.values()) == {"MEMORY", "read"}, said
+
+
+def test_a_damaged_image_is_damaged_whatever_memory_there_is(context, tmp_path):
+    path = write_large(".nii", tmp_path)
+    path.write_bytes(path.read_bytes()[:-1])
+    for more in (4 << 20, None):
+        assert answer_in_little_memory(context, more, is_read, path) == "INPUT_UNREADABLE"
+
+
+def outcomes_in_little_memory(source: Source, task: BatchTask, more: int | None) -> list[Outcome]:
+    """What a worker of a batch says of a source; its engine was loaded while there was memory."""
+    batch_source._engine(task.model, task.sha256, task.device)
+    limit_memory(more)
+    return batch_source.segment_source(source, task)
+
+
+@pytest.mark.parametrize("kind", [".nii.gz", "enhanced"])
+def test_a_batch_keeps_the_results_of_an_image_for_which_there_was_no_memory(context, tiny_model, tmp_path, kind):
+    archive, output = tmp_path / "archive", tmp_path / "out"
+    archive.mkdir()
+    output.mkdir()
+    write_large(kind, archive)
+    card = load_model(tiny_model).card
+    task = BatchTask(archive, output, str(tiny_model), card.sha256, "cpu")
+    (source,) = find_sources(archive, output)
+    records: dict[str, SourceRecord] = {}
+    for more in (None, 2 << 20, 6 << 20, None):
+        (outcome,) = answer_in_little_memory(context, None, outcomes_in_little_memory, source, task, more)
+        assert (outcome.status, outcome.code) == (("failed", "MEMORY") if more else ("segmented", "")), outcome
+        with journal(records, archive, output) as note:
+            note(source, card.sha256, [outcome])
+        assert len(records[source.place].outcomes[0].files()) == 4
+        assert all((output / name).is_file() for name in records[source.place].outcomes[0].files())
+        assert Batch(records).is_done(source, card.sha256, output) == (more is None)
 
 
 # -- cancelled -------------------------------------------------------------------------------------------------------

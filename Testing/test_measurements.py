@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from SAUNetLib.anatomy import encodings, place_of, structures, value_of
-from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.errors import InputError, OutOfMemoryError, UsageError
 from SAUNetLib.evaluation.phantom_measures import errors, turned
 from SAUNetLib.measurements import (
     DISCLAIMER,
@@ -276,6 +276,15 @@ def test_signal_ratio_depends_neither_on_units_nor_on_the_coil(thick):
         for one in scaled_measures:
             assert one.value(level, "signal_ratio") == pytest.approx(expected, rel=0.03)
         assert measure(labelled, coil).value(level, "signal_ratio") == pytest.approx(expected, rel=0.08)
+
+
+def test_a_coil_that_is_not_corrected_for_want_of_memory_makes_no_figures(thick, monkeypatch):
+    def full(*_):
+        raise RuntimeError("itkImportImageContainer.hxx:179:\nFailed to allocate memory for image.")
+
+    monkeypatch.setattr(sitk.N4BiasFieldCorrectionImageFilter, "Execute", full)
+    with pytest.raises(OutOfMemoryError):
+        measure(Segmentation(thick.labels, thick.volume.geometry), thick.volume)
 
 
 # --- geometry ---------------------------------------------------------------------------------------

@@ -1202,6 +1202,19 @@ def test_full_disk_leaves_the_old_file(nodes, tmp_path):
         assert [one.name for one in tmp_path.glob(".*")] == [], path.name
 
 
+def test_an_export_for_which_itk_has_no_memory_says_so(nodes, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("itkImportImageContainer.hxx:179:\nFailed to allocate memory for image.")
+
+    node = imported(nodes)
+    (tmp_path / "l.nrrd").write_text("old")
+    monkeypatch.setattr(sitk, "WriteImage", full)
+    with pytest.raises(PanelError) as raised:
+        nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    assert raised.value.code == "MEMORY" and [path.name for path in tmp_path.glob("*l.nrrd")] == ["l.nrrd"]
+    assert (tmp_path / "l.nrrd").read_text() == "old"
+
+
 # -- terminology, folders --------------------------------------------------------------------------------------------
 
 

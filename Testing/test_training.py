@@ -21,7 +21,7 @@ from conftest import CARD, ROOT
 from torch.utils.data import DataLoader
 
 from SAUNetLib.cli import main
-from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.errors import InputError, SAUNetError, UsageError
 from SAUNetLib.model import load_model, save_model
 from SAUNetLib.network import SAUNet
 from SAUNetLib.training import run as running
@@ -413,7 +413,31 @@ def test_a_damaged_checkpoint_is_told_as_such(data, tmp_path, capsys):
     command = ["train", str(data), "--output", str(run), "--config", str(tmp_path / "small.json"), "--device", "cpu"]
     assert main(command) == 2
     err = capsys.readouterr().err
-    assert "error USAGE" in err and "last.ckpt cannot be read" in err and "Remove it" in err
+    assert "error USAGE" in err and "last.ckpt is damaged" in err and "Remove it" in err
+
+
+@pytest.mark.parametrize(
+    ("where", "failure", "code"),
+    [
+        ("load", MemoryError(), "MEMORY"),
+        ("load", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "MEMORY"),
+        ("read", OSError(errno.ENOMEM, "Cannot allocate memory"), "MEMORY"),
+        ("read", OSError(errno.EIO, "Input/output error"), "USAGE"),
+        ("read", PermissionError(errno.EACCES, "Permission denied"), "USAGE"),
+    ],
+)
+def test_a_good_checkpoint_that_cannot_be_read_now_is_not_to_be_removed(tmp_path, monkeypatch, where, failure, code):
+    last = tmp_path / "last.ckpt"
+    torch.save({"callbacks": {}, "epoch": 1}, last)
+    assert training._checkpoint(last) == {"callbacks": {}, "epoch": 1}
+
+    def refuse(*rest, **more):
+        raise failure
+
+    monkeypatch.setattr(*((torch, "load") if where == "load" else (Path, "read_bytes")), refuse)
+    with pytest.raises(SAUNetError) as caught:
+        training._checkpoint(last)
+    assert caught.value.code == code and "Remove" not in str(caught.value)
 
 
 @pytest.mark.parametrize("broken_at", [[3], [4, 9]])

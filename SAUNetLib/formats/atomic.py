@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import UsageError, is_out_of_memory, out_of_memory
 from . import itk
 from .endings import SEGMENTS
 from .temporary import short_name
@@ -148,6 +148,7 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
 
     Raises:
         UsageError: OUTPUT_WRITE for whatever the system or a writing library refuses inside the block.
+        OutOfMemoryError: MEMORY.
     """
     target = path.resolve()  # a link keeps pointing to its file
     temporary = temporary_name(target.parent, ending)
@@ -165,6 +166,8 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
         else:
             together[temporary] = target
     except (OSError, RuntimeError) as failure:
+        if is_out_of_memory(failure):  # else one would look for room on the disk
+            raise out_of_memory() from failure
         raise _unwritten(path, failure) from failure
     finally:
         if temporary not in (_waiting.get() or ()):

@@ -24,7 +24,8 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
     """The series in a folder and, unless told otherwise, those below it, by number. Links to folders are not followed.
 
     Raises:
-        InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
+        InputError: INPUT_NOT_FOUND, INPUT_EMPTY or INPUT_UNREADABLE.
+        OutOfMemoryError: MEMORY.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - no failure for a path that no system takes
@@ -62,7 +63,8 @@ def read_series(folder: Path, series: str | None) -> Volume:
     """The volume of the series asked for, or of the only one that can be segmented.
 
     Raises:
-        InputError: as `list_series`; INPUT_SERIES where a choice is needed; otherwise the series' own problem.
+        InputError: as `list_series`; INPUT_SERIES where a choice is needed; otherwise as `volume_of`.
+        OutOfMemoryError: MEMORY.
     """
     return volume_of(_choose(list_series(folder), series))
 
@@ -74,6 +76,7 @@ def read_beside(path: Path) -> Volume:
 
     Raises:
         InputError: as `read_series`; INPUT_UNREADABLE for a file without an image.
+        OutOfMemoryError: MEMORY.
     """
     file_series = read_as_series(path)
     if file_series is None and not is_image(path):
@@ -118,7 +121,8 @@ def volume_of(series: Series) -> Volume:
     """The volume of a series of `list_series`.
 
     Raises:
-        InputError: its problem.
+        InputError: its problem, see `ordered` and `check_geometry`; otherwise as `load`.
+        OutOfMemoryError: MEMORY.
     """
     if series.problem is not None:
         raise series.problem

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from ..errors import check_memory
 from . import itk
 from .dicom_elements import PIXEL_DATA, Header, read_header
 from .dicom_series import DicomFrame, Series
@@ -45,7 +46,12 @@ def gdcm_reader() -> sitk.ImageFileReader:
 
 
 def read_as_series(path: Path) -> Series | None:
-    """A file as a series of its own; None where it is no readable image."""
+    """A file as a series of its own; None where it is no readable image.
+
+    Raises:
+        InputError: as `itk.readable`.
+        OutOfMemoryError: MEMORY.
+    """
     reader = gdcm_reader()
     try:
         header = read_header(path, _WANTED)
@@ -54,7 +60,8 @@ def read_as_series(path: Path) -> Series | None:
         with itk.readable(path) as place, itk.unheard():
             reader.SetFileName(str(place))
             reader.ReadImageInformation()
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError, RuntimeError) as failure:
+        check_memory(failure)
         return None
 
     def raw(key: str) -> bytes:

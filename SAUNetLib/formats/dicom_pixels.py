@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import InputError
+from ..errors import InputError, check_memory
 from ..volume import Volume
 from . import itk
 from .dicom_files import unreadable
@@ -20,6 +21,7 @@ def load(series: Series) -> Volume:
 
     Raises:
         InputError: INPUT_UNREADABLE, INPUT_SPACING or INPUT_PIXEL_TYPE.
+        OutOfMemoryError: MEMORY.
     """
     assert series.geometry is not None
     cache: dict[Path, np.ndarray] = {}
@@ -50,6 +52,7 @@ def _pixels(path: Path, series: Series) -> np.ndarray:
             reader.SetFileName(str(place))
             image = reader.Execute()
     except (RuntimeError, MemoryError) as failure:
+        check_memory(failure, 2 * math.prod(series.geometry.size) if series.geometry else 0)
         if min(reader.GetSpacing(), default=1) <= 0:  # ITK makes no image of it, whatever the slices' positions say
             raise InputError(
                 "INPUT_SPACING", f"{series.name} states that its slices lie 0 mm apart", "Export it again from the PACS"

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, check_memory
 from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE, REPLACE, SHRINK, STRAIGHTEN, orthonormal
 
 MOST_BYTES = 2 * MOST_VOXELS
@@ -41,22 +41,24 @@ _META_BYTES = {
 _NRRD_SPACES = {"LPS", "RAS", "LAS", "LEFT-POSTERIOR-SUPERIOR", "RIGHT-ANTERIOR-SUPERIOR", "LEFT-ANTERIOR-SUPERIOR"}
 
 
-def check_file(path: Path, ending: str) -> None:
+def check_file(path: Path, ending: str) -> int:
     """Refuse a file whose content is not what its ending and its header promise. The voxels are not kept.
 
+    Returns:
+        Bytes of its voxels.
+
     Raises:
-        InputError: INPUT_EMPTY, INPUT_UNREADABLE, INPUT_TOO_LARGE, INPUT_SPACING or INPUT_DIRECTION.
+        InputError: INPUT_EMPTY, INPUT_UNREADABLE, INPUT_TOO_LARGE, INPUT_SPACING, INPUT_DIRECTION or INPUT_VALUES.
+        OutOfMemoryError: MEMORY.
     """
     try:
         if path.stat().st_size == 0:
             raise InputError("INPUT_EMPTY", f"{path.name} is an empty file", "Copy or export the image again")
         if ending.startswith(".nii"):
-            _check_nifti(path)
-        elif ending in (".nrrd", ".nhdr"):
-            _check_nrrd(path)
-        else:
-            _check_meta(path)
+            return _check_nifti(path)
+        return _check_nrrd(path) if ending in (".nrrd", ".nhdr") else _check_meta(path)
     except (OSError, EOFError, ValueError, zlib.error) as failure:
+        check_memory(failure)
         raise damaged(path, _why(failure)) from failure
 
 
@@ -169,7 +171,7 @@ def _parts(file: IO[bytes], wanted: int) -> Iterator[bytes]:
         more -= len(part)
 
 
-def _check_nifti(path: Path) -> None:
+def _check_nifti(path: Path) -> int:
     with open(path, "rb") as plain:
         compressed = plain.read(2) == b"\x1f\x8b"
     if compressed != path.name.lower().endswith(".gz"):
@@ -203,6 +205,7 @@ def _check_nifti(path: Path) -> None:
                     REPLACE,
                 )
         _check_length(path, read, total)
+    return total
 
 
 def _nifti_header(head: bytes, path: Path) -> dict[str, Any]:
@@ -272,10 +275,10 @@ def _quaternion_form(header: dict[str, Any]) -> np.ndarray:
     return np.column_stack([turn * steps, header["quatern"][3:]])
 
 
-def _check_nrrd(path: Path) -> None:
+def _check_nrrd(path: Path) -> int:
     """The number of voxels that are not compressed is left to ITK: its NRRD reader refuses data that are too short."""
     header, size, voxel_bytes = _nrrd_header(path)
-    _check_size(size, voxel_bytes, path)
+    total = _check_size(size, voxel_bytes, path)
     data_fields = _nrrd_data(path)
     if "datafile" in data_fields:
         _check_beside(path, data_fields["datafile"])
@@ -286,10 +289,10 @@ def _check_nrrd(path: Path) -> None:
     if min(skipped) < -1:
         raise damaged(path, "its NRRD header is damaged")
     if str(header.get("encoding")).lower() in ("gz", "gzip") and not any(skipped):
-        _check_nrrd_stream(path, data_fields.get("datafile"), math.prod(size) * voxel_bytes)
+        _check_nrrd_stream(path, data_fields.get("datafile"), total)
     _check_unit(" ".join(header.get("space units", ())), path)
     if len(size) < 3 or (len(size) > 3 and "space" not in header):
-        return  # no volume in space: `Volume.from_sitk` says what it is instead
+        return total  # no volume in space: `Volume.from_sitk` says what it is instead
     if "spacings" in header:
         _check_spacing([value for value in np.asarray(header["spacings"], float) if not np.isnan(value)], path.name)
     if str(header.get("space", "")).upper() not in _NRRD_SPACES or "space directions" not in header:
@@ -300,6 +303,7 @@ def _check_nrrd(path: Path) -> None:
     if directions.shape != (3, 3) or not np.isfinite(np.asarray(origin, float)).all():
         raise _unplaced(path)
     check_steps(directions.T, path.name)
+    return total
 
 
 def _check_nrrd_stream(path: Path, beside: str | None, total: int) -> None:
@@ -354,6 +358,7 @@ def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
         except OSError:
             raise
         except Exception as failure:  # pynrrd meets nonsense with whatever exception comes first
+            check_memory(failure)
             raise damaged(path, "its NRRD header is damaged") from failure
 
 
@@ -375,7 +380,7 @@ def _check_beside(path: Path, stored: str) -> Path:
     return beside
 
 
-def _check_meta(path: Path) -> None:
+def _check_meta(path: Path) -> int:
     fields, begin = _meta_header(path)
     try:
         size = [int(count) for count in fields["DimSize"].split()]
@@ -398,6 +403,7 @@ def _check_meta(path: Path) -> None:
         if np.abs(check_steps(steps, path.name) - 1).max() > ORTHONORMAL_TOLERANCE:
             raise _unplaced(path)
     _check_meta_data(path, fields, begin, total)
+    return total
 
 
 def _meta_header(path: Path) -> tuple[dict[str, str], int]:

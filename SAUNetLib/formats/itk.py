@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, check_memory
 from .temporary import short_name, temporary_folder
 
 _lock = threading.Lock()
@@ -34,6 +34,10 @@ def readable(path: Path, ending: str = "", voxels: Path | None = None) -> Iterat
 
     For NAME.nii.gz the NIfTI library takes the voxels of NAME.nii where that lies beside it, and it does not know
     NAME.Nii.Gz; names from elsewhere, as on old CDs, may be no UTF-8; and on Windows see `short_name`.
+
+    Raises:
+        InputError: INPUT_UNREADABLE, it needs another name and cannot be given one.
+        OutOfMemoryError: MEMORY.
     """
     voxels = None if voxels == path else voxels
     spelt = path.name[len(path.name) - len(ending) :]
@@ -54,6 +58,7 @@ def readable(path: Path, ending: str = "", voxels: Path | None = None) -> Iterat
                 place.write_bytes(_STORED.sub(rb"\1 voxels", path.read_bytes(), count=1))
                 _lend(voxels, place.with_name("voxels"))
         except OSError as failure:
+            check_memory(failure)
             raise InputError(
                 "INPUT_UNREADABLE",
                 f"{path.name} cannot be read: it cannot be copied under a name that ITK takes ({failure.strerror})",

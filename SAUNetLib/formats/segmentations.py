@@ -33,7 +33,7 @@ from ..anatomy import (
     segment_id,
     tag_text,
 )
-from ..errors import InputError
+from ..errors import InputError, check_memory
 from ..segmentation import Notice, Segmentation, StructureRow, count_labels
 from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
@@ -173,6 +173,7 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
 
     Raises:
         InputError: INPUT_LABELS for values or segments without a meaning here; otherwise as `read_volume`.
+        OutOfMemoryError: MEMORY.
     """
     return _read(Path(path), usual)[0]
 
@@ -266,12 +267,13 @@ def _read_segments(path: Path, usual: Encoding | None) -> Segmentation | None:
     """The segmentation in a .seg.nrrd file; None where it lists no segments and yet has voxels."""
     import slicerio
 
-    headers.check_file(path, ".nrrd")
+    voxel_bytes = headers.check_file(path, ".nrrd")
     try:
         content = slicerio.read_segmentation(str(path))
         voxels, matrix = content["voxels"], content["ijkToLPS"]
         segments = content.get("segments", [])
     except Exception as failure:  # slicerio meets nonsense with whatever exception comes first
+        check_memory(failure, voxel_bytes)
         raise headers.damaged(path, "it is not a complete 3D Slicer segmentation") from failure
     if voxels.ndim not in (3, 4):
         raise InputError("INPUT_DIMENSION", f"{path.name} has {voxels.ndim} dimensions", "Give a 3D segmentation")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, check_memory
 from ..volume import Volume, check_volume
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
@@ -41,8 +41,10 @@ def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
         patient.
 
     Raises:
-        InputError: what is wrong with the input, by code.
+        InputError: as `read_image`, `Volume.from_sitk` and `check_volume`; of DICOM also INPUT_MODALITY, INPUT_SERIES
+            or INPUT_SLICES.
         UsageError: USAGE, a series of a file.
+        OutOfMemoryError: MEMORY.
     """
     if isinstance(path, Series):
         volume = volume_of(path)
@@ -72,7 +74,9 @@ def read_image(path: str | Path) -> sitk.Image:
     """A NIfTI, NRRD or MetaImage file as ITK reads it, once its header has been found trustworthy.
 
     Raises:
-        InputError: INPUT_NOT_FOUND, INPUT_EMPTY, INPUT_UNREADABLE, INPUT_TOO_LARGE, INPUT_SPACING or INPUT_DIRECTION.
+        InputError: INPUT_NOT_FOUND, INPUT_EMPTY, INPUT_UNREADABLE, INPUT_TOO_LARGE, INPUT_SPACING, INPUT_DIRECTION or
+            INPUT_VALUES.
+        OutOfMemoryError: MEMORY.
     """
     path = Path(path)
     regular, ending = stat.S_ISREG(_mode(path)), ending_of(path, IMAGES)
@@ -84,14 +88,13 @@ def read_image(path: str | Path) -> sitk.Image:
             f"{path.name} is not an image of a known kind",
             f"Give a file that ends in {', '.join(IMAGES)}, or a folder with a DICOM study",
         )
-    headers.check_file(path, ending)
+    voxel_bytes = headers.check_file(path, ending)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is said by check_file
     try:
         with itk.readable(path, ending, headers.voxel_file(path, ending)) as place, itk.unheard():
             return sitk.ReadImage(str(place), imageIO=_IMAGE_IO[ending])
-    except MemoryError as failure:
-        raise InputError("INPUT_TOO_LARGE", f"{path.name} does not fit into memory", "Crop it first") from failure
-    except RuntimeError as failure:
+    except (RuntimeError, MemoryError) as failure:
+        check_memory(failure, voxel_bytes)
         raise headers.damaged(path, "ITK finds it incomplete or malformed") from failure
 
 

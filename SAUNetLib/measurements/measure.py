@@ -50,6 +50,7 @@ def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measure
     Raises:
         UsageError: USAGE, three classes without levels.
         InputError: INPUT_GEOMETRY, volume and segmentation do not lie on one grid; otherwise as `check_geometry`.
+        OutOfMemoryError: MEMORY.
     """
     segmentation.require_levels()
     volume = volume and on_grid(volume, segmentation.geometry, "its segmentation")

@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 
+from ..errors import check_memory
 from .centreline import STEP
 from .endplates import Section
 from .landmarks import Landmarks
@@ -192,7 +193,8 @@ def _bias(space: LabelSpace, image: np.ndarray, vertebrae: list[int]) -> Field:
         try:
             corrector.Execute(coarse, mask)
             field = np.exp(sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(coarse)))
-        except RuntimeError:  # marrow of one value leaves its histogram empty: nothing to correct
+        except RuntimeError as failure:  # marrow of one value leaves its histogram empty: nothing to correct
+            check_memory(failure, 4 * coarse.GetNumberOfPixels())
             field = np.ones(shape)
     first = (np.array(low) + (np.array(factors) - 1) / 2) * space.spacing
     return _field(field, first, space.spacing * np.array(factors))

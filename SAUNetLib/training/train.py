@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import signal
@@ -36,7 +37,7 @@ from torch.utils.data import DataLoader
 
 from ..anatomy import CLASS_NAMES
 from ..engine import best_class, choose_device, computes_bfloat16, network_input
-from ..errors import CancelledError, InputError, UsageError
+from ..errors import CancelledError, InputError, UsageError, check_memory
 from ..formats.atomic import write_beside
 from ..model import load_model
 from ..model_card import is_model_name
@@ -589,12 +590,24 @@ def _stopped_early(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    """A run's checkpoint in a file; raises UsageError (USAGE) for a damaged one."""
+    """A run's checkpoint in a file.
+
+    Raises:
+        UsageError: USAGE, it is damaged, or the system does not let it be read.
+        OutOfMemoryError: MEMORY.
+    """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()  # apart from PyTorch's reader: what a disk refuses is no damage
+    except OSError as failure:
+        check_memory(failure)
+        cause = f"the checkpoint {path} cannot be read ({failure.strerror})"
+        raise UsageError(
+            "USAGE", cause, "Check the permissions of the file and its disk, then train again"
+        ) from failure
+    try:
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         found["callbacks"], found["epoch"]
     except Exception as failure:  # a damaged file may meet anything in PyTorch's reader
-        raise UsageError(
-            "USAGE", f"the checkpoint {path} cannot be read", "Remove it to begin the run anew"
-        ) from failure
+        check_memory(failure, len(content))
+        raise UsageError("USAGE", f"the checkpoint {path} is damaged", "Remove it to begin the run anew") from failure
     return cast(dict[str, Any], found)

@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion
 from slicer.i18n import tr as _
 
 from SAUNetLib import __version__
-from SAUNetLib.errors import ModelError, SAUNetError, UsageError
+from SAUNetLib.errors import ModelError, OutOfMemoryError, SAUNetError, UsageError
 from SAUNetLib.formats import temporary
 from SAUNetLib.model_card import ModelCard, find_model, keep_model, model_names
 
@@ -221,12 +221,14 @@ class Dependencies:
         """Put a bundle's model among the user's own; the log says why one that must replace none of them is left out.
 
         Raises:
-            PanelError: BUNDLE, its card is none; INSTALL_FAILED, it cannot be written.
+            PanelError: BUNDLE, its card is none; INSTALL_FAILED, it cannot be written; MEMORY.
         """
         try:
             keep_model(weights, ModelCard.read(weights.with_suffix(".json")))
         except ModelError as error:
             raise PanelError("BUNDLE", error.cause) from error
+        except OutOfMemoryError as error:
+            raise PanelError("MEMORY") from error
         except UsageError as error:
             if error.code != "USAGE":
                 raise PanelError("INSTALL_FAILED", withoutPaths(error.cause)) from error

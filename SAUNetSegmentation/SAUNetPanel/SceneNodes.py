@@ -26,7 +26,7 @@ from SAUNetLib.anatomy import (
     segment_id,
     tag_text,
 )
-from SAUNetLib.errors import UsageError, is_out_of_memory
+from SAUNetLib.errors import OutOfMemoryError, UsageError, is_out_of_memory
 from SAUNetLib.formats.atomic import check_writable, write_beside, write_together
 from SAUNetLib.formats.endings import SEGMENTS, VOLUMES
 
@@ -537,8 +537,8 @@ def _writeBeside(path: Path, endings: tuple[str, ...]) -> Iterator[tuple[Path, s
     The card does not repeat the engine's words, which name the file and with it, maybe, the patient.
 
     Raises:
-        PanelError: OUTPUT_FORMAT or EXPORT_FAILED; a folder that is not there is not made: it may be on a drive that
-            was taken out.
+        PanelError: OUTPUT_FORMAT, MEMORY or EXPORT_FAILED; a folder that is not there is not made: it may be on a drive
+            that was taken out.
     """
     try:
         if not path.parent.is_dir():
@@ -546,6 +546,8 @@ def _writeBeside(path: Path, endings: tuple[str, ...]) -> Iterator[tuple[Path, s
         ending = check_writable(path, endings)
         with write_beside(path, ending) as part:
             yield part, ending
+    except OutOfMemoryError as error:
+        raise PanelError("MEMORY") from error
     except (OSError, UsageError) as error:
         if isinstance(error, UsageError) and error.code == "OUTPUT_FORMAT":
             cause = _("This export writes {endings}.").format(endings=", ".join(endings))
