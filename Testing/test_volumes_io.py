@@ -27,6 +27,7 @@ import SimpleITK as sitk
 from bad_inputs import FORMATS, GOOD, WORKS, Case, changed, images, nifti, save
 
 from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.formats import itk
 from SAUNetLib.formats.dicom import list_series
 from SAUNetLib.formats.dicom_files import is_dicom
 from SAUNetLib.formats.volumes import read_volume, write_volume
@@ -203,6 +204,30 @@ def test_reading_in_threads_keeps_stderr(tmp_path: Path, image: Volume, capfd: p
         assert len(list(pool.map(read_volume, [path] * 64))) == 64
     os.write(2, b"still heard")
     assert capfd.readouterr().err == "still heard"
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_reading_leaves_itk_s_warnings_to_the_caller(tmp_path: Path, image: Volume, shown: bool) -> None:
+    path = save(tmp_path, ".nrrd", image)
+    (tmp_path / "torn.nii").write_bytes(b"nothing")
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+    try:
+        read_volume(path)
+        with pytest.raises(InputError):
+            read_volume(tmp_path / "torn.nii")
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(read_volume, [path] * 16))
+        assert sitk.ProcessObject.GetGlobalWarningDisplay() is shown
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+def test_itk_warns_of_nothing_meanwhile() -> None:
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    with itk.unheard():
+        assert not sitk.ProcessObject.GetGlobalWarningDisplay()
+    assert sitk.ProcessObject.GetGlobalWarningDisplay() is before
 
 
 # --- DICOM ----------------------------------------------------------------------------------------

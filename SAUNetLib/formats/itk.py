@@ -88,9 +88,13 @@ def _lend(path: Path, place: Path) -> None:
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Suppress what the libraries inside ITK print about a damaged file; the user gets an error of ours instead."""
+    """Suppress what ITK and the libraries inside it print about a damaged file; the user gets an error of ours."""
+    import SimpleITK as sitk  # the panel needs the rest of this module before that is installed
+
     # One at a time: a second thread would keep the silence of the first.
-    with _lock, open(os.devnull, "wb") as nowhere:
+    with _lock, open(os.devnull, "wb") as nowhere, ExitStack() as stack:
+        stack.callback(sitk.ProcessObject.SetGlobalWarningDisplay, sitk.ProcessObject.GetGlobalWarningDisplay())
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)  # on Windows ITK may open a window for its warnings
         try:
             kept = os.dup(2)
         except OSError:  # a process without stderr

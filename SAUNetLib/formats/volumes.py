@@ -89,7 +89,6 @@ def read_image(path: str | Path) -> sitk.Image:
             f"Give a file that ends in {', '.join(IMAGES)}, or a folder with a DICOM study",
         )
     voxel_bytes = headers.check_file(path, ending)
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is said by check_file
     try:
         with itk.readable(path, ending, headers.voxel_file(path, ending)) as place, itk.unheard():
             return sitk.ReadImage(str(place), imageIO=_IMAGE_IO[ending])
