@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import nrrd
 import numpy as np
 import pydicom
 import pytest
@@ -27,7 +28,7 @@ import SimpleITK as sitk
 from bad_inputs import FORMATS, GOOD, WORKS, Case, changed, images, nifti, save
 
 from SAUNetLib.errors import InputError, UsageError
-from SAUNetLib.formats import itk
+from SAUNetLib.formats import headers, itk
 from SAUNetLib.formats.dicom import list_series
 from SAUNetLib.formats.dicom_files import is_dicom
 from SAUNetLib.formats.volumes import read_volume, write_volume
@@ -228,6 +229,17 @@ def test_itk_warns_of_nothing_meanwhile() -> None:
     with itk.unheard():
         assert not sitk.ProcessObject.GetGlobalWarningDisplay()
     assert sitk.ProcessObject.GetGlobalWarningDisplay() is before
+
+
+def test_nrrd_voxels_have_the_bytes_that_pynrrd_gives_them(tmp_path: Path, image: Volume, monkeypatch) -> None:
+    known = {kind: np.dtype(code).itemsize for kind, code in nrrd.reader._TYPEMAP_NRRD2NUMPY.items() if kind != "block"}
+    assert known == headers._NRRD_BYTES
+    path = save(tmp_path, ".nrrd", image)
+    monkeypatch.delattr(nrrd.reader, "_TYPEMAP_NRRD2NUMPY")  # private: a later pynrrd may have another name for it
+    assert headers.check_file(path, ".nrrd") == image.voxels.nbytes
+    path.write_bytes(path.read_bytes().replace(b"type: ", b"type: un", 1))
+    with pytest.raises(InputError, match="voxel type is unknown"):
+        headers.check_file(path, ".nrrd")
 
 
 # --- DICOM ----------------------------------------------------------------------------------------

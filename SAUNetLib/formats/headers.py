@@ -38,6 +38,15 @@ _META_BYTES = {
     "CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4, "LONG_LONG": 8,
     "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8,
 }  # fmt: skip
+_NRRD_BYTES = {
+    "signed char": 1, "int8": 1, "int8_t": 1, "uchar": 1, "unsigned char": 1, "uint8": 1, "uint8_t": 1,
+    "short": 2, "short int": 2, "signed short": 2, "signed short int": 2, "int16": 2, "int16_t": 2,
+    "ushort": 2, "unsigned short": 2, "unsigned short int": 2, "uint16": 2, "uint16_t": 2,
+    "int": 4, "signed int": 4, "int32": 4, "int32_t": 4, "uint": 4, "unsigned int": 4, "uint32": 4, "uint32_t": 4,
+    "longlong": 8, "long long": 8, "long long int": 8, "signed long long": 8, "signed long long int": 8, "int64": 8,
+    "int64_t": 8, "ulonglong": 8, "unsigned long long": 8, "unsigned long long int": 8, "uint64": 8, "uint64_t": 8,
+    "float": 4, "double": 8,
+}  # fmt: skip
 _NRRD_SPACES = {"LPS", "RAS", "LAS", "LEFT-POSTERIOR-SUPERIOR", "RIGHT-ANTERIOR-SUPERIOR", "LEFT-ANTERIOR-SUPERIOR"}
 
 
@@ -353,13 +362,15 @@ def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
         try:
             with np.errstate(all="ignore"):
                 header = dict(nrrd.read_header(file))
-            size = [int(count) for count in header["sizes"]]
-            return header, size, np.dtype(nrrd.reader._TYPEMAP_NRRD2NUMPY[header["type"]]).itemsize
+            size, kind = [int(count) for count in header["sizes"]], header["type"]
         except OSError:
             raise
         except Exception as failure:  # pynrrd meets nonsense with whatever exception comes first
             check_memory(failure)
             raise damaged(path, "its NRRD header is damaged") from failure
+    if kind not in _NRRD_BYTES:
+        raise damaged(path, "its voxel type is unknown")
+    return header, size, _NRRD_BYTES[kind]
 
 
 def _nrrd_data(path: Path) -> dict[str, str]:
