@@ -301,6 +301,8 @@ def huge() -> Iterator[Case]:
     yield Case("huge size", "NRRD zero", "INPUT_UNREADABLE", header(".nrrd", "sizes", "sizes: 24 0 5"))
     yield Case("huge size", "MetaImage channels", "INPUT_TOO_LARGE",
                header(".mha", "ElementNumberOfChannels", "ElementNumberOfChannels = 99999999"))  # fmt: skip
+    yield Case("huge size", "MetaImage of 300000 dimensions and of three", "INPUT_UNREADABLE",
+               header(".mha", "NDims", "NDims = 300000\nNDims = 3"))  # fmt: skip
     for name, sizes in (("negative", "24 32 -5"), ("larger than the file", "24 32 6")):
         yield Case("huge size", f"MetaImage {name}", "INPUT_UNREADABLE",
                    header(".mha", "DimSize", f"DimSize = {sizes}"))  # fmt: skip

@@ -424,10 +424,13 @@ def _meta_header(path: Path) -> tuple[dict[str, str], int]:
         for _ in range(1000):
             line = file.readline(1 << 16)
             key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
-            if not equals or not key.strip():
+            key = key.strip()
+            if not equals or not key:
                 break
-            fields[key.strip()] = value.strip()
-            if key.strip() == "ElementDataFile":
+            if key in fields and key != "Comment":  # of two sizes ITK makes room by one and writes by the other
+                raise damaged(path, f"its MetaImage header states {key[:40]} twice")
+            fields[key] = value.strip()
+            if key == "ElementDataFile":
                 return fields, file.tell()
     raise damaged(path, "it is not a MetaImage file" if "NDims" not in fields else "its MetaImage header is damaged")
 
