@@ -1,0 +1,99 @@
+"""Whether slices lie in their order, by how much they are like each other: no header says so."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .segmentation import Notice
+
+SLICES_ORDER = Notice(
+    "SLICES_ORDER",
+    "The slices seem to be stored out of their order. If they are, volumes and sizes are wrong: convert or export the "
+    "series again.",
+)
+SLICES_MOVED = Notice(
+    "SLICES_MOVED",
+    "Every other slice seems to be shifted against those between, as when the patient moves between two passes. "
+    "Outlines step from slice to slice: check widths and volumes.",
+)
+_FEW_SLICES, _ALIKE = 9, 0.3
+"""Fewer tell nothing. A slice that is like no other, as by this correlation, shows noise."""
+_IN_ORDER = 0.6
+"""So many are most like one beside them or on the other side of the body: 0.95 and more in 47 volumes with slices 0.9
+to 6 mm apart and in phantoms, at most 0.62 in 360 shuffles of 45 of them, and 0.31 with even slices before odd ones."""
+_EVERY_OTHER, _NEAR = 0.25, 0.6
+"""So many are most like the next but one, and so many like one no farther away, where every other slice has moved: 0.47
+and 0.63 at least in 45 volumes with a shift of 3 to 8 mm from front to back. Where the latter part of them has moved it
+is told in 44. At most 0.15 are in the order of the files' names, and no shuffle has so many of both."""
+_JOINS_BETTER = 0.04
+"""Two blocks of slices are in each other's place if so much is gained where they join: 0.07 and more in 47 volumes in
+the order of their files' names, at most -0.05 as they were stored and with one slice shifted by 20 mm."""
+
+
+def about_order(slices: np.ndarray) -> Notice | None:
+    """What to say of the order of slices (S, H, W), if anything.
+
+    Motion is asked for first: blocks of slices join better without the shifted ones, too.
+    """
+    likeness = _likeness(slices)
+    if len(likeness) < _FEW_SLICES:
+        return None
+    place = np.arange(len(likeness))
+    others = np.where(np.eye(len(place), dtype=bool), -np.inf, likeness)
+    most, shown = others.argmax(axis=1), others.max(axis=1) > _ALIKE
+    if shown.sum() < _FEW_SLICES:
+        return None
+    step = np.abs(most - place)
+    mirrored = _mirrored(place + most, shown & (step > 1))
+    if ((step == 2) & ~mirrored)[shown].mean() >= _EVERY_OTHER and (step <= 2)[shown].mean() >= _NEAR:
+        return SLICES_MOVED
+    in_order = ((step == 1) | mirrored)[shown].mean() >= _IN_ORDER
+    return None if in_order and _gain(likeness) < _JOINS_BETTER else SLICES_ORDER
+
+
+def _likeness(slices: np.ndarray) -> np.ndarray:
+    """Correlation (N, N) of the slices (S, H, W) that show something, of about 64 rows and columns each."""
+    rows, columns = (max(1, count // 64) for count in slices.shape[1:])
+    thinned = slices[:, ::rows, ::columns].reshape(len(slices), -1).astype(np.float64)
+    thinned -= thinned.mean(axis=1, keepdims=True)
+    size = np.linalg.norm(thinned, axis=1)
+    shown = thinned[size > 0] / size[size > 0, None]
+    correlation: np.ndarray = shown @ shown.T
+    return correlation
+
+
+def _mirrored(both: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """Which slices (N,) are most like that on the other side of the body, as in wide stacks in the right order.
+
+    Args:
+        both: (N,) sum of their own place and that of the one most like them, about the same for all that are mirrored.
+        far: (N,) bool, which ones are most like one that is not beside them.
+    """
+    if not far.any():
+        return far
+    commonest = np.bincount(both[far]).argmax()
+    return far & (np.abs(both - commonest) <= 1)
+
+
+def _gain(likeness: np.ndarray) -> float:
+    """The most that is gained if two neighbouring blocks of slices, of two and more each, change places.
+
+    That is, by how much the least alike slices (N, N) at the new joints are more alike than the most alike ones at the
+    old joints. There are three joints, or two where a block reaches an end. Blocks that are all of the stack are not
+    tried: left looks like right. A single slice that fits nowhere has moved, or shows noise.
+    """
+    count = len(likeness)
+    # With the places before the first slice and after the last one: no joints, so that no extreme is found there.
+    alike = np.full((count + 2, count + 2), np.inf)
+    alike[1:-1, 1:-1] = likeness
+    beside = np.diag(alike, 1).copy()
+    beside[[0, -1]] = -np.inf
+    best = -np.inf
+    for b in range(2, count - 1):  # blocks a + 1 to b and b + 1 to c, for all a and c at once
+        new = np.minimum(alike[: b - 1, b + 1, None], alike[b, b + 3 :])
+        new = np.minimum(new, alike[b + 2 : -1, 1:b].T)
+        old = np.maximum(beside[: b - 1, None], np.maximum(beside[b + 2 :], beside[b]))
+        gain = new - old
+        gain[0, -1] = -np.inf
+        best = max(best, float(gain.max()))
+    return best
