@@ -18,6 +18,7 @@ from .formats.places import check_places
 from .formats.segmentations import write_segmentation, write_table
 from .formats.volumes import Series, read_volume
 from .levels import Levels, check_lowest, name_structures
+from .padding import clear_padding
 from .segmentation import Notice, Segmentation
 from .slice_order import about_order
 from .volume import FARTHEST_MM, SagittalStack, Volume, check_content, check_volume
@@ -64,7 +65,8 @@ def segment(
     classes, notices = engine.classes(stack, report)
     report("levels", 0.0)
     field = stack.field()  # what padding hides, the image cuts
-    notices += _about_slices(stack.slices[field], stack.slice_spacing)
+    outside_ml = clear_padding(classes[field], stack.slices[field], (stack.slice_spacing, *stack.pixel))
+    notices += _about_slices(stack.slices[field], stack.slice_spacing, outside_ml)
     named = name_structures(stack.with_slices(classes[field]), lowest, stack.slices[field])
     classes[:] = 0
     classes[field] = named.labels
@@ -92,13 +94,16 @@ def _about_classes(named: Levels) -> Iterator[Notice]:
         yield Notice("LEFT_OUT", text)
 
 
-def _about_slices(slices: np.ndarray, spacing_mm: float) -> tuple[Notice, ...]:
-    """What to say of slices (S, H, W) that show nothing, between others, that lie far apart or out of their order."""
+def _about_slices(slices: np.ndarray, spacing_mm: float, outside_ml: float) -> tuple[Notice, ...]:
+    """What to say of slices (S, H, W) that show nothing, in part or between others, lie far apart or out of order."""
     notices = []
     empty = sum(map(_is_empty, slices))
     if empty:
         missing = "What lies there was not found, and is missing from all figures."
         notices.append(Notice("EMPTY_SLICES", f"{empty} of {len(slices)} slices show nothing. {missing}"))
+    if outside_ml:
+        holds = f"{outside_ml:.0f} ml were found where the file holds padding and no image, and were left out."
+        notices.append(Notice("OUTSIDE_IMAGE", f"{holds} Structures that reach it are cut there."))
     if len(slices) > 1 and spacing_mm > FARTHEST_MM:
         lie = f"Slices lie {spacing_mm:.3g} mm apart; up to {FARTHEST_MM:g} mm was tested."
         notices.append(Notice("SLICES_FAR_APART", f"{lie} What lies between them is missed."))

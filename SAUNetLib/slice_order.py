@@ -24,7 +24,7 @@ to 6 mm apart and in phantoms, at most 0.62 in 360 shuffles of 45 of them, and 0
 _EVERY_OTHER, _NEAR = 0.25, 0.6
 """So many are most like the next but one, and so many like one no farther away, where every other slice has moved: 0.47
 and 0.63 at least in 45 volumes with a shift of 3 to 8 mm from front to back. Where the latter part of them has moved it
-is told in 44. At most 0.15 are in the order of the files' names, and no shuffle has so many of both."""
+is told in 44. In the order of their files' names the former are at most 0.15, and no shuffle has so many of both."""
 _JOINS_BETTER = 0.04
 """Two blocks of slices are in each other's place if so much is gained where they join: 0.07 and more in 47 volumes in
 the order of their files' names, at most -0.05 as they were stored and with one slice shifted by 20 mm."""

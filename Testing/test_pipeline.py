@@ -61,6 +61,32 @@ def test_padding_is_not_taken_for_image(tiny_engine, monkeypatch):
     assert not padded.labels[len(truth) :].any() and not padded.labels[:, truth.shape[1] :].any()
 
 
+@pytest.mark.parametrize(
+    ("value", "below", "cleared"),
+    [(0.0, 0.0, True), (-1.0, -3.0, True), (200.0, 0.0, False)],
+    ids=["least", "undershot", "brightest"],
+)
+def test_nothing_is_found_in_the_padding_of_a_turned_volume(tiny_engine, monkeypatch, value, below, cleared):
+    """Its wedges are no whole rows and columns. Of the same value are a hole in the canal and, in another one, fat."""
+    truth = block_spine()
+    image = np.random.default_rng(0).uniform(1, 100, truth.shape).astype(np.float32)
+    image[:, 90:190, 58:63] = value
+    image[0, 0, 0] = below  # as interpolation leaves it beside a sharp edge
+    wedge = np.arange(truth.shape[2]) >= 40 + 6 * np.arange(len(truth))[:, None, None] + 0 * truth
+    geometry = Geometry(tuple(reversed(truth.shape)), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), SLICES_TO_LEFT)
+
+    def found(classes, voxels):
+        monkeypatch.setattr(tiny_engine, "classes", lambda stack, report: (classes.copy(), ()))
+        return segment(Volume(voxels, geometry, "picture"), tiny_engine)
+
+    classes = CLASS_OF[truth]
+    turned = found(classes, np.where(wedge, np.float32(value), image))
+    assert np.array_equal(turned.labels, found(np.where(wedge & cleared, 0, classes), image).labels)
+    lost_ml = 4 * np.count_nonzero(classes[wedge]) / 1000
+    said = f"{lost_ml:.0f} ml were found where the file holds padding"
+    assert any(one.text.startswith(said) for one in turned.warnings if one.code == "OUTSIDE_IMAGE") == cleared
+
+
 def test_classes_or_levels(tiny_engine):
     three = segment(picture(), tiny_engine, levels=False)
     assert three.encoding.name == "classes" and set(np.unique(three.labels)) <= {0, 1, 2, 3}

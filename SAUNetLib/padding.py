@@ -1,0 +1,76 @@
+"""What was found where a file holds padding and no image, as beside a volume that was turned and resampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cc3d
+import numpy as np
+
+_LARGE_MM2 = 400.0
+"""Smaller areas of one value at a slice's border are no padding (chosen)."""
+_MUCH_ML = 1.0
+"""Less is the rim of what lies beside: 0.12 ml at most in 47 volumes as they are, 4.8 and more in those turned by 15 to
+35 degrees about the long axis of the body."""
+
+
+def clear_padding(labels: np.ndarray, slices: np.ndarray, spacing: tuple[float, float, float]) -> float:
+    """Make background of what has a label in padding, if it is much.
+
+    Args:
+        labels: (S, H, W), changed in place.
+        slices: (S, H, W), what they were found in.
+        spacing: mm between slices, rows, columns.
+
+    Returns:
+        How much that is, in ml; 0 where nothing was changed.
+    """
+    voxel_ml = float(np.prod(spacing)) / 1000
+    values = [_commonest(_border(pixels)) for pixels in slices]
+    triples = list(zip(slices, labels, values, strict=True))
+    if voxel_ml * sum(np.count_nonzero((pixels == value) & (own > 0)) for pixels, own, value in triples) <= _MUCH_ML:
+        return 0.0  # most volumes, and soon told
+    area = spacing[1] * spacing[2]
+    found = [np.nonzero((own > 0) & _padding(pixels, value, area)) for pixels, own, value in triples]
+    amount_ml = voxel_ml * sum(len(rows) for rows, _ in found)
+    if amount_ml <= _MUCH_ML:
+        return 0.0
+    for own, at in zip(labels, found, strict=True):
+        own[at] = 0
+    return amount_ml
+
+
+def _padding(pixels: np.ndarray, value: np.generic, pixel_mm2: float) -> np.ndarray:
+    """Which pixels (H, W) hold padding: large areas of exactly this value that reach the border, three pixels wide.
+
+    Where air has exactly one value it is taken for padding, too; nothing of the body lies in it.
+    """
+    if value >= pixels.mean():  # fat that is brighter than the file's type can tell
+        return np.zeros(pixels.shape, bool)
+    wide = _of_three(_of_three(pixels == value, np.logical_and), np.logical_or)
+    piece = cc3d.connected_components(wide, connectivity=4)
+    large = np.bincount(piece.ravel()) * pixel_mm2 > _LARGE_MM2
+    at_border = np.zeros(len(large), bool)
+    at_border[_border(piece)] = True
+    at_border[0] = False  # what is no piece
+    padding: np.ndarray = (large & at_border)[piece]
+    return padding
+
+
+def _commonest(values: np.ndarray) -> np.generic:
+    """The commonest of values (N,): of the border it is padding's, which interpolation may go below."""
+    different, counts = np.unique(values, return_counts=True)
+    value: np.generic = different[counts.argmax()]
+    return value
+
+
+def _border(pixels: np.ndarray) -> np.ndarray:
+    """The values (N,) at the four borders of a slice (H, W)."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+
+
+def _of_three(mask: np.ndarray, both: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """A mask (H, W) combined with itself at the eight neighbours of each pixel; there is nothing beyond the border."""
+    around = np.pad(mask, 1)
+    rows = both(both(around[:-2], around[1:-1]), around[2:])
+    return both(both(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
