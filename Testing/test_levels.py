@@ -357,6 +357,14 @@ def test_a_vertebra_that_was_taken_for_disc_is_told(spine: np.ndarray, whole: Le
     assert "LEVELS_TALL" not in codes(whole)
 
 
+def test_a_whole_disc_between_cut_ones_is_not_tall(spine: np.ndarray) -> None:
+    """As in a volume that was turned in the coronal plane, whose borders cut the levels above and below."""
+    number, row = np.ogrid[: len(spine), : spine.shape[1]]
+    _, middle, _ = np.argwhere(spine == value_of("L1/L2")).mean(axis=0)
+    left = np.abs(number - (len(spine) - 1) / 2) < 6 - np.abs(row - middle) / 7
+    assert "LEVELS_TALL" not in codes(named(np.where(left[..., None], spine, 0)))
+
+
 def test_names_above_a_small_body_are_less_sure(spine: np.ndarray, whole: Levels) -> None:
     damaged = CLASS_OF[spine]
     body = (spine == value_of("L3")) & ~behind_the_canal(spine)

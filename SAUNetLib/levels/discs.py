@@ -43,6 +43,8 @@ class Interface:
         volume, depth: mm3 of the disc and mm from its front to its back; 0 for none.
         number: of the disc, at least 1; an interface without a disc, because it was not segmented, has 0.
         components: numbers of the components of the class disc that make it up.
+        section: mm2 of the disc in the slice that shows most of it, which is the same where the image's border cuts off
+            its side; 0 for none.
     """
 
     point: np.ndarray
@@ -52,6 +54,7 @@ class Interface:
     depth: float = 0.0
     number: int = 0
     components: tuple[int, ...] = ()
+    section: float = 0.0
 
     @property
     def lean(self) -> float:
@@ -73,6 +76,7 @@ class Interface:
             volume=volume,
             depth=max(self.depth, fragment.depth),
             components=self.components + fragment.components,
+            section=self.section + fragment.section,
         )
 
 
@@ -97,7 +101,7 @@ class Discs:
         numbered = np.zeros(mask.shape, np.uint8)
         if not mask.any():
             return cls((), grid, numbered)
-        voxels = _DiscVoxels(grid.positions(mask), column, grid.voxel)
+        voxels = _DiscVoxels(grid.positions(mask), column, grid.spacing)
         component = _components(mask, voxels)
         groups = _grouped([voxels.interface(component == n, n) for n in _plausible(component, voxels)])
         number = np.zeros(int(component.max()) + 1, np.uint8)
@@ -129,12 +133,17 @@ class _DiscVoxels:
     Attributes:
         points: (N, 3) mm.
         column: the line behind them.
-        voxel: volume of one, mm3.
+        spacing: (3,) mm between slices, rows, columns.
     """
 
     points: np.ndarray
     column: Column
-    voxel: float
+    spacing: np.ndarray
+
+    @property
+    def voxel(self) -> float:
+        """Volume of one, mm3."""
+        return float(np.prod(self.spacing))
 
     @cached_property
     def station(self) -> np.ndarray:
@@ -153,7 +162,11 @@ class _DiscVoxels:
         tangent = self.column.tangent(centre[1])
         station = float(self.column.station(centre[None].astype(np.float32))[0])
         low, high = np.percentile(self.depth[own], [3, 97])
-        return Interface(centre, _plane(points, tangent), station, len(points) * self.voxel, float(high - low), number)
+        volume = len(points) * self.voxel
+        in_slice = np.round((points[:, 0] - points[:, 0].min()) / self.spacing[0]).astype(int)
+        section = float(np.bincount(in_slice).max() * self.spacing[1] * self.spacing[2])
+        plane = _plane(points, tangent)
+        return Interface(centre, plane, station, volume, float(high - low), number, section=section)
 
 
 def _components(mask: np.ndarray, voxels: _DiscVoxels) -> np.ndarray:
