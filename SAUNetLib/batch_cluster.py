@@ -164,6 +164,7 @@ class WorkerPool:
         self._call: Future | None = None
         self._submitted: dict[Any, tuple[Source, Future, frozenset[str]]] = {}
         self._done: SimpleQueue[Future] = SimpleQueue()
+        self._overdue: set[Any] = set()  # of the submitted: those that were done, but whose results did not come
         self._tries: Counter[str] = Counter()
         self._lost: list[Source] = []
         self._latest: Future | None = None
@@ -190,6 +191,7 @@ class WorkerPool:
         from distributed import KilledWorker
 
         if self._lost:
+            self._latest = None
             return self._lost.pop(), WorkersDied()
         try:
             future = self._done.get(timeout=LOOK_S)
@@ -198,11 +200,16 @@ class WorkerPool:
         if future.key not in self._submitted:  # a trial's, or one that was cancelled and handed out again
             self._next_look = 0.0
             return None
+        try:
+            result: Any = _fetched(future)
+        except TimeoutError:
+            # Its worker may have died before it gave the result away: then Dask has it done again, or `refresh` has.
+            self._overdue.add(future.key)
+            return None
         source, self._latest, _ = self._submitted.pop(future.key)
-        error = future.exception()
-        if isinstance(error, KilledWorker):
-            return source, WorkersDied(_host(error.last_worker.address))
-        return source, error or future.result()
+        if isinstance(result, KilledWorker):
+            result = WorkersDied(_host(result.last_worker.address))
+        return source, result
 
     def recheck_last_worker(self) -> None:
         """Try the worker again whose source was taken last, before it gets a further one: its disk may be gone."""
@@ -231,6 +238,11 @@ class WorkerPool:
             good = [address for address, failure in self._failures.items() if failure is None]
             self._threads = {address: threads[address] for address in good}
             self._resubmit({address for address in threads if self._failures.get(address) is None})
+        self._overdue &= self._submitted.keys()
+        for key in list(self._overdue):
+            if self._submitted[key][1].done():  # Dask tells of a future only once
+                self._overdue.discard(key)
+                self._done.put(self._submitted[key][1])
         self._wait()
         self._next_look = time.monotonic() + LOOK_S
 
@@ -248,7 +260,11 @@ class WorkerPool:
             self._trials[address].add_done_callback(self._done.put)
         for address, future in self._trials.items():
             if future.done() and address not in self._failures:
-                self._failures[address] = failure = _failure(address, future)
+                try:
+                    failure = _failure(address, future)
+                except TimeoutError:  # the worker may have died since: then it leaves the list
+                    continue
+                self._failures[address] = failure
                 self._since = time.monotonic()
                 if failure is not None:
                     self._warn(f"{failure} This worker gets no work.")
@@ -287,17 +303,35 @@ class WorkerPool:
             self._absence_told = True
 
 
+def _fetched(future: Future) -> Any:
+    """What a future that was done has made, or the exception that it met.
+
+    Raises:
+        TimeoutError: it does not come; nothing is told of a worker that died before it could hand it over.
+        FutureCancelledError: it was lost with the scheduler.
+    """
+    error = future.exception(timeout=ANSWER_S)
+    if error is not None:
+        return error
+    try:
+        return future.result(timeout=ANSWER_S)
+    except Exception as failure:
+        if future.status == "error":  # it was done again meanwhile
+            return failure
+        raise
+
+
 def _failure(address: str, trial: Future) -> SAUNetError | None:
-    """Why the trial of a worker failed; None where it is good."""
-    error = trial.exception()
-    if error is not None:  # it could not even begin
-        host, text = _host(address), " ".join(f"{type(error).__name__}: {error}".split())
+    """Why the trial of a worker failed; None where it is good; raises as `_fetched`."""
+    result = _fetched(trial)
+    if isinstance(result, BaseException):  # it could not even begin
+        host, text = _host(address), " ".join(f"{type(result).__name__}: {result}".split())
         return UsageError(
             "NOT_INSTALLED",
             f"{host}: the worker cannot run SAUNet ({text})",
             "Install the same version of SAUNet with the extra cluster on all computers, including the scheduler's",
         )
-    host, failure = trial.result()
+    host, failure = result
     return None if failure is None else error_of({**failure, "cause": f"{host}: {failure['cause']}"})
 
 

@@ -493,6 +493,28 @@ def test_a_scheduler_that_dies_without_a_worker_is_told(crowd, monkeypatch):
     assert status == 2 and "the connection to the scheduler was lost" in err.splitlines()[-1]
 
 
+def test_a_worker_that_dies_before_it_hands_over_its_result_does_not_stop_the_run(crowd, fast, monkeypatch):
+    fetched = batch_cluster._fetched
+
+    def lose(future):
+        if isinstance(future.key, str) and future.key.startswith("segment_source") and not lost:
+            lost.append(True)
+            cluster.sync(next(iter(cluster.workers.values())).close)
+            assert not cluster.scheduler.workers
+            cluster.scale(2)
+        return fetched(future)
+
+    lost = []
+    monkeypatch.setattr(batch_cluster, "NO_WORKER_S", 60.0)
+    monkeypatch.setattr(batch_cluster, "_fetched", lose)
+    with crowd(1) as (cluster, go):
+        end = Timer(40.0, cluster.close)  # else a failure would be a test that hangs
+        end.start()
+        status, err = go()
+        end.cancel()
+    assert status == 0 and lost, err
+
+
 class Answer:
     """A future of `Cluster`."""
 
@@ -502,10 +524,10 @@ class Answer:
     def done(self):
         return self.made is not None or self.error is not None
 
-    def exception(self):
+    def exception(self, timeout):
         return self.error
 
-    def result(self):
+    def result(self, timeout):
         return self.made
 
     def cancel(self):
@@ -555,7 +577,7 @@ def test_a_source_that_was_lost_with_the_scheduler_says_so(quick):
     pool.submit(Source("a", False, ""))
     future = cluster.submitted[-1][0]
     future.error = FutureCancelledError("a", "lost")
-    future.exception = future.result = lambda: (_ for _ in ()).throw(future.error)
+    future.exception = future.result = lambda timeout: (_ for _ in ()).throw(future.error)
     pool._done.put(future)
     with pytest.raises(UsageError, match="the connection to the scheduler was lost"), scheduler_kept():
         pool.next_result()
