@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
 from .batch_journal import LOCK, Batch, Note, Outcome, Source, journal, read_batch, try_summary, write_summary
-from .batch_source import BatchTask, appears, segment_source, try_worker
+from .batch_source import BatchTask, appears, opens, segment_source, try_worker
 from .errors import InputError, UsageError, is_out_of_memory, out_of_memory
 from .formats.atomic import ending_of, probe, same_place, spelling
 from .formats.dicom_files import may_be_image
@@ -26,7 +26,7 @@ GIVE_UP = 20
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _VOXELS = (".raw", ".zraw", ".raw.gz", ".img")
 """What lies beside the headers of MetaImage and NRRD files."""
-_OF_THE_RUN = ("INPUT_NOT_FOUND", "DEVICE", "MODEL_", "OUTPUT_WRITE", "NOT_INSTALLED", "CRASHED")
+_OF_THE_RUN = ("INPUT_NOT_FOUND", "DEVICE", "MODEL_", "OUTPUT_WRITE", "NOT_INSTALLED", "CRASHED", "INTERNAL")
 
 
 def run_batch(
@@ -248,29 +248,76 @@ def _work(
     try_workers: bool,
     report: Callable[[int, int, int], None],
 ) -> None:
-    """Submit sources to the workers, a few ahead of them, and write the results to the journal."""
-    upcoming = next(waiting, None)
-    if upcoming is None:
+    """Submit sources to the workers, a few ahead of them, and write the results to the journal.
+
+    Those whose workers died, or could not open them, are tried once more at the end.
+    """
+    first = next(waiting, None)
+    if first is None:
         return
-    trial = partial(try_worker, upcoming.place, task) if try_workers else None
-    pool = make_pool(partial(segment_source, task=task), trial)
-    done, failed, streak = 0, 0, _FailureStreak()
-    while upcoming is not None or len(pool):
-        pool.refresh()
-        while upcoming is not None and pool.has_room():
-            pool.submit(upcoming)
-            upcoming = next(waiting, None)
-        done_source = pool.next_result()
-        if done_source is None:
-            continue
-        source, result = done_source
-        crashed = isinstance(result, BaseException)
-        outcomes = [_crash_outcome(result)] if crashed else [_checked(outcome, task.output) for outcome in result]
-        note(source, task.sha256, outcomes)
-        done, failed = done + 1, failed + any(outcome.status == "failed" for outcome in outcomes)
-        if streak.note(outcomes):
-            pool.recheck_last_worker()
-        report(done, done + len(pool), failed)
+    trial = partial(try_worker, first.place, task, opens(task.archive / first.place)) if try_workers else None
+    _Work(make_pool(partial(segment_source, task=task), trial), task, note, report).do(chain([first], waiting))
+
+
+_Entry = tuple[Source, frozenset[str]]
+"""A source with the addresses of the workers that could not open it."""
+
+
+class _Work:
+    """Sources on their way through a pool."""
+
+    def __init__(self, pool: WorkerPool, task: BatchTask, note: Note, report: Callable[[int, int, int], None]) -> None:
+        self._pool, self._task, self._note, self._report = pool, task, note, report
+        self._streak, self._done, self._failed = _FailureStreak(), 0, 0
+        self._elsewhere: deque[_Entry] = deque()  # to be tried again by another worker
+        self._alone: deque[_Entry] = deque()  # to be tried again while no other is
+        self._phase = 1
+
+    def do(self, sources: Iterable[Source]) -> None:
+        """Have sources segmented, and those again that may have failed for a reason which is none of theirs."""
+        self._run((source, frozenset()) for source in sources)
+        self._phase = 2
+        self._run(_emptied(self._elsewhere))
+        # What else a worker has when an image kills it counts as tried as often as that one: now each is by itself.
+        self._phase = 3
+        self._run(_emptied(self._alone))
+
+    def _run(self, entries: Iterator[_Entry]) -> None:
+        upcoming = next(entries, None)
+        while upcoming is not None or len(self._pool):
+            self._pool.refresh()
+            while upcoming is not None and self._pool.has_room() and not (self._phase == 3 and len(self._pool)):
+                self._pool.submit(*upcoming)
+                upcoming = next(entries, None)
+            result = self._pool.next_result()
+            if result is not None:
+                self._take(*result)
+            waiting = len(self._pool) + len(self._elsewhere) + len(self._alone)
+            self._report(self._done, self._done + waiting, self._failed)
+
+    def _take(self, source: Source, result: Sequence[Outcome] | BaseException) -> None:
+        """Note what became of a source, also where it is tried again: the run may be ended before."""
+        if isinstance(result, BaseException):
+            outcomes = [_crash_outcome(result)]
+        else:
+            outcomes = [_checked(outcome, self._task.output) for outcome in result]
+        self._note(source, self._task.sha256, outcomes)
+        closed = any(outcome.closed for outcome in outcomes) and opens(self._task.archive / source.place)
+        blamed: frozenset[str] = frozenset()
+        if (self._phase < 3 and self._streak.note(outcomes)) or closed:
+            blamed = self._pool.recheck_last_worker()
+        if closed and self._phase < 2:
+            self._elsewhere.append((source, blamed))
+        elif isinstance(result, WorkersDied) and self._phase < 3:
+            self._alone.append((source, blamed))
+        else:
+            self._done += 1
+            self._failed += any(outcome.status == "failed" for outcome in outcomes)
+
+
+def _emptied(entries: deque[_Entry]) -> Iterator[_Entry]:
+    while entries:
+        yield entries.popleft()
 
 
 class _FailureStreak:
@@ -301,9 +348,16 @@ class _FailureStreak:
 
 def _checked(outcome: Outcome, output: Path) -> Outcome:
     """An outcome as it is, or a failure where its result files do not appear on this computer."""
-    if all(appears(output / name) for name in outcome.files()):
-        return outcome
+    unseen = next((name for name in outcome.files() if not appears(output / name)), None)
+    if unseen is None:
+        return outcome if outcome.status == "failed" else replace(outcome, host="")
     text = "the worker's result cannot be found here: the worker may see another folder under this path"
+    try:
+        (output / unseen).stat()
+    except FileNotFoundError:
+        pass
+    except OSError as failure:
+        text = f"the worker's result cannot be seen by the command's user ({failure.strerror}), as another user's"
     failed = replace(outcome, status="failed", output="", notices=())
     return replace(failed, code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status)
 
@@ -314,5 +368,6 @@ def _crash_outcome(failure: BaseException) -> Outcome:
         known = out_of_memory()
         return Outcome("failed", code=known.code, text=known.cause, exit_status=known.exit_status)
     host = failure.host if isinstance(failure, WorkersDied) else ""
-    text = str(failure) if host else " ".join(f"{type(failure).__name__}: {failure}".split())
+    died = isinstance(failure, WorkersDied)
+    text = str(failure) if died else " ".join(f"{type(failure).__name__}: {failure}".split())
     return Outcome("failed", code="CRASHED", text=text, exit_status=1, host=host)

@@ -6,8 +6,9 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -179,9 +180,9 @@ class WorkerPool:
         """Whether a further source can be submitted now."""
         return len(self) < QUEUED * sum(self._threads.values())
 
-    def submit(self, source: Source) -> None:
-        """Submit a source to the good workers."""
-        workers = list(self._threads) if self._trial else None
+    def submit(self, source: Source, but: Collection[str] = ()) -> None:
+        """Submit a source to the good workers; where there are others, not to those of the addresses given."""
+        workers = list(self._threads.keys() - but or self._threads) if self._trial else None
         future = self._client.submit(self._work, source, workers=workers, pure=False)
         self._submitted[future.key] = source, future, frozenset(workers or ())
         future.add_done_callback(self._done.put)
@@ -211,16 +212,21 @@ class WorkerPool:
             result = WorkersDied(_host(result.last_worker.address))
         return source, result
 
-    def recheck_last_worker(self) -> None:
-        """Try the worker again whose source was taken last, before it gets a further one: its disk may be gone."""
+    def recheck_last_worker(self) -> frozenset[str]:
+        """Try the worker again whose source was taken last, before it gets a further one: its disk may be gone.
+
+        Returns:
+            Its address, or several where the result has been copied; none of workers that need no trial.
+        """
         if self._trial is None or self._latest is None:
-            return
-        for addresses in self._client.who_has([self._latest]).values():
-            for address in addresses:
-                self._trials.pop(address, None)
-                self._failures.pop(address, None)
-                self._threads.pop(address, None)
+            return frozenset()
+        workers = frozenset(chain.from_iterable(self._client.who_has([self._latest]).values()))
+        for address in workers:
+            self._trials.pop(address, None)
+            self._failures.pop(address, None)
+            self._threads.pop(address, None)
         self._began, self._next_look = False, 0.0
+        return workers
 
     def refresh(self) -> None:
         """See which workers have come and gone; submit again the sources of those that left.
@@ -282,6 +288,7 @@ class WorkerPool:
             if self._tries[source.place] <= TRIES:
                 self.submit(source)
             else:
+                del self._tries[source.place]
                 self._lost.append(source)
 
     def _wait(self) -> None:

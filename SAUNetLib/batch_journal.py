@@ -66,7 +66,8 @@ class Outcome:
             that is still the same failed, its earlier one.
         notices: codes of what is to be known of the result.
         host: computer on which it failed.
-        own: whether it failed for its own name, while other files could be written.
+        own: whether it failed for its own name or absence, while other files could be written or are there.
+        closed: whether it could not be opened on that computer.
         name: of a DICOM series, what its results are called; the same in every folder that holds slices of it.
     """
 
@@ -81,6 +82,7 @@ class Outcome:
     host: str = ""
     name: str = ""
     own: bool = False
+    closed: bool = False
 
     def files(self) -> tuple[str, ...]:
         """Its results below the output folder."""
@@ -167,7 +169,7 @@ class Batch:
         if record is None or source.twin or (record.stamp, record.model) != (source.stamp, model):
             return False
         return all(
-            outcome.status != "failed" and all((output / name).is_file() for name in outcome.files())
+            outcome.status != "failed" and all(is_there(output / name) for name in outcome.files())
             for outcome in record.outcomes
         )
 
@@ -201,7 +203,7 @@ class Batch:
             place: record
             for place, record in self.records.items()
             if place not in here
-            and any(outcome.output and (output / outcome.output).is_file() for outcome in record.outcomes)
+            and any(outcome.output and is_there(output / outcome.output) for outcome in record.outcomes)
         }
         return replace(self, records=here, gone=gone)
 
@@ -223,6 +225,11 @@ def read_batch(output: Path) -> Batch:
                     records[record.place] = record
             first = first or (last if results else None)
     return Batch(records, first=first, last=last)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file, as far as can be seen; `Path.is_file` fails where the folder is closed."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 Note = Callable[[Source, str, Sequence[Outcome]], None]

@@ -11,7 +11,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING
 
-from .batch_journal import JOURNAL, RESULTS, Outcome, Source, result_name, series_name
+from .batch_journal import JOURNAL, RESULTS, Outcome, Source, is_there, result_name, series_name
 from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .formats.atomic import probe
 from .formats.dicom import list_series
@@ -41,17 +41,21 @@ class BatchTask:
     device: str
 
 
-def try_worker(place: str, task: BatchTask) -> tuple[str, dict[str, str | int] | None]:
+def try_worker(place: str, task: BatchTask, opened: bool) -> tuple[str, dict[str, str | int] | None]:
     """Whether this worker can do its work: its host, and what is wrong as `SAUNetError.as_dict` tells it.
 
     Args:
         place: something in the archive: a folder where nothing is mounted is there, but empty.
         task: the work.
+        opened: whether the command itself can open its files.
     """
     try:
         if not os.path.lexists(task.archive / place):
             cause = f"{task.archive} is missing here, or is not the same folder as where the command runs"
             raise InputError("INPUT_NOT_FOUND", cause, "Mount the archive under the same path on all computers")
+        if opened and not opens(task.archive / place):
+            cause = f"{task.archive / place} cannot be opened here, and can be where the command runs"
+            raise InputError("INPUT_UNREADABLE", cause, "Give that computer's user the right to read the archive")
         _check_output(task.output)
         _engine(task.model, task.sha256, task.device)
     except Exception as error:
@@ -91,7 +95,7 @@ def _takes_files(output: Path) -> bool:
 def appears(path: Path) -> bool:
     """Whether a file of another computer is to be seen from here; network file systems may take a moment."""
     for _ in range(20):
-        if path.is_file():
+        if is_there(path):
             return True
         time.sleep(0.5)
     return False
@@ -99,8 +103,25 @@ def appears(path: Path) -> bool:
 
 def segment_source(source: Source, task: BatchTask) -> list[Outcome]:
     """Segment one source on a worker; whatever is wrong with its images is an outcome of theirs."""
-    outcomes = _outcomes(source, task)
-    return [replace(outcome, host=gethostname()) if outcome.status == "failed" else outcome for outcome in outcomes]
+    return [_explained(outcome, source, task) for outcome in _outcomes(source, task)]
+
+
+def _explained(outcome: Outcome, source: Source, task: BatchTask) -> Outcome:
+    """An outcome with its computer, and with what that one tells of an image that could not be read."""
+    outcome = replace(outcome, host=gethostname())
+    if not outcome.code.startswith("INPUT_"):
+        return outcome
+    closed = outcome.status == "failed" and not opens(task.archive / source.place)
+    # An image that is not there is none of the worker's faults where others are: it has left, or its path is too long.
+    return replace(outcome, closed=closed, own=outcome.code == "INPUT_NOT_FOUND" and _holds_anything(task.archive))
+
+
+def _holds_anything(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except OSError:
+        return False
 
 
 def _outcomes(source: Source, task: BatchTask) -> list[Outcome]:
@@ -140,14 +161,15 @@ def _refused(problem: InputError, files: Sequence[Path]) -> Outcome:
 
     It is ``failed``, which is tried again, where a file cannot be opened.
     """
-    status = "refused" if all(map(_opens, files)) else "failed"
+    status = "refused" if all(map(opens, files)) else "failed"
     return Outcome(status, "", problem.code, problem.cause, problem.exit_status)
 
 
-def _opens(path: Path) -> bool:
+def opens(path: Path) -> bool:
+    """Whether a file, or all files of a folder, can be opened; a link that leads nowhere can."""
     try:
         if path.is_dir():
-            return all(_opens(entry) for entry in path.iterdir() if not entry.is_dir())
+            return all(opens(entry) for entry in path.iterdir() if not entry.is_dir())
         if path.is_file():  # anything else might never begin
             open(path, "rb").close()
         return path.exists() or path.is_symlink()

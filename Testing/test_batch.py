@@ -9,8 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from socket import gethostname
@@ -44,7 +45,7 @@ from SAUNetLib.batch_journal import (
 )
 from SAUNetLib.batch_source import BatchTask
 from SAUNetLib.cli import _endings, main
-from SAUNetLib.errors import UsageError
+from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import atomic
 from SAUNetLib.formats.atomic import write_beside
 from SAUNetLib.formats.segmentations import read_segmentation
@@ -343,11 +344,45 @@ def test_results_that_are_not_to_be_seen_are_no_results(run, tmp_path, monkeypat
     assert status == 2 and "failed with OUTPUT_WRITE" in err and not told["p1/mr"]["output"]
 
 
-def test_what_ends_source_after_source_ends_the_run(run, monkeypatch):
+@pytest.mark.parametrize("code", ["DEVICE", "INTERNAL"])
+def test_what_ends_source_after_source_ends_the_run(run, monkeypatch, code):
     monkeypatch.setattr(batch, "GIVE_UP", 2)
-    monkeypatch.setattr(batch, "segment_source", lambda source, task: [Outcome("failed", code="DEVICE", text="gone")])
+    monkeypatch.setattr(batch, "segment_source", lambda source, task: [Outcome("failed", code=code, text="gone")])
     status, _, err, _ = run()
-    assert status == 2 and "2 sources in a row failed with DEVICE (gone)" in err
+    assert status == 2 and f"2 sources in a row failed with {code} (gone)" in err
+
+
+def test_images_that_are_not_there_end_no_run_while_the_archive_is(run, monkeypatch):
+    """As those whose paths are too long for Windows."""
+
+    def absent(image, *rest, **more):
+        raise InputError("INPUT_NOT_FOUND", "there is no file", "Check the path")
+
+    monkeypatch.setattr(batch, "GIVE_UP", 2)
+    monkeypatch.setattr(batch_source, "opens", lambda path: "mr" not in str(path) and "p2" not in str(path))
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", absent)
+    status, _, err, told = run()
+    assert status == 3 and "3 failed with INPUT_NOT_FOUND" in err and "in a row" not in err and len(told) == 4
+    monkeypatch.setattr(batch_source, "_holds_anything", lambda folder: False)  # as where nothing is mounted
+    assert "2 sources in a row failed with INPUT_NOT_FOUND" in run()[2]
+
+
+def test_results_in_a_folder_that_the_command_may_not_enter_end_no_run(run, fast, tmp_path, monkeypatch):
+    """As those of a worker of another user, whose umask is 077."""
+    before, looked = run()[3], os.stat
+
+    def refuse(path, *rest, **more):
+        closed = str(path).startswith(str(tmp_path / "out" / "p1" / "mr"))
+        if closed and threading.current_thread() is threading.main_thread():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return looked(path, *rest, **more)
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(os, "stat", refuse)
+    status, _, err, told = run()
+    assert status == 2 and "1 failed with OUTPUT_WRITE on" in err
+    assert "cannot be seen by the command's user (Permission denied)" in told.pop("p1/mr")["text"]
+    assert told == {place: row for place, row in before.items() if place != "p1/mr"}
 
 
 # --- workers that are no good, come late or are gone -----------------------------------------------
@@ -435,13 +470,42 @@ def test_a_worker_that_loses_its_disk_gets_no_more(crowd, fast, archive, monkeyp
     assert 1 <= len(USED) < 10, "of 24"
 
 
+@pytest.mark.parametrize("readable", ["nothing", "the first image"])
+def test_a_worker_that_may_not_read_the_archive_fails_nothing(crowd, fast, tmp_path, monkeypatch, readable):
+    opened, segment = batch_source.opens, write_empty
+
+    def opens(path):
+        with suppress(ValueError):  # not on a worker
+            if get_worker().name == 0 and (readable == "nothing" or "torn" not in str(path)):
+                return False
+        return opened(path)
+
+    def segment_file(image, *rest, **more):
+        USED.append(get_worker().name)
+        if not opens(image if isinstance(image, Path) else image.frames[0].path):
+            raise InputError("INPUT_UNREADABLE", "the system does not permit it", "Check the permissions")
+        return segment(image, *rest, **more)
+
+    for module in (batch, batch_source):
+        monkeypatch.setattr(module, "opens", opens)
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", segment_file)
+    USED.clear()
+    with crowd(2) as (_, go):
+        status, err = go()
+    assert status == 0 and {row["status"] for row in rows(tmp_path / "out").values()} == {"segmented", "refused"}, err
+    if readable == "nothing":
+        assert 0 not in USED and "torn.nrrd cannot be opened here, and can be where the command runs" in err
+    else:
+        assert 0 in USED and any(outcome["closed"] for line in lines(tmp_path / "out") for outcome in line["outcomes"])
+
+
 @pytest.mark.parametrize("what", ["archive", "results", "model"])
 def test_without_a_good_worker_the_run_ends_with_its_failure(crowd, archive, tmp_path, monkeypatch, what):
     tried = batch.try_worker
     other = {"archive": tmp_path / "empty"} if what == "archive" else {"output": tmp_path / "empty"}
     other = {"model": "nobody"} if what == "model" else other
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(batch, "try_worker", lambda place, task: tried(place, replace(task, **other)))
+    monkeypatch.setattr(batch, "try_worker", lambda place, task, *rest: tried(place, replace(task, **other), *rest))
     monkeypatch.setattr("SAUNetLib.batch_source.time.sleep", lambda seconds: None)
     with crowd(1) as (_, go):
         status, err = go()
@@ -588,6 +652,30 @@ def test_a_failure_names_its_computer(run, tmp_path, monkeypatch):
     status, _, err, told = run()
     assert status == 1 and f"failed with INTERNAL on {gethostname()};" in err
     assert told["p1/mr"]["host"] == lines(tmp_path / "out")[0]["outcomes"][0]["host"] == gethostname()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_an_image_that_kills_its_workers_takes_no_other_with_it(run, fast, archive, tmp_path, monkeypatch):
+    code = [
+        "import os, signal",
+        "import SAUNetLib.pipeline as pipeline",
+        "pipeline.whole = segment = getattr(pipeline, 'whole', pipeline.segment_file)  # it is loaded twice",
+        "def segment_file(image, *rest, **more):",
+        "    if 'A.mha' in str(image):",
+        "        os.kill(os.getpid(), signal.SIGKILL)",
+        "    return segment(image, *rest, **more)",
+        "pipeline.segment_file = segment_file",
+    ]
+    (tmp_path / "poison.py").write_text("\n".join(code))
+    preload = [str(tmp_path / "poison.py")]
+    poisoned = {"distributed.worker.preload": preload, "distributed.scheduler.allowed-failures": 0}
+    monkeypatch.setattr(batch_cluster, "_LOCAL", {**batch_cluster._LOCAL, **poisoned})
+    status, _, err, told = run("--workers", "1")
+    killer = told.pop("p2/A.mha")
+    assert status == 1 and (killer["status"], killer["code"]) == ("failed", "CRASHED"), err
+    assert killer["text"].startswith("every worker that was given it died")
+    assert {row["status"] for row in told.values()} == {"segmented", "refused"}
+    assert len(lines(tmp_path / "out")) > 4, "others were with it, and were tried again"
 
 
 def test_names_that_cannot_be_written_do_not_end_the_run(run, tmp_path, monkeypatch):
