@@ -43,6 +43,9 @@ NO_WORKER_S = 900.0
 
 Jobs that may wait in a queue for hours should begin this command themselves.
 """
+SILENCE_S = 1800.0
+"""After how long without any result to name the sources that are out: one may never end."""
+MOST_NAMED = 10
 
 _LOCAL: dict[str, Any] = {
     # No pages of what is done, and Ctrl-C, which reaches all processes of a terminal, is the command's alone.
@@ -171,6 +174,7 @@ class WorkerPool:
         self._latest: Future | None = None
         # When a worker was good last or was tried; whether their absence was told; whether those that were good left.
         self._since, self._absence_told, self._began, self._next_look = time.monotonic(), False, False, 0.0
+        self._last_result, self._silence_told = time.monotonic(), False
 
     def __len__(self) -> int:
         """Number of submitted sources whose results have not come back."""
@@ -208,6 +212,7 @@ class WorkerPool:
             self._overdue.add(future.key)
             return None
         source, self._latest, _ = self._submitted.pop(future.key)
+        self._last_result, self._silence_told = time.monotonic(), False
         if isinstance(result, KilledWorker):
             result = WorkersDied(_host(result.last_worker.address))
         return source, result
@@ -250,6 +255,7 @@ class WorkerPool:
                 self._overdue.discard(key)
                 self._done.put(self._submitted[key][1])
         self._wait()
+        self._tell_silence()
         self._next_look = time.monotonic() + LOOK_S
 
     def _try_new_workers(self, trial: Callable[[], Any], threads: dict[str, int]) -> None:
@@ -308,6 +314,21 @@ class WorkerPool:
         if waited >= TELL_S and not self._absence_told:
             self._warn(f"No worker is ready. Waiting for one, {NO_WORKER_S / 60:.0f} minutes at most.")
             self._absence_told = True
+
+    def _tell_silence(self) -> None:
+        """Where nothing has come back for long, name what the workers have, once."""
+        if not self._threads or not self._submitted:
+            self._last_result = time.monotonic()
+        if time.monotonic() - self._last_result < SILENCE_S or self._silence_told:
+            return
+        self._silence_told = True
+        hosts = {key: _host(address) for address, keys in self._client.processing().items() for key in keys}
+        out = [
+            f"{source.place} ({hosts[key]})" if key in hosts else source.place
+            for key, (source, _, _) in self._submitted.items()
+        ]
+        more = f" and {len(out) - MOST_NAMED} more" if len(out) > MOST_NAMED else ""
+        self._warn(f"Nothing has come back for {SILENCE_S / 60:.0f} minutes of {', '.join(out[:MOST_NAMED])}{more}.")
 
 
 def _fetched(future: Future) -> Any:

@@ -579,6 +579,24 @@ def test_a_worker_that_dies_before_it_hands_over_its_result_does_not_stop_the_ru
     assert status == 0 and lost, err
 
 
+def test_a_source_that_does_not_end_is_to_be_seen(crowd, monkeypatch):
+    def segment_file(*rest, **more):
+        if not slept:
+            slept.append(time.sleep(2.0))
+        return write_empty(*rest, **more)
+
+    slept = []
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", segment_file)
+    monkeypatch.setattr("SAUNetLib.cli.COUNT_S", 0.0)
+    monkeypatch.setattr(batch_cluster, "SILENCE_S", 0.5)
+    with crowd(1) as (_, go):
+        status, err = go()
+    assert status == 0 and err.count("Nothing has come back") == 1
+    told = next(line for line in err.splitlines() if line.startswith("Nothing"))
+    assert "p1/mr (127.0.0.1)" in told
+    assert max(map(err.splitlines().count, err.splitlines())) > 1, "how far it is, also while none is done"
+
+
 class Answer:
     """A future of `Cluster`."""
 
