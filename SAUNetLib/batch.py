@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
-from .batch_journal import LOCK, Batch, Note, Outcome, Source, journal, read_batch, try_summary, write_summary
+from .batch_journal import LOCK, Batch, Journal, Outcome, Source, open_journal, read_batch, try_summary, write_summary
 from .batch_source import BatchTask, appears, opens, segment_source, try_worker
 from .errors import InputError, UsageError, is_out_of_memory, out_of_memory
 from .formats.atomic import ending_of, probe, same_place, spelling
@@ -148,16 +148,17 @@ def _segment_all(
 ) -> Batch:
     """Do what is left to do of an archive; the summary is written however that ends."""
     result, records, output = known, dict(known.records), scan.output
-    walked = False
+    walked, edited = False, set[str]()
     try:
-        with journal(records, scan.archive, output) as note:
-            _work(make_pool, scan.pending(known, task.sha256), task, note, try_workers, report)
+        with open_journal(records, scan.archive, output) as journal:
+            edited = journal.edited
+            _work(make_pool, scan.pending(known, task.sha256), task, journal, try_workers, report)
         walked = True
     finally:
         if scan.places:  # else the summary stays what it was
             result = replace(known, records=records)
             if walked:
-                result = replace(result.only(scan.places, scan.closed, output), left_out=scan.left_out)
+                result = replace(result.only(scan.places, scan.closed, output), left_out=scan.left_out, edited=edited)
             write_summary(result, output)
     return result
 
@@ -244,7 +245,7 @@ def _work(
     make_pool: Callable[..., WorkerPool],
     waiting: Iterator[Source],
     task: BatchTask,
-    note: Note,
+    journal: Journal,
     try_workers: bool,
     report: Callable[[int, int, int], None],
 ) -> None:
@@ -256,7 +257,7 @@ def _work(
     if first is None:
         return
     trial = partial(try_worker, first.place, task, opens(task.archive / first.place)) if try_workers else None
-    _Work(make_pool(partial(segment_source, task=task), trial), task, note, report).do(chain([first], waiting))
+    _Work(make_pool(partial(segment_source, task=task), trial), task, journal, report).do(chain([first], waiting))
 
 
 _Entry = tuple[Source, frozenset[str]]
@@ -266,8 +267,10 @@ _Entry = tuple[Source, frozenset[str]]
 class _Work:
     """Sources on their way through a pool."""
 
-    def __init__(self, pool: WorkerPool, task: BatchTask, note: Note, report: Callable[[int, int, int], None]) -> None:
-        self._pool, self._task, self._note, self._report = pool, task, note, report
+    def __init__(
+        self, pool: WorkerPool, task: BatchTask, noted: Journal, report: Callable[[int, int, int], None]
+    ) -> None:
+        self._pool, self._task, self._journal, self._report = pool, task, noted, report
         self._streak, self._done, self._failed = _FailureStreak(), 0, 0
         self._elsewhere: deque[_Entry] = deque()  # to be tried again by another worker
         self._alone: deque[_Entry] = deque()  # to be tried again while no other is
@@ -287,6 +290,7 @@ class _Work:
         while upcoming is not None or len(self._pool):
             self._pool.refresh()
             while upcoming is not None and self._pool.has_room() and not (self._phase == 3 and len(self._pool)):
+                self._journal.begin(upcoming[0])
                 self._pool.submit(*upcoming)
                 upcoming = next(entries, None)
             result = self._pool.next_result()
@@ -301,7 +305,7 @@ class _Work:
             outcomes = [_crash_outcome(result)]
         else:
             outcomes = [_checked(outcome, self._task.output) for outcome in result]
-        self._note(source, self._task.sha256, outcomes)
+        noted = self._journal.note(source, self._task.sha256, outcomes)
         closed = any(outcome.closed for outcome in outcomes) and opens(self._task.archive / source.place)
         blamed: frozenset[str] = frozenset()
         if (self._phase < 3 and self._streak.note(outcomes)) or closed:
@@ -312,7 +316,7 @@ class _Work:
             self._alone.append((source, blamed))
         else:
             self._done += 1
-            self._failed += any(outcome.status == "failed" for outcome in outcomes)
+            self._failed += any(outcome.status == "failed" for outcome in noted)
 
 
 def _emptied(entries: deque[_Entry]) -> Iterator[_Entry]:

@@ -10,15 +10,17 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from socket import gethostname
+from typing import TextIO
 
+from . import __version__
 from .errors import UsageError
-from .formats.atomic import same_place, spelling, write_beside
+from .formats.atomic import discard, same_place, spelling, write_beside
 
 JOURNAL, SUMMARY, LOCK = "batch.jsonl", "batch.csv", "batch.lock"
 RESULTS = (".nii.gz", ".csv", ".json", ".png")
@@ -68,6 +70,7 @@ class Outcome:
         host: computer on which it failed.
         own: whether it failed for its own name or absence, while other files could be written or are there.
         closed: whether it could not be opened on that computer.
+        labels: digits that change with the contents of the label map, as it was written.
         name: of a DICOM series, what its results are called; the same in every folder that holds slices of it.
     """
 
@@ -83,6 +86,7 @@ class Outcome:
     name: str = ""
     own: bool = False
     closed: bool = False
+    labels: str = ""
 
     def files(self) -> tuple[str, ...]:
         """Its results below the output folder."""
@@ -91,12 +95,20 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """A line of the journal: the outcomes of a source's series, and the model (SHA-256) that made them."""
+    """A line of the journal: the outcomes of a source's series.
+
+    Attributes:
+        place, stamp: of the source.
+        model: SHA-256 of the model that made them; empty once the source was begun again, since whatever ends a run,
+            workers may go on and replace results.
+        version: of SAUNet.
+    """
 
     place: str
     stamp: str
     model: str
     outcomes: tuple[Outcome, ...]
+    version: str = ""
 
     @classmethod
     def read(cls, line: str) -> SourceRecord:
@@ -107,7 +119,8 @@ class SourceRecord:
         """
         entry = json.loads(line)
         outcomes = tuple(Outcome(**{**outcome, "notices": tuple(outcome["notices"])}) for outcome in entry["outcomes"])
-        return cls(str(entry["place"]), str(entry["stamp"]), str(entry["model"]), outcomes)
+        version = str(entry.get("version", ""))
+        return cls(str(entry["place"]), str(entry["stamp"]), str(entry["model"]), outcomes, version)
 
 
 @dataclass(frozen=True)
@@ -133,12 +146,14 @@ class Batch:
         records: by the places of its sources.
         gone: likewise of sources that have left the archive, and whose results are still there.
         left_out: how many files are no known image, by their endings.
+        edited: second names of label maps that had been changed, as by hand, when their sources were begun again.
         first, last: runs, where there was one: the one that the first results are of, and the latest.
     """
 
     records: Mapping[str, SourceRecord] = field(default_factory=dict)
     gone: Mapping[str, SourceRecord] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    edited: Collection[str] = ()
     first: RunStart | None = None
     last: RunStart | None = None
 
@@ -232,43 +247,97 @@ def is_there(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
-Note = Callable[[Source, str, Sequence[Outcome]], None]
-"""What notes the outcomes of a source by a model (SHA-256)."""
+def content_of(path: Path) -> str:
+    """Digits that change with the contents of a file; empty where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
+
+
+class Journal:
+    """The journal of a run at work, and the records in it by their places.
+
+    Attributes:
+        edited: as of `Batch`.
+    """
+
+    def __init__(self, file: TextIO, records: dict[str, SourceRecord], output: Path) -> None:
+        self.edited: set[str] = set()
+        self._file, self._records, self._output = file, records, output
+        self._kept_as: dict[str, str] = {}  # of label maps, the second names
+        self._due = time.monotonic() + SUMMARY_S
+
+    def begin(self, source: Source) -> None:
+        """Note, before a source with results is done again, that they may be replaced from now on.
+
+        Label maps that have been changed since they were noted, as by hand, are copied: nobody could make them again.
+
+        Raises:
+            UsageError: OUTPUT_WRITE, such a file cannot be copied.
+        """
+        before = self._records.get(source.place)
+        if before is None or not any(outcome.output for outcome in before.outcomes):
+            return
+        for outcome in before.outcomes:
+            path = self._output / outcome.output
+            if outcome.labels and _is_below(outcome.output) and (now := content_of(path)) not in ("", outcome.labels):
+                kept = f"{outcome.output.removesuffix(RESULTS[0])}.edited-{now[:8]}{RESULTS[0]}"
+                with write_beside(self._output / kept, RESULTS[0]) as temporary:
+                    shutil.copy2(path, temporary)
+                self._kept_as[outcome.output] = kept
+                self.edited.add(kept)
+        if before.model:
+            self._records[source.place] = begun = replace(before, model="")
+            self.write(begun)
+            os.fsync(self._file.fileno())
+
+    def note(self, source: Source, model: str, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+        """Write the outcomes of a source by a model (SHA-256); returns what is noted, once it is on the disk.
+
+        The record takes its place among the others, and files of the source's earlier results that it has no longer are
+        removed. The summary is written now and then.
+        """
+        before = self._records.get(source.place)
+        record = SourceRecord(source.place, source.stamp, model, self._with_remarks(before, outcomes), __version__)
+        record = _kept(before, source, record)
+        if not _is_spared(before, source, record):  # first: what is in the journal is not looked at again
+            record = _with_left(record, _remove_left(before, source, record, self._output))
+        self.write(record)
+        self._records[record.place] = record  # before the disk is waited for: a signal then finds both alike
+        os.fsync(self._file.fileno())
+        if (began := time.monotonic()) >= self._due:
+            with suppress(UsageError):  # a spreadsheet may have it open; the last one, at the end, tells it
+                write_summary(Batch(self._records), self._output)
+            took = time.monotonic() - began
+            self._due = began + max(SUMMARY_S, 20 * took)  # of millions of sources it takes a while
+        return record.outcomes
+
+    def write(self, line: SourceRecord | RunStart) -> None:
+        """Write a line."""
+        self._file.write(json.dumps(asdict(line)) + "\n")
+        self._file.flush()
+
+    def _with_remarks(self, before: SourceRecord | None, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+        """Outcomes of which the first says what became of label maps that had been changed."""
+        names = [outcome.output for outcome in before.outcomes] if before else []
+        kept = [self._kept_as.pop(name) for name in names if name in self._kept_as]
+        if not kept or not outcomes:
+            return tuple(outcomes)
+        remark = f"the earlier label map, changed since as by hand, is kept as {', '.join(kept)}"
+        first, *rest = outcomes
+        return (replace(first, text=f"{first.text}; {remark}" if first.text else remark), *rest)
 
 
 @contextmanager
-def journal(records: dict[str, SourceRecord], archive: Path, output: Path) -> Iterator[Note]:
-    """Open the journal for a run; yields a function that writes a record and returns once it is on the disk.
-
-    The record takes its place in `records`, and files of the source's earlier results that it has no longer are
-    removed. The summary is written now and then.
-    """
-    due = time.monotonic() + SUMMARY_S
+def open_journal(records: dict[str, SourceRecord], archive: Path, output: Path) -> Iterator[Journal]:
+    """Open the journal for a run."""
     with open(output / JOURNAL, "a", encoding="utf-8") as file:
-
-        def write(line: SourceRecord | RunStart) -> None:
-            file.write(json.dumps(asdict(line)) + "\n")
-            file.flush()
-
-        def add(source: Source, model: str, outcomes: Sequence[Outcome]) -> None:
-            nonlocal due
-            before = records.get(source.place)
-            record = _kept(before, source, SourceRecord(source.place, source.stamp, model, tuple(outcomes)))
-            if not _is_spared(before, source, record):
-                _remove_left(before, source, record, output)  # first: what is in the journal is not looked at again
-            write(record)
-            records[record.place] = record  # before the disk is waited for: a signal then finds both alike
-            os.fsync(file.fileno())
-            if (began := time.monotonic()) >= due:
-                with suppress(UsageError):  # a spreadsheet may have it open; the last one, at the end, tells it
-                    write_summary(Batch(records), output)
-                took = time.monotonic() - began
-                due = began + max(SUMMARY_S, 20 * took)  # of millions of sources it takes a while
-
+        journal = Journal(file, records, output)
         if file.tell():
             file.write("\n")  # ends what a crash cut short; an empty line tells nothing
-        write(RunStart(str(archive.resolve()), gethostname(), os.getpid()))
-        yield add
+        journal.write(RunStart(str(archive.resolve()), gethostname(), os.getpid()))
+        yield journal
 
 
 def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> SourceRecord:
@@ -290,7 +359,8 @@ def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> Sou
         # What failed as a whole failed for each of its series.
         theirs = [one for one in earlier if outcome.name in ("", one.name)]
         outcomes += [
-            replace(failed, series=one.series, name=one.name, output=one.output, notices=one.notices) for one in theirs
+            replace(failed, series=one.series, name=one.name, output=one.output, notices=one.notices, labels=one.labels)
+            for one in theirs
         ] or [failed]
     return replace(now, outcomes=tuple(outcomes))
 
@@ -302,18 +372,33 @@ def _is_spared(before: SourceRecord | None, source: Source, now: SourceRecord) -
     return source.closed or source.twin or (failed and (before is None or before.stamp == source.stamp))
 
 
-def _remove_left(before: SourceRecord | None, source: Source, now: SourceRecord, output: Path) -> None:
-    """Remove the files of a source's earlier results that its new ones do not replace.
+def _remove_left(before: SourceRecord | None, source: Source, now: SourceRecord, output: Path) -> list[str]:
+    """Remove the files of a source's earlier results that its new ones do not replace; returns those that remain.
 
     Also those that no record has: a run was ended after they were written.
     """
     kept = {name for outcome in now.outcomes for name in outcome.files()}
     known = {name for outcome in before.outcomes for name in outcome.files()} if before else set()
-    for name in (known | _found(source, output)) - kept:
-        place = PurePosixPath(name)
-        if not place.is_absolute() and ".." not in place.parts:  # a journal is a file that anyone may have changed
-            with suppress(OSError):
-                (output / place).unlink()
+    left = sorted(filter(_is_below, (known | _found(source, output)) - kept))
+    for name in left:
+        discard(output / name)
+    return [name for name in left if os.path.lexists(output / name)]
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name leads to no other folder: a journal is a file that anyone may have changed."""
+    place = PurePosixPath(name)
+    return not place.is_absolute() and ".." not in place.parts
+
+
+def _with_left(record: SourceRecord, left: Sequence[str]) -> SourceRecord:
+    """A record that failed where files of an earlier image remain, so that the next run tries again."""
+    if not left:
+        return record
+    cause = f"{', '.join(left)} of an earlier image cannot be removed: another program may have it open"
+    failed = Outcome("failed", code="OUTPUT_WRITE", text=cause, exit_status=UsageError.exit_status)
+    good = (outcome for outcome in record.outcomes if outcome.output or outcome.status == "failed")
+    return replace(record, outcomes=(*good, failed))
 
 
 def _found(source: Source, output: Path) -> set[str]:
@@ -366,7 +451,7 @@ def try_summary(known: Batch, output: Path) -> None:
 
 def write_summary(known: Batch, output: Path) -> None:
     """Write ``batch.csv``; a series that lies in several folders is noted at each."""
-    columns = ("place", "series", "status", "code", "text", "output", "seconds", "notices", "model", "host")
+    columns = ("place", "series", "status", "code", "text", "output", "seconds", "notices", "model", "host", "version")
     split = known.split()
     with (
         write_beside(output / SUMMARY, ".csv") as temporary,
@@ -384,8 +469,9 @@ def write_summary(known: Batch, output: Path) -> None:
         for record, outcome in chain(known.outcomes(), gone):
             notices = " ".join([*outcome.notices, *(["SERIES_SPLIT"] if outcome.name in split else [])])
             about = (record.place, outcome.series, outcome.status, outcome.code, outcome.text, outcome.output)
-            model = "" if outcome.status == "failed" else record.model[:12]  # what is still there may be another's
-            more = (str(outcome.seconds), notices, model, outcome.host)
+            # What is still there may be another's.
+            model, version = ("", "") if outcome.status == "failed" else (record.model[:12], record.version)
+            more = (str(outcome.seconds), notices, model, outcome.host, version)
             writer.writerow(map(_cell, (*about, *more)))
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING
 
-from .batch_journal import JOURNAL, RESULTS, Outcome, Source, is_there, result_name, series_name
+from . import __version__
+from .batch_journal import JOURNAL, RESULTS, Outcome, Source, content_of, is_there, result_name, series_name
 from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .formats.atomic import probe
 from .formats.dicom import list_series
@@ -32,6 +33,7 @@ class BatchTask:
         archive, output: folders, under the same paths on all computers.
         model, sha256: name or file, and what it must be.
         device: as for `Engine`.
+        version: of SAUNet, which must be the same everywhere.
     """
 
     archive: Path
@@ -39,6 +41,7 @@ class BatchTask:
     model: str
     sha256: str
     device: str
+    version: str = __version__
 
 
 def try_worker(place: str, task: BatchTask, opened: bool) -> tuple[str, dict[str, str | int] | None]:
@@ -50,6 +53,9 @@ def try_worker(place: str, task: BatchTask, opened: bool) -> tuple[str, dict[str
         opened: whether the command itself can open its files.
     """
     try:
+        if task.version != __version__:
+            cause = f"SAUNet is version {__version__} here, and {task.version} where the command runs"
+            raise UsageError("NOT_INSTALLED", cause, "Install the same version of SAUNet on all computers")
         if not os.path.lexists(task.archive / place):
             cause = f"{task.archive} is missing here, or is not the same folder as where the command runs"
             raise InputError("INPUT_NOT_FOUND", cause, "Mount the archive under the same path on all computers")
@@ -196,6 +202,7 @@ def _segmented(image: Path | Series, target: Path, task: BatchTask) -> Outcome:
         output=results[".nii.gz"].relative_to(task.output).as_posix(),
         seconds=round(time.perf_counter() - started, 2),
         notices=tuple(notice.code for notice in result.warnings),
+        labels=content_of(results[".nii.gz"]),
     )
 
 

@@ -289,6 +289,9 @@ def _print_remarks(known: Batch) -> None:
             f"{len(split)} series lie in several folders, as parts or copies, and each folder has a result of its own "
             "(SERIES_SPLIT): export the archive with a folder for each series if that is not meant"
         )
+    if known.edited:
+        maps, they = ("label map", "it is") if len(known.edited) == 1 else ("label maps", "they are")
+        print(f"{len(known.edited)} {maps} had been changed since, as by hand; {they} kept beside, as NAME.edited-...")
     if known.gone:
         have, their = ("source has", "its") if len(known.gone) == 1 else ("sources have", "their")
         print(f"{len(known.gone)} {have} left the archive; {their} results are still there (status gone)")

@@ -28,6 +28,7 @@ from distributed import LocalCluster, get_worker
 from distributed.client import FutureCancelledError
 from filelock import FileLock
 
+import SAUNetLib
 from SAUNetLib import batch, batch_cluster, batch_journal, batch_source
 from SAUNetLib.batch import find_sources
 from SAUNetLib.batch_cluster import WorkerPool, WorkersDied, scheduler_kept
@@ -101,7 +102,7 @@ def write_empty(image, output, engine, **beside):
     read_volume(image)
     for path in (output, *beside.values()):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_bytes(b"")
     return SimpleNamespace(warnings=())
 
 
@@ -531,6 +532,15 @@ def test_workers_without_saunet_end_the_run(crowd, monkeypatch):
     assert status == 2 and "NOT_INSTALLED" in err and "Install the same version" in err
 
 
+def test_workers_of_another_version_get_no_work(crowd, run, fast, monkeypatch):
+    assert run()[3]["p2/A.mha"]["version"] == SAUNetLib.__version__
+    monkeypatch.setattr(Batch, "is_done", lambda *rest: False)
+    monkeypatch.setattr(batch_source, "__version__", "0.0.1")
+    with crowd(1) as (_, go):
+        status, err = go()
+    assert status == 2 and f"SAUNet is version 0.0.1 here, and {SAUNetLib.__version__} where the command runs" in err
+
+
 def test_workers_may_come_late_and_their_absence_is_told(crowd, fast, monkeypatch):
     monkeypatch.setattr(batch_cluster, "NO_WORKER_S", 60.0)
     with crowd(0) as (cluster, go):
@@ -776,7 +786,7 @@ def test_an_archive_that_was_mistyped_leaves_the_folder_to_the_right_one(run, fa
     assert other("empty") == 3 and "only 1 files of other kinds" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     shutil.copytree(archive, tmp_path / "other")
-    with batch_journal.journal({}, tmp_path / "other", tmp_path), pytest.raises(KeyboardInterrupt):
+    with batch_journal.open_journal({}, tmp_path / "other", tmp_path), pytest.raises(KeyboardInterrupt):
         raise KeyboardInterrupt
     (tmp_path / "out").mkdir()
     (tmp_path / JOURNAL).rename(tmp_path / "out" / JOURNAL)
@@ -949,16 +959,81 @@ def test_results_that_no_record_has_are_not_left_for_another_image(run, fast, ar
     assert len(series) == 4 and left - set(series) == {f"p2/A.mha{ending}" for ending in batch_journal.RESULTS}
 
 
+def test_what_was_begun_again_is_not_done_until_it_is_noted(run, fast, archive, tmp_path, monkeypatch):
+    """A cluster's workers go on after Ctrl-C: whose results are there then is not known."""
+    model = run()[3]["p2/A.mha"]["model"]
+    image = archive / "p2" / "A.mha"
+    as_it_was = image.stat()
+
+    waited = WorkerPool.next_result
+
+    def interrupt(self):
+        if len(self):
+            raise KeyboardInterrupt
+        return waited(self)
+
+    os.utime(image, ns=(0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerPool, "next_result", interrupt)
+        status, _, _, told = run()
+    assert status == 6 and (told["p2/A.mha"]["model"], told["p2/a.nii.gz"]["model"]) == ("", model)
+    os.utime(image, ns=(as_it_was.st_atime_ns, as_it_was.st_mtime_ns))
+    done = len(lines(tmp_path / "out"))
+    assert run()[3]["p2/A.mha"]["model"] == model
+    assert [line["place"] for line in lines(tmp_path / "out")[done:]] == ["p2/A.mha"]
+
+
+def test_label_maps_that_were_corrected_by_hand_are_kept(run, fast, archive, tmp_path):
+    told = run()[3]
+    for number, image in enumerate((archive / "p2" / "A.mha", next((archive / "p1" / "mr").iterdir()))):
+        os.utime(image, ns=(0, 0))
+        place = ("p2/A.mha", "p1/mr")[number]
+        corrected = tmp_path / "out" / told[place]["output"]
+        corrected.write_text("by hand")
+        _, out, _, after = run()
+        kept = list(corrected.parent.glob("*.edited-*.nii.gz"))
+        assert [path.read_text() for path in kept] == ["by hand"] and corrected.read_text() == ""
+        assert "1 label map had been changed since, as by hand" in out and kept[0].name in after[place]["text"]
+        assert "by hand" not in run()[1]
+    corrected = tmp_path / "out" / "p2" / "A.mha.nii.gz"
+    corrected.write_text("again")
+    (archive / "p2" / "A.mha").write_bytes(b"nothing")
+    assert "as by hand, is kept as p2/A.mha.edited-" in run()[3]["p2/A.mha"]["text"] and not corrected.exists()
+    assert {path.read_text() for path in corrected.parent.glob("A.mha.*")} == {"by hand", "again"}
+
+
+def test_files_of_an_earlier_image_that_cannot_be_removed_are_not_left_for_good(
+    run, fast, archive, tmp_path, monkeypatch
+):
+    """As where a spreadsheet has one open on Windows."""
+    run()
+    unlink, table = Path.unlink, tmp_path / "out" / "p2" / "A.mha.csv"
+
+    def refuse(path, *rest, **more):
+        if path == table:
+            raise PermissionError(errno.EACCES, "used by another process", str(path))
+        unlink(path, *rest, **more)
+
+    (archive / "p2" / "A.mha").write_bytes(b"nothing")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        status, _, err, told = run()
+        assert status == 2 and "1 failed with OUTPUT_WRITE" in err and table.exists()
+        assert told["p2/A.mha"]["text"].startswith("p2/A.mha.csv of an earlier image cannot be removed")
+    status, _, _, told = run()
+    assert status == 0 and told["p2/A.mha"]["status"] == "refused" and not table.exists()
+
+
 def test_a_signal_while_the_disk_is_waited_for_leaves_journal_and_summary_alike(tmp_path, monkeypatch):
     def interrupt(*rest):
         raise KeyboardInterrupt
 
     records: dict[str, SourceRecord] = {}
     (tmp_path / "a.nii.gz").touch()
-    with batch_journal.journal(records, tmp_path, tmp_path) as note:
+    with batch_journal.open_journal(records, tmp_path, tmp_path) as journal:
         monkeypatch.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            note(Source("a", False, "x"), "", [Outcome("refused")])
+            journal.note(Source("a", False, "x"), "", [Outcome("refused")])
     assert records == read_batch(tmp_path).records and "a" in records
     assert not (tmp_path / "a.nii.gz").exists(), "nobody would look for it any more"
 
