@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -109,9 +110,35 @@ def _reached(scheduler: str) -> Client:
             "Set distributed.comm.tls in Dask's configuration, see docs/batch.md",
         ) from failure
     except (OSError, ValueError) as failure:
-        raise UsageError(
-            "USAGE", f"no scheduler answers at {scheduler}", "Give an address such as tcp://host:8786"
-        ) from failure
+        raise _unreached(scheduler, failure) from failure
+
+
+def _unreached(scheduler: str, failure: OSError | ValueError) -> UsageError:
+    """Why a scheduler cannot be reached, by what lies at the root of Dask's failure."""
+    import dask
+
+    roots: list[BaseException] = [failure]
+    while isinstance(root := roots[-1].__cause__ or roots[-1].__context__, Exception):
+        roots.append(root)
+    text = next((getattr(root, "strerror", None) or str(root) for root in reversed(roots) if str(root)), "")
+    remedy = "Correct distributed.comm.tls in Dask's configuration, see docs/batch.md"
+    if isinstance(failure, FileNotFoundError | PermissionError):  # which one it was Python does not say
+        tls = (
+            dask.config.get(f"distributed.comm.tls.{name}", None) for name in ("ca-file", "client.cert", "client.key")
+        )
+        closed = [str(path) for path in tls if path and not os.access(path, os.R_OK)]
+        return UsageError("USAGE", f"a file for TLS cannot be read: {', '.join(closed)} ({text})", remedy)
+    if any(isinstance(root, ssl.SSLCertVerificationError) for root in roots):
+        cause = f"the certificate of the scheduler at {scheduler} is of no authority that is known here ({text})"
+        return UsageError("USAGE", cause, remedy)
+    if any(isinstance(root, ssl.SSLError) for root in roots):
+        return UsageError(
+            "USAGE", f"the scheduler at {scheduler} and this command found no way to use TLS ({text})", remedy
+        )
+    cause = f"no scheduler answers at {scheduler}" + (f" ({text})" if text else "")
+    return UsageError(
+        "USAGE", cause, "Give an address such as tcp://host:8786, or tls://host:8786 where it has certificates"
+    )
 
 
 @contextmanager

@@ -18,13 +18,14 @@ from socket import gethostname
 from threading import Timer
 from types import SimpleNamespace
 
+import dask
 import numpy as np
 import psutil
 import pytest
 import SimpleITK as sitk
 from builders import picture, write_dicom_series
 from conftest import ROOT
-from distributed import LocalCluster, get_worker
+from distributed import LocalCluster, Security, get_worker
 from distributed.client import FutureCancelledError
 from filelock import FileLock
 
@@ -1107,6 +1108,32 @@ def test_a_long_run_tells_how_far_it_is(run, fast, tmp_path, monkeypatch):
 def test_keys_that_are_not_set_are_told(run, tmp_path):
     status, _, err, _ = run("--scheduler", "tls://127.0.0.1:1")
     assert status == 2 and "distributed.comm.tls" in err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ("", "no scheduler answers at tls://127.0.0.1:1 ("),
+        ("missing key", "a file for TLS cannot be read: KEY (No such file"),
+        ("other key", "found no way to use TLS"),
+        ("other authority", "is of no authority that is known here"),
+    ],
+)
+def test_what_is_wrong_with_the_keys_is_told(run, tmp_path, monkeypatch, wrong, word):
+    monkeypatch.setattr(batch_cluster, "ANSWER_S", 3)
+    own, other = Security.temporary(), Security.temporary()
+    key, authority = other if wrong == "other key" else own, other if wrong == "other authority" else own
+    files = {"ca-file": authority.tls_ca_file, "client.cert": own.tls_client_cert, "client.key": key.tls_client_key}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    if wrong == "missing key":
+        (tmp_path / "client.key").unlink()
+    with (
+        dask.config.set({f"distributed.comm.tls.{name}": str(tmp_path / name) for name in files}),
+        LocalCluster(n_workers=0, security=own, dashboard_address=None) as one,
+    ):
+        status, _, err, _ = run("--scheduler", one.scheduler_address if wrong else "tls://127.0.0.1:1")
+    assert status == 2 and word.replace("KEY", str(tmp_path / "client.key")) in err and err.count("\n") == 1
 
 
 def test_what_another_run_did_before_it_ended_is_not_done_again(run, tmp_path, monkeypatch):
