@@ -28,6 +28,7 @@ from SAUNetLib.command import run_command, tool
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import atomic, itk, temporary
 from SAUNetLib.formats.atomic import check_writable, same_place, write_beside, write_together
+from SAUNetLib.formats.dicom import list_series
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume, write_volume
 from SAUNetLib.pipeline import segment_file
@@ -456,6 +457,17 @@ def test_ctrl_break_cancels(win32, capsys):
     finally:
         signal.signal(signal.SIGBREAK, before)
     assert "error CANCELLED" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("letters", "long"), [(200, True), (9, False)])
+def test_an_image_that_is_not_found_may_have_too_long_a_path(win32, tmp_path, letters, long):
+    folder = tmp_path / ("a" * letters)
+    for path in (folder / "scan.nii.gz", folder / ("b" * 30)):
+        for read in (read_volume, list_series):
+            with pytest.raises(InputError) as told:
+                read(path)
+            assert told.value.code == "INPUT_NOT_FOUND"
+            assert ("may be too long for Windows" in told.value.cause) == long
 
 
 @pytest.mark.parametrize(("letters", "why"), [(240, r"may be too long for Windows \(\d+ letters\)"), (9, "No such")])

@@ -128,6 +128,14 @@ def same_place(first: Path, second: Path) -> bool:
         return False
 
 
+def why_absent(path: Path) -> str:
+    """Why a file may not be found that is there: on Windows for its long path. Most often empty."""
+    if sys.platform != "win32":
+        return ""
+    letters = len(str(path.absolute()))
+    return f"its path may be too long for Windows ({letters} letters)" if letters > LONG_PATH else ""
+
+
 def spelling(name: str) -> str:
     """A key that is equal for names that Windows and macOS take for one file; any folder may be on a disk of theirs."""
     return unicodedata.normalize("NFC", name).casefold()
@@ -283,10 +291,8 @@ def _unwritten(
 
 
 def _reason(path: Path, failure: OSError | RuntimeError) -> str:
-    if sys.platform == "win32" and isinstance(failure, FileNotFoundError):
-        letters = len(str(path.absolute()))
-        if letters > LONG_PATH:
-            return f"its path may be too long for Windows ({letters} letters)"
+    if isinstance(failure, FileNotFoundError) and (why := why_absent(path)):
+        return why
     if isinstance(failure, OSError):
         return failure.strerror or "the system refused"
     return "the file was not written completely"

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..volume import Volume, check_geometry
+from .atomic import why_absent
 from .dicom_elements import first_text
 from .dicom_files import UnreadablePath, image_files, is_image, unreadable
 from .dicom_headers import read_as_series
@@ -29,7 +30,8 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
     """
     folder = Path(folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - no failure for a path that no system takes
-        raise InputError("INPUT_NOT_FOUND", "there is no such folder", "Check the path")
+        why = why_absent(folder)
+        raise InputError("INPUT_NOT_FOUND", "there is no such folder" + (f": {why}" if why else ""), "Check the path")
     by_key: dict[str, Series] = {}
     unreadable_paths: list[UnreadablePath] = []
     for path in image_files(folder, below, unreadable_paths):

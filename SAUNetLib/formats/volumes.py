@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from ..errors import InputError, UsageError, check_memory
 from ..volume import Volume, check_volume
 from . import headers, itk
-from .atomic import check_writable, ending_of, write_beside
+from .atomic import check_writable, ending_of, why_absent, write_beside
 from .dicom import read_beside, read_series, volume_of
 from .dicom_files import is_dicom
 from .dicom_series import Series
@@ -110,7 +110,8 @@ def _mode(path: Path) -> int:
         cause = f"{path.name[:100]} lies in a folder that may not be opened"
         raise InputError("INPUT_UNREADABLE", cause, "Check the permissions of this folder") from failure
     except (OSError, ValueError) as failure:
-        cause = f"there is no file or folder {path.name[:100]}"
+        why = why_absent(path)
+        cause = f"there is no file or folder {path.name[:100]}" + (f": {why}" if why else "")
         raise InputError("INPUT_NOT_FOUND", cause, "Check the path") from failure
 
 
