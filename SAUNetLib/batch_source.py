@@ -133,7 +133,7 @@ def _holds_anything(folder: Path) -> bool:
 def _outcomes(source: Source, task: BatchTask) -> list[Outcome]:
     if source.twin:
         text = "its results would replace those of another image, whose name differs only in upper and lower case"
-        return [Outcome("failed", code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status)]
+        return [Outcome("failed", code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status, own=True)]
     image = task.archive / source.place
     target = task.output / result_name(source.place)
     if not source.dicom:
