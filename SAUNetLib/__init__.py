@@ -1,3 +1,3 @@
 """SAUNetLib: spine MRI segmentation with SAU-Net, without Slicer."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
