@@ -28,7 +28,7 @@ from PIL import Image
 
 from SAUNetLib import batch_source
 from SAUNetLib.batch import find_sources
-from SAUNetLib.batch_journal import Batch, Outcome, Source, SourceRecord, journal
+from SAUNetLib.batch_journal import Batch, Outcome, Source, SourceRecord, open_journal
 from SAUNetLib.batch_source import BatchTask
 from SAUNetLib.errors import CancelledError, OutOfMemoryError, SAUNetError, UsageError, unforeseen
 from SAUNetLib.formats.atomic import write_beside, write_together
@@ -605,8 +605,8 @@ def test_a_batch_keeps_the_results_of_an_image_for_which_there_was_no_memory(con
     for more in (None, 2 << 20, 6 << 20, None):
         (outcome,) = answer_in_little_memory(context, None, outcomes_in_little_memory, source, task, more)
         assert (outcome.status, outcome.code) == (("failed", "MEMORY") if more else ("segmented", "")), outcome
-        with journal(records, archive, output) as note:
-            note(source, card.sha256, [outcome])
+        with open_journal(records, archive, output) as journal:
+            journal.note(source, card.sha256, [outcome])
         assert len(records[source.place].outcomes[0].files()) == 4
         assert all((output / name).is_file() for name in records[source.place].outcomes[0].files())
         assert Batch(records).is_done(source, card.sha256, output) == (more is None)
