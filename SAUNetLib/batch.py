@@ -290,8 +290,10 @@ class _Work:
         while upcoming is not None or len(self._pool):
             self._pool.refresh()
             while upcoming is not None and self._pool.has_room() and not (self._phase == 3 and len(self._pool)):
-                self._journal.begin(upcoming[0])
-                self._pool.submit(*upcoming)
+                if self._journal.begin(upcoming[0]):
+                    self._pool.submit(*upcoming)
+                else:
+                    self._done, self._failed = self._done + 1, self._failed + 1
                 upcoming = next(entries, None)
             result = self._pool.next_result()
             if result is not None:
@@ -328,7 +330,7 @@ class _FailureStreak:
     """Counts sources in a row that failed for one reason which is none of theirs, and ends the run at `GIVE_UP`."""
 
     def __init__(self) -> None:
-        self._in_a_row, self._reason = 0, ""
+        self._in_a_row, self._reason, self._succeeded = 0, "", False
 
     def note(self, outcomes: Sequence[Outcome]) -> bool:
         """Count a source's outcomes; whether it failed by the worker's fault, as far as the code tells.
@@ -338,9 +340,11 @@ class _FailureStreak:
         """
         failures = [outcome for outcome in outcomes if outcome.code.startswith(_OF_THE_RUN) and not outcome.own]
         if not failures:
-            self._in_a_row, self._reason = 0, ""
+            self._in_a_row, self._reason, self._succeeded = 0, "", True
             return False
         failure = failures[0]
+        if failure.code == "INTERNAL" and self._succeeded:
+            return True  # images may share a fault of ours, which is no reason to leave the others undone
         self._in_a_row = self._in_a_row + 1 if failure.code == self._reason else 1
         self._reason = failure.code
         if self._in_a_row >= GIVE_UP:

@@ -129,11 +129,11 @@ def _unreached(scheduler: str, failure: OSError | ValueError) -> UsageError:
         closed = [str(path) for path in tls if path and not os.access(path, os.R_OK)]
         return UsageError("USAGE", f"a file for TLS cannot be read: {', '.join(closed)} ({text})", remedy)
     if any(isinstance(root, ssl.SSLCertVerificationError) for root in roots):
-        cause = f"the certificate of the scheduler at {scheduler} is of no authority that is known here ({text})"
+        cause = f"the certificate of the scheduler at {scheduler} is of no authority configured here ({text})"
         return UsageError("USAGE", cause, remedy)
     if any(isinstance(root, ssl.SSLError) for root in roots):
         return UsageError(
-            "USAGE", f"the scheduler at {scheduler} and this command found no way to use TLS ({text})", remedy
+            "USAGE", f"the scheduler at {scheduler} and this command could not agree on TLS ({text})", remedy
         )
     cause = f"no scheduler answers at {scheduler}" + (f" ({text})" if text else "")
     return UsageError(

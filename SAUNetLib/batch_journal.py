@@ -102,6 +102,7 @@ class SourceRecord:
         model: SHA-256 of the model that made them; empty once the source was begun again, since whatever ends a run,
             workers may go on and replace results.
         version: of SAUNet.
+        kept: second names of label maps that lay there when the source was begun, and were not those noted.
     """
 
     place: str
@@ -109,6 +110,7 @@ class SourceRecord:
     model: str
     outcomes: tuple[Outcome, ...]
     version: str = ""
+    kept: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, line: str) -> SourceRecord:
@@ -119,8 +121,8 @@ class SourceRecord:
         """
         entry = json.loads(line)
         outcomes = tuple(Outcome(**{**outcome, "notices": tuple(outcome["notices"])}) for outcome in entry["outcomes"])
-        version = str(entry.get("version", ""))
-        return cls(str(entry["place"]), str(entry["stamp"]), str(entry["model"]), outcomes, version)
+        version, kept = str(entry.get("version", "")), tuple(map(str, entry.get("kept", ())))
+        return cls(str(entry["place"]), str(entry["stamp"]), str(entry["model"]), outcomes, version, kept)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Batch:
         records: by the places of its sources.
         gone: likewise of sources that have left the archive, and whose results are still there.
         left_out: how many files are no known image, by their endings.
-        edited: second names of label maps that had been changed, as by hand, when their sources were begun again.
+        edited: second names of label maps that were not those noted when their sources were begun again.
         first, last: runs, where there was one: the one that the first results are of, and the latest.
     """
 
@@ -265,32 +267,53 @@ class Journal:
     def __init__(self, file: TextIO, records: dict[str, SourceRecord], output: Path) -> None:
         self.edited: set[str] = set()
         self._file, self._records, self._output = file, records, output
-        self._kept_as: dict[str, str] = {}  # of label maps, the second names
+        self._begun: set[str] = set()  # places of sources
         self._due = time.monotonic() + SUMMARY_S
 
-    def begin(self, source: Source) -> None:
+    def begin(self, source: Source) -> bool:
         """Note, before a source with results is done again, that they may be replaced from now on.
 
-        Label maps that have been changed since they were noted, as by hand, are copied: nobody could make them again.
+        Label maps that are not those noted are copied: somebody has corrected them, and could not make them again, or a
+        run was ended before it could note them.
 
-        Raises:
-            UsageError: OUTPUT_WRITE, such a file cannot be copied.
+        Returns:
+            False where such a file cannot be copied: everything stays as it is, and that is noted as the failure.
         """
         before = self._records.get(source.place)
+        again = source.place in self._begun
+        self._begun.add(source.place)
         if before is None or not any(outcome.output for outcome in before.outcomes):
-            return
-        for outcome in before.outcomes:
-            path = self._output / outcome.output
-            if outcome.labels and _is_below(outcome.output) and (now := content_of(path)) not in ("", outcome.labels):
-                kept = f"{outcome.output.removesuffix(RESULTS[0])}.edited-{now[:8]}{RESULTS[0]}"
-                with write_beside(self._output / kept, RESULTS[0]) as temporary:
-                    shutil.copy2(path, temporary)
-                self._kept_as[outcome.output] = kept
-                self.edited.add(kept)
-        if before.model:
-            self._records[source.place] = begun = replace(before, model="")
-            self.write(begun)
-            os.fsync(self._file.fileno())
+            return True
+        kept = set(before.kept) if again or not before.model else set()
+        try:
+            kept |= {name for outcome in before.outcomes if (name := self._copied(outcome))}
+        except UsageError as failure:
+            code, text, status = failure.code, failure.cause, failure.exit_status
+            failed = (
+                replace(outcome, status="failed", code=code, text=text, exit_status=status, own=True)
+                for outcome in before.outcomes
+            )
+            self._keep(replace(before, outcomes=tuple(failed)))
+            return False
+        self.edited |= kept
+        if before.model or kept - set(before.kept):
+            self._keep(replace(before, model="", kept=tuple(sorted(kept))))
+        return True
+
+    def _copied(self, outcome: Outcome) -> str:
+        """Copy a label map that is not the one noted; its second name, empty where there is no need."""
+        path = self._output / outcome.output
+        if not outcome.labels or not _is_below(outcome.output) or (now := content_of(path)) in ("", outcome.labels):
+            return ""
+        kept = f"{outcome.output.removesuffix(RESULTS[0])}.edited-{now[:8]}{RESULTS[0]}"
+        with write_beside(self._output / kept, RESULTS[0]) as temporary:
+            shutil.copyfile(path, temporary)
+        return kept
+
+    def _keep(self, record: SourceRecord) -> None:
+        self.write(record)
+        self._records[record.place] = record  # before the disk is waited for: a signal then finds both alike
+        os.fsync(self._file.fileno())
 
     def note(self, source: Source, model: str, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
         """Write the outcomes of a source by a model (SHA-256); returns what is noted, once it is on the disk.
@@ -299,13 +322,12 @@ class Journal:
         removed. The summary is written now and then.
         """
         before = self._records.get(source.place)
-        record = SourceRecord(source.place, source.stamp, model, self._with_remarks(before, outcomes), __version__)
+        kept = before.kept if before and source.place in self._begun else ()
+        record = SourceRecord(source.place, source.stamp, model, _with_remark(kept, outcomes), __version__, kept)
         record = _kept(before, source, record)
         if not _is_spared(before, source, record):  # first: what is in the journal is not looked at again
             record = _with_left(record, _remove_left(before, source, record, self._output))
-        self.write(record)
-        self._records[record.place] = record  # before the disk is waited for: a signal then finds both alike
-        os.fsync(self._file.fileno())
+        self._keep(record)
         if (began := time.monotonic()) >= self._due:
             with suppress(UsageError):  # a spreadsheet may have it open; the last one, at the end, tells it
                 write_summary(Batch(self._records), self._output)
@@ -318,16 +340,6 @@ class Journal:
         self._file.write(json.dumps(asdict(line)) + "\n")
         self._file.flush()
 
-    def _with_remarks(self, before: SourceRecord | None, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
-        """Outcomes of which the first says what became of label maps that had been changed."""
-        names = [outcome.output for outcome in before.outcomes] if before else []
-        kept = [self._kept_as.pop(name) for name in names if name in self._kept_as]
-        if not kept or not outcomes:
-            return tuple(outcomes)
-        remark = f"the earlier label map, changed since as by hand, is kept as {', '.join(kept)}"
-        first, *rest = outcomes
-        return (replace(first, text=f"{first.text}; {remark}" if first.text else remark), *rest)
-
 
 @contextmanager
 def open_journal(records: dict[str, SourceRecord], archive: Path, output: Path) -> Iterator[Journal]:
@@ -338,6 +350,15 @@ def open_journal(records: dict[str, SourceRecord], archive: Path, output: Path) 
             file.write("\n")  # ends what a crash cut short; an empty line tells nothing
         journal.write(RunStart(str(archive.resolve()), gethostname(), os.getpid()))
         yield journal
+
+
+def _with_remark(kept: Sequence[str], outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """Outcomes of which the first says what became of label maps that were not those noted."""
+    if not kept or not outcomes:
+        return tuple(outcomes)
+    remark = f"a label map that was changed by hand, or by a run that was ended, is kept as {', '.join(kept)}"
+    first, *rest = outcomes
+    return (replace(first, text=f"{first.text}; {remark}" if first.text else remark), *rest)
 
 
 def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> SourceRecord:
@@ -395,10 +416,9 @@ def _with_left(record: SourceRecord, left: Sequence[str]) -> SourceRecord:
     """A record that failed where files of an earlier image remain, so that the next run tries again."""
     if not left:
         return record
-    cause = f"{', '.join(left)} of an earlier image cannot be removed: another program may have it open"
+    cause = f"{', '.join(left)} of an earlier image cannot be removed: it is open elsewhere, or the folder is closed"
     failed = Outcome("failed", code="OUTPUT_WRITE", text=cause, exit_status=UsageError.exit_status)
-    good = (outcome for outcome in record.outcomes if outcome.output or outcome.status == "failed")
-    return replace(record, outcomes=(*good, failed))
+    return replace(record, outcomes=(*record.outcomes, failed))
 
 
 def _found(source: Source, output: Path) -> set[str]:

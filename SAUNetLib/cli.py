@@ -290,8 +290,8 @@ def _print_remarks(known: Batch) -> None:
             "(SERIES_SPLIT): export the archive with a folder for each series if that is not meant"
         )
     if known.edited:
-        maps, they = ("label map", "it is") if len(known.edited) == 1 else ("label maps", "they are")
-        print(f"{len(known.edited)} {maps} had been changed since, as by hand; {they} kept beside, as NAME.edited-...")
+        maps = "1 label map was" if len(known.edited) == 1 else f"{len(known.edited)} label maps were"
+        print(f"{maps} changed after SAUNet noted it, by hand or by a run that was ended; copies: NAME.edited-...")
     if known.gone:
         have, their = ("source has", "its") if len(known.gone) == 1 else ("sources have", "their")
         print(f"{len(known.gone)} {have} left the archive; {their} results are still there (status gone)")

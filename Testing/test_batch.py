@@ -994,13 +994,59 @@ def test_label_maps_that_were_corrected_by_hand_are_kept(run, fast, archive, tmp
         _, out, _, after = run()
         kept = list(corrected.parent.glob("*.edited-*.nii.gz"))
         assert [path.read_text() for path in kept] == ["by hand"] and corrected.read_text() == ""
-        assert "1 label map had been changed since, as by hand" in out and kept[0].name in after[place]["text"]
+        assert "1 label map was changed after SAUNet noted it" in out and kept[0].name in after[place]["text"]
         assert "by hand" not in run()[1]
     corrected = tmp_path / "out" / "p2" / "A.mha.nii.gz"
     corrected.write_text("again")
     (archive / "p2" / "A.mha").write_bytes(b"nothing")
-    assert "as by hand, is kept as p2/A.mha.edited-" in run()[3]["p2/A.mha"]["text"] and not corrected.exists()
+    assert "is kept as p2/A.mha.edited-" in run()[3]["p2/A.mha"]["text"] and not corrected.exists()
     assert {path.read_text() for path in corrected.parent.glob("A.mha.*")} == {"by hand", "again"}
+
+
+def test_every_copy_is_named_where_a_run_was_ended_between(run, fast, archive, tmp_path, monkeypatch):
+    """What a worker wrote after Ctrl-C is copied too: nobody can tell it from a correction."""
+    run()
+    os.utime(archive / "p2" / "A.mha", ns=(0, 0))
+    result = tmp_path / "out" / "p2" / "A.mha.nii.gz"
+    result.write_text("by hand")
+    waited = WorkerPool.next_result
+
+    def interrupt(self):
+        if len(self):
+            raise KeyboardInterrupt
+        return waited(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerPool, "next_result", interrupt)
+        assert run()[0] == 6
+    result.write_text("of the worker")
+    _, out, _, told = run()
+    kept = {path.read_text(): path.name for path in result.parent.glob("A.mha.edited-*")}
+    assert {"by hand", "of the worker"} <= kept.keys() and all(
+        name in told["p2/A.mha"]["text"] for name in kept.values()
+    )
+    assert f"{len(kept)} label maps were changed" in out
+
+
+def test_a_corrected_label_map_that_cannot_be_copied_stays_and_ends_no_run(run, fast, archive, tmp_path, monkeypatch):
+    run()
+    for place in ("A.mha", "a.nii.gz"):
+        os.utime(archive / "p2" / place, ns=(0, 0))
+    result = tmp_path / "out" / "p2" / "A.mha.nii.gz"
+    result.write_text("by hand")
+    copy = shutil.copyfile
+
+    def closed(source, target):
+        if source == result:
+            raise PermissionError(13, "denied")
+        return copy(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_journal.shutil, "copyfile", closed)
+        status, _, _, told = run()
+    assert status == 2 and (told["p2/A.mha"]["status"], told["p2/A.mha"]["code"]) == ("failed", "OUTPUT_WRITE")
+    assert result.read_text() == "by hand" and told["p2/a.nii.gz"]["status"] == "segmented"
+    assert run()[0] == 0 and result.read_text() == "" and len(list(result.parent.glob("A.mha.edited-*"))) == 1
 
 
 def test_files_of_an_earlier_image_that_cannot_be_removed_are_not_left_for_good(

@@ -608,3 +608,12 @@ def test_vertebrae_in_parts_are_written_and_read(tmp_path, ending):
     assert [row.structure.name for row in found.table()] == [
         "L4 vertebral body", "L4 posterior elements", "L4/L5 disc",
     ]  # fmt: skip
+
+
+def test_a_canal_alone_is_a_canal_and_no_discs(tmp_path):
+    """As TotalSpineSeg writes one; in a label map of three classes 2 is a disc."""
+    voxels = np.zeros((3, 8, 8), np.uint8)
+    voxels[1, 2:6, 4] = 2
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "canal.nii.gz"))
+    found = read_segmentation(tmp_path / "canal.nii.gz")
+    assert [row.structure.kind for row in found.table()] == ["canal"]

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 
 from ..anatomy import (
     ABOUT_TAG,
+    CANAL_VALUE,
     CATEGORY,
     CONFIDENCE_TAG,
     ENCODING_TAG,
@@ -206,6 +207,8 @@ def _read(path: Path, usual: Encoding | None, unknown: int | None = None) -> tup
     stored[left_out] = 0
     _, kept, model = read_in_short(fields.get("descrip", ""))
     values = count_labels(stored).keys()
+    if usual is None and set(values) == {CANAL_VALUE}:
+        usual = encodings()["levels"]  # a canal alone, as of TotalSpineSeg's, is likelier than discs alone
     reading, *_ = recognise(values, path.name, stated_encoding(image), usual)
     labels = remapped(stored, {value: ours for value, ours in reading.values.items() if ours != UNKNOWN})
     fields = ({KEY + "model": model} if model else {}) | fields
