@@ -1009,15 +1009,14 @@ def test_every_copy_is_named_where_a_run_was_ended_between(run, fast, archive, t
     os.utime(archive / "p2" / "A.mha", ns=(0, 0))
     result = tmp_path / "out" / "p2" / "A.mha.nii.gz"
     result.write_text("by hand")
-    waited = WorkerPool.next_result
+    begin = batch_journal.Journal.begin
 
-    def interrupt(self):
-        if len(self):
-            raise KeyboardInterrupt
-        return waited(self)
+    def begin_and_interrupt(self, source):
+        begin(self, source)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(WorkerPool, "next_result", interrupt)
+        patch.setattr(batch_journal.Journal, "begin", begin_and_interrupt)
         assert run()[0] == 6
     result.write_text("of the worker")
     _, out, _, told = run()
