@@ -18,7 +18,7 @@ from .formats.places import check_places
 from .formats.segmentations import write_segmentation, write_table
 from .formats.volumes import Series, read_volume
 from .levels import Levels, check_lowest, name_structures
-from .padding import clear_padding
+from .padding import clear_padding, values_beside
 from .segmentation import Notice, Segmentation
 from .slice_order import about_order
 from .volume import FARTHEST_MM, SagittalStack, Volume, check_content, check_volume
@@ -65,7 +65,7 @@ def segment(
     classes, notices = engine.classes(stack, report)
     report("levels", 0.0)
     field = stack.field()  # what padding hides, the image cuts
-    outside_ml = clear_padding(classes[field], stack.slices[field], (stack.slice_spacing, *stack.pixel))
+    outside_ml, outside = clear_padding(classes[field], stack.slices[field], (stack.slice_spacing, *stack.pixel))
     notices += _about_slices(stack.slices[field], stack.slice_spacing, outside_ml)
     named = name_structures(stack.with_slices(classes[field]), lowest, stack.slices[field])
     classes[:] = 0
@@ -76,7 +76,7 @@ def segment(
         encodings()["levels"],
         _provenance(engine, levels, lowest, started) | ({"anchor": named.anchor} if levels and named.anchor else {}),
         (*notices, *named.notices) if levels else (*notices, *_about_classes(named)),
-        named.partial,
+        named.partial | values_beside(named.labels, outside),
         named.confidence,
     )
     report("levels", 1.0)
@@ -102,8 +102,10 @@ def _about_slices(slices: np.ndarray, spacing_mm: float, outside_ml: float) -> t
         missing = "What lies there was not found, and is missing from all figures."
         notices.append(Notice("EMPTY_SLICES", f"{empty} of {len(slices)} slices show nothing. {missing}"))
     if outside_ml:
-        holds = f"{outside_ml:.0f} ml were found where the file holds padding and no image, and were left out."
-        notices.append(Notice("OUTSIDE_IMAGE", f"{holds} Structures that reach it are cut there."))
+        lies = (
+            f"{outside_ml:.1f} ml of what was found lies where the file holds padding and no image, and was left out."
+        )
+        notices.append(Notice("OUTSIDE_IMAGE", f"{lies} Structures that reach the padding are cut there."))
     if len(slices) > 1 and spacing_mm > FARTHEST_MM:
         lie = f"Slices lie {spacing_mm:.3g} mm apart; up to {FARTHEST_MM:g} mm was tested."
         notices.append(Notice("SLICES_FAR_APART", f"{lie} What lies between them is missed."))

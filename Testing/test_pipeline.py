@@ -83,8 +83,10 @@ def test_nothing_is_found_in_the_padding_of_a_turned_volume(tiny_engine, monkeyp
     turned = found(classes, np.where(wedge, np.float32(value), image))
     assert np.array_equal(turned.labels, found(np.where(wedge & cleared, 0, classes), image).labels)
     lost_ml = 4 * np.count_nonzero(classes[wedge]) / 1000
-    said = f"{lost_ml:.0f} ml were found where the file holds padding"
+    said = f"{lost_ml:.1f} ml of what was found lies where the file holds padding"
     assert any(one.text.startswith(said) for one in turned.warnings if one.code == "OUTSIDE_IMAGE") == cleared
+    beside = set(np.unique(turned.labels[np.roll(wedge, -1, axis=2) & ~wedge])) - {0}
+    assert beside and (beside <= turned.partial) == cleared, "what the padding cuts is cut"
 
 
 def test_classes_or_levels(tiny_engine):
