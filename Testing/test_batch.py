@@ -1163,8 +1163,8 @@ def test_keys_that_are_not_set_are_told(run, tmp_path):
     [
         ("", "no scheduler answers at tls://127.0.0.1:1 ("),
         ("missing key", "a file for TLS cannot be read: KEY (No such file"),
-        ("other key", "found no way to use TLS"),
-        ("other authority", "is of no authority that is known here"),
+        ("other key", "could not agree on TLS"),
+        ("other authority", "is of no authority configured here"),
     ],
 )
 def test_what_is_wrong_with_the_keys_is_told(run, tmp_path, monkeypatch, wrong, word):
