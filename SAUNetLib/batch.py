@@ -268,9 +268,9 @@ class _Work:
     """Sources on their way through a pool."""
 
     def __init__(
-        self, pool: WorkerPool, task: BatchTask, noted: Journal, report: Callable[[int, int, int], None]
+        self, pool: WorkerPool, task: BatchTask, journal: Journal, report: Callable[[int, int, int], None]
     ) -> None:
-        self._pool, self._task, self._journal, self._report = pool, task, noted, report
+        self._pool, self._task, self._journal, self._report = pool, task, journal, report
         self._streak, self._done, self._failed = _FailureStreak(), 0, 0
         self._elsewhere: deque[_Entry] = deque()  # to be tried again by another worker
         self._alone: deque[_Entry] = deque()  # to be tried again while no other is
