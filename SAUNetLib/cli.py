@@ -677,7 +677,7 @@ def _add_compare(commands: Any) -> None:
         help="all vertebrae against the rest, or vertebrae, discs and canal (default: both)",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, metavar="N", help="trainings of every network (default 3)")
-    parser.add_argument("--keep-out", nargs="+", metavar="NAME", help="cases to measure on; default: SPIDER's five")
+    parser.add_argument("--hold-out", nargs="+", metavar="NAME", help="cases to measure on; default: SPIDER's five")
     parser.add_argument("--report", type=Path, metavar="FILE.md", help="report to write; default: RUN/results.md")
     parser.add_argument("--finished", action="store_true", help="train nothing, report what is finished")
     _add_device(parser)
@@ -687,7 +687,7 @@ def _compare(options: argparse.Namespace) -> int:
     from .formats.atomic import check_writable
 
     with _packages("training", "train"):
-        from .evaluation.comparison import KEPT_OUT, SEEDS, compare
+        from .evaluation.comparison import HELD_OUT, SEEDS, compare
         from .evaluation.comparison_report import write_report
     seeds = SEEDS if options.seeds is None else options.seeds
     if seeds < 1:
@@ -697,7 +697,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     if not options.finished:
         compare(
-            options.data, options.output, options.budget, options.task, seeds, options.keep_out or KEPT_OUT,
+            options.data, options.output, options.budget, options.task, seeds, options.hold_out or HELD_OUT,
             options.device,
         )  # fmt: skip
     print(*write_report(options.data, options.output, report, options.device), sep="\n")

@@ -590,7 +590,7 @@ def test_what_extras_bring_is_needed_by_their_commands_alone(tmp_path):
     )
     files = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "SAUNetLib").rglob("*.py"))
     modules = [".".join(path.parts) for path in files if path.stem != "__main__"]
-    extra = re.compile(r"training\.(?!phantom)|evaluation\.(comparison|fine_tuning|kept_out|validation)")
+    extra = re.compile(r"training\.(?!phantom)|evaluation\.(comparison|fine_tuning|validation)")
     base = [name for name in modules if not extra.search(name)]
     arguments = [sys.executable, "-c", code, str(tmp_path), *base]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)

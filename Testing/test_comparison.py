@@ -27,12 +27,12 @@ from SAUNetLib.evaluation.comparison_measures import _ScoresBeforeAttention, mea
 from SAUNetLib.evaluation.comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial, UNet
 from SAUNetLib.evaluation.comparison_records import read_comparison, trained
 from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, Summary, TrialTable
-from SAUNetLib.evaluation.kept_out import AS_DRAWN, SPECKS, kept_out_images, per_patient
 from SAUNetLib.network import SAUNet
 from SAUNetLib.training.folders import read_pair
+from SAUNetLib.training.held_out import AS_DRAWN, SPECKS, held_out_images, per_patient
 from SAUNetLib.training.train import GOES_ON
 
-SMOKE = ["--budget", "smoke", "--seeds", "1", "--keep-out", "p1", "p2", "--device", "cpu"]
+SMOKE = ["--budget", "smoke", "--seeds", "1", "--hold-out", "p1", "p2", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def finished(data, tmp_path_factory):
 def test_every_network_is_trained_and_measured_for_both_tasks(finished, data):
     comparison, results = read_comparison(finished)
     assert [(one.task, one.network) for one in results] == [(task, name) for task in TASKS for name in CANDIDATES]
-    assert comparison.kept_out == ("p1", "p2") and comparison.trained_on == ("p0", "p3")
+    assert comparison.held_out == ("p1", "p2") and comparison.trained_on == ("p0", "p3")
     for one in results:
         structures = {"spine": 1, "structures": 3}[one.task]
         assert len(one.figures) == 2 * 2 * structures and one.seconds > 0
@@ -83,7 +83,7 @@ def test_the_kept_weights_are_those_that_were_measured(finished, data, number):
     comparison, results = read_comparison(finished)
     one = results[number]
     network = trained(finished, Trial(one.network, one.task, one.seed), comparison.config)
-    patient = next(kept_out_images(data, ["p1"]))
+    patient = next(held_out_images(data, ["p1"]))
     found = predict(network, patient.volume, comparison.config.pixel_mm, torch.device("cpu"))
     both, truth = int(np.sum((found == 1) & (patient.labels == 1))), int(np.sum(patient.labels == 1))
     assert one.figures[0].recall == pytest.approx(both / truth)
@@ -106,7 +106,7 @@ def test_the_report_has_every_network_beside_the_paper_s_figures(finished):
         assert len({row.count("|") for row in (rows[1], rows[2])}) == 1
         if name in PAPERS_TABLE:
             assert all(figure in rows[0] for figure in PAPERS_TABLE[name].values())
-    command = "saunet compare data0 --output RUN --budget smoke --seeds 1 --keep-out p1 p2"
+    command = "saunet compare data0 --output RUN --budget smoke --seeds 1 --hold-out p1 p2"
     assert SPECKS in report
     assert f"Written by `{command}`" in report and "SPIDER" not in report, "what it is about, and how to do it again"
     assert (finished / "results-errors.png").read_bytes().startswith(b"\x89PNG") and "results-errors.png" in report
@@ -175,9 +175,9 @@ def test_what_is_finished_can_be_reported_without_training(finished, data, tmp_p
     ("change", "status", "word"),
     [
         (["--budget", "small"], 2, "another budget"),
-        (["--keep-out", "p1"], 2, "another budget"),
-        (["--keep-out", "p9"], 3, "p9"),
-        (["--keep-out", "p0", "p1", "p2", "p3"], 3, "no case is left"),
+        (["--hold-out", "p1"], 2, "another budget"),
+        (["--hold-out", "p9"], 3, "p9"),
+        (["--hold-out", "p0", "p1", "p2", "p3"], 3, "no case is left"),
         (["--seeds", "0"], 2, "--seeds"),
         (["--report", "table.txt"], 2, ".md"),
         (["--task", "heart"], 2, "heart"),
@@ -367,14 +367,14 @@ def two_series(tmp_path, data):
 
 def test_images_of_one_patient_count_as_one(two_series, monkeypatch):
     """Else deviations and intervals over patients would be too small."""
-    images = list(kept_out_images(two_series, ["1_t1", "1_t2", "2_t1"]))
+    images = list(held_out_images(two_series, ["1_t1", "1_t2", "2_t1"]))
     native = [one.patient for one in images if one.slices == "native slices"]
     assert native == ["1", "1", "2"]
     answers = [one.labels for one in images]
     answers[0] = np.zeros_like(answers[0])  # nothing is found in one of the two images of patient 1
     found = iter(answers)
     monkeypatch.setattr(
-        "SAUNetLib.evaluation.kept_out.segment", lambda *rest, **options: SimpleNamespace(labels=next(found))
+        "SAUNetLib.training.held_out.segment", lambda *rest, **options: SimpleNamespace(labels=next(found))
     )
     figures = per_patient(None, two_series, ["1_t1", "1_t2", "2_t1"])
     assert figures["native slices"]["dice vertebra"] == [0.5, 1.0]
@@ -389,10 +389,10 @@ def test_specks_count_where_figures_are_those_of_the_labels_as_drawn(tmp_path, d
     image[38, 45, 5] = 3
     sitk.WriteImage(image, str(tmp_path / "p1_labels.nii.gz"))
     monkeypatch.setattr(
-        "SAUNetLib.evaluation.kept_out.segment",
+        "SAUNetLib.training.held_out.segment",
         lambda volume, *rest, **options: SimpleNamespace(labels=read_pair(data, volume.name)[1]),
     )
-    monkeypatch.setattr("SAUNetLib.evaluation.kept_out.VALIDATIONS", {"native slices": 1})
+    monkeypatch.setattr("SAUNetLib.training.held_out.VALIDATIONS", {"native slices": 1})
     figures = per_patient(None, tmp_path, ["p1", "p2"])
     assert figures["native slices"]["hsd_mm canal"] == [0.0, 0.0]
     first, second = figures["native slices" + AS_DRAWN]["hsd_mm canal"]
@@ -416,7 +416,7 @@ def test_what_is_not_known_is_no_error_and_what_is_too_short_is_not_averaged(tmp
         short.SetSpacing(image.GetSpacing())
         short.SetDirection(image.GetDirection())
         sitk.WriteImage(short, str(tmp_path / f"p1_{kind}.nii.gz"))
-    patients = list(kept_out_images(tmp_path, ["p1"]))
+    patients = list(held_out_images(tmp_path, ["p1"]))
     assert [one.slices for one in patients] == ["native slices"]
     perfect = np.where(patients[0].labels == 255, 1, patients[0].labels)
     monkeypatch.setattr("SAUNetLib.evaluation.comparison_measures.predict", lambda *rest: perfect)

@@ -1,6 +1,7 @@
 """The extension as Slicer's build and its extensions index see it, and the module file."""
 
 import ast
+import graphlib
 import json
 import re
 import shutil
@@ -129,6 +130,25 @@ def test_panel_names_no_torch_engine_no_slicer_and_network_nothing_of_the_projec
         assert not {"slicer", "qt", "ctk", "vtk"} & set(imported(path)), path
     for path in (ROOT / "SAUNetLib" / "network").glob("*.py"):
         assert not {"SAUNetLib", "..", "..."} & set(imported(path)), path
+
+
+def test_packages_of_the_engine_import_each_other_in_one_direction():
+    def room(parts):
+        """The package below SAUNetLib, or the module in it, of a path."""
+        return parts[0] if parts else ""
+
+    rooms = {}
+    for path in (ROOT / "SAUNetLib").rglob("*.py"):
+        parts = path.relative_to(ROOT / "SAUNetLib").with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = parts[: len(parts) - node.level]
+                names = [node.module.split(".")] if node.module else [[one.name] for one in node.names]
+                rooms.setdefault(room(parts), set()).update(room([*base, *name]) for name in names)
+    for name, others in rooms.items():
+        others.discard(name)
+    order = list(graphlib.TopologicalSorter(rooms).static_order())  # a CycleError names the packages
+    assert order.index("network") < order.index("training") < order.index("evaluation") < order.index("cli")
 
 
 def test_every_text_of_the_panel_can_be_translated():

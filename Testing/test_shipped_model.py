@@ -59,7 +59,7 @@ def test_the_readme_s_figures_are_the_card_s():
 
 
 @pytest.mark.parametrize(("count", "least"), [(1, 0.90), (4, 0.86)])
-def test_a_patient_kept_out_of_training(engine, shared_data, count, least):
+def test_a_patient_held_out_of_training(engine, shared_data, count, least):
     volume, truth = thick_volume(*read_pair(shared_data / "spider_t2space", "127"), count)
     found = segment(volume, engine, levels=False).labels
     dice = [one.dice for one in compare_labels(found, truth, tuple(reversed(volume.geometry.spacing))).values()]

@@ -19,13 +19,13 @@ from ..errors import CancelledError, InputError, UsageError
 from ..training.datasets import Case, load_cases
 from ..training.folders import UNKNOWN, case_names, patients_of, write_settings
 from ..training.folders import patients as cases_by_patient
+from ..training.held_out import held_out_images
 from ..training.train import GOES_ON, NetworkConfig, RunData, TrainingConfig, TrainingRun, fit
 from .comparison_measures import measure, network_costs
 from .comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial
 from .comparison_records import SETTINGS, SHIPPED, Comparison, TrialResult, is_finished, read_comparison, write_trial
-from .kept_out import kept_out_images
 
-KEPT_OUT = ("045", "081", "127", "209", "239")
+HELD_OUT = ("045", "081", "127", "209", "239")
 """SPIDER's patients that no network of the project is trained on."""
 SEEDS = 3
 """Trainings of every network, where nothing else is said."""
@@ -58,7 +58,7 @@ def compare(
     budget: str = "small",
     tasks: Sequence[str] = tuple(TASKS),
     seeds: int = SEEDS,
-    kept_out: Sequence[str] = KEPT_OUT,
+    held_out: Sequence[str] = HELD_OUT,
     device: str = "auto",
 ) -> None:
     """Train and measure every network, or go on where a killed comparison of the same output stopped.
@@ -71,7 +71,7 @@ def compare(
         budget: name in `BUDGETS`.
         tasks: names in `TASKS`.
         seeds: trainings of every network.
-        kept_out: names of the cases to measure on.
+        held_out: names of the cases to measure on.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
 
     Raises:
@@ -80,7 +80,7 @@ def compare(
         CancelledError: it was interrupted, and what is finished is kept.
     """
     chosen = choose_device(device)
-    comparison = _begin(data, output, budget, kept_out, chosen)
+    comparison = _begin(data, output, budget, held_out, chosen)
     with _going_on():
         _go_on(data, output, comparison, tasks, seeds, chosen)
 
@@ -99,7 +99,7 @@ def _go_on(
 ) -> None:
     """Measure the costs and train the trials that are not finished."""
     config = comparison.config
-    patients = list(kept_out_images(data, comparison.kept_out))
+    patients = list(held_out_images(data, comparison.held_out))
     with FileLock(output / _COSTS_LOCK):
         comparison, _ = read_comparison(output)
         missing = [title for title in (*tasks, SHIPPED) if title not in comparison.costs]
@@ -147,26 +147,26 @@ def _as_shipped(config: TrainingConfig) -> TrainingConfig:
     return config.model_copy(update={"network": NetworkConfig(), "pixel_mm": TrainingConfig().pixel_mm})
 
 
-def _begin(data: Path, output: Path, budget: str, kept_out: Sequence[str], device: torch.device) -> Comparison:
+def _begin(data: Path, output: Path, budget: str, held_out: Sequence[str], device: torch.device) -> Comparison:
     """The comparison that the folder holds, which must be the same, or a new one."""
     names = case_names(data)
-    missing = sorted(set(kept_out) - set(names))
+    missing = sorted(set(held_out) - set(names))
     if missing:
         raise InputError(
             "INPUT_NOT_FOUND",
             f"{data} has no case {', '.join(missing)}",
-            "Name the cases to measure on with --keep-out",
+            "Name the cases to measure on with --hold-out",
         )
     cases = cases_by_patient(data)
-    kept_out_names = {name for patient in patients_of(kept_out, cases) for name in cases[patient]}
-    training_names = tuple(name for name in names if name not in kept_out_names)
-    if not kept_out or not training_names:
+    held_out_names = {name for patient in patients_of(held_out, cases) for name in cases[patient]}
+    training_names = tuple(name for name in names if name not in held_out_names)
+    if not held_out or not training_names:
         raise InputError("INPUT_EMPTY", "no case is left to train or to measure on", "Give at least two cases")
     requested = Comparison(
         data=data.resolve().name,
         budget=budget,
         config=BUDGETS[budget],
-        kept_out=tuple(kept_out),
+        held_out=tuple(held_out),
         trained_on=training_names,
         device=device.type,
         precision="bfloat16" if computes_bfloat16(device) else "float32",
@@ -176,7 +176,7 @@ def _begin(data: Path, output: Path, budget: str, kept_out: Sequence[str], devic
         write_settings(requested, file)
         return requested
     earlier, _ = read_comparison(output)
-    if any(getattr(earlier, key) != getattr(requested, key) for key in ("config", "kept_out", "trained_on", "device")):
+    if any(getattr(earlier, key) != getattr(requested, key) for key in ("config", "held_out", "trained_on", "device")):
         raise UsageError(
             "USAGE", f"{output} holds a comparison with another budget, data or device", "Give another folder"
         )

@@ -1,4 +1,4 @@
-"""What a network of `saunet compare` is worth and what it costs: agreement on kept-out patients, size and time."""
+"""What a network of `saunet compare` is worth and what it costs: agreement on held-out patients, size and time."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..engine import GPU_CHUNK, computes_bfloat16, network_input, resample
 from ..metrics import agreement, compare_labels
 from ..network import DenseUNet, SAUNet, fold_batch_norm, pack_for_processor
 from ..training.folders import UNKNOWN
+from ..training.held_out import VALIDATIONS, HeldOutCase
 from ..training.train import TrainingConfig
 from ..volume import SagittalStack, Volume
 from .comparison_networks import CANDIDATES, TASKS, Trial, UNet
 from .comparison_records import FIGURES, CaseMetrics, Cost
-from .kept_out import VALIDATIONS, KeptOutCase
 
 ISLAND = 0.01
 """A smaller share of what was found of a structure is an island; fixed before any result was seen."""
@@ -33,7 +33,7 @@ REPEATS = 2
 
 
 def measure(
-    network: nn.Module, trial: Trial, pixel_mm: float, patients: Sequence[KeptOutCase], device: torch.device
+    network: nn.Module, trial: Trial, pixel_mm: float, patients: Sequence[HeldOutCase], device: torch.device
 ) -> tuple[list[CaseMetrics], float | None]:
     """Agreement with the truth on the source grid, and `TrialResult.moved`."""
     figures, moved = [], []
@@ -105,7 +105,7 @@ def _precision(device: torch.device) -> torch.autocast:
 
 @torch.inference_mode()
 def network_costs(
-    config: TrainingConfig, task: str, patients: Sequence[KeptOutCase], device: torch.device
+    config: TrainingConfig, task: str, patients: Sequence[HeldOutCase], device: torch.device
 ) -> dict[str, Cost]:
     """What every network costs; their times are taken in turn, patient by patient, the fastest of a few.
 

@@ -22,7 +22,7 @@ _WEIGHTS = "weights.safetensors"
 
 
 class CaseMetrics(BaseModel):
-    """Agreement of one structure of one kept-out patient, see `metrics.Agreement`.
+    """Agreement of one structure of one held-out patient, see `metrics.Agreement`.
 
     Attributes:
         slices: a key of `VALIDATIONS`.
@@ -69,8 +69,8 @@ class Cost(BaseModel):
     Attributes:
         parameters: trained weights.
         megabytes: of these in float32.
-        gigaflop: operations of the convolutions for a slice of the first kept-out patient.
-        seconds: of the network alone for the kept-out patients, by the names of `VALIDATIONS`.
+        gigaflop: operations of the convolutions for a slice of the first held-out patient.
+        seconds: of the network alone for the held-out patients, by the names of `VALIDATIONS`.
     """
 
     parameters: int
@@ -86,7 +86,7 @@ class Comparison(BaseModel):
         data: name of the data folder.
         budget: name of the budget.
         config: what every network gets.
-        kept_out, trained_on: names of the cases.
+        held_out, trained_on: names of the cases.
         device, precision: of the timing.
         costs: task, or ``shipped`` for networks as wide and pixels as fine as those of the shipped model -> network ->
             cost.
@@ -95,7 +95,7 @@ class Comparison(BaseModel):
     data: str
     budget: str
     config: TrainingConfig
-    kept_out: tuple[str, ...]
+    held_out: tuple[str, ...]
     trained_on: tuple[str, ...]
     device: str
     precision: str

@@ -19,13 +19,13 @@ from ..formats.atomic import check_writable, write_beside
 from ..formats.pages import INK, PAPER, beside, footer, grey_levels, grey_window, page, text_font
 from ..metrics import deviation
 from ..training.folders import find_cases
+from ..training.held_out import SPECKS, VALIDATIONS, HeldOutCase, held_out_images
 from ..volume import SagittalStack, Volume
-from .comparison import KEPT_OUT, SEEDS
+from .comparison import HELD_OUT, SEEDS
 from .comparison_measures import ISLAND, predict
 from .comparison_networks import CANDIDATES, TASKS, Trial
 from .comparison_records import FIGURES, SHIPPED, Comparison, TrialResult, read_comparison, trained
 from .intervals import interval
-from .kept_out import SPECKS, VALIDATIONS, KeptOutCase, kept_out_images
 
 PAPERS_TABLE = {
     "unet-2d": {"dice": "88.06 ± 0.16", "precision": "86.43 ± 1.24", "recall": "89.85 ± 0.84",
@@ -190,7 +190,7 @@ def write_report(data: Path, output: Path, report: Path, device: str = "auto") -
 def _head(comparison: Comparison, table: TrialTable) -> Iterator[str]:
     config, results = comparison.config, table.results
     date = max((result.date for result in results), default="nothing is finished yet")
-    spider = set(comparison.kept_out) == set(KEPT_OUT)
+    spider = set(comparison.held_out) == set(HELD_OUT)
     yield f"# The paper's comparison on {'SPIDER' if spider else comparison.data}"
     yield (
         f"{date}. Written by `{_command(comparison, results)}`: {len(results)} trainings are finished. "
@@ -199,7 +199,7 @@ def _head(comparison: Comparison, table: TrialTable) -> Iterator[str]:
     rows, columns = config.crop
     yield "\n".join(
         (
-            f"- Trained on {len(comparison.trained_on)} patients; measured on {', '.join(comparison.kept_out)}, which "
+            f"- Trained on {len(comparison.trained_on)} patients; measured on {', '.join(comparison.held_out)}, which "
             "no network has seen. "
             + ("Data and licence are those of [training.md](training.md). " if spider else "")
             + "The augmentation is that of `saunet train` in its geometry, and of the intensities what differs between "
@@ -218,7 +218,7 @@ def _head(comparison: Comparison, table: TrialTable) -> Iterator[str]:
                 else "once with native slices and once with four of them averaged. "
             )
             + f"{SPECKS} Mean ± standard deviation over the seeds; in brackets the 95 % bootstrap interval over "
-            f"the {len(comparison.kept_out)} patients, which for so few is too narrow and holds nothing of the seeds' "
+            f"the {len(comparison.held_out)} patients, which for so few is too narrow and holds nothing of the seeds' "
             "scatter. Nothing is removed "
             "after the network, so a false island counts fully in HSD; in *islands removed* those components are "
             f"gone that make up less than {ISLAND:.0%} of what was found of a structure, for every network alike.",
@@ -234,8 +234,8 @@ def _command(comparison: Comparison, results: Sequence[TrialResult]) -> str:
         parts += ["--task", *tasks]
     if (seeds := len({result.seed for result in results})) not in (0, SEEDS):
         parts += ["--seeds", str(seeds)]
-    if set(comparison.kept_out) != set(KEPT_OUT):
-        parts += ["--keep-out", *comparison.kept_out]
+    if set(comparison.held_out) != set(HELD_OUT):
+        parts += ["--hold-out", *comparison.held_out]
     return " ".join(parts)
 
 
@@ -305,7 +305,7 @@ def _scale(figure: str) -> float:
 def _costs(comparison: Comparison, table: TrialTable) -> Iterator[str]:
     yield "## What they cost"
     yield (
-        f"Time of the network alone for the kept-out patients, all networks in turn in one run ({comparison.device}, "
+        f"Time of the network alone for the held-out patients, all networks in turn in one run ({comparison.device}, "
         f"{comparison.precision}; on a processor the processor's time of one thread), as a share of the 3D U-Net's; "
         "size and the paper's columns likewise. All are made ready to answer: batch norm folded, weights in that "
         "precision, slices one after the other where a network takes them alone; on a processor the Dense U-Net and "
@@ -398,7 +398,7 @@ def _errors(
     scores = table.values("spine", "dense", "native slices", "vertebra", "dice", seeds[:1])[0]
     files = find_cases(data)
     images: dict[str, str] = {}
-    for name in comparison.kept_out:
+    for name in comparison.held_out:
         images.setdefault(files[name].patient, name)
     patient = list(images)[int(np.argsort(scores)[(len(scores) - 1) // 2])]
     networks = {name: trained(output, Trial(name, "spine", seeds[0]), comparison.config).to(device) for name in SHOWN}
@@ -406,7 +406,7 @@ def _errors(
     def segment(name: str, volume: Volume) -> np.ndarray:
         return predict(networks[name], volume, comparison.config.pixel_mm, device)
 
-    rows = [_row(case, segment) for case in kept_out_images(data, [images[patient]])]
+    rows = [_row(case, segment) for case in held_out_images(data, [images[patient]])]
     width = max(row.width for row in rows)
     caption = (
         f"Patient {patient}, the median one by the DSC of the network without ISA, seed {seeds[0]}, all vertebrae. "
@@ -416,7 +416,7 @@ def _errors(
     return page([*rows, footer(caption, (), width)]), caption
 
 
-def _row(case: KeptOutCase, segment: Callable[[str, Volume], np.ndarray]) -> Image.Image:
+def _row(case: HeldOutCase, segment: Callable[[str, Volume], np.ndarray]) -> Image.Image:
     """The image and the errors of three networks in one slice."""
     stack = SagittalStack.of(case.volume)
     truth = stack.slices_of(case.labels == VERTEBRA)

@@ -1,6 +1,6 @@
 """What a model does on each validation set of the project, kept apart: ``python -m SAUNetLib.evaluation.validation``.
 
-The sets are described in the data's own README: patients of SPIDER's T2 SPACE series kept out of training (thin slices
+The sets are described in the data's own README: patients of SPIDER's T2 SPACE series held out of training (thin slices
 and four of them averaged), single slices of routine T1 and T2 scans, vertebral bodies of other scanners.
 """
 
@@ -30,10 +30,10 @@ from ..model import load_model
 from ..model_card import DEFAULT_MODEL
 from ..pipeline import segment
 from ..segmentation import Segmentation
+from ..training.held_out import AS_DRAWN, SPECKS, held_out_images, per_patient
 from ..training.self_training import LATERAL, single_slice
 from ..volume import SagittalStack, Volume
 from .intervals import interval
-from .kept_out import AS_DRAWN, SPECKS, kept_out_images, per_patient
 
 AHEAD_MM = 10.0
 BESIDE_MM = 40.0
@@ -199,7 +199,7 @@ def validate_all(
     Args:
         engine: with the model.
         data: folder of the sets.
-        patients: of ``spider_t2space``, kept out of training; none: the set is left out.
+        patients: of ``spider_t2space``, held out of training; none: the set is left out.
         scans: of ``spider_tse_slices``, likewise.
         leave_out: patients of ``external_bodies`` to leave out.
     """
@@ -224,7 +224,7 @@ def write_pictures(
     """
     volumes: dict[str, Volume] = {}
     if patients:
-        for case in kept_out_images(data / "spider_t2space", patients[:1]):
+        for case in held_out_images(data / "spider_t2space", patients[:1]):
             volumes[f"spider-{case.slices.replace(' ', '-')}"] = case.volume
     for prefix, title in SCANNERS.items():
         path = _patients(data / "external_bodies", prefix, ())[0]
@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = tool(_print_figures, __doc__)
     parser.add_argument("data", type=Path, help="folder with the validation sets")
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--patients", nargs="*", default=[], help="patients of spider_t2space that were kept out")
+    parser.add_argument("--patients", nargs="*", default=[], help="patients of spider_t2space that were held out")
     parser.add_argument("--scans", nargs="+", default=SCANS, help=f"of spider_tse_slices; default: {' '.join(SCANS)}")
     parser.add_argument("--leave-out", nargs="*", default=[], help="patients of external_bodies, such as VB3_01")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="write a picture of each set; not for passing on")

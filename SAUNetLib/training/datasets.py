@@ -150,13 +150,13 @@ def check_unseen(validation: Sequence[Case], sources: Sequence[Sequence[Case]]) 
             )
 
 
-def check_drawn(cases: Sequence[Case], folder: Path, kept_out: Sequence[Case] = ()) -> None:
+def check_drawn(cases: Sequence[Case], folder: Path, held_out: Sequence[Case] = ()) -> None:
     """Refuse a folder in which a structure that is said to be drawn never occurs: it would be taught as background.
 
     Args:
         cases: those to train on.
         folder: that they are from.
-        kept_out: those of it to validate on.
+        held_out: those of it to validate on.
 
     Raises:
         InputError: INPUT_LABELS.
@@ -168,7 +168,7 @@ def check_drawn(cases: Sequence[Case], folder: Path, kept_out: Sequence[Case] = 
     missing, remedy = never_drawn(read_info(folder), drawn_in(cases))
     if not missing:
         return
-    if drawn_in(kept_out) & set(missing):
+    if drawn_in(held_out) & set(missing):
         remedy = "Only cases to validate on have it: name others as validation in the configuration"
     raise InputError("INPUT_LABELS", f"no case to train on of {folder.name} has a {' or a '.join(missing)}", remedy)
 

@@ -19,7 +19,6 @@ from ..anatomy import CLASS_NAMES
 from ..console import table_console
 from ..engine import Engine, choose_device
 from ..errors import InputError, UsageError
-from ..evaluation.kept_out import FIGURES, per_patient
 from ..formats.atomic import check_writable
 from ..formats.volumes import read_image
 from ..metrics import deviation
@@ -27,6 +26,7 @@ from ..model import load_model, save_model
 from ..model_card import ModelCard
 from ..volume import Volume
 from .folders import find_cases, image_hash, patients, patients_of, read_settings, write_settings
+from .held_out import FIGURES, per_patient
 from .train import CASES, NetworkConfig, TrainedOn, TrainingConfig, is_begun, other_cases, train
 
 LOCK, START = "training.lock", "start.json"
@@ -333,7 +333,7 @@ def read_config(path: Path) -> TrainingConfig:
 
 
 def validate(engine: Engine, data: Path, names: Sequence[str]) -> Summaries:
-    """`kept_out.per_patient`, summed up for a model's card; a distance to what was not found is None."""
+    """`held_out.per_patient`, summed up for a model's card; a distance to what was not found is None."""
 
     def summary(values: Sequence[float]) -> list[float | None]:
         if not np.isfinite(values).all():

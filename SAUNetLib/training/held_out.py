@@ -1,4 +1,4 @@
-"""Labelled cases that were kept out of training, natively and with averaged slices, and what a model does on them."""
+"""Labelled cases that were held out of training, natively and with averaged slices, and what a model does on them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..anatomy import CLASS_NAMES
 from ..engine import Engine
 from ..metrics import compare_labels
 from ..pipeline import segment
-from ..training.datasets import can_thicken, thick_volume
-from ..training.folders import SPECK_MM3, UNKNOWN, find_cases, read_info, read_labelled
 from ..volume import SagittalStack, Volume
+from .datasets import can_thicken, thick_volume
+from .folders import SPECK_MM3, UNKNOWN, find_cases, read_info, read_labelled
 
 VALIDATIONS = {"native slices": 1, "4 slices averaged": 4}
 """The ways in which a case is measured: how many of its slices are averaged."""
@@ -30,8 +30,8 @@ AS_DRAWN = ", labels as drawn"
 
 
 @dataclass(frozen=True)
-class KeptOutCase:
-    """An image of a kept-out patient in one of the ways of `VALIDATIONS`; labels (k, j, i) as in `LabelledImage`."""
+class HeldOutCase:
+    """An image of a held-out patient in one of the ways of `VALIDATIONS`; labels (k, j, i) as in `LabelledImage`."""
 
     slices: str
     patient: str
@@ -40,7 +40,7 @@ class KeptOutCase:
     drawn: np.ndarray
 
 
-def kept_out_images(data: Path, names: Sequence[str]) -> Iterator[KeptOutCase]:
+def held_out_images(data: Path, names: Sequence[str]) -> Iterator[HeldOutCase]:
     """The cases to measure on, one after the other, each natively and, where it has slices enough, averaged.
 
     Raises:
@@ -54,7 +54,7 @@ def kept_out_images(data: Path, names: Sequence[str]) -> Iterator[KeptOutCase]:
             if can_thicken(len(stack.slices), stack.slice_spacing, count):
                 volume, labels = thick_volume(read.volume, read.labels, count)
                 _, drawn = thick_volume(read.volume, read.drawn, count)
-                yield KeptOutCase(slices, files[name].patient, volume, labels, drawn)
+                yield HeldOutCase(slices, files[name].patient, volume, labels, drawn)
 
 
 def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
@@ -67,7 +67,7 @@ def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, d
     """
     structures = read_info(data).classes
     images: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for case in kept_out_images(data, names):
+    for case in held_out_images(data, names):
         predicted = segment(case.volume, engine, levels=False).labels
         spacing = tuple(reversed(case.volume.geometry.spacing))
         own = _figures(predicted, case.labels, spacing, structures)
