@@ -158,6 +158,15 @@ def test_a_cancelled_comparison_says_that_it_goes_on(data, tmp_path, monkeypatch
     assert GOES_ON in err and "start" not in err
 
 
+def test_an_image_to_measure_on_is_trained_on_under_no_name(tmp_path, capsys, monkeypatch):
+    data = write_pairs(tmp_path / "data", "p0", "p1", "p2", "p3")
+    for part in ("image", "labels"):
+        shutil.copy(data / f"p1_{part}.nii.gz", data / f"p9_{part}.nii.gz")
+    monkeypatch.setattr(compared, "network_costs", None)
+    assert main(["compare", str(data), "--output", str(tmp_path / "run"), *SMOKE]) == 3
+    assert "the image of p1, which is validated on, is trained on as p9" in capsys.readouterr().err
+
+
 def test_what_is_finished_can_be_reported_without_training(finished, data, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(finished, run)

@@ -559,7 +559,9 @@ def test_a_run_goes_on_with_its_own_cases_only(data, tmp_path, capsys, monkeypat
     assert len(json.loads((tmp_path / "run" / "cases.json").read_text())["cases"][0]) == 3, "nothing was kept"
 
 
-def test_corrected_labels_need_a_run_of_their_own(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("case", ["p0", "p2"])  # p2 is validated on
+@pytest.mark.parametrize("changed", ["image", "labels"])
+def test_changed_files_need_a_run_of_their_own(data, tmp_path, monkeypatch, case, changed):
     """The old model was measured on them, and a table printed as if it had learnt them."""
     monkeypatch.setattr(training, "fit", lambda run, *rest: None)
     monkeypatch.setattr(training, "_is_finished", lambda *rest: False)
@@ -571,9 +573,12 @@ def test_corrected_labels_need_a_run_of_their_own(data, tmp_path, monkeypatch):
     (run / "cases.json").write_text(json.dumps({"cases": told["cases"]}))  # of an earlier version
     training.train([data], run, config, "cpu")
     (run / "cases.json").write_text(json.dumps(told))
-    volume, labels = labelled(0)
-    write_pair(data, "p0", volume, np.where(labels == 2, 0, labels))
-    with pytest.raises(UsageError, match="label maps were changed"):
+    volume, labels = labelled(int(case[1]))
+    if changed == "labels":
+        write_pair(data, case, volume, np.where(labels == 2, 0, labels))
+    else:
+        write_pair(data, case, labelled(7)[0], labels)
+    with pytest.raises(UsageError, match="images or label maps were changed"):
         training.train([data], run, config, "cpu")
     training.train([data], tmp_path / "other", config, "cpu")
 
@@ -662,12 +667,28 @@ def test_a_run_that_waits_for_other_computers_can_be_ended(data, tmp_path):
     assert one.returncode == -signal.SIGTERM
 
 
+def test_a_case_that_several_processes_repeat_counts_once(data, monkeypatch):
+    """PyTorch repeats the first cases so that all processes have as many."""
+    cases = load_cases(data, ["p0", "p1", "p2"], 1.5)
+    run = TrainingRun(TrainingConfig(**CONFIG))
+    monkeypatch.setattr(training, "predict", lambda network, images: torch.ones_like(images, dtype=torch.uint8))
+    counted = []
+    for rank, shares in enumerate([(0, 2), (1, 0)]):
+        run._trainer = SimpleNamespace(datamodule=RunData(run.config, [cases], cases), world_size=2, global_rank=rank)
+        for index, number in enumerate(shares):
+            run.validation_step(number, index)
+        counted.append(run.agreement["native"].aggregate()[1].tolist())
+        run.agreement["native"].reset()
+    assert counted == [[2, 2, 2], [1, 1, 1]]
+
+
 def test_what_a_case_has_not_is_no_part_of_the_mean(data):
     """A perfect prediction of cases without discs has a perfect mean."""
     case = load_cases(data, ["p0"], 1.5)[0]
     without = replace(case, labels=torch.where(case.labels == 2, 0, case.labels))
     run, logged = TrainingRun(TrainingConfig(**CONFIG)), {}
-    run._trainer = SimpleNamespace(datamodule=RunData(TrainingConfig(**CONFIG), [[case]], [case, without]))
+    watched = RunData(TrainingConfig(**CONFIG), [[case]], [case, without])
+    run._trainer = SimpleNamespace(datamodule=watched, world_size=1, global_rank=0)
     run.log = lambda name, value, **_: logged.update({name: value})
     with pytest.MonkeyPatch.context() as patch:
         labels = iter([case.labels, without.labels])
@@ -762,6 +783,18 @@ def test_a_teacher_says_what_it_is_sure_of(tmp_path, monkeypatch, unsure, kept):
     assert np.array_equal(written, labels[None]) and np.array_equal(image.voxels, volume.voxels)
 
 
+def test_pictures_of_any_camera_s_ending_are_taken_and_none_are_said(tmp_path, monkeypatch):
+    teacher(monkeypatch, np.s_[:, :30])
+    (tmp_path / "in").mkdir()
+    for seed, name in enumerate(("a.JPG", "b.jpeg")):
+        grey(tmp_path / "one.jpg", seed).rename(tmp_path / "in" / name)
+    (tmp_path / "none").mkdir()
+    assert self_training.write_pseudo_labels(None, tmp_path / "in", tmp_path / "out") == (2, 2)
+    with pytest.raises(InputError, match="holds no pictures") as caught:
+        self_training.write_pseudo_labels(None, tmp_path / "none", tmp_path / "out")
+    assert caught.value.code == "INPUT_EMPTY"
+
+
 def test_drawn_and_undrawn_pictures_become_one_data_folder(tmp_path, monkeypatch):
     labels = teacher(monkeypatch, np.s_[:, :30])
     pictures, out = tmp_path / "in", tmp_path / "out"
@@ -840,8 +873,8 @@ def base(tmp_path):
     torch.manual_seed(9)
     network = NetworkConfig(widths=(4, 4, 4, 4, 4))
     card = CARD | {"name": "base", "network": network.model_dump(mode="json"), "limits": ["lumbar"]}
-    save_model(network.build(), tmp_path / "base.safetensors", card)
-    return tmp_path / "base.safetensors"
+    save_model(network.build(), tmp_path / "base.v1.safetensors", card)
+    return tmp_path / "base.v1.safetensors"
 
 
 def test_a_model_is_adapted_until_it_no_longer_improves(data, base, tmp_path, monkeypatch):
@@ -855,7 +888,7 @@ def test_a_model_is_adapted_until_it_no_longer_improves(data, base, tmp_path, mo
     reached = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
     assert reached < 80, "weights that hardly move do not improve"
     tuned = load_model(str(run / "base-tuned.safetensors"))
-    assert tuned.card.pixel_mm == 1.5 and tuned.card.limits == ["lumbar"] and "--from base" in tuned.card.command
+    assert tuned.card.pixel_mm == 1.5 and tuned.card.limits == ["lumbar"] and "--from base.v1 " in tuned.card.command
     before = load_model(str(base)).network.state_dict()
     for name, value in tuned.network.state_dict().items():
         if "running" not in name and value.is_floating_point():

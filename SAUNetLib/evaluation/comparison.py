@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..anatomy import VERTEBRA
 from ..engine import choose_device, computes_bfloat16
 from ..errors import CancelledError, InputError, UsageError
-from ..training.datasets import Case, load_cases
+from ..training.datasets import Case, check_unseen, load_cases
 from ..training.folders import UNKNOWN, case_names, patients_of, write_settings
 from ..training.folders import patients as cases_by_patient
 from ..training.held_out import held_out_images
@@ -100,6 +100,8 @@ def _go_on(
     """Measure the costs and train the trials that are not finished."""
     config = comparison.config
     patients = list(held_out_images(data, comparison.held_out))
+    waiting = [trial for trial in trials(tasks, seeds, config.seed) if not is_finished(output, trial)]
+    cases = _cases(data, comparison) if waiting else []
     with FileLock(output / _COSTS_LOCK):
         comparison, _ = read_comparison(output)
         missing = [title for title in (*tasks, SHIPPED) if title not in comparison.costs]
@@ -109,8 +111,6 @@ def _go_on(
             task, measured = (title, config) if title != SHIPPED else ("structures", _as_shipped(config))
             comparison.costs[title] = network_costs(measured, task, patients, chosen)
             write_settings(comparison, output / SETTINGS)
-    waiting = [trial for trial in trials(tasks, seeds, config.seed) if not is_finished(output, trial)]
-    cases = _cases(data, comparison) if waiting else []
     for trial in _taken(waiting, output):
         network, seconds = _train(trial, config, cases, output / trial.name, chosen)
         figures, moved = measure(network, trial, config.pixel_mm, patients, chosen)
@@ -184,7 +184,7 @@ def _begin(data: Path, output: Path, budget: str, held_out: Sequence[str], devic
 
 
 def _cases(data: Path, comparison: Comparison) -> list[Case]:
-    """The cases to train on."""
+    """The cases to train on; none is measured on under another name."""
     cases = load_cases(data, comparison.trained_on, comparison.config.pixel_mm)
     partial = [case.name for case in cases if case.background]
     if partial:
@@ -194,6 +194,7 @@ def _cases(data: Path, comparison: Comparison) -> list[Case]:
     single = [case.name for case in cases if len(case.images) == 1]
     if single:
         raise InputError("INPUT_DIMENSION", f"{single[0]} is a single slice", "Compare on volumes")
+    check_unseen(load_cases(data, comparison.held_out, comparison.config.pixel_mm), [cases])
     return cases
 
 

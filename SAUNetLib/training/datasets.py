@@ -146,7 +146,7 @@ def check_unseen(validation: Sequence[Case], sources: Sequence[Sequence[Case]]) 
             raise InputError(
                 "INPUT_SERIES",
                 f"the image of {case.name}, which is validated on, is trained on as {name}",
-                "Remove one of them, or name other cases as validation in the configuration",
+                "Remove one of them, or name other cases to validate on",
             )
 
 

@@ -342,7 +342,8 @@ def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.nd
         name: of the case.
 
     Raises:
-        InputError: INPUT_LABELS for values without a meaning, or a structure that the folder is said not to draw.
+        InputError: INPUT_LABELS for values without a meaning, a structure that the folder is said not to draw, or a
+            volume in which nothing is drawn.
     """
     labels = as_labels(label_map.volume.voxels, f"the label map of {name}")
     values = list(count_labels(labels))
@@ -362,6 +363,10 @@ def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.nd
             "INPUT_LABELS",
             f"{name} has {' and '.join(names)} drawn, which {INFO} does not list",
             "Add it under draws if every case has it drawn, or erase it",
+        )
+    if not present and min(labels.shape) > 1:  # a lone slice may lie beside the spine
+        raise InputError(
+            "INPUT_LABELS", f"nothing is drawn in the label map of {name}", "Draw what it shows, or remove the case"
         )
     return remapped(labels, table), reading.name if reading and not label_map.named else None
 

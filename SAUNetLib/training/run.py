@@ -188,7 +188,8 @@ def _print_figures(figures: Mapping[str, Mapping[str, Sequence[float | None]]]) 
 
 def _card(config: TrainingConfig, data: Sequence[Path], cases: TrainedOn, before: Start | None) -> dict[str, Any]:
     """The entries of the model's card but for its figures."""
-    origin = f" --from {Path(config.start).stem}" if config.start else ""
+    start = Path(config.start or "").name.removesuffix(".safetensors")
+    origin = f" --from {start}" if start else ""
     folders = " ".join(folder.resolve().name for folder in data)
     return {
         "name": config.name,

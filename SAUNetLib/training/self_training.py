@@ -100,15 +100,16 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
 
     Args:
         model: the teacher.
-        pictures: ``NAME.jpg``, ``NAME.png``, or pairs ``NAME_image.png`` and ``NAME_vertebra.png`` (drawn by hand).
+        pictures: NAME.jpg, .jpeg or .png, or pairs ``NAME_image.png`` and ``NAME_vertebra.png`` (drawn by hand).
         folder: to write to.
         leave_out: patients or scans, the part of a name before its first underscore.
 
     Raises:
-        InputError: INPUT_NOT_FOUND, there is no such folder, or nothing in it of what is to be left out.
+        InputError: INPUT_NOT_FOUND, there is no such folder, or nothing in it of what is to be left out; INPUT_EMPTY,
+            it holds no pictures.
     """
     try:
-        paths = [path for path in sorted(pictures.iterdir()) if path.suffix in (".jpg", ".png")]
+        paths = [path for path in sorted(pictures.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     except OSError as failure:
         raise InputError(
             "INPUT_NOT_FOUND", f"{pictures} cannot be read ({failure.strerror})", "Give the folder of the pictures"
@@ -118,6 +119,8 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
         raise InputError(
             "INPUT_NOT_FOUND", f"{pictures} has no picture of {', '.join(missing)}", "Correct what to leave out"
         )
+    if not paths:
+        raise InputError("INPUT_EMPTY", f"{pictures} holds no pictures", "Give a folder with .jpg or .png files")
     paths = [path for path in paths if path.name.split("_")[0] not in leave_out and "_vertebra" not in path.name]
     kept = 0
     for path in paths:

@@ -159,8 +159,8 @@ class TrainedOn(BaseModel):
 
     Attributes:
         cases: names of the cases of each data folder.
-        labels: SHA-256 of their label maps' files, in that order; empty in runs of earlier versions.
-        images, validated: `folders.image_hash` of the images that are trained and validated on.
+        labels: SHA-256 of their label maps' files and of those validated on, in that order; empty in runs of 0.1.
+        images, validated: `folders.image_hash` of the images that are trained and validated on; likewise.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -174,14 +174,17 @@ class TrainedOn(BaseModel):
     def of(cls, folders: Sequence[Path], sources: Sequence[Sequence[Case]], validation: Sequence[Case]) -> TrainedOn:
         """These cases of each folder."""
         names = [[case.name for case in cases] for cases in sources]
-        images = tuple(case.image for cases in sources for case in cases)
         digest = hashlib.sha256()
-        for folder, some in zip(folders, names, strict=True):
+        for folder, some in ((folders[0], [case.name for case in validation]), *zip(folders, names, strict=True)):
             files = find_cases(folder)
             for name in some:
                 digest.update(hashlib.sha256(files[name].labels.read_bytes()).digest())
-        validated = tuple(case.image for case in validation)
-        return cls(cases=tuple(map(tuple, names)), labels=digest.hexdigest(), images=images, validated=validated)
+        return cls(
+            cases=tuple(map(tuple, names)),
+            labels=digest.hexdigest(),
+            images=tuple(case.image for cases in sources for case in cases),
+            validated=tuple(case.image for case in validation),
+        )
 
     def keep(self, output: Path) -> None:
         """Write it into the run's folder, or refuse to go on there with other cases.
@@ -195,14 +198,14 @@ class TrainedOn(BaseModel):
         write_settings(self, path)
 
     def _check(self, before: TrainedOn, output: Path) -> None:
-        if before.cases == self.cases and before.labels not in ("", self.labels):
-            raise UsageError(
-                "USAGE",
-                f"label maps were changed since {output} was begun",
-                "Give another folder as --output, or start from its model with --from",
-            )
         if before.cases != self.cases:
             raise other_cases(output)
+        if before.labels and before != self:
+            raise UsageError(
+                "USAGE",
+                f"images or label maps were changed since {output} was begun",
+                "Give another folder as --output, or start from its model with --from",
+            )
 
 
 def is_begun(output: Path) -> bool:
@@ -298,12 +301,14 @@ class TrainingRun(pl.LightningModule):
         """`marginal_loss` of the run's scores (N, classes, H, W) and labels (N, H, W)."""
         return marginal_loss(scores, labels, self.dice)
 
-    def validation_step(self, number: Tensor | int, _: int) -> None:
+    def validation_step(self, number: Tensor | int, index: int) -> None:
         data = cast(RunData, self.trainer.datamodule)  # type: ignore[attr-defined]
         case = data.validation[int(number)]
+        # So that several processes have equally many, PyTorch repeats the first cases: these must not count twice.
+        repeated = index * self.trainer.world_size + self.trainer.global_rank >= len(data.validation)
         for name, count in data.watched.items():
             images, labels = thick_slices(case.images, case.labels, count)
-            unknown = labels == UNKNOWN
+            unknown = (labels == UNKNOWN) | repeated
             found = predict(cast(SAUNet, self.network), images.float())
             metric = self.agreement.setdefault(name, _dice_metric())
             metric(*(one.masked_fill(unknown, 0)[None, None] for one in (found, labels)))
