@@ -262,16 +262,19 @@ def test_random_damage_to_dicom_costs_no_memory(child: Child, unharmed, tiny_mod
     builders.write_enhanced(tmp_path / "e.dcm", GOOD, list(range(5)))
     whole = (tmp_path / "e.dcm").read_bytes()
     end = whole.index(b"\xe0\x7f\x10\x00") + 12
+    request = {"image": str(tmp_path / "e.dcm"), "output": str(tmp_path / "b.nrrd"),
+               "model": str(tiny_model), "levels": False, "device": "cpu"}  # fmt: skip
+    event, usual = child.segment(request)  # PyTorch for NVIDIA's cards takes half a gigabyte more
+    assert event["event"] == "result"
     answers: Counter[str] = Counter()
     for seed in range(60):
         chance, raw = randomness.Random(seed), bytearray(whole)
         for _ in range(chance.choice((1, 2, 5, 20))):
             raw[chance.randrange(128, end)] = chance.choice((0, 255, chance.randrange(256)))
         (tmp_path / "e.dcm").write_bytes(raw)
-        event, peak = child.segment({"image": str(tmp_path / "e.dcm"), "output": str(tmp_path / "b.nrrd"),
-                                     "model": str(tiny_model), "levels": False, "device": "cpu"})  # fmt: skip
+        event, peak = child.segment(request)
         answers[event.get("code", "result")] += 1
-        assert peak < MOST_MEMORY / 2, f"seed {seed}: {peak / 2**20:.0f} MiB"
+        assert peak < usual + MOST_MEMORY / 4, f"seed {seed}: {(peak - usual) / 2**20:.0f} MiB more"
         (tmp_path / "b.nrrd").unlink(missing_ok=True)
     assert answers["INPUT_UNREADABLE"] > 20 and "INTERNAL" not in answers
     assert [path.name for path in tmp_path.iterdir()] == ["e.dcm"]

@@ -53,6 +53,9 @@ def _check_place(path: Path) -> None:
         raise ValueError("no UTF-8")
     if sys.platform == "win32" and set(path.name) & set('<>:"|?*'):  # after a colon it would be a stream of a file
         raise UsageError("OUTPUT_WRITE", f"{path.name} is no name for a file on Windows", 'Leave out < > : " | ? *')
+    if path.is_symlink():
+        with suppress(FileNotFoundError):
+            path.stat()  # no link to itself, which `resolve` passes from Python 3.13 on
     if path.is_dir():
         raise UsageError("OUTPUT_WRITE", f"{path} is a folder", "Give the name of a file in it")
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
