@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -257,6 +258,15 @@ def content_of(path: Path) -> str:
         return ""
 
 
+def _may_be_there(path: Path) -> bool:
+    """Whether something is at a path, or cannot be seen to be missing, as in a folder that is closed."""
+    try:
+        os.lstat(path)
+    except OSError as failure:
+        return failure.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+    return True
+
+
 class Journal:
     """The journal of a run at work, and the records in it by their places.
 
@@ -273,39 +283,52 @@ class Journal:
     def begin(self, source: Source) -> bool:
         """Note, before a source with results is done again, that they may be replaced from now on.
 
-        Label maps that are not those noted are copied: somebody has corrected them, and could not make them again, or a
-        run was ended before it could note them.
+        Label maps that are not those noted are copied, also where nothing is noted: somebody has corrected them, and
+        could not make them again, or a run was ended before it could note them.
 
         Returns:
             False where such a file cannot be copied: everything stays as it is, and that is noted as the failure.
         """
-        before = self._records.get(source.place)
+        before = self._records.get(source.place) or SourceRecord(source.place, source.stamp, "", ())
         again = source.place in self._begun
         self._begun.add(source.place)
-        if before is None or not any(outcome.output for outcome in before.outcomes):
-            return True
+        noted = {outcome.output: outcome.labels for outcome in before.outcomes if outcome.output}
+        maps = {name: labels for name, labels in noted.items() if labels}
+        if not (again or source.twin):  # what has come since is this run's own, and a twin's are those of the other one
+            found = {name for name in _found(source, self._output) if name.endswith(RESULTS[0])}
+            maps.update(dict.fromkeys(found - noted.keys(), ""))
         kept = set(before.kept) if again or not before.model else set()
         try:
-            kept |= {name for outcome in before.outcomes if (name := self._copied(outcome))}
+            kept |= {copy for name, labels in maps.items() if (copy := self._copied(name, labels))}
         except UsageError as failure:
             code, text, status = failure.code, failure.cause, failure.exit_status
             failed = (
                 replace(outcome, status="failed", code=code, text=text, exit_status=status, own=True)
-                for outcome in before.outcomes
+                for outcome in before.outcomes or (Outcome("failed"),)
             )
             self._keep(replace(before, outcomes=tuple(failed)))
             return False
         self.edited |= kept
-        if before.model or kept - set(before.kept):
+        if (noted and before.model) or kept - set(before.kept):
             self._keep(replace(before, model="", kept=tuple(sorted(kept))))
         return True
 
-    def _copied(self, outcome: Outcome) -> str:
-        """Copy a label map that is not the one noted; its second name, empty where there is no need."""
-        path = self._output / outcome.output
-        if not outcome.labels or not _is_below(outcome.output) or (now := content_of(path)) in ("", outcome.labels):
+    def _copied(self, name: str, noted: str) -> str:
+        """Copy a label map whose contents are not those noted; its second name, empty where there is no need.
+
+        Raises:
+            UsageError: OUTPUT_WRITE, it cannot be read or copied.
+        """
+        if not _is_below(name):
             return ""
-        kept = f"{outcome.output.removesuffix(RESULTS[0])}.edited-{now[:8]}{RESULTS[0]}"
+        path = self._output / name
+        now = content_of(path)
+        if not now and _may_be_there(path):
+            cause = f"{path} cannot be read to be copied: it is open in another program, or closed to this user"
+            raise UsageError("OUTPUT_WRITE", cause, "Close it, or give this user the right to read it")
+        if now in ("", noted):
+            return ""
+        kept = f"{name.removesuffix(RESULTS[0])}.edited-{now[:8]}{RESULTS[0]}"
         with write_beside(self._output / kept, RESULTS[0]) as temporary:
             shutil.copyfile(path, temporary)
         return kept
@@ -356,7 +379,7 @@ def _with_remark(kept: Sequence[str], outcomes: Sequence[Outcome]) -> tuple[Outc
     """Outcomes of which the first says what became of label maps that were not those noted."""
     if not kept or not outcomes:
         return tuple(outcomes)
-    remark = f"a label map that was changed by hand, or by a run that was ended, is kept as {', '.join(kept)}"
+    remark = f"a label map that was changed by hand, or written by a run that was ended, is kept as {', '.join(kept)}"
     first, *rest = outcomes
     return (replace(first, text=f"{first.text}; {remark}" if first.text else remark), *rest)
 

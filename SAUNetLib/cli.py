@@ -291,7 +291,7 @@ def _print_remarks(known: Batch) -> None:
         )
     if known.edited:
         maps = "1 label map was" if len(known.edited) == 1 else f"{len(known.edited)} label maps were"
-        print(f"{maps} changed after SAUNet noted it, by hand or by a run that was ended; copies: NAME.edited-...")
+        print(f"{maps} changed by hand, or written by a run that was ended; copies: NAME.edited-...")
     if known.gone:
         have, their = ("source has", "its") if len(known.gone) == 1 else ("sources have", "their")
         print(f"{len(known.gone)} {have} left the archive; {their} results are still there (status gone)")

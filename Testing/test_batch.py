@@ -112,9 +112,10 @@ def out_of_memory(*rest, **more):
 
 
 def result_files(output: Path) -> set[str]:
-    """What lies below the output folder, but for the files of the batch itself and a trial that is still under way."""
+    """What lies below the output folder, but for the files of the batch itself, copies, and a trial still under way."""
     files = [path for path in output.rglob("*") if not atomic.is_temporary(path.name, RESULTS) and path.is_file()]
-    return {path.relative_to(output).as_posix() for path in files} - {JOURNAL, SUMMARY, LOCK}
+    names = {path.relative_to(output).as_posix() for path in files if ".edited-" not in path.name}
+    return names - {JOURNAL, SUMMARY, LOCK}
 
 
 def rows(output: Path) -> dict[str, dict[str, str]]:
@@ -126,6 +127,13 @@ def lines(output: Path) -> list[dict]:
     """The journal's records."""
     found = [json.loads(line) for line in (output / JOURNAL).read_text().splitlines() if line]
     return [one for one in found if "place" in one]
+
+
+def forget(output: Path, place: str) -> None:
+    """Take a source's lines out of the journal."""
+    whole = (output / JOURNAL).read_text().splitlines(keepends=True)
+    (output / JOURNAL).write_text("".join(line for line in whole if f'"place": "{place}"' not in line))
+    assert place not in read_batch(output).records
 
 
 def test_a_directory_of_a_cd_is_no_image(tmp_path):
@@ -994,7 +1002,7 @@ def test_label_maps_that_were_corrected_by_hand_are_kept(run, fast, archive, tmp
         _, out, _, after = run()
         kept = list(corrected.parent.glob("*.edited-*.nii.gz"))
         assert [path.read_text() for path in kept] == ["by hand"] and corrected.read_text() == ""
-        assert "1 label map was changed after SAUNet noted it" in out and kept[0].name in after[place]["text"]
+        assert "1 label map was changed by hand" in out and kept[0].name in after[place]["text"]
         assert "by hand" not in run()[1]
     corrected = tmp_path / "out" / "p2" / "A.mha.nii.gz"
     corrected.write_text("again")
@@ -1024,7 +1032,7 @@ def test_every_copy_is_named_where_a_run_was_ended_between(run, fast, archive, t
     assert {"by hand", "of the worker"} <= kept.keys() and all(
         name in told["p2/A.mha"]["text"] for name in kept.values()
     )
-    assert f"{len(kept)} label maps were changed" in out
+    assert f"{len(kept)} label maps were changed by hand" in out
 
 
 def test_a_corrected_label_map_that_cannot_be_copied_stays_and_ends_no_run(run, fast, archive, tmp_path, monkeypatch):
@@ -1046,6 +1054,75 @@ def test_a_corrected_label_map_that_cannot_be_copied_stays_and_ends_no_run(run, 
     assert status == 2 and (told["p2/A.mha"]["status"], told["p2/A.mha"]["code"]) == ("failed", "OUTPUT_WRITE")
     assert result.read_text() == "by hand" and told["p2/a.nii.gz"]["status"] == "segmented"
     assert run()[0] == 0 and result.read_text() == "" and len(list(result.parent.glob("A.mha.edited-*"))) == 1
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("how", ["rights", "failure"])
+def test_a_corrected_label_map_that_cannot_be_read_is_not_removed(
+    run, fast, archive, tmp_path, monkeypatch, noted, how
+):
+    run()
+    if not noted:
+        forget(tmp_path / "out", "p2/A.mha")
+    result, read = tmp_path / "out" / "p2" / "A.mha.nii.gz", Path.read_bytes
+    result.write_text("by hand")
+    if how == "rights":
+        result.chmod(0)
+        if os.access(result, os.R_OK):
+            pytest.skip("this user may read everything")
+
+    def closed(path):
+        if path == result:
+            raise PermissionError(errno.EACCES, "used by another process", str(path))
+        return read(path)
+
+    for content in (None, b"nothing"):  # of an image that would be segmented again, and of one that is refused
+        if content is None:
+            os.utime(archive / "p2" / "A.mha", ns=(0, 0))
+        else:
+            (archive / "p2" / "A.mha").write_bytes(content)
+        with monkeypatch.context() as patch:
+            if how == "failure":
+                patch.setattr(Path, "read_bytes", closed)
+            status, _, _, told = run()
+        assert status == 2 and (told["p2/A.mha"]["status"], told["p2/A.mha"]["code"]) == ("failed", "OUTPUT_WRITE")
+        assert "cannot be read to be copied" in told["p2/A.mha"]["text"]
+        assert result.exists() and (tmp_path / "out" / "p2" / "A.mha.png").exists()
+    result.chmod(0o600)
+    assert result.read_text() == "by hand"
+    assert run()[3]["p2/A.mha"]["status"] == "refused" and not result.exists()
+    assert [path.read_text() for path in result.parent.glob("A.mha.edited-*")] == ["by hand"]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+@pytest.mark.parametrize("place", ["p1/mr", "p2/A.mha"])
+def test_label_maps_that_no_record_has_are_kept(run, fast, archive, tmp_path, monkeypatch, place, refused):
+    """A run was killed between them and the journal, or that has lost its line; then somebody corrected them."""
+    result = tmp_path / "out" / run()[3][place]["output"]
+    forget(tmp_path / "out", place)
+    result.write_text("by hand")
+    begin = batch_journal.Journal.begin
+
+    def begin_and_interrupt(self, source):
+        begin(self, source)
+        if source.place == place:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_journal.Journal, "begin", begin_and_interrupt)
+        assert run()[0] == 6
+    if refused:
+        for image in (archive / place).iterdir() if (archive / place).is_dir() else [archive / place]:
+            image.write_bytes(b"")
+    _, out, _, told = run()
+    (kept,) = result.parent.glob("*.edited-*")
+    assert (
+        kept.read_text() == "by hand"
+        and f"is kept as {kept.relative_to(tmp_path / 'out').as_posix()}" in (told[place]["text"])
+    )
+    assert "1 label map was changed by hand" in out
+    assert not result.exists() if refused else result.read_text() == ""
+    assert told[place]["status"] == ("refused" if refused else "segmented")
 
 
 def test_files_of_an_earlier_image_that_cannot_be_removed_are_not_left_for_good(
@@ -1122,10 +1199,11 @@ def test_twins_do_not_replace_each_other_where_case_does_not_count(run, fast, ar
     shutil.rmtree(tmp_path / "out")
     status, _, _, told = run()
     assert status == 2 and [told[place]["status"] for place in ("p2/A.mha", "p2/a.mha")] == ["segmented", "failed"]
-    (tmp_path / "out" / "p2" / "a.mha.csv").touch()  # the one and only there
+    for ending in (".csv", ".nii.gz"):
+        (tmp_path / "out" / "p2" / f"a.mha{ending}").touch()  # the one and only there
     os.utime(archive / "p2" / "a.mha", ns=(0, 0))
     run()
-    assert (tmp_path / "out" / "p2" / "a.mha.csv").exists()
+    assert (tmp_path / "out" / "p2" / "a.mha.csv").exists() and not list((tmp_path / "out").rglob("*.edited-*"))
 
 
 def test_a_spreadsheet_reads_names_as_names(run, fast, archive, tmp_path):
