@@ -227,9 +227,9 @@ def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = No
         yield Source(Path(failure.filename).relative_to(archive).as_posix(), True, "", closed=True)
 
 
-def _stamp(paths: Sequence[Path]) -> tuple[str, bool]:
-    """A short text that changes when any of these files does; and whether one of them cannot be looked at."""
-    known, closed = hashlib.sha256(), False
+def _stamp(paths: Sequence[Path]) -> tuple[str, int, bool]:
+    """`Source.stamp`, `size` and `closed` of a source of these files."""
+    known, size, closed = hashlib.sha256(), 0, False
     for path in paths:
         try:
             about = path.stat()
@@ -237,8 +237,9 @@ def _stamp(paths: Sequence[Path]) -> tuple[str, bool]:
             # What a link leads to may be on a disk that is away; any other file that is not there is no more.
             closed = closed or not isinstance(failure, FileNotFoundError) or path.is_symlink()
             continue
+        size += about.st_size
         known.update(f"{path.name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode(errors="backslashreplace"))
-    return known.hexdigest()[:16], closed
+    return known.hexdigest()[:16], size, closed
 
 
 def _work(

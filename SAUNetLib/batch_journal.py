@@ -45,6 +45,7 @@ class Source:
         place: path relative to the archive, with slashes.
         dicom: whether it is a folder.
         stamp: changes with its files; empty for a folder that cannot be listed.
+        size: bytes of its files together, which are the same on every computer, whatever its system makes of times.
         closed: whether not all of its files can be looked at, so that the stamp does not tell whether they changed.
         twin: whether its results would be called like another's, on a file system that knows no upper and lower case.
     """
@@ -52,6 +53,7 @@ class Source:
     place: str
     dicom: bool
     stamp: str
+    size: int = 0
     closed: bool = False
     twin: bool = False
 
@@ -71,6 +73,7 @@ class Outcome:
         host: computer on which it failed.
         own: whether it failed for its own name or absence, while other files could be written or are there.
         closed: whether it could not be opened on that computer.
+        changed: whether files of its source came, went or grew between being found and the end of the work.
         labels: digits that change with the contents of the label map, as it was written.
         name: of a DICOM series, what its results are called; the same in every folder that holds slices of it.
     """
@@ -87,6 +90,7 @@ class Outcome:
     name: str = ""
     own: bool = False
     closed: bool = False
+    changed: bool = False
     labels: str = ""
 
     def files(self) -> tuple[str, ...]:
@@ -99,7 +103,7 @@ class SourceRecord:
     """A line of the journal: the outcomes of a source's series.
 
     Attributes:
-        place, stamp: of the source.
+        place, stamp: of the source; the stamp is empty where that changed while the run worked on it.
         model: SHA-256 of the model that made them; empty once the source was begun again, since whatever ends a run,
             workers may go on and replace results.
         version: of SAUNet.
@@ -184,7 +188,7 @@ class Batch:
     def is_done(self, source: Source, model: str, output: Path) -> bool:
         """Whether nothing is left to do for a source: unchanged, by this model, nothing failed, all results there."""
         record = self.records.get(source.place)
-        if record is None or source.twin or (record.stamp, record.model) != (source.stamp, model):
+        if record is None or source.twin or not record.stamp or (record.stamp, record.model) != (source.stamp, model):
             return False
         return all(
             outcome.status != "failed" and all(is_there(output / name) for name in outcome.files())
@@ -206,6 +210,10 @@ class Batch:
         """Names of the DICOM series that lie in several folders, as parts or copies."""
         names = Counter(outcome.name for _, outcome in self.outcomes() if outcome.name)
         return {name for name, count in names.items() if count > 1}
+
+    def changed(self) -> int:
+        """How many sources changed while the run worked on them."""
+        return sum(any(outcome.changed for outcome in record.outcomes) for record in self.records.values())
 
     def only(self, seen: Collection[str], closed: Collection[str], output: Path) -> Batch:
         """The same for an archive that has these places now; records of others count as gone.
@@ -348,6 +356,8 @@ class Journal:
         kept = before.kept if before and source.place in self._begun else ()
         record = SourceRecord(source.place, source.stamp, model, _with_remark(kept, outcomes), __version__, kept)
         record = _kept(before, source, record)
+        if any(outcome.changed for outcome in outcomes):
+            record = replace(record, stamp="")
         if not _is_spared(before, source, record):  # first: what is in the journal is not looked at again
             record = _with_left(record, _remove_left(before, source, record, self._output))
         self._keep(record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING
 from . import __version__
 from .batch_journal import JOURNAL, RESULTS, Outcome, Source, content_of, is_there, result_name, series_name
 from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
-from .formats.atomic import probe
+from .formats.atomic import ending_of, probe
 from .formats.dicom import list_series
 from .formats.dicom_series import Series
+from .formats.endings import IMAGES
+from .formats.headers import voxel_file
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -109,7 +112,31 @@ def appears(path: Path) -> bool:
 
 def segment_source(source: Source, task: BatchTask) -> list[Outcome]:
     """Segment one source on a worker; whatever is wrong with its images is an outcome of theirs."""
-    return [_explained(outcome, source, task) for outcome in _outcomes(source, task)]
+    changed = _has_changed(source, task)  # what is away now may be back at the end
+    outcomes = [_explained(outcome, source, task) for outcome in _outcomes(source, task)]
+    if any(outcome.status == "failed" for outcome in outcomes):  # it is done again, and may have failed for that
+        return outcomes
+    if not (changed or _has_changed(source, task)):
+        return outcomes
+    text = "its files changed while the run worked on it; the next run does it again"
+    return [
+        replace(outcome, changed=True, text=f"{outcome.text}; {text}" if outcome.text else text) for outcome in outcomes
+    ]
+
+
+def _has_changed(source: Source, task: BatchTask) -> bool:
+    """Whether a source's files are not, together, as large as when they were found."""
+    image = task.archive / source.place
+    if source.dicom:
+        _, _, names = next(os.walk(image), ("", [], []))
+        files = {image / name for name in names if name[0] != "." and not ending_of(Path(name), IMAGES)}
+    else:
+        files = {image, voxel_file(image, ending_of(image, IMAGES))}
+    size = 0
+    for file in files:
+        with suppress(OSError):
+            size += file.stat().st_size
+    return size != source.size and not source.closed
 
 
 def _explained(outcome: Outcome, source: Source, task: BatchTask) -> Outcome:

@@ -289,6 +289,12 @@ def _print_remarks(known: Batch) -> None:
             f"{len(split)} series lie in several folders, as parts or copies, and each folder has a result of its own "
             "(SERIES_SPLIT): export the archive with a folder for each series if that is not meant"
         )
+    if changed := known.changed():
+        sources, them = ("1 source", "it") if changed == 1 else (f"{changed} sources", "them")
+        print(
+            f"The files of {sources} changed while the run worked on {them}, as where slices still arrive; "
+            f"the same command does {them} again"
+        )
     if known.edited:
         maps = "1 label map was" if len(known.edited) == 1 else f"{len(known.edited)} label maps were"
         print(f"{maps} changed by hand, or written by a run that was ended; copies: NAME.edited-...")

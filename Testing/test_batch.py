@@ -939,6 +939,73 @@ def test_what_was_done_while_a_file_was_away_has_not_changed_when_it_is_back(run
     assert result_files(tmp_path / "out") == files
 
 
+@pytest.mark.parametrize("away", ["from the beginning", "and back", "at the end", "altogether", "not: one came"])
+def test_what_changed_while_it_was_read_is_done_again(run, fast, archive, tmp_path, monkeypatch, away):
+    """The next run finds the very files of before, with their times, as where a disk was away."""
+    slices, elsewhere = sorted((archive / "p1" / "mr").iterdir()), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if away == "not: one came":
+        slices[0].rename(elsewhere / slices[0].name)
+    outside = {"altogether": slices, "not: one came": []}.get(away, slices[:1])
+    submit = WorkerPool.submit
+
+    def leave():
+        for path in outside:
+            path.rename(elsewhere / path.name)
+
+    def back():
+        for path in elsewhere.iterdir():
+            path.rename(archive / "p1" / "mr" / path.name)
+
+    def submit_then(self, source, *rest):
+        if source.dicom and away != "at the end":
+            leave()
+        submit(self, source, *rest)
+
+    def segment(image, output, engine, **beside):
+        result = write_empty(image, output, engine, **beside)
+        if "mr" in output.parts and away == "at the end":
+            leave()
+        elif "mr" in output.parts and away in ("and back", "not: one came"):
+            back()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerPool, "submit", submit_then)
+        patch.setattr("SAUNetLib.pipeline.segment_file", segment)
+        status, out, _, told = run()
+    assert told["p1/mr"]["status"] == ("refused" if away == "altogether" else "segmented") and status == 0
+    assert "its files changed while the run worked on it" in told["p1/mr"]["text"]
+    assert "The files of 1 source changed" in out and not told["p2/A.mha"]["text"]
+    back()
+    done = len(lines(tmp_path / "out"))
+    _, out, _, told = run()
+    assert {line["place"] for line in lines(tmp_path / "out")[done:]} == {"p1/mr"} and "The files of" not in out
+    assert told["p1/mr"]["status"] == "segmented" and not told["p1/mr"]["text"]
+    done = len(lines(tmp_path / "out"))
+    assert run()[0] == 0 and len(lines(tmp_path / "out")) == done
+
+
+def test_what_changed_is_not_done_while_its_folder_is_closed(tmp_path):
+    known = Batch({"a": SourceRecord("a", "", "0", (Outcome("segmented", changed=True),))})
+    assert known.changed() == 1 and not known.is_done(Source("a", True, "", closed=True), "0", tmp_path)
+
+
+def test_a_worker_finds_the_files_that_the_command_found(archive, tmp_path):
+    for name in ("beside.mhd", "beside.nrrd", ".hidden.nrrd"):
+        sitk.WriteImage(picture().to_sitk(), str(archive / "p1" / "mr" / name))
+    (archive / "p1" / "mr" / "below").mkdir()
+    (archive / "p1" / "mr" / "below" / "notes.txt").write_text("nothing")
+    (archive / "p1" / "mr" / ".hidden").write_text("nothing")
+    task = BatchTask(archive, tmp_path / "out", "", "", "cpu")
+    found = {source.place: source for source in find_sources(archive, tmp_path / "out")}
+    assert {"p1/mr", "p1/mr/beside.mhd", "p1/mr/beside.nrrd"} <= found.keys()
+    assert not any(batch_source._has_changed(source, task) for source in found.values())
+    (archive / "p1" / "mr" / "beside.raw").write_bytes(b"")
+    changed = {place for place, source in found.items() if batch_source._has_changed(source, task)}
+    assert changed == {"p1/mr/beside.mhd", "p1/mr"}
+
+
 @pytest.mark.parametrize("place", ["p1/mr", "."])
 def test_results_that_no_record_has_are_not_left_for_another_image(run, fast, archive, tmp_path, monkeypatch, place):
     """A run was killed between them and the journal."""
