@@ -17,7 +17,7 @@ from .batch_journal import LOCK, Batch, Journal, Outcome, Source, open_journal, 
 from .batch_source import BatchTask, appears, opens, segment_source, try_worker
 from .errors import InputError, UsageError, is_out_of_memory, out_of_memory
 from .formats.atomic import ending_of, probe, same_place, spelling
-from .formats.dicom_files import may_be_image
+from .formats.dicom_files import holds_images
 from .formats.endings import IMAGES
 from .formats.headers import voxel_file
 
@@ -219,7 +219,7 @@ def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = No
                 yield Source((here / name).relative_to(archive).as_posix(), False, *_stamp(sorted(files)))
             else:
                 other_files.append(here / name)
-        if any(map(may_be_image, other_files)):
+        if holds_images(other_files):
             yield Source(here.relative_to(archive).as_posix(), True, *_stamp(other_files))
         elif left_out is not None:
             left_out.update(file.suffix.lower() for file in other_files if not file.name.lower().endswith(_VOXELS))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import itertools
 import os
 import shutil
@@ -385,13 +386,32 @@ def test_dicom_file_that_did_not_arrive_is_not_a_missing_end(tmp_path: Path, ima
         (tmp_path / name).write_bytes(content)
     assert read_volume(tmp_path).geometry.size == GRID.size
     whole = paths[-1].read_bytes()
-    for name in (paths[-1].name, "slice.dcm", "1.2.840.1", "MR.1.2.3", "IM000001", "I10", "E12S3I4", "4C5D6E7F"):
+    for name in (paths[-1].name, "slice.dcm"):
         paths[-1].unlink(missing_ok=True)
         (tmp_path / name).write_bytes(content)
         assert refusal(tmp_path).code == "INPUT_UNREADABLE"
         (tmp_path / name).unlink()
     paths[-1].write_bytes(whole)
     assert read_volume(tmp_path).geometry.size == GRID.size
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["1.2.840.{}", "MR.1.2.{}", "IM{:06d}", "E12S3I{}", "4C5D6E7{}", "Doe_John_{:04d}", "export{:03d}", "a.{}.img",
+     "T2_SAG_TSE_{}", "{}.MRDC", "{}"],
+)  # fmt: skip
+def test_dicom_an_empty_file_is_lost_if_it_is_named_as_the_images(tmp_path: Path, image: Volume, names: str) -> None:
+    for number, path in enumerate(builders.write_dicom_series(tmp_path, image)):
+        path.rename(tmp_path / names.format(number))
+    for mark in ("transfer.log.1", "run_0", "finished1", "scan", "study2024"):
+        (tmp_path / mark).write_bytes(b"")
+    assert read_volume(tmp_path).geometry.size == GRID.size
+    (tmp_path / names.format(6)).write_bytes(b"")
+    failure = refusal(tmp_path)
+    assert failure.code == "INPUT_UNREADABLE" and names.format(6) in failure.cause
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    assert refusal(tmp_path).code in ("INPUT_UNREADABLE", "INPUT_EMPTY")
 
 
 @pytest.mark.parametrize("content", [bytes(400_000), b"<html>error 503</html>" * 100])
@@ -405,7 +425,7 @@ def test_dicom_file_that_arrived_as_something_else_is_not_a_missing_end(
     last.write_bytes(content)
     assert refusal(tmp_path).code == "INPUT_UNREADABLE"
     last.unlink()
-    (tmp_path / "IM0019").write_bytes(content)  # a name that says less
+    (tmp_path / "IM019-4").write_bytes(content)  # a name that says less
     told = content[:1] == b"\0"
     if told:
         assert refusal(tmp_path).code == "INPUT_UNREADABLE"
@@ -603,10 +623,19 @@ def test_dicom_file_given_alone_is_read_with_its_own_folder_only(tmp_path: Path,
         (tmp_path / name).write_bytes(b"")
     assert read_volume(paths[0]).geometry.same_grid(image.geometry)
     assert "broken.dcm" in refusal(tmp_path).cause
-    for name in ("IM0007", "image006", "Slice12", "MR_frame_3"):
+    for name in ("IM007-4", "im12-5"):
         (tmp_path / name).write_bytes(b"")
         assert name in refusal(paths[0]).cause
         (tmp_path / name).unlink()
+
+
+def test_dicom_hidden_folders_are_left_out(tmp_path: Path, image: Volume) -> None:
+    paths = builders.write_dicom_series(tmp_path, image)
+    (tmp_path / ".Trash-0").mkdir()
+    changed(shutil.copy(paths[2], tmp_path / ".Trash-0"), SOPInstanceUID="1.2.9")
+    (tmp_path / ".AppleDouble").mkdir()
+    (tmp_path / ".AppleDouble" / "IM000.dcm").write_bytes(b"\0\5\x16\7" + bytes(78))
+    assert read_volume(tmp_path).geometry.same_grid(image.geometry)
 
 
 def test_dicom_reports_beside_images_are_ignored(tmp_path: Path, image: Volume) -> None:
@@ -782,6 +811,38 @@ def test_dicom_files_without_the_mark_are_read(tmp_path, kind):
     assert np.array_equal(read_volume(tmp_path / "mr").voxels, expected)
     shutil.move(paths[0], tmp_path / "one")
     assert read_volume(tmp_path / "one").voxels.shape[0] == 1
+
+
+@pytest.mark.parametrize("kind", ["implicit", "explicit", "no syntax", "no group"])
+def test_dicom_an_end_slice_whose_first_group_is_missing_is_no_missing_slice(
+    tmp_path: Path, image: Volume, kind: str
+) -> None:
+    """It is read where ITK can, and else told; so is one that is cut, whatever it lacks."""
+    paths = builders.write_dicom_series(tmp_path, image)
+    data = pydicom.dcmread(paths[-1])
+    syntax = bytes(paths[-1].read_bytes())
+    if kind in ("implicit", "explicit"):
+        del data.file_meta
+        data.preamble = None
+        pydicom.dcmwrite(paths[-1], data, implicit_vr=kind == "implicit", little_endian=True, enforce_file_format=False)
+    elif kind == "no group":
+        buffer = io.BytesIO()
+        del data.file_meta
+        data.preamble = None
+        pydicom.dcmwrite(buffer, data, implicit_vr=False, little_endian=True, enforce_file_format=False)
+        paths[-1].write_bytes(bytes(128) + b"DICM" + buffer.getvalue())
+    else:
+        place = syntax.index(b"\x02\0\x10\0UI")
+        length = 8 + int.from_bytes(syntax[place + 6 : place + 8], "little")
+        paths[-1].write_bytes(syntax[:place] + syntax[place + length :])
+    if kind == "no syntax":
+        assert refusal(tmp_path).code == "INPUT_UNREADABLE"
+    else:
+        assert np.array_equal(read_volume(tmp_path).voxels, image.voxels)
+    whole = paths[-1].read_bytes()
+    for length in (140, 160, 200, 280, 400, len(whole) // 2):
+        paths[-1].write_bytes(whole[:length])
+        assert refusal(tmp_path).code == "INPUT_UNREADABLE", length
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ class _Walk:
             element = self._next()
             if element is not None and element.tag == _SYNTAX:
                 self.syntax = element.value.decode("latin-1").strip("\0 ")
-        if not self.syntax and self._place == 0:  # what no group of the file's own tells is seen
+        if not self.syntax:  # what no group of the file's own tells is seen
             self.syntax = _EXPLICIT if self._file.read(6)[4:] in _SHORT | _LONG else _IMPLICIT
             self._file.seek(self._place)
         explicit = self.syntax in (_EXPLICIT, _BIG_ENDIAN) or self.syntax.startswith(_COMPRESSED)

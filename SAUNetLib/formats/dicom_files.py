@@ -7,17 +7,21 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from .dicom_elements import LONGEST_FIRST, begins_plainly
+from .dicom_elements import LONGEST_FIRST, begins_plainly, first_text
 
 _IMAGE_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7")
 _OF_IMAGES = re.compile("image|slice|scan|frame|series|dicom|echo", re.IGNORECASE)
 """Words in names of images."""
+_ENDINGS = (".dcm", ".ima")
+"""DICOM's own."""
+_NUMBER = re.compile(r"\d+(\.\d+)+|(?<![^\W_])[0-9a-f]*\d[0-9a-f]*(?![^\W_])|\d+")
 _SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"
+_CLASS = 0x00080016
 _NO_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION", "README", "AUTORUN")
 """Files without an ending that lie beside images on a CD."""
 
@@ -32,73 +36,104 @@ class UnreadablePath:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM files do, with the mark or, as old archives keep them, without."""
+    return _is_dicom(_head(path) or b"")
+
+
+def _is_dicom(head: bytes) -> bool:
+    return head[128:132] == b"DICM" or begins_plainly(head)
+
+
+def _head(path: Path) -> bytes | None:
+    """The first bytes of a file, none of one that cannot be opened; None where there is no regular file."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would never begin
-            return False
+            return None
         with open(path, "rb") as file:
-            head = file.read(2 * LONGEST_FIRST)
-        return head[128:132] == b"DICM" or begins_plainly(head)
-    except OSError:
-        return False
+            return file.read(2 * LONGEST_FIRST)
+    except OSError as failure:
+        return None if failure.errno == errno.ELOOP else b""  # a link to itself was never a file
 
 
-def may_be_image(path: Path) -> bool:
-    """Whether a file is DICOM and no directory of a CD, or has an image's name and is damaged, see `image_files`."""
-    return path.name.upper() not in _NO_IMAGES and (is_dicom(path) or _is_lost(path))
+def holds_images(files: Iterable[Path]) -> bool:
+    """Whether `image_files` would find one among the files of a folder."""
+    return next(_found(files), None) is not None
 
 
 def image_files(folder: Path, below: bool, unreadable_paths: list[UnreadablePath]) -> Iterator[Path]:
-    """DICOM files, and files with an image's name that are unreadable or none, as after an interrupted copy.
+    """DICOM files, and those that should be some but are unreadable or none, as after an interrupted copy.
 
-    Folders that cannot be read are appended to `unreadable_paths`.
+    Hidden files and folders are left out. Folders that cannot be read are appended to `unreadable_paths`.
     """
 
     def keep(failure: OSError) -> None:
         unreadable_paths.append(UnreadablePath(Path(str(failure.filename))))
 
-    for parent, folders, names in os.walk(folder, onerror=keep):
-        folders[:] = sorted(folders) if below else []
-        for name in sorted(name for name in names if not name.startswith(".")):  # as of a copy that is under way
-            path = Path(parent, name)
-            if may_be_image(path):
-                yield path
+    def files() -> Iterator[Path]:
+        for parent, folders, names in os.walk(folder, onerror=keep):
+            folders[:] = sorted(name for name in folders if not name.startswith(".")) if below else []
+            yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
+
+    return _found(files())
+
+
+def _found(files: Iterable[Path]) -> Iterator[Path]:
+    """The DICOM files among these, and behind them what was lost of such.
+
+    An ending of DICOM's own is word enough. Under another name something else is a note, but nothing at all, or zeros,
+    is a lost image where the images are named alike: with 128 zeros a DICOM file begins, and with zeros alone copying
+    programs reserve the room.
+    """
+    kinds: set[str] = set()
+    blank: list[Path] = []
+    for path in files:
+        head = None if path.name.upper() in _NO_IMAGES else _head(path)
+        if head is None:
+            continue
+        if _is_dicom(head):
+            kinds.add(_kind_of_name(path))
+            yield path
+        elif path.suffix.lower() in _ENDINGS:
+            yield path
+        elif not any(head[:132]):
+            blank.append(path)
+    for path in blank:
+        if _kind_of_name(path) in kinds or (not kinds and _is_named_as_image(path)):
+            yield path
 
 
 def is_image(path: Path) -> bool:
-    """Whether an unreadable file should have been an image: the SOP class in its preamble says so."""
-    if _is_lost(path):
+    """Whether a file of `image_files` that is unreadable should have been an image.
+
+    Its SOP class says so, in the file's own group or in the data set; a file that ends before it is damaged.
+    """
+    if not is_dicom(path):
         return True
     with open(path, "rb") as file:
         head = file.read(4096)
     match = re.search(rb"\x02\x00\x02\x00UI(..)", head, re.DOTALL)
-    if match is None:
-        return False
-    text = head[match.end() : match.end() + struct.unpack("<H", match[1])[0]].decode("latin-1").rstrip("\0 ")
-    return text != _SPECTROSCOPY and any(text == uid or text.startswith(uid + ".") for uid in _IMAGE_CLASSES)
+    length = struct.unpack("<H", match[1])[0] if match else 0
+    value = head[match.end() : match.end() + length] if match else b""
+    whole = value.decode("latin-1").rstrip("\0 ") if len(value) == length else ""
+    stated = whole or first_text(path, _CLASS)
+    return not stated or (
+        stated != _SPECTROSCOPY and any(stated == uid or stated.startswith(uid + ".") for uid in _IMAGE_CLASSES)
+    )
 
 
-def _is_lost(path: Path) -> bool:
-    """Whether a file named as images are cannot be opened, or holds no DICOM file.
+def _kind_of_name(path: Path) -> str:
+    """What names of one kind have in common: all but their numbers, also hexadecimal ones and UIDs."""
+    return _NUMBER.sub("#", path.name.casefold())
 
-    An ending of DICOM's own is word enough. Under another image's name something else is a note, but not zeros: with
-    128 of them a DICOM file begins, and with zeros alone copying programs reserve the room.
+
+def _is_named_as_image(path: Path) -> bool:
+    """Whether a name is one that images have: a UID or a number, also with an image's word.
+
+    Where no image lies that it could be compared with. An empty file is a mark that has a word in its name, as
+    received_20240101.
     """
-    suffix = path.suffix.lower()
-    own = suffix in (".dcm", ".ima")
-    # Also by their UID or a number: an empty file is a mark that has a word in its name, as received_20240101.
     plain = _OF_IMAGES.sub("", path.name)
     numbered = re.search(r"\d", plain) and not re.search(r"[^\W\d_]{4}", plain)
-    named = own or suffix[1:].isdecimal() or (not suffix and numbered)
-    if not named or path.name.startswith(".") or path.name.upper() in _NO_IMAGES:
-        return False
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - as above
-            return False
-        with open(path, "rb") as file:
-            head = file.read(132)
-        return (own and not is_dicom(path)) or not any(head)
-    except OSError as failure:
-        return failure.errno != errno.ELOOP  # a link to itself was never a file
+    return path.suffix[1:].isdecimal() or bool(not path.suffix and numbered)
 
 
 def unreadable(paths: Sequence[Path]) -> InputError:
