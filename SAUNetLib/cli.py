@@ -198,7 +198,8 @@ def _segment_many(options: argparse.Namespace) -> int:
         if not isinstance(made, SAUNetError):
             results.append({"image": str(image), "output": str(output), **made.summary()})
             if not (options.quiet or options.json):
-                print(output)
+                series = made.provenance.get("series")
+                print(output, *([f"({series})"] if series else []))
                 for notice in made.warnings:
                     print(f"  note {notice.code}: {notice.text}")
             continue
@@ -400,9 +401,9 @@ def _print_result(segmentation: Segmentation, options: argparse.Namespace) -> No
     console = table_console()
     console.print(table)
     _print_notices(segmentation.warnings)
-    for title, path in _written(options):
-        if path:
-            console.print(f"{title + ':':<11}{path}", markup=False)
+    for title, text in (("Image", segmentation.provenance.get("series")), *_written(options)):
+        if text:
+            console.print(f"{title + ':':<11}{text}", markup=False)
 
 
 def _print_notices(notices: Iterable[Notice]) -> None:

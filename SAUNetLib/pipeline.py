@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -170,6 +171,8 @@ def segment_file(
     report("read", 0.0)
     volume = read_volume(image, series)
     segmentation = segment(volume, engine, levels=levels, lowest=lowest, report=report)
+    if isinstance(image, Series) or volume.name != Path(image).name:  # a file's name may be the patient's
+        segmentation = replace(segmentation, provenance={**segmentation.provenance, "series": volume.name})
     report("write", 0.0)
     # What only some runs need is imported there: the worker starts without Pillow and the measurements.
     measured = None

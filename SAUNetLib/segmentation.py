@@ -70,7 +70,7 @@ class Segmentation:
         labels: (k, j, i) uint8; 0 is background.
         geometry: the input's own.
         encoding: what label values mean, one of `anatomy.encodings`.
-        provenance: model, its hash, version, device, options, time; strings, ready for a header.
+        provenance: model, its hash, version, device, options, time, of DICOM the series; strings, ready for a header.
         warnings: what the user should know.
         partial: label values of structures that the border of the field of view cuts.
         confidence: by label value, how sure the structure's level is, 0 to 1; kept in .seg.nrrd files and the table.

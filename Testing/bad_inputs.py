@@ -758,6 +758,18 @@ def folders() -> Iterator[Case]:
     def copy(found: list[Path]) -> None:
         shutil.copy(found[2], found[2].with_name("copy"))
 
+    def corrected(found: list[Path]) -> None:
+        copy(found)
+        changed(found[2], ImageComments="corrected")
+
+    def capture(name: str, **elements: Any) -> Callable[[list[Path]], None]:
+        def add(found: list[Path]) -> None:
+            path = found[2].with_name(name)
+            shutil.copy(found[2], path)
+            changed(path, SOPInstanceUID="1.2.9", ImagePositionPatient=None, ImageOrientationPatient=None, **elements)
+
+        return add
+
     def cut_last(found: list[Path]) -> None:
         found[-1].write_bytes(found[-1].read_bytes()[:-300])
 
@@ -782,7 +794,17 @@ def folders() -> Iterator[Case]:
     yield Case("empty and mixed folders", "the series asked for", WORKS,
                lambda folder: {"image": str(two()(folder)), "series": "t1 SAG"})  # fmt: skip
     yield Case("missing and duplicate slices", "one missing", "INPUT_SLICES", reach(lambda found: found[2].unlink()))
-    yield Case("missing and duplicate slices", "one twice", "INPUT_SLICES", reach(copy))
+    yield Case("missing and duplicate slices", "one twice", WORKS, reach(copy))
+    yield Case("missing and duplicate slices", "one in two versions", "INPUT_SLICES", reach(corrected))
+    for name in ("AA", "ZZ"):
+        yield Case("missing and duplicate slices", f"a picture of another modality, {name}", WORKS,
+                   reach(capture(name, Modality="OT")))  # fmt: skip
+        yield Case("missing and duplicate slices", f"a picture of the screen, {name}", WORKS,
+                   reach(capture(name, SOPClassUID="1.2.840.10008.5.1.4.1.1.7")))  # fmt: skip
+        yield Case("missing and duplicate slices", f"a slice without a place, {name}", "INPUT_DIRECTION",
+                   reach(capture(name)))  # fmt: skip
+    yield Case("missing and duplicate slices", "mosaic", "INPUT_SLICES",
+               dicom(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]))  # fmt: skip
     yield Case("missing and duplicate slices", "last one damaged", "INPUT_UNREADABLE", reach(cut_last))
     yield Case("missing and duplicate slices", "a damaged one alone", "INPUT_UNREADABLE", reach(damaged_alone))
     yield Case("missing and duplicate slices", "one of other pixels", "INPUT_SLICES",
@@ -804,6 +826,11 @@ def frames() -> Iterator[Case]:
     for syntax, undefined in (("explicit", True), ("implicit", True), ("implicit", False), ("big endian", False)):
         name = f"{syntax}, {'un' if undefined else ''}defined lengths"
         yield Case("enhanced multi-frame", name, WORKS, rewritten(syntax, undefined))
+    part = {"ConcatenationUID": "1.2.7", "InConcatenationNumber": 1}
+    yield Case("enhanced multi-frame", "one part of one", WORKS, enhanced(**part, InConcatenationTotalNumber=1))
+    yield Case(
+        "enhanced multi-frame", "one part of two", "INPUT_SLICES", enhanced(**part, InConcatenationTotalNumber=2)
+    )
     yield Case("enhanced multi-frame", "with a gap", "INPUT_SLICES", enhanced([0, 1, 3, 4, 5]))
     yield Case("enhanced multi-frame", "without places", "INPUT_DIRECTION",
                enhanced(PerFrameFunctionalGroupsSequence=None))  # fmt: skip

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from builders import CLASS_OF, SLICES_TO_LEFT, block_spine, geometry, picture
+from builders import CLASS_OF, SLICES_TO_LEFT, block_spine, geometry, picture, volume, write_dicom_series
 from conftest import ROOT
 
 from SAUNetLib.anatomy import value_of
@@ -82,6 +82,18 @@ def test_json_is_one_object_with_the_result(run, image, tmp_path):
     answer = json.loads(out)
     assert status == 0 and err == ""
     assert answer["structures"] and answer["provenance"]["model"] == "tiny 1" and "warnings" in answer
+
+
+def test_of_a_dicom_folder_the_series_that_was_taken_is_told(run, image, tmp_path):
+    write_dicom_series(tmp_path / "study", volume(geometry()), 7, "T2 [sag]")
+    name = "series 7 (T2 [sag])"
+    status, out, _ = run(tmp_path / "study", "--output", tmp_path / "b.seg.nrrd")
+    assert status == 0 and f"Image:     {name}" in out.splitlines()
+    assert read_segmentation(tmp_path / "b.seg.nrrd").provenance["series"] == name
+    status, out, _ = run(tmp_path / "study", image, "--output", tmp_path / "out", "--json")
+    assert [found["provenance"].get("series") for found in json.loads(out)] == [name, None]
+    status, out, _ = run(tmp_path / "study", image, "--output", tmp_path / "more")
+    assert [name in line for line in out.splitlines() if line[:1] != " "] == [True, False]
 
 
 def test_two_results_are_not_written_to_one_file(run, image, tmp_path):

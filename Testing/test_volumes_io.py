@@ -290,8 +290,36 @@ def test_dicom_same_number_twice(tmp_path: Path, image: Volume) -> None:
     failure = refusal(tmp_path, "4")
     assert failure.code == "INPUT_SERIES" and "UID" in failure.remedy
     uid = list_series(tmp_path)[1].uid
-    assert uid in failure.cause
+    assert f"7 slices, UID {uid}, in b" in failure.cause
     assert read_volume(tmp_path, uid).geometry.size == image.geometry.size
+
+
+@pytest.mark.parametrize(("element", "what"), [("PatientID", "patients"), ("StudyInstanceUID", "studies")])
+def test_dicom_of_several_patients_the_only_series_that_can_be_used_is_not_taken_unasked(
+    tmp_path: Path, image: Volume, element: str, what: str
+) -> None:
+    axial = builders.volume(replace(GRID, direction=np.eye(3)))
+    builders.write_dicom_series(tmp_path / "a", axial, number=3)
+    paths = builders.write_dicom_series(tmp_path / "b" / "c", image, number=4)
+    assert read_volume(tmp_path).geometry.size == GRID.size
+    for path in paths:
+        changed(path, **{element: "9.8.7"})
+    failure = refusal(tmp_path)
+    assert failure.code == "INPUT_SERIES" and f"of several {what}" in failure.cause and "in b/c" in failure.cause
+    assert "9.8.7" not in failure.cause
+    assert read_volume(tmp_path, "4").geometry.size == GRID.size
+
+
+def test_dicom_a_series_without_orientation_may_be_the_one_that_is_meant(tmp_path: Path, image: Volume) -> None:
+    builders.write_dicom_series(tmp_path / "a", first_slices(image, 3), number=1, description="localizer")
+    paths = builders.write_dicom_series(tmp_path / "b", image, number=5)
+    for path in paths:
+        changed(path, ImageOrientationPatient=None)
+    failure = refusal(tmp_path)
+    assert failure.code == "INPUT_SERIES" and "series 5 (T2 sag) cannot be used" in failure.cause
+    for path in paths:  # pictures of the screen, which no one means
+        changed(path, SOPClassUID="1.2.840.10008.5.1.4.1.1.7.2")
+    assert read_volume(tmp_path).name == "series 1 (localizer)"
 
 
 @pytest.mark.parametrize(("element", "what"), [("PatientID", "patients"), ("StudyInstanceUID", "studies")])
@@ -547,7 +575,7 @@ def test_dicom_where_the_main_series_is_damaged_its_localizer_is_not_taken_for_i
     elif fault == "missing":
         paths[2].unlink()
     elif fault == "twice":
-        (tmp_path / "copy").write_bytes(paths[2].read_bytes())
+        (tmp_path / "copy").write_bytes(paths[2].read_bytes() + bytes(2))
     else:
         changed(paths[2], ImagePositionPatient=None)
     failure = refusal(tmp_path)
@@ -726,6 +754,18 @@ def test_dicom_enhanced_rescaled_frame_by_frame(tmp_path: Path, image: Volume) -
     raw = (tmp_path / "e.dcm").read_bytes()
     (tmp_path / "e.dcm").write_bytes(raw.replace(b"1.375", b"  nan"))
     assert refusal(tmp_path).code == "INPUT_VALUES", "and not another frame's scale"
+
+
+def test_dicom_parts_of_one_image(tmp_path: Path, image: Volume) -> None:
+    for number, order in enumerate([[0, 2, 4, 6], [1, 3, 5]]):
+        builders.write_enhanced(tmp_path / f"{number}.dcm", image, order)
+        changed(tmp_path / f"{number}.dcm", ConcatenationUID="1.2.7", InConcatenationNumber=number + 1,
+                InConcatenationTotalNumber=2)  # fmt: skip
+    assert read_volume(tmp_path).geometry.size == GRID.size
+    (tmp_path / "1.dcm").unlink()
+    for path in (tmp_path, tmp_path / "0.dcm"):
+        failure = refusal(path)
+        assert failure.code == "INPUT_SLICES" and "lies in 2 files, and 1 of them is there" in failure.cause
 
 
 def test_dicom_enhanced_file_by_file(tmp_path: Path, image: Volume) -> None:

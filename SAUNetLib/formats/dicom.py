@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -16,9 +17,11 @@ from .dicom_elements import first_text
 from .dicom_files import UnreadablePath, image_files, is_image, unreadable
 from .dicom_headers import read_as_series
 from .dicom_pixels import load
-from .dicom_series import TURN, Series, ordered
+from .dicom_series import TURN, DicomFrame, Series, ordered, several_origins
 
 _SERIES = 0x0020000E
+_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+"""What SOP classes of secondary captures, pictures of a screen, begin with."""
 
 
 def list_series(folder: str | Path, below: bool = True) -> list[Series]:
@@ -33,16 +36,21 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
         why = why_absent(folder)
         raise InputError("INPUT_NOT_FOUND", "there is no such folder" + (f": {why}" if why else ""), "Check the path")
     by_key: dict[str, Series] = {}
+    pictures: list[Series] = []
     unreadable_paths: list[UnreadablePath] = []
     for path in image_files(folder, below, unreadable_paths):
         file_series = read_as_series(path)
         if file_series is None:
             unreadable_paths += [UnreadablePath(path, first_text(path, _SERIES))] if is_image(path) else []
             continue
-        key = file_series.key
-        if key in by_key:
-            file_series = replace(by_key[key], frames=by_key[key].frames + file_series.frames)
-        by_key[key] = file_series
+        if _is_picture(file_series):
+            pictures.append(file_series)
+        else:
+            _add(by_key, file_series)
+    # Without a place it is no slice of the series whose UID it has; where it has none of these, it is to be told.
+    own = [picture for picture in pictures if picture.key not in by_key]
+    for picture in own:
+        _add(by_key, picture)
     if not by_key and not unreadable_paths:
         raise InputError(
             "INPUT_EMPTY",
@@ -61,6 +69,40 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
     return sorted(listed, key=order)
 
 
+def _add(by_key: dict[str, Series], file_series: Series) -> None:
+    key = file_series.key
+    if key in by_key:
+        file_series = replace(by_key[key], frames=by_key[key].frames + file_series.frames)
+    by_key[key] = file_series
+
+
+def _is_picture(series: Series) -> bool:
+    """Whether a file shows what was made of slices, as a picture of the screen, and does not say where it lies."""
+    derived = series.modality != "MR" or all(frame.sop_class.startswith(_CAPTURE) for frame in series.frames)
+    return derived and not any(frame.position for frame in series.frames)
+
+
+def _without_copies(frames: Sequence[DicomFrame]) -> tuple[DicomFrame, ...]:
+    """The frames but those of files of which another is the same to the byte; what differs stays, and is refused."""
+    files: dict[str, list[Path]] = {}
+    kept = []
+    for frame in frames:
+        same = files.setdefault(frame.instance, []) if frame.instance else []
+        if frame.path not in same:
+            if any(_same_content(frame.path, other) for other in same):
+                continue
+            same.append(frame.path)
+        kept.append(frame)
+    return tuple(kept)
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
 def read_series(folder: Path, series: str | None) -> Volume:
     """The volume of the series asked for, or of the only one that can be segmented.
 
@@ -68,7 +110,7 @@ def read_series(folder: Path, series: str | None) -> Volume:
         InputError: as `list_series`; INPUT_SERIES where a choice is needed; otherwise as `volume_of`.
         OutOfMemoryError: MEMORY.
     """
-    return volume_of(_choose(list_series(folder), series))
+    return volume_of(_choose(list_series(folder), series, folder))
 
 
 def read_beside(path: Path) -> Volume:
@@ -110,6 +152,7 @@ def _examined(series: Series, unreadable_paths: Sequence[UnreadablePath], image_
             return lost.uid == series.uid
         return lost.path.parent in own_folders or lost.path.parent not in image_folders
 
+    series = replace(series, frames=_without_copies(series.frames))
     series = replace(series, damaged=tuple(lost.path for lost in unreadable_paths if may_belong(lost)))
     try:
         frames, geometry = ordered(series)
@@ -131,7 +174,7 @@ def volume_of(series: Series) -> Volume:
     return load(series)
 
 
-def _choose(listed: list[Series], wanted: str | None) -> Series:
+def _choose(listed: list[Series], wanted: str | None, folder: Path) -> Series:
     if wanted is not None:
         name = wanted.strip()
         for key in ("uid", "number", "description"):
@@ -139,9 +182,10 @@ def _choose(listed: list[Series], wanted: str | None) -> Series:
             if len(matches) == 1:
                 return matches[0]
             if matches:
-                raise _ask(matches, f"{len(matches)} series have the {key} {name}", by_uid=True)
+                raise _ask(matches, f"{len(matches)} series have the {key} {name}", folder)
         raise _ask(listed, f"no series has the number or description {name}")
     usable = [series for series in listed if series.problem is None]
+    mr = [series for series in listed if series.modality == "MR"]
     most = max((series.slices for series in usable), default=0)
     broken = [series for series in listed if _is_broken(series) and 2 * (series.slices + len(series.damaged)) >= most]
     if usable and broken:
@@ -149,11 +193,14 @@ def _choose(listed: list[Series], wanted: str | None) -> Series:
         reason = broken[0].problem.title if broken[0].problem else ""
         raise _ask([*usable, *broken], f"{broken[0].name} cannot be used ({reason}), others can")
     if len(usable) == 1:
+        if several := several_origins(
+            [frame for series in mr for frame in series.frames]
+        ):  # and that of the one who is meant may be of no use
+            raise _ask(usable, f"the folder holds MR series of several {several}, of which one can be used", folder)
         return usable[0]
     if usable:
         numbers = {series.number for series in usable}
-        raise _ask(usable, f"the folder holds {len(usable)} series", by_uid=len(numbers) < len(usable))
-    mr = [series for series in listed if series.modality == "MR"]
+        raise _ask(usable, f"the folder holds {len(usable)} series", folder if len(numbers) < len(usable) else None)
     if len(mr) == 1 or len(listed) == 1 or not mr:
         return (mr or listed)[0]
     reasons = "; ".join(f"{series.name}: {series.problem.title}" for series in mr if series.problem)
@@ -166,15 +213,22 @@ def _is_broken(series: Series) -> bool:
     if problem is None or problem.code in ("INPUT_MODALITY", "INPUT_NOT_SAGITTAL"):
         return False
     stated = np.array([frame.orientation for frame in series.frames if len(frame.orientation) == 6])
-    if not len(stated) or np.abs(stated - stated[0]).max() > TURN:
+    if not len(stated):
+        return not all(frame.sop_class.startswith(_CAPTURE) for frame in series.frames)
+    if np.abs(stated - stated[0]).max() > TURN:
         return False
     return int(np.argmax(np.abs(np.cross(stated[0, :3], stated[0, 3:])))) == 0
 
 
-def _ask(offered: list[Series], cause: str, by_uid: bool = False) -> InputError:
-    shown = "; ".join(
-        f"{series.number or '-'}: {series.description or 'no description'}, {series.slices} slices"
-        + (f", UID {series.uid}" if by_uid else "")
-        for series in offered
-    )
-    return InputError("INPUT_SERIES", f"{cause} ({shown})", f"Choose one with --series {'UID' if by_uid else 'NUMBER'}")
+def _ask(offered: list[Series], cause: str, folder: Path | None = None) -> InputError:
+    """The failure that lets the user choose: by number, or where that does not tell, given the folder, by UID."""
+
+    def about(series: Series) -> str:
+        text = f"{series.number or '-'}: {series.description or 'no description'}, {series.slices} slices"
+        if folder is None:
+            return text
+        place = Path(os.path.commonpath([frame.path.parent for frame in series.frames])).relative_to(folder)
+        return f"{text}, UID {series.uid}" + (f", in {place.as_posix()}" if place.parts else "")
+
+    shown = "; ".join(map(about, offered))
+    return InputError("INPUT_SERIES", f"{cause} ({shown})", f"Choose one with --series {'UID' if folder else 'NUMBER'}")

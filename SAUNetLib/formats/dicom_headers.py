@@ -6,6 +6,7 @@ import contextlib
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import SimpleITK as sitk
 
@@ -22,9 +23,10 @@ _POSITION, _ORIENTATION, _PIXEL_SPACING = 0x00200032, 0x00200037, 0x00280030
 _THICKNESS, _SLICE_SPACING = 0x00180050, 0x00180088
 _FRAMES, _ROWS, _COLUMNS, _BITS = 0x00280008, 0x00280010, 0x00280011, 0x00280100
 _INTERCEPT, _SLOPE = 0x00281052, 0x00281053
+_PART, _PARTS = 0x00209162, 0x00209163
 _WANTED = (
     _POSITION, _ORIENTATION, _PIXEL_SPACING, _THICKNESS, _SLICE_SPACING, _FRAMES, _ROWS, _COLUMNS, _BITS, _INTERCEPT,
-    _SLOPE,
+    _SLOPE, _PART, _PARTS,
 )  # fmt: skip
 _PLANE_POSITION, _PLANE_ORIENTATION, _MEASURES, _TRANSFORMATION = 0x00209113, 0x00209116, 0x00289110, 0x00289145
 """Sequences of an enhanced image. Vendors repeat their elements in private ones, by other conventions."""
@@ -83,10 +85,16 @@ def read_as_series(path: Path) -> Series | None:
                 _numbers(text("0028|0030")), spread[0],
             ),
         )  # fmt: skip
-    study, patient = text("0020|000d"), text("0010|0020")
+    parts = header.short(_PARTS, 0)
+    about: dict[str, Any] = {
+        "study": text("0020|000d"), "patient": text("0010|0020"),
+        "instance": text("0008|0018"), "sop_class": text("0008|0016"),
+        "mosaic": "MOSAIC" in text("0008|0008").split("\\"),
+        "part": (text("0020|9161"), header.short(_PART, 0), parts) if parts else None,
+    }  # fmt: skip
     return Series(
         text("0020|0011"), text("0008|103e"), text("0020|000e"), text("0008|0060") or "unknown",
-        frames=tuple(replace(frame, study=study, patient=patient) for frame in frames),
+        frames=tuple(replace(frame, **about) for frame in frames),
     )  # fmt: skip
 
 

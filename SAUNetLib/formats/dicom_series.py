@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,9 @@ class DicomFrame:
         thickness: mm from slice to slice as the file states it, else of the slice.
         rescale: slope and intercept, where the file states them for each frame.
         study, patient: UID and ID that the file states.
+        instance, sop_class: UIDs of the file's object and of its kind.
+        mosaic: whether it shows all slices of a scan side by side.
+        part: of an image in several files its UID, the number of this file and that of all; None of another.
     """
 
     path: Path
@@ -43,6 +47,10 @@ class DicomFrame:
     rescale: tuple[float, float] | None = None
     study: str = field(default="", repr=False)
     patient: str = field(default="", repr=False)
+    instance: str = field(default="", repr=False)
+    sop_class: str = field(default="", repr=False)
+    mosaic: bool = False
+    part: tuple[str, int, int] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ def ordered(series: Series) -> tuple[tuple[DicomFrame, ...], Geometry]:
     if series.damaged:
         raise unreadable(series.damaged)
     _check_origin(frames, name)
+    _check_parts(frames, name)
     _check_frames(frames, name)
     first = frames[0]
     row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
@@ -124,21 +133,47 @@ def ordered(series: Series) -> tuple[tuple[DicomFrame, ...], Geometry]:
     return tuple(frames[index] for index in order), geometry
 
 
-def _check_origin(frames: tuple[DicomFrame, ...], name: str) -> None:
-    """Refuse slices of several patients or studies, which a copied UID may bring together."""
+def several_origins(frames: Sequence[DicomFrame]) -> str:
+    """What these frames have several of, "patients" or "studies"; empty where they have one."""
     for what, stated in (
         ("patients", {frame.patient for frame in frames}),
         ("studies", {frame.study for frame in frames}),
     ):
         if len(stated - {""}) > 1:
+            return what
+    return ""
+
+
+def _check_origin(frames: tuple[DicomFrame, ...], name: str) -> None:
+    """Refuse slices of several patients or studies, which a copied UID may bring together."""
+    if what := several_origins(frames):
+        raise InputError(
+            "INPUT_SERIES", f"the files of {name} are of several {what}", f"Give a folder with one of these {what}"
+        )
+
+
+def _check_parts(frames: tuple[DicomFrame, ...], name: str) -> None:
+    """Refuse an image of which a file is missing (the standard's part 3, C.7.6.16.2.2.4)."""
+    parts = {frame.part for frame in frames if frame.part}
+    for uid, _, total in parts:
+        found = len({number for other, number, _ in parts if other == uid})
+        if found < total:
             raise InputError(
-                "INPUT_SERIES", f"the files of {name} are of several {what}", f"Give a folder with one of these {what}"
+                "INPUT_SLICES",
+                f"{name} lies in {total} files, and {found} of them {'is' if found == 1 else 'are'} there",
+                "Copy or export the series again, with all its files",
             )
 
 
 def _check_frames(frames: tuple[DicomFrame, ...], name: str) -> None:
     """Refuse frames without a place, of different sizes or of different directions."""
     first = frames[0]
+    if any(frame.mosaic for frame in frames):
+        raise InputError(
+            "INPUT_SLICES",
+            f"{name} holds mosaics, pictures that show all slices of a scan side by side",
+            "Export it with an image for each slice, or convert it to NIfTI, as with dcm2niix",
+        )
     if any(len(frame.position) != 3 or len(frame.orientation) != 6 for frame in frames):
         raise InputError(
             "INPUT_DIRECTION", f"{name} does not say where its slices lie", "Export it again from the scanner or PACS"
