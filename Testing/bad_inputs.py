@@ -462,6 +462,8 @@ def kinds() -> Iterator[Case]:
         yield Case("2D, 4D, colour, complex", f"MetaImage {name}", "INPUT_UNREADABLE",
                    header(".mha", line.split()[0], line))  # fmt: skip
     yield Case("2D, 4D, colour, complex", "MetaImage without NDims", "INPUT_UNREADABLE", header(".mha", "NDims", ""))
+    yield Case("damaged", "DICOM of more bits than it states", "INPUT_UNREADABLE", dicom(BitsStored=8, HighBit=7))
+    yield Case("damaged", "DICOM of fewer bits than it has room for", WORKS, dicom(BitsStored=10, HighBit=9))
     yield Case("2D, 4D, colour, complex", "DICOM colour", "INPUT_PIXEL_TYPE",
                dicom(SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, BitsAllocated=8,
                      BitsStored=8, HighBit=7, PixelData=bytes(range(256)) * 9))  # fmt: skip

@@ -687,6 +687,33 @@ def test_dicom_rescaled_slice_by_slice(tmp_path: Path, image: Volume) -> None:
     assert np.allclose(read.voxels, image.voxels * factors[:, np.newaxis, np.newaxis])
 
 
+@pytest.mark.parametrize("syntax", ["explicit", "big endian"])
+@pytest.mark.parametrize("upper", ["shifted", "overlay", "unstated overlay", "sign", "masked sign"])
+def test_dicom_bits_above_those_that_are_stated(tmp_path: Path, image: Volume, syntax: str, upper: str) -> None:
+    """GDCM cuts them off, whatever High Bit says."""
+    signed = upper.endswith("sign")
+    voxels = image.voxels.astype(np.int32) - (500 if signed else 0)
+    stored = {"shifted": voxels << 4, "sign": voxels, "masked sign": voxels & 0xFFF}.get(upper, voxels | 0x4000)
+    for path, pixels in zip(builders.write_dicom_series(tmp_path, image), stored, strict=True):
+        data = pydicom.dcmread(path)
+        data.BitsStored, data.HighBit, data.PixelRepresentation = 12, 15 if upper == "shifted" else 11, int(signed)
+        if upper == "overlay":
+            data.add_new(0x60000102, "US", 14)
+        kind = ">u2" if syntax == "big endian" else "<u2"
+        data.PixelData = (pixels & 0xFFFF).astype(kind).tobytes()
+        data["PixelData"].VR = "OW"
+        if syntax == "big endian":
+            data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+            pydicom.dcmwrite(path, data, implicit_vr=False, little_endian=False)
+        else:
+            data.save_as(path)
+    if upper in ("shifted", "unstated overlay"):
+        failure = refusal(tmp_path)
+        assert failure.code == "INPUT_UNREADABLE" and "more than the 12 bits" in failure.cause
+    else:
+        assert np.array_equal(read_volume(tmp_path).voxels, voxels)
+
+
 def test_dicom_one_slice(tmp_path: Path) -> None:
     volume = builders.volume(builders.geometry(size=(48, 64, 1)))
     path = builders.write_dicom_series(tmp_path, volume)[0]

@@ -40,6 +40,7 @@ class Element:
         within: tag of the sequence that it lies in; 0 for the data set itself.
         length: bytes of its value; of compressed pixel data those of all fragments.
         value: empty unless it was wanted.
+        place: where its value begins in the file; 0 of compressed pixel data.
     """
 
     tag: int
@@ -47,6 +48,7 @@ class Element:
     within: int
     length: int
     value: bytes = b""
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Header:
         """Whether the pixel data are."""
         return self.syntax.startswith(_COMPRESSED)
 
+    @property
+    def order(self) -> str:
+        """Of the bytes of a number, as `struct` and NumPy write it."""
+        return ">" if self.syntax == _BIG_ENDIAN else "<"
+
     def texts(self, tag: int, within: int) -> list[str]:
         """The values of a text element in a sequence (0: in the data set itself), one for each item that has it."""
         elements = [element for element in self.elements if element.tag == tag and element.within == within]
@@ -70,7 +77,7 @@ class Header:
         """The value of an unsigned short element of the data set itself."""
         for element in self.elements:
             if element.tag == tag and not element.depth and element.length >= 2:
-                return int.from_bytes(element.value[:2], "big" if self.syntax == _BIG_ENDIAN else "little")
+                return int(struct.unpack(f"{self.order}H", element.value[:2])[0])
         return default
 
     def length(self, tag: int) -> int:
@@ -233,9 +240,10 @@ class _Walk:
         depth, within = self._depth()
         if length <= LONGEST_VALUE and (tag in self._wanted or tag == _SYNTAX):
             return Element(tag, depth, within, length, self._take(length))
+        place = self._place
         self._place += length
         self._file.seek(self._place)
-        return Element(tag, depth, within, length)
+        return Element(tag, depth, within, length, place=place)
 
     def _depth(self) -> tuple[int, int]:
         """Items that are open, and the tag of the innermost sequence."""

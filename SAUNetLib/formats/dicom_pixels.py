@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,16 @@ import SimpleITK as sitk
 from ..errors import InputError, check_memory
 from ..volume import Volume
 from . import itk
+from .dicom_elements import PIXEL_DATA, Header, read_header
 from .dicom_files import unreadable
 from .dicom_headers import gdcm_reader
 from .dicom_series import DicomFrame, Series
+
+_ALLOCATED, _STORED, _SIGNED = 0x00280100, 0x00280101, 0x00280103
+_OVERLAYS = tuple(0x60000102 + (number << 16) for number in range(0, 32, 2))
+"""Elements that say in which bit of the pixels an overlay lies, as old files keep them."""
+_CHUNK = 1 << 22
+"""Bytes that are looked at together."""
 
 
 def load(series: Series) -> Volume:
@@ -60,5 +68,43 @@ def _pixels(path: Path, series: Series) -> np.ndarray:
         raise unreadable([path]) from failure
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError("INPUT_PIXEL_TYPE", f"{series.name} is in colour", "Choose a greyscale MR series")
+    _check_bits(path, series)
     voxels = sitk.GetArrayFromImage(image)
     return voxels if voxels.ndim == 3 else voxels[np.newaxis]
+
+
+def _check_bits(path: Path, series: Series) -> None:
+    """Refuse pixels with higher bits than the header states, which GDCM cuts off: bright ones would be dark.
+
+    As where a program changed the values but not Bits Stored, or keeps them in the upper bits (High Bit), which GDCM
+    does not heed. Overlays and copies of the sign may lie there.
+    """
+    try:
+        header = read_header(path, (_ALLOCATED, _STORED, _SIGNED, *_OVERLAYS))
+        allocated, stored = header.short(_ALLOCATED, 0), header.short(_STORED, 0)
+        if header.compressed or allocated not in (8, 16, 32) or not 0 < stored < allocated:
+            return
+        above = (1 << allocated) - (1 << stored)
+        for tag in _OVERLAYS:
+            above &= ~(1 << header.short(tag, 0))
+        signs = (0, above) if header.short(_SIGNED, 0) else (0, 0)
+        found = (stored_bits & above for stored_bits in _stored(path, header, allocated // 8))
+        whole = all(((bits == signs[0]) | (bits == signs[1])).all() for bits in found)
+    except (OSError, ValueError) as failure:
+        raise unreadable([path]) from failure
+    if not whole:
+        raise InputError(
+            "INPUT_UNREADABLE",
+            f"the pixels of {series.name} have more than the {stored} bits that its files state",
+            "Export it again from the scanner or PACS, or have Bits Stored and High Bit corrected",
+        )
+
+
+def _stored(path: Path, header: Header, size: int) -> Iterator[np.ndarray]:
+    """The numbers of `size` bytes in which uncompressed pixels are stored, some after the others."""
+    (pixels,) = (element for element in header.elements if element.tag == PIXEL_DATA and not element.depth)
+    with open(path, "rb") as file:
+        file.seek(pixels.place)
+        for begin in range(0, pixels.length // size * size, _CHUNK):
+            part = file.read(min(_CHUNK, pixels.length // size * size - begin))
+            yield np.frombuffer(part, f"{header.order}u{size}")
