@@ -131,6 +131,29 @@ def test_slices_that_show_nothing_are_told(tiny_engine):
     assert "EMPTY_SLICES" not in [one.code for one in segment(volume, tiny_engine).warnings]
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ((0, 0, 32, 0), "1 of 4 slices show nothing in their lower part"),
+        ((0, 0, 0, 9), "1 of 4 slices show nothing in their lower part"),
+        ((0, 64, 40, 0), "1 of 4 slices show nothing; 1 of 4 slices show nothing in their lower part"),
+        ((0, 0, 7, 0), ""),  # little
+        ((0, 20, 24, 0), ""),  # as in air
+        ((30, 30, 30, 30), ""),
+    ],
+)
+def test_slices_that_were_copied_in_part_are_told(tiny_engine, rows, said):
+    volume = picture()
+    stack = SagittalStack.of(volume)
+    slices = stack.slices.copy()
+    for pixels, count in zip(slices, rows, strict=True):
+        pixels[len(pixels) - count :] = 0
+    cut = replace(volume, voxels=stack.restore(slices))
+    assert SagittalStack.of(cut).slices.shape == (4, 64, 48)
+    notices = {one.code: one.text for one in segment(cut, tiny_engine).warnings}
+    assert notices.get("EMPTY_SLICES", "").startswith(said) and ("EMPTY_SLICES" in notices) == bool(said)
+
+
 @pytest.mark.parametrize(("spacing", "told"), [(6.0, False), (6.2, True), (14.0, True)])
 def test_slices_farther_apart_than_any_that_were_tested_are_told(tiny_engine, spacing, told):
     volume = picture()
