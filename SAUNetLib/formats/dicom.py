@@ -47,9 +47,8 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
             pictures.append(file_series)
         else:
             _add(by_key, file_series)
-    # Without a place it is no slice of the series whose UID it has; where it has none of these, it is to be told.
-    own = [picture for picture in pictures if picture.key not in by_key]
-    for picture in own:
+    # Without a place it is no slice of the series whose UID it has; where it has one of its own, that is to be told.
+    for picture in [one for one in pictures if one.key not in by_key]:
         _add(by_key, picture)
     if not by_key and not unreadable_paths:
         raise InputError(
@@ -193,9 +192,8 @@ def _choose(listed: list[Series], wanted: str | None, folder: Path) -> Series:
         reason = broken[0].problem.title if broken[0].problem else ""
         raise _ask([*usable, *broken], f"{broken[0].name} cannot be used ({reason}), others can")
     if len(usable) == 1:
-        if several := several_origins(
-            [frame for series in mr for frame in series.frames]
-        ):  # and that of the one who is meant may be of no use
+        # That of the patient who is meant may be the one that cannot be used.
+        if several := several_origins([frame for series in mr for frame in series.frames]):
             raise _ask(usable, f"the folder holds MR series of several {several}, of which one can be used", folder)
         return usable[0]
     if usable:
