@@ -152,12 +152,29 @@ def remapped(labels: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
     return lookup[labels]
 
 
+_SEGMENT = "SAUNet_"
+
+
 def segment_id(value: int, encoding: str) -> str:
     """ID of a structure's segment in Slicer.
 
     No ID means two structures: to lists of segments and to the editor's Undo, what has one ID is one segment.
     """
-    return f"SAUNet_class_{value}" if encoding == "classes" else f"SAUNet_{value}"
+    return f"{_SEGMENT}class_{value}" if encoding == "classes" else f"{_SEGMENT}{value}"
+
+
+def is_made_here(identity: str, tagged: bool) -> bool:
+    """Whether a segment is the engine's, by its ID, or by having the tag `ENCODING_TAG`; a hand may have changed it.
+
+    Slicer's editor gives a segment that is added beside others the term of the last one, whatever it will be, so a code
+    says what a segment is only of these, and where the name is the term's own (`named_after_term`).
+    """
+    return tagged or identity.startswith(_SEGMENT)
+
+
+def named_after_term(name: str, meaning: str) -> bool:
+    """Whether a segment is called as its term is, as Slicer calls it when somebody chooses the term."""
+    return bool(name) and name.casefold() == meaning.casefold()
 
 
 def tag_text(text: str) -> str:

@@ -31,6 +31,7 @@ from SAUNetPanel import Result, SceneNodes
 from SAUNetPanel.Cards import PanelError
 
 from SAUNetLib.anatomy import classes, encodings, named_structure, structures
+from SAUNetLib.errors import InputError
 from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume
 from SAUNetLib.segmentation import Notice
@@ -850,12 +851,84 @@ def test_a_segment_of_one_s_own_is_no_structure_in_any_encoding(nodes, tmp_path)
     assert "haematoma" not in Result.meanings(node)
 
 
+def add_in_editor(node, name, voxels):
+    """A segment as the editor's own Add makes it: with the term of the last one; and what was drawn in it."""
+    editor, logic = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode"), slicer.vtkSlicerSegmentEditorLogic()
+    logic.SetMRMLScene(slicer.mrmlScene)
+    logic.SetSegmentEditorNode(editor)
+    logic.SetSegmentationNode(node)
+    last = segments(node)[-1]
+    identity = logic.AddEmptySegment("")
+    segment = node.GetSegmentation().GetSegment(identity)
+    assert segment.GetTerminology() == last.GetTerminology()
+    segment.SetName(name)
+    image = slicer.vtkOrientedImageData()
+    image.DeepCopy(segments(node)[0].GetRepresentation(Result.LABELMAP))
+    Result.voxelsOf(image)[:] = voxels
+    segmentations = slicer.vtkSlicerSegmentationsModuleLogic
+    assert segmentations.SetBinaryLabelmapToSegment(image, node, identity, 0, image.GetExtent())
+    logic.SetSegmentEditorNode(None)
+    return identity, segment
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_the_editor_adds_is_no_structure(nodes, tmp_path, there):
+    """It was exported as the vertebra whose term the editor's Add repeats, or told to mean the same."""
+    node = imported(nodes)
+    free = np.zeros(truth().labels.shape, np.uint8)
+    free[0, :2, :3] = truth().labels[0, :2, :3] == 0
+    assert free.any()
+    identity, segment = add_in_editor(node, "Tumour", free)
+    if not there:
+        node.GetSegmentation().RemoveSegment("SAUNet_44")
+    nodes.exportLabelMap(node, tmp_path / "l.nrrd")
+    assert np.array_equal(values_in(tmp_path / "l.nrrd") == 200, free)
+    assert np.array_equal(values_in(tmp_path / "l.nrrd") == 44, (truth().labels == 44) & there)
+    assert Result.exportNotes(node, None) == []
+    (note,) = Result.exportNotes(node, Result.merge(node))
+    assert note == "Tumour has the label value 200, which means nothing elsewhere."
+    colors = nodes.exportLabelMapNode(node)[0].GetDisplayNode().GetColorNode()
+    tissue = slicer.vtkSegment().GetTerminology()
+    assert "^Tissue~" in tissue and "^Tissue~" in colors.GetTerminologyAsString(200)
+    nodes.exportSegmentation(node, tmp_path / "e.seg.nrrd")
+    assert segments(loaded(tmp_path / "e.seg.nrrd"))[-1].GetTerminology() == tissue
+    storage = slicer.vtkMRMLSegmentationStorageNode()  # File > Save
+    storage.SetFileName(str(tmp_path / "s.seg.nrrd"))
+    assert storage.WriteData(node)
+    for name in ("e.seg.nrrd", "s.seg.nrrd"):
+        with pytest.raises(InputError, match=r"without a meaning here: Tumour\."):
+            read_segmentation(tmp_path / name)
+    segment.SetName("Fourth lumbar vertebra")  # as Slicer calls it when somebody chooses that term
+    assert Result.labelValues(node)[identity] == (200 if there else 44)
+
+
+def test_a_segment_without_a_term_makes_no_file_unreadable(nodes, tmp_path):
+    node = imported(nodes)
+    node.GetSegmentation().AddEmptySegment("mine", "L5 vertebra")
+    node.GetSegmentation().AddEmptySegment("other", "haematoma")
+    for segment in segments(node)[-2:]:
+        segment.SetTerminology("")
+    nodes.exportSegmentation(node, tmp_path / "e.seg.nrrd")
+    with pytest.raises(InputError, match=r"without a meaning here: haematoma\."):
+        read_segmentation(tmp_path / "e.seg.nrrd")
+
+
 def test_two_segments_that_mean_the_same_are_told(nodes):
     node = imported(nodes)
     rename(node, {"L1 vertebra": "L2 vertebra", "L2 vertebra": "L3 vertebra"})  # stopped half-way
     (note,) = Result.exportNotes(node, None)
-    assert note == "L3 vertebra means L3 vertebra, as another segment does: rename one of them."
+    assert note == ("L3 vertebra means L3 vertebra, as another segment does: name one of them after another structure.")
     assert len(Result.exportNotes(node, Result.merge(node))) == 2
+    segments(node)[7].SetName("L4 vertebra")
+    segments(node)[9].SetName("L5 vertebra")
+    assert Result.exportNotes(node, Result.merge(node)) == []
+
+
+def test_a_name_that_another_segment_has_is_not_what_was_written(nodes):
+    node = imported(nodes)
+    rename(node, {"L4 vertebra": "L3 vertebra"})
+    (note,) = Result.exportNotes(node, None)
+    assert note == "L3 vertebra was written as L4 vertebra, which its name does not say."
 
 
 def test_a_small_structure_that_is_wholly_lost_is_named(nodes):

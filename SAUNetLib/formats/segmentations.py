@@ -29,6 +29,8 @@ from ..anatomy import (
     Structure,
     coded_structure,
     encodings,
+    is_made_here,
+    named_after_term,
     named_structure,
     remapped,
     segment_id,
@@ -167,6 +169,7 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     A label map must hold the values of one of `anatomy.encodings`, TotalSpineSeg or SPIDER. A 3D Slicer segmentation is
     read by its segments' names, or by their codes where a name was changed, whatever label values Slicer gave them, and
     so is a label map that Slicer exported with its segments in the header; a file that lists none is a label map.
+    Beside the engine's segments the codes of those that were added by hand do not count: Slicer repeats the last one's.
 
     Args:
         path: the file.
@@ -358,15 +361,16 @@ def _meanings(
 ) -> tuple[Encoding, list[int]]:
     """The encoding that knows all segments, the stated one first, and the label value of each."""
     order = _likely(stated, usual)
+    codes = _codes(segments)
     for encoding in order:
-        values = [_value(segment, encoding.structures) for segment in segments]
+        values = [_value(*one, encoding.structures) for one in zip(segments, codes, strict=True)]
         if all(values):
             _check_once(segments, values, encoding.structures, name)
             return encoding, values
     unknown = [
         segment.get("name") or "without a name"
-        for segment in segments
-        if not any(_value(segment, encoding.structures) for encoding in order)
+        for segment, code in zip(segments, codes, strict=True)
+        if not any(_value(segment, code, encoding.structures) for encoding in order)
     ]
     raise InputError(
         "INPUT_LABELS",
@@ -389,8 +393,19 @@ def _check_once(
             )
 
 
-def _value(segment: Mapping[str, Any], known: Mapping[int, Structure]) -> int:
+def _codes(segments: list[Mapping[str, Any]]) -> list[str]:
+    """The code of each segment; empty where it is none that was given to it, see `anatomy.is_made_here`."""
+    ours = [is_made_here(str(one.get("id", "")), ENCODING_TAG in one.get("tags", {})) for one in segments]
+    codes = []
+    for segment, own in zip(segments, ours, strict=True):
+        kind: list[str] = (segment.get("terminology") or {}).get("type", [])
+        _scheme, code, meaning, *_ = *kind, "", "", ""
+        given = own or not any(ours) or named_after_term(str(segment.get("name", "")), meaning)
+        codes.append(code if given else "")
+    return codes
+
+
+def _value(segment: Mapping[str, Any], code: str, known: Mapping[int, Structure]) -> int:
     """The label value that a segment's name, else its code, stands for; 0 where it has no meaning."""
-    code = (segment.get("terminology") or {}).get("type", ("", "", ""))[1]
     meant = named_structure(str(segment.get("name", "")), known) or coded_structure(code, known)
     return meant.value if meant else 0

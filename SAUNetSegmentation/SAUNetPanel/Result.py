@@ -14,12 +14,15 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from SAUNetLib.anatomy import (
     ABOUT_TAG,
+    ENCODING_TAG,
     LEVEL_TAG,
     PARTIAL_TAG,
     Encoding,
     Structure,
     coded_structure,
     encodings,
+    is_made_here,
+    named_after_term,
     named_structure,
     segment_id,
 )
@@ -118,8 +121,9 @@ def encodingOf(node: Any) -> Encoding:
 def labelValues(node: Any) -> dict[str, int]:
     """Label value of every segment for export.
 
-    The encoding's by the segment's name, else by its code, as the engine reads a segmentation file; where several have
-    its code, the one that the engine gave it. Failing that, one from `FREE_FROM` on. No value is given twice.
+    The encoding's by the segment's name, else by the code that it was given, as the engine reads a segmentation file;
+    where several have its code, the one that the engine gave it. Failing that, one from `FREE_FROM` on. No value comes
+    twice.
     """
     encoding = encodingOf(node)
     known = encoding.structures
@@ -134,7 +138,7 @@ def labelValues(node: Any) -> dict[str, int]:
     values: dict[str, int] = {}
     for meant in (
         {segmentId: named_structure(segment.GetName(), known) for segmentId, segment in segments},
-        {segmentId: coded_structure(codeOf(segment), known) for segmentId, segment in segments},
+        {segmentId: coded_structure(givenCode(segmentId, segment), known) for segmentId, segment in segments},
         by_id,
     ):
         for segmentId, _segment in segments:
@@ -149,9 +153,21 @@ def labelValues(node: Any) -> dict[str, int]:
 
 def codeOf(segment: Any) -> str:
     """The code of a segment's type, whatever its terminology; empty where it has none."""
+    return _typeOf(segment)[0]
+
+
+def _typeOf(segment: Any) -> tuple[str, str]:
+    """Code and meaning of a segment's type."""
     parts = (segment.GetTerminology() or "").split("~")
-    kind = parts[2].split("^") if len(parts) > 2 else []
-    return kind[1] if len(kind) > 1 else ""
+    _scheme, code, meaning, *_rest = *(parts[2].split("^") if len(parts) > 2 else ()), "", "", ""
+    return code, meaning
+
+
+def givenCode(segmentId: str, segment: Any) -> str:
+    """As `codeOf`, but empty where nobody gave it that code: the editor's Add repeats the last segment's."""
+    code, meaning = _typeOf(segment)
+    given = is_made_here(segmentId, bool(_tag(segment, ENCODING_TAG))) or named_after_term(segment.GetName(), meaning)
+    return code if given else ""
 
 
 def meanings(node: Any) -> dict[str, Structure]:
@@ -172,13 +188,13 @@ def exportNotes(node: Any, merged: "Merged | None") -> list[str]:
     names = {segmentId: elided(segment.GetName()) for segmentId, segment in segments.items()}
     for segmentId, segment in segments.items():
         named = named_structure(segment.GetName(), known)
-        structure = named or coded_structure(codeOf(segment), known)
+        structure = named or coded_structure(givenCode(segmentId, segment), known)
         if segmentId in meant:
-            if named is None:
+            if named != meant[segmentId]:
                 text = _("{name} was written as {structure}, which its name does not say.")
                 notes.append(text.format(name=names[segmentId], structure=meant[segmentId].name))
         elif structure is not None:
-            text = _("{name} means {structure}, as another segment does: rename one of them.")
+            text = _("{name} means {structure}, as another segment does: name one of them after another structure.")
             notes.append(text.format(name=names[segmentId], structure=structure.name))
         if segmentId not in meant and merged is not None:
             text = _("{name} has the label value {value}, which means nothing elsewhere.")

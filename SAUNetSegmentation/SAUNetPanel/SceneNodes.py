@@ -37,7 +37,9 @@ from .Result import (
     LABELMAP,
     Merged,
     codeOf,
+    encodingOf,
     fingerprint,
+    givenCode,
     isResult,
     labelMapHeader,
     labelValues,
@@ -259,7 +261,7 @@ class SceneNodes:
         Slicer's own export takes segments of one name for one, and leaves the colours beside the node unused.
         """
         merged = merge(node)
-        values = labelValues(node)
+        values, written = labelValues(node), _terms(node)
         colors = self.scene.AddNewNodeByClass("vtkMRMLColorTableNode", f"{node.GetName()} colors")
         colors.SetTypeToUser()
         colors.SetNumberOfColors(max(values.values(), default=0) + 1)
@@ -269,7 +271,7 @@ class SceneNodes:
             segment = node.GetSegmentation().GetSegment(segmentId)
             colors.SetColor(value, segment.GetName(), *segment.GetColor(), 1)
             if terms:
-                colors.SetTerminologyFromString(value, segment.GetTerminology() or "")
+                colors.SetTerminologyFromString(value, written[segmentId])
         labelMap = self.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{node.GetName()} label map")
         slicer.util.updateVolumeFromArray(labelMap, merged.labels)
         labelMap.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(merged.matrix))
@@ -384,13 +386,31 @@ def _asShown(node: Any, representation: str) -> Any:
         copy.ApplyTransform(transform)
     if representation == SURFACE and segmentation.GetNumberOfSegments():
         segmentation.CreateRepresentation(SURFACE)
+    for segmentId, term in _terms(node).items():
+        segmentation.GetSegment(segmentId).SetTerminology(term)
     for segmentId, structure in meanings(node).items():
-        segment = segmentation.GetSegment(segmentId)
-        if codeOf(segment) != structure.code:
-            segment.SetTerminology(terminologyEntry(structure))
         if structure.level:
-            segment.SetTag(LEVEL_TAG, structure.level)
+            segmentation.GetSegment(segmentId).SetTag(LEVEL_TAG, structure.level)
     return copy
+
+
+def _terms(node: Any) -> dict[str, str]:
+    """By segment ID, the serialised terms under which a result is written: their codes are of what it is written as.
+
+    What was added by hand gets Slicer's own term for any tissue in the place of a structure's, which the editor's Add
+    repeats, and of none, with which the engine cannot read a file.
+    """
+    meant = meanings(node)
+    ours = {"", *(structure.code for structure in encodingOf(node).structures.values())}
+    terms = {}
+    for segmentId, segment in segmentsOf(node.GetSegmentation()):
+        code, structure = codeOf(segment), meant.get(segmentId)
+        terms[segmentId] = segment.GetTerminology() or ""
+        if structure is not None and code != structure.code:
+            terms[segmentId] = terminologyEntry(structure)
+        elif structure is None and code in ours and not givenCode(segmentId, segment):
+            terms[segmentId] = slicer.vtkSegment().GetTerminology()
+    return terms
 
 
 def loadTerminology(logic: Any, path: Path) -> None:
