@@ -626,6 +626,26 @@ def test_report_has_no_name_that_the_scene_had_once(panel_of):  # noqa: F811
     assert "SMITH" not in text and "\u674e" not in text and "of [name] and [name], a and b" in text
 
 
+def test_report_has_no_name_that_the_panel_shortened_and_none_of_a_segment(panel_of, tmp_path):  # noqa: F811
+    add_volume(name="first")
+    panel = panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    node.GetSegmentation().GetNthSegment(1).SetName("Mustermann, lesion")
+    panel.dialogs.path = tmp_path / "x.nii.gz"
+    panel.widget.onExportLabelMap()
+    panel.widget.onCopyReport()
+    text = slicer.app.clipboard().text()
+    assert "\n[name] was written as T12 vertebra" in text and "Mustermann" not in text
+    panel.ui.inputSelector.setCurrentNode(add_volume(name="MUSTERMANN_ERIKA_19640812_T2_TSE_sagittal"))
+    panel.ui.segmentButton.click()
+    paint(node)  # it stays the one that is shown
+    assert panel.wait() and "It is MUSTERMANN_ERIKA" in panel.ui.statusLabel.text
+    panel.widget.onCopyReport()
+    text = slicer.app.clipboard().text()
+    assert "It is [name] under Result." in text and "MUSTERMANN" not in text
+
+
 def test_report_has_no_path_and_no_patient(panel_of):  # noqa: F811
     add_volume(name="DOE^JANE")
     panel = panel_of("dies", "segment")

@@ -10,10 +10,12 @@ import slicer
 from slicer.i18n import tr as _
 
 from SAUNetLib import __version__
+from SAUNetLib.anatomy import encodings, named_structure
 from SAUNetLib.errors import SAUNetError
 from SAUNetLib.model_card import ModelCard, find_model
 
 from .Cards import Card
+from .Result import elided, segmentsOf
 
 PAPER = (
     "Y. Zhang, L. Yuan, Y. Wang, J. Zhang: SAU-Net: Efficient 3D Spine MRI Segmentation Using Inter-Slice Attention,"
@@ -31,7 +33,7 @@ _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def reportText(card: Card | None, log: Iterable[str], names: Iterable[str], about: Mapping[str, str]) -> str:
-    """Versions, error code and log; paths, the user's name and the names of the volumes are left out."""
+    """Versions, error code and log; paths, the user's name and these names are left out."""
     lines = [
         f"SAUNet {__version__}",
         f"Slicer {slicer.app.majorVersion}.{slicer.app.minorVersion} (revision {slicer.app.revision})",
@@ -46,9 +48,17 @@ def reportText(card: Card | None, log: Iterable[str], names: Iterable[str], abou
 
 
 def privateNames() -> list[str]:
-    """Names in the scene that may be a patient's: of volumes and segmentations."""
-    classes = ("vtkMRMLVolumeNode", "vtkMRMLSegmentationNode")
-    return [node.GetName() or "" for kind in classes for node in slicer.util.getNodesByClass(kind)]
+    """Names in the scene that may tell of a patient, also as the panel shortens them.
+
+    Of volumes, segmentations, and segments that are not called as a structure is.
+    """
+    volumes, segmentations = map(slicer.util.getNodesByClass, ("vtkMRMLVolumeNode", "vtkMRMLSegmentationNode"))
+    names = [node.GetName() or "" for node in (*volumes, *segmentations)]
+    known = [encoding.structures for encoding in encodings().values()]
+    for node in segmentations:
+        called = (segment.GetName() or "" for _segmentId, segment in segmentsOf(node.GetSegmentation()))
+        names += [name for name in called if not any(named_structure(name, meanings) for meanings in known)]
+    return [*names, *map(elided, names)]
 
 
 def withoutPaths(line: str) -> str:
