@@ -14,8 +14,9 @@ import slicer
 from harness import cmake_lists, process_events
 from harness.fixtures import MODULE, ROOT, add_volume, scene, truth  # noqa: F401
 from harness.pythonqt import wrap
-from PySide6 import QtGui, QtWidgets
+from PySide6 import QtCore, QtGui, QtWidgets
 from SAUNetPanel import engineFolder
+from SAUNetPanel.Logic import SAUNetParameterNode
 
 PANEL = sorted((MODULE / "SAUNetPanel").glob("*.py"))
 
@@ -149,6 +150,34 @@ def test_packages_of_the_engine_import_each_other_in_one_direction():
         others.discard(name)
     order = list(graphlib.TopologicalSorter(rooms).static_order())  # a CycleError names the packages
     assert order.index("network") < order.index("training") < order.index("evaluation") < order.index("cli")
+
+
+class Reversed(QtCore.QTranslator):
+    """A language in which every word is another one."""
+
+    def translate(self, context, text, disambiguation=None, n=-1):
+        return text[::-1]
+
+    def isEmpty(self):
+        return False
+
+
+def test_a_translation_leaves_alone_what_is_no_text(scene):  # noqa: F811
+    """Names of parameters were translated too, and with them no widget was connected."""
+    application, language = QtWidgets.QApplication.instance(), Reversed()
+    application.installTranslator(language)
+    try:
+        top = slicer.util.loadUI(str(MODULE / "Resources" / "UI" / "SAUNetSegmentation.ui"))
+    finally:
+        application.removeTranslator(language)
+    ui = slicer.util.childWidgetVariables(top)
+    assert ui.cardCloseButton.text == "esolC" and ui.inputSelector.noneDisplay == "IRM enips lattigas a tceleS"
+    named = {ui.__dict__[name].property("SlicerParameterName") for name in vars(ui)}
+    assert named == {None, *SAUNetParameterNode.allParameters} - {"model"}
+    assert ui.inputSelector.nodeTypes == ["vtkMRMLScalarVolumeNode"]
+    assert ui.resultSelector.nodeTypes == ["vtkMRMLSegmentationNode"]
+    assert ui.cardFrame.styleSheet.startswith("QFrame#cardFrame {")
+    top._native.deleteLater()
 
 
 def test_every_text_of_the_panel_can_be_translated():
