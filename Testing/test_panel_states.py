@@ -563,7 +563,7 @@ class PanelStates(RuleBasedStateMachine):
             assert source is None or not corrected or ui.editor.sourceVolumeNode() is source
             assert ui.editor.sourceVolumeNodeSelectorVisible is (source is None)
             assert ui.segmentsTable.segmentCount == node.GetSegmentation().GetNumberOfSegments()
-        assert ui.warningsLabel.text == ("\n".join(Widget.notices(node)) if Result.isResult(node) else "")
+        assert ui.warningsLabel.text == ("\n".join(Widget.notices(node, volume)) if Result.isResult(node) else "")
 
     @invariant()
     def editor_hears_keys_only_where_it_is_seen(self):

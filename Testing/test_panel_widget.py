@@ -638,6 +638,7 @@ def test_report_has_no_name_that_the_panel_shortened_and_none_of_a_segment(panel
     text = slicer.app.clipboard().text()
     assert "\n[name] was written as T12 vertebra" in text and "Mustermann" not in text
     panel.ui.inputSelector.setCurrentNode(add_volume(name="MUSTERMANN_ERIKA_19640812_T2_TSE_sagittal"))
+    panel.ui.resultSelector.setCurrentNode(node)
     panel.ui.segmentButton.click()
     paint(node)  # it stays the one that is shown
     assert panel.wait() and "It is MUSTERMANN_ERIKA" in panel.ui.statusLabel.text
@@ -865,6 +866,7 @@ def test_correcting_the_result_that_was_shown_goes_on_when_a_run_ends(panel_of, 
     (mine,) = panel.results()
     if case == "another volume":
         panel.ui.inputSelector.setCurrentNode(second)
+        panel.ui.resultSelector.setCurrentNode(mine)
     panel.ui.previousComboBox.currentIndex = int(case == "keep")
     panel.ui.segmentButton.click()
     assert panel.ui.resultSelector.currentNode() is mine
@@ -878,6 +880,68 @@ def test_correcting_the_result_that_was_shown_goes_on_when_a_run_ends(panel_of, 
     assert not Result.isEdited(mine)
 
 
+def test_another_volume_does_not_keep_the_result_of_the_one_before(panel_of, tmp_path):  # noqa: F811
+    """It was corrected and exported as the other patient's, without a word."""
+    first, second = add_volume(), add_volume()
+    panel = panel_of()
+    panel.ui.editSection.collapsed = False
+    press_and_wait(panel)
+    (mine,) = panel.results()
+    panel.ui.inputSelector.setCurrentNode(second)
+    assert panel.ui.resultSelector.currentNode() is None and not panel.ui.exportButton.enabled
+    assert panel.ui.editor.segmentationNode() is None
+    panel.ui.resultSelector.setCurrentNode(mine)
+    assert panel.ui.warningsLabel.text.split("\n")[0] == "\u26a0 Made from T2 sag, not from the volume chosen above."
+    assert panel.ui.exportButton.enabled and panel.ui.editor.sourceVolumeNode() is first
+    panel.ui.inputSelector.setCurrentNode(first)
+    assert panel.ui.resultSelector.currentNode() is mine and "chosen above" not in panel.ui.warningsLabel.text
+
+
+def test_a_removed_result_does_not_give_its_place_to_another_volume_s(panel_of):  # noqa: F811
+    """Qt's selectors go on to the neighbour of what is removed."""
+    _first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    press_and_wait(panel)
+    panel.ui.inputSelector.setCurrentNode(second)
+    press_and_wait(panel)
+    theirs, mine = panel.results()
+    slicer.mrmlScene.RemoveNode(mine)
+    slicer.app.processEvents()
+    assert panel.ui.resultSelector.currentNode() is None
+    copy = clone(theirs)
+    for shown in (copy, theirs):  # by hand, also where the one before goes later
+        panel.ui.resultSelector.setCurrentNode(shown)
+        slicer.app.processEvents()
+    slicer.mrmlScene.RemoveNode(copy)
+    slicer.app.processEvents()
+    assert panel.ui.resultSelector.currentNode() is theirs
+
+
+def clone(node):
+    """As the module Data clones a segmentation."""
+    copy = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    copy.Copy(node)
+    copy.SetName("before correcting")
+    return copy
+
+
+def test_a_clone_does_not_take_the_place_of_what_is_corrected(panel_of):  # noqa: F811
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    press_and_wait(panel)
+    (mine,) = panel.results()
+    copy = clone(mine)
+    paint(mine)
+    for shown in (mine, copy, mine):
+        panel.ui.resultSelector.setCurrentNode(shown)
+        panel.ui.inputSelector.setCurrentNode(second)
+        panel.ui.inputSelector.setCurrentNode(first)
+        assert panel.ui.resultSelector.currentNode() is shown
+    slicer.mrmlScene.RemoveNode(mine)
+    slicer.app.processEvents()
+    assert panel.ui.resultSelector.currentNode() is copy
+
+
 def test_an_effect_that_is_used_stays_when_a_run_ends(panel_of):  # noqa: F811
     _first, second = add_volume(name="first"), add_volume(name="second")
     panel = panel_of()
@@ -885,6 +949,7 @@ def test_an_effect_that_is_used_stays_when_a_run_ends(panel_of):  # noqa: F811
     press_and_wait(panel)
     (mine,) = panel.results()
     panel.ui.inputSelector.setCurrentNode(second)
+    panel.ui.resultSelector.setCurrentNode(mine)
     panel.ui.segmentButton.click()
     panel.ui.editor.setActiveEffectByName("Paint")
     assert panel.wait() and panel.ui.editor.segmentationNode() is mine
@@ -899,6 +964,7 @@ def test_looking_at_a_result_during_a_run_is_not_correcting_it(panel_of):  # noq
     (mine,) = panel.results()
     paint(mine)
     panel.ui.inputSelector.setCurrentNode(second)
+    panel.ui.resultSelector.setCurrentNode(mine)
     panel.ui.segmentButton.click()
     panel.ui.show3DButton.click()
     panel.ui.opacitySlider.value = 0.4

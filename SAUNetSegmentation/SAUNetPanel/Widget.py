@@ -65,6 +65,9 @@ class Widget:
         self._uiWidget = uiWidget
         self._parameters: Any = None
         self._volumeId: str | None = None  # of the volume that is chosen; the node itself may be removed any time
+        self._resultId: str | None = None  # of the result that is shown
+        self._leftId: str | None = None  # of the one before, until it is known whether it was removed
+        self._shownFor: dict[str, str] = {}  # by a volume's ID, that of its result that was shown last
         self._segmented: Any = None  # the volume of the run
         self._shownBefore: Any = None  # the result that was shown when it began
         self._corrected = False  # whether the result that is shown was changed since
@@ -246,6 +249,9 @@ class Widget:
         if any(node is None or node.GetScene() is None for node in own):  # somebody has removed it
             self.setParameterNode(None)
             self.showParameters()
+        left, self._leftId = self._leftId, None
+        if left is not None and slicer.mrmlScene.GetNodeByID(left) is None:  # the selector has chosen its neighbour
+            self._parameters.result = self._ownResult()
         self._showResult(self._parameters.result)
 
     def cleanup(self) -> None:
@@ -263,7 +269,8 @@ class Widget:
         self._showResult(None)
         self.ui.editor.setSegmentationNode(None)
         self._useEditor()
-        self._volumeId = self._segmented = self._shownBefore = None
+        self._volumeId = self._resultId = self._leftId = self._segmented = self._shownBefore = None
+        self._shownFor.clear()
 
     def setParameterNode(self, parameters: Any) -> None:
         """Show these parameters, and the next ones no longer."""
@@ -275,6 +282,7 @@ class Widget:
             self._makeEditorNode()
             # While another module was open it may have been removed, or another one chosen.
             before, self._volumeId = self._volumeId, idOf(parameters.inputVolume)
+            self._resultId, self._leftId = idOf(parameters.result), None
             if before != self._volumeId:
                 self._showCard(None)
             if before not in (None, self._volumeId):
@@ -299,6 +307,10 @@ class Widget:
 
     def _onParametersModified(self, caller: Any = None, event: Any = None) -> None:
         self._followVolume()
+        before, self._resultId = self._resultId, idOf(self._parameters.result if self._parameters else None)
+        if before not in (None, self._resultId):
+            self._leftId = self._leftId or before
+            self._settle.start()
         self._update()
 
     def onVolumeActivated(self, node: Any) -> None:
@@ -312,7 +324,7 @@ class Widget:
             self._parameters.result = node
 
     def _followVolume(self) -> None:
-        """Another volume was chosen: show its own result; what was said of the one before does not hold for it."""
+        """Another volume was chosen: show its own result, or none; what was said of the other does not hold for it."""
         volume = self._parameters.inputVolume if self._parameters else None
         before, self._volumeId = self._volumeId, idOf(volume)
         changed = before != self._volumeId
@@ -320,11 +332,16 @@ class Widget:
             self._showCard(None)
         if changed and before is not None:
             self._parameters.lowest = Lowest.AUTO
-        previous = self.logic.nodes.previousResult(volume) if changed and volume is not None else None
-        if previous is not None:
-            self._parameters.result = previous
+        if changed and volume is not None:
+            self._parameters.result = self._ownResult()
         if changed and self._entered:
             self._warmUp.start()
+
+    def _ownResult(self) -> Any:
+        """The result of the chosen volume that was shown last, else its newest; None where it has none."""
+        nodes, volume = self.logic.nodes, self._parameters.inputVolume
+        shown = slicer.mrmlScene.GetNodeByID(self._shownFor.get(idOf(volume) or "", ""))
+        return shown if nodes.isResultOf(shown, volume) else nodes.previousResult(volume)
 
     def _warm(self) -> None:
         """Load the network while the user still looks at the volume."""
@@ -379,7 +396,7 @@ class Widget:
         parameters = self._parameters
         node = parameters.result
         if not self.logic.nodes.isResultOf(node, parameters.inputVolume):
-            node = self.logic.nodes.previousResult(parameters.inputVolume)
+            node = self._ownResult()
         if node is None or parameters.previous is Previous.KEEP:
             return {}
         if not isEdited(node):
@@ -509,6 +526,9 @@ class Widget:
     def _showResult(self, node: Any) -> None:
         ui, editor = self.ui, self.ui.editor
         volume = node.GetNodeReference(INPUT_ROLE) if node is not None else None
+        chosen = self._parameters.inputVolume if self._parameters is not None else None
+        if self.logic.nodes.isResultOf(node, chosen):
+            self._shownFor[chosen.GetID()] = node.GetID()
         if ui.segmentsTable.segmentationNode() is not node:
             self._list(node)
         self._watch(node)
@@ -530,7 +550,7 @@ class Widget:
         ui.exportButton.toolTip = _("Save the result as a label map, a segmentation or surfaces.") if node else missing
         ui.show3DButton.toolTip = _("Show or hide the surfaces in the 3D view.") if node else missing
         ui.editSection.toolTip = _("Correct the result by hand with the Segment Editor.") if node else missing
-        texts = notices(node) if isResult(node) else []
+        texts = notices(node, chosen) if isResult(node) else []
         ui.warningsLabel.text = "\n".join(texts)
         ui.warningsLabel.visible = bool(texts)
 
@@ -820,8 +840,9 @@ def idOf(node: Any) -> str | None:
     return node.GetID() if node is not None else None
 
 
-def notices(node: Any) -> list[str]:
-    """What the user should know of a result: what its levels rest on, which frame it is of, the engine's warnings."""
+def notices(node: Any, chosen: Any) -> list[str]:
+    """What the user should know of a result: what its levels rest on, the engine's warnings, and what it was made from
+    where that is not the chosen volume, or not the frame that is shown."""
     warnings = [inPanelWords(warning["text"]) for warning in warningsOf(node)]
     anchor = provenance(node).get("anchor", "").rstrip(".")
     texts = [_("Levels: {reason}.").format(reason=anchor)] if anchor and anchor not in " ".join(warnings) else []
@@ -829,6 +850,9 @@ def notices(node: Any) -> list[str]:
     own, shown = ownFrame(node), shownFrame(volume) if volume is not None else 0
     if own and shown and own != shown:
         warnings.insert(0, _("Made from frame {own}; frame {shown} is shown.").format(own=own, shown=shown))
+    if None not in (volume, chosen) and volume is not chosen:
+        text = _("Made from {name}, not from the volume chosen above.")
+        warnings.insert(0, text.format(name=elided(volume.GetName() or "")))
     return [*texts, *(f"\u26a0 {warning}" for warning in warnings)]
 
 
