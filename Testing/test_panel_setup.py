@@ -219,6 +219,35 @@ def test_torch_comes_through_the_pytorch_extension_only(needs, pip, monkeypatch)
     assert os.environ["PIP_CONSTRAINT"] == "mine.txt"
 
 
+@pytest.mark.parametrize("failure, code", [
+    (OSError('[WinError 126] Not found. Error loading "C:\\Users\\jane\\torch\\lib\\c10.dll" or one of its parts.'),
+     "VISUAL_C"),
+    (ImportError("DLL load failed while importing _C"), "PYTORCH_BROKEN"),
+    (ModuleNotFoundError("No module named 'sympy'"), "PYTORCH_BROKEN"),
+    (RuntimeError("Command returned non-zero exit status 1."), "INSTALL_FAILED"),
+])  # fmt: skip
+def test_pytorch_that_is_installed_but_cannot_be_imported_is_told_as_such(needs, pip, monkeypatch, failure, code):
+    """The extension imports it at once, which fails where Windows has no Visual C++ library; the rest was left out."""
+    del needs.installed["torch"], needs.installed["pynrrd"]
+    lines = []
+    needs.log.connect(lines.append)
+
+    class Logic:
+        def installTorch(self, askConfirmation=False, forceComputationBackend=None, torchVersionRequirement=None):
+            if code != "INSTALL_FAILED":
+                needs.installed["torch"] = "2.6.0+cpu"
+            raise failure
+
+    extension = types.ModuleType("PyTorchUtils")
+    extension.PyTorchUtilsLogic = Logic
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    with pytest.raises(PanelError) as raised:
+        needs.installMissing(lambda text: True)
+    assert raised.value.code == code and f"{type(failure).__name__}: {failure}" in lines
+    assert "jane" not in str(raised.value)
+    assert needs.missing() == ([] if code != "INSTALL_FAILED" else [Dependencies.TORCH, "pynrrd>=1.0"])
+
+
 def test_failed_installation_is_a_card(needs, monkeypatch):
     del needs.installed["pynrrd"]
     lines = []

@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion
 from slicer.i18n import tr as _
 
 from SAUNetLib import __version__
-from SAUNetLib.errors import ModelError, OutOfMemoryError, SAUNetError, UsageError
+from SAUNetLib.errors import ModelError, OutOfMemoryError, SAUNetError, UsageError, unforeseen
 from SAUNetLib.formats import temporary
 from SAUNetLib.model_card import ModelCard, find_model, keep_model, model_names
 
@@ -157,7 +157,8 @@ class Dependencies:
         """Install what is missing; False where nothing is, or the user does not consent.
 
         Raises:
-            PanelError: PYTORCH, PYTORCH_IN_USE, INSTALL_FAILED or INSTALL_WRITE.
+            PanelError: PYTORCH, PYTORCH_IN_USE, INSTALL_FAILED or INSTALL_WRITE; when all is installed, VISUAL_C,
+                PYTORCH_BROKEN or MEMORY, where PyTorch cannot be imported.
         """
         missing = self.missing()
         if not missing:
@@ -170,11 +171,16 @@ class Dependencies:
             return False
         self.log.emit(_("Installing {packages}").format(packages=", ".join(missing)))
         others = [specifier for specifier in missing if specifier != TORCH]
+        failure = None
         with self._watched() as constraints:
             if TORCH in missing:
-                _installTorch(constraints)
+                failure = _installTorch(constraints)
             if others:
                 _pipInstall(others, constraints)
+        if failure is not None:
+            self.log.emit(f"{type(failure).__name__}: {failure}")
+            code = unforeseen(failure, "").code  # what the engine would end with, but that it is no bug
+            raise PanelError("PYTORCH_BROKEN" if code == "INTERNAL" else code) from failure
         return self._verified()
 
     def installBundle(self, path: Path, ask: Callable[[str], bool]) -> bool:
@@ -362,8 +368,11 @@ def _checkTorchReplaceable() -> None:
         raise PanelError("PYTORCH_IN_USE")
 
 
-def _installTorch(constraints: Path) -> None:
+def _installTorch(constraints: Path) -> Exception | None:
     """The PyTorch extension knows which build fits this computer; it takes constraints from pip's variable only.
+
+    Returns:
+        Why PyTorch cannot be imported, which the extension does as soon as it is installed; None where it can.
 
     Raises:
         PanelError: PYTORCH, the extension is not installed; INSTALL_FAILED.
@@ -373,12 +382,17 @@ def _installTorch(constraints: Path) -> None:
     os.environ["PIP_CONSTRAINT"] = constraints.as_uri()  # pip splits the variable at spaces, which a URL has none of
     try:
         done = logic.installTorch(torchVersionRequirement=TORCH.removeprefix("torch"))
+    except Exception as error:
+        if not isMet(TORCH):
+            raise
+        return error
     finally:
         del os.environ["PIP_CONSTRAINT"]
         if before is not None:
             os.environ["PIP_CONSTRAINT"] = before
     if done is None:
         raise PanelError("INSTALL_FAILED")
+    return None
 
 
 def _pipInstall(requirements: list[str], constraints: Path) -> None:
