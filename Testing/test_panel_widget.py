@@ -1592,6 +1592,16 @@ def test_python_api_blocks_and_returns_the_node(panel_of):  # noqa: F811
     assert not panel.logic.running
 
 
+@pytest.mark.parametrize("code", ["INPUT_PIXEL_TYPE", "NEWER_THAN_THE_PANEL"])
+def test_python_api_raises_what_the_card_says(panel_of, code):  # noqa: F811
+    """The engine's own remedy was lost, which for a label map names the image that it was drawn on."""
+    panel, cards = panel_of("memory", "read", code=code), []
+    panel.logic.failed.connect(cards.append)
+    with pytest.raises(Cards.PanelError, match=r"The main memory is full\. Close other programs\.") as raised:
+        panel.logic.segment(add_volume())
+    assert [raised.value.card] == cards and raised.value.code == code
+
+
 def test_a_run_that_a_receiver_begins_at_the_end_of_another_has_its_own_result(panel_of):  # noqa: F811
     first, second = add_volume(name="first"), add_volume(name="second")
     panel = panel_of()

@@ -32,10 +32,10 @@ class Card:
 
 
 class PanelError(Exception):
-    """A failure of the panel itself, known by its code in `cards`."""
+    """A failure of the panel itself, known by its code in `cards`, or one that has its card already."""
 
-    def __init__(self, code: str, cause: str = "") -> None:
-        self.card = cardOf({"code": code, "cause": cause})
+    def __init__(self, code: str | Card, cause: str = "") -> None:
+        self.card = code if isinstance(code, Card) else cardOf({"code": code, "cause": cause})
         super().__init__(f"{self.card.title}: {self.card.cause} {self.card.remedy}")
 
     @property

@@ -233,7 +233,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         if not run:  # closed by a callback, or by a button, without a word
             raise PanelError("CANCELLED")
         if isinstance(run[0], Card):
-            raise PanelError(run[0].code, run[0].cause)
+            raise PanelError(run[0])
         return run[0]
 
     def start(self, volumeNode: Any, **options: Any) -> None:
