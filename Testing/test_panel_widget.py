@@ -1806,6 +1806,21 @@ def in_dialog(action):
     QtCore.QTimer.singleShot(50, lambda: action(QtWidgets.QApplication.activeModalWidget()))
 
 
+def test_windows_are_deleted_when_they_were_answered(scene, monkeypatch, tmp_path):  # noqa: F811
+    """Their parent is the main window, which keeps them; PythonQt deletes only what has none."""
+    from PySide6 import QtWidgets
+    from SAUNetPanel.Dialogs import Dialogs
+
+    deleted = []
+    monkeypatch.setattr(QtWidgets.QDialog, "deleteLater", lambda window: deleted.append(type(window).__name__))
+    for end in ("reject", "accept"):
+        in_dialog(lambda dialog, end=end: getattr(dialog, end)())
+        assert (Dialogs().saveFile("Export", str(tmp_path / "l.nrrd"), "NRRD (*.nrrd)") is None) == (end == "reject")
+        in_dialog(lambda box: box.reject())
+        assert Dialogs().replaceEdited("T2 sag") == "cancel"
+    assert deleted == ["QFileDialog", "QMessageBox"] * 2
+
+
 @pytest.mark.parametrize("text, answer", [("Keep both", "keep"), ("Replace", "replace"), ("Cancel", "cancel")])
 def test_question_about_an_edited_result(scene, text, answer):  # noqa: F811
     from SAUNetPanel.Dialogs import Dialogs

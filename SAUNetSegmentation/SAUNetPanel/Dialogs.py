@@ -18,13 +18,14 @@ class Dialogs:
         dialog.setAcceptMode(qt.QFileDialog.AcceptSave)
         dialog.setNameFilters(filters.split(";;"))
         dialog.selectFile(name)
-        if not dialog.exec_():
+        path, chosen = (dialog.selectedFiles()[0], dialog.selectedNameFilter()) if dialog.exec_() else ("", "")
+        dialog.deleteLater()  # the main window, its parent, would keep it
+        if not path:
             return None
-        path = dialog.selectedFiles()[0]
         endings = re.findall(r"\*([\w.]+)", filters)
         if path.lower().endswith(tuple(endings)):
             return Path(path)
-        ending = re.findall(r"\*([\w.]+)", dialog.selectedNameFilter())[0]
+        ending = re.findall(r"\*([\w.]+)", chosen)[0]
         last = "." + ending.rpartition(".")[2]
         stem = path[: -len(last)] if path.lower().endswith(last) else path  # "spine.nrrd" for spine.seg.nrrd
         whole = Path(stem + ending)
@@ -64,6 +65,7 @@ class Dialogs:
         box.setDefaultButton(keep)
         box.exec_()
         clicked: Any = box.clickedButton()
+        box.deleteLater()
         return "keep" if clicked == keep else "replace" if clicked == replace else "cancel"
 
     def confirmInstall(self, text: str) -> bool:
