@@ -163,6 +163,31 @@ def test_cancel_at_every_stage_leaves_the_scene_as_it_was(panel_of, stage):  # n
     assert panel.ui.segmentButton.text == "Segment spine" and panel.ui.segmentButton.enabled
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_who_cancels_with_the_keyboard_can_start_again_with_it(panel_of, moved):  # noqa: F811
+    """Qt gives the focus of a button that is disabled to another widget, or to none."""
+    from PySide6 import QtCore, QtTest, QtWidgets
+
+    add_volume()
+    panel = panel_of("wait", "segment")
+    top, button = panel.top._native, panel.ui.segmentButton._native
+    top.show()
+    top.activateWindow()
+    button.setFocus()
+    assert process_events(button.hasFocus)
+    QtTest.QTest.keyClick(button, QtCore.Qt.Key_Space)
+    assert process_events(lambda: panel.widget._share >= done("segment", 0)) and button.hasFocus()
+    panel.widget._started -= DOUBLE_CLICK_S
+    QtTest.QTest.keyClick(button, QtCore.Qt.Key_Space)
+    assert not button.isEnabled() and not button.hasFocus()
+    panel.ui.setupSection.collapsed = False
+    other = panel.ui.checkButton._native
+    if moved:
+        other.setFocus()
+    assert panel.wait() and button.isEnabled()
+    assert QtWidgets.QApplication.focusWidget() is (other if moved else button)
+
+
 def test_run_that_is_being_cancelled_is_told_so_whatever_changes(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of()

@@ -81,6 +81,7 @@ class Widget:
         self._clock = qt.QTimer()
         self._clock.setInterval(1000)
         self._entered = self._installing = False
+        self._focusAt: list[Any] = []  # which widget has got the focus of the button while that is disabled, if any has
         self._warmUp = qt.QTimer()
         self._warmUp.setInterval(WARM_MS)
         self._warmUp.setSingleShot(True)
@@ -491,7 +492,7 @@ class Widget:
         button = self.ui.segmentButton
         cancelling = self.logic.cancelling
         button.text = _("Cancelling...") if cancelling else _("Cancel") if running else _("Segment spine")
-        button.enabled = not cancelling if running else volume is not None and not self._installing
+        self._enable(button, not cancelling if running else volume is not None and not self._installing)
         button.toolTip = self._segmentToolTip(volume)
         self.ui.progressBar.visible = running
         busy = _("Not available while the engine is working or being installed.")
@@ -513,6 +514,20 @@ class Widget:
         else:
             self._say(_("Ready."))
         self._showResult(self._parameters.result)
+
+    def _enable(self, button: Any, enabled: bool) -> None:
+        """Enable the button or not. The keyboard's focus, which Qt takes from what is not, comes back with it.
+
+        Unless the user has moved it meanwhile.
+        """
+        focused = button.hasFocus()
+        button.enabled = enabled
+        if focused and not enabled:
+            self._focusAt = [qt.QApplication.focusWidget()]
+        elif enabled and self._focusAt:
+            if self._focusAt == [qt.QApplication.focusWidget()]:
+                button.setFocus()
+            self._focusAt = []
 
     def _segmentToolTip(self, volume: Any) -> str:
         if self.logic.cancelling:
