@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import slicer
-from harness import cmake_lists, process_events
+from harness import cmake_lists, errors, process_events
 from harness.fixtures import MODULE, ROOT, add_volume, scene, truth  # noqa: F401
 from harness.pythonqt import wrap
 from PySide6 import QtCore, QtGui, QtWidgets
@@ -288,6 +288,26 @@ def test_module_widget_lives_from_setup_to_cleanup(module):
     assert process_events(lambda: not widget.panel.ui.segmentButton.enabled)
     widget.cleanup()
     assert widget.panel._parameters is None
+
+
+def test_what_a_reload_leaves_behind_says_nothing_of_segments(module):
+    """The old editor complained of every segment that came or went: Slicer only hides what was the module's."""
+    holder = QtWidgets.QWidget()
+    QtWidgets.QVBoxLayout(holder)
+    holder.setProperty("isEntered", True)
+    volume, result = add_volume(), truth()
+    for number in range(2):
+        widget = module.SAUNetSegmentationWidget(wrap(holder))
+        widget.setup()
+        node = widget.panel.logic.nodes.importResult(volume, result.labels, result.summary(), True)
+        widget.panel.ui.resultSelector.setCurrentNode(node)
+        widget.panel.ui.editSection.collapsed = False
+        assert widget.panel.ui.editor.segmentationNode() is node
+        node.GetSegmentation().AddEmptySegment("mine", "mine")
+        widget.cleanup()
+        QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.DeferredDelete)
+        node.GetSegmentation().RemoveSegment("mine")
+        assert errors == [] and holder.findChildren(QtWidgets.QWidget) == [], number
 
 
 def test_panel_that_is_made_but_not_shown_takes_no_keys_and_starts_no_engine(module):

@@ -21,7 +21,7 @@ from harness.pythonqt import wrap
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from PySide6 import QtWidgets
+from PySide6 import QtCore, QtWidgets
 from SAUNetPanel import EngineProcess, Result, Signal, Widget
 from SAUNetPanel.Dependencies import Dependencies
 from SAUNetPanel.Logic import Lowest
@@ -121,6 +121,7 @@ class PanelStates(RuleBasedStateMachine):
         self.module.cleanup()
         self.module.parent._native.deleteLater()
         slicer.app.processEvents()
+        QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.DeferredDelete)  # as Slicer's own event loop does
 
     def teardown(self):
         fine = sys.exc_info()[0] is None

@@ -263,6 +263,8 @@ class Widget:
         self.ui.editor.setMRMLSegmentEditorNode(None)  # which the next panel's, or another one's, has
         self._forget()
         self.logic.close()
+        # A reload only hides it, and an editor without its node complains of every segment that comes or goes.
+        self._uiWidget.deleteLater()
 
     def _forget(self) -> None:
         """Hold no node any more."""

@@ -11,6 +11,7 @@ from PySide6.QtCore import Property, Qt, Signal
 from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from .models import NODE_ID, NodeFilter, Observers, SceneModel, SegmentsModel
+from .pythonqt import errors
 
 
 def _stored(kind: Any, name: str, default: Any, changed: str = "") -> Property:
@@ -415,7 +416,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._segmentation: Any = None
         self._volume: Any = None
         self._logic = slicer.vtkSlicerSegmentEditorLogic()
-        self._observers, self._node_observers = Observers(self), Observers(self)
+        self._observers, self._node_observers, self._segmentation_observers = (Observers(self) for _ in range(3))
         self._shortcuts = False
         self.listed = 0
         layout = QVBoxLayout(self)
@@ -515,7 +516,11 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._show(self._segmentations, node)
         if node is not self._segmentation:
             self._segmentation = node
+            self._segmentation_observers.clear()
             if node is not None:
+                kinds = slicer.vtkSegmentation
+                for event in (kinds.ContainedRepresentationNamesModified, kinds.SegmentAdded, kinds.SegmentRemoved):
+                    self._segmentation_observers.add(node, event, lambda _: self._segments_changed(), vtk.VTK_STRING)
                 self._volumes.setCurrentNode(node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()))
                 node.CreateDefaultDisplayNodes()
                 for view in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
@@ -530,6 +535,11 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
                     view.SetForegroundVolumeID(None)
                     view.SetLabelVolumeID(None)
         self._editor.EndModify(was)
+
+    def _segments_changed(self) -> None:
+        """onSegmentAddedRemoved; it hears of the last segmentation until it gets another one together with its node."""
+        if self._editor is None:
+            errors.append("qMRMLSegmentEditorWidget::onSegmentAddedRemoved: Invalid segment editor parameter set node")
 
     @staticmethod
     def _show(box: qMRMLNodeComboBox, node: Any) -> None:
