@@ -89,6 +89,19 @@ def test_nothing_is_found_in_the_padding_of_a_turned_volume(tiny_engine, monkeyp
     assert beside and (beside <= turned.partial) == cleared, "what the padding cuts is cut"
 
 
+def test_discs_that_a_window_makes_one_with_the_dark_in_front_are_no_padding(tiny_engine, monkeypatch):
+    truth = block_spine()
+    image = np.random.default_rng(0).uniform(1, 100, truth.shape).astype(np.float32)
+    dark = np.maximum.accumulate((truth > 50)[..., ::-1], axis=2)[..., ::-1]  # each disc and all in front of it
+    dark[..., :15] = True  # the front has few specks and a thin line
+    dark[:, ::40, 3] = dark[:, :, 8] = False
+    geometry = Geometry(tuple(reversed(truth.shape)), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), SLICES_TO_LEFT)
+    monkeypatch.setattr(tiny_engine, "classes", lambda stack, report: (CLASS_OF[truth], ()))
+    whole, windowed = (segment(Volume(voxels, geometry), tiny_engine) for voxels in (image, np.where(dark, 0, image)))
+    assert np.array_equal(windowed.labels, whole.labels)
+    assert windowed.partial == whole.partial and windowed.warnings == whole.warnings
+
+
 def test_classes_or_levels(tiny_engine):
     three = segment(picture(), tiny_engine, levels=False)
     assert three.encoding.name == "classes" and set(np.unique(three.labels)) <= {0, 1, 2, 3}
