@@ -45,7 +45,7 @@ class Notice:
     @property
     def about_count(self) -> bool:
         """Whether it speaks of what may make the names on one side of it wrong, whatever is known of the other."""
-        return self.code in ("LEVELS_LOW", "LEVELS_TALL", "VERTEBRA_SMALL", "DISC_MISSING")
+        return self.code in ("LEVELS_LOW", "LEVELS_TALL", "LEVELS_MIXED", "VERTEBRA_SMALL", "DISC_MISSING")
 
 
 @dataclass(frozen=True)

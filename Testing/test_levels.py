@@ -376,6 +376,19 @@ def test_names_above_a_small_body_are_less_sure(spine: np.ndarray, whole: Levels
     assert sure["L4"] == sure["L3"] == whole.confidence[value_of("L4")] and sure["L2"] == sure["L4"] / 2
 
 
+def test_discs_beside_other_vertebrae_than_their_own_are_told(spine: np.ndarray, whole: Levels) -> None:
+    """The front of the bodies is stored lower than their back, as of another spine that wraps round into the image."""
+    damaged = CLASS_OF[spine]
+    damaged[:, :, :24] = np.roll(damaged[:, :, :24], 8, axis=1)
+    result = name_structures(stack_of(damaged))
+    (notice,) = [one for one in result.notices if one.code == "LEVELS_MIXED"]
+    told = notice.text.removeprefix("Other vertebrae than its own lie right above or below ").split(", as where")[0]
+    for disc in told.split(", "):
+        above, below = (result.confidence[value_of(level)] for level in disc.split("/"))
+        assert above <= below / 2, disc
+    assert "LEVELS_MIXED" not in codes(whole)
+
+
 @pytest.mark.parametrize("factor, words", [(1.0, ""), (1.5, "50% larger"), (0.7, "30% smaller")])
 def test_a_wrong_voxel_size_is_told(phantom: SagittalStack, factor: float, words: str) -> None:
     sized = replace(phantom, pixel=(phantom.pixel[0] * factor, phantom.pixel[1] * factor))

@@ -25,6 +25,7 @@ KEPT_IN_NIFTI = {
     "SIZES_UNUSUAL": ("SIZES", "the sizes were not an adult's; the voxel size may be wrong."),
     "LEVELS_LOW": ("LOW", "two levels were so low that they may be one, and the names beyond one off."),
     "LEVELS_TALL": ("TALL", "a disc was so thick that it may hold a vertebra, and the names beyond be one off."),
+    "LEVELS_MIXED": ("MIXED", "beside a disc lay other vertebrae than its own, so that names there may be wrong."),
     "VERTEBRA_SMALL": ("SMALL", "far less was found of a vertebra than of those beside."),
     "DISC_MISSING": ("MISSING", "a disc was not found and its vertebrae were told apart by their height."),
     "PIECES_APART": ("APART", "bone or canal lay apart from the spine, as in a ghost of it, and got no label."),

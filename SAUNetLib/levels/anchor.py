@@ -35,7 +35,7 @@ _MISSED = 0.85
 """Probability that an interface without a disc was rightly put where it is."""
 _DOUBTED = 0.5
 """Probability that a level is one, and one only: a disc between two bodies of about half the usual height, a body far
-smaller than those beside, a disc more than twice as thick (chosen)."""
+smaller than those beside, a disc more than twice as thick or beside other vertebrae than its own (chosen)."""
 _LOWEST_L5, _LUMBAR = 0.5, 3.0
 """Of spine MRI, how often L5 is the lowest complete vertebra; the others share the rest, T11 to L4 so many times as
 often as those above: most is lumbar, as is all that the shipped model has seen."""
@@ -81,7 +81,7 @@ class Anchor:
         """By number of the vertebra: less with every interface between it and the anchor that is less than sure."""
         chain = spine.chain
         sure = [_MISSED if interface.number == 0 else 1.0 for interface in chain.interfaces]
-        for k in {*chain.halved, *chain.tall, *(k - 1 for k in chain.small)}:  # above a small body
+        for k in {*chain.halved, *chain.tall, *spine.mixed, *(k - 1 for k in chain.small)}:  # above a small body
             sure[k] = min(sure[k], _DOUBTED)
         doubt = np.cumsum([0.0, *-np.log(sure)])
         lowest, result = spine.chain.lowest, {}

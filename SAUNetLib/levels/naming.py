@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -188,15 +188,23 @@ def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
         )
         notices.append(Notice("LEVELS_LOW", text))
     if spine.chain.tall:
-        tall = ", ".join(
-            disc_between(anchor.level.get(k), anchor.level.get(k + 1)) or "one at the end" for k in spine.chain.tall
-        )
         text = (
-            f"More than twice as thick as the discs beside: {tall}. It may hold a collapsed vertebra, so that the "
-            "names beyond are one off. Check the levels."
+            f"More than twice as thick as the discs beside: {_discs(spine.chain.tall, anchor)}. It may hold a "
+            "collapsed vertebra, so that the names beyond are one off, or an implant. Check the levels."
         )
         notices.append(Notice("LEVELS_TALL", text))
+    if spine.mixed:
+        text = (
+            f"Other vertebrae than its own lie right above or below {_discs(spine.mixed, anchor)}, as where the image "
+            "wraps round or metal divides a disc, so that names there and beyond may be wrong. Check the levels."
+        )
+        notices.append(Notice("LEVELS_MIXED", text))
     return notices
+
+
+def _discs(interfaces: Sequence[int], anchor: Anchor) -> str:
+    """The names of the discs at interfaces."""
+    return ", ".join(disc_between(anchor.level.get(k), anchor.level.get(k + 1)) or "one at the end" for k in interfaces)
 
 
 def _about_image(spine: Spine, anchor: Anchor) -> list[Notice]:
@@ -213,7 +221,8 @@ def _about_image(spine: Spine, anchor: Anchor) -> list[Notice]:
     if spine.apart_mm3 > _MUCH_MM3:
         text = (
             f"{spine.apart_mm3 / 1000:.0f} ml of bone and canal lie apart from the spine and got no label: ghosts of "
-            "motion or flow may show it twice. Check the outlines."
+            "motion or flow may show it twice, or the image wraps round and shows a part of it on the other side. "
+            "Check the outlines and the levels."
         )
         notices.append(Notice("PIECES_APART", text))
     return notices
