@@ -43,8 +43,9 @@ _ODONTOID = 8.0
 """How the shape of C2 speaks for it: logarithm of the odds."""
 _COUNTED, _HARDLY = 0.85, 0.1
 """How certain names are that were counted from C2 to a sacrum after an unusual number of vertebrae, and those of more
-vertebrae than a spine has or of an image that stands on its head (chosen)."""
+vertebrae than a spine has, of hardly a spine, or of an image that stands on its head (chosen)."""
 _FIVE_WORDS = "five vertebrae above it have the long transverse processes of lumbar ones"
+_SMALL_WORDS = "far less was found of the lowest complete vertebra than of those beside"
 _C2_WORDS = "the highest vertebra is taller than deep and has no disc above, as C2 with its odontoid process"
 
 
@@ -60,6 +61,7 @@ class Anchor:
         unusual: what speaks for another number of vertebrae than the usual one, in words.
         counted: whether the lumbar vertebrae above the sacrum were counted, not taken for five.
         contradicted: what speaks against a level that the user stated, in words.
+        doubt: what speaks against the vertebra that the names were counted from, in words.
         upside_down: whether the image seems to stand on its head, so that all names are wrong.
     """
 
@@ -70,12 +72,14 @@ class Anchor:
     unusual: tuple[str, ...] = ()
     counted: bool = False
     contradicted: str = ""
+    doubt: str = ""
     upside_down: bool = False
 
     @property
     def doubtful(self) -> bool:
         """Whether the names are only the most likely ones; upside down they are wrong, which is said elsewhere."""
-        return not self.upside_down and (self.source == "sizes" or (self.confidence < _SURE and not self.unusual))
+        unsure = self.source == "sizes" or self.doubt or (self.confidence < _SURE and not self.unusual)
+        return bool(unsure) and not self.upside_down
 
     def confidences(self, spine: Spine) -> dict[int, float]:
         """By number of the vertebra: less with every interface between it and the anchor that is less than sure."""
@@ -94,11 +98,15 @@ class Anchor:
 
 def find_anchor(spine: Spine, lowest: str | None, image: Image | None = None) -> Anchor:
     """Names by what the user says of the lowest complete vertebra, else by the sacrum and C2, else by sizes."""
-    anchor = _anchor(spine, lowest, image)
-    if not is_upside_down(spine.chain):
+    chain = spine.chain
+    anchor = replace(_anchor(spine, lowest, image), upside_down=is_upside_down(chain))
+    if anchor.source == "user":
         return anchor
-    most = 1.0 if anchor.source == "user" else _HARDLY
-    return replace(anchor, confidence=min(anchor.confidence, most), upside_down=True)
+    if anchor.upside_down or spine.few:
+        return replace(anchor, confidence=min(anchor.confidence, _HARDLY))
+    if anchor.source in ("sacrum", "sizes") and chain.lowest in chain.small:
+        return replace(anchor, confidence=min(anchor.confidence, _DOUBTED), doubt=_SMALL_WORDS)
+    return anchor
 
 
 def _anchor(spine: Spine, lowest: str | None, image: Image | None) -> Anchor:

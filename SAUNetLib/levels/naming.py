@@ -20,6 +20,8 @@ from .spine import Spine
 _MUCH_MM3 = 20_000.0
 """So much apart from the spine is a ghost of it: 13,000 mm3 at most in 47 volumes, 48,000 and more in copies with a
 ghost of 30 %, shifted by 60 or 90 mm."""
+_FEW = 2
+"""So few vertebrae are few also to those who cut an image to a part of the spine."""
 
 HEAD_AND_FEET = Notice(
     "HEAD_AND_FEET",
@@ -144,8 +146,11 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
     discs = sum(interface.number > 0 for interface in spine.chain.interfaces)
     if not spine.numbers and not discs:
         return [Notice("FEW_STRUCTURES", "No vertebra and no disc was found, so no level could be named.")]
+    few = [_about_few(spine, discs)] if spine.few else []
+    if few and anchor.source != "user":  # its names are hardly worth a word
+        return [*few, *_about_image(spine, anchor)]
     return [
-        *_about_number(len(spine.numbers), discs),
+        *few,
         *_about_anchor(spine, anchor),
         *((HEAD_AND_FEET,) if anchor.upside_down else ()),
         *_about_sizes(spine, anchor),
@@ -154,15 +159,15 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
     ]
 
 
-def _about_number(vertebrae: int, discs: int) -> list[Notice]:
+def _about_few(spine: Spine, discs: int) -> Notice:
     """Notice of too few structures for a spine."""
-    if vertebrae >= 2 and discs:
-        return []
+    vertebrae = len(spine.numbers)
+    number = f"{_count(vertebrae, 'vertebra', 'vertebrae')} and {_count(discs, 'disc', 'discs')} were found"
     text = (
-        f"Only {_count(vertebrae, 'vertebra', 'vertebrae')} and {_count(discs, 'disc', 'discs')} were found. "
-        "Check whether the volume shows the spine."
+        f"{'Only ' if vertebrae <= _FEW else ''}{number}{'' if spine.has_canal else ', and no canal'}. Check whether "
+        "the volume shows the spine."
     )
-    return [Notice("FEW_STRUCTURES", text)]
+    return Notice("FEW_STRUCTURES", text)
 
 
 def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
@@ -268,12 +273,13 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
         )
     notices = [Notice("LEVELS_ASSUMED", text)]
     if anchor.doubtful:
+        doubt = anchor.doubt or "neither the sacrum nor C2 shows clearly"
         notices.append(
             Notice(
                 "LEVELS_DOUBTFUL",
-                f"Neither the sacrum nor C2 shows clearly; {level} is only the most likely name for the lowest "
-                f"complete vertebra ({anchor.confidence:.0%}). State its level (--lowest) if you know it; make sure "
-                "that the image is not upside down.",
+                f"{doubt[0].upper()}{doubt[1:]}; {level} is only the most likely name for the lowest complete "
+                f"vertebra ({anchor.confidence:.0%}). State its level (--lowest) if you know it; make sure that the "
+                "image is not upside down.",
             )
         )
     if anchor.unusual:

@@ -28,6 +28,9 @@ _NEXT_MM, _SEEN, _OTHER = 4.0, 0.2, 0.2
 """So far above and below a disc lie its two vertebrae, where a larger share of its columns than the second shows any;
 the third is the share of other ones from which on something is out of place: 0.01 at most in 47 volumes and 56
 phantoms, 0.36 where metal divided a disc in two, 0.48 to 0.74 beside five discs where an image wrapped round."""
+_DISCS = 0.5
+"""Without a canal, a spine has a disc at so large a share of its interfaces: all 47 volumes do without theirs, and all
+slices of theirs beside it; a drawn knee had one at one of three."""
 _UPPER_HALF = 0.5
 """C1's anterior arch lies higher than this part of C2's height above its disc: beside the odontoid process."""
 
@@ -137,13 +140,26 @@ class Spine:
             number[touching] = np.where(coarse[touching] > 0, coarse[touching], nearest)
         return np.asarray(number)
 
+    @property
+    def few(self) -> bool:
+        """Whether what was found is hardly a spine: one vertebra, no disc, or without a canal few discs."""
+        interfaces = self.chain.interfaces
+        discs = sum(interface.number > 0 for interface in interfaces)
+        alone = not self.has_canal and discs < _DISCS * len(interfaces)
+        return len(self.numbers) < 2 or discs == 0 or alone
+
+    @property
+    def has_canal(self) -> bool:
+        """Whether any of the canal was found beside the bodies."""
+        return len(self._canal) > 0
+
     @cached_property
     def mixed(self) -> list[int]:
         """Interfaces with a disc right above or below which other vertebrae lie than its own."""
         grid, discs, last = self.grid, self.discs, self.chain.last
-        number = np.full(grid.classes.shape, NO_BODY, np.int16)
-        number.ravel()[self.voxels.flat] = self.number
-        number = replace(grid, classes=number).thinned(WORKING_MM).classes
+        full = np.full(grid.classes.shape, NO_BODY, np.int16)
+        full.ravel()[self.voxels.flat] = self.number
+        number: np.ndarray = replace(grid, classes=full).thinned(WORKING_MM).classes
         step = round(_NEXT_MM / float(discs.grid.spacing[1]))
         index = np.argwhere(discs.map)  # of one column from the top down
         of_disc = discs.map[tuple(index.T)]
@@ -151,8 +167,10 @@ class Spine:
         for k, interface in enumerate(self.chain.interfaces):
             own = index[of_disc == interface.number]
             for vertebra, way in ((k, -1), (k + 1, 1)):
-                _, end = np.unique(own[::-way, 0] * number.shape[2] + own[::-way, 2], return_index=True)
-                slices, rows, columns = own[::-way][end].T
+                ordered = own[::-way]
+                column = np.asarray(ordered[:, 0] * number.shape[2] + ordered[:, 2])
+                end = np.unique(column, return_index=True)[1]
+                slices, rows, columns = ordered[end].T
                 seen = number[slices, (rows + way * step).clip(0, number.shape[1] - 1), columns]
                 seen = seen[seen > NO_BODY]
                 many = len(seen) > _SEEN * len(end) and vertebra <= last
