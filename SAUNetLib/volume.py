@@ -237,10 +237,13 @@ def _check_plane(geometry: Geometry, left_right: int, in_plane: list[int], name:
     thick = int(np.argmax(spacing))
     if thick != left_right and spacing[thick] > THICK_RATIO * np.median(spacing):
         plane = {in_plane[0]: "an axial", in_plane[1]: "a coronal"}[thick]
+        remedy = "Choose the sagittal series of the same study, or an isotropic volume"
+        if np.array_equal(np.abs(geometry.direction), np.eye(3)):  # as of a header that says nothing of it
+            remedy += ". If these are sagittal slices, their file has lost the orientation: convert the series again"
         raise InputError(
             "INPUT_NOT_SAGITTAL",
             f"{name} is {plane} stack: its slices lie {spacing[thick]:.3g} mm apart along the wrong axis",
-            "Choose the sagittal series of the same study, or an isotropic volume",
+            remedy,
         )
     if min(geometry.size[axis] for axis in in_plane) < SMALLEST_SLICE:
         raise InputError(

@@ -81,6 +81,15 @@ def test_stacks_of_other_planes_are_refused_by_name(plane):
     assert caught.value.code == "INPUT_NOT_SAGITTAL"
 
 
+@pytest.mark.parametrize("direction", [np.eye(3), np.diag([-1.0, -1.0, 1.0]), euler((0.0, 0.0, 5.0))])
+def test_slices_without_an_orientation_may_be_sagittal_after_all(direction):
+    """A file that says nothing of its axes has the identity for them, and is an axial stack by that."""
+    with pytest.raises(InputError, match="axial") as caught:
+        check_volume(volume(direction=direction))
+    straight = np.array_equal(np.abs(direction), np.eye(3))
+    assert ("lost the orientation: convert the series again" in caught.value.remedy) == straight
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_isotropic_volumes_of_any_plane_are_accepted(order):
     sagittal = volume((20, 40, 30), (1.0, 1.0, 1.0))
