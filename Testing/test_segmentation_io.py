@@ -387,8 +387,8 @@ def test_a_nifti_file_keeps_that_names_are_in_doubt(tmp_path: Path, whole: Segme
 
 
 def test_a_nifti_file_keeps_every_doubt_that_a_label_map_may_have(tmp_path: Path, whole: Segmentation) -> None:
-    codes = ["FRONT_AND_BACK", "SIZES_UNUSUAL", "LEVELS_LOW", "LEVELS_TALL", "LEVELS_MIXED", "VERTEBRA_SMALL",
-             "DISC_MISSING", "PIECES_APART"]  # fmt: skip
+    codes = ["FRONT_AND_BACK", "FEW_STRUCTURES", "SIZES_UNUSUAL", "LEVELS_LOW", "LEVELS_TALL", "LEVELS_MIXED",
+             "VERTEBRA_SMALL", "DISC_MISSING", "PIECES_APART"]  # fmt: skip
     one = replace(whole, warnings=tuple(Notice(code, "text") for code in codes), provenance={"model": "m 1.0"})
     write_segmentation(one, tmp_path / "s.nii.gz")
     got = read_segmentation(tmp_path / "s.nii.gz")

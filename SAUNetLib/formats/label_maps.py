@@ -19,6 +19,7 @@ ENCODING = KEY + "encoding"
 KEPT_IN_NIFTI = {
     "FRONT_AND_BACK": ("BACK", "the image's front and back seemed to be swapped, so that much is wrong."),
     "HEAD_AND_FEET": ("HEAD_AND_FEET", "the image seemed to be stored upside down, so that levels are wrong."),
+    "FEW_STRUCTURES": ("FEW", "too little was found for a spine."),
     "LEVELS_ASSUMED": ("LEVELS_ASSUMED", "the names of levels were assumed, not stated."),
     "LEVELS_DOUBTFUL": ("LEVELS_DOUBTFUL", "the names of levels were only the most likely ones."),
     "TRANSITIONAL": ("TRANS", "something spoke for another number of lumbar vertebrae than five."),
