@@ -182,7 +182,7 @@ def test_a_whole_spine_without_any_disc() -> None:
     classes = CLASS_OF[block_spine((4.0, 1.0, 1.0), lordosis=0.0, top=8, bottom=0)]
     classes[classes == DISC] = 0
     result = name_structures(stack_of(np.concatenate([classes, classes], axis=1)))
-    assert len(levels_in(result.labels)) >= 12 and max(result.confidence.values()) <= 0.1
+    assert len(levels_in(result.labels)) >= 12 and max(result.confidence.values()) <= 0.3
     (notice,) = result.notices
     assert notice.code == "FEW_STRUCTURES" and notice.text.endswith("and 0 discs were found. " + CHECK)
 
@@ -200,7 +200,7 @@ def test_one_disc_alone_is_no_sure_sacrum() -> None:
     classes = np.zeros((5, 200, 150), np.uint8)
     classes[2, 60:64, 60:80] = DISC
     alone = name_structures(stack_of(classes))
-    assert codes(alone) == ["FEW_STRUCTURES"] and max(alone.confidence.values()) <= 0.1
+    assert codes(alone) == ["FEW_STRUCTURES"] and max(alone.confidence.values()) <= 0.3
 
 
 @pytest.mark.parametrize("dark", ["padding", "noise", "a void at the disc", "nothing"])
@@ -425,7 +425,7 @@ def test_a_few_pieces_of_something_else_are_no_spine(spine: np.ndarray) -> None:
     assert codes(few) == ["FEW_STRUCTURES"] and few.notices[0].text.endswith(
         "1 disc were found, and no canal. " + CHECK
     )
-    assert max(few.confidence.values()) <= 0.1
+    assert max(few.confidence.values()) <= 0.3
     assert {"FEW_STRUCTURES", "DISC_MISSING"} <= set(codes(stated)) and stated.confidence[value_of("L5")] == 1.0
 
 
