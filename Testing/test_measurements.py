@@ -411,6 +411,41 @@ def test_a_stray_piece_neither_fails_nor_counts_in_silence(thick, level, painted
     assert "low_confidence" in found.row(level).measures[name].flags
 
 
+@pytest.mark.parametrize(("low", "doubtful"), [(-1, False), (5, True)])
+def test_a_stray_piece_of_sacrum_turns_no_endplate(thick, low, doubtful):
+    """Twelve voxels before the lowest disc turned the lordosis by 15 degrees, without a flag."""
+    whole = Segmentation(thick.labels, thick.volume.geometry)
+    wanted = measure(whole).row("L1-S1").measures["lordosis_deg"]
+    disc = np.argwhere(whole.labels == value_of("L5/S1"))
+    middle = whole.labels.shape[0] // 2
+    front = disc[disc[:, 0] == middle]
+    front = front[front[:, 2] <= front[:, 2].min() + 1].mean(axis=0).astype(int)
+    labels = whole.labels.copy()
+    labels[middle - 1 : middle + 2, front[1] + low : front[1] + low + 4, front[2] - 8 : front[2] - 3] = value_of("S1")
+    found = measure(replace(whole, labels=labels))
+    angle = found.row("L1-S1").measures["lordosis_deg"]
+    assert angle.value == pytest.approx(wanted.value, abs=0.3)
+    assert angle.flags == (("low_confidence",) if doubtful else ())
+    assert found.row("L5/S1").measures["segmental_angle_deg"].flags == angle.flags
+
+
+def test_a_sacrum_in_pieces_is_measured_by_the_one_below_the_disc(thick):
+    """S1 and S2 are often drawn apart, and S1 need not be the larger piece."""
+    whole = Segmentation(thick.labels, thick.volume.geometry)
+    wanted = measure(whole).row("L5/S1").measures
+    labels = whole.labels.copy()
+    first = row_of(whole, "S1", 0.0)
+    last = row_of(whole, "S1", 1.0)
+    apart = first + round(14 / PIXEL)
+    assert last > apart + 8
+    labels[:, apart : apart + 3][labels[:, apart : apart + 3] == value_of("S1")] = 0
+    upper, lower = (np.count_nonzero(one == value_of("S1")) for one in (labels[:, :apart], labels[:, apart:]))
+    assert upper < lower
+    found = measure(replace(whole, labels=labels)).row("L5/S1").measures
+    for name in ("segmental_angle_deg", "slip_mm", "height_anterior_mm"):
+        assert found[name].value == pytest.approx(wanted[name].value, abs=0.5) and found[name].flags == ()
+
+
 @pytest.mark.parametrize("gap_mm", [3, 6, 10])
 def test_a_stray_piece_of_canal_widens_nothing(thick, gap_mm):
     whole = Segmentation(thick.labels, thick.volume.geometry)

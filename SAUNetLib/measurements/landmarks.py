@@ -11,7 +11,7 @@ from ..masks import connected_components
 from .centreline import Centreline
 from .endplates import Section
 from .neighbours import Neighbours
-from .sections import SectionFinder
+from .sections import DOUBTFUL, STRAY, SectionFinder
 from .space import LabelSpace
 
 _HALF_CANAL_MM = 8.0
@@ -20,8 +20,6 @@ _POSTERIOR = 92
 """Percentile of a disc's columns from which on it ends."""
 _FEW = 20
 """Fewer points of a vertebra in front of the canal are no body."""
-_STRAY, _DOUBTFUL = 0.5, 0.01
-"""A piece apart is left out below this part of the largest one; from this part on the structure is doubtful."""
 _SAMPLE = 200
 """About so many voxels of a piece tell whether it lies in front of the canal."""
 
@@ -127,9 +125,9 @@ def _without_strays(
                 points = np.argwhere(mask)[:: max(1, sizes[piece - 1] // _SAMPLE)] + [part.start for part in box]
                 if line.in_front(points * space.spacing).mean() < 0.5:
                     continue
-            if sizes[piece - 1] >= _DOUBTFUL * sizes.max():
+            if sizes[piece - 1] >= DOUBTFUL * sizes.max():
                 doubtful.add(value)
-            if sizes[piece - 1] < _STRAY * sizes.max():
+            if sizes[piece - 1] < STRAY * sizes.max():
                 strays[box] |= mask
     return (space.without(strays) if strays.any() else space), frozenset(doubtful)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..masks import connected_components
 from .centreline import STEP, Centreline
 from .endplates import EVEN, Endplate, Section
 from .outline import Outline, edges, outline
@@ -50,6 +51,8 @@ _SACRUM_AP_MM = 30.0
 """So far in front of and behind the disc's middle (chosen)."""
 _FEW = 20
 """Fewer points of a sacrum are none."""
+STRAY, DOUBTFUL = 0.5, 0.01
+"""A piece apart is left out below this part of the largest one, and from this part on the structure is doubtful."""
 
 Reach = tuple[tuple[float, float], tuple[float, float]]
 """From where to where a section is sampled in its frame: y and z, mm."""
@@ -111,14 +114,38 @@ class SectionFinder:
         if (below & (np.abs(local[:, 1]) < _SACRUM_AP_MM)).sum() < _FEW:
             return None
         reach = (-_SACRUM_AP_MM, _SACRUM_AP_MM), (-_SACRUM_MM, _PROMONTORY_MM)
-        frame, section = disc.frame, None
+        frame, section, finder = disc.frame, None, self._without_strays(value, disc)
         for fine in (False, False, True):
-            section = self._section(value, frame, reach, fine, bone=True)
+            section = finder._section(value, frame, reach, fine, bone=True)
             if section is None:
                 return None
             plate = section.upper
             frame = AnatomicalFrame.facing((plate.front + plate.back) / 2, plate.normal, frame.axes[1])
         return section
+
+    def _without_strays(self, value: int, disc: Section) -> SectionFinder:
+        """The finder without pieces of the sacrum that are not its upper end, of which the disc faces the most.
+
+        Its largest piece may be another one, since a sacrum is often drawn in pieces from S1 down.
+        """
+        box = self.space.box(value)
+        pieces = connected_components(self.space.labels[box] == value)
+        if pieces.max() == 1:
+            return self
+        index = np.argwhere(pieces)
+        points = (index + [part.start for part in box]) * self.space.spacing
+        local = disc.frame.local(points)
+        below = (local[:, 2] < 0) & (local[:, 2] > -_SACRUM_MM) & (np.abs(local[:, 1]) < _SACRUM_AP_MM)
+        index = index[below][self.line.in_front(points[below])]
+        seen = np.zeros_like(pieces)
+        seen[tuple(index.T)] = pieces[tuple(index.T)]
+        faced = np.take_along_axis(seen, (seen > 0).argmax(axis=1)[:, None], axis=1)  # of each column the uppermost
+        sizes = np.bincount(faced.ravel(), minlength=pieces.max() + 1)[1:]
+        strays = np.zeros(self.space.labels.shape, bool)
+        strays[box] = np.isin(pieces, np.flatnonzero(sizes < STRAY * sizes.max()) + 1)
+        apart = np.count_nonzero(sizes >= max(1.0, DOUBTFUL * sizes.max())) > 1
+        doubtful = self.doubtful | {value} if apart else self.doubtful
+        return replace(self, space=self.space.without(strays), doubtful=doubtful)
 
     def _frame(self, origin: np.ndarray, up: np.ndarray, turn: float) -> AnatomicalFrame:
         """A frame that looks back by `turn` and whose mid-sagittal plane holds the canal's middle."""
