@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..masks import connected_components
 from .centreline import STEP
 from .landmarks import Landmarks
 from .outline import edges
@@ -18,6 +19,8 @@ _LENGTH_MM = 1.5
 """And so far up and down along the canal."""
 _END_MM = 3.0
 """So near to its centreline's end a canal is cut, or begins or ends."""
+_AROUND_MM, _PIECE = 8.0, 0.05
+"""So far up and down a gap is looked for, and from this part of the mask there on a piece is no speck (chosen)."""
 _LEAST_MARGIN_MM = 0.5
 """A diameter whose end lies so near to the upper or lower border of the image, or within a pixel of any, is cut."""
 
@@ -47,14 +50,13 @@ def canal_diameter(
     if station is None or not line.seen(station):
         return Diameter(Measure.none(_why_not_seen(space, canal)))
     frame = AnatomicalFrame.facing(line.at(station), -line.tangent(station), place.axes[1])
-    step = max(0.25, space.pixel / 2)
-    nodes = SamplingGrid.spanning((-_BAND_MM, _BAND_MM, 1.0), (-20, 20, step), (-_LENGTH_MM, _LENGTH_MM, 0.75))
+    nodes = _nodes(space, _LENGTH_MM)
     share, alone = _middle_run(space.sample(canal, frame, nodes).mean(axis=(0, 2)), nodes.y)
     front, back = float(edges(share, nodes.y, last=False)), float(edges(share, nodes.y, last=True))
     if not back - front > 0:
         return Diameter(Measure.none(MISSING))
     ends = np.stack([frame.point(0, front, 0), frame.point(0, back, 0)])
-    flags = set() if alone else {LOW_CONFIDENCE}
+    flags = set() if alone and not _has_gap(space, canal, frame) else {LOW_CONFIDENCE}
     # The plane is oblique: its ends may leave the image above or below where the centreline is well inside.
     margin = np.maximum(space.spacing[1:], (_LEAST_MARGIN_MM, 0.0))
     at_border = (ends[:, 1:] < margin) | (ends[:, 1:] > space.last[1:] - margin)
@@ -63,6 +65,19 @@ def canal_diameter(
     if line.sided[round(station)]:
         flags.add(FEW_SLICES)
     return Diameter(Measure.of(back - front, flags), ends)
+
+
+def _nodes(space: LabelSpace, length: float) -> SamplingGrid:
+    """Nodes in the midline, so many mm up and down."""
+    step = max(0.25, space.pixel / 2)
+    return SamplingGrid.spanning((-_BAND_MM, _BAND_MM, 1.0), (-20, 20, step), (-length, length, 0.75))
+
+
+def _has_gap(space: LabelSpace, canal: int, frame: AnatomicalFrame) -> bool:
+    """Whether the mask about a plane is in pieces: a gap that crosses the plane slantwise shortens its diameter."""
+    inside = space.sample(canal, frame, _nodes(space, _AROUND_MM)).mean(axis=0) >= 0.5
+    sizes = np.bincount(connected_components(inside[None]).ravel())[1:]
+    return bool((sizes >= _PIECE * sizes.sum()).sum() > 1)
 
 
 def _middle_run(share: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, bool]:
