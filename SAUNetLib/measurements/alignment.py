@@ -27,7 +27,7 @@ def lordosis(upper: Endplate, lower: Endplate) -> Measure:
 
 
 def coronal_angle(column: Sequence[tuple[str, Endplate | None]], turn_seen: bool) -> tuple[str, Measure] | None:
-    """Angle between the most tilted of the endplates in the coronal plane (Cobb's method), and from where to where.
+    """Angle between the most tilted of the endplates in the coronal plane (Cobb's method), and which these are.
 
     The plane is spanned by the mean left and the mean upward axis of the endplates' frames. Each tilt is the mean with
     its neighbours, weights 1, 2, 1, since a single endplate's is uncertain in thick slices. Slices that show only a
@@ -40,8 +40,8 @@ def coronal_angle(column: Sequence[tuple[str, Endplate | None]], turn_seen: bool
         turn_seen: whether any body's direction to the back is known.
 
     Returns:
-        The levels between which it was measured, as ``L1-S1``, and the angle; None for fewer than three whole
-        endplates.
+        The levels of the two most tilted endplates, as ``T11-L3``, and the angle; without an angle, from where to where
+        the endplates reach. None for fewer than three whole endplates.
     """
     whole = [n for n, (_, plate) in enumerate(column) if plate is not None and not plate.cut]
     if len(whole) < _FEWEST:
@@ -50,23 +50,24 @@ def coronal_angle(column: Sequence[tuple[str, Endplate | None]], turn_seen: bool
     plates = [plate for _, plate in column]
     told = {n: plate for n, plate in enumerate(plates) if plate is not None and _tells_tilt(plate)}
     seen = list(told)
-    ends = (seen[0], seen[-1]) if len(seen) >= _FEWEST else (0, -1)
-    stretch = f"{column[ends[0]][0]}-{column[ends[1]][0]}"
     if len(seen) < max(_FEWEST, _SEEN * len(column)):
-        return stretch, Measure.none(FEW_SLICES)
+        first, last = (seen[0], seen[-1]) if len(seen) >= _FEWEST else (0, -1)
+        return f"{column[first][0]}-{column[last][0]}", Measure.none(FEW_SLICES)
     flags = set() if turn_seen else {FEW_SLICES}
     for plate in (*plates[: seen[0]], *plates[seen[-1] + 1 :]):
         if plate is not None and not plate.cut:
             flags |= plate.flags or {FEW_SLICES}
-    return stretch, Measure.of(_range_of_tilts(list(told.values())), flags)
+    tilts = _smoothed_tilts(list(told.values()))
+    first, last = sorted((seen[int(tilts.argmax())], seen[int(tilts.argmin())]))
+    return f"{column[first][0]}-{column[last][0]}", Measure.of(float(np.ptp(tilts)), flags)
 
 
 def _tells_tilt(plate: Endplate) -> bool:
     return not (plate.cut or plate.flags) and plate.across is not None
 
 
-def _range_of_tilts(plates: Sequence[Endplate]) -> float:
-    """Degrees between the most tilted of the endplates, each smoothed with its neighbours."""
+def _smoothed_tilts(plates: Sequence[Endplate]) -> np.ndarray:
+    """Degrees (N,) by which endplates are tilted in the coronal plane, each smoothed with its neighbours."""
     up = np.sum([plate.frame.axes[2] for plate in plates], axis=0)
     up = up / np.linalg.norm(up)
     left = np.sum([plate.frame.axes[0] for plate in plates], axis=0)
@@ -74,4 +75,4 @@ def _range_of_tilts(plates: Sequence[Endplate]) -> float:
     left = left / np.linalg.norm(left)
     tilts = np.degrees([np.arctan2(across @ up, across @ left) for across in (plate.across for plate in plates)])
     padded = np.pad(tilts, 1, mode="edge")
-    return float(np.ptp((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4))
+    return np.asarray((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4)
