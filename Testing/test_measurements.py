@@ -337,6 +337,19 @@ def test_without_canal_what_needs_it_is_missing():
     assert found.value("L2", "height_middle_mm") == pytest.approx(
         measure(whole).value("L2", "height_middle_mm"), abs=0.7
     )
+    assert found.row("L2").measures["height_middle_mm"].flags == ()  # its whole width tells its middle
+
+
+@pytest.mark.parametrize("first", [0, 3, 15, 18])
+def test_lateral_slices_without_a_canal_are_not_taken_for_the_middle(first):
+    """Slips of 5 to 7 mm, grade 1, were told of slices beside the canal, without a flag."""
+    whole = segmentation(geometry(**FINE))
+    lateral = part(whole, k=slice(first, first + 7))
+    found = measure(replace(lateral, labels=np.where(lateral.labels == 2, 0, lateral.labels).astype(np.uint8)))
+    told = [one for row in found.rows for name, one in row.measures.items() if name != "volume_mm3"]
+    assert any(one.value is not None for one in told) and all(one.flags for one in told)
+    (notice,) = [one for one in found.warnings if one.code == "CANAL_MISSING"]
+    assert "midline" in notice.text
 
 
 def test_a_body_cut_by_the_border_has_no_height():

@@ -251,7 +251,11 @@ class _MeasurementRun:
             yield Notice("NOTHING_FOUND", "No part of the spine is segmented; nothing was measured.")
             return
         if self._canal is None:
-            yield Notice("CANAL_MISSING", "The spinal canal is not segmented; what needs it was not measured.")
+            yield Notice(
+                "CANAL_MISSING",
+                "The spinal canal is not segmented; what needs it was not measured. The discs' middle is taken for the "
+                "midline, which is not known where the slices do not show their whole width.",
+            )
         if self._landmarks.swapped:
             yield Notice(
                 "CANAL_IN_FRONT",

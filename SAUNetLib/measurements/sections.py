@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..masks import connected_components
+from ..masks import connected_components, cut_by_slices
 from .centreline import STEP, Centreline
 from .endplates import EVEN, Endplate, Section
 from .outline import Outline, edges, outline
@@ -25,7 +25,7 @@ _BONE_ENDS, _BONE_MARGIN_MM = (0.5, 99.5), 5.0
 _DISC_ENDS, _DISC_MARGIN_MM = (0.2, 99.8), 3.0
 """A section reaches from the first to the second percentile of a structure's points, and so far beyond."""
 _LEAST_WIDTH_MM = 14.0
-"""A narrower band tells no sideways slope."""
+"""A narrower band tells no sideways slope, and is no whole body or disc."""
 _PLATE_FROM, _PLATE_TO = 0.15, 0.75
 """The slope is that of this part of an endplate from front to back: without its rims, and pedicles behind (chosen)."""
 _ON_PLATE_MM = 6.0
@@ -174,7 +174,7 @@ class SectionFinder:
         if shape is None:
             return None
         tilts = [_tilt(share[shown], nodes.x[shown], nodes, shape, last) for last in (True, False)]
-        flags = {FEW_SLICES} if self._shows_little(frame, nodes.x, slab) or self._aside(frame) else set()
+        flags = {FEW_SLICES} if self._shows_little(frame, nodes.x, slab) or self._aside(value, frame) else set()
         if shape.residual > _ROUGH_MM or (bone and _is_uneven(shape)) or value in self.doubtful:
             flags.add(LOW_CONFIDENCE)
         return self._made(value, frame, shape, tilts, frozenset(flags))
@@ -190,13 +190,20 @@ class SectionFinder:
         slices = np.unique(np.round((frame.origin[0] + x[slab] * frame.axes[0, 0]) / self.space.spacing[0]))
         return bool(len(slices) < 2 or slab.sum() < _SEEN * (np.abs(x) <= SLAB_MM).sum())
 
-    def _aside(self, frame: AnatomicalFrame) -> bool:
-        """Whether there is a canal, but its middle is not to be seen at a body's or disc's height."""
+    def _aside(self, value: int, frame: AnatomicalFrame) -> bool:
+        """Whether the middle is not to be seen: the canal's at a structure's height, or without a canal its own."""
         line = self.line
+        if line.first > line.last:
+            return self._is_cut_aside(value)
         station = line.crossing(frame.origin, frame.axes[2])
-        if station is None or line.first > line.last:
-            return False
-        return bool(line.sided[round(station)]) or not line.seen(station)
+        return station is not None and (bool(line.sided[round(station)]) or not line.seen(station))
+
+    def _is_cut_aside(self, value: int) -> bool:
+        """Whether the slices show only a part of a structure's width."""
+        box = self.space.box(value)
+        area = np.zeros(len(self.space.labels))
+        area[box[0]] = np.count_nonzero(self.space.labels[box] == value, axis=(1, 2))
+        return bool(cut_by_slices(area)) or (box[0].stop - box[0].start) * self.space.spacing[0] < _LEAST_WIDTH_MM
 
     def _made(
         self, value: int, frame: AnatomicalFrame, shape: Outline, tilts: list[float | None], flags: frozenset[str]
