@@ -427,7 +427,11 @@ def _add_measure(commands: Any) -> None:
     parser = _add(commands, "measure", _measure, "Measure a segmentation: heights, slips, canal, angles, volumes.")
     parser.add_argument("segmentation", metavar="FILE", help="label map or .seg.nrrd with levels")
     parser.add_argument("--output", required=True, metavar="FILE", help="measurements to write: .csv or .json")
-    parser.add_argument("--image", metavar="IMAGE", help="the image that was segmented: signal ratios, and the picture")
+    parser.add_argument(
+        "--image",
+        metavar="IMAGE",
+        help="the image that was segmented, for signal ratios and the picture; without it padding is field of view",
+    )
     parser.add_argument("--series", help="number, UID or description of the series where IMAGE is a DICOM folder")
     parser.add_argument("--picture", metavar="FILE.png", help="draw the landmarks on the mid-sagittal slice of --image")
 
