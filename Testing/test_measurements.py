@@ -523,6 +523,36 @@ def test_two_bodies_in_one_label_are_no_tall_one(thick):
     assert found.value("L5", "height_loss_percent") < 20
 
 
+@pytest.mark.parametrize("lost", [0.55, 0.7])
+def test_a_body_that_is_labelled_in_part_is_not_collapsed_in_silence(thick, lost):
+    """Where its upper part was missing a body was lower by that, of Genant's band 3, without a flag."""
+    whole = Segmentation(thick.labels, thick.volume.geometry)
+    labels = whole.labels.copy()
+    columns = np.flatnonzero((labels == 2)[:, row_of(whole, "L3", 0.2)].any(axis=0))
+    body = labels[:, : row_of(whole, "L3", lost), : columns[0]]
+    body[body == value_of("L3")] = 0
+    found = measure(replace(whole, labels=labels))
+    for name in ("height_middle_mm", "height_loss_percent", "genant_grade"):
+        assert "low_confidence" in found.row("L3").measures[name].flags
+    one = found.row("L2/L3").measures["height_middle_mm"]
+    assert one.value is None or "low_confidence" in one.flags
+    assert found.row("L4").measures["height_middle_mm"].flags == ()
+
+
+def test_a_body_without_its_front_is_doubtful(thick, measured):
+    """A slip of 20 % was one of 50 of what was left of the endplate, Meyerding's grade 3, without a flag."""
+    labels = thick.labels.copy()
+    columns = np.flatnonzero((labels == value_of("L4")).any(axis=(0, 1)))
+    disc = np.flatnonzero((labels == value_of("L3/L4")).any(axis=(0, 1)))
+    front = labels[..., columns[0] : int(disc[0] + 0.5 * np.ptp(disc))]
+    front[front == value_of("L4")] = 0
+    found = measure(Segmentation(labels, thick.volume.geometry))
+    for level, name in (("L4", "depth_mm"), ("L3/L4", "slip_percent"), ("L3/L4", "meyerding_grade")):
+        assert "low_confidence" in found.row(level).measures[name].flags
+        assert measured[1][1].row(level).measures[name].flags == ()
+    assert found.row("L2").measures["depth_mm"].flags == ()
+
+
 def test_a_canal_that_is_cut_says_so(thick):
     whole = Segmentation(thick.labels, thick.volume.geometry)
     columns = np.flatnonzero((whole.labels == 2)[:, row_of(whole, "L3", 0.5)].any(axis=0))

@@ -12,7 +12,8 @@ from .space import AnatomicalFrame
 
 EVEN = 0.7
 """A body one of whose endplates is shorter than this part of the other one is no regular one; nor is an estimated
-endplate that is so much shorter than the one above."""
+endplate that is so much shorter than the one above, nor a body whose endplate is so much shorter than the one across
+the disc (0.79 and more in SPIDER's label maps)."""
 _GAP_MM = 3.0
 """So far at most bone is taken to lie from a disc's mask."""
 
@@ -86,6 +87,12 @@ class Section:
     def centre(self) -> np.ndarray:
         """(3,) mm, the mean of the four corners."""
         return np.asarray((self.upper.front + self.upper.back + self.lower.front + self.lower.back) / 4)
+
+    def doubted(self) -> Section:
+        """The same with low confidence, its endplates too."""
+        flags = self.flags | {LOW_CONFIDENCE}
+        upper, lower = (replace(plate, flags=plate.flags | flags) for plate in (self.upper, self.lower))
+        return replace(self, flags=flags, upper=upper, lower=lower)
 
     def as_endplate(self, above: Endplate | None) -> Endplate:
         """A disc's lower border in the place of the endplate below it.

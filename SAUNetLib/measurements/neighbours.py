@@ -91,11 +91,21 @@ class Neighbours:
             disc: [
                 value
                 for value, body in self.bodies.items()
-                if np.linalg.norm(self.centres[value] - self.centres[disc]) < _NEIGHBOUR_MM
-                and _gap(cloud, body) < _APART_MM
+                if self._is_near(disc, value) and _gap(cloud, body) < _APART_MM
             ]
             for disc, cloud in self.discs.items()
         }
+
+    def beside(self, disc: int) -> tuple[int, int]:
+        """The bodies next to a disc, above and below, however wide the gap between them and it; 0 for none."""
+        order = (0, *self.order, 0)
+        place = order.index(disc)
+        above, below = (value if self._is_near(disc, value) else 0 for value in (order[place - 1], order[place + 1]))
+        return above, below
+
+    def _is_near(self, disc: int, value: int) -> bool:
+        """Whether a body's centre is near enough to a disc's for them to be neighbours."""
+        return value in self.bodies and bool(np.linalg.norm(self.centres[value] - self.centres[disc]) < _NEIGHBOUR_MM)
 
     def up(self, body: int) -> np.ndarray:
         """A body's upward direction (3,), from disc to disc; the canal's where there are none."""

@@ -24,8 +24,9 @@ FLAGS = {
     "padding at the image's borders is no part of the field of view, but without the image it is taken for it",
     FEW_SLICES: "too few slices show it, or they show one side of the canal rather than its middle; or there is no "
     "canal, and they show a part of its width",
-    LOW_CONFIDENCE: "its outline is not that of a regular body or disc; pieces of it lie apart; its neighbours are "
-    "unsuitable for comparison; or the figure is beyond what is usual, as a slip of more than 6 mm or 20 % backwards",
+    LOW_CONFIDENCE: "its outline is not that of a regular body or disc; pieces of it lie apart, or a part of it seems "
+    "not to be segmented; its neighbours are unsuitable for comparison; or the figure is beyond what is usual, as a "
+    "slip of more than 6 mm or 20 % backwards",
     MISSING: "a structure that it needs is not segmented, or not where it belongs",
     ESTIMATED: "there is no sacrum in the label map, or too little of one; its endplate was taken from the L5/S1 "
     "disc's lower border",

@@ -81,7 +81,7 @@ class SectionFinder:
             if section is None:
                 return None
             frame = self._frame(section.centre, section.frame.axes[2], turn)
-        return _doubted(section) if section is not None and self._is_beyond(section.centre) else section
+        return section.doubted() if section is not None and self._is_beyond(section.centre) else section
 
     def _is_beyond(self, centre: np.ndarray) -> bool:
         """Whether a body lies where neither canal nor discs tell its back: a straight line may run through it."""
@@ -228,12 +228,6 @@ class SectionFinder:
         """Whether a surface lies at the upper, lower, front or back border of the image."""
         margin = np.array([max(_BORDER_MM, self.space.spacing[1]), self.space.spacing[2]])
         return any(bool((p[1:] < margin).any() or (p[1:] > self.space.last[1:] - margin).any()) for p in points)
-
-
-def _doubted(section: Section) -> Section:
-    flags = section.flags | {LOW_CONFIDENCE}
-    upper, lower = (replace(plate, flags=flags) for plate in (section.upper, section.lower))
-    return replace(section, flags=flags, upper=upper, lower=lower)
 
 
 def _around(frame: AnatomicalFrame, cloud: np.ndarray, ends: tuple[float, float], margin: float) -> Reach:
