@@ -33,8 +33,8 @@ from SAUNetLib.measurements.centreline import smooth
 from SAUNetLib.measurements.discs import NO_SLIP_MM, _slip
 from SAUNetLib.measurements.endplates import Endplate
 from SAUNetLib.measurements.outline import edges, outline
-from SAUNetLib.measurements.picture import _cells, _curve, draw_picture
-from SAUNetLib.measurements.results import StructureMeasures
+from SAUNetLib.measurements.picture import _cells, _curve, _draw, draw_picture
+from SAUNetLib.measurements.results import Markup, StructureMeasures
 from SAUNetLib.measurements.space import BACK, AnatomicalFrame
 from SAUNetLib.measurements.vertebrae import HEIGHTS, height_losses, sagittal_angle
 from SAUNetLib.parts import merge_parts
@@ -307,6 +307,28 @@ def test_marks_lie_on_the_structures_in_the_patients_space():
     assert np.abs(upright[:, 0]).max() < 3  # the midline
     assert upright[:, 1].min() == pytest.approx(-19, abs=1.5)
     assert upright[:, 1].max() == pytest.approx(3, abs=1.5)
+
+
+def test_the_endplate_that_lordosis_ends_at_is_marked(thick, measured):
+    """S1's, in the picture a broken line where it is estimated."""
+    whole = Segmentation(thick.labels, thick.volume.geometry)
+    without = replace(whole, labels=np.where(whole.labels == value_of("S1"), 0, whole.labels).astype(np.uint8))
+    disc = thick.truth.discs["L5/S1"].centre
+    for found, estimated in ((measured[1][1], False), (measure(without), True)):
+        (mark,) = [one for one in found.markups if one.level == "S1"]
+        assert mark.kind == "endplate" and mark.estimated == estimated
+        assert 2 < np.linalg.norm(mark.points[1] - disc) < 9 and mark.points[1, 2] < disc[2]
+        assert not any(one.estimated for one in found.markups if one.level != "S1")
+
+
+def test_an_estimated_endplate_is_drawn_as_a_broken_line():
+    points = np.array([[20.0, 10.0], [20.0, 50.0], [20.0, 90.0]])  # rows and columns
+    lengths = []
+    for estimated in (False, True):
+        screen = Image.new("RGB", (100, 40))
+        _draw(ImageDraw.Draw(screen), Markup("endplate", "S1", np.zeros((3, 3)), estimated), points)
+        lengths.append(int(np.asarray(screen)[20].any(axis=1).sum()))
+    assert lengths[0] >= 80 and 40 <= lengths[1] <= 60
 
 
 # --- what is not there ------------------------------------------------------------------------------

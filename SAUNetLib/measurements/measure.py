@@ -16,6 +16,7 @@ from ..volume import SagittalStack, Volume, check_geometry, on_grid
 from .alignment import coronal_angle, lordosis
 from .canal import canal_diameter
 from .discs import disc_frame, disc_measures, neighbouring_endplates
+from .endplates import Endplate
 from .landmarks import Landmarks, find_landmarks
 from .results import (
     ESTIMATED,
@@ -190,20 +191,25 @@ class _MeasurementRun:
         return disc_frame(above, below) if above is not None and below is not None else None
 
     def _add_markups(self, value: int, level: str) -> None:
-        """Corners and middles of a body, or the lines along which a disc's heights were taken."""
+        """Corners and middles of a body, or lines along which a disc's heights were taken; with the last one S1's."""
         body = self._landmarks.bodies.get(value)
         if body is not None:
-            for plate in (body.upper, body.lower):
-                if not plate.cut:
-                    points = np.stack([plate.front, plate.middle, plate.back])
-                    self._markups.append(Markup("endplate", level, self._space.to_patient(points)))
+            self._add_endplate(level, body.upper)
+            self._add_endplate(level, body.lower)
             return
         above, below = neighbouring_endplates(value, self._landmarks)
+        if below is not None and value == self._landmarks.lumbosacral:
+            self._add_endplate("S1", below)
         if above is None or below is None or above.cut or below.cut:
             return
         for place in ("front", "middle", "back"):
             line = np.stack([getattr(above, place), getattr(below, place)])
             self._markups.append(Markup("disc", level, self._space.to_patient(line)))
+
+    def _add_endplate(self, level: str, plate: Endplate) -> None:
+        if not plate.cut:
+            points = self._space.to_patient(np.stack([plate.front, plate.middle, plate.back]))
+            self._markups.append(Markup("endplate", level, points, plate.estimated))
 
     def _curves(self) -> Iterator[StructureMeasures]:
         """The curves of each region and of the whole spine in view."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +37,15 @@ TALL, WIDE = 1100, 760
 _MARGIN_MM = 12.0
 _LETTER = 36
 """So near to the upper and lower border, in pixels, the directions stand."""
+_DASH = 5
+"""Pixels of the screen that a dash is long."""
 _COLOURS = {"endplate": (255, 221, 87), "disc": (92, 200, 255), "canal": (255, 128, 190)}
 _CURVES = {"lordosis_deg": "Lordosis", "coronal_angle_deg": "Coronal angle"}
-_EXPLAINED = {"endplate": "corners and middles of bodies", "disc": "disc heights", "canal": "canal, front to back"}
+_EXPLAINED = {
+    "endplate": "corners and middles of bodies and of S1's endplate (broken where estimated)",
+    "disc": "disc heights",
+    "canal": "canal, front to back",
+}
 
 
 def write_picture(volume: Volume, segmentation: Segmentation, measurements: Measurements, path: str | Path) -> None:
@@ -120,10 +128,19 @@ def _draw(draw: ImageDraw.ImageDraw, markup: Markup, points: np.ndarray) -> None
     """A markup's points (N, 2), row and column on the screen."""
     colour = _COLOURS[markup.kind]
     places = [(float(column), float(row)) for row, column in points]
-    draw.line(places, colour, 1)
+    for line in _dashes(places) if markup.estimated else [places]:
+        draw.line(line, colour, 1)
     if markup.kind != "disc":
         for x, y in places:
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), outline=colour, width=1)
+
+
+def _dashes(places: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:
+    """The dashes of a broken line through places on the screen."""
+    for start, end in pairwise(np.array(places)):
+        steps = np.linspace(start, end, 2 * max(1, round(float(np.linalg.norm(end - start)) / (2 * _DASH))) + 1)
+        for first, last in zip(steps[:-1:2], steps[1::2], strict=True):
+            yield [(float(x), float(y)) for x, y in (first, last)]
 
 
 def _write_levels(

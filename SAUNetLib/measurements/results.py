@@ -109,11 +109,13 @@ class Markup:
         kind: endplate, disc or canal.
         level: of its structure.
         points: (N, 3) mm, LPS; one point, or a line's.
+        estimated: of an endplate that is not segmented.
     """
 
     kind: str
     level: str
     points: np.ndarray
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
