@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .anatomy import PARTS_OFFSET, disc_between, encodings, named_structure, structures, usual_levels, value_of
-from .errors import UsageError
+from .errors import InputError, UsageError
 from .formats.atomic import check_writable, same_place, write_together
 from .formats.endings import SEGMENTATIONS, TABLES
 from .formats.places import check_places
@@ -34,7 +34,8 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
 
     Raises:
         UsageError: USAGE for three classes without levels, for a structure that is not there or a level that does not
-            exist, for assignments that contradict each other, or for names that would go beyond C1 or the sacrum.
+            exist, for assignments that contradict each other, for names that would go beyond C1 or the sacrum, or for
+            names that are not in the order of the spine as they are.
     """
     segmentation.require_levels()
     if not assignments:
@@ -42,6 +43,7 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
     present = _present(segmentation)
     wanted = _wanted(assignments, present)
     table = _new_values(present, wanted)
+    _check_order(segmentation)
     labels = _mapped(segmentation, table)
     changes = ", ".join(f"{structures()[old].level}={structures()[new].level}" for old, new in wanted.items())
     earlier = segmentation.provenance.get("relabelled")
@@ -58,6 +60,21 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
             if not notice.about_anchor and notice.code != CORD
         ),
     )
+
+
+def _check_order(segmentation: Segmentation) -> None:
+    """Refuse names of vertebrae and discs that do not agree: moved together they would not agree either."""
+    from .measurements import names_out_of_order
+
+    try:
+        exchanged = names_out_of_order(segmentation)
+    except InputError:  # not to be measured: nothing tells the order
+        return
+    if exchanged is not None:
+        raise _refusal(
+            f"the names are not in the order of the spine, {exchanged[0]} lies above {exchanged[1]}, and would stay so",
+            "Correct the label map by hand so that vertebrae and discs agree, and relabel it then",
+        )
 
 
 def _confidence(segmentation: Segmentation, wanted: Mapping[int, int], table: Mapping[int, int]) -> dict[int, float]:

@@ -213,6 +213,20 @@ def test_what_cannot_be_is_refused_with_its_reason(assignments, told):
     assert failure.value.remedy
 
 
+@pytest.mark.parametrize("level, other", [("L2", "L3"), ("L2/L3", "L3/L4"), ("L1", "L2")])
+def test_vertebrae_and_discs_that_disagree_are_not_moved_together(level, other):
+    """L5/L6 came out above the sacrum, with no L6, where the vertebrae were named one level too high."""
+    whole = segmentation(geometry(size=(56, 76, 25), spacing=(0.9, 1.25, 1.0)))
+    assert (relabel(whole, {level: other}).labels != whole.labels).any()
+    vertebrae = [value_of(name) for name in CHAIN]
+    table = np.arange(256, dtype=np.uint8)
+    table[vertebrae[1:]] = vertebrae[:-1]
+    shifted = Segmentation(table[whole.labels], whole.geometry)
+    with pytest.raises(UsageError, match="order of the spine") as failure:
+        relabel(shifted, {level: other})
+    assert "by hand" in failure.value.remedy
+
+
 @pytest.mark.parametrize("key", ["142", "L2 vertebral body", "L2 posterior elements"])
 def test_a_part_may_be_named_as_its_own_table_names_it(key):
     parts = split_parts(segmentation(geometry(size=(56, 76, 25), spacing=(0.9, 1.25, 1.0))))

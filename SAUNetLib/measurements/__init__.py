@@ -1,6 +1,6 @@
 """What a radiologist measures on a spine MRI, from the label map of its structures. For research, not for diagnosis."""
 
-from .measure import measure
+from .measure import measure, names_out_of_order
 from .picture import write_picture
 from .results import DISCLAIMER, FLAGS, QUANTITIES, Markup, Measure, Measurements, StructureMeasures
 from .splitting import split_parts
@@ -15,6 +15,7 @@ __all__ = [
     "Measurements",
     "StructureMeasures",
     "measure",
+    "names_out_of_order",
     "split_parts",
     "write_measurements",
     "write_picture",

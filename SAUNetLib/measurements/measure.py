@@ -63,6 +63,17 @@ def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measure
     return _MeasurementRun(segmentation, volume).result()
 
 
+def names_out_of_order(segmentation: Segmentation) -> tuple[str, str] | None:
+    """Names of the first two neighbours, the upper one first, that lie the other way round than their names, or None.
+
+    Raises:
+        UsageError, InputError, OutOfMemoryError: as `measure`.
+    """
+    segmentation.require_levels()
+    check_geometry(segmentation.geometry, "the segmentation")
+    return _MeasurementRun(merge_parts(segmentation), None).out_of_order()
+
+
 def _cropped_to_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmentation, Volume | None]:
     """Both cropped to the field of view, so that what padding at its borders hides counts as cut; no label is lost.
 
@@ -221,7 +232,7 @@ class _MeasurementRun:
         sacrum = neighbouring_endplates(last, self._landmarks)[1] if last else None
         if sacrum is not None and sacrum.cut:
             sacrum = None
-        doubt = {LOW_CONFIDENCE} if self._out_of_order() else set()
+        doubt = {LOW_CONFIDENCE} if self.out_of_order() else set()
         for letter, name in _REGIONS.items():
             own = [(level, body) for level, body in chain if level[0] == letter]
             starts = [(n, level, body.upper) for n, (level, body) in enumerate(own) if not body.upper.cut]
@@ -243,8 +254,8 @@ class _MeasurementRun:
             measures = {"coronal_angle_deg": angle.doubted(doubt)}
             yield StructureMeasures(0, level, f"Spine {level}, coronal", "spine", measures)
 
-    def _out_of_order(self) -> tuple[str, str] | None:
-        """Names of the first two neighbours, the upper one first, that lie the other way round than their names."""
+    def out_of_order(self) -> tuple[str, str] | None:
+        """As `names_out_of_order`."""
         known = self._segmentation.known
         placed = [known[value] for value in self._landmarks.order if known[value].level not in _WITHOUT_BODY]
         for upper, lower in pairwise(placed):
@@ -268,7 +279,7 @@ class _MeasurementRun:
                 "The canal lies in front of the discs: front and back are swapped in this file. Only volumes were "
                 "measured; correct the orientation, or export the file again.",
             )
-        exchanged = self._out_of_order()
+        exchanged = self.out_of_order()
         if exchanged is not None:
             yield Notice(
                 "LEVELS_ORDER",
