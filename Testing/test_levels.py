@@ -561,11 +561,14 @@ def test_specks_are_removed(spine: np.ndarray) -> None:
 
 def test_stray_canal_and_disc_are_removed(spine: np.ndarray) -> None:
     damaged = CLASS_OF[spine]
-    damaged[5:8, 100:112, 2:9] = CANAL
+    far, near = np.s_[5:8, 100:112, 2:9], np.s_[6:8, 126:138, 33:41]  # of the canal; the latter within a body
+    damaged[far] = damaged[near] = CANAL
     damaged[6:8, 150:156, 108:116] = DISC
-    result = name_structures(stack_of(damaged))
-    assert not result.labels[5:8, 100:112, 2:9].any()
+    stack = stack_of(damaged)
+    result = name_structures(stack)
+    assert not result.labels[far].any() and not result.labels[near].any()
     assert not result.labels[6:8, 150:156, 108:116].any()
+    assert Spine(Grid.of(stack, bounding_box(damaged))).apart_mm3 >= 4.0 * (damaged[far].size + damaged[near].size)
     assert agreement(spine, result.labels) > 0.97
 
 

@@ -59,9 +59,9 @@ class Spine:
         self.number = self._vertebrae()
         seen = np.flatnonzero(np.bincount(self.number - NO_BODY)) + NO_BODY
         self.numbers = frozenset(int(k) for k in seen if k > NO_BODY)
-        canal = np.flatnonzero(grid.classes == CANAL)
-        self._canal = self._without_ghosts(canal)
-        apart = len(canal) - len(self._canal) + np.count_nonzero(self.number == NO_BODY)
+        self._canal = self._without_ghosts(np.flatnonzero(self.grid.classes == CANAL))
+        # Of the given grid: what `find_column` took out lies apart, too.
+        apart = np.count_nonzero(grid.classes == CANAL) - len(self._canal) + np.count_nonzero(self.number == NO_BODY)
         self.apart_mm3 = float(apart * grid.voxel)
 
     def _without_ghosts(self, canal: np.ndarray) -> np.ndarray:
