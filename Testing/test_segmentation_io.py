@@ -206,6 +206,22 @@ def test_what_slicer_saves_is_read(opened: tuple[Path, dict[str, Any]], kind: st
     assert got.confidence == {32: 0.92}
 
 
+def test_what_the_header_calls_cut_is_of_the_encoding_that_is_read(tmp_path: Path, whole: Segmentation) -> None:
+    """The header is kept where the values are changed: 2 is the canal among the levels and a disc among the classes."""
+    path = tmp_path / "s.nrrd"
+    write_segmentation(replace(whole, partial=frozenset({2, 32})), path)
+    image = sitk.ReadImage(str(path))
+    image.SetMetaData("SAUNet_partial", "2 7 32 999 x")
+    sitk.WriteImage(image, str(path))
+    assert read_segmentation(path).partial == {2, 32}
+    classes = to_sitk(to_classes(whole.labels), whole.geometry)
+    for key in image.GetMetaDataKeys():
+        classes.SetMetaData(key, image.GetMetaData(key))
+    sitk.WriteImage(classes, str(path))
+    read = read_segmentation(path)
+    assert read.encoding.name == "classes" and not read.partial
+
+
 @pytest.mark.parametrize("said", ["sure", "1.5", "nan", "-1", ""])
 def test_a_confidence_that_is_none_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     plain = module._segment

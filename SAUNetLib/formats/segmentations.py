@@ -193,15 +193,13 @@ def read_truth(path: str | Path, usual: Encoding | None = None) -> tuple[Segment
 
 def _read(path: Path, usual: Encoding | None, unknown: int | None = None) -> tuple[Segmentation, np.ndarray]:
     """What is in a file, and where its label map has the value that says that nothing is known."""
-    if ending_of(path, SEGMENTATIONS) == SEGMENTS and os.path.isfile(path):  # noqa: PTH113 - no failure for any path
+    named = ending_of(path, SEGMENTATIONS) == SEGMENTS and os.path.isfile(path)  # noqa: PTH113 - no failure for any path
+    image = None if named else read_image(path)
+    if image is None or lists_segments(image):
         segmentation = _read_segments(path, usual)
         if segmentation is not None:
             return segmentation, np.zeros(segmentation.labels.shape, bool)
-    image = read_image(path)
-    if lists_segments(image):
-        segmentation = _read_segments(path, usual)
-        if segmentation is not None:
-            return segmentation, np.zeros(segmentation.labels.shape, bool)
+    image = read_image(path) if image is None else image
     keys = image.GetMetaDataKeys()
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
@@ -263,7 +261,9 @@ def _segmentation(
     warnings = tuple(
         Notice(key.removeprefix("warning_"), value) for key, value in ours.items() if key.startswith("warning_")
     )
-    partial = frozenset(int(value) for value in ours.get("partial", "").split() if value.isdigit())
+    # A program that changes the values may keep the header, whose numbers then mean something else.
+    told = ours.get("partial", "").split() if ours.get("encoding") == encoding.name else []
+    partial = frozenset(value for value in encoding.structures if str(value) in told)
     skipped = ("warning_", "label_", "encoding", "partial")
     provenance = {key: value for key, value in ours.items() if not key.startswith(skipped)}
     return Segmentation(labels, geometry, encoding, provenance, warnings, partial)
@@ -291,15 +291,13 @@ def _read_segments(path: Path, usual: Encoding | None) -> Segmentation | None:
     labels = np.zeros(voxels.shape[-3:], np.uint8)
     for segment, value in zip(segments, values, strict=True):
         labels[slicerio.segment_mask(content, segment)] = value
-    cut = {value for segment, value in zip(segments, values, strict=True) if PARTIAL_TAG in segment.get("tags", {})}
+    cut = frozenset(value for one, value in zip(segments, values, strict=True) if PARTIAL_TAG in one.get("tags", {}))
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     labels, origin = _whole_grid(labels, matrix, content)
     geometry = Geometry(labels.shape, tuple(spacing.tolist()), tuple(origin.tolist()), matrix[:3, :3] / spacing)
     sure = dict(filter(None, map(_confidence, values, segments)))
-    # Slicer keeps the tags only.
-    fields = told | content | {KEY + "partial": " ".join(map(str, cut))}
-    read = _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, fields)
-    return replace(read, confidence=sure)
+    read = _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, told | content)
+    return replace(read, partial=cut, confidence=sure)  # of the tags, which alone Slicer keeps
 
 
 def _confidence(value: int, segment: Mapping[str, Any]) -> tuple[int, float] | None:
