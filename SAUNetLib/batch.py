@@ -272,7 +272,7 @@ class _Work:
         self, pool: WorkerPool, task: BatchTask, journal: Journal, report: Callable[[int, int, int], None]
     ) -> None:
         self._pool, self._task, self._journal, self._report = pool, task, journal, report
-        self._streak, self._done, self._failed = _FailureStreak(), 0, 0
+        self._streak, self._done, self._failed = _FailureStreak(journal.has_results(task.sha256)), 0, 0
         self._elsewhere: deque[_Entry] = deque()  # to be tried again by another worker
         self._alone: deque[_Entry] = deque()  # to be tried again while no other is
         self._phase = 1
@@ -328,10 +328,14 @@ def _emptied(entries: deque[_Entry]) -> Iterator[_Entry]:
 
 
 class _FailureStreak:
-    """Counts sources in a row that failed for one reason which is none of theirs, and ends the run at `GIVE_UP`."""
+    """Counts sources in a row that failed for one reason which is none of theirs, and ends the run at `GIVE_UP`.
 
-    def __init__(self) -> None:
-        self._in_a_row, self._reason, self._succeeded = 0, "", False
+    Args:
+        segmented: whether an earlier run has segmented anything: what is left may be what failed there.
+    """
+
+    def __init__(self, segmented: bool) -> None:
+        self._in_a_row, self._reason, self._segmented = 0, "", segmented
 
     def note(self, outcomes: Sequence[Outcome]) -> bool:
         """Count a source's outcomes; whether it failed by the worker's fault, as far as the code tells.
@@ -340,11 +344,12 @@ class _FailureStreak:
             UsageError: USAGE, it was the last of too many in a row.
         """
         failures = [outcome for outcome in outcomes if outcome.code.startswith(_OF_THE_RUN) and not outcome.own]
+        self._segmented = self._segmented or any(outcome.status == "segmented" for outcome in outcomes)
         if not failures:
-            self._in_a_row, self._reason, self._succeeded = 0, "", True
+            self._in_a_row, self._reason = 0, ""
             return False
         failure = failures[0]
-        if failure.code == "INTERNAL" and self._succeeded:
+        if failure.code == "INTERNAL" and self._segmented:
             return True  # images may share a fault of ours, which is no reason to leave the others undone
         self._in_a_row = self._in_a_row + 1 if failure.code == self._reason else 1
         self._reason = failure.code

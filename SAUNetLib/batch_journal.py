@@ -288,6 +288,14 @@ class Journal:
         self._begun: set[str] = set()  # places of sources
         self._due = time.monotonic() + SUMMARY_S
 
+    def has_results(self, model: str) -> bool:
+        """Whether this version has segmented anything by a model (SHA-256)."""
+        return any(
+            (record.model, record.version) == (model, __version__)
+            and any(outcome.status == "segmented" for outcome in record.outcomes)
+            for record in self._records.values()
+        )
+
     def begin(self, source: Source) -> bool:
         """Note, before a source with results is done again, that they may be replaced from now on.
 

@@ -362,6 +362,24 @@ def test_what_ends_source_after_source_ends_the_run(run, monkeypatch, code):
     assert status == 2 and f"2 sources in a row failed with {code} (gone)" in err
 
 
+@pytest.mark.parametrize("first", ["refused", "segmented"])
+def test_a_failure_of_ours_ends_the_run_until_an_image_was_segmented(run, fast, monkeypatch, first):
+    """What is refused was not segmented; and in a next run what failed comes first."""
+    whole = batch.segment_source
+
+    def segment(source, task):
+        if source.place != "p1/mr":
+            return [Outcome("failed", code="INTERNAL", text="boom", exit_status=1)]
+        return whole(source, task) if first == "segmented" else [Outcome("refused", code="INPUT_MODALITY")]
+
+    monkeypatch.setattr(batch, "GIVE_UP", 2)
+    monkeypatch.setattr(batch, "segment_source", segment)
+    for _ in range(2):
+        status, _, err, told = run()
+        assert told["p1/mr"]["status"] == first
+        assert (status, "in a row" in err) == ((2, True) if first == "refused" else (1, False)), err
+
+
 def test_images_that_are_not_there_end_no_run_while_the_archive_is(run, monkeypatch):
     """As those whose paths are too long for Windows."""
 
