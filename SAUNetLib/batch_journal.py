@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from socket import gethostname
 from typing import TextIO
 
@@ -449,8 +449,8 @@ def _remove_left(before: SourceRecord | None, source: Source, now: SourceRecord,
 
 def _is_below(name: str) -> bool:
     """Whether a name leads to no other folder: a journal is a file that anyone may have changed."""
-    place = PurePosixPath(name)
-    return not place.is_absolute() and ".." not in place.parts
+    place = PurePath(name)  # as this system reads it: on Windows drives and backslashes count
+    return not place.anchor and ".." not in place.parts
 
 
 def _with_left(record: SourceRecord, left: Sequence[str]) -> SourceRecord:

@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from socket import gethostname
 from threading import Timer
 from types import SimpleNamespace
@@ -1269,6 +1269,16 @@ def test_a_journal_cannot_remove_files_elsewhere(tmp_path):
         now = SourceRecord("a", "", "", (Outcome("refused"),))
         _remove_left(before, Source("a", False, ""), now, tmp_path / "out")
     assert (tmp_path / "x.nii.gz").exists()
+
+
+def test_a_journal_cannot_remove_files_elsewhere_on_windows(tmp_path, monkeypatch):
+    removed = []
+    monkeypatch.setattr(batch_journal, "PurePath", PureWindowsPath)
+    monkeypatch.setattr(batch_journal, "discard", lambda path: removed.append(path.name))
+    places = ("C:/x.nii.gz", "C:x.nii.gz", r"\x.nii.gz", r"\\server\share\x.nii.gz", r"..\x.nii.gz", "b/c.nii.gz")
+    before = SourceRecord("a", "", "", tuple(Outcome("segmented", output=place) for place in places))
+    _remove_left(before, Source("a", False, ""), SourceRecord("a", "", "", (Outcome("refused"),)), tmp_path)
+    assert {name.removesuffix(".nii.gz") for name in removed if name.endswith(".nii.gz")} == {"a", "c"}
 
 
 def test_twins_do_not_replace_each_other_where_case_does_not_count(run, fast, archive, tmp_path, monkeypatch):
