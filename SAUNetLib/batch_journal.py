@@ -361,7 +361,7 @@ class Journal:
         removed. The summary is written now and then.
         """
         before = self._records.get(source.place)
-        kept = before.kept if before and source.place in self._begun else ()
+        kept = before.kept if before else ()
         record = SourceRecord(source.place, source.stamp, model, _with_remark(kept, outcomes), __version__, kept)
         record = _kept(before, source, record)
         if any(outcome.changed for outcome in outcomes):
