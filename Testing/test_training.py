@@ -560,9 +560,15 @@ def test_a_run_goes_on_with_its_own_cases_only(data, tmp_path, capsys, monkeypat
 
 
 @pytest.mark.parametrize("case", ["p0", "p2"])  # p2 is validated on
-@pytest.mark.parametrize("changed", ["image", "labels"])
-def test_changed_files_need_a_run_of_their_own(data, tmp_path, monkeypatch, case, changed):
+@pytest.mark.parametrize(
+    "changed, ending", [("image", ".nii.gz"), ("labels", ".nii.gz"), ("labels", ".mhd"), ("labels", ".nhdr")]
+)
+def test_changed_files_need_a_run_of_their_own(data, tmp_path, monkeypatch, case, changed, ending):
     """The old model was measured on them, and a table printed as if it had learnt them."""
+    volume, labels = labelled(int(case[1]))
+    for path in data.glob(f"{case}_*"):
+        path.unlink()
+    write_pair(data, case, volume, labels, ending)
     monkeypatch.setattr(training, "fit", lambda run, *rest: None)
     monkeypatch.setattr(training, "_is_finished", lambda *rest: False)
     run, config = tmp_path / "run", TrainingConfig(**CONFIG)
@@ -573,11 +579,10 @@ def test_changed_files_need_a_run_of_their_own(data, tmp_path, monkeypatch, case
     (run / "cases.json").write_text(json.dumps({"cases": told["cases"]}))  # of an earlier version
     training.train([data], run, config, "cpu")
     (run / "cases.json").write_text(json.dumps(told))
-    volume, labels = labelled(int(case[1]))
     if changed == "labels":
-        write_pair(data, case, volume, np.where(labels == 2, 0, labels))
+        write_pair(data, case, volume, np.where(labels == 2, 0, labels), ending)
     else:
-        write_pair(data, case, labelled(7)[0], labels)
+        write_pair(data, case, labelled(7)[0], labels, ending)
     with pytest.raises(UsageError, match="images or label maps were changed"):
         training.train([data], run, config, "cpu")
     training.train([data], tmp_path / "other", config, "cpu")

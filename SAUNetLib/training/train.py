@@ -38,7 +38,9 @@ from torch.utils.data import DataLoader
 from ..anatomy import CLASS_NAMES
 from ..engine import best_class, choose_device, computes_bfloat16, network_input
 from ..errors import CancelledError, InputError, UsageError, check_memory
-from ..formats.atomic import write_beside
+from ..formats.atomic import ending_of, write_beside
+from ..formats.endings import IMAGES
+from ..formats.headers import voxel_file
 from ..model import load_model
 from ..model_card import is_model_name
 from ..network import DenseUNet, SAUNet
@@ -178,7 +180,7 @@ class TrainedOn(BaseModel):
         for folder, some in ((folders[0], [case.name for case in validation]), *zip(folders, names, strict=True)):
             files = find_cases(folder)
             for name in some:
-                digest.update(hashlib.sha256(files[name].labels.read_bytes()).digest())
+                digest.update(_file_hash(files[name].labels))
         return cls(
             cases=tuple(map(tuple, names)),
             labels=digest.hexdigest(),
@@ -206,6 +208,12 @@ class TrainedOn(BaseModel):
                 f"images or label maps were changed since {output} was begun",
                 "Give another folder as --output, or start from its model with --from",
             )
+
+
+def _file_hash(path: Path) -> bytes:
+    """SHA-256 of an image's file, and of the one that holds its voxels where that is another one."""
+    files = dict.fromkeys((path, voxel_file(path, ending_of(path, IMAGES))))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
 
 
 def is_begun(output: Path) -> bool:
