@@ -32,8 +32,9 @@ class WorkThread:
             while not wait([future], 0.2).done:
                 pass  # a wait without an end hears no Ctrl-C on Windows
             return future.result()
-        except BaseException:
-            if future is not None and not future.done():
+        except BaseException as failure:
+            # An interrupt may come when the work is on its way already, but not yet known here.
+            if not (isinstance(failure, Exception) if future is None else future.done()):
                 stop()
             self._thread.shutdown()
             self._thread = ThreadPoolExecutor(1)

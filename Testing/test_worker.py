@@ -1,6 +1,7 @@
 """The child process: its protocol, cancelling, bad requests, and nothing left when it is killed."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -346,16 +348,19 @@ def test_work_shares_a_thread_until_some_of_it_fails():
     assert thread.run(lambda: 7) == 7
 
 
-def test_work_is_told_to_stop_and_waited_for_when_the_wait_is_interrupted(monkeypatch):
-    told, ended, thread = threading.Event(), [], WorkThread()
+@pytest.mark.parametrize("place", ["wait", "ThreadPoolExecutor.submit"])
+def test_work_is_told_to_stop_and_waited_for_when_the_wait_is_interrupted(monkeypatch, place):
+    told, ended, thread, submit = threading.Event(), [], WorkThread(), ThreadPoolExecutor.submit
 
     def work():
         ended.append(told.wait(10))
 
-    def interrupted(*_):
+    def interrupted(*call):
+        if place != "wait":
+            submit(*call)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("SAUNetLib.work_thread.wait", interrupted)
+    monkeypatch.setattr(f"SAUNetLib.work_thread.{place}", interrupted)
     with pytest.raises(KeyboardInterrupt):
         thread.run(work, told.set)
     assert ended == [True]
@@ -369,5 +374,5 @@ def test_a_thread_that_cannot_be_started_is_an_error_of_its_request(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError):
-            thread.run(lambda: 1)
+            thread.run(lambda: 1, pytest.fail)  # nothing is to be stopped: a worker would take no more requests
     assert thread.run(lambda: 2) == 2, "what could not be done is not done later"
