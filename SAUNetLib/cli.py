@@ -662,7 +662,7 @@ def _packages(what: str, extra: str) -> Iterator[None]:
     """What is imported inside needs an extra."""
     try:
         yield
-    except ImportError as error:
+    except ModuleNotFoundError as error:  # any other ImportError is of a package that is there
         raise UsageError(
             "NOT_INSTALLED",
             f"{what} needs the package {error.name}",

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -461,6 +461,24 @@ def test_an_installation_without_a_package_is_no_bug(run, image, tmp_path, monke
     code, _, err = run(image, "--output", tmp_path / "b.nrrd")
     assert code == status and err.count("\n") == 1
     assert ("error NOT_INSTALLED: the package cc3d is missing" in err) == (status == 2)
+
+
+@pytest.mark.parametrize(
+    "failure, code",
+    [
+        (ModuleNotFoundError("No module named 'monai'", name="monai"), "NOT_INSTALLED"),
+        (ImportError("cannot import name 'X' from 'monai'", name="monai"), "INTERNAL"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "MEMORY"),
+    ],
+)
+def test_a_package_that_is_there_is_not_called_missing(monkeypatch, capsys, tmp_path, failure, code):
+    class Broken(ModuleType):
+        def __getattr__(self, name):
+            raise failure
+
+    monkeypatch.setitem(sys.modules, "SAUNetLib.training.checks", Broken("checks"))
+    assert main(["dataset", "check", str(tmp_path)]) != 0
+    assert capsys.readouterr().err.startswith(f"error {code}: ")
 
 
 def test_interrupting_gives_status_6(run, image, tmp_path, monkeypatch):
