@@ -146,7 +146,6 @@ class Worker:
             request = Request.of(entries)
             send = partial(self._send, **identity)
             result = self._thread.run(partial(self._answer, number, request, send), self._cancel_all)
-            self._send(**identity, event="result", **result)
         except KeyboardInterrupt:
             self._send(**identity, event="error", **CancelledError().as_dict())
             raise
@@ -159,6 +158,8 @@ class Worker:
             if failure.code == "INTERNAL":
                 log.exception("unexpected failure")
             self._send(**identity, event="error", **failure.as_dict())
+        else:  # not above: whatever comes right after it would send an error, too
+            self._send(**identity, event="result", **result)
         finally:
             if self._engine is not None:
                 self._engine[1].free_memory()

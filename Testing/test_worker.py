@@ -23,7 +23,7 @@ from SAUNetLib.errors import UsageError
 from SAUNetLib.model import load_model
 from SAUNetLib.pipeline import segment
 from SAUNetLib.work_thread import WorkThread
-from SAUNetLib.worker import LONGEST_LINE, Request, read_entries
+from SAUNetLib.worker import LONGEST_LINE, Request, Worker, read_entries
 
 
 class Child:
@@ -330,6 +330,19 @@ def test_many_requests_leave_no_descriptors_open(child, tiny_model):
         child.answer()
     time.sleep(0.1)
     assert len(list(folder.iterdir())) <= before
+
+
+def test_a_signal_right_after_the_result_adds_no_error(monkeypatch):
+    class Events(io.StringIO):
+        def flush(self):
+            if self.getvalue().count("result") == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Worker, "_answer", lambda *_: {"command": "warm"})
+    events = Events()
+    with pytest.raises(KeyboardInterrupt):
+        Worker(io.StringIO('{"command": "warm"}\n'), events).serve()
+    assert [json.loads(line)["event"] for line in events.getvalue().splitlines()] == ["ready", "result"]
 
 
 def test_work_shares_a_thread_until_some_of_it_fails():
