@@ -740,6 +740,20 @@ def test_a_file_with_parts_keeps_its_values(nodes, tmp_path):
     assert read.encoding is parts.encoding and np.array_equal(read.labels, parts.labels)
 
 
+def test_a_vertebral_body_alone_tells_that_vertebrae_are_in_parts(nodes, tmp_path):
+    """In files of an earlier version, of which the tags did not say it."""
+    from SAUNetLib.measurements import split_parts
+
+    parts = split_parts(truth())
+    body = next(row.structure.value for row in parts.table() if row.structure.name.endswith("vertebral body"))
+    write_segmentation(replace(parts, labels=np.where(parts.labels == body, parts.labels, 0)), tmp_path / "p.seg.nrrd")
+    node = loaded(tmp_path / "p.seg.nrrd")
+    (segment,) = segments(node)
+    segment.RemoveTag("SAUNet.encoding")
+    Result.recognise(node)
+    assert Result.encodingOf(node).name == "parts"
+
+
 def test_segments_keep_their_values_under_other_names_and_no_two_get_the_same(nodes):
     node = imported(nodes)
     first, second = segments(node)[1], segments(node)[3]

@@ -69,10 +69,10 @@ def recognise(node: Any) -> None:
 
     Its input is not known, nor whether a hand changed it before it was saved: it counts as edited.
     """
-    segments = [] if isResult(node) else segmentsOf(node.GetSegmentation())
+    segments = [] if isResult(node) else list(segmentsOf(node.GetSegmentation()))
     for _segmentId, segment in segments:
         about = {name: _tag(segment, ATTRIBUTE + name) for name in ABOUT}
-        if _tag(segment, LEVEL_TAG) and not about["encoding"]:  # a file of the engine's own does not say it in its tags
+        if _tag(segment, LEVEL_TAG) and not about["encoding"]:  # the engine's earlier files do not say it
             about["encoding"] = "parts" if _hasParts(segments) else "levels"
         if about["encoding"]:
             with slicer.util.NodeModify(node):
