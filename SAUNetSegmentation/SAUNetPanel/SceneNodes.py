@@ -266,12 +266,10 @@ class SceneNodes:
         colors.SetTypeToUser()
         colors.SetNumberOfColors(max(values.values(), default=0) + 1)
         colors.SetColor(0, "Background", 0, 0, 0, 0)
-        terms = hasattr(colors, "SetTerminologyFromString")  # older versions of Slicer have no terms there
         for segmentId, value in values.items():
             segment = node.GetSegmentation().GetSegment(segmentId)
             colors.SetColor(value, segment.GetName(), *segment.GetColor(), 1)
-            if terms:
-                colors.SetTerminologyFromString(value, written[segmentId])
+            colors.SetTerminologyFromString(value, written[segmentId])
         labelMap = self.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{node.GetName()} label map")
         slicer.util.updateVolumeFromArray(labelMap, merged.labels)
         labelMap.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(merged.matrix))
