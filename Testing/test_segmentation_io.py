@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from SAUNetLib.anatomy import PARTS_OFFSET, encodings, structures
-from SAUNetLib.errors import InputError, UsageError
+from SAUNetLib.errors import InputError, OutOfMemoryError, UsageError
 from SAUNetLib.evaluation.evaluate import evaluate, evaluate_files
 from SAUNetLib.formats import segmentations as module
 from SAUNetLib.formats.atomic import check_writable
@@ -546,6 +546,28 @@ def test_failure_while_writing(tmp_path: Path, whole: Segmentation, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         write_segmentation(whole, tmp_path / "s.nii.gz")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "failure, raised",
+    [
+        (MemoryError(), OutOfMemoryError),
+        (RuntimeError("std::bad_alloc"), OutOfMemoryError),
+        (RuntimeError("could not write"), UsageError),
+        (NotImplementedError("later"), NotImplementedError),
+        (RecursionError("too deep"), RecursionError),
+    ],
+)
+def test_neither_lack_of_memory_nor_a_fault_of_ours_is_called_a_file_that_cannot_be_written(
+    tmp_path: Path, whole: Segmentation, monkeypatch: pytest.MonkeyPatch, failure: Exception, raised: type[Exception]
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(sitk, "WriteImage", fail)
+    with pytest.raises(Exception) as caught:
+        write_segmentation(whole, tmp_path / "s.nii.gz")
+    assert caught.type is raised and not list(tmp_path.iterdir())
 
 
 def test_a_write_that_fails_without_saying_so(

@@ -176,9 +176,11 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
             replace(temporary, target)
         else:
             together[temporary] = target
-    except (OSError, RuntimeError) as failure:
+    except (OSError, RuntimeError, MemoryError) as failure:
         if is_out_of_memory(failure):  # else one would look for room on the disk
             raise out_of_memory() from failure
+        if isinstance(failure, NotImplementedError | RecursionError):  # faults of ours, though RuntimeErrors
+            raise
         raise _unwritten(path, failure) from failure
     finally:
         if temporary not in (_waiting.get() or ()):
@@ -278,9 +280,7 @@ def _put_back(before: Mapping[Path, Path | None]) -> dict[Path, Path | None]:
     return left
 
 
-def _unwritten(
-    path: Path, failure: OSError | RuntimeError, left: Mapping[Path, Path | None] | None = None
-) -> UsageError:
+def _unwritten(path: Path, failure: Exception, left: Mapping[Path, Path | None] | None = None) -> UsageError:
     """The failure of a file; `left` are others that could not be put back, by place, with their second names."""
     more = [
         f"; {target} is new" + (f", what it was is {spare.name}" if spare else "")
@@ -293,7 +293,7 @@ def _unwritten(
     )
 
 
-def _reason(path: Path, failure: OSError | RuntimeError) -> str:
+def _reason(path: Path, failure: Exception) -> str:
     if isinstance(failure, FileNotFoundError) and (why := why_absent(path)):
         return why
     if isinstance(failure, OSError):
