@@ -13,7 +13,7 @@ from SAUNetLib.cli import main
 from SAUNetLib.engine import Engine
 from SAUNetLib.errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, error_of
 from SAUNetLib.evaluation import benchmark as module
-from SAUNetLib.evaluation import benchmark_child, benchmark_peers
+from SAUNetLib.evaluation import benchmark_child, benchmark_measures, benchmark_peers
 from SAUNetLib.model import load_model
 
 CPU = torch.device("cpu")
@@ -160,14 +160,14 @@ def test_traffic_counts_every_convolution_s_input_weights_and_result(tiny_model)
 def test_the_machine_s_rates_are_of_the_right_order():
     rate = benchmark_child.matrix_rate(torch.float32, CPU, 256)
     a = torch.randn(256, 256)
-    taken = benchmark_child.seconds(lambda: a @ a, CPU, 5)
+    taken = benchmark_measures.seconds(lambda: a @ a, CPU, 5)
     assert 0.2 < rate / (2 * 256**3 / taken / 1e9) < 8, "the faster of two ways is near one of them"
 
 
 def test_peak_memory_is_this_process_s_own():
     """A child of a large process must not count its parent's memory."""
     ballast = bytearray(600_000_000)
-    code = "from SAUNetLib.evaluation.benchmark_child import peak_memory; print(peak_memory())"
+    code = "from SAUNetLib.evaluation.benchmark_measures import peak_memory; print(peak_memory())"
     done = subprocess.run(
         [sys.executable, "-c", code], env=module._environment(), capture_output=True, encoding="utf-8", check=True
     )

@@ -133,12 +133,12 @@ def test_panel_names_no_torch_engine_no_slicer_and_network_nothing_of_the_projec
         assert not {"SAUNetLib", "..", "..."} & set(imported(path)), path
 
 
-def test_packages_of_the_engine_import_each_other_in_one_direction():
+def test_packages_and_modules_of_the_engine_import_each_other_in_one_direction():
     def room(parts):
         """The package below SAUNetLib, or the module in it, of a path."""
         return parts[0] if parts else ""
 
-    rooms = {}
+    rooms, modules = {}, {}
     for path in (ROOT / "SAUNetLib").rglob("*.py"):
         parts = path.relative_to(ROOT / "SAUNetLib").with_suffix("").parts
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -146,9 +146,12 @@ def test_packages_of_the_engine_import_each_other_in_one_direction():
                 base = parts[: len(parts) - node.level]
                 names = [node.module.split(".")] if node.module else [[one.name] for one in node.names]
                 rooms.setdefault(room(parts), set()).update(room([*base, *name]) for name in names)
+                own = ".".join(parts).removesuffix(".__init__")
+                modules.setdefault(own, set()).update(".".join([*base, *name]) for name in names)
     for name, others in rooms.items():
         others.discard(name)
-    order = list(graphlib.TopologicalSorter(rooms).static_order())  # a CycleError names the packages
+    order = list(graphlib.TopologicalSorter(rooms).static_order())  # a CycleError names the packages, or the modules
+    graphlib.TopologicalSorter(modules).prepare()
     assert order.index("network") < order.index("training") < order.index("evaluation") < order.index("cli")
 
 

@@ -21,6 +21,7 @@ from .. import __version__
 from ..console import markdown_table
 from ..errors import SAUNetError, error_of
 from ..stages import SHARES
+from .benchmark_measures import status_memory
 
 Say = Callable[[str], None]
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,8 +228,6 @@ def _ask(process: subprocess.Popen[str], request: dict[str, str]) -> None:
 
 
 def _peak(process: int) -> float | None:
-    from .benchmark_child import status_memory
-
     status = Path(f"/proc/{process}/status")
     return status_memory(status) if status.exists() else None
 

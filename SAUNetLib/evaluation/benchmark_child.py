@@ -12,11 +12,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..errors import SAUNetError
 from ..process import prepare_process
+from .benchmark_measures import peak_memory, seconds, synchronise
 
 THICKEST_MM = 5.0
 """Of the phantoms' slices, as in routine; the fewer there are, the less of the spine's width they cover."""
@@ -136,14 +136,6 @@ class Stopwatch:
         return timed
 
 
-def synchronise(device: Any) -> None:
-    """Wait for a GPU; a processor is always there."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def matrix_rate(dtype: Any, device: Any, size: int) -> float:
     """GFLOP/s of products of two square matrices: of matmul or of the 1 x 1 convolution, whichever is faster.
 
@@ -171,18 +163,6 @@ def memory_bandwidth(device: Any) -> float:
     return 2 * source.numel() * source.itemsize / seconds(lambda: target.copy_(source), device, 5) / 1e9
 
 
-def seconds(function: Callable[[], Any], device: Any, runs: int) -> float:
-    """Median seconds of a function, after one call to warm up."""
-    taken = []
-    for _ in range(runs + 1):
-        synchronise(device)
-        begin = time.perf_counter()
-        function()
-        synchronise(device)
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[1:])
-
-
 def traffic(network: Any, rows: int, columns: int, itemsize: int) -> int:
     """Bytes that the convolutions must at least read and write for a slice: inputs, weights and results once each."""
     import torch
@@ -201,24 +181,6 @@ def traffic(network: Any, rows: int, columns: int, itemsize: int) -> int:
     with torch.inference_mode():
         outline(slices)
     return total
-
-
-def peak_memory() -> float | None:
-    """Largest resident memory of this process so far in MB, None where the system does not tell."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent held when it started us
-        return status_memory(status)
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def status_memory(status: Path) -> float:
-    """Largest resident memory in MB of the process that a /proc/PID/status tells of."""
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 def gpu_peak_memory(device: Any) -> float | None:

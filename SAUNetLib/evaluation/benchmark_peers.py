@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..anatomy import CLASS_NAMES
+from .benchmark_measures import peak_memory, seconds, synchronise
 
 
 def monai_unet(image: str, network: str, device: str, precision: str, runs: int) -> dict[str, Any]:
@@ -33,7 +34,6 @@ def monai_unet(image: str, network: str, device: str, precision: str, runs: int)
 
     from ..engine import choose_device
     from ..formats.volumes import read_volume
-    from .benchmark_child import peak_memory, seconds
 
     place, dtype = choose_device(device), getattr(torch, precision)
     voxels = torch.from_numpy(read_volume(image).voxels.astype(np.float32))
@@ -112,7 +112,6 @@ def _predict(
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from ..engine import choose_device
-    from .benchmark_child import peak_memory, synchronise
 
     manager = PlansManager(plans)
     configuration = manager.get_configuration("3d_fullres")
