@@ -299,7 +299,7 @@ class _Work:
             result = self._pool.next_result()
             if result is not None:
                 self._take(*result)
-            waiting = len(self._pool) + len(self._elsewhere) + len(self._alone)
+            waiting = (upcoming is not None) + len(self._pool) + len(self._elsewhere) + len(self._alone)
             self._report(self._done, self._done + waiting, self._failed)
 
     def _take(self, source: Source, result: Sequence[Outcome] | BaseException) -> None:

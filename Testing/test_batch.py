@@ -1314,6 +1314,35 @@ def test_a_spreadsheet_reads_names_as_names(run, fast, archive, tmp_path):
     assert "a;=1+2.nii" in run()[3] and b'\r\n"a;=1+2.nii","' in (tmp_path / "out" / SUMMARY).read_bytes()
 
 
+def test_what_is_tried_again_stays_known(tmp_path):
+    killed = set()
+
+    class Pool(list):
+        """Two at a time; whatever kills its worker does so once."""
+
+        def has_room(self):
+            return len(self) < 2
+
+        def submit(self, source, but):
+            self.append(source)
+
+        def next_result(self):
+            source = self.pop(0)
+            dies = source.place in "bcd" and source.place not in killed
+            killed.add(source.place)
+            return source, WorkersDied() if dies else [Outcome("segmented")]
+
+        refresh = recheck_last_worker = lambda self: frozenset()
+
+    told = []
+    task = BatchTask(tmp_path, tmp_path, "m", "", "cpu")
+    journal = SimpleNamespace(has_results=lambda *_: True, begin=lambda *_: True, note=lambda *call: call[-1])
+    work = batch._Work(Pool(), task, journal, lambda *counts: told.append(counts))
+    work.do(Source(place, False, "s") for place in "abcde")
+    known = [count for _, count, _ in told]
+    assert known == sorted(known) and told[-1] == (5, 5, 0)
+
+
 def test_a_long_run_tells_how_far_it_is(run, fast, tmp_path, monkeypatch):
     written = []
     whole = batch_journal.write_summary
