@@ -137,6 +137,14 @@ def write_pair(folder: Path, name: str, image: Volume, labels: np.ndarray, endin
     sitk.WriteImage(image.to_sitk(labels), str(folder / f"{name}_labels{ending}"))
 
 
+def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
+    """Image and class labels (k, j, i) uint8 of one case of a data folder."""
+    from SAUNetLib.training.folders import find_cases, read_info, read_labelled  # needs an extra
+
+    read = read_labelled(find_cases(folder)[name], read_info(folder))
+    return read.volume, read.labels
+
+
 def write_pairs(folder: Path, *names: str) -> Path:
     """A data folder with the pictures `labelled` makes of 0, 1, 2 ... under these names."""
     for seed, name in enumerate(names):

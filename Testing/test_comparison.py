@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
-from builders import write_pairs
+from builders import read_pair, write_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import DiceLoss
@@ -28,7 +28,6 @@ from SAUNetLib.evaluation.comparison_networks import BUDGETS, CANDIDATES, TASKS,
 from SAUNetLib.evaluation.comparison_records import read_comparison, trained
 from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, Summary, TrialTable
 from SAUNetLib.network import SAUNet
-from SAUNetLib.training.folders import read_pair
 from SAUNetLib.training.held_out import AS_DRAWN, SPECKS, held_out_images, per_patient
 from SAUNetLib.training.train import GOES_ON
 

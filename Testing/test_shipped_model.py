@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import to_classes
+from builders import read_pair, to_classes
 from conftest import ROOT
 
 from SAUNetLib.anatomy import VERTEBRA, value_of
@@ -18,7 +18,6 @@ from SAUNetLib.model_card import find_model
 from SAUNetLib.pipeline import segment
 from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.training.datasets import thick_volume
-from SAUNetLib.training.folders import read_pair
 from SAUNetLib.volume import SagittalStack
 
 

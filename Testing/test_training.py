@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from builders import SLICES_TO_LEFT, labelled, rearranged, write_pair, write_pairs
+from builders import SLICES_TO_LEFT, labelled, read_pair, rearranged, write_pair, write_pairs
 from conftest import CARD, ROOT
 from torch.utils.data import DataLoader
 
@@ -29,7 +29,7 @@ from SAUNetLib.training import self_training, workers
 from SAUNetLib.training import train as training
 from SAUNetLib.training.augmentation import Augmentation, _moved, tissue_contrast
 from SAUNetLib.training.datasets import Case, StackDataset, load_cases, slice_profile, thick_slices, thick_volume
-from SAUNetLib.training.folders import SPECK_MM3, UNKNOWN, case_names, image_hash, read_info, read_pair
+from SAUNetLib.training.folders import SPECK_MM3, UNKNOWN, case_names, image_hash, read_info
 from SAUNetLib.training.run import _config, _with_validation, _worse, validate
 from SAUNetLib.training.train import NetworkConfig, RunData, TrainingConfig, TrainingRun
 from SAUNetLib.training.workers import uninterrupted

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from builders import SLICES_TO_LEFT, labelled, to_classes, write_pair
+from builders import SLICES_TO_LEFT, labelled, read_pair, to_classes, write_pair
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -31,7 +31,6 @@ from SAUNetLib.training.folders import (
     patients_of,
     read_info,
     read_label_map,
-    read_pair,
     reading_of,
 )
 from SAUNetLib.training.train import TrainingConfig, train

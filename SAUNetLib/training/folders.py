@@ -301,12 +301,6 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> LabelledImage:
     return LabelledImage(volume, labels, classes, encoding)
 
 
-def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
-    """Image and class labels (k, j, i) uint8 of one case of a folder; as `read_labelled`."""
-    labelled = read_labelled(find_cases(folder)[name], read_info(folder))
-    return labelled.volume, labelled.labels
-
-
 def image_hash(volume: Volume) -> str:
     """SHA-256 of an image's sagittal slices, by which it is known however its file is called or stores them.
 
