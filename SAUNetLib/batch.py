@@ -14,12 +14,11 @@ from pathlib import Path
 
 from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
 from .batch_journal import LOCK, Batch, Journal, Outcome, Source, open_journal, read_batch, try_summary, write_summary
-from .batch_source import BatchTask, appears, opens, segment_source, try_worker
+from .batch_source import BatchTask, appears, folder_files, image_files, opens, segment_source, try_worker
 from .errors import InputError, UsageError, is_out_of_memory, out_of_memory
 from .formats.atomic import ending_of, probe, same_place, spelling
 from .formats.dicom_files import holds_images
 from .formats.endings import IMAGES
-from .formats.headers import voxel_file
 
 GIVE_UP = 20
 """So many sources in a row that fail for one reason which is none of theirs end the run."""
@@ -211,14 +210,10 @@ def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = No
     for parent, folders, names in os.walk(archive, onerror=closed.append):
         here = Path(parent)
         folders[:] = sorted(name for name in folders if name[0] != "." and not same_place(here / name, output))
-        names = sorted(name for name in names if not name.startswith("."))
-        other_files = []
-        for name in names:
-            if ending := ending_of(Path(name), IMAGES):
-                files = {here / name, voxel_file(here / name, ending)}
-                yield Source((here / name).relative_to(archive).as_posix(), False, *_stamp(sorted(files)))
-            else:
-                other_files.append(here / name)
+        other_files = sorted(folder_files(here, names))
+        for name in sorted(name for name in names if not name.startswith(".") and ending_of(Path(name), IMAGES)):
+            files = sorted(image_files(here / name))
+            yield Source((here / name).relative_to(archive).as_posix(), False, *_stamp(files))
         if holds_images(other_files):
             yield Source(here.relative_to(archive).as_posix(), True, *_stamp(other_files))
         elif left_out is not None:

@@ -399,7 +399,12 @@ def _with_remark(kept: Sequence[str], outcomes: Sequence[Outcome]) -> tuple[Outc
         return tuple(outcomes)
     remark = f"a label map that was changed by hand, or written by a run that was ended, is kept as {', '.join(kept)}"
     first, *rest = outcomes
-    return (replace(first, text=f"{first.text}; {remark}" if first.text else remark), *rest)
+    return (replace(first, text=joined(first.text, remark)), *rest)
+
+
+def joined(text: str, remark: str) -> str:
+    """What is told of an outcome, and a remark behind it."""
+    return f"{text.removesuffix('.')}; {remark}" if text else remark
 
 
 def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> SourceRecord:

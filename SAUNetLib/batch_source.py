@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from socket import gethostname
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .batch_journal import JOURNAL, RESULTS, Outcome, Source, content_of, is_there, result_name, series_name
+from .batch_journal import JOURNAL, RESULTS, Outcome, Source, content_of, is_there, joined, result_name, series_name
 from .errors import InputError, ModelError, SAUNetError, UsageError, unforeseen
 from .formats.atomic import ending_of, probe
 from .formats.dicom import list_series
@@ -120,22 +119,37 @@ def segment_source(source: Source, task: BatchTask) -> list[Outcome]:
         return outcomes
     text = "its files changed while the run worked on it; the next run does it again"
     return [
-        replace(outcome, changed=True, text=f"{outcome.text}; {text}" if outcome.text else text) for outcome in outcomes
+        replace(
+            outcome,
+            changed=True,
+            text=joined(outcome.text, text),
+            status="failed" if outcome.status == "refused" else outcome.status,  # for what may have been away
+        )
+        for outcome in outcomes
     ]
+
+
+def image_files(image: Path) -> set[Path]:
+    """The files of an image file: itself, and where its voxels lie."""
+    return {image, voxel_file(image, ending_of(image, IMAGES))}
+
+
+def folder_files(folder: Path, names: Iterable[str]) -> set[Path]:
+    """The files of a folder with these names that are its own source: all but hidden ones and image files."""
+    return {folder / name for name in names if not name.startswith(".") and not ending_of(Path(name), IMAGES)}
 
 
 def _has_changed(source: Source, task: BatchTask) -> bool:
     """Whether a source's files are not, together, as large as when they were found."""
-    image = task.archive / source.place
-    if source.dicom:
-        _, _, names = next(os.walk(image), ("", [], []))
-        files = {image / name for name in names if name[0] != "." and not ending_of(Path(name), IMAGES)}
-    else:
-        files = {image, voxel_file(image, ending_of(image, IMAGES))}
+    place = task.archive / source.place
+    _, _, names = next(os.walk(place), ("", [], []))
     size = 0
-    for file in files:
-        with suppress(OSError):
+    for file in folder_files(place, names) if source.dicom else image_files(place):
+        try:
             size += file.stat().st_size
+        except OSError:
+            if file.is_symlink():  # to a disk that this computer has not, perhaps never had
+                return False
     return size != source.size and not source.closed
 
 

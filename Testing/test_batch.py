@@ -992,7 +992,8 @@ def test_what_changed_while_it_was_read_is_done_again(run, fast, archive, tmp_pa
         patch.setattr(WorkerPool, "submit", submit_then)
         patch.setattr("SAUNetLib.pipeline.segment_file", segment)
         status, out, _, told = run()
-    assert told["p1/mr"]["status"] == ("refused" if away == "altogether" else "segmented") and status == 0
+    assert told["p1/mr"]["status"] == ("failed" if away == "altogether" else "segmented")
+    assert status == (3 if away == "altogether" else 0)
     assert "its files changed while the run worked on it" in told["p1/mr"]["text"]
     assert "The files of 1 source changed" in out and not told["p2/A.mha"]["text"]
     back()
@@ -1002,6 +1003,38 @@ def test_what_changed_while_it_was_read_is_done_again(run, fast, archive, tmp_pa
     assert told["p1/mr"]["status"] == "segmented" and not told["p1/mr"]["text"]
     done = len(lines(tmp_path / "out"))
     assert run()[0] == 0 and len(lines(tmp_path / "out")) == done
+
+
+def test_what_was_away_while_it_was_read_loses_no_earlier_results(run, fast, archive, tmp_path, monkeypatch):
+    """A share that is gone for a moment, in a run with another model."""
+    run()
+    files, submit = result_files(tmp_path / "out"), WorkerPool.submit
+    next(path for path in (tmp_path / "out" / "p1" / "mr").iterdir() if path.suffix == ".png").unlink()
+
+    def leave(self, source, *rest):
+        if source.dicom:
+            (archive / "p1" / "mr").rename(tmp_path / "away")
+            (archive / "p1" / "mr").mkdir()
+        submit(self, source, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerPool, "submit", leave)
+        told = run()[3]["p1/mr"]
+    assert (told["status"], told["code"]) == ("failed", "INPUT_EMPTY") and told["output"]
+    assert ".;" not in told["text"] and "the next run does it again" in told["text"]
+    assert len(result_files(tmp_path / "out")) == len(files) - 1, "the label map, its table and measurements"
+    (archive / "p1" / "mr").rmdir()
+    (tmp_path / "away").rename(archive / "p1" / "mr")
+    assert run()[3]["p1/mr"]["status"] == "segmented" and result_files(tmp_path / "out") == files
+
+
+def test_a_link_to_a_disk_that_a_worker_has_not_is_no_change(archive, tmp_path):
+    """Every run would do it again."""
+    (tmp_path / "note.txt").write_text("nothing")
+    (archive / "p1" / "mr" / "note.txt").symlink_to(tmp_path / "note.txt")
+    found = {source.place: source for source in find_sources(archive, tmp_path / "out")}
+    (tmp_path / "note.txt").unlink()
+    assert not batch_source._has_changed(found["p1/mr"], BatchTask(archive, tmp_path / "out", "", "", "cpu"))
 
 
 def test_what_changed_is_not_done_while_its_folder_is_closed(tmp_path):

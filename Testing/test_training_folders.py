@@ -222,16 +222,16 @@ def test_a_label_map_means_the_same_to_training_as_to_evaluate(tmp_path_factory,
     assert np.array_equal(measured, np.where(taught == UNKNOWN, 0, taught))
 
 
-@pytest.mark.parametrize("value", [0, UNKNOWN])
+@pytest.mark.parametrize("value", [0, UNKNOWN, 50])  # 50: the sacrum
 def test_a_volume_in_which_nothing_is_drawn_is_refused(tmp_path, value):
     """It would teach that a whole spine is background; a lone slice may lie beside the spine."""
     write(tmp_path / "d", "a")
     volume, labels = labelled(1)
     write_pair(tmp_path / "d", "b", volume, np.full_like(labels, value))
-    with pytest.raises(InputError, match="nothing is drawn in the label map of b") as caught:
+    with pytest.raises(InputError, match="no vertebra, disc or canal is drawn in the label map of b") as caught:
         load_cases(tmp_path / "d", ["a", "b"], 1.5)
     assert caught.value.code == "INPUT_LABELS"
-    write_pair(tmp_path / "d", "b", labelled(1, slices=1)[0], np.full((1, 48, 40), value, np.uint8))
+    write_pair(tmp_path / "d", "b", labelled(1, slices=1)[0], np.zeros((1, 48, 40), np.uint8))
     assert [len(case.images) for case in load_cases(tmp_path / "d", ["a", "b"], 1.5)] == [10, 1]
 
 

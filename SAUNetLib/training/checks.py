@@ -279,7 +279,7 @@ def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, c
     }
     case.unknown = counts.get(UNKNOWN, 0) / classes.size
     if not case.volumes_ml:
-        case.notes.append(Finding("ABSENT", "nothing is drawn in it."))
+        case.notes.append(Finding("ABSENT", "no vertebra, disc or canal is drawn in it."))
         return
     missing = [name for name in info.draws if name not in case.volumes_ml]
     if missing:

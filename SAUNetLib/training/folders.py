@@ -337,7 +337,7 @@ def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.nd
 
     Raises:
         InputError: INPUT_LABELS for values without a meaning, a structure that the folder is said not to draw, or a
-            volume in which nothing is drawn.
+            volume in which no class is drawn.
     """
     labels = as_labels(label_map.volume.voxels, f"the label map of {name}")
     values = list(count_labels(labels))
@@ -360,7 +360,9 @@ def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.nd
         )
     if not present and min(labels.shape) > 1:  # a lone slice may lie beside the spine
         raise InputError(
-            "INPUT_LABELS", f"nothing is drawn in the label map of {name}", "Draw what it shows, or remove the case"
+            "INPUT_LABELS",
+            f"no vertebra, disc or canal is drawn in the label map of {name}",
+            "Draw what it shows, or remove the case",
         )
     return remapped(labels, table), reading.name if reading and not label_map.named else None
 
