@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -120,17 +121,17 @@ def _about_slices(slices: np.ndarray, spacing_mm: float, outside_ml: float) -> t
 def _about_empty(slices: np.ndarray) -> str:
     """How many slices (S, H, W) show nothing, or nothing below where those beside do; an empty text for none.
 
-    Of a file whose copy was interrupted the rest may be zeros. In air several slices would be so: there was none like
-    it in the 46 volumes of the shared data (2026-11-27).
+    Of a file whose copy was interrupted the rest may be zeros; files that are copied at one time lie side by side. In
+    air the outer slices would be so: there was none like it in the 46 volumes of the shared data (2026-11-27).
     """
     height = slices.shape[1]
     rows = [_empty_rows(pixels) for pixels in slices]
-
-    def stands_out(index: int) -> bool:
-        beside = [rows[at] for at in (index - 1, index + 1) if 0 <= at < len(rows) and rows[at] < height]
-        return height * _MUCH_OF_SLICE <= rows[index] < height and bool(beside) and not any(beside)
-
-    whole, part = rows.count(height), sum(map(stands_out, range(len(rows))))
+    whole, part = rows.count(height), 0
+    for shown, group in groupby(enumerate(rows), lambda one: one[1] == 0):
+        run = [] if shown else list(group)
+        cut = sum(height * _MUCH_OF_SLICE <= empty < height for _, empty in run)
+        between = bool(run) and run[0][0] > 0 and run[-1][0] < len(rows) - 1
+        part += cut if between or (cut == 1 and len(run) < len(rows)) else 0
     told = [f"{whole} of {len(rows)} slices show nothing"] if whole else []
     told += (
         [f"{part} of {len(rows)} slices show nothing in their lower part, as after an interrupted copy"] if part else []

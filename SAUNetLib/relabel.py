@@ -43,7 +43,8 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
     present = _present(segmentation)
     wanted = _wanted(assignments, present)
     table = _new_values(present, wanted)
-    _check_order(segmentation)
+    if any(old != new for old, new in table.items()):
+        _check_order(segmentation)
     labels = _mapped(segmentation, table)
     changes = ", ".join(f"{structures()[old].level}={structures()[new].level}" for old, new in wanted.items())
     earlier = segmentation.provenance.get("relabelled")
@@ -73,7 +74,8 @@ def _check_order(segmentation: Segmentation) -> None:
     if exchanged is not None:
         raise _refusal(
             f"the names are not in the order of the spine, {exchanged[0]} lies above {exchanged[1]}, and would stay so",
-            "Correct the label map by hand so that vertebrae and discs agree, and relabel it then",
+            "Correct the label map by hand so that vertebrae and discs agree and relabel it then, or segment the image "
+            "again with --lowest",
         )
 
 

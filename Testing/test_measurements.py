@@ -819,6 +819,9 @@ def test_a_coronal_angle_is_that_of_the_endplates_it_names():
         level, angle = coronal_angle(list(zip(names, column, strict=True)), True)
         assert level == "L1-L4" and angle == Measure(None, ("few_slices",))
     assert coronal_angle([("L1", plates[0]), ("L2", None), ("L3", plates[1])], True) is None
+    wedged = [endplate(tilt) for tilt in (0.0, -2.0, 8.0, -8.0, 2.0, 0.0)]
+    level, angle = coronal_angle(list(zip(names, wedged, strict=False)), True)
+    assert level == "L2" and angle.value == pytest.approx(3.0)
 
 
 def endplate(degrees: float) -> Endplate:

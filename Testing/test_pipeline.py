@@ -151,7 +151,8 @@ def test_slices_that_show_nothing_are_told(tiny_engine):
         ((0, 0, 0, 9), "1 of 4 slices show nothing in their lower part"),
         ((0, 64, 40, 0), "1 of 4 slices show nothing; 1 of 4 slices show nothing in their lower part"),
         ((0, 0, 7, 0), ""),  # little
-        ((0, 20, 24, 0), ""),  # as in air
+        ((0, 20, 24, 0), "2 of 4 slices show nothing in their lower part"),
+        ((0, 0, 20, 24), ""),  # as in air
         ((30, 30, 30, 30), ""),
     ],
 )

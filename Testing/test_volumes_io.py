@@ -306,8 +306,14 @@ def test_dicom_of_several_patients_the_only_series_that_can_be_used_is_not_taken
         changed(path, **{element: "9.8.7"})
     failure = refusal(tmp_path)
     assert failure.code == "INPUT_SERIES" and f"of several {what}" in failure.cause and "in b/c" in failure.cause
-    assert "9.8.7" not in failure.cause
+    assert "9.8.7" not in failure.cause and failure.remedy == "Choose one with --series NUMBER."
     assert read_volume(tmp_path, "4").geometry.size == GRID.size
+    for path in builders.write_dicom_series(tmp_path / "d", axial, number=4):
+        changed(path, SeriesInstanceUID="1.2.3")
+    assert refusal(tmp_path).remedy == "Choose one with --series UID."
+    for path in (*tmp_path.glob("a/*"), *tmp_path.glob("d/*")):  # pictures of the screen, of whatever patient
+        changed(path, SOPClassUID="1.2.840.10008.5.1.4.1.1.7.2")
+    assert read_volume(tmp_path).geometry.size == GRID.size
 
 
 def test_dicom_a_series_without_orientation_may_be_the_one_that_is_meant(tmp_path: Path, image: Volume) -> None:

@@ -77,8 +77,12 @@ def _add(by_key: dict[str, Series], file_series: Series) -> None:
 
 def _is_picture(series: Series) -> bool:
     """Whether a file shows what was made of slices, as a picture of the screen, and does not say where it lies."""
-    derived = series.modality != "MR" or all(frame.sop_class.startswith(_CAPTURE) for frame in series.frames)
+    derived = series.modality != "MR" or _is_capture(series)
     return derived and not any(frame.position for frame in series.frames)
+
+
+def _is_capture(series: Series) -> bool:
+    return all(frame.sop_class.startswith(_CAPTURE) for frame in series.frames)
 
 
 def _without_copies(frames: Sequence[DicomFrame]) -> tuple[DicomFrame, ...]:
@@ -181,7 +185,7 @@ def _choose(listed: list[Series], wanted: str | None, folder: Path) -> Series:
             if len(matches) == 1:
                 return matches[0]
             if matches:
-                raise _ask(matches, f"{len(matches)} series have the {key} {name}", folder)
+                raise _ask(matches, f"{len(matches)} series have the {key} {name}", folder, by_uid=True)
         raise _ask(listed, f"no series has the number or description {name}")
     usable = [series for series in listed if series.problem is None]
     mr = [series for series in listed if series.modality == "MR"]
@@ -193,12 +197,14 @@ def _choose(listed: list[Series], wanted: str | None, folder: Path) -> Series:
         raise _ask([*usable, *broken], f"{broken[0].name} cannot be used ({reason}), others can")
     if len(usable) == 1:
         # That of the patient who is meant may be the one that cannot be used.
-        if several := several_origins([frame for series in mr for frame in series.frames]):
-            raise _ask(usable, f"the folder holds MR series of several {several}, of which one can be used", folder)
+        if several := several_origins([frame for series in mr if not _is_capture(series) for frame in series.frames]):
+            cause = f"the folder holds MR series of several {several}, of which one can be used"
+            again = [series.number for series in listed].count(usable[0].number) > 1
+            raise _ask(usable, cause, folder, by_uid=again)
         return usable[0]
     if usable:
-        numbers = {series.number for series in usable}
-        raise _ask(usable, f"the folder holds {len(usable)} series", folder if len(numbers) < len(usable) else None)
+        again = len({series.number for series in usable}) < len(usable)
+        raise _ask(usable, f"the folder holds {len(usable)} series", folder if again else None, by_uid=again)
     if len(mr) == 1 or len(listed) == 1 or not mr:
         return (mr or listed)[0]
     reasons = "; ".join(f"{series.name}: {series.problem.title}" for series in mr if series.problem)
@@ -212,21 +218,23 @@ def _is_broken(series: Series) -> bool:
         return False
     stated = np.array([frame.orientation for frame in series.frames if len(frame.orientation) == 6])
     if not len(stated):
-        return not all(frame.sop_class.startswith(_CAPTURE) for frame in series.frames)
+        return not _is_capture(series)
     if np.abs(stated - stated[0]).max() > TURN:
         return False
     return int(np.argmax(np.abs(np.cross(stated[0, :3], stated[0, 3:])))) == 0
 
 
-def _ask(offered: list[Series], cause: str, folder: Path | None = None) -> InputError:
-    """The failure that lets the user choose: by number, or where that does not tell, given the folder, by UID."""
+def _ask(offered: list[Series], cause: str, folder: Path | None = None, by_uid: bool = False) -> InputError:
+    """The failure that lets the user choose, by number or UID; given the folder it tells where in it they lie."""
 
     def about(series: Series) -> str:
         text = f"{series.number or '-'}: {series.description or 'no description'}, {series.slices} slices"
+        if by_uid:
+            text += f", UID {series.uid}"
         if folder is None:
             return text
         place = Path(os.path.commonpath([frame.path.parent for frame in series.frames])).relative_to(folder)
-        return f"{text}, UID {series.uid}" + (f", in {place.as_posix()}" if place.parts else "")
+        return f"{text}, in {place.as_posix()}" if place.parts else text
 
     shown = "; ".join(map(about, offered))
-    return InputError("INPUT_SERIES", f"{cause} ({shown})", f"Choose one with --series {'UID' if folder else 'NUMBER'}")
+    return InputError("INPUT_SERIES", f"{cause} ({shown})", f"Choose one with --series {'UID' if by_uid else 'NUMBER'}")

@@ -146,27 +146,27 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
     discs = sum(interface.number > 0 for interface in spine.chain.interfaces)
     if not spine.numbers and not discs:
         return [Notice("FEW_STRUCTURES", "No vertebra and no disc was found, so no level could be named.")]
-    few = [_about_few(spine, discs)] if spine.few else []
-    if few and anchor.source != "user":  # its names are hardly worth a word
-        return [*few, *_about_image(spine, anchor)]
+    guessed = spine.few and anchor.source != "user"  # one word on its names is enough
     return [
-        *few,
-        *_about_anchor(spine, anchor),
+        *([_about_few(spine, discs, guessed)] if spine.few else []),
+        *([] if guessed else _about_anchor(spine, anchor)),
         *((HEAD_AND_FEET,) if anchor.upside_down else ()),
-        *_about_sizes(spine, anchor),
+        *([] if guessed else _about_sizes(spine, anchor)),
         *_about_image(spine, anchor),
         *_about_ends(spine, anchor),
     ]
 
 
-def _about_few(spine: Spine, discs: int) -> Notice:
-    """Notice of too few structures for a spine."""
+def _about_few(spine: Spine, discs: int, guessed: bool) -> Notice:
+    """Notice of too few structures for a spine, and of what their names are worth if the user stated none."""
     vertebrae = len(spine.numbers)
     number = f"{_count(vertebrae, 'vertebra', 'vertebrae')} and {_count(discs, 'disc', 'discs')} were found"
     text = (
         f"{'Only ' if vertebrae <= _FEW else ''}{number}{'' if spine.has_canal else ', and no canal'}. Check whether "
         "the volume shows the spine."
     )
+    if guessed and spine.numbers:
+        text += " The names are hardly more than guesses. State the level of the lowest vertebra."
     return Notice("FEW_STRUCTURES", text)
 
 
@@ -201,7 +201,8 @@ def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
     if spine.mixed:
         text = (
             f"Other vertebrae than its own lie right above or below {_discs(spine.mixed, anchor)}, as where the image "
-            "wraps round or metal divides a disc, so that names there and beyond may be wrong. Check the levels."
+            "wraps round, metal divides a disc, or the upper border cuts the highest vertebra: names there and beyond "
+            "may be wrong. Check the levels."
         )
         notices.append(Notice("LEVELS_MIXED", text))
     return notices

@@ -30,7 +30,7 @@ the third is the share of other ones from which on something is out of place: 0.
 phantoms, 0.36 where metal divided a disc in two, 0.48 to 0.74 beside five discs where an image wrapped round."""
 _DISCS = 0.5
 """Without a canal, a spine has a disc at so large a share of its interfaces: all 47 volumes do without theirs, and all
-slices of theirs beside it; a drawn knee had one at one of three."""
+but 47 of 1,286 single slices and threes of theirs, none of SPIDER's; a drawn knee had one at one of three."""
 _UPPER_HALF = 0.5
 """C1's anterior arch lies higher than this part of C2's height above its disc: beside the odontoid process."""
 

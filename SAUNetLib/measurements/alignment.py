@@ -40,8 +40,8 @@ def coronal_angle(column: Sequence[tuple[str, Endplate | None]], turn_seen: bool
         turn_seen: whether any body's direction to the back is known.
 
     Returns:
-        The levels of the two most tilted endplates, as ``T11-L3``, and the angle; without an angle, from where to where
-        the endplates reach. None for fewer than three whole endplates.
+        The levels of the two most tilted endplates, as ``T11-L3`` or ``L4``, and the angle; without an angle, from
+        where to where the endplates reach. None for fewer than three whole endplates.
     """
     whole = [n for n, (_, plate) in enumerate(column) if plate is not None and not plate.cut]
     if len(whole) < _FEWEST:
@@ -59,7 +59,8 @@ def coronal_angle(column: Sequence[tuple[str, Endplate | None]], turn_seen: bool
             flags |= plate.flags or {FEW_SLICES}
     tilts = _smoothed_tilts(list(told.values()))
     first, last = sorted((seen[int(tilts.argmax())], seen[int(tilts.argmin())]))
-    return f"{column[first][0]}-{column[last][0]}", Measure.of(float(np.ptp(tilts)), flags)
+    ends = dict.fromkeys(column[n][0] for n in (first, last))  # both may be one vertebra's
+    return "-".join(ends), Measure.of(float(np.ptp(tilts)), flags)
 
 
 def _tells_tilt(plate: Endplate) -> bool:
