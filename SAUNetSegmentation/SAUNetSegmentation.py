@@ -75,6 +75,7 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
             (scene.StartRestoreEvent, self.panel.sceneStartImport),  # of a scene view
             (scene.EndRestoreEvent, self.panel.sceneEndImport),
             (scene.EndBatchProcessEvent, self.panel.sceneEndBatch),
+            (scene.NodeAboutToBeRemovedEvent, self.panel.sceneNodeLeaves),
             (scene.NodeAddedEvent, self.panel.sceneNodesChanged),
             (scene.NodeRemovedEvent, self.panel.sceneNodesChanged),
         ):

@@ -342,6 +342,25 @@ def shown(module):
     widget.cleanup()
 
 
+def test_a_result_stays_while_its_image_is_removed(shown):
+    """The selector goes on to another volume before the image is gone: what was corrected went from under the brush."""
+    panel, result = shown.panel, truth()
+    first, second = add_volume(name="first"), add_volume(name="second")
+    node = panel.logic.nodes.importResult(first, result.labels, result.summary(), True)
+    panel.ui.inputSelector.setCurrentNode(first)
+    panel.ui.editSection.collapsed = False
+    panel.ui.editor.setActiveEffectByName("Paint")
+    slicer.mrmlScene.RemoveNode(first)
+    slicer.app.processEvents()
+    assert panel.ui.inputSelector.currentNode() is second
+    assert panel.ui.resultSelector.currentNode() is node is panel.ui.editor.segmentationNode()
+    assert panel.ui.editor.activeEffect() is not None and "chosen above" not in panel.ui.warningsLabel.text
+    third = add_volume(name="third")
+    own = panel.logic.nodes.importResult(third, result.labels, result.summary(), True)
+    panel.ui.inputSelector.setCurrentNode(third)
+    assert panel.ui.resultSelector.currentNode() is own
+
+
 def scene_text():
     slicer.mrmlScene.SetSaveToXMLString(1)
     slicer.mrmlScene.Commit()

@@ -32,6 +32,7 @@ from SAUNetPanel.Logic import Lowest, deviceName, withPackageFault
 from SAUNetPanel.Widget import DOUBLE_CLICK_S, WARM_MS, remaining
 
 from SAUNetLib.anatomy import encodings
+from SAUNetLib.formats.segmentations import write_segmentation
 from SAUNetLib.stages import SHARES, done
 
 STAGES = tuple(SHARES)
@@ -967,6 +968,55 @@ def test_a_clone_does_not_take_the_place_of_what_is_corrected(panel_of):  # noqa
     assert panel.ui.resultSelector.currentNode() is copy
 
 
+def add_loaded(panel, folder):
+    """A result from a file, which does not say which image it was made from."""
+    write_segmentation(truth(), folder / "r.seg.nrrd")
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "loaded")
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    storage.SetFileName(str(folder / "r.seg.nrrd"))
+    assert storage.ReadData(node)
+    panel.widget.sceneNodesChanged()
+    slicer.app.processEvents()
+    return node
+
+
+def test_a_result_of_an_unknown_volume_stays_until_the_chosen_one_has_its_own(panel_of, tmp_path):  # noqa: F811
+    """It went when its image was loaded or chosen, also from under the brush."""
+    panel = panel_of()
+    panel.ui.editSection.collapsed = False
+    again = add_loaded(panel, tmp_path)
+    panel.ui.resultSelector.setCurrentNode(again)
+    panel.ui.editor.setActiveEffectByName("Paint")
+    first, second = add_volume(name="first"), add_volume(name="second")
+    for volume in (first, second):
+        panel.ui.inputSelector.setCurrentNode(volume)
+        slicer.app.processEvents()
+        assert panel.ui.resultSelector.currentNode() is again is panel.ui.editor.segmentationNode()
+        assert panel.ui.editor.activeEffect() is not None
+    panel.ui.editor.setActiveEffect(None)
+    press_and_wait(panel)
+    mine = panel.ui.resultSelector.currentNode()
+    assert mine.GetName() == "second spine"
+    panel.ui.resultSelector.setCurrentNode(again)
+    panel.ui.inputSelector.setCurrentNode(first)
+    assert panel.ui.resultSelector.currentNode() is again
+    panel.ui.inputSelector.setCurrentNode(second)
+    assert panel.ui.resultSelector.currentNode() is mine
+
+
+def test_a_result_of_an_unknown_volume_stays_when_the_one_before_is_removed(panel_of, tmp_path):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (mine,) = panel.results()
+    again = add_loaded(panel, tmp_path)
+    panel.ui.resultSelector.setCurrentNode(again)
+    slicer.mrmlScene.RemoveNode(mine)  # in the same event, as a script does it
+    panel.widget.sceneNodesChanged()
+    slicer.app.processEvents()
+    assert panel.ui.resultSelector.currentNode() is again
+
+
 def test_an_effect_that_is_used_stays_when_a_run_ends(panel_of):  # noqa: F811
     _first, second = add_volume(name="first"), add_volume(name="second")
     panel = panel_of()
@@ -1122,8 +1172,6 @@ def test_list_of_segments_follows_a_run_of_the_other_kind_and_its_undoing(panel_
 
 def plan_of(result, folder):
     """What the fake worker is told of a result."""
-    from SAUNetLib.formats.segmentations import write_segmentation
-
     write_segmentation(result, folder / "kind.nrrd")
     return json.dumps({"labels": str(folder / "kind.nrrd"), "summary": result.summary(), "behaviour": "", "stage": ""})
 

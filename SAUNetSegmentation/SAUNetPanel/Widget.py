@@ -67,6 +67,7 @@ class Widget:
         self._volumeId: str | None = None  # of the volume that is chosen; the node itself may be removed any time
         self._resultId: str | None = None  # of the result that is shown
         self._leftId: str | None = None  # of the one before, until it is known whether it was removed
+        self._leavingId: str | None = None  # of a node that is just being removed
         self._shownFor: dict[str, str] = {}  # by a volume's ID, that of its result that was shown last
         self._segmented: Any = None  # the volume of the run
         self._shownBefore: Any = None  # the result that was shown when it began
@@ -237,8 +238,14 @@ class Widget:
         if self._entered and self._parameters is not None:
             self._showResult(self._parameters.result)
 
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def sceneNodeLeaves(self, caller: Any, event: Any, node: Any) -> None:
+        """A node is still there, but going to be removed: the selectors go on to its neighbour already."""
+        self._leavingId = node.GetID()
+
     def sceneNodesChanged(self, caller: Any = None, event: Any = None) -> None:
         """A node has come, changed or gone; what it holds is read, and what refers to it told, after this event."""
+        self._leavingId = None
         if self._entered:
             self._settle.start()
 
@@ -252,7 +259,7 @@ class Widget:
             self.showParameters()
         left, self._leftId = self._leftId, None
         if left is not None and slicer.mrmlScene.GetNodeByID(left) is None:  # the selector has chosen its neighbour
-            self._parameters.result = self._ownResult()
+            self._leaveOthers()
         self._showResult(self._parameters.result)
 
     def cleanup(self) -> None:
@@ -327,7 +334,7 @@ class Widget:
             self._parameters.result = node
 
     def _followVolume(self) -> None:
-        """Another volume was chosen: show its own result, or none; what was said of the other does not hold for it."""
+        """Another volume was chosen: show its own result; what was said of the other does not hold for it."""
         volume = self._parameters.inputVolume if self._parameters else None
         before, self._volumeId = self._volumeId, idOf(volume)
         changed = before != self._volumeId
@@ -336,9 +343,19 @@ class Widget:
         if changed and before is not None:
             self._parameters.lowest = Lowest.AUTO
         if changed and volume is not None:
-            self._parameters.result = self._ownResult()
+            self._leaveOthers()
         if changed and self._entered:
             self._warmUp.start()
+
+    def _leaveOthers(self) -> None:
+        """Show the chosen volume's own result, and another volume's no longer.
+
+        One whose volume is not known, or gone, may be this one's and stays where there is no other.
+        """
+        shown, own = self._parameters.result, self._ownResult()
+        source = idOf(shown.GetNodeReference(INPUT_ROLE)) if shown is not None else None
+        if own is not None or source not in (None, self._leavingId):
+            self._parameters.result = own
 
     def _ownResult(self) -> Any:
         """The result of the chosen volume that was shown last, else its newest; None where it has none."""

@@ -93,7 +93,8 @@ class SceneModel(QStandardItemModel):
         if scene is not None:
             add, kind = self._observers.add, slicer.vtkMRMLScene
             add(scene, kind.NodeAddedEvent, lambda node: self.scene.IsImporting() or self._insert(node))
-            add(scene, kind.NodeAboutToBeRemovedEvent, lambda node: self.scene.IsClosing() or self._remove(node))
+            leaving = kind.NodeAboutToBeRemovedEvent
+            add(scene, leaving, lambda node: self.scene.IsClosing() or self._remove(node), priority=-10.0)
             add(scene, kind.EndImportEvent, lambda _: self.update_scene())
             add(scene, kind.EndCloseEvent, lambda _: self.update_scene())
         self.update_scene()
