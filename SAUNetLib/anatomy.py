@@ -173,7 +173,11 @@ def is_made_here(identity: str, tagged: bool) -> bool:
 
 
 def named_after_term(name: str, meaning: str) -> bool:
-    """Whether a segment is called as its term is, as Slicer calls it when somebody chooses the term."""
+    """Whether a segment is called as its term is.
+
+    Slicer calls it as the chosen term's label, which for a level is a name that `named_structure` reads, else as the
+    term's meaning; what is read here alone is "Vertebral canal" and, among classes, "Vertebra".
+    """
     return bool(name) and name.casefold() == meaning.casefold()
 
 

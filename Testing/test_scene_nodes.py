@@ -30,7 +30,7 @@ from harness.terminology import terminology
 from SAUNetPanel import Result, SceneNodes
 from SAUNetPanel.Cards import PanelError
 
-from SAUNetLib.anatomy import classes, encodings, named_structure, structures
+from SAUNetLib.anatomy import classes, encodings, named_structure, segment_id, structures
 from SAUNetLib.errors import InputError
 from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume
@@ -892,7 +892,7 @@ def test_what_the_editor_adds_is_no_structure(nodes, tmp_path, there):
     free = np.zeros(truth().labels.shape, np.uint8)
     free[0, :2, :3] = truth().labels[0, :2, :3] == 0
     assert free.any()
-    identity, segment = add_in_editor(node, "Tumour", free)
+    add_in_editor(node, "Tumour", free)
     if not there:
         node.GetSegmentation().RemoveSegment("SAUNet_44")
     nodes.exportLabelMap(node, tmp_path / "l.nrrd")
@@ -912,8 +912,26 @@ def test_what_the_editor_adds_is_no_structure(nodes, tmp_path, there):
     for name in ("e.seg.nrrd", "s.seg.nrrd"):
         with pytest.raises(InputError, match=r"without a meaning here: Tumour\."):
             read_segmentation(tmp_path / name)
-    segment.SetName("Fourth lumbar vertebra")  # as Slicer calls it when somebody chooses that term
-    assert Result.labelValues(node)[identity] == (200 if there else 44)
+
+
+@pytest.mark.parametrize(("levels", "called", "value"), [(True, "Vertebral canal", 2), (False, "Vertebra", 1)])
+def test_what_is_named_after_its_chosen_term_is_that_structure(nodes, tmp_path, levels, called, value):
+    """Slicer names it after the term's label, else its meaning; those of canal and classes are no structures' names."""
+    from builders import to_classes
+
+    summary, labels = truth().summary(), truth().labels
+    if not levels:
+        labels = to_classes(labels)
+        summary["structures"] = [{"value": value} for value in classes()]
+    node = nodes.importResult(add_volume(), labels, summary, levels)
+    known = Result.encodingOf(node).structures
+    assert named_structure(called, known) is None
+    identity, segment = add_in_editor(node, called, labels == value)
+    segment.SetTerminology(SceneNodes.terminologyEntry(known[value]))
+    node.GetSegmentation().RemoveSegment(segment_id(value, Result.encodingOf(node).name))
+    assert Result.labelValues(node)[identity] == value
+    nodes.exportSegmentation(node, tmp_path / "e.seg.nrrd")
+    assert np.array_equal(read_segmentation(tmp_path / "e.seg.nrrd").labels, labels)
 
 
 def test_a_segment_without_a_term_makes_no_file_unreadable(nodes, tmp_path):
