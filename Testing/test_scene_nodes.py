@@ -898,7 +898,8 @@ def test_what_the_editor_adds_is_no_structure(nodes, tmp_path, there):
     nodes.exportLabelMap(node, tmp_path / "l.nrrd")
     assert np.array_equal(values_in(tmp_path / "l.nrrd") == 200, free)
     assert np.array_equal(values_in(tmp_path / "l.nrrd") == 44, (truth().labels == 44) & there)
-    assert Result.exportNotes(node, None) == []
+    (note,) = Result.exportNotes(node, None)
+    assert note == "Tumour was written as tissue: name it after its structure, as L4 vertebra, if it is one."
     (note,) = Result.exportNotes(node, Result.merge(node))
     assert note == "Tumour has the label value 200, which means nothing elsewhere."
     colors = nodes.exportLabelMapNode(node)[0].GetDisplayNode().GetColorNode()
@@ -912,6 +913,25 @@ def test_what_the_editor_adds_is_no_structure(nodes, tmp_path, there):
     for name in ("e.seg.nrrd", "s.seg.nrrd"):
         with pytest.raises(InputError, match=r"without a meaning here: Tumour\."):
             read_segmentation(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("term", "called", "note"),
+    [("L3 vertebra", "L3 links", "L3 links was written as tissue: name it after its structure, as L3 vertebra, if"),
+     ("L6 vertebra", "lower", "lower was written as tissue: name it after its structure, as T13 vertebra, if"),
+     ("L3 vertebra", "L4", "L4 means L4 vertebra, as another segment does")],
+)  # fmt: skip
+def test_a_chosen_term_that_is_not_written_is_told(nodes, tmp_path, term, called, note):
+    """Slicer keeps a name that was typed before; such a term went without a word."""
+    node = imported(nodes)
+    node.GetSegmentation().RemoveSegment("SAUNet_43")
+    node.GetSegmentation().AddEmptySegment("mine", called)
+    segment = segments(node)[-1]
+    segment.SetTerminology(SceneNodes.terminologyEntry(named_structure(term, structures())))
+    (told,) = Result.exportNotes(node, None)
+    assert told.startswith(note)
+    nodes.exportSegmentation(node, tmp_path / "e.seg.nrrd")
+    assert segments(loaded(tmp_path / "e.seg.nrrd"))[-1].GetTerminology() == slicer.vtkSegment().GetTerminology()
 
 
 @pytest.mark.parametrize(("levels", "called", "value"), [(True, "Vertebral canal", 2), (False, "Vertebra", 1)])

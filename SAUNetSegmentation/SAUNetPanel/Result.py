@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,13 @@ def givenCode(segmentId: str, segment: Any) -> str:
     return code if given else ""
 
 
+def repeatedTerm(segmentId: str, segment: Any, known: Mapping[int, Structure]) -> Structure | None:
+    """The structure, or one of several, whose code a segment has though nobody may have given it: see `givenCode`."""
+    if givenCode(segmentId, segment):
+        return None
+    return next((structure for structure in known.values() if structure.code == codeOf(segment)), None)
+
+
 def meanings(node: Any) -> dict[str, Structure]:
     """By segment ID, what a result's segments are exported as; those without a meaning here are left out."""
     known = encodingOf(node).structures
@@ -179,8 +186,9 @@ def meanings(node: Any) -> dict[str, Structure]:
 def exportNotes(node: Any, merged: "Merged | None") -> list[str]:
     """What the user should know of a file of the result: as the label map that was written, or as a segmentation.
 
-    Names that are not those of what was written, and two that mean the same; in a label map, segments without a
-    meaning, voxels that two segments share, and what lies outside the image.
+    Names that are not those of what was written, and two that mean the same; in a segmentation, terms that were not
+    written; in a label map, segments without a meaning, voxels that two segments share, and what lies outside the
+    image.
     """
     notes = []
     known, values, meant = encodingOf(node).structures, labelValues(node), meanings(node)
@@ -196,6 +204,9 @@ def exportNotes(node: Any, merged: "Merged | None") -> list[str]:
         elif structure is not None:
             text = _("{name} means {structure}, as another segment does: name one of them after another structure.")
             notes.append(text.format(name=names[segmentId], structure=structure.name))
+        elif merged is None and (repeated := repeatedTerm(segmentId, segment, known)) is not None:
+            text = _("{name} was written as tissue: name it after its structure, as {structure}, if it is one.")
+            notes.append(text.format(name=names[segmentId], structure=repeated.name))
         if segmentId not in meant and merged is not None:
             text = _("{name} has the label value {value}, which means nothing elsewhere.")
             notes.append(text.format(name=names[segmentId], value=values[segmentId]))

@@ -39,7 +39,6 @@ from .Result import (
     codeOf,
     encodingOf,
     fingerprint,
-    givenCode,
     isResult,
     labelMapHeader,
     labelValues,
@@ -47,6 +46,7 @@ from .Result import (
     merge,
     ownFrame,
     recognise,
+    repeatedTerm,
     segmentsOf,
     shownFrame,
     toInput,
@@ -398,15 +398,14 @@ def _terms(node: Any) -> dict[str, str]:
     What was added by hand gets Slicer's own term for any tissue in the place of a structure's, which the editor's Add
     repeats, and of none, with which the engine cannot read a file.
     """
-    meant = meanings(node)
-    ours = {"", *(structure.code for structure in encodingOf(node).structures.values())}
+    meant, known = meanings(node), encodingOf(node).structures
     terms = {}
     for segmentId, segment in segmentsOf(node.GetSegmentation()):
         code, structure = codeOf(segment), meant.get(segmentId)
         terms[segmentId] = segment.GetTerminology() or ""
         if structure is not None and code != structure.code:
             terms[segmentId] = terminologyEntry(structure)
-        elif structure is None and code in ours and not givenCode(segmentId, segment):
+        elif structure is None and (not code or repeatedTerm(segmentId, segment, known) is not None):
             terms[segmentId] = slicer.vtkSegment().GetTerminology()
     return terms
 
