@@ -29,7 +29,7 @@ import SimpleITK as sitk
 from bad_inputs import FORMATS, GOOD, WORKS, Case, changed, images, nifti, save
 
 from SAUNetLib.errors import InputError, UsageError
-from SAUNetLib.formats import headers, itk
+from SAUNetLib.formats import dicom, headers, itk
 from SAUNetLib.formats.dicom import list_series
 from SAUNetLib.formats.dicom_files import is_dicom
 from SAUNetLib.formats.volumes import read_volume, write_volume
@@ -590,6 +590,69 @@ def test_dicom_where_the_main_series_is_damaged_its_localizer_is_not_taken_for_i
     assert read_volume(tmp_path, series="1").geometry.size[2] == 1
 
 
+@pytest.mark.parametrize("kind", ["slices", "enhanced"])
+def test_dicom_a_series_of_which_nothing_can_be_read_is_told(tmp_path: Path, image: Volume, kind: str) -> None:
+    """As an enhanced one, which is one file; the only other series was taken for the one that was meant."""
+    builders.write_dicom_series(tmp_path / "a", first_slices(image, 3), number=1, description="localizer")
+    if kind == "enhanced":
+        (tmp_path / "b").mkdir()
+        paths = [tmp_path / "b" / "all.dcm"]
+        builders.write_enhanced(paths[0], image, list(range(len(image.voxels))))
+    else:
+        paths = builders.write_dicom_series(tmp_path / "b", image, number=9, description="3D T2")
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-300])
+    assert [(one.number, one.slices, one.problem is None) for one in list_series(tmp_path)] == [
+        ("1", 3, True), ("9", len(image.voxels), False),
+    ]  # fmt: skip
+    failure = refusal(tmp_path)
+    assert failure.code == "INPUT_SERIES" and "series 9 (3D T2) cannot be used" in failure.cause
+    assert refusal(tmp_path, "9").code == "INPUT_UNREADABLE"
+    assert read_volume(tmp_path, "1").geometry.size[2] == 3
+
+
+def test_dicom_frames_without_places_are_counted(tmp_path: Path, image: Volume) -> None:
+    """As one slice they were too few to be the series that is meant."""
+    builders.write_dicom_series(tmp_path, first_slices(image, 3), number=1, description="localizer")
+    builders.write_enhanced(tmp_path / "all.dcm", image, list(range(len(image.voxels))))
+    data = pydicom.dcmread(tmp_path / "all.dcm")
+    del data.PerFrameFunctionalGroupsSequence
+    data.save_as(tmp_path / "all.dcm")
+    assert [one.slices for one in list_series(tmp_path)] == [3, len(image.voxels)]
+    assert "series 9 (3D T2) cannot be used" in refusal(tmp_path).cause
+
+
+def test_dicom_files_of_one_uid_are_each_read_once(tmp_path: Path, image: Volume, monkeypatch) -> None:
+    """Not each with each, as where an anonymiser gave all one."""
+    for path in builders.write_dicom_series(tmp_path, image):
+        changed(path, SOPInstanceUID="1.2.3")
+    read = []
+    content = dicom._content
+    monkeypatch.setattr(dicom, "_content", lambda path: read.append(path) or content(path))
+    assert read_volume(tmp_path).geometry.size == image.geometry.size
+    assert sorted(read) == sorted(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there it is a share")
+def test_dicom_folder_with_two_slashes_before_it(tmp_path: Path, image: Volume) -> None:
+    for folder in "ab":
+        builders.write_dicom_series(tmp_path / folder, image)
+    assert ", in b" in refusal(Path(f"/{tmp_path}")).cause
+
+
+@pytest.mark.parametrize("shown", [6, 5])
+def test_dicom_the_number_that_is_asked_for_tells_one_series(tmp_path: Path, image: Volume, shown: int) -> None:
+    """Also beside series that cannot be used; and of several studies one sees which is which."""
+    axial = builders.volume(replace(GRID, direction=np.eye(3)))
+    builders.write_dicom_series(tmp_path / "2020", image, number=5)
+    for folder, volume, number in (("2023/a", image, 6), ("2023/b", axial, 5 if shown == 5 else 7)):
+        for path in builders.write_dicom_series(tmp_path / folder, volume, number=number):
+            changed(path, StudyInstanceUID="9.8.7")
+    failure = refusal(tmp_path)
+    assert ", in 2020" in failure.cause and ", in 2023/a" in failure.cause
+    assert failure.remedy == f"Choose one with --series {'UID' if shown == 5 else 'NUMBER'}."
+
+
 def test_dicom_slices_lie_where_their_positions_say(tmp_path: Path, image: Volume) -> None:
     """Scanners state thickness and distance as they like."""
     paths = builders.write_dicom_series(tmp_path, image, SliceThickness=3.0, SpacingBetweenSlices=5.0)
@@ -694,17 +757,22 @@ def test_dicom_rescaled_slice_by_slice(tmp_path: Path, image: Volume) -> None:
 
 
 @pytest.mark.parametrize("syntax", ["explicit", "big endian"])
-@pytest.mark.parametrize("upper", ["shifted", "overlay", "unstated overlay", "sign", "masked sign"])
+@pytest.mark.parametrize("upper", ["shifted", "overlay", "unstated overlay", "sign", "masked sign", "padding"])
 def test_dicom_bits_above_those_that_are_stated(tmp_path: Path, image: Volume, syntax: str, upper: str) -> None:
     """GDCM cuts them off, whatever High Bit says."""
     signed = upper.endswith("sign")
     voxels = image.voxels.astype(np.int32) - (500 if signed else 0)
+    voxels[:, :, :3] = 0
     stored = {"shifted": voxels << 4, "sign": voxels, "masked sign": voxels & 0xFFF}.get(upper, voxels | 0x4000)
+    if upper == "padding":
+        stored = np.where(voxels == 0, 0xF000, voxels)
     for path, pixels in zip(builders.write_dicom_series(tmp_path, image), stored, strict=True):
         data = pydicom.dcmread(path)
         data.BitsStored, data.HighBit, data.PixelRepresentation = 12, 15 if upper == "shifted" else 11, int(signed)
         if upper == "overlay":
             data.add_new(0x60000102, "US", 14)
+        if upper == "padding":
+            data.add_new(0x00280120, "US", 0xF000)
         kind = ">u2" if syntax == "big endian" else "<u2"
         data.PixelData = (pixels & 0xFFFF).astype(kind).tobytes()
         data["PixelData"].VR = "OW"
@@ -718,6 +786,21 @@ def test_dicom_bits_above_those_that_are_stated(tmp_path: Path, image: Volume, s
         assert failure.code == "INPUT_UNREADABLE" and "more than the 12 bits" in failure.cause
     else:
         assert np.array_equal(read_volume(tmp_path).voxels, voxels)
+
+
+@pytest.mark.parametrize("bits", [24, 32])
+def test_dicom_of_32_bits(tmp_path: Path, image: Volume, bits: int) -> None:
+    """Of fewer that are stored GDCM takes the last eight."""
+    for path, pixels in zip(builders.write_dicom_series(tmp_path, image), image.voxels, strict=True):
+        data = pydicom.dcmread(path)
+        data.BitsAllocated, data.BitsStored, data.HighBit = 32, bits, bits - 1
+        data.PixelData = (pixels.astype("<u4") * 3).tobytes()
+        data.save_as(path)
+    if bits == 32:
+        assert np.array_equal(read_volume(tmp_path).voxels, image.voxels.astype(np.int64) * 3)
+    else:
+        failure = refusal(tmp_path)
+        assert failure.code == "INPUT_PIXEL_TYPE" and "have 24 of 32 bits" in failure.cause
 
 
 def test_dicom_one_slice(tmp_path: Path) -> None:

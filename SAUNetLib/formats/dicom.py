@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import filecmp
+import hashlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -19,9 +19,13 @@ from .dicom_headers import read_as_series
 from .dicom_pixels import load
 from .dicom_series import TURN, DicomFrame, Series, ordered, several_origins
 
-_SERIES = 0x0020000E
+_SERIES, _NUMBER, _DESCRIPTION, _MODALITY, _CLASS, _FRAMES = (
+    0x0020000E, 0x00200011, 0x0008103E, 0x00080060, 0x00080016, 0x00280008,
+)  # fmt: skip
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """What SOP classes of secondary captures, pictures of a screen, begin with."""
+_MOST_FRAMES = 1000
+"""So many are believed of a file that cannot be read."""
 
 
 def list_series(folder: str | Path, below: bool = True) -> list[Series]:
@@ -58,6 +62,10 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
         )
     if not by_key:
         raise unreadable([lost.path for lost in unreadable_paths])
+    readable = {series.uid for series in by_key.values()}
+    for lost in unreadable_paths:
+        if lost.uid and lost.uid not in readable:  # nothing of it can be read, which is to be told
+            _add(by_key, _lost_series(lost))
     # A file whose series is unknown counts against every series in its folder, or against all if its folder has none.
     image_folders = {frame.path.parent for series in by_key.values() for frame in series.frames}
     listed = [_examined(series, unreadable_paths, image_folders) for series in by_key.values()]
@@ -75,6 +83,16 @@ def _add(by_key: dict[str, Series], file_series: Series) -> None:
     by_key[key] = file_series
 
 
+def _lost_series(lost: UnreadablePath) -> Series:
+    """A file that cannot be read as a series of its own, as far as it says what it was."""
+    number, description, modality, sop_class, frames = (
+        first_text(lost.path, tag) for tag in (_NUMBER, _DESCRIPTION, _MODALITY, _CLASS, _FRAMES)
+    )
+    count = min(int(frames), _MOST_FRAMES) if frames.isdecimal() else 1
+    frame = DicomFrame(lost.path, 0, (0, 0), (), (), (), 0.0, sop_class=sop_class)
+    return Series(number, description, lost.uid, modality or "MR", frames=(frame,) * max(count, 1))
+
+
 def _is_picture(series: Series) -> bool:
     """Whether a file shows what was made of slices, as a picture of the screen, and does not say where it lies."""
     derived = series.modality != "MR" or _is_capture(series)
@@ -87,23 +105,23 @@ def _is_capture(series: Series) -> bool:
 
 def _without_copies(frames: Sequence[DicomFrame]) -> tuple[DicomFrame, ...]:
     """The frames but those of files of which another is the same to the byte; what differs stays, and is refused."""
-    files: dict[str, list[Path]] = {}
-    kept = []
+    files: dict[str, dict[Path, str]] = {}
     for frame in frames:
-        same = files.setdefault(frame.instance, []) if frame.instance else []
-        if frame.path not in same:
-            if any(_same_content(frame.path, other) for other in same):
-                continue
-            same.append(frame.path)
-        kept.append(frame)
-    return tuple(kept)
+        files.setdefault(frame.instance, {})[frame.path] = ""
+    copies: set[Path] = set()
+    for instance, same in files.items():
+        if instance and len(same) > 1:
+            first: dict[str, Path] = {}
+            copies.update(path for path in same if first.setdefault(_content(path), path) != path)
+    return tuple(frame for frame in frames if frame.path not in copies)
 
 
-def _same_content(one: Path, other: Path) -> bool:
+def _content(path: Path) -> str:
+    """What two files share only if they are the same to the byte."""
     try:
-        return filecmp.cmp(one, other, shallow=False)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
-        return False
+        return str(path)
 
 
 def read_series(folder: Path, series: str | None) -> Volume:
@@ -185,8 +203,8 @@ def _choose(listed: list[Series], wanted: str | None, folder: Path) -> Series:
             if len(matches) == 1:
                 return matches[0]
             if matches:
-                raise _ask(matches, f"{len(matches)} series have the {key} {name}", folder, by_uid=True)
-        raise _ask(listed, f"no series has the number or description {name}")
+                raise _ask(matches, f"{len(matches)} series have the {key} {name}", listed, folder)
+        raise _ask(listed, f"no series has the number or description {name}", listed, folder)
     usable = [series for series in listed if series.problem is None]
     mr = [series for series in listed if series.modality == "MR"]
     most = max((series.slices for series in usable), default=0)
@@ -194,17 +212,15 @@ def _choose(listed: list[Series], wanted: str | None, folder: Path) -> Series:
     if usable and broken:
         # The only usable series of a study may be its localizer, and nobody would know.
         reason = broken[0].problem.title if broken[0].problem else ""
-        raise _ask([*usable, *broken], f"{broken[0].name} cannot be used ({reason}), others can")
+        raise _ask([*usable, *broken], f"{broken[0].name} cannot be used ({reason}), others can", listed, folder)
     if len(usable) == 1:
         # That of the patient who is meant may be the one that cannot be used.
         if several := several_origins([frame for series in mr if not _is_capture(series) for frame in series.frames]):
             cause = f"the folder holds MR series of several {several}, of which one can be used"
-            again = [series.number for series in listed].count(usable[0].number) > 1
-            raise _ask(usable, cause, folder, by_uid=again)
+            raise _ask(usable, cause, listed, folder)
         return usable[0]
     if usable:
-        again = len({series.number for series in usable}) < len(usable)
-        raise _ask(usable, f"the folder holds {len(usable)} series", folder if again else None, by_uid=again)
+        raise _ask(usable, f"the folder holds {len(usable)} series", listed, folder)
     if len(mr) == 1 or len(listed) == 1 or not mr:
         return (mr or listed)[0]
     reasons = "; ".join(f"{series.name}: {series.problem.title}" for series in mr if series.problem)
@@ -224,17 +240,21 @@ def _is_broken(series: Series) -> bool:
     return int(np.argmax(np.abs(np.cross(stated[0, :3], stated[0, 3:])))) == 0
 
 
-def _ask(offered: list[Series], cause: str, folder: Path | None = None, by_uid: bool = False) -> InputError:
-    """The failure that lets the user choose, by number or UID; given the folder it tells where in it they lie."""
+def _ask(offered: Sequence[Series], cause: str, listed: Sequence[Series], folder: Path) -> InputError:
+    """The failure that lets the user choose by number, or by UID where numbers do not tell.
+
+    Where patients or studies are several, or numbers do not tell, it says where in the folder the series lie.
+    """
+    numbers = [series.number for series in listed]
+    by_uid = any(not series.number or numbers.count(series.number) > 1 for series in offered)
+    placed = by_uid or bool(several_origins([frame for series in listed for frame in series.frames]))
 
     def about(series: Series) -> str:
         text = f"{series.number or '-'}: {series.description or 'no description'}, {series.slices} slices"
         if by_uid:
             text += f", UID {series.uid}"
-        if folder is None:
-            return text
-        place = Path(os.path.commonpath([frame.path.parent for frame in series.frames])).relative_to(folder)
-        return f"{text}, in {place.as_posix()}" if place.parts else text
+        place = os.path.relpath(os.path.commonpath([frame.path.parent for frame in series.frames]), folder)
+        return f"{text}, in {Path(place).as_posix()}" if placed and place != os.curdir else text
 
     shown = "; ".join(map(about, offered))
     return InputError("INPUT_SERIES", f"{cause} ({shown})", f"Choose one with --series {'UID' if by_uid else 'NUMBER'}")

@@ -137,7 +137,7 @@ def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int)
 
     places = elements(_POSITION, _PLANE_POSITION)
     if len(places) != count:
-        return (DicomFrame(path, 0, size, (), (), (), 0.0),)
+        return tuple(DicomFrame(path, index, size, (), (), (), 0.0) for index in range(count))
     turns = per_frame(elements(_ORIENTATION, _PLANE_ORIENTATION))
     pixels = per_frame(elements(_PIXEL_SPACING, _MEASURES))
     spread = [value for tag in (_SLICE_SPACING, _THICKNESS) for (value, *_) in elements(tag, _MEASURES) if value > 0]

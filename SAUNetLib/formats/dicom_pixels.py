@@ -17,7 +17,7 @@ from .dicom_files import unreadable
 from .dicom_headers import gdcm_reader
 from .dicom_series import DicomFrame, Series
 
-_ALLOCATED, _STORED, _SIGNED = 0x00280100, 0x00280101, 0x00280103
+_ALLOCATED, _STORED, _SIGNED, _PADDING = 0x00280100, 0x00280101, 0x00280103, 0x00280120
 _OVERLAYS = tuple(0x60000102 + (number << 16) for number in range(0, 32, 2))
 """Elements that say in which bit of the pixels an overlay lies, as old files keep them."""
 _CHUNK = 1 << 22
@@ -77,19 +77,30 @@ def _check_bits(path: Path, series: Series) -> None:
     """Refuse pixels with higher bits than the header states, which GDCM cuts off: bright ones would be dark.
 
     As where a program changed the values but not Bits Stored, or keeps them in the upper bits (High Bit), which GDCM
-    does not heed. Overlays and copies of the sign may lie there.
+    does not heed. Overlays and copies of the sign may lie there, and padding that becomes 0. Of 32 bits GDCM reads
+    fewer wrongly.
     """
     try:
-        header = read_header(path, (_ALLOCATED, _STORED, _SIGNED, *_OVERLAYS))
+        header = read_header(path, (_ALLOCATED, _STORED, _SIGNED, _PADDING, *_OVERLAYS))
         allocated, stored = header.short(_ALLOCATED, 0), header.short(_STORED, 0)
         if header.compressed or allocated not in (8, 16, 32) or not 0 < stored < allocated:
             return
+        if allocated == 32:
+            raise InputError(
+                "INPUT_PIXEL_TYPE",
+                f"the pixels of {series.name} have {stored} of 32 bits, which cannot be read",
+                "Export it again with pixels of 16 bits, or convert it to NIfTI, as with dcm2niix",
+            )
         above = (1 << allocated) - (1 << stored)
         for tag in _OVERLAYS:
             above &= ~(1 << header.short(tag, 0))
         signs = (0, above) if header.short(_SIGNED, 0) else (0, 0)
-        found = (stored_bits & above for stored_bits in _stored(path, header, allocated // 8))
-        whole = all(((bits == signs[0]) | (bits == signs[1])).all() for bits in found)
+        padding = header.short(_PADDING, 0)
+        passed = padding if padding < 1 << allocated and not padding & ((1 << stored) - 1) else 0
+        whole = True
+        for pixels in _stored(path, header, allocated // 8):
+            bits = pixels & above
+            whole = whole and bool(((bits == signs[0]) | (bits == signs[1]) | (pixels == passed)).all())
     except (OSError, ValueError) as failure:
         raise unreadable([path]) from failure
     if not whole:
