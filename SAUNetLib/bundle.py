@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 from .errors import UsageError
 from .formats.atomic import check_writable, write_beside
+from .formats.temporary import remove_leftovers, temporary_folder
 from .model_card import find_model
 from .resources import resource
 
@@ -46,6 +47,8 @@ _MARKERS = {
 }  # fmt: skip
 PACKAGES = ("torch>=2.2", "safetensors>=0.4", "connected-components-3d>=3.20", "pynrrd>=1.0")
 """What the engine needs beside what Slicer brings."""
+_ROOM = 3 * 10**9
+"""Bytes that the wheels of one bundle take at most."""
 TORCH_FOR_WINDOWS = "2.14.1"
 """Not the pinned one: below Slicer's folder, the paths of 2.13's licences are longer than Windows allows."""
 
@@ -63,22 +66,23 @@ def write_bundle(
         output: zip file; replaced only by a whole one.
         slicer: 5.10 or 5.12.
         platform: one of `PLATFORMS`.
-        index: address of a further package index. On Linux pip's own gives a PyTorch for NVIDIA cards (several GB);
-            PyTorch's index of processor builds gives a small one.
+        index: address of a further package index. On Linux pip's own gives a PyTorch for NVIDIA cards (several GB), on
+            Windows one for the processor alone; PyTorch's indexes have both. pip goes on without one that it cannot
+            reach.
 
     Returns:
         The names of the files in the bundle.
 
     Raises:
-        UsageError: USAGE for an unknown Slicer or platform; OUTPUT_FORMAT; OUTPUT_WRITE; NOT_INSTALLED where a download
-            failed.
+        UsageError: USAGE for an unknown Slicer or platform, or an index that is no address; OUTPUT_FORMAT;
+            OUTPUT_WRITE; NOT_INSTALLED where a download failed.
         ModelError: MODEL_NOT_FOUND.
     """
     output = Path(output)
-    _check(output, slicer, platform)
+    _check(output, slicer, platform, index)
     weights = find_model()
-    with tempfile.TemporaryDirectory(prefix="saunet-bundle-", ignore_cleanup_errors=True) as folder:
-        wheels = Path(folder)
+    remove_leftovers()
+    with temporary_folder() as wheels:
         _pin(wheels, platform)
         _download(wheels, slicer, platform, index)
         files = {f"wheels/{path.name}": path for path in sorted(wheels.glob("*.whl"))}
@@ -146,9 +150,14 @@ def _download(folder: Path, slicer: str, platform: str, index: str | None) -> No
         wheels = _wheels(folder)
         missing = [name for name in wanted if canonicalize_name(Requirement(name).name) not in wheels]
         if missing and _run(download_command(folder, slicer, platform, missing, index)) != 0:
-            raise UsageError(
-                "NOT_INSTALLED", "the packages could not be downloaded", "Check the connection to the package index"
-            )
+            remedy = "Check the connection to the package index"
+            free = shutil.disk_usage(folder).free
+            if free < _ROOM:  # of which pip has removed what it could not finish
+                remedy += (
+                    f", and make room in {folder.parent} ({free / 1e9:.1f} GB are free, for Linux {_ROOM / 1e9:.0f} GB "
+                    "are needed) or name another folder in the variable TMPDIR"
+                )
+            raise UsageError("NOT_INSTALLED", "the packages could not be downloaded", remedy)
         wheels = _wheels(folder)
         needed = (_needed(Requirement(requirement), wheels, there) for requirement in wanted)
         wanted = sorted(set().union(*needed) - known)
@@ -191,11 +200,13 @@ def _needed(requirement: Requirement, wheels: dict[str, Metadata], environment: 
     return needed
 
 
-def _check(output: Path, slicer: str, platform: str) -> None:
+def _check(output: Path, slicer: str, platform: str, index: str | None) -> None:
     if slicer not in PYTHONS:
         raise UsageError("USAGE", f"Slicer {slicer} is not supported", f"Choose one of {', '.join(PYTHONS)}")
     if platform not in PLATFORMS:
         raise UsageError("USAGE", f"{platform} is not a known platform", f"Choose one of {', '.join(PLATFORMS)}")
+    if index is not None and not re.match(r"(https?|file)://.", index):  # pip would go on without it
+        raise UsageError("USAGE", f"{index} is no address of a package index", "Give one that begins with https://")
     check_writable(output, (".zip",))
 
 

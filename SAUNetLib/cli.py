@@ -666,7 +666,7 @@ def _packages(what: str, extra: str) -> Iterator[None]:
         raise UsageError(
             "NOT_INSTALLED",
             f"{what} needs the package {error.name}",
-            f"In SAUNet's folder run: pip install -c constraints.txt -e '.[{extra}]'",
+            f'In SAUNet\'s folder run: "{sys.executable}" -m pip install -c constraints.txt -e ".[{extra}]"',
         ) from error
 
 
@@ -750,7 +750,12 @@ def _add_bundle(commands: Any) -> None:
     parser.add_argument("output", metavar="OUT.zip", help="file to write")
     parser.add_argument("--slicer", required=True, help="version of Slicer there: 5.10 or 5.12")
     parser.add_argument("--platform", required=True, help="linux or windows (both x86_64), or macos-arm64")
-    parser.add_argument("--index", metavar="URL", help="a further package index, such as PyTorch's for CPU builds")
+    parser.add_argument(
+        "--index",
+        metavar="URL",
+        help="a further package index: PyTorch's for CPU builds makes a small bundle for linux, one of those for CUDA "
+        "a bundle for windows that computes on NVIDIA cards",
+    )
 
 
 def _bundle(options: argparse.Namespace) -> int:
@@ -758,4 +763,6 @@ def _bundle(options: argparse.Namespace) -> int:
 
     for name in write_bundle(options.output, options.slicer, options.platform, index=options.index):
         print(name)
+    size = Path(options.output).stat().st_size
+    print(f"{options.output}: {size / 1e9:.2f} GB, for Slicer {options.slicer} on {options.platform}")
     return 0

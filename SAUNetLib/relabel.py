@@ -16,6 +16,7 @@ from .formats.atomic import check_writable, same_place, write_together
 from .formats.endings import SEGMENTATIONS, TABLES
 from .formats.places import check_places
 from .formats.segmentations import CORD, read_segmentation, write_segmentation, write_table
+from .masks import with_cuts
 from .segmentation import Notice, Segmentation, count_labels
 
 
@@ -145,7 +146,7 @@ def relabel_file(
     if in_place and any(notice.code == CORD for notice in saved.warnings):
         cause = f"{target.name} holds a spinal cord, which would be lost"
         raise _refusal(cause, "Give the result another name (--output)")
-    segmentation = relabel(saved, assignments)
+    segmentation = relabel(with_cuts(saved), assignments)
     with write_together():
         write_segmentation(segmentation, target)
         if table is not None:

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
+import tempfile
 import tomllib
 import types
 import zipfile
@@ -486,7 +488,7 @@ def test_a_bundle_is_taken_by_the_platform_that_it_is_made_for(
 
 
 @pytest.mark.parametrize("change", [{"slicer": "4.11"}, {"platform": "amiga"}, {"output": "b.tar"},
-                                    {"output": "bundle.zip/b.zip"}])  # fmt: skip
+                                    {"output": "bundle.zip/b.zip"}, {"index": "https//a.b/c"}])  # fmt: skip
 def test_bundle_refuses_what_it_cannot_make(made, tmp_path, change, monkeypatch):
     monkeypatch.setattr(bundle, "_run", lambda command: pytest.fail("it downloads before it checks"))
     wanted = {"output": "b.zip", "slicer": "5.12", "platform": "linux"} | change
@@ -496,12 +498,28 @@ def test_bundle_refuses_what_it_cannot_make(made, tmp_path, change, monkeypatch)
     assert not wanted["output"].exists()
 
 
-def test_failed_download_leaves_the_old_bundle(made, monkeypatch):
+@pytest.mark.parametrize("free", [10**8, 10**11])
+def test_failed_download_leaves_the_old_bundle(made, monkeypatch, free):
     monkeypatch.setattr(bundle, "_run", lambda command: 1)
+    monkeypatch.setattr(bundle.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=free))
     before = made.path.read_bytes()
     with pytest.raises(UsageError) as raised:
         bundle.write_bundle(made.path, "5.12", "linux")
     assert raised.value.code == "NOT_INSTALLED" and made.path.read_bytes() == before
+    assert ("0.1 GB are free" in raised.value.remedy) == (free < 10**9)
+
+
+def test_a_killed_download_is_removed_by_the_next(made, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = Path(tempfile.gettempdir()) / f"saunet-{ended.pid}-0123456789ab"
+    left.mkdir(mode=0o700)
+    folders = []
+    monkeypatch.setattr(bundle, "_run", lambda command: folders.append(Path(command[command.index("--dest") + 1])) or 1)
+    with pytest.raises(UsageError):
+        bundle.write_bundle(made.path, "5.12", "linux")
+    assert not left.exists() and not folders[0].exists()
+    assert folders[0].name.startswith(f"saunet-{os.getpid()}-"), "as one that can be found again"
 
 
 def test_bundle_installs_without_a_connection(needs, pip, made, monkeypatch, tmp_path):

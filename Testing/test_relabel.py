@@ -165,6 +165,18 @@ def test_what_no_file_says_is_not_called_sure():
     assert relabel(named, {"L5": "L5"}).confidence[45] == 1.0
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".seg.nrrd"])
+def test_what_the_border_cuts_is_told_of_every_format(tmp_path, ending):
+    """NIfTI has no room for it, and its new table called cut vertebrae whole."""
+    before = line("L3", "L4", "L5")
+    before = replace(before, partial=frozenset({43, 45}))
+    write_segmentation(before, tmp_path / f"a{ending}")
+    relabel_file(tmp_path / f"a{ending}", {"L4": "L3"}, table=tmp_path / "a.csv")
+    with open(tmp_path / "a.csv", encoding="utf-8-sig", newline="") as file:
+        told = {row["level"]: row["partial"] for row in csv.DictReader(file)}
+    assert {level for level, partial in told.items() if partial == "true"} >= {"L2", "L4"}
+
+
 def test_the_rest_of_the_result_follows():
     before = line("L4", "L4/L5", "L5")
     before = Segmentation(
