@@ -132,11 +132,8 @@ def _about_empty(slices: np.ndarray) -> str:
         cut = sum(height * _MUCH_OF_SLICE <= empty < height for _, empty in run)
         between = bool(run) and run[0][0] > 0 and run[-1][0] < len(rows) - 1
         part += cut if between or (cut == 1 and len(run) < len(rows)) else 0
-    told = [f"{whole} of {len(rows)} slices show nothing"] if whole else []
-    told += (
-        [f"{part} of {len(rows)} slices show nothing in their lower part, as after an interrupted copy"] if part else []
-    )
-    return "; ".join(told)
+    told = ((whole, ""), (part, " in their lower part, as after an interrupted copy"))
+    return "; ".join(f"{count} of {len(rows)} slices show nothing{where}" for count, where in told if count)
 
 
 def _empty_rows(pixels: np.ndarray) -> int:

@@ -34,7 +34,8 @@ class WorkThread:
             return future.result()
         except BaseException as failure:
             # An interrupt may come when the work is on its way already, but not yet known here.
-            if not (isinstance(failure, Exception) if future is None else future.done()):
+            under_way = not isinstance(failure, Exception) if future is None else not future.done()
+            if under_way:
                 stop()
             self._thread.shutdown()
             self._thread = ThreadPoolExecutor(1)

@@ -176,11 +176,11 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
             replace(temporary, target)
         else:
             together[temporary] = target
+    except (NotImplementedError, RecursionError):  # faults of ours, though RuntimeErrors
+        raise
     except (OSError, RuntimeError, MemoryError) as failure:
         if is_out_of_memory(failure):  # else one would look for room on the disk
             raise out_of_memory() from failure
-        if isinstance(failure, NotImplementedError | RecursionError):  # faults of ours, though RuntimeErrors
-            raise
         raise _unwritten(path, failure) from failure
     finally:
         if temporary not in (_waiting.get() or ()):

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..volume import Volume, check_geometry
 from .atomic import why_absent
-from .dicom_elements import first_text
+from .dicom_elements import first_text, first_texts
 from .dicom_files import UnreadablePath, image_files, is_image, unreadable
 from .dicom_headers import read_as_series
 from .dicom_pixels import load
@@ -85,9 +85,8 @@ def _add(by_key: dict[str, Series], file_series: Series) -> None:
 
 def _lost_series(lost: UnreadablePath) -> Series:
     """A file that cannot be read as a series of its own, as far as it says what it was."""
-    number, description, modality, sop_class, frames = (
-        first_text(lost.path, tag) for tag in (_NUMBER, _DESCRIPTION, _MODALITY, _CLASS, _FRAMES)
-    )
+    tags = (_NUMBER, _DESCRIPTION, _MODALITY, _CLASS, _FRAMES)
+    number, description, modality, sop_class, frames = first_texts(lost.path, tags)
     count = min(int(frames), _MOST_FRAMES) if frames.isdecimal() else 1
     frame = DicomFrame(lost.path, 0, (0, 0), (), (), (), 0.0, sop_class=sop_class)
     return Series(number, description, lost.uid, modality or "MR", frames=(frame,) * max(count, 1))

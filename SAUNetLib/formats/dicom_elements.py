@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -101,14 +101,22 @@ def read_header(path: Path, wanted: Collection[int]) -> Header:
 
 def first_text(path: Path, tag: int) -> str:
     """A text element of a file's data set, as far as the file can be read; empty where that is not so far."""
+    return first_texts(path, (tag,))[0]
+
+
+def first_texts(path: Path, tags: Sequence[int]) -> list[str]:
+    """As `first_text`, several of them, read together."""
+    found: dict[int, str] = {}
     try:
         with open(path, "rb") as file:
-            for element in _Walk(file, frozenset((tag,))).elements():
-                if element.tag == tag and not element.depth:
-                    return element.value.decode("latin-1").strip("\0 ")
+            for element in _Walk(file, frozenset(tags)).elements():
+                if element.tag in tags and not element.depth:
+                    found.setdefault(element.tag, element.value.decode("latin-1").strip("\0 "))
+                    if len(found) == len(tags):
+                        break
     except (OSError, ValueError):
         pass
-    return ""
+    return [found.get(tag, "") for tag in tags]
 
 
 @dataclass(frozen=True)
