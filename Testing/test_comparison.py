@@ -97,7 +97,7 @@ def test_weights_of_another_network_are_refused(finished, tmp_path):
 
 def test_the_report_has_every_network_beside_the_paper_s_figures(finished):
     report = (finished / "results.md").read_text(encoding="utf-8")
-    assert f"{2 * len(CANDIDATES)} trainings are finished" in report and BUDGETS["smoke"].description in report
+    assert f"{2 * len(CANDIDATES)} finished trainings" in report and BUDGETS["smoke"].description in report
     for name, candidate in CANDIDATES.items():
         rows = [line for line in report.splitlines() if line.startswith(f"| {candidate.title} |")]
         # beside the paper, two thicknesses for two tasks, the costs of both and of the shipped size
@@ -175,7 +175,7 @@ def test_what_is_finished_can_be_reported_without_training(finished, data, tmp_p
     target = tmp_path / "docs" / "table.md"
     assert main(["compare", str(data), "--output", str(run), "--finished", "--report", str(target)]) == 0
     assert capsys.readouterr().out.split() == [str(target), str(target.with_suffix(".csv"))]
-    assert f"{2 * len(CANDIDATES) - 2} trainings are finished" in target.read_text(encoding="utf-8")
+    assert f"{2 * len(CANDIDATES) - 2} finished trainings" in target.read_text(encoding="utf-8")
     assert "errors.png" not in target.read_text(encoding="utf-8")
 
 

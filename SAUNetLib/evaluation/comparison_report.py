@@ -189,39 +189,41 @@ def write_report(data: Path, output: Path, report: Path, device: str = "auto") -
 
 def _head(comparison: Comparison, table: TrialTable) -> Iterator[str]:
     config, results = comparison.config, table.results
-    date = max((result.date for result in results), default="nothing is finished yet")
+    date = max((result.date for result in results), default="No training has finished yet")
     spider = set(comparison.held_out) == set(HELD_OUT)
     yield f"# The paper's comparison on {'SPIDER' if spider else comparison.data}"
     yield (
-        f"{date}. Written by `{_command(comparison, results)}`: {len(results)} trainings are finished. "
+        f"{date}. Written by `{_command(comparison, results)}` from {len(results)} finished trainings. "
         f"This is {config.description}."
     )
     rows, columns = config.crop
     yield "\n".join(
         (
-            f"- Trained on {len(comparison.trained_on)} patients; measured on {', '.join(comparison.held_out)}, which "
-            "no network has seen. "
-            + ("Data and licence are those of [training.md](training.md). " if spider else "")
-            + "The augmentation is that of `saunet train` in its geometry, and of the intensities what differs between "
-            "patients of one sequence.",
-            f"- Every network: {config.steps} steps of {config.stacks} x {config.slices} consecutive slices, {rows} x "
-            f"{columns} pixels of {config.pixel_mm} mm, the same stacks in the same order for the same seed; Dice and "
-            f"cross-entropy, AdamW at {config.learning_rate:g}, averaged weights of the second half. Nothing was tuned "
-            "for one of them.",
-            f"- Widths {', '.join(map(str, config.network.widths))} for all. The two U-Nets are MONAI's DynUNet; the "
-            "three-dimensional one takes the stack as a volume and halves rows and columns, not slices; whole patients "
-            f"it sees in windows of {config.slices} slices, as MONAI lays them by default.",
-            "- Figures are those of the source grid (the images' pixels), "
+            f"- Trained on {len(comparison.trained_on)} patients and measured on {', '.join(comparison.held_out)}, "
+            "which no network has seen. "
+            + ("[training.md](training.md) describes the data and its licence. " if spider else "")
+            + "The geometric augmentation is that of `saunet train`; the intensity augmentation is limited to what "
+            "varies between patients within one sequence.",
+            f"- Training of every network: {config.steps} steps of {config.stacks} x {config.slices} consecutive "
+            f"slices, {rows} x {columns} pixels of {config.pixel_mm} mm, with the same stacks in the same order for "
+            "the same seed; Dice and cross-entropy loss; AdamW with a learning rate of "
+            f"{config.learning_rate:g}; weights averaged over the second half. No network was tuned individually.",
+            f"- All networks have widths {', '.join(map(str, config.network.widths))}. The two U-Nets are MONAI's "
+            "DynUNet. The 3D U-Net takes the stack as a volume and halves rows and columns, but not slices. It "
+            f"processes whole patients in windows of {config.slices} slices, with MONAI's default overlap.",
+            "- Figures are computed on the source grid (the images' pixels), "
             + (
-                "with native slices: four averaged would be thicker than clinical ones, or there are not as many. "
+                "with native slices only: four averaged would be thicker than clinical ones, or there are too few. "
                 if table.slices() == ["native slices"]
-                else "once with native slices and once with four of them averaged. "
+                else "once with native slices and once with four slices averaged. "
             )
-            + f"{SPECKS} Mean ± standard deviation over the seeds; in brackets the 95 % bootstrap interval over "
-            f"the {len(comparison.held_out)} patients, which for so few is too narrow and holds nothing of the seeds' "
-            "scatter. Nothing is removed "
-            "after the network, so a false island counts fully in HSD; in *islands removed* those components are "
-            f"gone that make up less than {ISLAND:.0%} of what was found of a structure, for every network alike.",
+            + SPECKS,
+            "- Values are mean ± standard deviation over the seeds. Brackets give the 95 % bootstrap interval over the "
+            f"{len(comparison.held_out)} patients. With so few patients this interval is too narrow, and it does not "
+            "include the scatter between seeds.",
+            "- Nothing is removed after the network, so a false island counts fully in the Hausdorff distance (HSD). "
+            f"For *islands removed*, components that make up less than {ISLAND:.0%} of what was found of a structure "
+            "are removed, for every network alike.",
         )
     )
 
@@ -247,14 +249,15 @@ def _tables(table: TrialTable) -> Iterator[str]:
         }[task]
         if task == "spine":
             yield (
-                "Native slices, and the paper's own table beside it. On which data, with which split and after which "
-                "clean-up it was measured is not stated: only the order of the rows can be compared, not the columns."
+                "Native slices, next to the paper's own table. The paper does not state which data, split and clean-up "
+                "its figures are based on: only the order of the rows can be compared, not the columns."
             )
             yield _beside_paper(table)
         for slices in table.slices():
-            yield f"{slices.capitalize()}:" if task == "spine" else f"{slices.capitalize()}, mean of the three:"
+            mean = "" if task == "spine" else ", mean of the three structures"
+            yield f"{slices.capitalize()}{mean}:"
             yield _figures(table, task, slices)
-        yield "Differences, seed by seed and patient by patient (DSC in points; a negative HSD is better):"
+        yield "Differences, paired by seed and patient (DSC in points; a negative HSD is better):"
         yield _gains(table, task)
 
 
@@ -305,12 +308,13 @@ def _scale(figure: str) -> float:
 def _costs(comparison: Comparison, table: TrialTable) -> Iterator[str]:
     yield "## What they cost"
     yield (
-        f"Time of the network alone for the held-out patients, all networks in turn in one run ({comparison.device}, "
-        f"{comparison.precision}; on a processor the processor's time of one thread), as a share of the 3D U-Net's; "
-        "size and the paper's columns likewise. All are made ready to answer: batch norm folded, weights in that "
-        "precision, slices one after the other where a network takes them alone; on a processor the Dense U-Net and "
-        "SAU-Net as the engine has them, with packed weights, which bring the U-Nets nothing. Operations are those "
-        "of the convolutions. The training time was taken beside other work."
+        "Time and size, and the paper's columns beside them, are relative to the 3D U-Net. Time is that of the network "
+        f"alone for the held-out patients, all networks in turn in one run ({comparison.device}, "
+        f"{comparison.precision}; on a processor, the processor time of one thread). All networks are prepared for "
+        "inference: batch norm folded, weights in that precision, slices one at a time where a network processes them "
+        "independently. On a processor the Dense U-Net and SAU-Net run as in the engine, with packed weights, which "
+        "bring the U-Nets no gain. Operations are those of the convolutions. Training times were taken while other "
+        "work was running."
     )
     for task, costs in comparison.costs.items():
         yield {
@@ -360,15 +364,19 @@ def _moved(table: TrialTable) -> Iterator[str]:
         if of_task
     ]
     if sentences:
-        yield "## What the written form can do"
+        yield "## What ISA on scores can change"
         yield (
-            "Voxels that ISA on the scores gave another class than the same network's scores before it, as a share of "
-            f"the predicted foreground: {'; '.join(sentences)}. The written form multiplies a slice's score F by "
-            "1 + A(i-1) + A(i+1), which is never below 1 where the masks A come from a sigmoid. With one score it "
-            "changes how sure the network is, but never the sign of F, so at a threshold of one half the mask before "
-            "and after ISA is the same at the network's own pixels (a few change since scores are interpolated to the "
-            "image's before the threshold): whatever it brings, it brings through the training. With several scores it "
-            "can change which of them is largest, and on features, ahead of the scores, there is no such limit."
+            "Voxels whose class ISA on scores changed, compared with the same network's scores before it, as a share "
+            f"of the predicted foreground: {'; '.join(sentences)}. As written in the paper, ISA multiplies a slice's "
+            "score F by 1 + A(i-1) + A(i+1). This factor is never below 1, because the masks A come from a sigmoid."
+        )
+        yield (
+            "- With one score, ISA changes how sure the network is, but never the sign of F. At a threshold of one "
+            "half, the mask is therefore the same before and after ISA at the network's own pixels. (A few voxels "
+            "change because scores are interpolated to the image's pixels before the threshold.) Whatever ISA brings, "
+            "it brings through the training.\n"
+            "- With several scores, ISA can change which of them is largest. On features, ahead of the scores, there "
+            "is no such limit."
         )
 
 
