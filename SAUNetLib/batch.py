@@ -98,7 +98,7 @@ def _check_folders(archive: Path, output: Path) -> None:
         raise InputError("INPUT_NOT_FOUND", f"{archive} is not a folder", "Give the folder of the archive")
     if any(same_place(folder, output) for folder in (archive, *archive.resolve().parents)):
         raise UsageError(
-            "USAGE", f"{archive} lies in the output folder", "Give a folder beside the archive or inside it"
+            "USAGE", f"{archive} lies in the output folder", "Choose an output folder beside or inside the archive"
         )
     if output.is_file():
         raise UsageError("OUTPUT_WRITE", f"{output} is a file", "Give a folder for the results")
@@ -122,8 +122,8 @@ class _ArchiveScan:
             other_files = f", only {sum(self.left_out.values())} files of other kinds" if self.left_out else ""
             raise InputError(
                 "INPUT_EMPTY",
-                f"{archive} holds no images{other_files}",
-                "Check that this is the archive, and that it is mounted",
+                f"{archive} contains no images{other_files}",
+                "Check that this is the right folder and that it is mounted",
             )
         self._sources = chain([first], self._sources)
 
@@ -165,22 +165,25 @@ def _segment_all(
 def _busy(output: Path) -> UsageError:
     """The failure of a run on a folder that another one holds."""
     last = read_batch(output).last
-    who = f" (process {last.process} on {last.host}, as far as is known)" if last else ""
-    remedy = f"Wait until it has finished, or give another folder; it holds {output / LOCK}"
-    return UsageError("USAGE", f"another run is working on {output}{who}", remedy)
+    who = f" (last recorded: process {last.process} on {last.host})" if last else ""
+    remedy = f"Wait until it finishes, or choose another output folder; the lock file is {output / LOCK}"
+    return UsageError("USAGE", f"another run is using {output}{who}", remedy)
 
 
 def _unwritten(output: Path, failure: OSError) -> UsageError:
     """The failure of a run whose own files cannot be written."""
     if failure.errno in _NO_LOCKS:
         cause = (
-            f"the file system of {output} has no locks ({failure.strerror}), as {LOCK} needs one against a second run"
+            f"the file system of {output} does not support file locks ({failure.strerror}), which {LOCK} needs to keep "
+            "a second run out"
         )
         return UsageError(
-            "OUTPUT_WRITE", cause, "Mount it with locks (NFS: with its lock service), or give another folder"
+            "OUTPUT_WRITE",
+            cause,
+            "Mount it with locking enabled (NFS: with its lock service), or choose another folder",
         )
     cause = f"{failure.filename or output} cannot be written ({failure.strerror})"
-    return UsageError("OUTPUT_WRITE", cause, "Check the permissions of the folder and that the disk has space")
+    return UsageError("OUTPUT_WRITE", cause, "Check the folder's permissions and the free disk space")
 
 
 def _with_twins(sources: Iterator[Source], output: Path) -> Iterator[Source]:
@@ -360,13 +363,16 @@ def _checked(outcome: Outcome, output: Path) -> Outcome:
     unseen = next((name for name in outcome.files() if not appears(output / name)), None)
     if unseen is None:
         return outcome if outcome.status == "failed" else replace(outcome, host="")
-    text = "the worker's result cannot be found here: the worker may see another folder under this path"
+    text = "the worker's result cannot be found here: on the worker, this path may be a different folder"
     try:
         (output / unseen).stat()
     except FileNotFoundError:
         pass
     except OSError as failure:
-        text = f"the worker's result cannot be seen by the command's user ({failure.strerror}), as another user's"
+        text = (
+            f"the user who runs this command cannot access the worker's result ({failure.strerror}), which may belong "
+            "to another user"
+        )
     failed = replace(outcome, status="failed", output="", notices=())
     return replace(failed, code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status)
 

@@ -127,9 +127,11 @@ def _unreached(scheduler: str, failure: OSError | ValueError) -> UsageError:
             dask.config.get(f"distributed.comm.tls.{name}", None) for name in ("ca-file", "client.cert", "client.key")
         )
         closed = [str(path) for path in tls if path and not os.access(path, os.R_OK)]
-        return UsageError("USAGE", f"a file for TLS cannot be read: {', '.join(closed)} ({text})", remedy)
+        return UsageError("USAGE", f"a TLS file cannot be read: {', '.join(closed)} ({text})", remedy)
     if any(isinstance(root, ssl.SSLCertVerificationError) for root in roots):
-        cause = f"the certificate of the scheduler at {scheduler} is of no authority configured here ({text})"
+        cause = (
+            f"the certificate of the scheduler at {scheduler} was not issued by an authority configured here ({text})"
+        )
         return UsageError("USAGE", cause, remedy)
     if any(isinstance(root, ssl.SSLError) for root in roots):
         return UsageError(
@@ -137,7 +139,7 @@ def _unreached(scheduler: str, failure: OSError | ValueError) -> UsageError:
         )
     cause = f"no scheduler answers at {scheduler}" + (f" ({text})" if text else "")
     return UsageError(
-        "USAGE", cause, "Give an address such as tcp://host:8786, or tls://host:8786 where it has certificates"
+        "USAGE", cause, "Give an address such as tcp://host:8786, or tls://host:8786 if the scheduler uses TLS"
     )
 
 
@@ -152,7 +154,9 @@ def scheduler_kept() -> Iterator[None]:
         if isinstance(lost, OSError) and lost.errno is not None:  # a disk's
             raise
         raise UsageError(
-            "USAGE", "the connection to the scheduler was lost", "Start it and run the same command again"
+            "USAGE",
+            "the connection to the scheduler was lost",
+            "Make sure that the scheduler is running, then run the same command again",
         ) from lost
 
 
@@ -160,7 +164,7 @@ class WorkersDied(Exception):
     """Every worker that had a source died; `host` had it last."""
 
     def __init__(self, host: str = "") -> None:
-        super().__init__("every worker that was given it died" + (f", the last on {host}" if host else ""))
+        super().__init__("every worker that processed it died" + (f", the last one on {host}" if host else ""))
         self.host = host
 
 
@@ -306,7 +310,7 @@ class WorkerPool:
                 self._failures[address] = failure
                 self._since = time.monotonic()
                 if failure is not None:
-                    self._warn(f"{failure} This worker gets no work.")
+                    self._warn(f"{failure} This worker is not used.")
 
     def _resubmit(self, able: set[str]) -> None:
         """Submit again the sources whose workers have all left, or are no good."""
@@ -339,7 +343,7 @@ class WorkerPool:
             cause = f"no worker was available for {NO_WORKER_S / 60:.0f} minutes"
             raise UsageError("USAGE", cause, "Start workers and run the same command again")
         if waited >= TELL_S and not self._absence_told:
-            self._warn(f"No worker is ready. Waiting for one, {NO_WORKER_S / 60:.0f} minutes at most.")
+            self._warn(f"No worker is ready. Waiting up to {NO_WORKER_S / 60:.0f} minutes for one.")
             self._absence_told = True
 
     def _tell_silence(self) -> None:
@@ -355,7 +359,9 @@ class WorkerPool:
             for key, (source, _, _) in self._submitted.items()
         ]
         more = f" and {len(out) - MOST_NAMED} more" if len(out) > MOST_NAMED else ""
-        self._warn(f"Nothing has come back for {SILENCE_S / 60:.0f} minutes of {', '.join(out[:MOST_NAMED])}{more}.")
+        self._warn(
+            f"No results for {SILENCE_S / 60:.0f} minutes. Still in progress: {', '.join(out[:MOST_NAMED])}{more}."
+        )
 
 
 def _fetched(future: Future) -> Any:
@@ -384,7 +390,8 @@ def _failure(address: str, trial: Future) -> SAUNetError | None:
         return UsageError(
             "NOT_INSTALLED",
             f"{host}: the worker cannot run SAUNet ({text})",
-            "Install the same version of SAUNet with the extra cluster on all computers, including the scheduler's",
+            "Install the same version of SAUNet with the extra cluster on all computers, including that of the "
+            "scheduler",
         )
     host, failure = result
     return None if failure is None else error_of({**failure, "cause": f"{host}: {failure['cause']}"})

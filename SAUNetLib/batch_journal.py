@@ -174,14 +174,15 @@ class Batch:
             line = json.dumps(asdict(RunStart(str(archive.resolve()), "", 0)))
             raise UsageError(
                 "USAGE",
-                f"{output / JOURNAL} does not say any more of which archive {output} holds the results",
-                f"Give another folder; if they are of this archive, make this the first line of the journal: {line}",
+                f"{output / JOURNAL} no longer records which archive the results in {output} belong to",
+                "Choose another folder or, if they belong to this archive, insert this as the first line of the "
+                f"journal: {line}",
             )
         if self.first is not None and not same_place(Path(self.first.archive), archive):
             raise UsageError(
                 "USAGE",
                 f"{output} holds the results of another archive, {self.first.archive}",
-                "Give another folder; if the archive was only moved, write its new path in place of this one into "
+                "Choose another folder or, if the archive was only moved, replace this path with its new one in "
                 f"{output / JOURNAL}",
             )
 
@@ -340,8 +341,8 @@ class Journal:
         path = self._output / name
         now = content_of(path)
         if not now and _may_be_there(path):
-            cause = f"{path} cannot be read to be copied: it is open in another program, or closed to this user"
-            raise UsageError("OUTPUT_WRITE", cause, "Close it, or give this user the right to read it")
+            cause = f"{path} cannot be read to copy it: it is open in another program, or this user may not read it"
+            raise UsageError("OUTPUT_WRITE", cause, "Close it, or grant this user read permission")
         if now in ("", noted):
             return ""
         kept = f"{name.removesuffix(RESULTS[0])}.edited-{now[:8]}{RESULTS[0]}"
@@ -397,7 +398,7 @@ def _with_remark(kept: Sequence[str], outcomes: Sequence[Outcome]) -> tuple[Outc
     """Outcomes of which the first says what became of label maps that were not those noted."""
     if not kept or not outcomes:
         return tuple(outcomes)
-    remark = f"a label map that was changed by hand, or written by a run that was ended, is kept as {', '.join(kept)}"
+    remark = f"a label map that was edited by hand or left by an interrupted run is kept as {', '.join(kept)}"
     first, *rest = outcomes
     return (replace(first, text=joined(first.text, remark)), *rest)
 
@@ -462,7 +463,7 @@ def _with_left(record: SourceRecord, left: Sequence[str]) -> SourceRecord:
     """A record that failed where files of an earlier image remain, so that the next run tries again."""
     if not left:
         return record
-    cause = f"{', '.join(left)} of an earlier image cannot be removed: it is open elsewhere, or the folder is closed"
+    cause = f"{', '.join(left)} of an earlier image cannot be removed: open elsewhere, or the folder is write-protected"
     failed = Outcome("failed", code="OUTPUT_WRITE", text=cause, exit_status=UsageError.exit_status)
     return replace(record, outcomes=(*record.outcomes, failed))
 

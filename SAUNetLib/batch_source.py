@@ -56,14 +56,16 @@ def try_worker(place: str, task: BatchTask, opened: bool) -> tuple[str, dict[str
     """
     try:
         if task.version != __version__:
-            cause = f"SAUNet is version {__version__} here, and {task.version} where the command runs"
+            cause = f"SAUNet is version {__version__} here, but {task.version} where the command runs"
             raise UsageError("NOT_INSTALLED", cause, "Install the same version of SAUNet on all computers")
         if not os.path.lexists(task.archive / place):
-            cause = f"{task.archive} is missing here, or is not the same folder as where the command runs"
+            cause = f"{task.archive} is missing here, or is not the folder that the command sees under this path"
             raise InputError("INPUT_NOT_FOUND", cause, "Mount the archive under the same path on all computers")
         if opened and not opens(task.archive / place):
-            cause = f"{task.archive / place} cannot be opened here, and can be where the command runs"
-            raise InputError("INPUT_UNREADABLE", cause, "Give that computer's user the right to read the archive")
+            cause = f"{task.archive / place} cannot be opened here, although it can be where the command runs"
+            raise InputError(
+                "INPUT_UNREADABLE", cause, "Grant the user on that computer permission to read the archive"
+            )
         _check_output(task.output)
         _engine(task.model, task.sha256, task.device)
     except Exception as error:
@@ -75,8 +77,8 @@ def try_worker(place: str, task: BatchTask, opened: bool) -> tuple[str, dict[str
 def _check_output(output: Path) -> None:
     """Refuse a folder for results that is not the command's own, or that takes no file."""
     if not appears(output / JOURNAL):
-        cause = f"{output} is missing here, or is not the same folder as where the command runs"
-        raise UsageError("OUTPUT_WRITE", cause, "Mount the folder of the results under the same path on all computers")
+        cause = f"{output} is missing here, or is not the folder that the command sees under this path"
+        raise UsageError("OUTPUT_WRITE", cause, "Mount the results folder under the same path on all computers")
     _write_probe(output)
 
 
@@ -88,7 +90,7 @@ def _write_probe(output: Path) -> None:
     except OSError as failure:
         cause = f"{output} cannot be written to ({failure.strerror})"
         raise UsageError(
-            "OUTPUT_WRITE", cause, "Check the permissions of that computer's user and the space on its disk"
+            "OUTPUT_WRITE", cause, "Check the user's permissions on that computer and its free disk space"
         ) from failure
 
 
@@ -117,7 +119,7 @@ def segment_source(source: Source, task: BatchTask) -> list[Outcome]:
         return outcomes
     if not (changed or _has_changed(source, task)):
         return outcomes
-    text = "its files changed while the run worked on it; the next run does it again"
+    text = "its files changed during the run; the next run processes it again"
     return [
         replace(
             outcome,
@@ -173,7 +175,7 @@ def _holds_anything(folder: Path) -> bool:
 
 def _outcomes(source: Source, task: BatchTask) -> list[Outcome]:
     if source.twin:
-        text = "its results would replace those of another image, whose name differs only in upper and lower case"
+        text = "its results would replace those of another image, whose name differs only in letter case"
         return [Outcome("failed", code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status, own=True)]
     image = task.archive / source.place
     target = task.output / result_name(source.place)
@@ -257,7 +259,7 @@ def _engine(model: str, sha256: str, device: str) -> Engine:
     if loaded.card.sha256 != sha256:
         raise ModelError(
             "MODEL_MISMATCH",
-            f"the model {model} on this computer is a different one",
-            "Install the same version everywhere",
+            f"the model {model} on this computer differs from the command's",
+            "Install the same version of the model on all computers",
         )
     return Engine(loaded, device)

@@ -154,8 +154,8 @@ def _download(folder: Path, slicer: str, platform: str, index: str | None) -> No
             free = shutil.disk_usage(folder).free
             if free < _ROOM:  # of which pip has removed what it could not finish
                 remedy += (
-                    f", and make room in {folder.parent} ({free / 1e9:.1f} GB are free, for Linux {_ROOM / 1e9:.0f} GB "
-                    "are needed) or name another folder in the variable TMPDIR"
+                    f", and free some space in {folder.parent} ({free / 1e9:.1f} GB are free, a Linux bundle needs "
+                    f"{_ROOM / 1e9:.0f} GB) or set the environment variable TMPDIR to another folder"
                 )
             raise UsageError("NOT_INSTALLED", "the packages could not be downloaded", remedy)
         wheels = _wheels(folder)
@@ -206,7 +206,9 @@ def _check(output: Path, slicer: str, platform: str, index: str | None) -> None:
     if platform not in PLATFORMS:
         raise UsageError("USAGE", f"{platform} is not a known platform", f"Choose one of {', '.join(PLATFORMS)}")
     if index is not None and not re.match(r"(https?|file)://.", index):  # pip would go on without it
-        raise UsageError("USAGE", f"{index} is no address of a package index", "Give one that begins with https://")
+        raise UsageError(
+            "USAGE", f"{index} is not the address of a package index", "Give an address that begins with https://"
+        )
     check_writable(output, (".zip",))
 
 

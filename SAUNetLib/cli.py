@@ -186,7 +186,7 @@ def _segment_many(options: argparse.Namespace) -> int:
         raise UsageError(
             "USAGE",
             "--table, --measurements and --preview need one image and a file as --output",
-            "Leave them out, or give one image and the name of a file",
+            "Leave them out, or give one image and a file name as --output",
         )
     outputs = _output_names([Path(image) for image in options.images], Path(options.output))
     check_places(outputs.values(), outputs)  # each of all others, too
@@ -447,7 +447,7 @@ def _measure(options: argparse.Namespace) -> int:
     if options.picture and not options.image:
         raise UsageError("USAGE", "--picture needs the image to draw on", "Give it with --image")
     if options.series and not options.image:
-        raise UsageError("USAGE", "--series chooses the image's series", "Give the image with --image")
+        raise UsageError("USAGE", "--series applies to the image, and none was given", "Give the image with --image")
     check_writable(options.output, MEASUREMENTS)
     if options.picture:
         check_writable(options.picture, PICTURES)
@@ -470,7 +470,7 @@ def _add_relabel(commands: Any) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="label map or .seg.nrrd with levels")
     parser.add_argument(
-        "--set", required=True, action="append", metavar="IS=SHOULD",
+        "--set", required=True, action="append", metavar="STRUCTURE=LEVEL",
         help="a structure (label value, level or name) and its true level, such as 95=L3/L4; again for what does not "
         "move along, as in a spine of four lumbar vertebrae: --set L5=L4 --set L5/S1=L5/S1",
     )  # fmt: skip
@@ -483,7 +483,7 @@ def _relabel(options: argparse.Namespace) -> int:
 
     pairs = [entry.partition("=") for entry in options.set]
     if not all(separator for _, separator, _ in pairs):
-        raise UsageError("USAGE", f"{' '.join(options.set)} is not IS=SHOULD", "Give a pair such as 95=L3/L4")
+        raise UsageError("USAGE", f"{' '.join(options.set)} is not STRUCTURE=LEVEL", "Give a pair such as 95=L3/L4")
     assignments: dict[str, str] = {}
     for key, _, text in pairs:
         if assignments.setdefault(key, text) != text:
@@ -544,11 +544,13 @@ def _phantom(options: argparse.Namespace) -> int:
         if chosen:
             raise UsageError(
                 "USAGE",
-                "of several phantoms (--count) contrast and slice thickness are drawn at random",
+                "with --count, contrast and slice thickness are drawn at random",
                 "Leave out --contrast and --slice-thickness, or --count",
             )
         if output.name.lower().endswith(VOLUMES):
-            raise UsageError("USAGE", f"{output.name} is an image's name, and --count writes a folder", "Name a folder")
+            raise UsageError(
+                "USAGE", f"{output.name} is the name of an image, but --count writes a folder", "Give a folder"
+            )
         write_phantoms(output, options.count, options.seed)
         print(output)
         return 0

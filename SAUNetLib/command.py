@@ -79,7 +79,10 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
             return 0
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and error.filename is None:
             # Files of ours say so by an error of ours: this is most likely what prints, into a file on a full disk.
-            cause, remedy = f"stdout or a file cannot be written ({error.strerror})", "Check that the disk has space"
+            cause, remedy = (
+                f"standard output or a file cannot be written ({error.strerror})",
+                "Check the free disk space",
+            )
             return _fail(UsageError("OUTPUT_WRITE", cause, remedy), debug, as_json)
         return _fail(unforeseen(error, BUG), debug, as_json)
 
@@ -90,7 +93,7 @@ def _not_installed(error: ModuleNotFoundError) -> UsageError | None:
     if not name or name == __package__:
         return None
     cause = f"the package {name} is missing or incomplete"
-    return UsageError("NOT_INSTALLED", cause, "Install saunet again, or delete the folder .venv if run.py made it")
+    return UsageError("NOT_INSTALLED", cause, "Install saunet again, or delete the folder .venv if run.py created it")
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
@@ -98,7 +101,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if not argument or re.fullmatch(r"--[\w-]+=", argument):
             what = f"{argument[:-1]} has no value" if argument else "an argument is empty"
-            raise UsageError("USAGE", what, "Give it a value; a variable of the shell may not be set")
+            raise UsageError("USAGE", what, "Give it a value; a shell variable may not be set")
 
 
 def _nobody_reads(error: Exception) -> bool:

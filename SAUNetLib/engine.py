@@ -313,7 +313,7 @@ def choose_device(device: str) -> torch.device:
     if not there.get(device, False):
         raise UsageError(
             "DEVICE",
-            f"this computer has no device {device!r} that PyTorch can use",
+            f"PyTorch cannot use the device {device!r} on this computer",
             "Choose --device cpu, or install the PyTorch build for your GPU",
         )
     return torch.device(device)

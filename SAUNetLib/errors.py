@@ -48,12 +48,12 @@ class UsageError(SAUNetError):
 
     exit_status = 2
     codes: ClassVar[dict[str, str]] = {
-        "USAGE": "Not understood",
+        "USAGE": "Request not understood",
         "OUTPUT_FORMAT": "Unknown output format",
         "OUTPUT_WRITE": "The result could not be written",
         "DEVICE": "Device not available",
         "NOT_INSTALLED": "A package is missing",
-        "VISUAL_C": "A part of Windows is missing",
+        "VISUAL_C": "A Windows component is missing",
     }
 
 
@@ -65,19 +65,19 @@ class InputError(SAUNetError):
         "INPUT_NOT_FOUND": "No such file or folder",
         "INPUT_EMPTY": "Nothing to read",
         "INPUT_UNREADABLE": "Not a readable image",
-        "INPUT_DIMENSION": "Not one 3D volume",
+        "INPUT_DIMENSION": "Not a single 3D volume",
         "INPUT_PIXEL_TYPE": "Not a greyscale image",
-        "INPUT_VALUES": "Values that are not numbers",
-        "INPUT_CONSTANT": "An image without content",
+        "INPUT_VALUES": "Invalid voxel values",
+        "INPUT_CONSTANT": "Blank image",
         "INPUT_SPACING": "Impossible voxel size",
-        "INPUT_DIRECTION": "A position or axes that cannot be trusted",
+        "INPUT_DIRECTION": "Unreliable position or axes",
         "INPUT_NOT_SAGITTAL": "Not a sagittal series",
         "INPUT_MODALITY": "Not an MRI",
         "INPUT_SERIES": "Several series",
-        "INPUT_SLICES": "Missing or uneven slices",
+        "INPUT_SLICES": "Missing or unevenly spaced slices",
         "INPUT_TOO_LARGE": "Too large",
         "INPUT_LABELS": "Not a label map of the expected kind",
-        "INPUT_GEOMETRY": "Two images that do not lie on one grid",
+        "INPUT_GEOMETRY": "Images on different grids",
     }
 
 
@@ -88,8 +88,8 @@ class ModelError(SAUNetError):
     codes: ClassVar[dict[str, str]] = {
         "MODEL_NOT_FOUND": "No such model",
         "MODEL_DAMAGED": "The model file is damaged",
-        "MODEL_CARD": "The model's card is missing or wrong",
-        "MODEL_MISMATCH": "Weights and card do not fit each other",
+        "MODEL_CARD": "The model card is missing or invalid",
+        "MODEL_MISMATCH": "Model and card do not match",
     }
 
 
@@ -106,7 +106,7 @@ class CancelledError(SAUNetError):
     exit_status = 6
     codes: ClassVar[dict[str, str]] = {"CANCELLED": "Cancelled"}
 
-    def __init__(self, remedy: str = "Nothing unfinished was written; start again when ready") -> None:
+    def __init__(self, remedy: str = "No incomplete files were written; start again when ready") -> None:
         super().__init__("CANCELLED", "The run was cancelled", remedy)
 
 
@@ -137,7 +137,7 @@ def unforeseen(error: Exception, remedy: str) -> SAUNetError:
     if _VISUAL_C.search(said):
         return UsageError(
             "VISUAL_C",
-            f"a library of PyTorch cannot be loaded ({said})",
+            f"a PyTorch library cannot be loaded ({said})",
             f"Install or update Microsoft's Visual C++ Redistributable ({REDISTRIBUTABLE}) and restart the computer; "
             "if that does not help, install PyTorch again",
         )

@@ -47,15 +47,15 @@ def load_model(model: str | Path = DEFAULT_MODEL) -> Model:
             network = SAUNet(**card.network)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ModelError(
-            "MODEL_CARD", f"the card of {path.name} does not describe a possible network", REINSTALL
+            "MODEL_CARD", f"the card of {path.name} does not describe a valid network", REINSTALL
         ) from error
     expected = {name: _kind(value) for name, value in network.state_dict().items()}
     weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     found = {name: _kind(value) for name, value in weights.items()}
     if not all(_is_finite(value) for value in weights.values()):
-        raise ModelError("MODEL_DAMAGED", f"{path.name} holds weights that are no numbers", REINSTALL)
+        raise ModelError("MODEL_DAMAGED", f"{path.name} contains weights that are not finite numbers", REINSTALL)
     if expected != found:
-        raise ModelError("MODEL_MISMATCH", f"the weights in {path.name} are not those of its card", REINSTALL)
+        raise ModelError("MODEL_MISMATCH", f"the weights in {path.name} do not match its card", REINSTALL)
     network.load_state_dict(weights, assign=True)
     return Model(network.eval().requires_grad_(False), card)
 
@@ -76,7 +76,9 @@ def _verified_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise ModelError("MODEL_DAMAGED", f"{path.name} cannot be read ({error.strerror})", REINSTALL) from error
     if hashlib.sha256(content).hexdigest() != card.sha256:
-        raise ModelError("MODEL_DAMAGED", f"{path.name} is truncated or was changed: its SHA-256 is wrong", REINSTALL)
+        raise ModelError(
+            "MODEL_DAMAGED", f"{path.name} is truncated or was modified: its SHA-256 does not match", REINSTALL
+        )
     try:
         return safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
@@ -93,8 +95,8 @@ def save_model(network: SAUNet, path: str | Path, card: Mapping[str, Any]) -> Mo
     """
     path, weights = Path(path), network.state_dict()
     if not all(_is_finite(value) for value in weights.values()):
-        remedy = "Train anew, into another folder, with a smaller learning_rate"
-        raise UsageError("USAGE", "the training diverged: its weights are no numbers", remedy)
+        remedy = "Train again into another folder with a smaller learning_rate"
+        raise UsageError("USAGE", "the training diverged: its weights are not finite numbers", remedy)
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     kept = {name: (value if _is_finite(value) else weights[name]).contiguous() for name, value in half.items()}
     content = safetensors.torch.save(kept)
@@ -116,7 +118,7 @@ def add_model(path: str | Path) -> ModelCard:
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        remedy = "Give the path of a file NAME.safetensors, beside which its card NAME.json lies"
+        remedy = "Give the path of a file NAME.safetensors with its card NAME.json beside it"
         raise ModelError("MODEL_NOT_FOUND", f"{path} is not a model file", remedy)
     card = load_model(path).card
     keep_model(path, card)

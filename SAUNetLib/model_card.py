@@ -16,7 +16,7 @@ from .formats.atomic import write_beside, write_together
 from .resources import resource
 
 DEFAULT_MODEL = "saunet-lumbar"
-REINSTALL = "Remove it if it is one of your own, or install SAUNet again"
+REINSTALL = "Remove the model if it is your own; otherwise install SAUNet again"
 LARGEST_CARD = 2**20
 """Bytes; more is not read."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\xb9\xb2\xb3]) *(\..*)?", re.IGNORECASE)
@@ -75,16 +75,20 @@ class ModelCard:
             raise ModelError("MODEL_CARD", f"there is no card {path.name} beside the weights", remedy)
         try:
             if not path.is_file() or path.stat().st_size > LARGEST_CARD:
-                raise OSError("it is not a file, or too large for a card")
+                raise OSError("it is not a file, or it is too large for a card")
             card = cls(**json.loads(path.read_text(encoding="utf-8-sig")))
             usable = card._usable()
         except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ModelError("MODEL_CARD", f"the card {path.name} cannot be read ({error})", REINSTALL) from error
         if isinstance(card.name, str) and not is_model_name(card.name):
-            cause = f"the card {path.name} calls the model {card.name!r}"
-            raise ModelError("MODEL_CARD", cause, "Give it a name there that a file can have, without an ending")
+            cause = f"the card {path.name} names the model {card.name!r}, which cannot be a file name"
+            raise ModelError(
+                "MODEL_CARD", cause, "Change the name in the card to a valid file name without an extension"
+            )
         if not usable:
-            raise ModelError("MODEL_CARD", f"the card {path.name} holds values that no model has", REINSTALL)
+            raise ModelError(
+                "MODEL_CARD", f"the card {path.name} contains values that are not valid for a model", REINSTALL
+            )
         return card
 
     def _usable(self) -> bool:
@@ -168,7 +172,9 @@ def keep_model(weights: Path, card: ModelCard) -> None:
     newest = newest_model(card.name)
     if newest is not None and model_version(newest) > model_version(weights):
         raise UsageError(
-            "USAGE", f"there is already a newer model {card.name}", "Rename it in its card, or use the file"
+            "USAGE",
+            f"there is already a newer model {card.name}",
+            "Change the name in the card of this one, or use its file directly",
         )
     if newest is not None and model_version(newest) == model_version(weights):
         with contextlib.suppress(ModelError):  # one that is damaged may be replaced
@@ -177,10 +183,12 @@ def keep_model(weights: Path, card: ModelCard) -> None:
                 raise UsageError("USAGE", cause, "Give this one another name or version in its card")
     if len(model_folders()) < 2:
         cause = "this user has no home folder to keep models in"
-        raise UsageError("OUTPUT_WRITE", cause, "Name a folder in the variable SAUNET_MODELS")
+        raise UsageError("OUTPUT_WRITE", cause, "Set the environment variable SAUNET_MODELS to a folder")
     own = model_folders()[0]
     if own.exists() and not own.is_dir():
-        raise UsageError("OUTPUT_WRITE", f"{own} is not a folder", "Name a folder in the variable SAUNET_MODELS")
+        raise UsageError(
+            "OUTPUT_WRITE", f"{own} is not a folder", "Set the environment variable SAUNET_MODELS to a folder"
+        )
     with write_together():
         for source in (weights, weights.with_suffix(".json")):
             with write_beside(own / f"{card.name}{source.suffix}", source.suffix) as temporary:

@@ -190,7 +190,7 @@ def segment_file(
         CancelledError: CANCELLED, by `report`.
     """
     if not levels and (parts or measurements is not None):
-        raise UsageError("USAGE", "three classes have no parts and no measurements", "Leave out --classes")
+        raise UsageError("USAGE", "parts and measurements are not available for three classes", "Leave out --classes")
     _check_places(image, output, table, measurements, preview)
     report("read", 0.0)
     volume = read_volume(image, series)

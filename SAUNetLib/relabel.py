@@ -40,7 +40,7 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
     """
     segmentation.require_levels()
     if not assignments:
-        raise _refusal("no structure was given a name", "Say what at least one structure is, such as 95=L3/L4")
+        raise _refusal("no structure was given a name", "Name at least one structure, such as 95=L3/L4")
     present = _present(segmentation)
     wanted = _wanted(assignments, present)
     table = _new_values(present, wanted)
@@ -74,8 +74,8 @@ def _check_order(segmentation: Segmentation) -> None:
         return
     if exchanged is not None:
         raise _refusal(
-            f"the names are not in the order of the spine, {exchanged[0]} lies above {exchanged[1]}, and would stay so",
-            "Correct the label map by hand so that vertebrae and discs agree and relabel it then, or segment the image "
+            f"the names are not in anatomical order ({exchanged[0]} lies above {exchanged[1]}), and would remain so",
+            "Correct the label map by hand so that vertebrae and discs agree, then relabel it; or segment the image "
             "again with --lowest",
         )
 
@@ -180,10 +180,10 @@ def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int
         if ("disc" in kinds) != (kinds == {"disc"}):
             raise _refusal(
                 f"{structures()[old].name} cannot become {structures()[new].name}",
-                "Give a disc the level of a disc (such as L3/L4) and a vertebra that of a vertebra (such as L4)",
+                "Give discs the level of a disc (such as L3/L4) and vertebrae the level of a vertebra (such as L4)",
             )
         if wanted.get(old, new) != new:
-            raise _refusal(f"{structures()[old].name} was given two levels", "Give it one")
+            raise _refusal(f"{structures()[old].name} was given two levels", "Give it only one")
         wanted[old] = new
     return wanted
 
@@ -289,7 +289,7 @@ def _old_places(present: list[int]) -> dict[int, float]:
     missing = [structures()[value].name for value in present if value not in best]
     if missing:
         raise _refusal(
-            f"{', '.join(missing)} cannot be placed in one spine with the other levels", "Correct the label map by hand"
+            f"{', '.join(missing)} cannot lie in the same spine as the other levels", "Correct the label map by hand"
         )
     return best
 

@@ -39,7 +39,7 @@ ORTHONORMAL_TOLERANCE = 1e-3
 MOST_VOXELS = 2**28
 STRAIGHTEN = "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)"
 SHRINK = "Crop it to the spine or resample it to coarser voxels"
-REPLACE = "Replace them (for example by zero) and try again"
+REPLACE = "Replace them (for example with zero) and try again"
 """What to do about an image of which these things are wrong, wherever that is noticed."""
 
 
@@ -136,7 +136,7 @@ class Volume:
             raise InputError(
                 "INPUT_DIMENSION",
                 f"{name} has {len(size)} dimensions ({' x '.join(map(str, size))})",
-                "Give one 3D volume; take a single time point out of a series of volumes"
+                "Give one 3D volume; extract a single time point from a series of volumes"
                 if len(size) > 3
                 else "Give the whole volume, not one slice of it",
             )
@@ -187,8 +187,8 @@ def on_grid(volume: Volume, grid: Geometry, owner: str) -> Volume:
             return Volume(np.ascontiguousarray(_flip(voxels, tuple(reversed(flipped)))), grid, volume.name)
     raise InputError(
         "INPUT_GEOMETRY",
-        f"{volume.name} and {owner} do not lie on one grid",
-        "Give two that belong together, or resample one onto the grid of the other",
+        f"{volume.name} and {owner} are not on the same grid",
+        "Give two that belong together, or resample one onto the other's grid",
     )
 
 
@@ -223,7 +223,7 @@ def _check_grid(geometry: Geometry, name: str) -> None:
         cause = f"{name} has voxels of {_by_axis(spacing)} mm"
         raise InputError("INPUT_SPACING", cause, "Correct the voxel size in its header")
     if not np.isfinite(geometry.origin).all():
-        cause = f"{name} has the origin {geometry.origin}"
+        cause = f"{name} has the impossible origin {geometry.origin}"
         raise InputError("INPUT_DIRECTION", cause, "Correct the position in its header")
     if not orthonormal(np.asarray(geometry.direction, float)):
         raise InputError("INPUT_DIRECTION", f"the axes of {name} are sheared or not of unit length", STRAIGHTEN)
@@ -239,7 +239,7 @@ def _check_plane(geometry: Geometry, left_right: int, in_plane: list[int], name:
         plane = {in_plane[0]: "an axial", in_plane[1]: "a coronal"}[thick]
         remedy = "Choose the sagittal series of the same study, or an isotropic volume"
         if np.array_equal(np.abs(geometry.direction), np.eye(3)):  # as of a header that says nothing of it
-            remedy += ". If these are sagittal slices, their file has lost the orientation: convert the series again"
+            remedy += ". If these are sagittal slices, the file has lost their orientation: convert the series again"
         raise InputError(
             "INPUT_NOT_SAGITTAL",
             f"{name} is {plane} stack: its slices lie {spacing[thick]:.3g} mm apart along the wrong axis",
@@ -248,7 +248,7 @@ def _check_plane(geometry: Geometry, left_right: int, in_plane: list[int], name:
     if min(geometry.size[axis] for axis in in_plane) < SMALLEST_SLICE:
         raise InputError(
             "INPUT_DIMENSION",
-            f"{name} has {_by_axis(geometry.size)} voxels, so that its sagittal slices are mere lines",
+            f"{name} has {_by_axis(geometry.size)} voxels, so its sagittal slices are only lines",
             "Give the whole sagittal series",
         )
 
@@ -287,7 +287,7 @@ def check_volume(volume: Volume) -> None:
     if not -LARGEST_VALUE <= low <= high <= LARGEST_VALUE:  # false for NaN, too
         raise InputError(
             "INPUT_VALUES",
-            f"{name} holds NaN, infinite or absurdly large values",
+            f"{name} contains NaN, infinite or implausibly large values",
             REPLACE,
         )
     if low == high:
@@ -308,7 +308,7 @@ def check_content(volume: Volume) -> None:
     if flat > FLAT and len(np.unique(sample)) <= LABELS:
         raise InputError(
             "INPUT_PIXEL_TYPE",
-            f"{name} looks like a label map: few different values in large uniform areas",
+            f"{name} looks like a label map: only a few distinct values, in large uniform areas",
             "Give the image on which it was drawn",
         )
     lowest, highest = CT_RANGE
@@ -319,7 +319,7 @@ def check_content(volume: Volume) -> None:
         return
     if np.count_nonzero((sample >= AIR_HU[0]) & (sample <= AIR_HU[1])) > CT_AIR * sample.size:
         raise InputError(
-            "INPUT_MODALITY", f"{name} looks like a CT: it holds Hounsfield units of air", "Choose an MR image"
+            "INPUT_MODALITY", f"{name} looks like a CT: it contains the Hounsfield units of air", "Choose an MR image"
         )
 
 

@@ -77,7 +77,7 @@ class Request:
         if entries is None:
             raise UsageError("USAGE", "the request is not JSON", remedy)
         if entries.get("command") not in ("segment", "warm", "cancel"):
-            raise UsageError("USAGE", "the request names no known command", remedy)
+            raise UsageError("USAGE", "the request does not name a known command", remedy)
         known = {field.name for field in fields(cls)}
         for key, value in entries.items():
             wanted: Any = {"levels": bool, "id": (str, int)}.get(key, str)
@@ -87,7 +87,7 @@ class Request:
                 raise UsageError("USAGE", f"the request's entry {key!r} is empty", "Leave it out, or fill it in")
         request = cls(**{key: value for key, value in entries.items() if value is not None})
         if request.command == "segment" and not (request.image and request.output):
-            raise UsageError("USAGE", "the request to segment names no image or no output", remedy)
+            raise UsageError("USAGE", "the request to segment lacks an image or an output", remedy)
         return request
 
 
@@ -261,7 +261,7 @@ def main() -> int:
         with signals_to(interrupt_once, *cancelling()):
             Worker(requests, events).serve()
     except BrokenPipeError:
-        log.info("nobody reads the events any longer")
+        log.info("no program reads the events any more")
     except KeyboardInterrupt:
         return CancelledError.exit_status
     return 0

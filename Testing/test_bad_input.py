@@ -252,7 +252,7 @@ def test_a_full_disk(child: Child, unharmed, tiny_model: Path, tmp_path: Path) -
         resource.prlimit(process, resource.RLIMIT_FSIZE, (100, unlimited[1]))
         event, _ = child.segment({"image": str(image), "output": str(tmp_path / name), "model": str(tiny_model)})
         resource.prlimit(process, resource.RLIMIT_FSIZE, unlimited)
-        assert event["code"] == "OUTPUT_WRITE" and "disk has space" in event["remedy"], event
+        assert event["code"] == "OUTPUT_WRITE" and "free disk space" in event["remedy"], event
         assert [path.name for path in tmp_path.iterdir()] == [image.name]
         unharmed()
 

@@ -409,7 +409,7 @@ def test_results_in_a_folder_that_the_command_may_not_enter_end_no_run(run, fast
     monkeypatch.setattr(os, "stat", refuse)
     status, _, err, told = run()
     assert status == 2 and "1 failed with OUTPUT_WRITE on" in err
-    assert "cannot be seen by the command's user (Permission denied)" in told.pop("p1/mr")["text"]
+    assert "cannot access the worker's result (Permission denied)" in told.pop("p1/mr")["text"]
     assert told == {place: row for place, row in before.items() if place != "p1/mr"}
 
 
@@ -467,7 +467,7 @@ def test_a_worker_that_is_no_good_gets_no_work(crowd, fast, tmp_path, monkeypatc
     with crowd(2) as (_, go):
         status, err = go()
     assert status == 0 and USED == [1] * 4, err
-    assert err.count("\n") == 1 and gethostname() in err and "is not there. Mount it. This worker gets no work." in err
+    assert err.count("\n") == 1 and gethostname() in err and "is not there. Mount it. This worker is not used." in err
     assert not list((tmp_path / "out").glob(".*.json")), "the trial leaves nothing"
 
 
@@ -494,7 +494,7 @@ def test_a_worker_that_loses_its_disk_gets_no_more(crowd, fast, archive, monkeyp
     USED.clear()
     with crowd(2) as (_, go):
         status, err = go()
-    assert status == 3 and "is gone. Mount it. This worker gets no work." in err
+    assert status == 3 and "is gone. Mount it. This worker is not used." in err
     assert 1 <= len(USED) < 10, "of 24"
 
 
@@ -522,7 +522,7 @@ def test_a_worker_that_may_not_read_the_archive_fails_nothing(crowd, fast, tmp_p
         status, err = go()
     assert status == 0 and {row["status"] for row in rows(tmp_path / "out").values()} == {"segmented", "refused"}, err
     if readable == "nothing":
-        assert 0 not in USED and "torn.nrrd cannot be opened here, and can be where the command runs" in err
+        assert 0 not in USED and "torn.nrrd cannot be opened here, although it can be where the command runs" in err
     else:
         assert 0 in USED and any(outcome["closed"] for line in lines(tmp_path / "out") for outcome in line["outcomes"])
 
@@ -565,7 +565,7 @@ def test_workers_of_another_version_get_no_work(crowd, run, fast, monkeypatch):
     monkeypatch.setattr(batch_source, "__version__", "0.0.1")
     with crowd(1) as (_, go):
         status, err = go()
-    assert status == 2 and f"SAUNet is version 0.0.1 here, and {SAUNetLib.__version__} where the command runs" in err
+    assert status == 2 and f"SAUNet is version 0.0.1 here, but {SAUNetLib.__version__} where the command runs" in err
 
 
 def test_workers_may_come_late_and_their_absence_is_told(crowd, fast, monkeypatch):
@@ -575,7 +575,7 @@ def test_workers_may_come_late_and_their_absence_is_told(crowd, fast, monkeypatc
         late.start()
         status, err = go()
         late.join()
-    assert status == 0 and err == "No worker is ready. Waiting for one, 1 minutes at most.\n"
+    assert status == 0 and err == "No worker is ready. Waiting up to 1 minutes for one.\n"
 
 
 def test_a_run_without_workers_ends(crowd):
@@ -628,8 +628,8 @@ def test_a_source_that_does_not_end_is_to_be_seen(crowd, monkeypatch):
     monkeypatch.setattr(batch_cluster, "SILENCE_S", 0.5)
     with crowd(1) as (_, go):
         status, err = go()
-    assert status == 0 and err.count("Nothing has come back") == 1
-    told = next(line for line in err.splitlines() if line.startswith("Nothing"))
+    assert status == 0 and err.count("No results for") == 1
+    told = next(line for line in err.splitlines() if line.startswith("No results"))
     assert "p1/mr (127.0.0.1)" in told
     assert max(map(err.splitlines().count, err.splitlines())) > 1, "how far it is, also while none is done"
 
@@ -728,7 +728,7 @@ def test_an_image_that_kills_its_workers_takes_no_other_with_it(run, fast, archi
     status, _, err, told = run("--workers", "1")
     killer = told.pop("p2/A.mha")
     assert status == 1 and (killer["status"], killer["code"]) == ("failed", "CRASHED"), err
-    assert killer["text"].startswith("every worker that was given it died")
+    assert killer["text"].startswith("every worker that processed it died")
     assert {row["status"] for row in told.values()} == {"segmented", "refused"}
     assert len(lines(tmp_path / "out")) > 4, "others were with it, and were tried again"
 
@@ -773,7 +773,7 @@ def test_two_runs_do_not_share_an_output(run, fast, tmp_path):
     (tmp_path / "out" / SUMMARY).write_text("place\nof the run at work\n")
     with FileLock(tmp_path / "out" / LOCK):
         status, _, err, told = run()
-    assert status == 2 and "another run is working" in err and list(told) == ["of the run at work"]
+    assert status == 2 and "another run is using" in err and list(told) == ["of the run at work"]
     assert f"process {os.getpid()} on {gethostname()}" in err and LOCK in err
 
 
@@ -786,7 +786,7 @@ def test_a_file_system_without_locks_is_told(archive, tmp_path, monkeypatch, cap
     monkeypatch.setattr("fcntl.flock", flock)
     assert main(["batch", str(archive), "--output", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
-    assert "has no locks" in err and LOCK in err
+    assert "does not support file locks" in err and LOCK in err
 
 
 def test_another_archive_into_the_same_folder_is_refused(run, fast, archive, tmp_path):
@@ -829,7 +829,7 @@ def test_a_journal_whose_archive_cannot_be_read_is_not_any_archive_s(run, fast, 
     journal.write_text("\0" * len(first) + "\n" + "".join(rest))
     before = journal.read_bytes()
     status, _, err, _ = run()
-    assert status == 2 and "does not say any more of which archive" in err and journal.read_bytes() == before
+    assert status == 2 and "no longer records which archive" in err and journal.read_bytes() == before
     line = err.split("first line of the journal: ")[1].strip().rstrip(".")
     journal.write_text("\n".join([line, *rest]))
     assert run()[0] == 0
@@ -994,7 +994,7 @@ def test_what_changed_while_it_was_read_is_done_again(run, fast, archive, tmp_pa
         status, out, _, told = run()
     assert told["p1/mr"]["status"] == ("failed" if away == "altogether" else "segmented")
     assert status == (3 if away == "altogether" else 0)
-    assert "its files changed while the run worked on it" in told["p1/mr"]["text"]
+    assert "its files changed during the run" in told["p1/mr"]["text"]
     assert "The files of 1 source changed" in out and not told["p2/A.mha"]["text"]
     back()
     done = len(lines(tmp_path / "out"))
@@ -1021,7 +1021,7 @@ def test_what_was_away_while_it_was_read_loses_no_earlier_results(run, fast, arc
         patch.setattr(WorkerPool, "submit", leave)
         told = run()[3]["p1/mr"]
     assert (told["status"], told["code"]) == ("failed", "INPUT_EMPTY") and told["output"]
-    assert ".;" not in told["text"] and "the next run does it again" in told["text"]
+    assert ".;" not in told["text"] and "the next run processes it again" in told["text"]
     assert len(result_files(tmp_path / "out")) == len(files) - 1, "the label map, its table and measurements"
     (archive / "p1" / "mr").rmdir()
     (tmp_path / "away").rename(archive / "p1" / "mr")
@@ -1204,7 +1204,7 @@ def test_a_corrected_label_map_that_cannot_be_read_is_not_removed(
                 patch.setattr(Path, "read_bytes", closed)
             status, _, _, told = run()
         assert status == 2 and (told["p2/A.mha"]["status"], told["p2/A.mha"]["code"]) == ("failed", "OUTPUT_WRITE")
-        assert "cannot be read to be copied" in told["p2/A.mha"]["text"]
+        assert "cannot be read to copy it" in told["p2/A.mha"]["text"]
         assert result.exists() and (tmp_path / "out" / "p2" / "A.mha.png").exists()
     result.chmod(0o600)
     assert result.read_text() == "by hand"
@@ -1397,9 +1397,9 @@ def test_keys_that_are_not_set_are_told(run, tmp_path):
     ("wrong", "word"),
     [
         ("", "no scheduler answers at tls://127.0.0.1:1 ("),
-        ("missing key", "a file for TLS cannot be read: KEY (No such file"),
+        ("missing key", "a TLS file cannot be read: KEY (No such file"),
         ("other key", "could not agree on TLS"),
-        ("other authority", "is of no authority configured here"),
+        ("other authority", "was not issued by an authority configured here"),
     ],
 )
 def test_what_is_wrong_with_the_keys_is_told(run, tmp_path, monkeypatch, wrong, word):

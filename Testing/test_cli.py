@@ -366,7 +366,7 @@ def test_without_a_stdout_or_stderr_the_result_is_written_all_the_same(image, tm
     )
     assert done.returncode == status and (tmp_path / "b.nrrd").exists()
     assert "Traceback" not in done.stderr and "bug" not in done.stderr
-    assert "error OUTPUT_WRITE: stdout or a file" in done.stderr if status else not done.stderr
+    assert "error OUTPUT_WRITE: standard output or a file" in done.stderr if status else not done.stderr
 
 
 @pytest.mark.parametrize("place", ["y" * 256, f"{'y' * 200}/" * 30 + "x", "closed/x"])
@@ -521,7 +521,7 @@ def test_models_lists_and_adds(tiny_model, tmp_path, monkeypatch, capsys):
         file.write(b"x")
     assert main(["models"]) == 0  # one damaged file hides none of the others
     out = capsys.readouterr().out
-    assert "saunet-lumbar" in out and "M weights" in out and "cannot be used" in out and "Remove it" in out
+    assert "saunet-lumbar" in out and "M weights" in out and "cannot be used" in out and "Remove the model" in out
     assert main(["models", "add", str(tmp_path / "none.safetensors")]) == 4
 
 
@@ -681,7 +681,9 @@ def test_what_the_image_cuts_is_flagged_from_every_kind_of_file(phantom, tmp_pat
     assert flagged == {row.structure.level for row in half.table() if row.partial} != set()
 
 
-@pytest.mark.parametrize("dtype, words", [(np.uint8, "is it the image?"), (np.int16, "Give a label map, not an image")])
+@pytest.mark.parametrize(
+    "dtype, words", [(np.uint8, "is this the image itself?"), (np.int16, "Give a label map, not an image")]
+)
 def test_an_image_given_for_a_segmentation_is_told_in_one_line(tmp_path, capsys, dtype, words):
     voxels = np.random.default_rng(0).integers(0, 256, (3, 40, 40)) + (dtype == np.int16) * 300
     geometry = Geometry((40, 40, 3), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), SLICES_TO_LEFT)
@@ -710,12 +712,12 @@ def test_measure_writes_all_or_nothing(phantom, tmp_path, capsys):
 
 def test_a_series_is_chosen_from_a_folder_only(run, image, tmp_path):
     status, _, err = run(image, "--output", tmp_path / "b.nrrd", "--series", "4")
-    assert status == 2 and "a series is chosen from a folder" in err and not (tmp_path / "b.nrrd").exists()
+    assert status == 2 and "a series can only be chosen from a folder" in err and not (tmp_path / "b.nrrd").exists()
 
 
 @pytest.mark.parametrize(("options", "told"), [
     (["many", "--contrast", "t1"], "are drawn at random"), (["many", "--slice-thickness", "1"], "are drawn at random"),
-    (["many", "--count", "0"], "--count is 0"), (["many.nii.gz"], "Name a folder"),
+    (["many", "--count", "0"], "--count is 0"), (["many.nii.gz"], "Give a folder"),
 ])  # fmt: skip
 def test_many_phantoms_draw_their_own_options(tmp_path, capsys, options, told):
     name, *options = options

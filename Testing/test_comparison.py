@@ -163,7 +163,7 @@ def test_an_image_to_measure_on_is_trained_on_under_no_name(tmp_path, capsys, mo
         shutil.copy(data / f"p1_{part}.nii.gz", data / f"p9_{part}.nii.gz")
     monkeypatch.setattr(compared, "network_costs", None)
     assert main(["compare", str(data), "--output", str(tmp_path / "run"), *SMOKE]) == 3
-    assert "the image of p1, which is validated on, is trained on as p9" in capsys.readouterr().err
+    assert "the image of p1, a validation case, is also a training case, as p9" in capsys.readouterr().err
 
 
 def test_what_is_finished_can_be_reported_without_training(finished, data, tmp_path, capsys, monkeypatch):
@@ -182,8 +182,8 @@ def test_what_is_finished_can_be_reported_without_training(finished, data, tmp_p
 @pytest.mark.parametrize(
     ("change", "status", "word"),
     [
-        (["--budget", "small"], 2, "another budget"),
-        (["--hold-out", "p1"], 2, "another budget"),
+        (["--budget", "small"], 2, "a different budget"),
+        (["--hold-out", "p1"], 2, "a different budget"),
         (["--hold-out", "p9"], 3, "p9"),
         (["--hold-out", "p0", "p1", "p2", "p3"], 3, "no case is left"),
         (["--seeds", "0"], 2, "--seeds"),

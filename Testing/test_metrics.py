@@ -135,13 +135,13 @@ def test_what_is_not_known_in_the_truth_counts_on_neither_side(tmp_path):
     assert {value: one.dice for value, one in compared.agreements.items()} == {2: 1.0, 3: 1.0}
     (notice,) = compared.warnings
     assert notice.code == "UNKNOWN" and f"truth.nii.gz: {(truth == 255).sum()} voxels" in notice.text
-    with pytest.raises(InputError, match="meaning here: 255"):
+    with pytest.raises(InputError, match="unknown label values: 255"):
         evaluate_files(tmp_path / "truth.nii.gz", tmp_path / "found.nii.gz")
 
 
 def test_only_values_that_no_encoding_has_are_named_as_such(tmp_path):
     image, labels = labelled(0)
-    for values, told in (([0, 1, 3, 60], "without a meaning here: 60."), ([0, 3, 45, 201], "together: 3, 45, 201.")):
+    for values, told in (([0, 1, 3, 60], "unknown label values: 60."), ([0, 3, 45, 201], "combines: 3, 45, 201.")):
         write_volume(Volume(np.array(values, np.uint8)[labels], image.geometry), tmp_path / "a.nii.gz")
         with pytest.raises(InputError) as refused:
             evaluate_files(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz")

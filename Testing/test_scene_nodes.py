@@ -911,7 +911,7 @@ def test_what_the_editor_adds_is_no_structure(nodes, tmp_path, there):
     storage.SetFileName(str(tmp_path / "s.seg.nrrd"))
     assert storage.WriteData(node)
     for name in ("e.seg.nrrd", "s.seg.nrrd"):
-        with pytest.raises(InputError, match=r"without a meaning here: Tumour\."):
+        with pytest.raises(InputError, match=r"not known structures: Tumour\."):
             read_segmentation(tmp_path / name)
 
 
@@ -961,7 +961,7 @@ def test_a_segment_without_a_term_makes_no_file_unreadable(nodes, tmp_path):
     for segment in segments(node)[-2:]:
         segment.SetTerminology("")
     nodes.exportSegmentation(node, tmp_path / "e.seg.nrrd")
-    with pytest.raises(InputError, match=r"without a meaning here: haematoma\."):
+    with pytest.raises(InputError, match=r"not known structures: haematoma\."):
         read_segmentation(tmp_path / "e.seg.nrrd")
 
 

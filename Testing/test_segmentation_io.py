@@ -477,7 +477,7 @@ def test_unknown_formats(tmp_path: Path, whole: Segmentation, name: str) -> None
 @pytest.mark.parametrize("name", ["s.seg.nrrd", "S.SEG.NRRD"])
 def test_a_volume_is_not_called_as_a_segmentation(tmp_path: Path, name: str) -> None:
     """Its last ending is one of a volume."""
-    with pytest.raises(UsageError, match="segmentation's name") as caught:
+    with pytest.raises(UsageError, match="name of a segmentation file") as caught:
         check_writable(tmp_path / name, VOLUMES)
     assert caught.value.code == "OUTPUT_FORMAT" and ".seg" not in caught.value.remedy
     assert check_writable(str(tmp_path / name), SEGMENTATIONS) == ".seg.nrrd"

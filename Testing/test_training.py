@@ -539,7 +539,7 @@ def test_another_configuration_does_not_overwrite_a_run(data, tmp_path, capsys):
     other = tmp_path / "other.json"
     other.write_text(json.dumps(CONFIG | {"steps": 3}))
     assert main(["train", str(data), "--output", str(run), "--config", str(other)]) == 2
-    assert "another configuration" in capsys.readouterr().err
+    assert "a different configuration" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_with_its_own_cases_only(data, tmp_path, capsys, monkeypatch):
@@ -552,7 +552,7 @@ def test_a_run_goes_on_with_its_own_cases_only(data, tmp_path, capsys, monkeypat
     (tmp_path / "run" / "last.ckpt").touch()
     write_pairs(data, "p3")
     assert main(command) == 2
-    assert "run on other cases" in capsys.readouterr().err
+    assert "run with other cases" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "run" / "cases.json").read_text())["cases"][0]) == 2, "as it was"
     (tmp_path / "run" / "last.ckpt").unlink()
     training.train([data], tmp_path / "run", TrainingConfig(**CONFIG), "cpu")
@@ -583,7 +583,7 @@ def test_changed_files_need_a_run_of_their_own(data, tmp_path, monkeypatch, case
         write_pair(data, case, volume, np.where(labels == 2, 0, labels), ending)
     else:
         write_pair(data, case, labelled(7)[0], labels, ending)
-    with pytest.raises(UsageError, match="images or label maps were changed"):
+    with pytest.raises(UsageError, match="images or label maps have changed"):
         training.train([data], run, config, "cpu")
     training.train([data], tmp_path / "other", config, "cpu")
 
@@ -592,7 +592,7 @@ def test_a_finished_run_says_that_nothing_is_trained(data, tmp_path, capsys):
     (tmp_path / "small.json").write_text(json.dumps(CONFIG | {"steps": 2}))
     command = ["train", str(data), "--output", str(tmp_path / "run"), "--config", str(tmp_path / "small.json")]
     assert main([*command, "--device", "cpu"]) == 0
-    assert "finished already" not in capsys.readouterr().err
+    assert "already finished" not in capsys.readouterr().err
     weights = (tmp_path / "run" / "small.safetensors").read_bytes()
     assert main([*command, "--device", "cpu"]) == 0
     assert "was finished already: nothing is trained" in capsys.readouterr().err
@@ -663,8 +663,8 @@ def test_a_run_that_waits_for_other_computers_can_be_ended(data, tmp_path):
     command = [sys.executable, "-m", "SAUNetLib", "train", str(data), "--output", str(tmp_path / "run")]
     command += ["--config", str(tmp_path / "two.json"), "--device", "cpu"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8") as one:
-        told = next((line for line in one.stderr if "waiting until" in line), "")
-        assert "begun on 2 computers" in told
+        told = next((line for line in one.stderr if "waiting for the run" in line), "")
+        assert "to start on 2 computers" in told
         time.sleep(2)
         assert one.poll() is None
         one.terminate()
@@ -958,13 +958,13 @@ def test_what_the_start_was_trained_on_is_not_validated_on(data, base, quick, tm
     capsys.readouterr()
     assert adapt(more, first, tmp_path / "second", quick) == 3
     err = capsys.readouterr().err
-    assert "error INPUT_SERIES" in err and f"validated on: {min(trained)}" in err
+    assert "error INPUT_SERIES" in err and f"validation patients: {min(trained)}" in err
     for path in more.glob("*"):
         if path.name.partition("_")[0] not in trained:
             path.unlink()
     quick.write_text(json.dumps({**json.loads(quick.read_text()), "validation": []}))
     assert adapt(more, first, tmp_path / "second", quick) == 3
-    assert "none is left to validate on" in capsys.readouterr().err and not (tmp_path / "second").exists()
+    assert "none is left for validation" in capsys.readouterr().err and not (tmp_path / "second").exists()
 
 
 def test_a_model_of_a_tuned_model_knows_what_both_were_trained_on(data, base, quick, tmp_path):
@@ -1013,7 +1013,7 @@ def test_other_data_for_a_begun_run_are_told_as_such(data, tmp_path, capsys):
     (run / "last.ckpt").touch()
     other = write_pairs(tmp_path / "other", "q0", "q1")
     assert main(["train", str(other), "--output", str(run)]) == 2
-    assert f"{run} holds a run on other cases" in capsys.readouterr().err
+    assert f"{run} holds a run with other cases" in capsys.readouterr().err
 
 
 def test_a_copied_run_keeps_its_best_score(tmp_path, recwarn):
@@ -1046,7 +1046,7 @@ def test_adapting_refuses_another_network_and_another_start(data, base, tmp_path
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(CONFIG | {"start": "other.safetensors"}))
     assert main([*command, str(base)]) == 2
-    assert "another configuration" in capsys.readouterr().err
+    assert "a different configuration" in capsys.readouterr().err
     assert main(["train", "--output", str(tmp_path / "run")]) == 2
 
 

@@ -170,7 +170,7 @@ def test_encodings_are_told_apart(values, kind):
     ("values", "word"),
     [
         ({1, 2, 100}, "encodings totalspineseg and spider"),
-        ({60}, "without a meaning here: 60. Use"),
+        ({60}, "unknown label values: 60. Use"),
         ({41, 201}, "single"),
         ({1, 2, 3, 4}, "Slicer's own export"),
         ({4, 5, 6, 99 - 75}, "Slicer's own export"),
@@ -429,7 +429,7 @@ def test_pictures_of_a_patient_who_is_validated_on_teach_nothing(tmp_path):
     told = json.loads((tmp_path / "run" / "cases.json").read_text())["cases"]
     assert told == [["005"], ["005_t1"]]
     (tmp_path / "pictures" / "005_t1_image.nii.gz").unlink(), (tmp_path / "pictures" / "005_t1_labels.nii.gz").unlink()
-    with pytest.raises(InputError, match="are validated on") as caught:
+    with pytest.raises(InputError, match="are used for validation") as caught:
         train([tmp_path / "whole", tmp_path / "pictures"], tmp_path / "other", config, "cpu")
     assert caught.value.code == "INPUT_EMPTY"
 
@@ -505,7 +505,7 @@ def test_an_image_that_is_validated_on_is_trained_on_under_no_name(tmp_path, fol
         write(tmp_path / "one", name, seed=seed)
     write(tmp_path / folder, "z", seed=2)
     config = TrainingConfig(**SMALL, validation=("c",))
-    with pytest.raises(InputError, match="the image of c, which is validated on, is trained on as z") as caught:
+    with pytest.raises(InputError, match="the image of c, a validation case, is also a training case, as z") as caught:
         train(sorted({tmp_path / "one", tmp_path / folder}), tmp_path / "run", config, "cpu")
     assert caught.value.code == "INPUT_SERIES"
 
@@ -529,7 +529,7 @@ def test_an_image_is_the_same_however_it_is_stored(tmp_path, order, flipped, kin
     write(tmp_path / "d", "a")
     write_pair(tmp_path / "e", "b", other, turned(labels))
     mine, theirs = load_cases(tmp_path / "d", ["a"], 1.5), load_cases(tmp_path / "e", ["b"], 1.5)
-    with pytest.raises(InputError, match="the image of a, which is validated on, is trained on as b"):
+    with pytest.raises(InputError, match="the image of a, a validation case, is also a training case, as b"):
         check_unseen(mine, [theirs])
 
 
@@ -570,7 +570,7 @@ def test_segments_are_read_by_their_names_and_not_by_slicer_s_numbers(tmp_path, 
     (report,) = check_dataset(folder).cases
     assert not report.problems and set(report.volumes_ml) == {"vertebra", "disc", "canal"}
     write_segments(folder / f"a_labels{ending}", ("Spinal canal", "Segment_2", "Intervertebral discs"))
-    with pytest.raises(InputError, match="segments without a meaning here: Segment_2"):
+    with pytest.raises(InputError, match="segments that are not known structures: Segment_2"):
         read_pair(folder, "a")
 
 

@@ -87,7 +87,7 @@ def test_slices_without_an_orientation_may_be_sagittal_after_all(direction):
     with pytest.raises(InputError, match="axial") as caught:
         check_volume(volume(direction=direction))
     straight = np.array_equal(np.abs(direction), np.eye(3))
-    assert ("lost the orientation: convert the series again" in caught.value.remedy) == straight
+    assert ("lost their orientation: convert the series again" in caught.value.remedy) == straight
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

@@ -174,7 +174,7 @@ def test_a_copy_that_has_no_room_is_told(image, windows, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
     monkeypatch.setattr(shutil, "copyfile", refuse)
-    with pytest.raises(InputError, match=r"No space left on device.*Make room for temporary files"):
+    with pytest.raises(InputError, match=r"No space left on device.*Free some space for temporary files"):
         read_volume(image)
 
 
@@ -437,7 +437,7 @@ def test_a_folder_that_takes_nothing_is_told_before_the_work(win32, tmp_path, mo
 @pytest.mark.parametrize("letter", '<>:"|?*')
 def test_a_name_that_windows_does_not_take_is_told_before_the_work(win32, tmp_path, letter):
     """After a colon it would be another stream of a file that looks empty."""
-    with pytest.raises(UsageError, match="is no name for a file on Windows"):
+    with pytest.raises(UsageError, match="is not a valid file name on Windows"):
         check_writable(tmp_path / f"a{letter}b.csv", (".csv",))
 
 

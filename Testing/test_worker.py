@@ -261,7 +261,7 @@ def test_a_reader_that_has_gone_is_no_failure(child):
     child.write('{"command": "segment", "id": 1}')
     child.process.wait(30)
     said = child.process.stderr.read()
-    assert "nobody reads the events any longer" in said and "Traceback" not in said and child.process.returncode == 0
+    assert "no program reads the events any more" in said and "Traceback" not in said and child.process.returncode == 0
 
 
 def test_empty_entries_are_refused_by_name():

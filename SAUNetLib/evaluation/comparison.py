@@ -155,13 +155,13 @@ def _begin(data: Path, output: Path, budget: str, held_out: Sequence[str], devic
         raise InputError(
             "INPUT_NOT_FOUND",
             f"{data} has no case {', '.join(missing)}",
-            "Name the cases to measure on with --hold-out",
+            "Name the held-out cases with --hold-out",
         )
     cases = cases_by_patient(data)
     held_out_names = {name for patient in patients_of(held_out, cases) for name in cases[patient]}
     training_names = tuple(name for name in names if name not in held_out_names)
     if not held_out or not training_names:
-        raise InputError("INPUT_EMPTY", "no case is left to train or to measure on", "Give at least two cases")
+        raise InputError("INPUT_EMPTY", "no case is left for training or measuring", "Give at least two cases")
     requested = Comparison(
         data=data.resolve().name,
         budget=budget,
@@ -178,7 +178,7 @@ def _begin(data: Path, output: Path, budget: str, held_out: Sequence[str], devic
     earlier, _ = read_comparison(output)
     if any(getattr(earlier, key) != getattr(requested, key) for key in ("config", "held_out", "trained_on", "device")):
         raise UsageError(
-            "USAGE", f"{output} holds a comparison with another budget, data or device", "Give another folder"
+            "USAGE", f"{output} holds a comparison with a different budget, data or device", "Give another folder"
         )
     return earlier
 
@@ -189,7 +189,9 @@ def _cases(data: Path, comparison: Comparison) -> list[Case]:
     partial = [case.name for case in cases if case.background]
     if partial:
         raise InputError(
-            "INPUT_LABELS", f"{partial[0]} has not all structures drawn", "Compare on cases with all three drawn"
+            "INPUT_LABELS",
+            f"{partial[0]} does not have all structures drawn",
+            "Compare on cases with all three structures drawn",
         )
     single = [case.name for case in cases if len(case.images) == 1]
     if single:

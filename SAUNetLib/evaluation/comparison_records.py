@@ -112,7 +112,9 @@ def read_comparison(output: Path) -> tuple[Comparison, list[TrialResult]]:
         comparison = Comparison.model_validate_json((output / SETTINGS).read_bytes())
         results = [TrialResult.model_validate_json(path.read_bytes()) for path in output.glob("*/result.json")]
     except (OSError, ValidationError) as error:
-        raise UsageError("USAGE", f"{output} holds no comparison", "Give the folder of `saunet compare`") from error
+        raise UsageError(
+            "USAGE", f"{output} holds no comparison", "Give the output folder of `saunet compare`"
+        ) from error
     tasks, networks = list(TASKS), list(CANDIDATES)
     results.sort(key=lambda result: (result.seed, tasks.index(result.task), networks.index(result.network)))
     return comparison, results
@@ -146,7 +148,7 @@ def trained(output: Path, trial: Trial, config: TrainingConfig) -> nn.Module:
     _, foreign = network.load_state_dict(weights, strict=False)
     if foreign or {id(weight) for weight in names.values()} - {id(names[name]) for name in weights}:
         raise UsageError(
-            "USAGE", f"{output / trial.name} holds another network", "Remove this folder and compare again"
+            "USAGE", f"{output / trial.name} holds a different network", "Remove this folder and compare again"
         )
     return network.eval()
 

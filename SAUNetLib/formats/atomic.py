@@ -38,21 +38,21 @@ def check_writable(path: str | Path, endings: Collection[str]) -> str:
     path = Path(path)
     ending = ending_of(path, {*endings, SEGMENTS})
     if ending not in endings:
-        what = "is a segmentation's name" if ending else "does not end in a known format"
+        what = "is the name of a segmentation file" if ending else "does not end in a known format"
         raise UsageError("OUTPUT_FORMAT", f"{path.name or path} {what}", f"Choose one of {', '.join(endings)}")
     try:
         _check_place(path)
     except (OSError, RuntimeError, ValueError) as failure:  # too long a name, a loop of links, a NUL
-        why = _reason(path, failure) if isinstance(failure, OSError) else "no file can be there"
+        why = _reason(path, failure) if isinstance(failure, OSError) else "no file can exist there"
         raise UsageError("OUTPUT_WRITE", f"{path} cannot be written to: {why}", "Choose another name") from failure
     return ending
 
 
 def _check_place(path: Path) -> None:
     if not itk.is_name(path):
-        raise ValueError("no UTF-8")
+        raise ValueError("the name is not valid UTF-8")
     if sys.platform == "win32" and set(path.name) & set('<>:"|?*'):  # after a colon it would be a stream of a file
-        raise UsageError("OUTPUT_WRITE", f"{path.name} is no name for a file on Windows", 'Leave out < > : " | ? *')
+        raise UsageError("OUTPUT_WRITE", f"{path.name} is not a valid file name on Windows", 'Leave out < > : " | ? *')
     if path.is_symlink():
         with suppress(FileNotFoundError):
             path.stat()  # no link to itself, which `resolve` passes from Python 3.13 on
@@ -136,7 +136,7 @@ def why_absent(path: Path) -> str:
     if sys.platform != "win32":
         return ""
     letters = len(str(path.absolute()))
-    return f"its path may be too long for Windows ({letters} letters)" if letters > LONG_PATH else ""
+    return f"its path may be too long for Windows ({letters} characters)" if letters > LONG_PATH else ""
 
 
 def spelling(name: str) -> str:
@@ -283,13 +283,13 @@ def _put_back(before: Mapping[Path, Path | None]) -> dict[Path, Path | None]:
 def _unwritten(path: Path, failure: Exception, left: Mapping[Path, Path | None] | None = None) -> UsageError:
     """The failure of a file; `left` are others that could not be put back, by place, with their second names."""
     more = [
-        f"; {target} is new" + (f", what it was is {spare.name}" if spare else "")
+        f"; {target} is already the new file" + (f", its earlier version is {spare.name}" if spare else "")
         for target, spare in (left or {}).items()
     ]
     return UsageError(
         "OUTPUT_WRITE",
         f"{path} could not be written: {_reason(path, failure)}{''.join(more)}",
-        "Check that the disk has space, that the folder may be written to and that no other program has the file open",
+        "Check the free disk space, the folder's permissions, and that no other program has the file open",
     )
 
 
@@ -297,5 +297,5 @@ def _reason(path: Path, failure: Exception) -> str:
     if isinstance(failure, FileNotFoundError) and (why := why_absent(path)):
         return why
     if isinstance(failure, OSError):
-        return failure.strerror or "the system refused"
+        return failure.strerror or "the operating system refused"
     return "the file was not written completely"

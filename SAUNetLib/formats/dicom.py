@@ -211,11 +211,11 @@ def _choose(listed: list[Series], wanted: str | None, folder: Path) -> Series:
     if usable and broken:
         # The only usable series of a study may be its localizer, and nobody would know.
         reason = broken[0].problem.title if broken[0].problem else ""
-        raise _ask([*usable, *broken], f"{broken[0].name} cannot be used ({reason}), others can", listed, folder)
+        raise _ask([*usable, *broken], f"{broken[0].name} cannot be used ({reason}), but others can", listed, folder)
     if len(usable) == 1:
         # That of the patient who is meant may be the one that cannot be used.
         if several := several_origins([frame for series in mr if not _is_capture(series) for frame in series.frames]):
-            cause = f"the folder holds MR series of several {several}, of which one can be used"
+            cause = f"the folder holds MR series of several {several}, only one of which can be used"
             raise _ask(usable, cause, listed, folder)
         return usable[0]
     if usable:
@@ -223,7 +223,7 @@ def _choose(listed: list[Series], wanted: str | None, folder: Path) -> Series:
     if len(mr) == 1 or len(listed) == 1 or not mr:
         return (mr or listed)[0]
     reasons = "; ".join(f"{series.name}: {series.problem.title}" for series in mr if series.problem)
-    raise InputError("INPUT_SERIES", f"no series can be used ({reasons})", "Choose the folder of a sagittal series")
+    raise InputError("INPUT_SERIES", f"no series can be used ({reasons})", "Choose a folder with a sagittal series")
 
 
 def _is_broken(series: Series) -> bool:

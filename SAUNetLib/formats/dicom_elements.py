@@ -206,7 +206,7 @@ class _Walk:
         self._place += count
         value = self._file.read(count)
         if len(value) < count:
-            raise ValueError("the file became shorter meanwhile")
+            raise ValueError("the file became shorter while it was read")
         return value
 
     def _fit(self, length: int) -> None:

@@ -148,5 +148,5 @@ def unreadable(paths: Sequence[Path]) -> InputError:
     return InputError(
         "INPUT_UNREADABLE",
         f"{len(paths)} DICOM file{'s' if len(paths) > 1 else ''} of the folder cannot be read{more}",
-        "Copy or export the study again, uncompressed where there is a choice",
+        "Copy or export the study again, uncompressed if possible",
     )

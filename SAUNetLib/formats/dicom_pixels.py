@@ -88,8 +88,8 @@ def _check_bits(path: Path, series: Series) -> None:
         if allocated == 32:
             raise InputError(
                 "INPUT_PIXEL_TYPE",
-                f"the pixels of {series.name} have {stored} of 32 bits, which cannot be read",
-                "Export it again with pixels of 16 bits, or convert it to NIfTI, as with dcm2niix",
+                f"the pixels of {series.name} use {stored} of 32 bits, which is not supported",
+                "Export it again with 16-bit pixels, or convert it to NIfTI, for example with dcm2niix",
             )
         above = (1 << allocated) - (1 << stored)
         for tag in _OVERLAYS:
@@ -106,7 +106,7 @@ def _check_bits(path: Path, series: Series) -> None:
     if not whole:
         raise InputError(
             "INPUT_UNREADABLE",
-            f"the pixels of {series.name} have more than the {stored} bits that its files state",
+            f"the pixels of {series.name} use more than the {stored} bits that its files declare",
             "Export it again from the scanner or PACS, or have Bits Stored and High Bit corrected",
         )
 

@@ -121,7 +121,7 @@ def ordered(series: Series) -> tuple[tuple[DicomFrame, ...], Geometry]:
     if np.abs(drift).max() > DRIFT * min(first.pixel):
         raise InputError(
             "INPUT_DIRECTION",
-            f"the slices of {name} are shifted against each other: a sheared acquisition",
+            f"the slices of {name} are shifted relative to each other: a sheared acquisition",
             STRAIGHTEN,
         )
     geometry = Geometry(
@@ -148,7 +148,9 @@ def _check_origin(frames: tuple[DicomFrame, ...], name: str) -> None:
     """Refuse slices of several patients or studies, which a copied UID may bring together."""
     if what := several_origins(frames):
         raise InputError(
-            "INPUT_SERIES", f"the files of {name} are of several {what}", f"Give a folder with one of these {what}"
+            "INPUT_SERIES",
+            f"the files of {name} belong to several {what}",
+            f"Give a folder with only one of these {what}",
         )
 
 
@@ -160,7 +162,7 @@ def _check_parts(frames: tuple[DicomFrame, ...], name: str) -> None:
         if found < total:
             raise InputError(
                 "INPUT_SLICES",
-                f"{name} lies in {total} files, and {found} of them {'is' if found == 1 else 'are'} there",
+                f"{name} consists of {total} files, but only {found} of them {'is' if found == 1 else 'are'} there",
                 "Copy or export the series again, with all its files",
             )
 
@@ -171,12 +173,14 @@ def _check_frames(frames: tuple[DicomFrame, ...], name: str) -> None:
     if any(frame.mosaic for frame in frames):
         raise InputError(
             "INPUT_SLICES",
-            f"{name} holds mosaics, pictures that show all slices of a scan side by side",
-            "Export it with an image for each slice, or convert it to NIfTI, as with dcm2niix",
+            f"{name} consists of mosaics, images that show all slices of a scan side by side",
+            "Export it with one image per slice, or convert it to NIfTI, for example with dcm2niix",
         )
     if any(len(frame.position) != 3 or len(frame.orientation) != 6 for frame in frames):
         raise InputError(
-            "INPUT_DIRECTION", f"{name} does not say where its slices lie", "Export it again from the scanner or PACS"
+            "INPUT_DIRECTION",
+            f"{name} does not state the positions of its slices",
+            "Export it again from the scanner or PACS",
         )
     if not orthonormal(np.reshape(first.orientation, (2, 3)).T):
         raise InputError(
@@ -189,7 +193,7 @@ def _check_frames(frames: tuple[DicomFrame, ...], name: str) -> None:
     if any(np.abs(np.subtract(frame.orientation, first.orientation)).max() > TURN for frame in frames):
         raise InputError(
             "INPUT_SLICES",
-            f"the slices of {name} lie in different directions, as in a localizer",
+            f"the slices of {name} have different orientations, as in a localizer",
             "Choose a sagittal series of the study",
         )
     if any(frame.size != first.size or not np.allclose(frame.pixel, first.pixel, rtol=1e-3) for frame in frames):
@@ -209,12 +213,12 @@ def _step(heights: np.ndarray, thickness: float, name: str) -> float:
     if gaps.min() <= 0.01:
         raise InputError(
             "INPUT_SLICES",
-            f"{name} has several slices at the same place",
+            f"{name} has several slices at the same position",
             "Give one volume: separate its echoes, time points or copies first",
         )
     if np.abs(gaps - step).max() > UNEVEN * step:
         missing = int(np.maximum(np.rint(gaps / gaps.min()) - 1, 0).sum())
-        found = f"misses about {missing} of its slices" if missing else "has unevenly spaced slices"
+        found = f"is missing about {missing} of its slices" if missing else "has unevenly spaced slices"
         raise InputError(
             "INPUT_SLICES",
             f"{name} {found}: they lie {gaps.min():.3g} to {gaps.max():.3g} mm apart",

@@ -90,7 +90,7 @@ def damaged(path: Path, why: str) -> InputError:
 
 def _why(failure: Exception) -> str:
     if isinstance(failure, PermissionError):
-        return "the system does not permit it"
+        return "the operating system denies access"
     if isinstance(failure, FileNotFoundError):
         return "the file with its voxels is missing"
     if isinstance(failure, EOFError):
@@ -144,7 +144,7 @@ def _check_spacing(spacing: Iterable[float], name: str) -> None:
 def _unplaced(path: Path) -> InputError:
     return InputError(
         "INPUT_DIRECTION",
-        f"{path.name} does not say how the image lies in the patient",
+        f"{path.name} does not state the orientation of the image in the patient",
         "Export it again from the DICOM series with its orientation",
     )
 
@@ -185,7 +185,7 @@ def _check_nifti(path: Path) -> int:
         compressed = plain.read(2) == b"\x1f\x8b"
     if compressed != path.name.lower().endswith(".gz"):
         raise damaged(
-            path, "it is not of the kind that its ending says" if compressed else "it is not compressed by gzip"
+            path, "its content does not match its file extension" if compressed else "it is not compressed with gzip"
         )
     opener: Any = gzip.open if compressed else open
     with opener(path, "rb") as file:
@@ -261,8 +261,8 @@ def _check_nifti_grid(header: dict[str, Any], path: Path) -> None:
         if apart > spacing.min() / 2:
             raise InputError(
                 "INPUT_DIRECTION",
-                f"{path.name} states two places in the patient, {apart:.3g} mm apart (qform and sform)",
-                "Set the wrong one of them to the other, or its code to 0, or export it again from the DICOM series",
+                f"{path.name} states two positions in the patient, {apart:.3g} mm apart (qform and sform)",
+                "Correct the wrong one, set its code to 0, or export it again from the DICOM series",
             )
 
 

@@ -61,8 +61,8 @@ def readable(path: Path, ending: str = "", voxels: Path | None = None) -> Iterat
             check_memory(failure)
             raise InputError(
                 "INPUT_UNREADABLE",
-                f"{path.name} cannot be read: it cannot be copied under a name that ITK takes ({failure.strerror})",
-                "Make room for temporary files, or give the file and its folders names of plain letters",
+                f"{path.name} cannot be read: it cannot be copied under a name that ITK accepts ({failure.strerror})",
+                "Free some space for temporary files, or rename the file and its folders with plain ASCII letters",
             ) from failure
         yield place
 

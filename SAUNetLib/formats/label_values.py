@@ -83,18 +83,18 @@ def _refusal(present: set[int], name: str, known: list[Reading]) -> InputError:
     listed = [str(value) for value in sorted(nowhere or present)]
     many = len(listed) > 10
     shown = ", ".join(listed[: 8 if many else None])
-    shown += f" and {len(listed) - 8} more (is it the image?)" if many else ""
+    shown += f" and {len(listed) - 8} more (is this the image itself?)" if many else ""
     remedy = "Use SAUNet's values (TotalSpineSeg's, or 1 vertebra, 2 disc, 3 canal), or SPIDER's"
     if nowhere:
-        cause = f"label values without a meaning here: {shown}"
+        cause = f"unknown label values: {shown}"
     elif not present <= _spider().keys():
-        cause = f"label values that no single encoding has together: {shown}"
+        cause = f"label values that no single encoding combines: {shown}"
     elif max(present) < SPIDER_CANAL:
-        cause = f"only small numbers, which fit no encoding: {shown}"
+        cause = f"only small numbers, which match no encoding: {shown}"
         remedy = "Slicer's own export numbers the segments like this: export from SAUNet's panel instead"
     else:
         cause = f"SPIDER's values, but not its canal ({SPIDER_CANAL}): {shown}"
-        remedy = "If SPINEPS made them, take its discs (101-) and endplates (201-) out"
+        remedy = "If SPINEPS made it, remove the discs (101-) and endplates (201-)"
     return InputError("INPUT_LABELS", f"{name} holds {cause}", remedy)
 
 

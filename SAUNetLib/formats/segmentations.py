@@ -372,8 +372,8 @@ def _meanings(
     ]
     raise InputError(
         "INPUT_LABELS",
-        f"{name} holds segments without a meaning here: {', '.join(unknown) or 'classes among levels'}",
-        "Rename them as the structures in the table are named, or remove them",
+        f"{name} holds segments that are not known structures: {', '.join(unknown) or 'classes among levels'}",
+        "Name them after structures in the table (Resources/anatomy.csv), or remove them",
     )
 
 

@@ -57,7 +57,7 @@ def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
     if series is not None and not stat.S_ISDIR(mode):
         raise UsageError(
             "USAGE",
-            f"{path.name} is a file, and a series is chosen from a folder",
+            f"{path.name} is a file, but a series can only be chosen from a folder",
             "Give the folder with the DICOM study, or leave out the series",
         )
     if stat.S_ISDIR(mode):
@@ -85,7 +85,7 @@ def read_image(path: str | Path) -> sitk.Image:
             raise InputError("INPUT_EMPTY", f"{path.name} is an empty file", "Copy or export the image again")
         raise InputError(
             "INPUT_UNREADABLE",
-            f"{path.name} is not an image of a known kind",
+            f"{path.name} is not an image in a known format",
             f"Give a file that ends in {', '.join(IMAGES)}, or a folder with a DICOM study",
         )
     voxel_bytes = headers.check_file(path, ending)
@@ -107,7 +107,7 @@ def _mode(path: Path) -> int:
     try:
         return path.stat().st_mode
     except PermissionError as failure:
-        cause = f"{path.name[:100]} lies in a folder that may not be opened"
+        cause = f"{path.name[:100]} is in a folder that cannot be opened"
         raise InputError("INPUT_UNREADABLE", cause, "Check the permissions of this folder") from failure
     except (OSError, ValueError) as failure:
         why = why_absent(path)

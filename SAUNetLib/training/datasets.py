@@ -145,8 +145,8 @@ def check_unseen(validation: Sequence[Case], sources: Sequence[Sequence[Case]]) 
         if name is not None:
             raise InputError(
                 "INPUT_SERIES",
-                f"the image of {case.name}, which is validated on, is trained on as {name}",
-                "Remove one of them, or name other cases to validate on",
+                f"the image of {case.name}, a validation case, is also a training case, as {name}",
+                "Remove one of them, or choose other validation cases",
             )
 
 
@@ -169,8 +169,8 @@ def check_drawn(cases: Sequence[Case], folder: Path, held_out: Sequence[Case] = 
     if not missing:
         return
     if drawn_in(held_out) & set(missing):
-        remedy = "Only cases to validate on have it: name others as validation in the configuration"
-    raise InputError("INPUT_LABELS", f"no case to train on of {folder.name} has a {' or a '.join(missing)}", remedy)
+        remedy = "Only validation cases have it: choose other validation cases in the configuration"
+    raise InputError("INPUT_LABELS", f"no training case in {folder.name} has a {' or a '.join(missing)}", remedy)
 
 
 def thick_slices(

@@ -127,16 +127,16 @@ def reading_of(values: Collection[int], info: DatasetInfo, name: str, stated: st
     try:
         first, *others = recognise(present, f"the label map of {name}", stated)
     except InputError as error:
-        more = "Give 255 to what is not known"
+        more = "Label what is not known as 255"
         if present <= read_as("spider", present).values.keys():
-            more = f'If they are SPIDER\'s, say so in {INFO}: {{"encoding": "spider"}}'
+            more = f'If they are SPIDER\'s, state this in {INFO}: {{"encoding": "spider"}}'
         raise InputError(error.code, error.cause, f"{error.remedy} {more}") from error
     for other in others if first.name not in ("classes", stated) else ():
         if any(first.classes[value] != other.classes[value] for value in present):
             raise InputError(
                 "INPUT_LABELS",
-                f"the label map of {name} fits the encodings {first.name} and {other.name}, which differ",
-                f'Say which in the folder\'s {INFO}: {{"encoding": "{other.name}"}}',
+                f"the label map of {name} matches both encodings {first.name} and {other.name}, which differ",
+                f'State which one applies in the folder\'s {INFO}: {{"encoding": "{other.name}"}}',
             )
     return first
 
@@ -151,8 +151,8 @@ def check_one_encoding(found: Iterable[EncodingName | None], folder: Path) -> No
     if len(kinds) > 1:
         raise InputError(
             "INPUT_LABELS",
-            f"the label maps in {folder.name} seem to have several encodings: {', '.join(sorted(kinds))}",
-            f"Say which one in {INFO}, or put the cases into a folder for each",
+            f"the label maps in {folder.name} seem to use several encodings: {', '.join(sorted(kinds))}",
+            f"State which one applies in {INFO}, or use one folder per encoding",
         )
 
 
@@ -195,7 +195,7 @@ def read_info(folder: Path) -> DatasetInfo:
     if not os.path.lexists(path):
         return DatasetInfo()
     if not path.is_file():  # a link to nothing, a folder: what was not drawn would be taught as background
-        raise UsageError("USAGE", f"{path} is not a file", "Replace it by one, or remove it")
+        raise UsageError("USAGE", f"{path} is not a file", "Replace it with a file, or remove it")
     return read_settings(DatasetInfo, path)
 
 
@@ -270,8 +270,8 @@ def find_cases(folder: Path) -> dict[str, CaseFiles]:
     if lonely:
         raise InputError(
             "INPUT_NOT_FOUND",
-            f"of {lonely[0]} in {folder} there is only the {'image' if lonely[0] in images else 'label map'}",
-            f"Complete it or take it out of the folder; `saunet dataset check {folder}` lists all such cases",
+            f"{folder} contains only the {'image' if lonely[0] in images else 'label map'} of {lonely[0]}",
+            f"Add the missing file or remove the case; `saunet dataset check {folder}` lists all such cases",
         )
     for paths in (*images.values(), *labels.values()):
         if len(paths) > 1:  # a corrected label map beside the old one
@@ -347,7 +347,7 @@ def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.nd
     if unknown:
         raise InputError(
             "INPUT_LABELS",
-            f"the labels of {name} hold values that the encoding {info.encoding} does not have: {unknown}",
+            f"the labels of {name} contain values that the encoding {info.encoding} does not define: {unknown}",
             f"Correct the labels, or the encoding in {INFO}",
         )
     present = {table[value] for value in values} - {BACKGROUND, UNKNOWN}
@@ -397,7 +397,9 @@ def never_drawn(info: DatasetInfo, found: Collection[str]) -> tuple[list[str], s
         The structures, and what to do about them.
     """
     listed = ", ".join(f'"{name}"' for name in info.draws if name in found)
-    remedy = f'If it was not drawn, say so in {INFO}: {{"draws": [{listed}]}}' if listed else "Draw what there is"
+    remedy = (
+        f'If it was not drawn, state this in {INFO}: {{"draws": [{listed}]}}' if listed else "Draw what the images show"
+    )
     return [name for name in info.draws if name not in found], remedy
 
 

@@ -159,7 +159,7 @@ def _alone(output: Path) -> Iterator[None]:
             new = False
     except Timeout as busy:
         raise UsageError(
-            "USAGE", f"another command trains in {output}", "Wait until it has finished, or give another folder"
+            "USAGE", f"another command trains in {output}", "Wait until it finishes, or give another folder"
         ) from busy
     finally:
         if new and {path.name for path in output.iterdir()} <= {LOCK, START}:  # refused before anything was begun
@@ -230,8 +230,8 @@ def _config(output: Path, config_file: str | None, start: str | None, folder: Pa
     if begun is not None and begun != config:
         raise UsageError(
             "USAGE",
-            f"{output} holds a run of another configuration",
-            "Give another folder, or leave out --config and --from to go on with that run",
+            f"{output} holds a run with a different configuration",
+            "Give another folder, or leave out --config and --from to continue that run",
         )
     return config
 
@@ -256,7 +256,9 @@ def _starting_from(start: str, config: TrainingConfig) -> tuple[TrainingConfig, 
     stated = config.model_fields_set
     if "network" in stated and config.network != network:
         raise UsageError(
-            "USAGE", f"the configuration's network is not that of {card.name}", "Leave the network out of it"
+            "USAGE",
+            f"the configuration's network is not that of {card.name}",
+            "Remove the network from the configuration",
         )
     inherited = {
         "name": f"{card.name}-tuned",
@@ -303,8 +305,8 @@ def _with_validation(
     if known := sorted(set(config.validation) & {name for patient in seen for name in cases[patient]}):
         raise InputError(
             "INPUT_SERIES",
-            f"the model to start from was trained on patients that are to be validated on: {', '.join(known)}",
-            "Name other cases as validation in the configuration, or none",
+            f"the model to start from was trained on these validation patients: {', '.join(known)}",
+            "Choose other validation cases in the configuration, or none",
         )
     if not config.validation:
         order = [str(patient) for patient in np.random.default_rng(config.seed).permutation(list(cases))]
@@ -312,15 +314,15 @@ def _with_validation(
         if not left:
             raise InputError(
                 "INPUT_EMPTY",
-                "the model to start from was trained on all these cases: none is left to validate on",
-                "Add a case that it has not seen, such as one that it was validated on",
+                "the model to start from was trained on all these cases: none is left for validation",
+                "Add a case that it was not trained on, such as one of its validation cases",
             )
         compared = patients_of(validated, cases)
         drawn = sorted(left, key=lambda patient: patient not in compared)[: max(1, len(cases) // 6)]
         kept = tuple(sorted(name for patient in drawn for name in cases[patient]))
         config = config.model_copy(update={"validation": kept})
     if not cases.keys() - patients_of(config.validation, cases):
-        raise InputError("INPUT_EMPTY", "no case is left to train on", "Give at least two cases")
+        raise InputError("INPUT_EMPTY", "no case is left for training", "Give at least two cases")
     return config
 
 

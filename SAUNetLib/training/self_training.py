@@ -117,7 +117,7 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
     missing = sorted(set(leave_out) - {path.name.split("_")[0] for path in paths})
     if missing:
         raise InputError(
-            "INPUT_NOT_FOUND", f"{pictures} has no picture of {', '.join(missing)}", "Correct what to leave out"
+            "INPUT_NOT_FOUND", f"{pictures} has no picture of {', '.join(missing)}", "Correct the names to leave out"
         )
     if not paths:
         raise InputError("INPUT_EMPTY", f"{pictures} holds no pictures", "Give a folder with .jpg or .png files")

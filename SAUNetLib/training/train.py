@@ -146,13 +146,15 @@ class TrainingConfig(BaseModel):
     @classmethod
     def _is_name(cls, text: str) -> str:
         if not is_model_name(text):
-            raise ValueError("a model's name must be a name that a file can have, without an ending")
+            raise ValueError("a model's name must be a valid file name without an extension")
         return text
 
     @model_validator(mode="after")
     def _watched(self) -> TrainingConfig:
         if self.patience is not None and self.steps < STEPS_PER_EPOCH:
-            raise ValueError(f"patience needs at least {STEPS_PER_EPOCH} steps: the first validation comes after them")
+            raise ValueError(
+                f"patience needs at least {STEPS_PER_EPOCH} steps: the first validation takes place after them"
+            )
         return self
 
 
@@ -205,7 +207,7 @@ class TrainedOn(BaseModel):
         if before.labels and before != self:
             raise UsageError(
                 "USAGE",
-                f"images or label maps were changed since {output} was begun",
+                f"images or label maps have changed since the run in {output} began",
                 "Give another folder as --output, or start from its model with --from",
             )
 
@@ -225,7 +227,7 @@ def other_cases(output: Path) -> UsageError:
     """What is said where a run is to go on with other data."""
     return UsageError(
         "USAGE",
-        f"{output} holds a run on other cases",
+        f"{output} holds a run with other cases",
         "Give that run's data folders in the same order, another folder as --output, or start from its model "
         "with --from",
     )
@@ -403,7 +405,9 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
     names = [[name for patient, cases in one.items() if patient not in unseen for name in cases] for one in own]
     for folder, some in zip(folders, names, strict=True):
         if not some:
-            raise InputError("INPUT_EMPTY", f"all patients of {folder} are validated on", "Leave this folder out")
+            raise InputError(
+                "INPUT_EMPTY", f"all patients of {folder} are used for validation", "Leave this folder out"
+            )
     sources = [load_cases(folder, some, config.pixel_mm) for folder, some in zip(folders, names, strict=True)]
     data = RunData(config, sources, load_cases(folders[0], kept, config.pixel_mm))
     check_one_encoding((case.encoding for case in (*sources[0], *data.validation)), folders[0])
@@ -622,5 +626,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         found["callbacks"], found["epoch"]
     except Exception as failure:  # a damaged file may meet anything in PyTorch's reader
         check_memory(failure, len(content))
-        raise UsageError("USAGE", f"the checkpoint {path} is damaged", "Remove it to begin the run anew") from failure
+        raise UsageError(
+            "USAGE", f"the checkpoint {path} is damaged", "Remove it to start the run from the beginning"
+        ) from failure
     return cast(dict[str, Any], found)
