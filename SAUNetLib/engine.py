@@ -32,7 +32,7 @@ A processor gains nothing from more than one.
 MOVED_TO_CPU = Notice("MOVED_TO_CPU", "Not enough GPU memory; continued on the processor (slower).")
 FRONT_AND_BACK = Notice(
     "FRONT_AND_BACK",
-    "Front and back of this image seem to be swapped. If they are, the canal and much else are wrong: correct the "
+    "The front and back of this image seem to be swapped. If so, the canal and much else are wrong: correct the "
     "orientation in the file, or export it again.",
 )
 COARSER = 4 / 3
@@ -150,7 +150,7 @@ class Engine:
             self.chunk //= 2
             self._stepped_down = True
             number = "one slice" if self.chunk == 1 else f"{self.chunk} slices"
-            return Notice("SMALLER_CHUNKS", f"Memory ran short; continued with {number} at a time.")
+            return Notice("SMALLER_CHUNKS", f"Memory ran low; continued with {number} at a time.")
         if self.device.type != "cpu":
             self._prepare(torch.device("cpu"))
             self._stepped_down = True

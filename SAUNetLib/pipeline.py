@@ -93,8 +93,8 @@ def _about_classes(named: Levels) -> Iterator[Notice]:
     yield from (notice for notice in named.notices if not notice.about_levels)
     if named.unnamed_mm3 > _TRACE_MM3:
         text = (
-            f"{named.unnamed_mm3 / 1000:.1f} ml that look like vertebra or disc were taken for the sacrum or lie "
-            "beyond the ends of a spine, and got no label. Check the lowest and the highest vertebra."
+            f"{named.unnamed_mm3 / 1000:.1f} ml that look like vertebra or disc got no label: they were taken for the "
+            "sacrum or lie beyond the ends of the spine. Check the lowest and the highest vertebra."
         )
         yield Notice("LEFT_OUT", text)
 
@@ -103,16 +103,17 @@ def _about_slices(slices: np.ndarray, spacing_mm: float, outside_ml: float) -> t
     """What to say of slices (S, H, W) that show nothing, in part or between others, lie far apart or out of order."""
     notices = []
     if empty := _about_empty(slices):
-        missing = "What lies there was not found, and is missing from all figures."
+        missing = "Structures there were not found and are missing from all volumes and measurements."
         notices.append(Notice("EMPTY_SLICES", f"{empty}. {missing}"))
     if outside_ml:
         lies = (
-            f"{outside_ml:.1f} ml of what was found lies where the file holds padding and no image, and was left out."
+            f"{outside_ml:.1f} ml of the structures found lie where the file holds padding instead of image data, and "
+            "were left out."
         )
         notices.append(Notice("OUTSIDE_IMAGE", f"{lies} Structures that reach the padding are cut there."))
     if len(slices) > 1 and spacing_mm > FARTHEST_MM:
-        lie = f"Slices lie {spacing_mm:.3g} mm apart; up to {FARTHEST_MM:g} mm was tested."
-        notices.append(Notice("SLICES_FAR_APART", f"{lie} What lies between them is missed."))
+        lie = f"Slices are {spacing_mm:.3g} mm apart; SAUNet was tested with up to {FARTHEST_MM:g} mm."
+        notices.append(Notice("SLICES_FAR_APART", f"{lie} Structures between slices are missed."))
     elif order := about_order(slices):
         notices.append(order)
     return tuple(notices)

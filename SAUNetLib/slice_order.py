@@ -8,13 +8,13 @@ from .segmentation import Notice
 
 SLICES_ORDER = Notice(
     "SLICES_ORDER",
-    "The slices seem to be stored out of their order. If they are, volumes and sizes are wrong: convert or export the "
+    "The slices seem to be stored in the wrong order. If so, volumes and sizes are wrong: convert or export the "
     "series again.",
 )
 SLICES_MOVED = Notice(
     "SLICES_MOVED",
-    "Every other slice seems to be shifted against those between, as when the patient moves between two passes. "
-    "Outlines step from slice to slice: check widths and volumes.",
+    "Every other slice seems to be shifted, as when the patient moves between two passes. Outlines jump from slice to "
+    "slice: check widths and volumes.",
 )
 _FEW_SLICES, _ALIKE = 9, 0.3
 """Fewer tell nothing. A slice that is like no other, as by this correlation, shows noise."""

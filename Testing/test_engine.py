@@ -209,7 +209,7 @@ def test_out_of_memory_takes_smaller_chunks_and_says_so(tiny_model, error):
     tried = failing(engine, error, 2)
     found, notices = engine.classes(stack_of(4))
     assert tried[:3] == [4, 2, 1]
-    assert [notice.text for notice in notices] == ["Memory ran short; continued with one slice at a time."]
+    assert [notice.text for notice in notices] == ["Memory ran low; continued with one slice at a time."]
     assert np.array_equal(found, Engine(load_model(tiny_model), "cpu", "float32").classes(stack_of(4))[0])
 
 

@@ -29,7 +29,7 @@ from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
 CHECK = "Check whether the volume shows the spine."
-GUESSES = f"{CHECK} The names are hardly more than guesses. State the level of the lowest vertebra."
+GUESSES = f"{CHECK} The level names are little more than guesses. State the level of the lowest vertebra."
 
 
 def stack_of(slices: np.ndarray, spacing: tuple[float, float, float] = (4.0, 1.0, 1.0)) -> SagittalStack:
@@ -387,7 +387,9 @@ def test_discs_beside_other_vertebrae_than_their_own_are_told(spine: np.ndarray,
     damaged[:, :, :24] = np.roll(damaged[:, :, :24], 8, axis=1)
     result = name_structures(stack_of(damaged))
     (notice,) = [one for one in result.notices if one.code == "LEVELS_MIXED"]
-    told = notice.text.removeprefix("Other vertebrae than its own lie right above or below ").split(", as where")[0]
+    told = notice.text.removeprefix("Vertebrae other than those expected lie directly above or below ").split(". The")[
+        0
+    ]
     for disc in told.split(", "):
         above, below = (result.confidence[value_of(level)] for level in disc.split("/"))
         assert above <= below / 2, disc
@@ -1018,7 +1020,7 @@ def test_five_lumbar_vertebrae_are_counted_or_said_to_be_assumed(ribs: bool) -> 
     assert "five vertebrae above it" in counted.anchor and max(counted.confidence.values()) == 0.92
     assert "could not be counted" not in counted.notices[0].text
     assert "five" not in assumed.anchor and max(assumed.confidence.values()) == 0.89
-    assert "with four or six, all names are one off" in assumed.notices[0].text
+    assert "If there are four or six, all names are off by one" in assumed.notices[0].text
     assert "--lowest" in assumed.notices[0].text, "which the panel gives its own name"
 
 

@@ -83,7 +83,7 @@ def test_nothing_is_found_in_the_padding_of_a_turned_volume(tiny_engine, monkeyp
     turned = found(classes, np.where(wedge, np.float32(value), image))
     assert np.array_equal(turned.labels, found(np.where(wedge & cleared, 0, classes), image).labels)
     lost_ml = 4 * np.count_nonzero(classes[wedge]) / 1000
-    said = f"{lost_ml:.1f} ml of what was found lies where the file holds padding"
+    said = f"{lost_ml:.1f} ml of the structures found lie where the file holds padding"
     assert any(one.text.startswith(said) for one in turned.warnings if one.code == "OUTSIDE_IMAGE") == cleared
     beside = set(np.unique(turned.labels[np.roll(wedge, -1, axis=2) & ~wedge])) - {0}
     assert beside and (beside <= turned.partial) == cleared, "what the padding cuts is cut"
@@ -178,7 +178,9 @@ def test_slices_farther_apart_than_any_that_were_tested_are_told(tiny_engine, sp
     notices = {one.code: one.text for one in segment(wide, tiny_engine).warnings}
     assert ("SLICES_FAR_APART" in notices) == told
     if told:
-        assert notices["SLICES_FAR_APART"].startswith(f"Slices lie {spacing:g} mm apart; up to 6 mm was tested")
+        assert notices["SLICES_FAR_APART"].startswith(
+            f"Slices are {spacing:g} mm apart; SAUNet was tested with up to 6 mm"
+        )
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,10 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
     files = (predicted, prediction), (truth, reference)
     notices = [notice for path, read in files for notice in _how_read(path, read)]
     if count := int(np.count_nonzero(left_out)):
-        text = f"{Path(truth).name}: {count} voxels are not known (value {UNKNOWN}) and count on neither side."
+        text = (
+            f"{Path(truth).name}: {count} voxels are labelled not known (value {UNKNOWN}) and are ignored on both "
+            "sides."
+        )
         notices.append(Notice("UNKNOWN", text))
     return replace(compared, warnings=tuple(notices))
 

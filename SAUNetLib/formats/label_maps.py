@@ -17,19 +17,19 @@ KEY = "SAUNet_"
 """What the names of our header fields begin with."""
 ENCODING = KEY + "encoding"
 KEPT_IN_NIFTI = {
-    "FRONT_AND_BACK": ("BACK", "the image's front and back seemed to be swapped, so that much is wrong."),
-    "HEAD_AND_FEET": ("HEAD_AND_FEET", "the image seemed to be stored upside down, so that levels are wrong."),
+    "FRONT_AND_BACK": ("BACK", "the image's front and back seemed to be swapped; if so, much is wrong."),
+    "HEAD_AND_FEET": ("HEAD_AND_FEET", "the image seemed to be stored upside down; if so, levels are wrong."),
     "FEW_STRUCTURES": ("FEW", "too little was found for a spine."),
-    "LEVELS_ASSUMED": ("LEVELS_ASSUMED", "the names of levels were assumed, not stated."),
-    "LEVELS_DOUBTFUL": ("LEVELS_DOUBTFUL", "the names of levels were only the most likely ones."),
-    "TRANSITIONAL": ("TRANS", "something spoke for another number of lumbar vertebrae than five."),
-    "SIZES_UNUSUAL": ("SIZES", "the sizes were not an adult's; the voxel size may be wrong."),
-    "LEVELS_LOW": ("LOW", "two levels were so low that they may be one, and the names beyond one off."),
-    "LEVELS_TALL": ("TALL", "a disc was so thick that it may hold a vertebra, and the names beyond be one off."),
-    "LEVELS_MIXED": ("MIXED", "beside a disc lay other vertebrae than its own, so that names there may be wrong."),
-    "VERTEBRA_SMALL": ("SMALL", "far less was found of a vertebra than of those beside."),
-    "DISC_MISSING": ("MISSING", "a disc was not found and its vertebrae were told apart by their height."),
-    "PIECES_APART": ("APART", "bone or canal lay apart from the spine, as in a ghost of it, and got no label."),
+    "LEVELS_ASSUMED": ("LEVELS_ASSUMED", "the level names were assumed, not stated."),
+    "LEVELS_DOUBTFUL": ("LEVELS_DOUBTFUL", "the level names were only the most likely ones."),
+    "TRANSITIONAL": ("TRANS", "there were signs of a number of lumbar vertebrae other than five."),
+    "SIZES_UNUSUAL": ("SIZES", "the vertebrae were not of adult size; the voxel size may be wrong."),
+    "LEVELS_LOW": ("LOW", "two levels were so low that they may be one; the names beyond may be off by one."),
+    "LEVELS_TALL": ("TALL", "a disc was so thick that it may hold a vertebra; the names beyond may be off by one."),
+    "LEVELS_MIXED": ("MIXED", "vertebrae other than those expected lay next to a disc; names may be wrong there."),
+    "VERTEBRA_SMALL": ("SMALL", "far less was found of a vertebra than of its neighbours."),
+    "DISC_MISSING": ("MISSING", "a disc was not found; its vertebrae were separated by their height."),
+    "PIECES_APART": ("APART", "bone or canal lay apart from the spine, as with ghosting, and got no label."),
 }
 """Notices of which a NIfTI file, which has no room for texts, keeps a word; and what is said when it is read."""
 _DESCRIPTION = 79

@@ -241,12 +241,14 @@ def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
 def _how_read(reading: Reading, values: Collection[int]) -> Iterator[Notice]:
     """What is to be said of a label map that holds what ours do not."""
     if reading.name == "totalspineseg" and CORD_VALUE in values:
-        text = "counts as a part of the canal"
+        text = "is counted as part of the canal"
         if reading.values[CORD_VALUE] == UNKNOWN:
             text = "was left out, since the canal around it is not segmented"
         yield Notice(CORD, f"The spinal cord in this label map (value {CORD_VALUE}) {text}.")
     if reading.name == "spider":
-        yield Notice(SPIDER, "This label map has SPIDER's values, which do not tell levels: it has three classes.")
+        yield Notice(
+            SPIDER, "This label map has SPIDER's values, which do not identify levels, so it has three classes."
+        )
 
 
 def _likely(stated: str, usual: Encoding | None) -> list[Encoding]:

@@ -47,9 +47,9 @@ _ODONTOID = 8.0
 _COUNTED, _HARDLY = 0.85, 0.1
 """How certain names are that were counted from C2 to a sacrum after an unusual number of vertebrae, and those of more
 vertebrae than a spine has or of an image that stands on its head (chosen)."""
-_FIVE_WORDS = "five vertebrae above it have the long transverse processes of lumbar ones"
-_SMALL_WORDS = "far less was found of the lowest complete vertebra than of those beside"
-_C2_WORDS = "the highest vertebra is taller than deep and has no disc above, as C2 with its odontoid process"
+_FIVE_WORDS = "five vertebrae above it have the long transverse processes of lumbar vertebrae"
+_SMALL_WORDS = "far less was found of the lowest complete vertebra than of its neighbours"
+_C2_WORDS = "the highest vertebra is taller than it is deep and has no disc above it, like C2 with its odontoid process"
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _by_fit(spine: Spine, sacrum: _Sacrum) -> Anchor:
     if at_c2:
         return Anchor(levels, "C2", _C2_WORDS, min(_MOST["C2"], float(chance[start])))
     chance = chance**_SHARPER / np.sum(chance**_SHARPER)
-    basis = f"{sacrum.words}, so the sizes and the curvature of the vertebrae decided"
+    basis = f"{sacrum.words}, so the level was inferred from the sizes and the curvature of the vertebrae"
     return Anchor(levels, "sizes", basis, min(_MOST["sizes"], float(chance[start])))
 
 
@@ -193,7 +193,7 @@ def _counted(spine: Spine, count: int) -> Anchor:
     """Names counted down from C2 to a sacrum, with one vertebra more or less than usual between them."""
     lowest = "L6" if count == 25 else "L4"
     text = f"{count} vertebrae lie between the skull and the sacrum instead of 24"
-    basis = f"counted from C2, whose odontoid process shows, down to the sacrum: {text}"
+    basis = f"counted from C2, whose odontoid process is visible, down to the sacrum: {text}"
     return Anchor(_levels(spine.chain.lowest, lowest, last=True), "C2", basis, _COUNTED, (text,))
 
 
@@ -259,7 +259,9 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
     above = chain.volume[max(0, chain.last - 3) : chain.last]
     share = float(chain.volume[chain.last] / max(np.median(above), 1.0)) if len(above) else 1.0
     if chain.last_cut:
-        return _Sacrum(float(np.interp(share, _CUT_SHARE, _CUT_ODDS)), False, "the image ends in the vertebra below")
+        return _Sacrum(
+            float(np.interp(share, _CUT_SHARE, _CUT_ODDS)), False, "the image ends within the vertebra below"
+        )
     disc = chain.last < len(chain.interfaces) and chain.interfaces[chain.last].number > 0
     room, beyond = _below(spine, disc)
     goes_on = _CANAL_ODDS * beyond
@@ -268,17 +270,19 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
     if room < 0.0:
         return _Sacrum(room + _DISC_ODDS, False, "the image ends at the disc below the lowest complete vertebra")
     if chain.volume[chain.last] <= 0 or len(spine.numbers) < 2:
-        return _Sacrum(room, False, "too few vertebrae show to tell the sacrum from one that was not found")
+        return _Sacrum(
+            room, False, "too few vertebrae are visible to tell the sacrum from a vertebra that was not found"
+        )
     if share < _CUT_SHARE[0]:
-        return _Sacrum(0.0, False, "of the lowest vertebra so little was found that it may be the sacrum's top")
+        return _Sacrum(0.0, False, "so little of the lowest vertebra was found that it may be the top of the sacrum")
     if _vertebra_below(spine):
         return _Sacrum(_PIECES_ODDS, False, "pieces of a vertebra lie below the lowest disc that was found")
     if image is not None and _bone_below(spine, image) < _BONE:
         return _Sacrum(0.0, False, "below the lowest disc the image shows no bone, as in padding or around metal")
     lean = chain.interfaces[-1].lean - (chain.interfaces[-2].lean if len(chain.interfaces) > 1 else 0.0)
-    words = "a disc lies below the lowest vertebra and no further vertebra, as above the sacrum"
+    words = "a disc but no further vertebra lies below the lowest vertebra, as above the sacrum"
     words += f"; it is steeper than the disc above by {-lean:.0f} degrees" if lean < _STEEP else ""
-    words += "; the canal goes on below it" if beyond else ""
+    words += "; the canal continues below it" if beyond else ""
     return _Sacrum(room + _DISC_ODDS + goes_on, True, words, lean < _STEEP)
 
 
@@ -342,8 +346,8 @@ def _unusual(spine: Spine, lumbar: int | None) -> tuple[str, ...]:
         )
     if lumbar in (4, 6):
         reasons.append(
-            f"{lumbar} vertebrae above the sacrum have the long transverse processes of lumbar ones, so the lowest may "
-            f"be L{lumbar}"
+            f"{lumbar} vertebrae above the sacrum have the long transverse processes of lumbar vertebrae, so the "
+            f"lowest may be L{lumbar}"
         )
     return tuple(reasons)
 

@@ -25,8 +25,8 @@ _FEW = 2
 
 HEAD_AND_FEET = Notice(
     "HEAD_AND_FEET",
-    "This image seems to be stored upside down, with the feet at the top. If it is, all names of levels are wrong and "
-    "stating one does not help: correct the orientation in the file, or export it again.",
+    "This image seems to be stored upside down, with the feet at the top. If so, all level names are wrong and "
+    "stating a level does not help: correct the orientation in the file, or export it again.",
 )
 
 
@@ -145,7 +145,7 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
     """What the names rest on and what is doubtful about them."""
     discs = sum(interface.number > 0 for interface in spine.chain.interfaces)
     if not spine.numbers and not discs:
-        return [Notice("FEW_STRUCTURES", "No vertebra and no disc was found, so no level could be named.")]
+        return [Notice("FEW_STRUCTURES", "No vertebrae or discs were found, so no level could be named.")]
     guessed = spine.few and anchor.source != "user"  # one word on its names is enough
     return [
         *([_about_few(spine, discs, guessed)] if spine.few else []),
@@ -166,7 +166,7 @@ def _about_few(spine: Spine, discs: int, guessed: bool) -> Notice:
         "the volume shows the spine."
     )
     if guessed and spine.numbers:
-        text += " The names are hardly more than guesses. State the level of the lowest vertebra."
+        text += " The level names are little more than guesses. State the level of the lowest vertebra."
     return Notice("FEW_STRUCTURES", text)
 
 
@@ -175,34 +175,34 @@ def _about_sizes(spine: Spine, anchor: Anchor) -> list[Notice]:
     notices = []
     if missing := spine.chain.guessed:
         text = (
-            f"{_count(missing, 'disc was', 'discs were')} not found and the vertebrae there were told apart by their "
+            f"{_count(missing, 'disc was', 'discs were')} not found; the vertebrae there were separated by their "
             "height. Check the levels."
         )
         notices.append(Notice("DISC_MISSING", text))
     if small := [level for k in spine.chain.small if (level := anchor.level.get(k))]:
         text = (
-            f"Far less was found of {', '.join(small)} than of the vertebrae beside: collapsed, outside the slices, or "
-            "not found completely. Check this, and the levels above."
+            f"Far less was found of {', '.join(small)} than of the neighbouring vertebrae: collapsed, outside the "
+            "slices, or incompletely found. Check this and the levels above."
         )
         notices.append(Notice("VERTEBRA_SMALL", text))
     if spine.chain.halved:
         low = "; ".join(f"{anchor.level.get(k, '?')} and {anchor.level.get(k + 1, '?')}" for k in spine.chain.halved)
         text = (
-            f"{low} are little more than half as high as the levels beside: collapsed, or one vertebra that a dark "
-            "band cuts in two, so that the names beyond are one off. Check the levels."
+            f"{low} are little more than half as high as the neighbouring levels: both are collapsed, or they are one "
+            "vertebra split by a dark band, and the names beyond are off by one. Check the levels."
         )
         notices.append(Notice("LEVELS_LOW", text))
     if spine.chain.tall:
         text = (
-            f"More than twice as thick as the discs beside: {_discs(spine.chain.tall, anchor)}. It may hold a "
-            "collapsed vertebra, so that the names beyond are one off, or an implant. Check the levels."
+            f"More than twice as thick as the neighbouring discs: {_discs(spine.chain.tall, anchor)}. It may contain a "
+            "collapsed vertebra (the names beyond are then off by one) or an implant. Check the levels."
         )
         notices.append(Notice("LEVELS_TALL", text))
     if spine.mixed:
         text = (
-            f"Other vertebrae than its own lie right above or below {_discs(spine.mixed, anchor)}, as where the image "
-            "wraps round, metal divides a disc, or the upper border cuts the highest vertebra: names there and beyond "
-            "may be wrong. Check the levels."
+            f"Vertebrae other than those expected lie directly above or below {_discs(spine.mixed, anchor)}. The image "
+            "may wrap around, metal may divide a disc, or the upper border may cut the highest vertebra. Names there "
+            "and beyond may be wrong. Check the levels."
         )
         notices.append(Notice("LEVELS_MIXED", text))
     return notices
@@ -219,16 +219,16 @@ def _about_image(spine: Spine, anchor: Anchor) -> list[Notice]:
     larger = size_of(spine.chain, anchor.level)
     if larger is not None:
         text = (
-            f"By the voxel size in the file these vertebrae are {abs(larger - 1):.0%} "
-            f"{'larger' if larger > 1 else 'smaller'} than an adult's. Check the voxel size, on which all sizes rest, "
-            "and the names of the levels."
+            f"According to the voxel size in the file, these vertebrae are {abs(larger - 1):.0%} "
+            f"{'larger' if larger > 1 else 'smaller'} than an adult's. Check the voxel size, on which all sizes "
+            "depend, and the level names."
         )
         notices.append(Notice("SIZES_UNUSUAL", text))
     if spine.apart_mm3 > _MUCH_MM3:
         text = (
-            f"{spine.apart_mm3 / 1000:.0f} ml of bone and canal lie apart from the spine and got no label: ghosts of "
-            "motion or flow may show it twice, or the image wraps round and shows a part of it on the other side. "
-            "Check the outlines and the levels."
+            f"{spine.apart_mm3 / 1000:.0f} ml of bone and canal lie apart from the spine and got no label. Ghosting "
+            "from motion or flow may show the spine twice, or the image may wrap around and show part of it on the "
+            "other side. Check the outlines and the levels."
         )
         notices.append(Notice("PIECES_APART", text))
     return notices
@@ -248,7 +248,7 @@ def _about_ends(spine: Spine, anchor: Anchor) -> list[Notice]:
         return []
     number = _count(len(extra), "vertebra", "vertebrae") if extra else _count(above, "disc", "discs")
     text = (
-        f"With these names {number} would lie beyond the end of the spine and got no label. State the right level of "
+        f"With these names {number} would lie beyond the end of the spine and got no label. State the correct level of "
         "the lowest vertebra."
     )
     return [Notice("TOO_MANY_VERTEBRAE", text)]
@@ -264,22 +264,22 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
         return []
     text = f"The lowest complete vertebra was named {level}: {anchor.basis}."
     if spine.chain.last_cut and anchor.level.get(spine.chain.last) == SACRUM:
-        text += " What the lower border cuts below it was taken for the sacrum and has no label."
+        text += " The structure below it, cut by the lower border, was taken for the sacrum and has no label."
     elif spine.chain.last_cut:
         text += " A vertebra cut by the lower border lies below it."
     if anchor.source == "sacrum" and not anchor.counted and not anchor.upside_down:
         text += (
-            " Five lumbar vertebrae are assumed and could not be counted: with four or six, all names are one off. "
-            "Then state the lowest level (--lowest)."
+            " Five lumbar vertebrae were assumed, since they could not be counted. If there are four or six, all names "
+            "are off by one: state the lowest level (--lowest)."
         )
     notices = [Notice("LEVELS_ASSUMED", text)]
     if anchor.doubtful:
-        doubt = anchor.doubt or "neither the sacrum nor C2 shows clearly"
+        doubt = anchor.doubt or "neither the sacrum nor C2 is clearly visible"
         notices.append(
             Notice(
                 "LEVELS_DOUBTFUL",
                 f"{doubt[0].upper()}{doubt[1:]}; {level} is only the most likely name for the lowest complete "
-                f"vertebra ({anchor.confidence:.0%}). State its level (--lowest) if you know it; make sure that the "
+                f"vertebra ({anchor.confidence:.0%}). If you know its level, state it (--lowest). Make sure that the "
                 "image is not upside down.",
             )
         )
@@ -289,7 +289,7 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
             Notice(
                 "TRANSITIONAL",
                 f"{reasons[0].upper()}{reasons[1:]}. Check the number of lumbar vertebrae, and state the lowest level "
-                "(--lowest) if it is another.",
+                "(--lowest) if it is a different one.",
             )
         )
     return notices

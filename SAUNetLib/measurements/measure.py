@@ -267,8 +267,8 @@ class _MeasurementRun:
         if self._canal is None:
             yield Notice(
                 "CANAL_MISSING",
-                "The spinal canal is not segmented; what needs it was not measured. The discs' middle is taken for the "
-                "midline, which is not known where the slices do not show their whole width.",
+                "The spinal canal is not segmented; what depends on it was not measured. The middle of the discs was "
+                "used as the midline, which is unknown where the slices do not show their whole width.",
             )
         if self._landmarks.swapped:
             yield Notice(
@@ -280,8 +280,8 @@ class _MeasurementRun:
         if exchanged is not None:
             yield Notice(
                 "LEVELS_ORDER",
-                f"The names are not in the order of the spine: {exchanged[0]} lies above {exchanged[1]}. What rests on "
-                "several levels is wrong until they are corrected.",
+                f"The names are not in anatomical order: {exchanged[0]} lies above {exchanged[1]}. Measurements "
+                "across several levels are wrong until the names are corrected.",
             )
         if any(ESTIMATED in measure.flags for row in rows for measure in row.measures.values()):
             why = "Too little of the sacrum" if self._values("sacrum") else "No sacrum"
@@ -292,6 +292,6 @@ class _MeasurementRun:
         if self._signal is not None and not self._signal.is_t2:
             yield Notice(
                 "NOT_T2",
-                "The fluid in the canal does not outshine marrow and discs: this is not a T2 image. Signal ratios were "
-                "not measured.",
+                "The fluid in the canal is not brighter than marrow and discs: this is not a T2 image. Signal ratios "
+                "were not measured.",
             )

@@ -223,8 +223,8 @@ def _number(value: float, form: str) -> str:
 
 def _footer(measurements: Measurements, width: int) -> Image.Image:
     first = (
-        "Loss: height lost against the neighbouring bodies, with Genant's band; index: disc height index. "
-        "- not measured. * read with care, see the table's column quality. Each row of the picture is of the slice "
-        "through the canal's middle there."
+        "Loss: height lost relative to the neighbouring bodies, with Genant's band; index: disc height index. "
+        "- not measured. * interpret with care, see the table's column quality. Each row of the picture is of the "
+        "slice through the canal's middle there."
     )
     return footer(first, measurements.warnings, width)

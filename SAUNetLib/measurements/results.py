@@ -21,16 +21,16 @@ NOT_T2 = "not_t2"
 
 FLAGS = {
     PARTIAL: "the border of the field of view cuts it, or an endplate lies within 5 mm of the upper or lower border; "
-    "padding at the image's borders is no part of the field of view, but without the image it is taken for it",
+    "padding at the image's borders is not part of the field of view, but counts as such without the image",
     FEW_SLICES: "too few slices show it, or they show one side of the canal rather than its middle; or there is no "
-    "canal, and they show a part of its width",
-    LOW_CONFIDENCE: "its outline is not that of a regular body or disc; pieces of it lie apart, or a part of it seems "
-    "not to be segmented; its neighbours are unsuitable for comparison; or the figure is beyond what is usual, as a "
-    "slip of more than 6 mm or 20 % backwards",
-    MISSING: "a structure that it needs is not segmented, or not where it belongs",
-    ESTIMATED: "there is no sacrum in the label map, or too little of one; its endplate was taken from the L5/S1 "
-    "disc's lower border",
-    NOT_T2: "the fluid in the canal does not outshine marrow and discs, or no image was given",
+    "canal, and they show only part of its width",
+    LOW_CONFIDENCE: "its outline is not that of a regular body or disc; pieces of it lie apart, or part of it seems "
+    "not to be segmented; its neighbours are unsuitable for comparison; or the value is outside the usual range, such "
+    "as a backward slip of more than 6 mm or 20 %",
+    MISSING: "a structure that it needs is not segmented, or not where it should be",
+    ESTIMATED: "the label map has no sacrum, or too little of it; its endplate was taken from the lower border of the "
+    "L5/S1 disc",
+    NOT_T2: "the fluid in the canal is not brighter than marrow and discs, or no image was given",
 }
 """What the flags of a measure say. A measure without one is good."""
 
@@ -40,19 +40,21 @@ QUANTITIES = {
     "height_middle_mm": "middle height",
     "height_posterior_mm": "posterior height",
     "depth_mm": "anterior-posterior depth of a body",
-    "wedge_ratio": "anterior by posterior height of a body",
-    "biconcavity_ratio": "middle by posterior height of a body",
+    "wedge_ratio": "ratio of anterior to posterior height of a body",
+    "biconcavity_ratio": "ratio of middle to posterior height of a body",
     "wedge_angle_deg": "angle between a body's endplates, positive where the front is lower",
-    "height_loss_percent": "largest loss of height against the neighbouring bodies",
-    "genant_grade": "Genant's band of the height loss, 0 to 3, of T4 to L4",
-    "disc_height_index": "mean disc height by mean height of the neighbouring bodies",
-    "disc_height_depth_ratio": "anterior plus posterior disc height by the depths of the two endplates",
-    "segmental_angle_deg": "angle between the endplates beside a disc, positive in lordosis",
+    "height_loss_percent": "largest loss of height relative to the neighbouring bodies",
+    "genant_grade": "Genant's band of the height loss, 0 to 3, for T4 to L4",
+    "disc_height_index": "ratio of mean disc height to mean height of the neighbouring bodies",
+    "disc_height_depth_ratio": "sum of anterior and posterior disc height divided by the sum of the depths of the two "
+    "endplates",
+    "segmental_angle_deg": "angle between the endplates adjacent to a disc, positive in lordosis",
     "slip_mm": "slip of the upper body, positive forwards",
-    "slip_percent": "slip in percent of the lower endplate's depth; of the shorter one's where the lower is estimated",
-    "meyerding_grade": "Meyerding's band of a slip forwards, 0 to 5",
+    "slip_percent": "slip as a percentage of the lower endplate's depth, or of the shorter one's where the lower is "
+    "estimated",
+    "meyerding_grade": "Meyerding's band of a forward slip, 0 to 5",
     "canal_ap_mm": "anterior-posterior diameter of the canal",
-    "signal_ratio": "signal of the disc by that of the cerebrospinal fluid",
+    "signal_ratio": "ratio of the disc's signal to that of the cerebrospinal fluid",
     "lordosis_deg": "angle between the outermost endplates, positive in lordosis",
     "coronal_angle_deg": "angle between the most tilted endplates in the coronal plane",
 }

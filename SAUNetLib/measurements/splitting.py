@@ -27,7 +27,7 @@ _STUB_MM3 = 300.0
 
 _NOT_SPLIT = Notice(
     "PARTS_MISSING",
-    "Without a canal or two discs, bodies and posterior elements cannot be told apart: all is called body.",
+    "Without a canal or two discs, bodies and posterior elements cannot be told apart: everything is labelled as body.",
 )
 
 

@@ -32,8 +32,8 @@ PROVENANCE = {"software": "SAUNet 0", "model": "tiny 1", "model_sha256": "0" * 6
               "options": "levels=True lowest=L5", "time": "2026-01-01T00:00:00+00:00"}  # fmt: skip
 WARNING = Notice(
     "LEVELS_ASSUMED",
-    "The lowest complete vertebra was named L4: no sacrum is in view, so the sizes and the curvature of the vertebrae "
-    "decided.",
+    "The lowest complete vertebra was named L4: no sacrum is in view, so the level was inferred from the sizes and "
+    "the curvature of the vertebrae.",
 )
 
 
