@@ -66,7 +66,7 @@ def _add(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], description: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=description, description=description)
-    parser.add_argument("--debug", action="store_true", help="print the traceback of a failure")
+    parser.add_argument("--debug", action="store_true", help="print a traceback on failure")
     parser.set_defaults(run=run)
     return parser
 
@@ -90,19 +90,21 @@ def _add_segment(commands: Any) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--classes", action="store_true", help="three classes: 1 vertebrae, 2 discs, 3 spinal canal")
     kind.add_argument(
-        "--levels", action="store_true", help="one label per structure: the default, as opposed to --classes"
+        "--levels", action="store_true", help="one label per structure (default; the alternative to --classes)"
     )
     _add_device(parser)
     parser.add_argument("--model", metavar="NAME|FILE", help="model to use; `saunet models` lists them")
     parser.add_argument(
         "--lowest",
         metavar="LEVEL",
-        help="level of the lowest complete vertebra, such as L5 (default: found by the sacrum, C2 or the sizes)",
+        help="level of the lowest complete vertebra, such as L5 (default: inferred from the sacrum, C2 or the sizes)",
     )
     parser.add_argument("--series", help="number, UID or description of the series to take from a DICOM folder")
     parser.add_argument("--parts", action="store_true", help="label vertebral bodies and posterior elements separately")
-    parser.add_argument("--measurements", metavar="FILE", help="write heights, slips, angles, ... to a .csv or .json")
-    parser.add_argument("--table", metavar="FILE.csv", help="write the structures with their volumes")
+    parser.add_argument(
+        "--measurements", metavar="FILE", help="write heights, slips, angles, ... to a .csv or .json file"
+    )
+    parser.add_argument("--table", metavar="FILE.csv", help="write a table of the structures with their volumes")
     parser.add_argument("--preview", metavar="FILE.png", help="write a picture: mid-sagittal and lateral slices")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -237,15 +239,17 @@ def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 def _add_batch(commands: Any) -> None:
     parser = _add(
-        commands, "batch", _batch, "Segment a whole archive, here or on a cluster; run again, only what is new."
+        commands, "batch", _batch, "Segment a whole archive, here or on a cluster; later runs process only what is new."
     )
-    parser.add_argument("archive", metavar="DIR", help="folder: DICOM, NIfTI, NRRD and MetaImage at any depth")
+    parser.add_argument(
+        "archive", metavar="DIR", help="folder with DICOM, NIfTI, NRRD and MetaImage files at any depth"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results; see docs/batch.md")
     parser.add_argument("--model", metavar="NAME|FILE", help="model to use; `saunet models` lists them")
     _add_device(parser)
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--workers", type=int, metavar="N", help="processes here; default: one per core, as memory allows"
+        "--workers", type=int, metavar="N", help="processes on this computer; default: one per core, as memory allows"
     )
     where.add_argument("--scheduler", metavar="ADDRESS", help="address of a Dask scheduler, such as tcp://host:8786")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -275,7 +279,7 @@ def _batch(options: argparse.Namespace) -> int:
     for code, count in Counter(outcome.code for outcome in failed).items():
         hosts = sorted({outcome.host for outcome in failed if outcome.code == code and outcome.host})
         where = f" on {', '.join(hosts[:3])}{' and others' if len(hosts) > 3 else ''}" if hosts else ""
-        print(f"{count} failed with {code}{where}; the same command tries them again", file=sys.stderr)
+        print(f"{count} failed with {code}{where}; run the same command to try them again", file=sys.stderr)
     return failed[0].exit_status if failed else 0
 
 
@@ -287,21 +291,21 @@ def _print_remarks(known: Batch) -> None:
         print(f"{files} left out ({_endings(known.left_out)})")
     if split := known.split():
         print(
-            f"{len(split)} series lie in several folders, as parts or copies, and each folder has a result of its own "
-            "(SERIES_SPLIT): export the archive with a folder for each series if that is not meant"
+            f"{len(split)} series lie in several folders, as parts or copies, and each folder has its own result "
+            "(SERIES_SPLIT). If this is not intended, export the archive with one folder per series"
         )
     if changed := known.changed():
         sources, them = ("1 source", "it") if changed == 1 else (f"{changed} sources", "them")
         print(
-            f"The files of {sources} changed while the run worked on {them}, as where slices still arrive; "
-            f"the same command does {them} again"
+            f"The files of {sources} changed during the run, for example because slices were still arriving; run the "
+            f"same command to process {them} again"
         )
     if known.edited:
         maps = "1 label map was" if len(known.edited) == 1 else f"{len(known.edited)} label maps were"
-        print(f"{maps} changed by hand, or written by a run that was ended; copies: NAME.edited-...")
+        print(f"{maps} edited by hand or left by an interrupted run; copies: NAME.edited-...")
     if known.gone:
-        have, their = ("source has", "its") if len(known.gone) == 1 else ("sources have", "their")
-        print(f"{len(known.gone)} {have} left the archive; {their} results are still there (status gone)")
+        have, their = ("source is", "its") if len(known.gone) == 1 else ("sources are", "their")
+        print(f"{len(known.gone)} {have} no longer in the archive; {their} results are kept (status gone)")
 
 
 _MAY_HOLD_IMAGES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".iso")
@@ -430,7 +434,7 @@ def _add_measure(commands: Any) -> None:
     parser.add_argument(
         "--image",
         metavar="IMAGE",
-        help="the image that was segmented, for signal ratios and the picture; without it padding is field of view",
+        help="the segmented image, for signal ratios and the picture; without it, padding counts as field of view",
     )
     parser.add_argument("--series", help="number, UID or description of the series where IMAGE is a DICOM folder")
     parser.add_argument("--picture", metavar="FILE.png", help="draw the landmarks on the mid-sagittal slice of --image")
@@ -466,15 +470,15 @@ def _measure(options: argparse.Namespace) -> int:
 
 def _add_relabel(commands: Any) -> None:
     parser = _add(
-        commands, "relabel", _relabel, "Correct the levels: say what one structure is, and all names move with it."
+        commands, "relabel", _relabel, "Correct the levels: state what one structure is, and all names shift with it."
     )
     parser.add_argument("file", metavar="FILE", help="label map or .seg.nrrd with levels")
     parser.add_argument(
         "--set", required=True, action="append", metavar="STRUCTURE=LEVEL",
-        help="a structure (label value, level or name) and its true level, such as 95=L3/L4; again for what does not "
-        "move along, as in a spine of four lumbar vertebrae: --set L5=L4 --set L5/S1=L5/S1",
+        help="a structure (label value, level or name) and its true level, such as 95=L3/L4; repeat for structures "
+        "that do not shift with it, as in a spine with four lumbar vertebrae: --set L5=L4 --set L5/S1=L5/S1",
     )  # fmt: skip
-    parser.add_argument("--output", metavar="PATH", help="where to write; default: FILE itself")
+    parser.add_argument("--output", metavar="PATH", help="file to write; default: overwrite FILE")
     parser.add_argument("--table", metavar="FILE.csv", help="write the table of structures with the new names")
 
 
@@ -493,15 +497,15 @@ def _relabel(options: argparse.Namespace) -> int:
     changed = relabel_file(options.file, assignments, options.output, options.table)
     for row in changed.table():
         print(row.structure.value, row.structure.name, sep="\t")
-    print("note: tables, pictures and measurements that were made before keep the old names", file=sys.stderr)
+    print("note: existing tables, pictures and measurements keep the old names", file=sys.stderr)
     return 0
 
 
 def _add_evaluate(commands: Any) -> None:
-    parser = _add(commands, "evaluate", _evaluate, "Compare a label map with the truth, structure by structure.")
+    parser = _add(commands, "evaluate", _evaluate, "Compare a label map with the ground truth, structure by structure.")
     parser.add_argument("predicted", metavar="PREDICTED", help="label map or .seg.nrrd")
     parser.add_argument("truth", metavar="TRUTH", help="label map or .seg.nrrd on the same grid")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -517,15 +521,15 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _add_phantom(commands: Any) -> None:
-    parser = _add(commands, "phantom", _phantom, "Make a procedural spine MRI with its exact label map.")
+    parser = _add(commands, "phantom", _phantom, "Generate a procedural spine MRI with its exact label map.")
     parser.add_argument(
         "output", metavar="OUT", help="image to write, such as phantom.nii.gz; labels go to OUT's stem + _labels"
     )
-    parser.add_argument("--seed", type=int, default=0, help="every number is another patient; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="each number is a different patient; default: %(default)s")
     parser.add_argument("--contrast", choices=("t1", "t2", "stir", "random"), help="default: t2")
-    parser.add_argument("--slice-thickness", type=float, metavar="MM", help="default: 4; from slice to slice 0.4 more")
+    parser.add_argument("--slice-thickness", type=float, metavar="MM", help="default: 4; the slice spacing is 0.4 more")
     parser.add_argument(
-        "--count", type=int, metavar="N", help="write N different pairs into the folder OUT, to train on"
+        "--count", type=int, metavar="N", help="write N different pairs into the folder OUT, for training"
     )
 
 
@@ -567,11 +571,11 @@ def _add_models(commands: Any) -> None:
     parser = _add(commands, "models", _models, "List the models that can be chosen by name, or add one.")
     parser.add_argument("--json", action="store_true", help="print the cards as JSON")
     actions = parser.add_subparsers(metavar="list | add", parser_class=Parser)
-    listing = _add(actions, "list", _models, "List the models (what `saunet models` alone does).")
+    listing = _add(actions, "list", _models, "List the models (same as `saunet models` alone).")
     adding = _add(
-        actions, "add", _models_add, "Verify a model file and its card, and keep them under the model's name."
+        actions, "add", _models_add, "Verify a model file and its card, and install them under the model's name."
     )
-    adding.add_argument("file", metavar="FILE", help="NAME.safetensors; its card NAME.json lies beside it")
+    adding.add_argument("file", metavar="FILE", help="NAME.safetensors, with its card NAME.json beside it")
     for action in (listing, adding):
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print the cards as JSON")
 
@@ -612,7 +616,7 @@ def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
 def _add_dataset(commands: Any) -> None:
     parser = _add(commands, "dataset", _dataset_check, "Check a folder of labelled images to train on.")
     actions = parser.add_subparsers(required=True, metavar="check", parser_class=Parser)
-    check = _add(actions, "check", _dataset_check, "List everything that is wrong with a folder of labelled images.")
+    check = _add(actions, "check", _dataset_check, "List all problems of a folder of labelled images.")
     check.add_argument(
         "folder", type=Path, metavar="DIR",
         help="pairs NAME_image and NAME_labels, or images/NAME and masks/NAME, in .nii.gz, .nii, .nrrd or .mha",
@@ -634,7 +638,7 @@ def _dataset_check(options: argparse.Namespace) -> int:
 def _add_train(commands: Any) -> None:
     parser = _add(commands, "train", _train, "Train a model, or continue a run that was stopped.")
     parser.add_argument(
-        "data", nargs="*", type=Path, metavar="DIR", help="folders of labelled images, see `saunet dataset check`"
+        "data", nargs="*", type=Path, metavar="DIR", help="folders of labelled images; see `saunet dataset check`"
     )
     parser.add_argument(
         "--data", nargs="+", type=Path, dest="more", metavar="DIR", default=[], help="the same as DIR alone"
@@ -673,14 +677,19 @@ def _packages(what: str, extra: str) -> Iterator[None]:
 
 
 def _add_compare(commands: Any) -> None:
-    parser = _add(commands, "compare", _compare, "Train U-Nets and SAU-Nets alike and write the paper's table.")
+    parser = _add(
+        commands,
+        "compare",
+        _compare,
+        "Train U-Nets and SAU-Nets under the same conditions and write the paper's table.",
+    )
     parser.add_argument("data", type=Path, metavar="DIR", help="folder of labelled cases, as for `saunet train`")
     parser.add_argument(
         "--output",
         required=True,
         type=Path,
         metavar="RUN",
-        help="folder of the runs; an unfinished comparison is continued, by several commands at once if you like",
+        help="folder of the runs; an unfinished comparison is continued, if you like by several commands at once",
     )
     parser.add_argument(
         "--budget", default="small", choices=("smoke", "small", "medium", "large"), help="default: %(default)s"
@@ -689,10 +698,12 @@ def _add_compare(commands: Any) -> None:
         "--task", nargs="+", default=("spine", "structures"), choices=("spine", "structures"),
         help="all vertebrae against the rest, or vertebrae, discs and canal (default: both)",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, metavar="N", help="trainings of every network (default 3)")
-    parser.add_argument("--hold-out", nargs="+", metavar="NAME", help="cases to measure on; default: SPIDER's five")
+    parser.add_argument("--seeds", type=int, metavar="N", help="training runs per network (default: 3)")
+    parser.add_argument(
+        "--hold-out", nargs="+", metavar="NAME", help="held-out cases to measure on; default: SPIDER's five"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE.md", help="report to write; default: RUN/results.md")
-    parser.add_argument("--finished", action="store_true", help="train nothing, report what is finished")
+    parser.add_argument("--finished", action="store_true", help="do not train; report the finished runs")
     _add_device(parser)
 
 
@@ -718,15 +729,19 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _add_benchmark(commands: Any) -> None:
-    parser = _add(commands, "benchmark", _benchmark, "Measure speed and memory here, beside other networks.")
-    parser.add_argument("--output", metavar="FILE.json", help="write all figures; the tables go to stdout (Markdown)")
+    parser = _add(
+        commands, "benchmark", _benchmark, "Measure speed and memory on this computer, compared with other networks."
+    )
+    parser.add_argument(
+        "--output", metavar="FILE.json", help="write all figures to a file; the tables go to standard output (Markdown)"
+    )
     _add_device(parser)
     parser.add_argument("--model", metavar="NAME|FILE", help="model to measure; `saunet models` lists them")
     parser.add_argument(
         "--budget",
         default="full",
         choices=("full", "smoke"),
-        help="smoke: tiny volumes, takes seconds (default: %(default)s)",
+        help="smoke: tiny volumes, takes only seconds (default: %(default)s)",
     )
 
 
@@ -746,17 +761,15 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def _add_bundle(commands: Any) -> None:
-    parser = _add(
-        commands, "bundle", _bundle, "Pack what a computer without a connection needs to run SAUNet in Slicer."
-    )
+    parser = _add(commands, "bundle", _bundle, "Bundle what an offline computer needs to run SAUNet in Slicer.")
     parser.add_argument("output", metavar="OUT.zip", help="file to write")
-    parser.add_argument("--slicer", required=True, help="version of Slicer there: 5.10 or 5.12")
+    parser.add_argument("--slicer", required=True, help="version of Slicer on that computer: 5.10 or 5.12")
     parser.add_argument("--platform", required=True, help="linux or windows (both x86_64), or macos-arm64")
     parser.add_argument(
         "--index",
         metavar="URL",
-        help="a further package index: PyTorch's for CPU builds makes a small bundle for linux, one of those for CUDA "
-        "a bundle for windows that computes on NVIDIA cards",
+        help="additional package index: PyTorch's CPU index makes a small bundle for linux; one of its CUDA indexes "
+        "makes a bundle for windows that uses NVIDIA GPUs",
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
 from .process import complete_streams, prepare_process, signals_to
 
-BUG = "This is a bug: please report it with what --debug prints"
+BUG = "This is a bug: please report it with the output of --debug"
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 def tool(run: Callable[[argparse.Namespace], None], description: str | None) -> Parser:
     """The parser of a command beside `saunet`, as ``python -m`` runs them, for `run_command`."""
     parser = Parser(description=description)
-    parser.add_argument("--debug", action="store_true", help="print the traceback of a failure")
+    parser.add_argument("--debug", action="store_true", help="print a traceback on failure")
     parser.set_defaults(run=run)
     return parser
 

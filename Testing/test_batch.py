@@ -285,7 +285,7 @@ def test_a_folder_that_cannot_be_read_is_told(run, fast, archive, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     monkeypatch.setattr(os, "listdir", refuse)
     status, out, _, closed = run()
-    assert status == 3 and closed.pop("p1")["status"] == "failed" and closed == told and "left the archive" not in out
+    assert status == 3 and closed.pop("p1")["status"] == "failed" and closed == told and "no longer in the archive" not in out
 
 
 def test_images_that_arrived_empty_are_told(run, archive):
@@ -760,7 +760,7 @@ def test_what_has_left_the_archive_leaves_the_summary(run, fast, archive, tmp_pa
     (archive / "p2" / "A.mha").unlink()
     _, out, _, before = run()
     assert "p1/torn.nrrd" not in before and "p1/torn.nrrd" in read_batch(tmp_path / "out").records
-    assert before["p2/A.mha"]["status"] == "gone" and "1 source has left the archive" in out
+    assert before["p2/A.mha"]["status"] == "gone" and "1 source is no longer in the archive" in out
     shutil.rmtree(archive)
     archive.mkdir()
     status, _, err, told = run()
@@ -1120,7 +1120,7 @@ def test_label_maps_that_were_corrected_by_hand_are_kept(run, fast, archive, tmp
         _, out, _, after = run()
         kept = list(corrected.parent.glob("*.edited-*.nii.gz"))
         assert [path.read_text() for path in kept] == ["by hand"] and corrected.read_text() == ""
-        assert "1 label map was changed by hand" in out and kept[0].name in after[place]["text"]
+        assert "1 label map was edited by hand" in out and kept[0].name in after[place]["text"]
         assert "by hand" not in run()[1]
     corrected = tmp_path / "out" / "p2" / "A.mha.nii.gz"
     corrected.write_text("again")
@@ -1150,7 +1150,7 @@ def test_every_copy_is_named_where_a_run_was_ended_between(run, fast, archive, t
     assert {"by hand", "of the worker"} <= kept.keys() and all(
         name in told["p2/A.mha"]["text"] for name in kept.values()
     )
-    assert f"{len(kept)} label maps were changed by hand" in out
+    assert f"{len(kept)} label maps were edited by hand" in out
 
 
 def test_a_corrected_label_map_that_cannot_be_copied_stays_and_ends_no_run(run, fast, archive, tmp_path, monkeypatch):
@@ -1238,7 +1238,7 @@ def test_label_maps_that_no_record_has_are_kept(run, fast, archive, tmp_path, mo
         kept.read_text() == "by hand"
         and f"is kept as {kept.relative_to(tmp_path / 'out').as_posix()}" in (told[place]["text"])
     )
-    assert "1 label map was changed by hand" in out
+    assert "1 label map was edited by hand" in out
     assert not result.exists() if refused else result.read_text() == ""
     assert told[place]["status"] == ("refused" if refused else "segmented")
 

@@ -153,7 +153,7 @@ def test_a_cancelled_comparison_says_that_it_goes_on(data, tmp_path, monkeypatch
     monkeypatch.setattr(compared, "network_costs", lambda *rest: {})
     assert main(["compare", str(data), "--output", str(tmp_path / "run"), *SMOKE]) == 6
     err = capsys.readouterr().err
-    assert err.count("measuring the times of all networks") == 1, "which takes minutes"
+    assert err.count("timing all networks") == 1, "which takes minutes"
     assert GOES_ON in err and "start" not in err
 
 

@@ -234,7 +234,7 @@ def test_vertebrae_and_discs_that_disagree_are_not_moved_together(level, other):
     table = np.arange(256, dtype=np.uint8)
     table[vertebrae[1:]] = vertebrae[:-1]
     shifted = Segmentation(table[whole.labels], whole.geometry)
-    with pytest.raises(UsageError, match="order of the spine") as failure:
+    with pytest.raises(UsageError, match="anatomical order") as failure:
         relabel(shifted, {level: other})
     assert "by hand" in failure.value.remedy
 

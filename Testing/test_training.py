@@ -595,7 +595,7 @@ def test_a_finished_run_says_that_nothing_is_trained(data, tmp_path, capsys):
     assert "already finished" not in capsys.readouterr().err
     weights = (tmp_path / "run" / "small.safetensors").read_bytes()
     assert main([*command, "--device", "cpu"]) == 0
-    assert "was finished already: nothing is trained" in capsys.readouterr().err
+    assert "is already finished: it is not trained" in capsys.readouterr().err
     assert (tmp_path / "run" / "small.safetensors").read_bytes() == weights
 
 
@@ -923,7 +923,7 @@ def test_a_tuned_model_s_card_says_what_it_was_measured_on_and_what_it_came_from
     assert adapt(data, base, run, quick) == 0
     out = capsys.readouterr().out
     card, parent = load_model(run / "base-tuned.safetensors").card, load_model(base).card
-    told = "; the weights were chosen on the same (patience), so that it is no test."
+    told = "; the weights were chosen on the same cases (patience), so this is not a test."
     assert f"Validated on 1 own case: p1{told}" in out
     assert card.data.endswith(f"Validated on 1 own case{told}"), "names may be patients'"
     assert f"whose card says of itself: [{parent.data}]" in card.data

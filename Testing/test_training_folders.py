@@ -411,7 +411,7 @@ def test_what_a_folder_cannot_teach_is_told(tmp_path):
     write(tmp_path / "d", "a", np.where(labels == 0, UNKNOWN, labels))
     report = check_dataset(tmp_path / "d")
     assert [one.code for one in report.notes] == ["PATIENTS"] and report.usable
-    assert any("no voxel of it is background" in one.text for one in report.cases[0].notes)
+    assert any("none of its voxels is background" in one.text for one in report.cases[0].notes)
     write(tmp_path / "d", "b", seed=1)
     report = check_dataset(tmp_path / "d")
     assert not report.notes and not any("background" in one.text for one in report.cases[1].notes)

@@ -106,7 +106,7 @@ def _go_on(
         comparison, _ = read_comparison(output)
         missing = [title for title in (*tasks, SHIPPED) if title not in comparison.costs]
         if missing:
-            print("measuring the times of all networks, which takes minutes", file=sys.stderr, flush=True)
+            print("timing all networks; this takes minutes", file=sys.stderr, flush=True)
         for title in missing:
             task, measured = (title, config) if title != SHIPPED else ("structures", _as_shipped(config))
             comparison.costs[title] = network_costs(measured, task, patients, chosen)

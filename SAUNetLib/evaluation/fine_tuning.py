@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = tool(_write, __doc__)
     parser.add_argument("data", type=Path, help="folder external_bodies")
     parser.add_argument("patients", nargs="+", metavar="PATIENT", help="such as VB3_01")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="model whose labels are taken where nothing is drawn")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="model whose labels are used where nothing is drawn")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     return run_command(parser, arguments)
 

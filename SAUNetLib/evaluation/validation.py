@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--patients", nargs="*", default=[], help="patients of spider_t2space that were held out")
     parser.add_argument("--scans", nargs="+", default=SCANS, help=f"of spider_tse_slices; default: {' '.join(SCANS)}")
     parser.add_argument("--leave-out", nargs="*", default=[], help="patients of external_bodies, such as VB3_01")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write a picture of each set; not for passing on")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write a picture of each set; do not share these")
     return run_command(parser, arguments)
 
 

@@ -128,7 +128,7 @@ class DatasetReport:
                     console.print(f"{name}: {finding.text}", markup=False)
         number = sum(bool(case.problems) for case in self.cases)
         count = f"{len(self.cases)} case" + "s" * (len(self.cases) != 1)
-        drawn = f"; drawn are {', '.join(self.draws)}" if self.cases else ""
+        drawn = f"; drawn: {', '.join(self.draws)}" if self.cases else ""
         ready = "ready" if self.usable else "not ready"
         console.print(f"{count}, {number} with problems{drawn}: {ready} to train on.")
 
@@ -178,7 +178,9 @@ def _without_partner(images: dict[str, list[Path]], labels: dict[str, list[Path]
 
 def _about_patients(pairs: Collection[CaseFiles]) -> Iterator[Finding]:
     if len({files.patient for files in pairs}) == 1:
-        text = "one patient alone leaves none to validate on: train with it as a further folder, or add a patient."
+        text = (
+            "a single patient leaves none for validation: use this folder together with another one, or add a patient."
+        )
         yield Finding("PATIENTS", text)
     begun = Counter(files.name.partition("_")[0] for files in pairs)
     apart = all(files.patient == files.name for files in pairs)
@@ -187,8 +189,8 @@ def _about_patients(pairs: Collection[CaseFiles]) -> Iterator[Finding]:
         first, second = [files.name for files in pairs if files.name.partition("_")[0] == alike][:2]
         yield Finding(
             "PATIENTS",
-            f"{first} and {second} count as two patients. If they are one, whose images must not be both trained and "
-            f'validated on, say so in {INFO}: {{"patient_before": "_"}}',
+            f"{first} and {second} count as two patients. If they are the same patient, whose images must not be used "
+            f'for both training and validation, state this in {INFO}: {{"patient_before": "_"}}',
         )
 
 
@@ -255,7 +257,7 @@ def _odd_spacing(stack: SagittalStack) -> Iterator[Finding]:
     if max(stack.pixel) > 1.2 * min(stack.pixel):
         yield Finding("SPACING", f"pixels of {rows:.3g} x {columns:.3g} mm are not square.")
     if stack.slice_spacing == rows == columns == 1:
-        yield Finding("SPACING", "voxels of exactly 1 x 1 x 1 mm: is that what the scanner said?")
+        yield Finding("SPACING", "voxels of exactly 1 x 1 x 1 mm: make sure that this is the scanner's voxel size.")
 
 
 def _undrawn_slices(stack: SagittalStack) -> Iterator[Finding]:
@@ -264,9 +266,9 @@ def _undrawn_slices(stack: SagittalStack) -> Iterator[Finding]:
     shown = np.flatnonzero(drawn)
     if not len(shown):
         return  # which is told as a problem
-    remedy = "If they were not drawn, label them 255 (not known): as 0 they teach that no spine is there."
+    remedy = "If they were not drawn, label them 255 (not known): labelled 0, they teach that there is no spine."
     if gaps := int(np.count_nonzero(~drawn[shown[0] : shown[-1]])):
-        yield Finding("UNDRAWN", f"{gaps} slices between drawn ones have no label. {remedy}")
+        yield Finding("UNDRAWN", f"{gaps} slices between labelled ones have no label. {remedy}")
     whole, wide = len(drawn) * stack.slice_spacing, len(shown) * stack.slice_spacing
     if wide < NARROWEST_MM < whole:
         yield Finding("UNDRAWN", f"only {len(shown)} of {len(drawn)} slices, {wide:.0f} mm, have a label. {remedy}")
@@ -283,9 +285,9 @@ def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, c
         return
     missing = [name for name in info.draws if name not in case.volumes_ml]
     if missing:
-        case.notes.append(Finding("ABSENT", f"no {' and no '.join(missing)} in it, though it is said to be drawn."))
+        case.notes.append(Finding("ABSENT", f"no {' and no '.join(missing)} in it, although {INFO} lists it as drawn."))
     if BACKGROUND not in classes:
-        text = "no voxel of it is background (0), so that nothing in it teaches what is no spine."
+        text = "none of its voxels is background (0), so nothing in it teaches what is not spine."
         case.notes.append(Finding("UNKNOWN", text))
     elif case.unknown > MOSTLY_UNKNOWN:
         case.notes.append(Finding("UNKNOWN", f"{case.unknown:.0%} of it is labelled 255, not known."))

@@ -116,7 +116,7 @@ def _start(output: Path, config: TrainingConfig, data: Path, device: str) -> Sta
         return read_settings(Start, path) if path.exists() else None
     model = load_model(config.start or "")
     card = model.card
-    print(f"measuring {card.name} {card.version}, from which it starts", file=sys.stderr, flush=True)
+    print(f"measuring the starting model {card.name} {card.version}", file=sys.stderr, flush=True)
     metrics = validate(Engine(model, device), data, config.validation)
     start = Start(name=f"{card.name} {card.version}", trained_on=tuple(card.trained_on), metrics=metrics)
     write_settings(start, path)
@@ -141,7 +141,7 @@ def _validated(config: TrainingConfig, names: bool) -> str:
     """
     count = len(config.validation)
     text = f"Validated on {count} own case{'s' * (count != 1)}" + (f": {', '.join(config.validation)}" if names else "")
-    chosen = "; the weights were chosen on the same (patience), so that it is no test"
+    chosen = "; the weights were chosen on the same cases (patience), so this is not a test"
     return text + (chosen if config.patience is not None else "") + "."
 
 

@@ -144,7 +144,7 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line, see the module's docstring."""
     parser = tool(_write, __doc__)
-    parser.add_argument("model", help="the teacher: name or file")
+    parser.add_argument("model", help="teacher model: name or file")
     parser.add_argument("pictures", type=Path, help="folder of greyscale sagittal slices, .jpg or .png")
     parser.add_argument("folder", type=Path, help="data folder to write")
     parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="patients or scans to leave out")

@@ -421,8 +421,8 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
         write_settings(config, output / "config.json")
     last = output / LAST
     if _is_finished(output, config):
-        print(f"note: the run in {output} was finished already: nothing is trained, it is measured again. "
-              "To train anew, give another --output.", file=sys.stderr, flush=True)  # fmt: skip
+        print(f"note: the run in {output} is already finished: it is not trained, only measured again. "
+              "To train again, give another --output.", file=sys.stderr, flush=True)  # fmt: skip
     if config.start and not last.exists():
         run.network.load_state_dict(load_model(config.start).network.state_dict())
     fit(run, data, output, accelerator)
@@ -443,7 +443,7 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
     if not (last.exists() and _stopped_early(_checkpoint(last))):
         several = trainer.world_size > 1
         if run.config.nodes > 1:
-            print(f"note: waiting until the run is begun on {run.config.nodes} computers", file=sys.stderr, flush=True)
+            print(f"note: waiting for the run to start on {run.config.nodes} computers", file=sys.stderr, flush=True)
         # While PyTorch waits for the other processes no handler of Python's runs.
         with signals_to(signal.SIG_DFL if several else interruptible.ask, signal.SIGINT, signal.SIGTERM):
             try:
