@@ -285,7 +285,12 @@ def test_a_folder_that_cannot_be_read_is_told(run, fast, archive, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     monkeypatch.setattr(os, "listdir", refuse)
     status, out, _, closed = run()
-    assert status == 3 and closed.pop("p1")["status"] == "failed" and closed == told and "no longer in the archive" not in out
+    assert (
+        status == 3
+        and closed.pop("p1")["status"] == "failed"
+        and closed == told
+        and "no longer in the archive" not in out
+    )
 
 
 def test_images_that_arrived_empty_are_told(run, archive):

@@ -158,7 +158,7 @@ def test_cancel_at_every_stage_leaves_the_scene_as_it_was(panel_of, stage):  # n
     panel.ui.segmentButton.click()
     assert process_events(lambda: panel.widget._share >= done(stage, 0) and panel.engine._group > 0)
     press_later(panel)
-    assert not panel.ui.segmentButton.enabled and "told to stop" in panel.ui.segmentButton.toolTip
+    assert not panel.ui.segmentButton.enabled and "is stopping" in panel.ui.segmentButton.toolTip
     assert panel.wait() and counts() == before
     assert panel.ui.statusLabel.text.startswith("Cancelled") and panel.ui.cardFrame.isVisibleTo(panel.top) is False
     assert panel.ui.segmentButton.text == "Segment spine" and panel.ui.segmentButton.enabled
@@ -197,7 +197,7 @@ def test_run_that_is_being_cancelled_is_told_so_whatever_changes(panel_of):  # n
     press_later(panel)
     panel.ui.resultSelector.setCurrentNode(None)
     assert panel.ui.segmentButton.text == "Cancelling..." and not panel.ui.segmentButton.enabled
-    assert "told to stop" in panel.ui.segmentButton.toolTip
+    assert "is stopping" in panel.ui.segmentButton.toolTip
     assert panel.wait() and panel.ui.segmentButton.text == "Segment spine"
 
 
@@ -273,7 +273,7 @@ def test_voxels_changed_while_the_engine_works(panel_of):  # noqa: F811
     panel.ui.segmentButton.click()
     slicer.util.updateVolumeFromArray(volume, slicer.util.arrayFromVolume(volume)[:, ::-1].copy())
     assert panel.wait() and panel.widget._card.code == "RESULT_GEOMETRY" and panel.results() == []
-    assert panel.widget._card.cause == "The volume's voxels were changed while the engine worked on it."
+    assert panel.widget._card.cause == "The volume's voxels were changed during segmentation."
 
 
 def test_scene_closed_while_the_engine_works(panel_of):  # noqa: F811
@@ -322,7 +322,7 @@ def test_failure_of_another_volume_s_run_shows_no_card(panel_of):  # noqa: F811
     slicer.mrmlScene.RemoveNode(first)
     panel.widget.enter()
     panel.logic._fail(Cards.cardOf({"code": "MEMORY"}))
-    assert panel.widget._card is None and "another volume has failed: Not enough memory" in panel.ui.statusLabel.text
+    assert panel.widget._card is None and "another volume failed: Not enough memory" in panel.ui.statusLabel.text
     panel.engine.close()
 
 
@@ -662,7 +662,7 @@ def test_report_has_no_name_that_the_panel_shortened_and_none_of_a_segment(panel
     panel.widget.onExportLabelMap()
     panel.widget.onCopyReport()
     text = slicer.app.clipboard().text()
-    assert "\n[name] was written as T12 vertebra" in text and "Mustermann" not in text
+    assert "\n[name] was exported as T12 vertebra" in text and "Mustermann" not in text
     panel.ui.inputSelector.setCurrentNode(add_volume(name="MUSTERMANN_ERIKA_19640812_T2_TSE_sagittal"))
     panel.ui.resultSelector.setCurrentNode(node)
     panel.ui.segmentButton.click()
@@ -1281,9 +1281,9 @@ def test_what_an_export_leaves_out_is_said(panel_of, tmp_path):  # noqa: F811
         panel.dialogs.path = tmp_path / name
         actions[action].trigger()
         first, second = panel.ui.statusLabel.text.split("\n")
-        assert first == f"Exported: {name}" and second.startswith("L5 corrected was written as L4 vertebra, which")
+        assert first == f"Exported: {name}" and second.startswith("L5 corrected was exported as L4 vertebra, although")
     actions["Label map node"].trigger()
-    assert "L5 corrected was written as" in panel.ui.statusLabel.text
+    assert "L5 corrected was exported as" in panel.ui.statusLabel.text
     for segment in segments(node):
         segment.RemoveRepresentation(Result.LABELMAP)
     node.GetSegmentation().RemoveAllSegments()

@@ -821,9 +821,9 @@ def test_a_name_that_does_not_say_what_was_written_is_told(nodes):
     node = imported(nodes)
     rename(node, {"L4 vertebra": "L5 (corrected)", "L3 vertebra": "L3, fractured", "L3/L4 disc": "Bandscheibe L4/L5"})
     disc, vertebra, lowest = sorted(Result.exportNotes(node, None))
-    assert disc == "Bandscheibe L4/L5 was written as L3/L4 disc, which its name does not say."
-    assert vertebra.startswith("L3, fractured was written as L3 vertebra")
-    assert lowest.startswith("L5 (corrected) was written as L4 vertebra")
+    assert disc == "Bandscheibe L4/L5 was exported as L3/L4 disc, although its name does not say so."
+    assert vertebra.startswith("L3, fractured was exported as L3 vertebra")
+    assert lowest.startswith("L5 (corrected) was exported as L4 vertebra")
 
 
 @pytest.mark.parametrize(
@@ -849,7 +849,7 @@ def test_a_foreign_code_under_a_foreign_name_is_kept(nodes, tmp_path, name, code
     nodes.exportSegmentation(node, tmp_path / "l.seg.nrrd")
     assert code in (tmp_path / "l.seg.nrrd").read_bytes().split(b"\n\n")[0].decode()
     (note,) = Result.exportNotes(node, Result.merge(node))
-    assert note == f"{name} has the label value 200, which means nothing elsewhere."
+    assert note == f"{name} has the label value 200, which has no meaning elsewhere."
 
 
 def test_a_segment_of_one_s_own_is_no_structure_in_any_encoding(nodes, tmp_path):
@@ -899,9 +899,9 @@ def test_what_the_editor_adds_is_no_structure(nodes, tmp_path, there):
     assert np.array_equal(values_in(tmp_path / "l.nrrd") == 200, free)
     assert np.array_equal(values_in(tmp_path / "l.nrrd") == 44, (truth().labels == 44) & there)
     (note,) = Result.exportNotes(node, None)
-    assert note == "Tumour was written as tissue: name it after its structure, as L4 vertebra, if it is one."
+    assert note == "Tumour was exported as tissue. If it is a structure, name it accordingly, such as L4 vertebra."
     (note,) = Result.exportNotes(node, Result.merge(node))
-    assert note == "Tumour has the label value 200, which means nothing elsewhere."
+    assert note == "Tumour has the label value 200, which has no meaning elsewhere."
     colors = nodes.exportLabelMapNode(node)[0].GetDisplayNode().GetColorNode()
     tissue = slicer.vtkSegment().GetTerminology()
     assert "^Tissue~" in tissue and "^Tissue~" in colors.GetTerminologyAsString(200)
@@ -917,9 +917,11 @@ def test_what_the_editor_adds_is_no_structure(nodes, tmp_path, there):
 
 @pytest.mark.parametrize(
     ("term", "called", "note"),
-    [("L3 vertebra", "L3 links", "L3 links was written as tissue: name it after its structure, as L3 vertebra, if"),
-     ("L6 vertebra", "lower", "lower was written as tissue: name it after its structure, as T13 vertebra, if"),
-     ("L3 vertebra", "L4", "L4 means L4 vertebra, as another segment does")],
+    [("L3 vertebra", "L3 links", "L3 links was exported as tissue. If it is a structure, name it accordingly, "
+      "such as L3 vertebra"),
+     ("L6 vertebra", "lower", "lower was exported as tissue. If it is a structure, name it accordingly, "
+      "such as T13 vertebra"),
+     ("L3 vertebra", "L4", "L4 and another segment both mean L4 vertebra")],
 )  # fmt: skip
 def test_a_chosen_term_that_is_not_written_is_told(nodes, tmp_path, term, called, note):
     """Slicer keeps a name that was typed before; such a term went without a word."""
@@ -969,7 +971,9 @@ def test_two_segments_that_mean_the_same_are_told(nodes):
     node = imported(nodes)
     rename(node, {"L1 vertebra": "L2 vertebra", "L2 vertebra": "L3 vertebra"})  # stopped half-way
     (note,) = Result.exportNotes(node, None)
-    assert note == ("L3 vertebra means L3 vertebra, as another segment does: name one of them after another structure.")
+    assert note == (
+        "L3 vertebra and another segment both mean L3 vertebra: name one of them after a different structure."
+    )
     assert len(Result.exportNotes(node, Result.merge(node))) == 2
     segments(node)[7].SetName("L4 vertebra")
     segments(node)[9].SetName("L5 vertebra")
@@ -980,7 +984,7 @@ def test_a_name_that_another_segment_has_is_not_what_was_written(nodes):
     node = imported(nodes)
     rename(node, {"L4 vertebra": "L3 vertebra"})
     (note,) = Result.exportNotes(node, None)
-    assert note == "L3 vertebra was written as L4 vertebra, which its name does not say."
+    assert note == "L3 vertebra was exported as L4 vertebra, although its name does not say so."
 
 
 def test_a_small_structure_that_is_wholly_lost_is_named(nodes):
@@ -998,7 +1002,7 @@ def test_a_small_structure_that_is_wholly_lost_is_named(nodes):
     segment.SetLabelValue(1)
     node.GetSegmentation().AddSegment(segment, "mine")
     (note,) = Result.exportNotes(node, Result.merge(node))
-    assert note.startswith("No voxel of L5 vertebra is in the label map")
+    assert note.startswith("The label map contains no voxels of L5 vertebra")
 
 
 def test_voxels_that_two_segments_share_are_told(nodes, tmp_path):
@@ -1015,8 +1019,10 @@ def test_voxels_that_two_segments_share_are_told(nodes, tmp_path):
     count = int(mask.sum())
     assert Result.exportNotes(node, None) == []
     unknown, shared, gone = Result.exportNotes(node, Result.merge(node))
-    assert unknown.startswith("Metastasis has the label value 200") and gone.startswith("No voxel of L3 vertebra")
-    assert shared.startswith(f"{count} voxels of L3 vertebra lie in Metastasis too")
+    assert unknown.startswith("Metastasis has the label value 200") and gone.startswith(
+        "The label map contains no voxels of L3 vertebra"
+    )
+    assert shared.startswith(f"{count} voxels of L3 vertebra overlap Metastasis")
     assert (Result.merge(node).labels == Result.labelValues(node)["M"]).sum() == count
 
 
@@ -1030,7 +1036,7 @@ def test_a_result_outside_of_its_image_is_told(nodes):
     labels = truth().labels
     left = set(np.unique(labels[:, : labels.shape[1] // 2]))
     assert len(gone) == len(set(np.unique(labels)) - left) > 0
-    assert all(one.startswith("No voxel of ") for one in gone)
+    assert all(one.startswith("The label map contains no voxels of ") for one in gone)
     lost = 1 - (labels[:, : labels.shape[1] // 2] > 0).sum() / (labels > 0).sum()
     assert note.startswith(f"{round(100 * lost)} % of the result lie outside the image")
 

@@ -337,7 +337,7 @@ def test_dicom_slices_of_two_patients_are_no_series(tmp_path: Path, image: Volum
     for path in paths[4:]:
         changed(path, **{element: "9.8.7"})
     failure = refusal(tmp_path)
-    assert failure.code == "INPUT_SERIES" and f"of several {what}" in failure.cause
+    assert failure.code == "INPUT_SERIES" and f"belong to several {what}" in failure.cause
     assert "9.8.7" not in str(failure) and "SECRET" not in str(failure) and "SECRET" not in repr(list_series(tmp_path))
     assert "SECRET" not in repr(list_series(tmp_path)[0].frames)
 
@@ -800,7 +800,7 @@ def test_dicom_of_32_bits(tmp_path: Path, image: Volume, bits: int) -> None:
         assert np.array_equal(read_volume(tmp_path).voxels, image.voxels.astype(np.int64) * 3)
     else:
         failure = refusal(tmp_path)
-        assert failure.code == "INPUT_PIXEL_TYPE" and "have 24 of 32 bits" in failure.cause
+        assert failure.code == "INPUT_PIXEL_TYPE" and "use 24 of 32 bits" in failure.cause
 
 
 def test_dicom_one_slice(tmp_path: Path) -> None:
@@ -881,7 +881,7 @@ def test_dicom_parts_of_one_image(tmp_path: Path, image: Volume) -> None:
     (tmp_path / "1.dcm").unlink()
     for path in (tmp_path, tmp_path / "0.dcm"):
         failure = refusal(path)
-        assert failure.code == "INPUT_SLICES" and "lies in 2 files, and 1 of them is there" in failure.cause
+        assert failure.code == "INPUT_SLICES" and "consists of 2 files, but only 1 of them is there" in failure.cause
 
 
 def test_dicom_enhanced_file_by_file(tmp_path: Path, image: Volume) -> None:

@@ -352,8 +352,8 @@ def test_what_cannot_be_put_back_is_kept_and_told(win32, held, tmp_path, monkeyp
     with pytest.raises(UsageError) as caught:
         write_texts(tmp_path, "a.csv", "b.csv", "c.csv")
     (kept,) = (path for path in tmp_path.iterdir() if path.name not in ("a.csv", "b.csv"))
-    assert kept.read_text() == "before" and f"a.csv is new, what it was is {kept.name}" in str(caught.value)
-    assert "b.csv is new. Check" in str(caught.value)
+    assert kept.read_text() == "before" and f"a.csv is already the new file, its earlier version is {kept.name}" in str(caught.value)
+    assert "b.csv is already the new file. Check" in str(caught.value)
 
 
 def test_elsewhere_what_is_not_permitted_is_told_at_once(held, tmp_path, monkeypatch):
@@ -470,7 +470,7 @@ def test_an_image_that_is_not_found_may_have_too_long_a_path(win32, tmp_path, le
             assert ("may be too long for Windows" in told.value.cause) == long
 
 
-@pytest.mark.parametrize(("letters", "why"), [(240, r"may be too long for Windows \(\d+ letters\)"), (9, "No such")])
+@pytest.mark.parametrize(("letters", "why"), [(240, r"may be too long for Windows \(\d+ characters\)"), (9, "No such")])
 def test_a_path_that_is_too_long_is_told_as_such(win32, tmp_path, monkeypatch, letters, why):
     """Windows says of it that it is not there."""
 

@@ -47,7 +47,7 @@ def openBundle(path: Path, folder: Path, slicerVersion: tuple[int, int]) -> dict
 def _check(manifest: dict[str, Any], slicerVersion: tuple[int, int]) -> None:
     here = this_platform()
     if here not in PLATFORMS:
-        cause = _("Bundles are made for {names}; this is {found}.").format(names=", ".join(PLATFORMS), found=here)
+        cause = _("Bundles are available for {names}; this is {found}.").format(names=", ".join(PLATFORMS), found=here)
         raise PanelError("BUNDLE_PLATFORM", cause)
     if manifest["format"] != FORMAT:
         raise PanelError("BUNDLE", _("It was made with another version of SAUNet."))

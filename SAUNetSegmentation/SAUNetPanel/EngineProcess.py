@@ -269,7 +269,7 @@ class EngineProcess:
         if killed:
             cause = _("It was stopped from outside, usually because the computer ran out of memory.")
         else:
-            cause = _("It stopped in the middle of its work (code {code}); see the log.").format(code=code)
+            cause = _("It stopped before it had finished (code {code}); see the log.").format(code=code)
         self._ended(_problem("ENGINE_KILLED" if killed else "ENGINE_DIED", cause))
 
     def _ended(self, problem: dict[str, Any]) -> None:

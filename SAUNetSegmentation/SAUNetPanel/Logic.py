@@ -332,7 +332,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         assert self._folder is not None
         labels = self.nodes.readLabels(self._folder / "labels.nrrd", volumeNode)
         if shownFrame(volumeNode) == frame and checksum(volumeNode) != voxels:
-            raise PanelError("RESULT_GEOMETRY", _("The volume's voxels were changed while the engine worked on it."))
+            raise PanelError("RESULT_GEOMETRY", _("The volume's voxels were changed during segmentation."))
         replace = options.replace if self._mayReplace(options.replace) else None
         if replace is not None:
             self.nodes.layOver(replace, volumeNode)

@@ -199,28 +199,30 @@ def exportNotes(node: Any, merged: "Merged | None") -> list[str]:
         structure = named or coded_structure(givenCode(segmentId, segment), known)
         if segmentId in meant:
             if named != meant[segmentId]:
-                text = _("{name} was written as {structure}, which its name does not say.")
+                text = _("{name} was exported as {structure}, although its name does not say so.")
                 notes.append(text.format(name=names[segmentId], structure=meant[segmentId].name))
         elif structure is not None:
-            text = _("{name} means {structure}, as another segment does: name one of them after another structure.")
+            text = _("{name} and another segment both mean {structure}: name one of them after a different structure.")
             notes.append(text.format(name=names[segmentId], structure=structure.name))
         elif merged is None and (repeated := repeatedTerm(segmentId, segment, known)) is not None:
-            text = _("{name} was written as tissue: name it after its structure, as {structure}, if it is one.")
+            text = _("{name} was exported as tissue. If it is a structure, name it accordingly, such as {structure}.")
             notes.append(text.format(name=names[segmentId], structure=repeated.name))
         if segmentId not in meant and merged is not None:
-            text = _("{name} has the label value {value}, which means nothing elsewhere.")
+            text = _("{name} has the label value {value}, which has no meaning elsewhere.")
             notes.append(text.format(name=names[segmentId], value=values[segmentId]))
     if merged is None:
         return notes
     for (below, above), count in merged.covered.items():
-        text = _("{count} voxels of {below} lie in {above} too, which has them; a .seg.nrrd file keeps both.")
+        text = _("{count} voxels of {below} overlap {above} and went to {above}; a .seg.nrrd file keeps both.")
         notes.append(text.format(count=count, below=names[below], above=names[above]))
     for segmentId in merged.gone:
-        text = _("No voxel of {name} is in the label map; a .seg.nrrd file keeps it.")
+        text = _("The label map contains no voxels of {name}; a .seg.nrrd file keeps them.")
         notes.append(text.format(name=names[segmentId]))
     lost = _lost(node)
     if lost >= LOST:
-        text = _("{percent} % of the result lie outside the image and are left out; a .seg.nrrd file keeps all.")
+        text = _(
+            "{percent} % of the result lie outside the image and were left out; a .seg.nrrd file keeps everything."
+        )
         notes.append(text.format(percent=max(1, round(100 * lost))))
     return notes
 

@@ -456,7 +456,7 @@ class Widget:
         else:
             done = _(
                 "Nothing was found in {seconds} s. Choose a sagittal MRI of the spine, and check in the views that"
-                " front and back are right."
+                " front and back are correct."
             )
         text = done.format(count=count, seconds=max(1, round(seconds)))
         shown = _("It is {name} under Result.").format(name=elided(node.GetName())) if elsewhere else ""
@@ -488,7 +488,7 @@ class Widget:
             self._say(_("Cancelled. Nothing was changed."))
         elif chosen is not None and chosen is not volume:
             # Its button would do to this volume what another one needs.
-            self._say(_("The run of another volume has failed: {title}.").format(title=card.title))
+            self._say(_("Segmenting another volume failed: {title}.").format(title=card.title))
         else:
             self._showCard(card)
 
@@ -523,7 +523,7 @@ class Widget:
         if running:
             self._showProgress()
         elif self._installing:
-            self._say(_("Installing. This can take a few minutes; the log shows what is being done."))
+            self._say(_("Installing. This can take a few minutes; the log shows the progress."))
         elif self._card is not None:
             self._say("")
         elif volume is None:
@@ -550,7 +550,7 @@ class Widget:
 
     def _segmentToolTip(self, volume: Any) -> str:
         if self.logic.cancelling:
-            return _("The engine has been told to stop; this takes at most two seconds.")
+            return _("The engine is stopping; this takes at most two seconds.")
         if self.logic.running:
             return _("Stop the engine. Nothing will be changed.")
         if volume is None:
@@ -798,7 +798,7 @@ class Widget:
         try:
             return notes()
         except MemoryError:  # the file is whole even so
-            return [_("There is not enough memory to check what it leaves out.")]
+            return [_("There is not enough memory to check what the export leaves out.")]
 
     # -- models ------------------------------------------------------------------------------------------------------
 
