@@ -1,4 +1,4 @@
-"""A whole archive: every series below a folder, on this computer or a Dask cluster; only what is left is done."""
+"""Segment a whole archive, on this computer or a Dask cluster; a repeated run does only what is left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .formats.dicom_files import holds_images
 from .formats.endings import IMAGES
 
 GIVE_UP = 20
-"""So many sources in a row that fail for one reason which is none of theirs end the run."""
+"""The run ends after so many sources in a row that failed for the same reason unrelated to their images."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _VOXELS = (".raw", ".zraw", ".raw.gz", ".img")
 """What lies beside the headers of MetaImage and NRRD files."""
@@ -38,7 +38,7 @@ def run_batch(
     report: Callable[[int, int, int], None] = lambda done, known, failed: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Batch:
-    """Segment all series below a folder; called again, only what is new, changed or failed.
+    """Segment all series below a folder; a repeated call does only what is new, has changed or failed.
 
     Every series gets a label map, a table, measurements and a preview under its own path below `output`. Beside them
     lie ``batch.jsonl``, a line for every source when it is done, and ``batch.csv``, a row for every series there is.
@@ -93,7 +93,7 @@ def run_batch(
 
 
 def _check_folders(archive: Path, output: Path) -> None:
-    """Refuse what is no archive, and one that lies among its own results."""
+    """Reject an archive that is not a folder or lies in its own output folder, and an output that is a file."""
     if not archive.is_dir():
         raise InputError("INPUT_NOT_FOUND", f"{archive} is not a folder", "Give the folder of the archive")
     if any(same_place(folder, output) for folder in (archive, *archive.resolve().parents)):
@@ -105,7 +105,7 @@ def _check_folders(archive: Path, output: Path) -> None:
 
 
 class _ArchiveScan:
-    """One pass through an archive: the places of its sources so far, and the number of other files by their endings.
+    """One pass through an archive: the sources found so far, and the number of other files by extension.
 
     `closed` are those of them that are folders which cannot be listed. An archive without a source is refused before
     anything is made in the output folder.
@@ -128,7 +128,7 @@ class _ArchiveScan:
         self._sources = chain([first], self._sources)
 
     def pending(self, known: Batch, sha256: str) -> Iterator[Source]:
-        """Walk the archive; yields the sources of which something is left to do."""
+        """Walk the archive and yield the sources that still need work."""
         for source in _with_twins(self._sources, self.output):
             self.places.add(source.place)
             if not source.stamp:
@@ -145,7 +145,7 @@ def _segment_all(
     try_workers: bool,
     report: Callable[[int, int, int], None],
 ) -> Batch:
-    """Do what is left to do of an archive; the summary is written however that ends."""
+    """Process what is left of an archive; the summary is written however the run ends."""
     result, records, output = known, dict(known.records), scan.output
     walked, edited = False, set[str]()
     try:
@@ -163,7 +163,7 @@ def _segment_all(
 
 
 def _busy(output: Path) -> UsageError:
-    """The failure of a run on a folder that another one holds."""
+    """The error of a run whose output folder another run is using."""
     last = read_batch(output).last
     who = f" (last recorded: process {last.process} on {last.host})" if last else ""
     remedy = f"Wait until it finishes, or choose another output folder; the lock file is {output / LOCK}"
@@ -171,7 +171,7 @@ def _busy(output: Path) -> UsageError:
 
 
 def _unwritten(output: Path, failure: OSError) -> UsageError:
-    """The failure of a run whose own files cannot be written."""
+    """The error of a run whose journal or summary cannot be written."""
     if failure.errno in _NO_LOCKS:
         cause = (
             f"the file system of {output} does not support file locks ({failure.strerror}), which {LOCK} needs to keep "
@@ -187,7 +187,7 @@ def _unwritten(output: Path, failure: OSError) -> UsageError:
 
 
 def _with_twins(sources: Iterator[Source], output: Path) -> Iterator[Source]:
-    """Sources, with `Source.twin` set where a case-insensitive file system would mix up the results of two of them."""
+    """The sources, with `Source.twin` set where a case-insensitive file system would mix up two sources' results."""
     if not _is_case_blind(output):
         yield from sources
         return
@@ -204,7 +204,7 @@ def _is_case_blind(folder: Path) -> bool:
 
 
 def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = None) -> Iterator[Source]:
-    """The image files and folders with DICOM files below a folder; hidden ones and `output` are left out.
+    """Find image files and folders with DICOM files below a folder; hidden ones and `output` are left out.
 
     A folder that cannot be read is one too, so that its absence is told. In `left_out` other files are counted by their
     endings; not beside DICOM files, all of which would have to be opened.
@@ -226,7 +226,7 @@ def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = No
 
 
 def _stamp(paths: Sequence[Path]) -> tuple[str, int, bool]:
-    """`Source.stamp`, `size` and `closed` of a source of these files."""
+    """`Source.stamp`, `size` and `closed` for a source with these files."""
     known, size, closed = hashlib.sha256(), 0, False
     for path in paths:
         try:
@@ -248,7 +248,7 @@ def _work(
     try_workers: bool,
     report: Callable[[int, int, int], None],
 ) -> None:
-    """Submit sources to the workers, a few ahead of them, and write the results to the journal.
+    """Submit sources to the workers, a few in advance, and write the results to the journal.
 
     Those whose workers died, or could not open them, are tried once more at the end.
     """
@@ -264,7 +264,7 @@ _Entry = tuple[Source, frozenset[str]]
 
 
 class _Work:
-    """Sources on their way through a pool."""
+    """Sources being processed by a pool of workers."""
 
     def __init__(
         self, pool: WorkerPool, task: BatchTask, journal: Journal, report: Callable[[int, int, int], None]
@@ -276,7 +276,7 @@ class _Work:
         self._phase = 1
 
     def do(self, sources: Iterable[Source]) -> None:
-        """Have sources segmented, and those again that may have failed for a reason which is none of theirs."""
+        """Have sources segmented, and retry those that may have failed for a reason unrelated to their images."""
         self._run((source, frozenset()) for source in sources)
         self._phase = 2
         self._run(_emptied(self._elsewhere))
@@ -301,7 +301,7 @@ class _Work:
             self._report(self._done, self._done + waiting, self._failed)
 
     def _take(self, source: Source, result: Sequence[Outcome] | BaseException) -> None:
-        """Note what became of a source, also where it is tried again: the run may be ended before."""
+        """Record the outcome of a source, even if it is retried: the run may end before the retry."""
         if isinstance(result, BaseException):
             outcomes = [_crash_outcome(result)]
         else:
@@ -326,7 +326,7 @@ def _emptied(entries: deque[_Entry]) -> Iterator[_Entry]:
 
 
 class _FailureStreak:
-    """Counts sources in a row that failed for one reason which is none of theirs, and ends the run at `GIVE_UP`.
+    """Count sources in a row that failed for the same reason unrelated to their images; end the run at `GIVE_UP`.
 
     Args:
         segmented: whether an earlier run has segmented anything: what is left may be what failed there.
@@ -336,7 +336,7 @@ class _FailureStreak:
         self._in_a_row, self._reason, self._segmented = 0, "", segmented
 
     def note(self, outcomes: Sequence[Outcome]) -> bool:
-        """Count a source's outcomes; whether it failed by the worker's fault, as far as the code tells.
+        """Count a source's outcomes; returns whether, judging by its code, it failed through the worker's fault.
 
         Raises:
             UsageError: USAGE, it was the last of too many in a row.
@@ -359,7 +359,7 @@ class _FailureStreak:
 
 
 def _checked(outcome: Outcome, output: Path) -> Outcome:
-    """An outcome as it is, or a failure where its result files do not appear on this computer."""
+    """The outcome itself, or a failure if its result files do not appear on this computer."""
     unseen = next((name for name in outcome.files() if not appears(output / name)), None)
     if unseen is None:
         return outcome if outcome.status == "failed" else replace(outcome, host="")
@@ -378,7 +378,7 @@ def _checked(outcome: Outcome, output: Path) -> Outcome:
 
 
 def _crash_outcome(failure: BaseException) -> Outcome:
-    """The outcome of a source whose workers died, or that met an error outside of its images."""
+    """The outcome of a source whose workers died, or that hit an error unrelated to its images."""
     if isinstance(failure, Exception) and is_out_of_memory(failure):  # as while a worker imports
         known = out_of_memory()
         return Outcome("failed", code=known.code, text=known.cause, exit_status=known.exit_status)

@@ -1,4 +1,4 @@
-"""The workers of a batch: this computer's own, or those of a Dask cluster."""
+"""The workers of a batch: processes on this computer, or those of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _LOCAL: dict[str, Any] = {
 
 @contextmanager
 def connected(scheduler: str | None, workers: int | None, output: Path) -> Iterator[Client]:
-    """A connection to the scheduler, or to workers of our own that end with it."""
+    """Connect to the scheduler, or to local workers that end with the connection."""
     import dask
     from distributed import Client, LocalCluster
 
@@ -98,7 +98,7 @@ def _own_workers() -> int:
 
 
 def _reached(scheduler: str) -> Client:
-    """A connection to the scheduler at an address."""
+    """Connect to the scheduler at an address."""
     from distributed import Client
 
     try:
@@ -114,7 +114,7 @@ def _reached(scheduler: str) -> Client:
 
 
 def _unreached(scheduler: str, failure: OSError | ValueError) -> UsageError:
-    """Why a scheduler cannot be reached, by what lies at the root of Dask's failure."""
+    """The error that explains why a scheduler cannot be reached, from the root cause of Dask's exception."""
     import dask
 
     roots: list[BaseException] = [failure]
@@ -145,7 +145,7 @@ def _unreached(scheduler: str, failure: OSError | ValueError) -> UsageError:
 
 @contextmanager
 def scheduler_kept() -> Iterator[None]:
-    """Turns whatever Dask raises inside, when the scheduler is no more, into one failure."""
+    """Convert whatever Dask raises inside the block once the scheduler is gone into one error."""
     from distributed.client import ClosedClientError, FutureCancelledError
 
     try:
@@ -161,7 +161,7 @@ def scheduler_kept() -> Iterator[None]:
 
 
 class WorkersDied(Exception):
-    """Every worker that had a source died; `host` had it last."""
+    """Every worker that processed a source died; `host` was the last one."""
 
     def __init__(self, host: str = "") -> None:
         super().__init__("every worker that processed it died" + (f", the last one on {host}" if host else ""))
@@ -169,7 +169,7 @@ class WorkersDied(Exception):
 
 
 class WorkerPool:
-    """The workers that segment sources, and the sources that have been submitted to them.
+    """The workers that segment sources, and the sources submitted to them.
 
     Of a cluster's workers each is tried once before, and one that fails gets none: who fails at once is always free for
     the next, so that one computer without the archive would fail nearly all of it. Nothing is changed on the
@@ -183,7 +183,7 @@ class WorkerPool:
         trial: Callable[[], tuple[str, Mapping[str, Any] | None]] | None,
         warn: Callable[[str], None],
     ) -> None:
-        """Begin without any worker.
+        """Start without any workers.
 
         Args:
             client: a connection.
@@ -208,22 +208,22 @@ class WorkerPool:
         self._last_result, self._silence_told = time.monotonic(), False
 
     def __len__(self) -> int:
-        """Number of submitted sources whose results have not come back."""
+        """Number of submitted sources without a result so far."""
         return len(self._submitted) + len(self._lost)
 
     def has_room(self) -> bool:
-        """Whether a further source can be submitted now."""
+        """Whether another source can be submitted now."""
         return len(self) < QUEUED * sum(self._threads.values())
 
     def submit(self, source: Source, but: Collection[str] = ()) -> None:
-        """Submit a source to the good workers; where there are others, not to those of the addresses given."""
+        """Submit a source to the usable workers, if possible not to those at the given addresses."""
         workers = list(self._threads.keys() - but or self._threads) if self._trial else None
         future = self._client.submit(self._work, source, workers=workers, pure=False)
         self._submitted[future.key] = source, future, frozenset(workers or ())
         future.add_done_callback(self._done.put)
 
     def next_result(self) -> tuple[Source, Any] | None:
-        """A source with its result or exception; None where none came back for a while."""
+        """A source with its result or exception; None if there was none for a while."""
         from distributed import KilledWorker
 
         if self._lost:
@@ -249,7 +249,7 @@ class WorkerPool:
         return source, result
 
     def recheck_last_worker(self) -> frozenset[str]:
-        """Try the worker again whose source was taken last, before it gets a further one: its disk may be gone.
+        """Test the worker of the last result again before it gets another source: its disk may be gone.
 
         Returns:
             Its address, or several where the result has been copied; none of workers that need no trial.
@@ -265,7 +265,7 @@ class WorkerPool:
         return workers
 
     def refresh(self) -> None:
-        """See which workers have come and gone; submit again the sources of those that left.
+        """Update the list of workers, and resubmit the sources of those that left.
 
         Raises:
             SAUNetError: no worker is good, or none came for long.
@@ -290,7 +290,7 @@ class WorkerPool:
         self._next_look = time.monotonic() + LOOK_S
 
     def _try_new_workers(self, trial: Callable[[], Any], threads: dict[str, int]) -> None:
-        """Start the trials of new workers, and take in those that are done."""
+        """Start the trials of new workers, and collect the trials that have finished."""
         if threads:
             self._call = None
         elif self._call is None:  # an adaptive cluster starts workers only where something is to be done
@@ -313,7 +313,7 @@ class WorkerPool:
                     self._warn(f"{failure} This worker is not used.")
 
     def _resubmit(self, able: set[str]) -> None:
-        """Submit again the sources whose workers have all left, or are no good."""
+        """Resubmit the sources whose workers have all left or are unusable."""
         if not self._threads:
             return
         for key, (source, future, workers) in list(self._submitted.items()):
@@ -329,7 +329,7 @@ class WorkerPool:
                 self._lost.append(source)
 
     def _wait(self) -> None:
-        """Without a good worker: say so, and in the end give up."""
+        """Warn if there is no usable worker, and give up in the end."""
         if self._threads:
             self._since, self._absence_told, self._began = time.monotonic(), False, True
             return
@@ -347,7 +347,7 @@ class WorkerPool:
             self._absence_told = True
 
     def _tell_silence(self) -> None:
-        """Where nothing has come back for long, name what the workers have, once."""
+        """If there was no result for a long time, name the sources in progress, once."""
         if not self._threads or not self._submitted:
             self._last_result = time.monotonic()
         if time.monotonic() - self._last_result < SILENCE_S or self._silence_told:
@@ -365,7 +365,7 @@ class WorkerPool:
 
 
 def _fetched(future: Future) -> Any:
-    """What a future that was done has made, or the exception that it met.
+    """The result of a finished future, or the exception that it raised.
 
     Raises:
         TimeoutError: it does not come; nothing is told of a worker that died before it could hand it over.
@@ -383,7 +383,7 @@ def _fetched(future: Future) -> Any:
 
 
 def _failure(address: str, trial: Future) -> SAUNetError | None:
-    """Why the trial of a worker failed; None where it is good; raises as `_fetched`."""
+    """Why the trial of a worker failed; None if the worker is usable; raises as `_fetched`."""
     result = _fetched(trial)
     if isinstance(result, BaseException):  # it could not even begin
         host, text = _host(address), " ".join(f"{type(result).__name__}: {result}".split())

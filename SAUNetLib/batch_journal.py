@@ -1,4 +1,4 @@
-"""The state of an archive: its sources and what became of them; the journal, and the summary made from it."""
+"""The state of an archive: its sources and their outcomes, the journal, and the summary made from it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", 
 
 @dataclass(frozen=True)
 class Source:
-    """What one task segments: an image file, or the DICOM files that lie in one folder.
+    """The input of one task: an image file, or the DICOM files in one folder.
 
     Attributes:
         place: path relative to the archive, with slashes.
@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one series or image.
+    """The outcome of one series or image.
 
     Attributes:
         status: ``segmented``; ``refused``, no image that can be segmented; or ``failed``, to be tried again, as what
@@ -94,7 +94,7 @@ class Outcome:
     labels: str = ""
 
     def files(self) -> tuple[str, ...]:
-        """Its results below the output folder."""
+        """Its result files, relative to the output folder."""
         return tuple(self.output.removesuffix(RESULTS[0]) + ending for ending in RESULTS) if self.output else ()
 
 
@@ -119,7 +119,7 @@ class SourceRecord:
 
     @classmethod
     def read(cls, line: str) -> SourceRecord:
-        """Of a line of JSON.
+        """Create the record from a line of JSON.
 
         Raises:
             ValueError, KeyError, TypeError: a crash spoilt it, or another version wrote it.
@@ -132,7 +132,7 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class RunStart:
-    """A line of the journal: a run began. That before the first record says of which archive the results are."""
+    """A line of the journal: the start of a run. The one before the first record states the archive."""
 
     archive: str
     host: str
@@ -140,14 +140,14 @@ class RunStart:
 
     @classmethod
     def read(cls, line: str) -> RunStart:
-        """Of a line of JSON; raises as `SourceRecord.read`."""
+        """Create it from a line of JSON; raises as `SourceRecord.read`."""
         entry = json.loads(line)
         return cls(str(entry["archive"]), str(entry["host"]), int(entry["process"]))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is known of an archive.
+    """What is known about an archive.
 
     Attributes:
         records: by the places of its sources.
@@ -165,7 +165,7 @@ class Batch:
     last: RunStart | None = None
 
     def check_archive(self, archive: Path, output: Path) -> None:
-        """Refuse another archive: patients' results would stand for those of others.
+        """Reject a different archive: results would be attributed to the wrong patients.
 
         Raises:
             UsageError: USAGE.
@@ -187,7 +187,7 @@ class Batch:
             )
 
     def is_done(self, source: Source, model: str, output: Path) -> bool:
-        """Whether nothing is left to do for a source: unchanged, by this model, nothing failed, all results there."""
+        """Whether a source is done: unchanged, processed by this model, nothing failed, and all results are there."""
         record = self.records.get(source.place)
         if record is None or source.twin or not record.stamp or (record.stamp, record.model) != (source.stamp, model):
             return False
@@ -203,7 +203,7 @@ class Batch:
                 yield record, outcome
 
     def counts(self) -> dict[str, int]:
-        """How many series were segmented, refused and failed."""
+        """Numbers of series that were segmented, were refused or failed."""
         count = Counter(outcome.status for _, outcome in self.outcomes())
         return {status: count[status] for status in ("segmented", "refused", "failed")}
 
@@ -213,11 +213,11 @@ class Batch:
         return {name for name, count in names.items() if count > 1}
 
     def changed(self) -> int:
-        """How many sources changed while the run worked on them."""
+        """Number of sources that changed during the run."""
         return sum(any(outcome.changed for outcome in record.outcomes) for record in self.records.values())
 
     def only(self, seen: Collection[str], closed: Collection[str], output: Path) -> Batch:
-        """The same for an archive that has these places now; records of others count as gone.
+        """The same for an archive that now has only these places; records of all others count as gone.
 
         Not of those in folders that cannot be listed (`closed`): nothing is known of them.
         """
@@ -236,7 +236,7 @@ class Batch:
 
 
 def read_batch(output: Path) -> Batch:
-    """What the journal in an output folder tells; nothing of a line that a crash spoilt or another version wrote."""
+    """Read the journal in an output folder; lines damaged by a crash or written by another version are ignored."""
     records: dict[str, SourceRecord] = {}
     first = last = None
     results = False  # also what cannot be read: until then nothing is held of an archive, whichever a run was given
@@ -255,12 +255,12 @@ def read_batch(output: Path) -> Batch:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file, as far as can be seen; `Path.is_file` fails where the folder is closed."""
+    """Whether there is a visible file; `Path.is_file` fails if the folder cannot be read."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def content_of(path: Path) -> str:
-    """Digits that change with the contents of a file; empty where it cannot be read."""
+    """Digits that change with the content of a file; empty if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError:
@@ -277,7 +277,7 @@ def _may_be_there(path: Path) -> bool:
 
 
 class Journal:
-    """The journal of a run at work, and the records in it by their places.
+    """The open journal of a run, and its records by place.
 
     Attributes:
         edited: as of `Batch`.
@@ -290,7 +290,7 @@ class Journal:
         self._due = time.monotonic() + SUMMARY_S
 
     def has_results(self, model: str) -> bool:
-        """Whether this version has segmented anything by a model (SHA-256)."""
+        """Whether this version has segmented anything with a model (SHA-256)."""
         return any(
             (record.model, record.version) == (model, __version__)
             and any(outcome.status == "segmented" for outcome in record.outcomes)
@@ -298,7 +298,7 @@ class Journal:
         )
 
     def begin(self, source: Source) -> bool:
-        """Note, before a source with results is done again, that they may be replaced from now on.
+        """Record, before a source with results is processed again, that they may be replaced from now on.
 
         Label maps that are not those noted are copied, also where nothing is noted: somebody has corrected them, and
         could not make them again, or a run was ended before it could note them.
@@ -331,7 +331,7 @@ class Journal:
         return True
 
     def _copied(self, name: str, noted: str) -> str:
-        """Copy a label map whose contents are not those noted; its second name, empty where there is no need.
+        """Copy a label map whose content differs from the recorded one; returns the copy's name, empty if not needed.
 
         Raises:
             UsageError: OUTPUT_WRITE, it cannot be read or copied.
@@ -356,7 +356,7 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def note(self, source: Source, model: str, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
-        """Write the outcomes of a source by a model (SHA-256); returns what is noted, once it is on the disk.
+        """Record the outcomes of a source for a model (SHA-256); returns the record once it is on the disk.
 
         The record takes its place among the others, and files of the source's earlier results that it has no longer are
         removed. The summary is written now and then.
@@ -404,7 +404,7 @@ def _with_remark(kept: Sequence[str], outcomes: Sequence[Outcome]) -> tuple[Outc
 
 
 def joined(text: str, remark: str) -> str:
-    """What is told of an outcome, and a remark behind it."""
+    """The text of an outcome with a remark appended."""
     return f"{text.removesuffix('.')}; {remark}" if text else remark
 
 
@@ -480,7 +480,7 @@ def _found(source: Source, output: Path) -> set[str]:
 
 
 def result_name(place: str) -> str:
-    """A path in the archive as one for results, without their endings.
+    """The path of a source's results, without extensions, from its path in the archive.
 
     Undecodable characters are escaped, and too long a name and those of the batch's own files changed.
     """
@@ -496,7 +496,7 @@ def result_name(place: str) -> str:
 
 
 def series_name(number: str, key: str) -> str:
-    """What the results of a DICOM series are called, by its number and `Series.key`."""
+    """The name of a DICOM series' results, from its number and `Series.key`."""
     # A number may hold anything, as what leads into another folder.
     plain = number.isascii() and number.isalnum() and len(number) <= MOST_NUMBER
     return f"{number if plain else 'series'}-{_digits(key)}"
@@ -508,7 +508,7 @@ def _digits(text: str) -> str:
 
 
 def try_summary(known: Batch, output: Path) -> None:
-    """Check before the work that the summary can be written; an existing one stays as it is."""
+    """Check in advance that the summary can be written; an existing one is not changed."""
     if not (output / SUMMARY).is_file():
         write_summary(known, output)
         return
@@ -517,7 +517,7 @@ def try_summary(known: Batch, output: Path) -> None:
 
 
 def write_summary(known: Batch, output: Path) -> None:
-    """Write ``batch.csv``; a series that lies in several folders is noted at each."""
+    """Write ``batch.csv``; a series in several folders is noted in each of its rows."""
     columns = ("place", "series", "status", "code", "text", "output", "seconds", "notices", "model", "host", "version")
     split = known.split()
     with (

@@ -1,4 +1,4 @@
-"""What a worker of a batch does: segment the series of one source, each from file to files."""
+"""The work of a batch worker: segment every series of one source, from image files to result files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROBE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class BatchTask:
-    """What is the same for all sources of a batch.
+    """The settings shared by all sources of a batch.
 
     Attributes:
         archive, output: folders, under the same paths on all computers.
@@ -47,7 +47,7 @@ class BatchTask:
 
 
 def try_worker(place: str, task: BatchTask, opened: bool) -> tuple[str, dict[str, str | int] | None]:
-    """Whether this worker can do its work: its host, and what is wrong as `SAUNetError.as_dict` tells it.
+    """Test this worker: returns its host name, and the problem as `SAUNetError.as_dict`, or None.
 
     Args:
         place: something in the archive: a folder where nothing is mounted is there, but empty.
@@ -75,7 +75,7 @@ def try_worker(place: str, task: BatchTask, opened: bool) -> tuple[str, dict[str
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a folder for results that is not the command's own, or that takes no file."""
+    """Reject an output folder that is not the command's own, or that cannot be written to."""
     if not appears(output / JOURNAL):
         cause = f"{output} is missing here, or is not the folder that the command sees under this path"
         raise UsageError("OUTPUT_WRITE", cause, "Mount the results folder under the same path on all computers")
@@ -83,7 +83,7 @@ def _check_output(output: Path) -> None:
 
 
 def _write_probe(output: Path) -> None:
-    """Write a file and remove it again; raises UsageError (OUTPUT_WRITE)."""
+    """Write a test file and remove it again; raises UsageError (OUTPUT_WRITE)."""
     try:
         with probe(output, PROBE_BYTES):
             pass
@@ -103,7 +103,7 @@ def _takes_files(output: Path) -> bool:
 
 
 def appears(path: Path) -> bool:
-    """Whether a file of another computer is to be seen from here; network file systems may take a moment."""
+    """Whether a file of another computer is visible here; network file systems may take a moment."""
     for _ in range(20):
         if is_there(path):
             return True
@@ -112,7 +112,7 @@ def appears(path: Path) -> bool:
 
 
 def segment_source(source: Source, task: BatchTask) -> list[Outcome]:
-    """Segment one source on a worker; whatever is wrong with its images is an outcome of theirs."""
+    """Segment one source on a worker; any problem with an image becomes its outcome."""
     changed = _has_changed(source, task)  # what is away now may be back at the end
     outcomes = [_explained(outcome, source, task) for outcome in _outcomes(source, task)]
     if any(outcome.status == "failed" for outcome in outcomes):  # it is done again, and may have failed for that
@@ -132,17 +132,17 @@ def segment_source(source: Source, task: BatchTask) -> list[Outcome]:
 
 
 def image_files(image: Path) -> set[Path]:
-    """The files of an image file: itself, and where its voxels lie."""
+    """The files of an image: the file itself, and the one that holds its voxels."""
     return {image, voxel_file(image, ending_of(image, IMAGES))}
 
 
 def folder_files(folder: Path, names: Iterable[str]) -> set[Path]:
-    """The files of a folder with these names that are its own source: all but hidden ones and image files."""
+    """The files among these names that form the folder's source: all except hidden ones and image files."""
     return {folder / name for name in names if not name.startswith(".") and not ending_of(Path(name), IMAGES)}
 
 
 def _has_changed(source: Source, task: BatchTask) -> bool:
-    """Whether a source's files are not, together, as large as when they were found."""
+    """Whether the total size of a source's files has changed since they were found."""
     place = task.archive / source.place
     _, _, names = next(os.walk(place), ("", [], []))
     size = 0
@@ -156,7 +156,7 @@ def _has_changed(source: Source, task: BatchTask) -> bool:
 
 
 def _explained(outcome: Outcome, source: Source, task: BatchTask) -> Outcome:
-    """An outcome with its computer, and with what that one tells of an image that could not be read."""
+    """The outcome with its host name and, for an image that could not be read, what this host knows about it."""
     outcome = replace(outcome, host=gethostname())
     if not outcome.code.startswith("INPUT_"):
         return outcome
@@ -197,7 +197,7 @@ def _outcomes(source: Source, task: BatchTask) -> list[Outcome]:
 
 
 def _not_segmented(error: Exception, files: Sequence[Path], task: BatchTask) -> Outcome:
-    """The outcome of an image that ended in an error: refused for its own sake, failed for any other."""
+    """The outcome of an image that ended in an error: refused if the image is the cause, otherwise failed."""
     if isinstance(error, InputError):
         return _refused(error, files)
     failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
@@ -215,7 +215,7 @@ def _refused(problem: InputError, files: Sequence[Path]) -> Outcome:
 
 
 def opens(path: Path) -> bool:
-    """Whether a file, or all files of a folder, can be opened; a link that leads nowhere can."""
+    """Whether a file, or every file of a folder, can be opened; a broken link counts as one that can."""
     try:
         if path.is_dir():
             return all(opens(entry) for entry in path.iterdir() if not entry.is_dir())
@@ -251,7 +251,7 @@ def _segmented(image: Path | Series, target: Path, task: BatchTask) -> Outcome:
 
 @cache
 def _engine(model: str, sha256: str, device: str) -> Engine:
-    """The engine of a worker's process, which must have the very model that the batch was begun with."""
+    """The engine of a worker process, which must use exactly the model that the batch was started with."""
     from .engine import Engine
     from .model import load_model
 

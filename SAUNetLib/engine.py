@@ -1,4 +1,4 @@
-"""A sagittal stack in, a class per pixel out: device, precision, memory, progress and cancelling."""
+"""Run the network on a sagittal stack: one class per pixel. Handles device, precision, memory, progress, cancelling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .segmentation import Notice
 from .volume import Intensity, SagittalStack
 
 Report = Callable[[str, float], None]
-"""Called with a stage and its fraction done, at least once a chunk; to cancel, raise CancelledError in it."""
+"""Called with a stage and the fraction done, at least once per chunk; raise CancelledError in it to cancel."""
 
 GPU_CHUNK = 4
 """Slices a GPU works on at once: sixteen take a tenth less time and three times the memory (docs/speed.md).
@@ -45,11 +45,11 @@ _AMD_BFLOAT16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 
 
 def silent(stage: str, fraction: float) -> None:
-    """The report of those who do not watch."""
+    """A report that does nothing."""
 
 
 class Engine:
-    """A model made ready for one device.
+    """A model prepared for one device.
 
     Args:
         model: see `load_model`; it is not changed.
@@ -72,7 +72,7 @@ class Engine:
         self._ready()
 
     def _ready(self) -> list[Notice]:
-        """Prepare the chosen device, or the processor where that cannot be; what is to be said of it."""
+        """Prepare the chosen device, or fall back to the CPU; returns the notices about it."""
         try:
             self._prepare(self._chosen)
             return []
@@ -85,7 +85,7 @@ class Engine:
         return [failed or MOVED_TO_CPU]
 
     def _failed(self, error: Exception) -> Notice | None:
-        """What to say of a GPU that failed otherwise than for want of memory (None) and that nobody asked for.
+        """The notice for an automatically chosen GPU that failed; None if it only ran out of memory.
 
         Such a one must not stop the work, whatever it lacks: a driver that was reset, kernels for so old a GPU in this
         build of PyTorch, an operation.
@@ -116,7 +116,7 @@ class Engine:
         self.network = pack_for_processor(network) if device.type == "cpu" else network
 
     def classes(self, stack: SagittalStack, report: Report = silent) -> tuple[np.ndarray, tuple[Notice, ...]]:
-        """The class of every pixel, uint8 (S, H, W) on the stack's own grid, and what the user should know of the run.
+        """The class of every pixel, uint8 (S, H, W) on the stack's own grid, and notices for the user.
 
         Memory beside the result does not grow with the number of slices. When it runs out, smaller chunks are tried,
         then the processor. A GPU that was chosen automatically and fails is left for the processor too.
@@ -140,7 +140,7 @@ class Engine:
             notices.append(self._step_down(failed))
 
     def _step_down(self, failed: Notice | None) -> Notice:
-        """Leave a GPU that failed; else ask for less memory: half the chunk, then the processor.
+        """Recover from a failure: leave a failed GPU; when out of memory, halve the chunk, then use the CPU.
 
         `classes` undoes it for the next stack.
         """
@@ -171,7 +171,7 @@ class Engine:
 
     @torch.inference_mode()
     def _seems_turned(self, stack: SagittalStack, found: np.ndarray) -> bool:
-        """Whether columns that should run from front to back seem to run from back to front.
+        """Whether the columns seem to run from back to front instead of from front to back.
 
         No header can be checked against itself, and where it is wrong the network finds bodies all the same, with the
         canal in the belly. But it is surer of the slice that shows most when that is turned round: by the mean
@@ -192,7 +192,7 @@ class Engine:
         return sure[1] > max(_SURE, sure[0] + _SURER)
 
     def free_memory(self) -> None:
-        """Give back the GPU memory that is kept for the next stack: other programs, as Slicer's views, need it too."""
+        """Release the GPU memory cached for the next stack, which other programs such as Slicer's views need too."""
         if self._chosen.type == "cuda":
             with suppress(RuntimeError):  # of a GPU that failed
                 torch.cuda.empty_cache()
@@ -200,14 +200,14 @@ class Engine:
     def _chunks(
         self, stack: SagittalStack, intensity: Intensity, shape: tuple[int, int], report: Report
     ) -> Iterator[Tensor]:
-        """The network's input (n, 1, h, w) chunk by chunk; of a chunk is reported when the next one is asked for."""
+        """Yield the network's input (n, 1, h, w) chunk by chunk; a chunk is reported when the next one is requested."""
         number = stack.slices.shape[0]
         for start in range(0, number, self.chunk):
             yield self._input(stack.slices[start : start + self.chunk], intensity, shape)
             report("segment", min(start + self.chunk, number) / number)
 
     def _input(self, slices: np.ndarray, intensity: Intensity, shape: tuple[int, int]) -> Tensor:
-        """`network_input` in the network's type and layout."""
+        """`network_input` in the network's data type and memory layout."""
         image = network_input(slices, intensity, shape, self.network.encoder.stride, self.device)
         return image.to(self.dtype, memory_format=torch.channels_last)
 
@@ -219,7 +219,7 @@ def network_input(
     stride: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Slices (n, H, W) of any real type as a network takes them: float32 (n, 1, h, w).
+    """Slices (n, H, W) of any real type as network input: float32 (n, 1, h, w).
 
     Args:
         slices: some of a stack.
@@ -236,7 +236,7 @@ def network_input(
 
 
 def resample(slices: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Slices (N, C, H, W) on another pixel grid of the same field of view: bilinear, low-pass filtered when coarser."""
+    """Resample slices (N, C, H, W) within the same field of view: bilinear, low-pass filtered when downsampling."""
     if tuple(slices.shape[-2:]) == tuple(shape):
         return slices
     coarser = shape[0] < slices.shape[-2] or shape[1] < slices.shape[-1]
@@ -246,7 +246,7 @@ def resample(slices: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def best_class(scores: Tensor) -> Tensor:
-    """Class of the highest score, the first of equals: scores (N, C, H, W) -> uint8 (N, H, W).
+    """Class with the highest score, the first on ties: scores (N, C, H, W) -> uint8 (N, H, W).
 
     PyTorch's argmax over a short axis takes several times as long on a processor.
     """
@@ -259,7 +259,7 @@ def best_class(scores: Tensor) -> Tensor:
 
 
 def fine_classes(scores: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Class of the highest score after `resample`: scores (1, C, h, w) of any type -> uint8 (H, W).
+    """Class with the highest score after `resample`: scores (1, C, h, w) of any type -> uint8 (H, W).
 
     A processor enlarges only the box around what is not background: a mean of scores that are highest for one class is
     so too. A GPU enlarges everything sooner than it tells where the box is.
@@ -285,7 +285,7 @@ def fine_classes(scores: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _between(marked: Tensor, size: int) -> tuple[slice, Tensor, Tensor]:
-    """Bilinear interpolation along one axis, onto ``size`` pixels, where it touches what is marked (n,) and between.
+    """Linear interpolation along one axis to ``size`` pixels, only from the first to the last marked entry (n,).
 
     Returns:
         these pixels; for each the coarse pixel before it, and how far it is from that to the next, 0..1.
@@ -300,7 +300,7 @@ def _between(marked: Tensor, size: int) -> tuple[slice, Tensor, Tensor]:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device that a name stands for.
+    """The PyTorch device for a name.
 
     Raises:
         UsageError: DEVICE.
@@ -320,7 +320,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; elsewhere it would only be slower."""
+    """Whether the device computes bfloat16 in hardware; elsewhere it would only be slower."""
     if device.type == "cuda":
         # NVIDIA's since Ampere. PyTorch's own question counts emulation in, or has not always been there.
         if torch.version.hip is None:

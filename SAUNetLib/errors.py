@@ -1,4 +1,4 @@
-"""Every failure a user can meet: its code, its exit status, its cause in plain words and what to do."""
+"""Every error that a user can meet: its code, exit status, cause in plain words, and remedy."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def out_of_memory() -> OutOfMemoryError:
 
 
 def unforeseen(error: Exception, remedy: str) -> SAUNetError:
-    """What an exception of another kind says to the user: memory or a part of Windows is lacking, or it is a bug."""
+    """Turn any other exception into an error for the user: memory or a Windows component is missing, or it is a bug."""
     if is_out_of_memory(error):
         return out_of_memory()
     said = " ".join(str(error).split())
@@ -145,7 +145,7 @@ def unforeseen(error: Exception, remedy: str) -> SAUNetError:
 
 
 def check_memory(failure: Exception, voxel_bytes: int = 0) -> None:
-    """Tell a lack of memory from the fault of a file; a reader asks before it calls a file damaged.
+    """Distinguish lack of memory from a damaged file; readers call this before they report a file as damaged.
 
     Args:
         failure: what the reader met.

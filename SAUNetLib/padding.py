@@ -1,4 +1,4 @@
-"""What was found where a file holds padding and no image, as beside a volume that was turned and resampled."""
+"""Remove labels in padding, where a file holds no image, as beside a volume that was rotated and resampled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ their pixels to 0, 4.8 and more in those turned by 15 to 35 degrees about the lo
 def clear_padding(
     labels: np.ndarray, slices: np.ndarray, spacing: tuple[float, float, float]
 ) -> tuple[float, list[np.ndarray]]:
-    """Make background of what has a label in padding, if it is much.
+    """Set labels in padding to background, if their volume is large.
 
     Args:
         labels: (S, H, W), changed in place.

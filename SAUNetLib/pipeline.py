@@ -1,4 +1,4 @@
-"""The pipeline: segment(volume) -> segmentation, and the same from file to files."""
+"""The pipeline: segment a volume in memory, or an image file into result files."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def segment(
 
 
 def _about_classes(named: Levels) -> Iterator[Notice]:
-    """What to say of three classes: nothing of names, but how much the names that are not shown left out."""
+    """Notices for three classes: none about names, but one about what the hidden naming step left out."""
     yield from (notice for notice in named.notices if not notice.about_levels)
     if named.unnamed_mm3 > _TRACE_MM3:
         text = (
@@ -100,7 +100,7 @@ def _about_classes(named: Levels) -> Iterator[Notice]:
 
 
 def _about_slices(slices: np.ndarray, spacing_mm: float, outside_ml: float) -> tuple[Notice, ...]:
-    """What to say of slices (S, H, W) that show nothing, in part or between others, lie far apart or out of order."""
+    """Notices about slices (S, H, W) that are empty or partly empty, far apart or out of order, and about padding."""
     notices = []
     if empty := _about_empty(slices):
         missing = "Structures there were not found and are missing from all volumes and measurements."
@@ -120,7 +120,7 @@ def _about_slices(slices: np.ndarray, spacing_mm: float, outside_ml: float) -> t
 
 
 def _about_empty(slices: np.ndarray) -> str:
-    """How many slices (S, H, W) show nothing, or nothing below where those beside do; an empty text for none.
+    """Text on how many slices (S, H, W) are empty, or empty below unlike their neighbours; empty if there are none.
 
     Of a file whose copy was interrupted the rest may be zeros; files that are copied at one time lie side by side. In
     air the outer slices would be so: there was none like it in the 46 volumes of the shared data (2026-11-27).
@@ -138,7 +138,7 @@ def _about_empty(slices: np.ndarray) -> str:
 
 
 def _empty_rows(pixels: np.ndarray) -> int:
-    """How many rows of a slice (H, W), from the lowest on, have one value throughout."""
+    """How many rows of a slice (H, W), counted from the lowest, have one and the same value."""
     value = pixels[-1, -1]
     if (pixels[-1] != value).any():  # soon told of most
         return 0
@@ -172,7 +172,7 @@ def segment_file(
     preview: str | Path | None = None,
     report: Report = silent,
 ) -> Segmentation:
-    """`segment` from file to file; all files are written, each whole, or none. The input is not changed.
+    """Segment an image file and write the results: all files, each complete, or none. The input is not changed.
 
     Args:
         image: see `read_volume`, as is ``series``.
@@ -221,7 +221,7 @@ def segment_file(
 
 
 def _check_places(image: str | Path | Series, output: str | Path, *further: str | Path | None) -> None:
-    """Refuse places of results (label map, table, measurements, preview) before the work instead of after it."""
+    """Check the output paths (label map, table, measurements, preview) before the computation, not after it."""
     check_writable(output, SEGMENTATIONS)
     for path, endings in zip(further, (TABLES, MEASUREMENTS, PICTURES), strict=True):
         if path is not None:

@@ -1,4 +1,4 @@
-"""Correct the levels of a segmentation: one structure says what it is, and all names move along the spine."""
+"""Correct the levels of a segmentation: the true level of one structure shifts all names along the spine."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
 
 
 def _check_order(segmentation: Segmentation) -> None:
-    """Refuse names of vertebrae and discs that do not agree: moved together they would not agree either."""
+    """Reject names of vertebrae and discs that contradict each other: shifted together they still would."""
     from .measurements import names_out_of_order
 
     try:

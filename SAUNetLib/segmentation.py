@@ -16,7 +16,7 @@ _ORDER = {"canal": 0, "vertebra": 1, "disc": 1, "sacrum": 2}
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know of a result that is nevertheless usable.
+    """Something the user should know about a result that can still be used.
 
     Attributes:
         code: short and unchanging, such as ``LEVELS_ASSUMED``.
@@ -32,19 +32,19 @@ class Notice:
 
     @property
     def about_levels(self) -> bool:
-        """Whether it speaks of the names of levels, which three classes have not."""
+        """Whether it is about level names, which three classes do not have."""
         return self.code.startswith(("LEVELS_", "TRANSITIONAL", "TOO_MANY_VERTEBRAE", "VERTEBRA_SMALL"))
 
     @property
     def about_anchor(self) -> bool:
-        """Whether it speaks of what the names were counted from, which one who states a name replaces."""
+        """Whether it is about the reference from which names were counted, which a stated level replaces."""
         return self.code in (
             "LEVELS_ASSUMED", "LEVELS_DOUBTFUL", "LEVELS_CONTRADICTED", "TRANSITIONAL", "TOO_MANY_VERTEBRAE",
         )  # fmt: skip
 
     @property
     def about_count(self) -> bool:
-        """Whether it speaks of what may make the names on one side of it wrong, whatever is known of the other."""
+        """Whether it is about something that may make the names on one side wrong, even if the other side is right."""
         return self.code in ("LEVELS_LOW", "LEVELS_TALL", "LEVELS_MIXED", "VERTEBRA_SMALL", "DISC_MISSING")
 
 
@@ -108,7 +108,7 @@ class Segmentation:
         return SagittalStack.of(Volume(self.labels, self.geometry))
 
     def as_classes(self) -> Segmentation:
-        """The same with three classes in the place of levels; a class is cut where one of its structures is."""
+        """The same with three classes instead of levels; a class is cut if one of its structures is."""
         classes = self.encoding.classes
         return replace(
             self,
@@ -119,7 +119,7 @@ class Segmentation:
         )
 
     def require_levels(self) -> None:
-        """Refuse three classes where only structures with levels make sense.
+        """Reject three classes where structures with levels are needed.
 
         Raises:
             UsageError: USAGE.
@@ -178,7 +178,7 @@ def _place(row: StructureRow) -> tuple[int, float]:
 
 
 def count_labels(labels: np.ndarray) -> dict[int, int]:
-    """Voxels of every value but 0 in a label map (k, j, i) uint8, by rising value."""
+    """Number of voxels of every nonzero value in a label map (k, j, i) uint8, in ascending order."""
     # Slice by slice, and without the background: counting needs eight bytes a voxel.
     counts = sum((np.bincount(part[part > 0], minlength=256) for part in labels), np.zeros(256, int))
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}

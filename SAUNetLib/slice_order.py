@@ -1,4 +1,4 @@
-"""Whether slices lie in their order, by how much they are like each other: no header says so."""
+"""Check from their similarity whether slices are stored in order, which no header states."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ the order of their files' names, at most -0.05 as they were stored and with one 
 
 
 def about_order(slices: np.ndarray) -> Notice | None:
-    """What to say of the order of slices (S, H, W), if anything.
+    """The notice about the order of slices (S, H, W), if there is one.
 
     Motion is asked for first: blocks of slices join better without the shifted ones, too.
     """

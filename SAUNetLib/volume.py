@@ -1,4 +1,4 @@
-"""A volume with its geometry, its sagittal stack of slices, and the way back to the source grid."""
+"""A volume with its geometry, its view as a stack of sagittal slices, and the mapping back to the source grid."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ REPLACE = "Replace them (for example with zero) and try again"
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """The grid of a volume, as ITK has it.
+    """The voxel grid of a volume in ITK's conventions.
 
     Attributes:
         size: voxels along the axes i, j, k (an array's shape read backwards).
@@ -70,7 +70,7 @@ class Geometry:
         return np.asarray(indices) @ steps.T + np.asarray(self.origin)
 
     def turned(self, order: Sequence[int], flipped: Sequence[bool]) -> Geometry:
-        """The same grid with its axes i, j, k in another order, some of the new ones reversed."""
+        """The same grid with its axes i, j, k permuted and some of the new axes reversed."""
         axes, first = list(order), np.zeros(3)
         first[axes] = np.where(flipped, np.array(self.size)[axes] - 1, 0)
         return Geometry(
@@ -103,7 +103,7 @@ class Geometry:
         )
 
     def _rectangular(self) -> Geometry:
-        """The grid on perpendicular axes; one that is sheared more than an image may be stays as it is."""
+        """The grid with its axes made perpendicular; a grid sheared beyond the tolerance is returned unchanged."""
         axes = np.asarray(self.direction)
         return replace(self, direction=rectified(axes)) if orthonormal(axes) else self
 
@@ -152,12 +152,12 @@ class Volume:
         return cls(sitk.GetArrayFromImage(image), geometry, name)
 
     def to_sitk(self, voxels: np.ndarray | None = None) -> sitk.Image:
-        """A SimpleITK image of this geometry with these voxels or others (k, j, i)."""
+        """A SimpleITK image of this geometry, with this volume's voxels or given ones (k, j, i)."""
         return to_sitk(self.voxels if voxels is None else voxels, self.geometry)
 
 
 def to_sitk(voxels: np.ndarray, geometry: Geometry) -> sitk.Image:
-    """A SimpleITK image of voxels (k, j, i) of any real type on a grid; ITK has no half floats and no truth values."""
+    """A SimpleITK image of voxels (k, j, i) of any real type; float16 and bool, which ITK lacks, are converted."""
     kept: dict[str, np.dtype] = {"?": np.dtype(np.uint8), "e": np.dtype(np.float32), "g": np.dtype(np.float64)}
     dtype = kept.get(voxels.dtype.char, voxels.dtype.newbyteorder("="))
     image = sitk.GetImageFromArray(voxels.astype(dtype, copy=False))
@@ -168,7 +168,7 @@ def to_sitk(voxels: np.ndarray, geometry: Geometry) -> sitk.Image:
 
 
 def on_grid(volume: Volume, grid: Geometry, owner: str) -> Volume:
-    """The volume with its axes in the order and senses of another one's grid; ``owner`` names that one in the error.
+    """The volume with its axes ordered and oriented as in another grid; ``owner`` names that grid in the error.
 
     Programs turn axes round: 3D Slicer does so with left-handed images when it loads them.
 
@@ -193,19 +193,19 @@ def on_grid(volume: Volume, grid: Geometry, owner: str) -> Volume:
 
 
 def rectified(axes: np.ndarray) -> np.ndarray:
-    """The orthogonal matrix that is nearest to the axes (3, 3): their polar factor (Higham, 1986)."""
+    """The orthogonal matrix nearest to the axes (3, 3): their polar factor (Higham, 1986)."""
     left, _, right = np.linalg.svd(axes)
     nearest: np.ndarray = left @ right
     return nearest
 
 
 def orthonormal(axes: np.ndarray, tolerance: float = ORTHONORMAL_TOLERANCE) -> bool:
-    """Whether the columns of a (3, n) matrix are perpendicular unit vectors; not where they are no numbers."""
+    """Whether the columns of a (3, n) matrix are perpendicular unit vectors; False if they contain NaN."""
     return bool(np.abs(axes.T @ axes - np.eye(axes.shape[1])).max() <= tolerance)
 
 
 def check_geometry(geometry: Geometry, name: str = "volume") -> None:
-    """Refuse a grid on which sagittal slices cannot be trusted.
+    """Reject a grid on which sagittal slices cannot be trusted.
 
     Raises:
         InputError: INPUT_SPACING, INPUT_DIRECTION, INPUT_NOT_SAGITTAL, INPUT_DIMENSION or INPUT_TOO_LARGE.
@@ -217,7 +217,7 @@ def check_geometry(geometry: Geometry, name: str = "volume") -> None:
 
 
 def _check_grid(geometry: Geometry, name: str) -> None:
-    """Refuse what is no grid of voxels, wherever its axes lead, and too large a one."""
+    """Reject an invalid voxel grid, whatever its orientation, and one that is too large."""
     spacing = np.asarray(geometry.spacing, float)
     if not ((spacing > 0) & (spacing <= LARGEST_FIELD_MM)).all():
         cause = f"{name} has voxels of {_by_axis(spacing)} mm"
@@ -232,7 +232,7 @@ def _check_grid(geometry: Geometry, name: str) -> None:
 
 
 def _check_plane(geometry: Geometry, left_right: int, in_plane: list[int], name: str) -> None:
-    """Refuse thick slices of another plane, and slices that are none."""
+    """Reject thick slices in another plane, and slices that are only lines of voxels."""
     spacing = np.asarray(geometry.spacing, float)
     thick = int(np.argmax(spacing))
     if thick != left_right and spacing[thick] > THICK_RATIO * np.median(spacing):
@@ -254,7 +254,7 @@ def _check_plane(geometry: Geometry, left_right: int, in_plane: list[int], name:
 
 
 def _check_units(geometry: Geometry, left_right: int, in_plane: list[int], name: str) -> None:
-    """Refuse sizes that no spine MRI has in mm."""
+    """Reject sizes that are implausible in mm for a spine MRI."""
     spacing = np.asarray(geometry.spacing, float)
     pixel = spacing[in_plane]
     extent = pixel * np.asarray(geometry.size)[in_plane]
@@ -272,7 +272,7 @@ def _by_axis(values: Sequence[float] | np.ndarray) -> str:
 
 
 def check_volume(volume: Volume) -> None:
-    """Refuse a volume that cannot be segmented: geometry (`check_geometry`) or voxels.
+    """Reject a volume that cannot be segmented because of its geometry (`check_geometry`) or voxels.
 
     Raises:
         InputError: as `check_geometry`; INPUT_PIXEL_TYPE, INPUT_DIMENSION, INPUT_VALUES or INPUT_CONSTANT.
@@ -295,7 +295,7 @@ def check_volume(volume: Volume) -> None:
 
 
 def check_content(volume: Volume) -> None:
-    """Refuse a volume that `check_volume` passed and that is evidently no MRI: a label map, a CT.
+    """Reject a volume that passed `check_volume` but is evidently not an MRI: a label map or a CT.
 
     Raises:
         InputError: INPUT_PIXEL_TYPE or INPUT_MODALITY.
@@ -355,7 +355,7 @@ class SagittalStack:
 
     @classmethod
     def of(cls, volume: Volume) -> SagittalStack:
-        """The stack of a volume that `check_volume` passed."""
+        """The stack of a volume that has passed `check_volume`."""
         direction = np.asarray(volume.geometry.direction, float)
         grid = _anatomical_axes(direction)
         axes = tuple(2 - axis for axis in grid)  # array axes are k, j, i
@@ -371,7 +371,7 @@ class SagittalStack:
         return _flip(voxels.transpose(self.axes), self.flipped)
 
     def restore(self, slices: np.ndarray) -> np.ndarray:
-        """An array (S, H, W) of this stack's shape laid back onto the source grid (k, j, i), contiguous.
+        """Map an array (S, H, W) of this stack's shape back to the source grid (k, j, i), contiguous.
 
         Raises:
             ValueError: it has another shape.
@@ -381,7 +381,7 @@ class SagittalStack:
         return np.ascontiguousarray(_flip(slices, self.flipped).transpose(np.argsort(self.axes)))
 
     def source_box(self, box: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
-        """A box of slices, rows and columns as a box of the source array (k, j, i)."""
+        """Convert a box of slices, rows and columns to a box of the source array (k, j, i)."""
         source = [slice(0)] * 3
         for part, axis, flipped, count in zip(box, self.axes, self.flipped, self.slices.shape, strict=True):
             source[axis] = slice(count - part.stop, count - part.start) if flipped else part
@@ -396,7 +396,7 @@ class SagittalStack:
         return replace(self, slices=slices)
 
     def field(self) -> tuple[slice, slice, slice]:
-        """What the scanner measured of the slices: without the lines of one value at the borders that padding makes."""
+        """The box of the slices that holds acquired data, without the constant lines of padding at the borders."""
         box = []
         for axis in range(3):
             lines = np.moveaxis(self.slices, axis, 0)
@@ -409,11 +409,11 @@ class SagittalStack:
         return box[0], box[1], box[2]
 
     def intensity(self) -> Intensity:
-        """How bright it is within `field`: padding may be darker than all that was measured."""
+        """The intensity within `field`: padding may be darker than everything that was acquired."""
         return Intensity.of(self.slices[self.field()])
 
     def working_shape(self, pixel_mm: float) -> tuple[int, int]:
-        """Rows and columns of a slice at a working pixel size: the same field of view, at least 16 pixels."""
+        """Rows and columns of a slice at a working pixel size: the same field of view, at least 16 pixels each."""
         rows, columns = (
             max(16, round(count * size / pixel_mm))
             for count, size in zip(self.slices.shape[1:], self.pixel, strict=True)
@@ -426,7 +426,7 @@ def _flip(array: np.ndarray, flipped: tuple[Any, ...]) -> np.ndarray:
 
 
 def _percentile(values: np.ndarray, percent: float) -> float:
-    """As `np.percentile` of values (N,), which takes several times as long."""
+    """Same result as `np.percentile` of values (N,), several times faster."""
     place = percent / 100 * (len(values) - 1)
     k = int(place)
     parted = np.partition(values, k)
@@ -449,7 +449,7 @@ class Intensity:
 
     @classmethod
     def of(cls, slices: np.ndarray) -> Intensity:
-        """Measured on slices (S, H, W), evenly thinned where there are very many pixels."""
+        """Measure the intensity of slices (S, H, W), subsampled evenly if there are very many pixels."""
         step = max(1, int(np.ceil(np.sqrt(slices.size / cls.SAMPLE))))
         sample = slices[:, ::step, ::step].astype(np.float32)
         low, high = (_percentile(sample.ravel(order="K"), percent) for percent in cls.PERCENTILES)
@@ -466,7 +466,7 @@ class Intensity:
         return result
 
     def normalise(self, slices: Pixels) -> Pixels:
-        """Slices of float32, NumPy's or PyTorch's on any device -> another array of the same kind and shape."""
+        """Normalise float32 slices, NumPy or PyTorch on any device -> a new array of the same kind and shape."""
         result: Pixels = slices.clip(self.low, self.high)
         result -= self.mean
         result /= self.deviation

@@ -352,7 +352,9 @@ def test_what_cannot_be_put_back_is_kept_and_told(win32, held, tmp_path, monkeyp
     with pytest.raises(UsageError) as caught:
         write_texts(tmp_path, "a.csv", "b.csv", "c.csv")
     (kept,) = (path for path in tmp_path.iterdir() if path.name not in ("a.csv", "b.csv"))
-    assert kept.read_text() == "before" and f"a.csv is already the new file, its earlier version is {kept.name}" in str(caught.value)
+    assert kept.read_text() == "before" and f"a.csv is already the new file, its earlier version is {kept.name}" in str(
+        caught.value
+    )
     assert "b.csv is already the new file. Check" in str(caught.value)
 
 

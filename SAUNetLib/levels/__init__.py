@@ -1,4 +1,4 @@
-"""Classes to vertebrae and discs one by one, each with its level.
+"""Turn the network's classes into individual vertebrae and discs, each with its level.
 
 The road through the modules: `grid` (the classes cut to the spine), `wall` (finds the `column`), `discs`, `bodies` (the
 chain of `interfaces` over the bodies' `bone`, with or without an `odontoid`), `fast_marching` and `components`

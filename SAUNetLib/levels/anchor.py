@@ -1,4 +1,4 @@
-"""Which level each vertebra of a chain is, and the evidence: the user, the sacrum, C2, or sizes."""
+"""Decide which level each vertebra of a chain is, from the user's statement, the sacrum, C2, or sizes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _C2_WORDS = "the highest vertebra is taller than it is deep and has no disc abov
 
 @dataclass(frozen=True)
 class Anchor:
-    """Names of the vertebrae and what they rest on.
+    """The names of the vertebrae and the evidence for them.
 
     Attributes:
         level: by number of the vertebra, those that do not show and the sacrum among them.
@@ -80,12 +80,12 @@ class Anchor:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the names are only the most likely ones; upside down they are wrong, which is said elsewhere."""
+        """Whether the names are only the most likely ones; upside-down images, where they are wrong, are excluded."""
         unsure = self.source == "sizes" or self.doubt or (self.confidence < _SURE and not self.unusual)
         return bool(unsure) and not self.upside_down
 
     def confidences(self, spine: Spine) -> dict[int, float]:
-        """By number of the vertebra: less with every interface between it and the anchor that is less than sure."""
+        """Confidence by vertebra number; each uncertain interface between the vertebra and the anchor lowers it."""
         chain = spine.chain
         sure = [_MISSED if interface.number == 0 else 1.0 for interface in chain.interfaces]
         for k in {*chain.halved, *chain.tall, *spine.mixed, *(k - 1 for k in chain.small)}:  # above a small body
@@ -100,7 +100,7 @@ class Anchor:
 
 
 def find_anchor(spine: Spine, lowest: str | None, image: Image | None = None) -> Anchor:
-    """Names by what the user says of the lowest complete vertebra, else by the sacrum and C2, else by sizes."""
+    """Name the vertebrae: from the user's statement of the lowest complete one, else the sacrum and C2, else sizes."""
     chain = spine.chain
     anchor = replace(_anchor(spine, lowest, image), upside_down=is_upside_down(chain))
     if anchor.source == "user":
@@ -114,7 +114,7 @@ def find_anchor(spine: Spine, lowest: str | None, image: Image | None = None) ->
 
 
 def _anchor(spine: Spine, lowest: str | None, image: Image | None) -> Anchor:
-    """Names of an image that is not upside down."""
+    """Name the vertebrae of an image that is not upside down."""
     bottom, sacrum = spine.chain.lowest, _sacrum(spine, image)
     if lowest is not None:
         return _stated(bottom, lowest, sacrum)
@@ -124,7 +124,7 @@ def _anchor(spine: Spine, lowest: str | None, image: Image | None) -> Anchor:
 
 
 def _stated(bottom: int, lowest: str, sacrum: _Sacrum) -> Anchor:
-    """Names by what the user says that vertebra `bottom` is."""
+    """Name the vertebrae from the level that the user states for vertebra `bottom`."""
     last = lowest == "L4" and sacrum.seen and sacrum.steep
     words = f"the lowest complete vertebra is {lowest}, as stated"
     against = sacrum.words if sacrum.seen and lowest not in _ABOVE_SACRUM else ""
@@ -132,7 +132,7 @@ def _stated(bottom: int, lowest: str, sacrum: _Sacrum) -> Anchor:
 
 
 def _by_fit(spine: Spine, sacrum: _Sacrum) -> Anchor:
-    """The most probable names, and whether they rest on the sacrum, on C2 or on sizes alone."""
+    """Find the most probable names, and whether they rest on the sacrum, on C2 or on sizes alone."""
     bottom, fit = spine.chain.lowest, log_likelihoods(spine.chain)
     if not np.isfinite(fit).any():
         return Anchor(_levels(bottom, "L5"), "sizes", "more vertebrae were found than a spine has", _HARDLY)
@@ -149,7 +149,7 @@ def _by_fit(spine: Spine, sacrum: _Sacrum) -> Anchor:
 
 
 def _by_sacrum(spine: Spine, sacrum: _Sacrum, levels: dict[int, str], chance: float, with_c2: bool) -> Anchor:
-    """Names that rest on the sacrum, or with C2 on both; `chance` is how probable they are."""
+    """Names based on the sacrum, or on both the sacrum and C2; `chance` is their probability."""
     lumbar = _long_processes(spine)
     unusual = _unusual(spine, lumbar)
     source, basis, most = "sacrum", sacrum.words, _MOST["sacrum"]
@@ -162,7 +162,7 @@ def _by_sacrum(spine: Spine, sacrum: _Sacrum, levels: dict[int, str], chance: fl
 
 
 def _chances(spine: Spine, fit: np.ndarray, sacrum: _Sacrum) -> np.ndarray:
-    """By level of vertebra 0, (24,): probability, given how well the sizes fit there."""
+    """Probability of each level of vertebra 0, (24,), given how well the sizes fit there."""
     common = np.where(np.arange(len(LEVELS)) < _T11, 1.0, _LUMBAR)
     common[_L5] = 0.0
     lowest = (1 - _LOWEST_L5) * common / common.sum()
@@ -190,7 +190,7 @@ def _levels(number: int, level: str, last: bool = False) -> dict[int, str]:
 
 
 def _counted(spine: Spine, count: int) -> Anchor:
-    """Names counted down from C2 to a sacrum, with one vertebra more or less than usual between them."""
+    """Names counted down from C2 to the sacrum, with one vertebra more or fewer than usual between them."""
     lowest = "L6" if count == 25 else "L4"
     text = f"{count} vertebrae lie between the skull and the sacrum instead of 24"
     basis = f"counted from C2, whose odontoid process is visible, down to the sacrum: {text}"
@@ -287,7 +287,7 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
 
 
 def _below(spine: Spine, disc: bool) -> tuple[float, bool]:
-    """Evidence for the sacrum by the image left below the last disc or vertebra; whether the canal goes on there."""
+    """Evidence for the sacrum from the image below the last disc or vertebra; whether the canal continues there."""
     grid = spine.grid
     rows = np.flatnonzero(rows_with((grid.classes == VERTEBRA) | (grid.classes == DISC)))
     last = float(rows[-1] * grid.spacing[1]) if len(rows) else 0.0
@@ -311,7 +311,7 @@ def _vertebra_below(spine: Spine) -> bool:
 
 
 def _bone_below(spine: Spine, image: Image) -> float:
-    """Signal below the lowest disc, where it is least, by that of the darkest vertebra above; 1 where none shows.
+    """Lowest signal below the lowest disc relative to the darkest vertebra above; 1 if it cannot be measured.
 
     One vertebra alone may be brighter than the others, as with oedema.
     """
@@ -335,7 +335,7 @@ def _bone_below(spine: Spine, image: Image) -> float:
 
 
 def _unusual(spine: Spine, lumbar: int | None) -> tuple[str, ...]:
-    """What speaks for a transitional vertebra or another number of lumbar vertebrae above a sacrum that shows.
+    """Signs of a transitional vertebra, or of other than five lumbar vertebrae, above a visible sacrum.
 
     `lumbar` is how many were counted, or None.
     """
@@ -353,7 +353,7 @@ def _unusual(spine: Spine, lumbar: int | None) -> tuple[str, ...]:
 
 
 def _long_processes(spine: Spine) -> int | None:
-    """How many vertebrae from the lowest up have long transverse processes, which the thoracic ones above lack.
+    """Number of vertebrae, from the lowest up, with the long transverse processes that thoracic vertebrae lack.
 
     None where they could not be counted: the slices do not reach so far, processes were not found, or neither ribs nor
     a clear step of the widths shows where they end; and where there are not four to six.
@@ -369,7 +369,7 @@ def _long_processes(spine: Spine) -> int | None:
 
 
 def _below_ribs(row: Sequence[float], front: Sequence[float]) -> int | None:
-    """How many have long processes and no ribs, where the next one has ribs and no such processes.
+    """Number of vertebrae with long processes and no ribs, if the next one has ribs and no such processes.
 
     Sections of ribs are taken for a vertebra's bone, up to the outermost slices; but like the transverse processes of
     thoracic vertebrae they lie farther back than those of lumbar ones.
@@ -388,7 +388,7 @@ def _below_ribs(row: Sequence[float], front: Sequence[float]) -> int | None:
 
 
 def _below_step(row: Sequence[float], volume: np.ndarray) -> int | None:
-    """How many have long processes, where the next ones are clearly narrower.
+    """Number of vertebrae with long processes, if the next ones are clearly narrower.
 
     Args:
         row: widths (N,) of the vertebrae from the lowest up, mm; 3 or more.

@@ -52,7 +52,7 @@ _TALL = 2.2
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """The interfaces from the top of the spine down, those without a disc among them, and the bodies between.
+    """The interfaces from the top of the spine down, including those without a disc, and the bodies between them.
 
     Body k lies above interface k; the last one below the last interface.
 
@@ -74,7 +74,7 @@ class Chain:
 
     @classmethod
     def of(cls, grid: Grid, column: Column, discs: Sequence[Interface]) -> Chain:
-        """Of the classes on the working grid and the discs found in them, from the top down."""
+        """Build the chain from the classes on the working grid and the discs found in them, from the top down."""
         bone = Bone.of(grid, column)
         true_discs = drop_false_discs(merge_fragments(discs, bone), bone)
         separating = _without_sacral(true_discs, bone, grid) or interfaces_at_gaps(bone)
@@ -97,12 +97,12 @@ class Chain:
 
     @property
     def last_cut(self) -> bool:
-        """Whether the image's lower border cuts the lowest vertebra, and not the only one."""
+        """Whether the image's lower border cuts the lowest vertebra, and it is not the only one."""
         return self.lowest < self.last
 
     @property
     def halved(self) -> list[int]:
-        """Interfaces between two bodies that are each hardly more than half as high as the levels near by.
+        """Interfaces between two bodies that are each little more than half as high as nearby levels.
 
         Both have collapsed, or they are one, of which a dark band was taken for a disc.
         """
@@ -117,7 +117,7 @@ class Chain:
 
     @property
     def small(self) -> list[int]:
-        """Numbers of the complete vertebrae whose bodies are far smaller than those of up to two on either side."""
+        """Numbers of the complete vertebrae whose bodies are far smaller than up to two neighbours on each side."""
         volume = self.volume[: self.lowest + 1]
         small = []
         for k in range(1, len(volume)):
@@ -128,7 +128,7 @@ class Chain:
 
     @property
     def tall(self) -> list[int]:
-        """Interfaces with a disc far thicker than those near by: a collapsed vertebra was taken for a part of it.
+        """Interfaces with a disc far thicker than nearby ones: it may include a collapsed vertebra.
 
         By the slice that shows most of it: by volume a whole one would be, too, between some that the border cuts.
         """
@@ -142,7 +142,7 @@ class Chain:
         return found
 
     def with_arches(self, cut_above: bool) -> range:
-        """Numbers of the vertebrae whose arches may be seen.
+        """Numbers of the vertebrae whose arches may be visible.
 
         The bodies seen, and the one above where the image's upper border cuts something (`cut_above`) or C2 is seen.
         """
@@ -156,7 +156,7 @@ class Chain:
 
 
 def _without_sacral(discs: list[Interface], bone: Bone, grid: Grid) -> list[Interface]:
-    """Without a sliver of S1/S2 at the image's border as the lowest disc, which would make S1's top a vertebra."""
+    """Drop a sliver of S1/S2 at the image's border as lowest disc, which would turn the top of S1 into a vertebra."""
     usual = volumes(discs, bone)[1:-1][-_USUAL_OF - 1 :]
     if len(usual) < 2:
         return discs

@@ -1,4 +1,4 @@
-"""The vertebral bodies' bone as a profile along the spine: waists, ends, depth."""
+"""The bone of the vertebral bodies as a profile along the spine: waists, ends, depth."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Bone:
 
     @cached_property
     def extents(self) -> np.ndarray:
-        """mm from the canal to the bodies' front (M,), of the rows of 1 mm that show bodies."""
+        """Distances (M,) in mm from the canal to the front of the bodies, for each 1 mm row that contains bodies."""
         if len(self.points) == 0:
             return np.zeros(0)
         row = np.round(self.points[:, 1]).astype(int)
@@ -74,7 +74,7 @@ class Bone:
         return np.arange(len(self._profile)) + self._first + 0.5
 
     def waist(self, station: float, within: float) -> tuple[float, float]:
-        """The narrowest place within so many mm of a station, and how narrow: its share of what is beside it.
+        """The narrowest place within a given distance of a station, and its cross-section relative to its surroundings.
 
         Without any bone the station itself, as thick as what is beside it.
         """

@@ -35,7 +35,7 @@ class Column:
     """
 
     def __init__(self, rows: np.ndarray, back: np.ndarray, side: np.ndarray) -> None:
-        """From rows (N,) in mm, increasing, with the column `back` and the slice `side` of the line there, in mm."""
+        """Create the line from increasing rows (N,) with its column `back` and slice `side` at each row, all in mm."""
         self.rows = np.arange(rows[0] - _BEYOND_MM, rows[-1] + _BEYOND_MM + 1.0)
         self.back = smooth(_extended(self.rows, rows, back), _SMOOTH_BACK_MM)
         self.side = smooth(_extended(self.rows, rows, side), _SMOOTH_SIDE_MM)
@@ -48,11 +48,11 @@ class Column:
         self._station = np.concatenate([[0.0], np.cumsum((length[1:] + length[:-1]) / 2)])
 
     def depth(self, points: np.ndarray) -> np.ndarray:
-        """How far points (N, 3) lie behind the line, mm."""
+        """Distance of points (N, 3) behind the line, mm."""
         return points[:, 2] - np.interp(points[:, 1], self.rows, self.back)
 
     def in_bodies(self, points: np.ndarray) -> np.ndarray:
-        """Which points (N, 3) lie where bodies are: in front of the line, and not too far."""
+        """Which points (N, 3) lie where bodies are: in front of the line, but not too far away."""
         depth = self.depth(points)
         return (depth < 0) & (depth > -REACH_MM)
 
@@ -62,7 +62,7 @@ class Column:
         return vector / np.linalg.norm(vector)
 
     def station(self, points: np.ndarray, lean: float = 1.0) -> np.ndarray:
-        """Place (N,) of points (N, 3) along the line, mm: the foot of the perpendicular.
+        """Position (N,) of points (N, 3) along the line, mm: the foot of the perpendicular.
 
         With a smaller `lean`, perpendicular to a line that leans forwards and backwards by that much less.
         """

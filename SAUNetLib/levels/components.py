@@ -1,4 +1,4 @@
-"""Connected components of the vertebrae that are one vertebra's, assigned to it whole where waves would cut them."""
+"""Assign connected components that belong to one vertebra to it as a whole, where fast marching would cut them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _MOST = 0.55
 def assign_whole_components(
     grid: Grid, chain: Chain, numbers: range, voxels: Voxels, bodies: np.ndarray, locations: VoxelLocations
 ) -> np.ndarray:
-    """Numbers (N,) of the vertebrae's voxels, where components that are one vertebra's are not divided.
+    """Vertebra numbers (N,) of the voxels, with components that belong to one vertebra left undivided.
 
     Waves cut what touches. Where nothing touches they may still cut a process that lies half-way between two bodies; so
     a component that holds one body and reaches no further than its own processes, or holds none and is no longer than

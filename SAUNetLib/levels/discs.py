@@ -1,4 +1,4 @@
-"""The disc instances: components of the class disc, fragments grouped, each with its plane."""
+"""The disc instances: connected components of the class disc, with fragments grouped, and the plane of each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ spine above the second; or below the third, and above the fourth (chosen)."""
 
 @dataclass(frozen=True, eq=False)
 class Interface:
-    """Where two vertebrae meet: a plane by its point (3,) in mm and its normal (3,) down the spine.
+    """The plane where two vertebrae meet: a point (3,) in mm and the normal (3,) down the spine.
 
     Attributes:
         station: place along the column, mm.
@@ -66,7 +66,7 @@ class Interface:
         return (points - self.point.astype(np.float32)) @ self.normal.astype(np.float32)
 
     def merged_with(self, fragment: Interface) -> Interface:
-        """This fragment of a disc and another one as one disc, with the larger one's plane and number."""
+        """Merge this fragment of a disc with another; the result has the plane and number of the larger one."""
         larger = self if self.volume >= fragment.volume else fragment
         volume = self.volume + fragment.volume
         return replace(
@@ -117,7 +117,7 @@ class Discs:
         return cls(tuple(interfaces), grid, numbered)
 
     def only(self, interfaces: Sequence[Interface]) -> Discs:
-        """The discs among these interfaces, the components of each as one; those of no interface are background."""
+        """Keep the discs of these interfaces, with the components of each merged; all others become background."""
         number = np.zeros(len(self.interfaces) + 1, np.uint8)
         for interface in interfaces:
             number[list(interface.components)] = interface.number
@@ -244,7 +244,7 @@ def _thickness(points: np.ndarray) -> float:
 
 
 def valleys(station: np.ndarray, least: float, apart: float) -> np.ndarray:
-    """Stations (M,) at which a profile of voxels' stations (N,) falls below `least` of the peaks on either side.
+    """Stations (M,) where the profile of voxel stations (N,) falls below the share `least` of the peaks on both sides.
 
     Peaks closer than `apart` mm are one.
     """

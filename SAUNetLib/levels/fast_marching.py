@@ -1,4 +1,4 @@
-"""Which body arches and processes belong to: the one from which fast marching through the bone arrives first."""
+"""Assign arches and processes to vertebral bodies: to the one whose fast-marching front arrives first."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _THREADS = 2
 
 
 def assign_by_arrival(grid: Grid, column: Column, chain: Chain, numbers: range, voxels: Voxels) -> VoxelLocations:
-    """The voxels (N,) of a grid, each assigned to the vertebra whose wave reaches it first.
+    """Assign each voxel (N,) of a grid to the vertebra whose wave reaches it first.
 
     What no wave reached goes to the vertebra whose arch is expected there; far from all arches the number is
     `NO_BODY`. `numbers` are those of the vertebrae whose waves run; `chain` has one interface or more.

@@ -1,4 +1,4 @@
-"""The classes cut to the spine, and where their voxels lie."""
+"""The classes cropped to the spine, and the positions of their voxels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ISLAND_MM3 = 60.0
 
 
 def rows_with(mask: np.ndarray) -> np.ndarray:
-    """Which rows (H,) of a mask (S, H, W) hold something."""
+    """Which rows (H,) of a mask (S, H, W) are not empty."""
     seen = np.asarray(mask.any(axis=0))  # slices first: faster than both axes at once
     return np.asarray(seen.any(axis=1))
 
@@ -41,7 +41,7 @@ def _remove_specks(classes: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Grid:
-    """Classes cut to what is not background.
+    """Classes cropped to everything that is not background.
 
     Attributes:
         classes: (S, H, W) uint8.
@@ -81,7 +81,7 @@ class Grid:
 
     @property
     def last_row(self) -> float:
-        """Where the last row lies, mm."""
+        """Position of the last row, mm."""
         return float(self.first[1] + (self.classes.shape[1] - 1) * self.spacing[1])
 
     @property
@@ -90,7 +90,7 @@ class Grid:
         return float(np.prod(self.spacing))
 
     def thinned(self, least_mm: float) -> Grid:
-        """Every n-th voxel, for voxels of about `least_mm` or more."""
+        """Subsample to every n-th voxel, for voxels of about `least_mm` or more."""
         shape = np.array(self.classes.shape)
         step = np.clip(np.round(least_mm / self.spacing), 1, shape).astype(int)
         start = np.minimum(step // 2, shape - 1)
@@ -123,7 +123,7 @@ class Image:
     first: np.ndarray
 
     def at(self, points: np.ndarray) -> np.ndarray:
-        """Values (M,) of the voxels nearest to those points (N, 3) of the grid that lie in the image."""
+        """Nearest-voxel values (M,) at those of the grid's points (N, 3) that lie inside the image."""
         index = np.round((points - self.first) / self.spacing).astype(int)
         inside = ((index >= 0) & (index < self.slices.shape)).all(axis=1)
         return np.asarray(self.slices[tuple(index[inside].T)])
@@ -164,7 +164,7 @@ class Voxels:
         return np.asarray(values.ravel()[self.flat])
 
     def nearest(self, coarse: Grid) -> np.ndarray:
-        """Where the nearest voxels of a coarse grid are in its flattened array, (N,)."""
+        """Indices (N,) of the nearest voxels of a coarse grid in its flattened array."""
         grid, shape = self._grid, coarse.classes.shape
         first = coarse.first - grid.first
         at = np.zeros(len(self.flat), np.intp)

@@ -1,4 +1,4 @@
-"""From the discs found to all interfaces of the spine: fragments merged, false ones left out, missing ones put in.
+"""Derive all interfaces of the spine from the discs found: merge fragments, drop false discs, insert missing ones.
 
 Every function takes interfaces from the top down and gives new ones; none is changed.
 """
@@ -76,7 +76,7 @@ _LAST_DISC = 0.12
 
 
 def count_above(interfaces: Sequence[Interface], points: np.ndarray) -> np.ndarray:
-    """How many interfaces (N,) int16 lie above points (N, 3) in front of the canal: the number of the body there."""
+    """Number (N,) int16 of interfaces above points (N, 3) in front of the canal, which is the body's number."""
     if not interfaces:
         return np.zeros(len(points), np.int16)
     normals = np.array([interface.normal for interface in interfaces], np.float32)
@@ -90,7 +90,7 @@ def volumes(interfaces: Sequence[Interface], bone: Bone) -> np.ndarray:
 
 
 def distances(interfaces: Sequence[Interface]) -> np.ndarray:
-    """Distances (len(interfaces) - 1,) in mm from each to the next."""
+    """Distances (len(interfaces) - 1,) in mm from each interface to the next."""
     points = np.array([interface.point for interface in interfaces]).reshape(-1, 3)
     return np.linalg.norm(np.diff(points, axis=0), axis=1)
 
@@ -133,7 +133,7 @@ def _whole_between(interfaces: Sequence[Interface], bone: Bone) -> bool:
 
 
 def merge_fragments(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
-    """Neighbours that are fragments of one disc merged: next to no bone between them, or no room for a vertebra."""
+    """Merge neighbours that are fragments of one disc: almost no bone between them, or no room for a vertebra."""
     if len(discs) < 2:
         return list(discs)
     between = volumes(discs, bone)
@@ -155,7 +155,7 @@ def merge_fragments(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
 
 
 def drop_false_discs(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
-    """Without false discs: small, bone around them, between neighbours that are one level apart without them."""
+    """Drop false discs: small, surrounded by bone, between neighbours that are one level apart without them."""
     kept = list(discs)
     for disc in sorted(discs, key=lambda disc: disc.volume):
         index = next(n for n, kept_disc in enumerate(kept) if kept_disc is disc)
@@ -181,7 +181,7 @@ def _is_false(discs: Sequence[Interface], index: int, bone: Bone) -> bool:
 
 
 def interfaces_at_gaps(bone: Bone) -> list[Interface]:
-    """Interfaces where the row of bodies is interrupted: what there is to go by without any disc."""
+    """Place interfaces where the row of bodies is interrupted: the only evidence if there is no disc at all."""
     if len(bone.station) == 0:
         return []
     return [_across(bone, float(cut)) for cut in valleys(bone.station, least=_GAP, apart=_PEAKS_MM)]
@@ -194,7 +194,7 @@ def _across(bone: Bone, station: float) -> Interface:
 
 
 def insert_missing(interfaces: Sequence[Interface], bone: Bone, expected: np.ndarray) -> list[Interface]:
-    """With interfaces between two neighbours that lie so far apart that one or more between them are missing.
+    """Insert interfaces between neighbours that are so far apart that one or more are missing between them.
 
     `expected` (gaps,) is the usual distance of each to the next, mm.
     """
@@ -237,7 +237,7 @@ def _levels_between(above: Interface, below: Interface, ratio: float, bone: Bone
 def extend_to_ends(
     interfaces: Sequence[Interface], bone: Bone, spacing_mm: tuple[float, float], upwards: bool
 ) -> list[Interface]:
-    """With interfaces below the last one, and `upwards` above the first one, while whole bodies stand there.
+    """Add interfaces below the last one, and if `upwards` above the first, as long as complete bodies lie there.
 
     `spacing_mm` is the usual distance at the top and at the bottom. Without any interface they are set from the lowest
     body up.

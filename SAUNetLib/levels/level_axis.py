@@ -39,7 +39,7 @@ class LevelAxis:
 
     @classmethod
     def of(cls, column: Column, chain: Chain) -> LevelAxis:
-        """Of a chain with one interface or more."""
+        """Build the axis of a chain with at least one interface."""
         crossed = [column.crossing(plane.point, plane.normal, plane.station) for plane in chain.interfaces]
         crossed = list(np.maximum.accumulate(crossed) + 1e-3 * np.arange(len(crossed)))
         top, bottom = chain.spacing_mm
@@ -58,7 +58,7 @@ class LevelAxis:
 
 @dataclass(frozen=True, eq=False)
 class VoxelLocations:
-    """By voxel: the vertebra that it belongs to, and its place behind the bodies.
+    """For each voxel, the vertebra that it belongs to and its location behind the bodies.
 
     Attributes:
         number: (...) int16, of the vertebra; `bodies.NO_BODY` where it is none or not known.
@@ -75,7 +75,7 @@ class VoxelLocations:
         return VoxelLocations(self.number[chosen], self.place[chosen], self.depth[chosen])
 
     def levels_from_arch(self, number: int) -> np.ndarray:
-        """How many levels (...) they lie away from where the arch of a vertebra is expected at their depth."""
+        """Distance in levels (...) from where the arch of a vertebra is expected at that depth."""
         usual = np.interp(self.depth, _ARCH_DEPTH, _ARCH_PLACE).astype(np.float32)
         return np.abs(self.place - (usual + number))
 

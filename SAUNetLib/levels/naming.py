@@ -1,4 +1,4 @@
-"""From classes to named structures: label values, confidence, and what the user should know."""
+"""Turn classes into named structures: label values, confidence, and notices for the user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MUCH_MM3 = 20_000.0
 """So much apart from the spine is a ghost of it: 13,000 mm3 at most in 47 volumes, 48,000 and more in copies with a
 ghost of 30 %, shifted by 60 or 90 mm."""
 _FEW = 2
-"""So few vertebrae are few also to those who cut an image to a part of the spine."""
+"""So few vertebrae are few even in an image cropped to part of the spine."""
 
 HEAD_AND_FEET = Notice(
     "HEAD_AND_FEET",
@@ -32,7 +32,7 @@ HEAD_AND_FEET = Notice(
 
 @dataclass(frozen=True)
 class Levels:
-    """Instances with their level.
+    """Individual structures with their levels.
 
     Attributes:
         labels: (S, H, W) uint8 in the encoding of `anatomy.structures`.
@@ -53,7 +53,7 @@ class Levels:
 
 
 def name_structures(stack: SagittalStack, lowest: str | None = None, image: np.ndarray | None = None) -> Levels:
-    """Tell vertebrae and discs apart and name them.
+    """Separate vertebrae and discs into individual structures and name them.
 
     A voxel keeps its class or becomes background: in a speck, apart from the spine, or in what gets no name. The sacrum
     is no class, but its top is taken for a vertebra where the image's border cuts it. Discs are found first, and give
@@ -98,7 +98,7 @@ def name_structures(stack: SagittalStack, lowest: str | None = None, image: np.n
 
 
 def check_lowest(lowest: str | None) -> str | None:
-    """The level as it is spelt here.
+    """The level in the spelling used here.
 
     Raises:
         UsageError: USAGE, it is no vertebra.
@@ -132,7 +132,7 @@ def _unnamed(spine: Spine, vertebrae: dict[int, int], discs: dict[int, int]) -> 
 
 
 def _confidence(spine: Spine, anchor: Anchor, vertebrae: dict[int, int], discs: dict[int, int]) -> dict[int, float]:
-    """Confidence by label value; a disc has the higher one of its neighbours."""
+    """Confidence by label value; a disc gets the higher one of its neighbours."""
     of = anchor.confidences(spine)
     result = {value: of[k] for k, value in vertebrae.items()}
     for k, interface in enumerate(spine.chain.interfaces):
@@ -142,7 +142,7 @@ def _confidence(spine: Spine, anchor: Anchor, vertebrae: dict[int, int], discs: 
 
 
 def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """What the names rest on and what is doubtful about them."""
+    """Notices on what the names are based on and what is doubtful about them."""
     discs = sum(interface.number > 0 for interface in spine.chain.interfaces)
     if not spine.numbers and not discs:
         return [Notice("FEW_STRUCTURES", "No vertebrae or discs were found, so no level could be named.")]
@@ -158,7 +158,7 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
 
 
 def _about_few(spine: Spine, discs: int, guessed: bool) -> Notice:
-    """Notice of too few structures for a spine, and of what their names are worth if the user stated none."""
+    """Notice of too few structures for a spine, and of how unreliable their names are if the user stated no level."""
     vertebrae = len(spine.numbers)
     number = f"{_count(vertebrae, 'vertebra', 'vertebrae')} and {_count(discs, 'disc', 'discs')} were found"
     text = (
@@ -214,7 +214,7 @@ def _discs(interfaces: Sequence[int], anchor: Anchor) -> str:
 
 
 def _about_image(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """Notices of what seems to be wrong with the image: sizes that are no adult's, a second spine."""
+    """Notices of apparent problems of the image: sizes that are not an adult's, a second spine."""
     notices = []
     larger = size_of(spine.chain, anchor.level)
     if larger is not None:
@@ -235,7 +235,7 @@ def _about_image(spine: Spine, anchor: Anchor) -> list[Notice]:
 
 
 def _about_ends(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """Notice of structures that lie beyond the ends of a spine that is named like this."""
+    """Notice of structures that, with these names, lie beyond the ends of the spine."""
     chain = spine.chain
     cut_sacrum = chain.last_cut and anchor.level.get(chain.last) == SACRUM  # a piece of it, taken for a vertebra's bone
     pieces = {chain.last} if cut_sacrum else set()
@@ -255,7 +255,7 @@ def _about_ends(spine: Spine, anchor: Anchor) -> list[Notice]:
 
 
 def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """Notices of what the names rest on, where the user stated no level, else of what speaks against that."""
+    """Notices on what the names are based on; if the user stated a level, only on evidence against it."""
     level = anchor.level[spine.chain.lowest]
     if anchor.contradicted:
         text = f"The lowest complete vertebra was stated to be {level}, but {anchor.contradicted}. Check that level."

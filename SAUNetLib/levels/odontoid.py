@@ -1,4 +1,4 @@
-"""Whether the highest vertebra is C2, by the shape of its odontoid process."""
+"""Decide whether the highest vertebra is C2, from the shape of its odontoid process."""
 
 from __future__ import annotations
 

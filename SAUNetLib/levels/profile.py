@@ -1,4 +1,4 @@
-"""How likely a chain of vertebrae is at each level, by sizes and curvature; whether it is upside down."""
+"""How well a chain of vertebrae fits each level, by sizes and curvature, and whether it is upside down."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ many more than the lowest one falls, where an image stands on its head: the lumb
 
 
 def log_likelihoods(chain: Chain) -> np.ndarray:
-    """By level of vertebra 0 of a chain, (24,) from C1: logarithm of how well the chain fits there; -inf if it cannot.
+    """Log-likelihood of a chain for each level of its vertebra 0, (24,) from C1; -inf where it cannot fit.
 
     Sizes are compared up to the patient's own size, so their growth along the spine counts most.
     """
@@ -57,7 +57,7 @@ def log_likelihoods(chain: Chain) -> np.ndarray:
 
 
 def size_of(chain: Chain, level: Mapping[int, str]) -> float | None:
-    """How large the vertebrae are as a share of an adult's at their levels, where that is unusual, else None.
+    """Size of the vertebrae relative to an adult's at their levels if that is unusual, else None.
 
     Args:
         chain: the vertebrae.
@@ -84,7 +84,7 @@ def _between_discs(chain: Chain) -> Iterator[tuple[int, Interface, Interface]]:
 
 
 def is_upside_down(chain: Chain) -> bool:
-    """Whether a chain looks like a lumbar spine whose upper end lies below.
+    """Whether a chain looks like a lumbar spine with its upper end at the bottom.
 
     Where a thoracic spine bends forwards its lowest discs rise as steeply, and the lumbosacral one may lie outside of
     the image; but there the levels grow downwards, as everywhere from the neck to the sacrum.

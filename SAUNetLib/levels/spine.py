@@ -142,7 +142,7 @@ class Spine:
 
     @property
     def few(self) -> bool:
-        """Whether what was found is hardly a spine: one vertebra, no disc, or without a canal few discs."""
+        """Whether too little was found for a spine: one vertebra, no disc, or few discs and no canal."""
         interfaces = self.chain.interfaces
         discs = sum(interface.number > 0 for interface in interfaces)
         alone = not self.has_canal and discs < _DISCS * len(interfaces)
@@ -155,7 +155,7 @@ class Spine:
 
     @cached_property
     def mixed(self) -> list[int]:
-        """Interfaces with a disc right above or below which other vertebrae lie than its own."""
+        """Interfaces with a disc directly above or below which vertebrae other than its own lie."""
         grid, discs, last = self.grid, self.discs, self.chain.last
         full = np.full(grid.classes.shape, NO_BODY, np.int16)
         full.ravel()[self.voxels.flat] = self.number
@@ -179,7 +179,7 @@ class Spine:
         return found
 
     def widths(self, behind_mm: float = np.inf) -> dict[int, float]:
-        """By number of the vertebra: mm from the first to the last slice that shows more than a trace of it.
+        """Width by vertebra number: mm from the first to the last slice that shows more than a trace of it.
 
         What lies farther than `behind_mm` behind the canal's anterior border does not count.
         """
@@ -195,7 +195,7 @@ class Spine:
         return {k: float(width[k - NO_BODY] * self.grid.spacing[0]) for k in self.numbers}
 
     def labels(self, vertebrae: dict[int, int], discs: dict[int, int]) -> np.ndarray:
-        """Label values (S, H, W) uint8 on the full grid, given those of the numbers; the others are background."""
+        """Label values (S, H, W) uint8 on the full grid, given the value of each number; all others are background."""
         of_vertebra, of_disc = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
         for k, value in vertebrae.items():
             of_vertebra[k - NO_BODY] = value

@@ -1,4 +1,4 @@
-"""Finding the posterior wall of the bodies: from the canal, else from the discs, else from the vertebrae."""
+"""Find the posterior wall of the vertebral bodies: from the canal, else from the discs, else from the vertebrae."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _OPENING_MM = 7.5
 
 
 def find_column(grid: Grid) -> tuple[Column, Grid]:
-    """The column, and the grid without components of the canal that lie away from it.
+    """Find the column; also returns the grid without components of the canal that lie away from it.
 
     The posterior wall is found from the canal, where there is none from the discs, and without both from the vertebrae.
     """

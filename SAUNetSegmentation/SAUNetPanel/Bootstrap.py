@@ -1,4 +1,4 @@
-"""First lines of the child process: it leads a session of its own, says its number, then becomes the worker.
+"""First lines of the child process: start a session of its own, print its process ID, then become the worker.
 
 Slicer starts Python through a launcher, so that the process which Slicer knows is not the one that computes. Whoever
 wants to end the computation with everything it started needs the number of the process group.

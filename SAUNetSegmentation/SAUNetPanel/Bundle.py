@@ -1,4 +1,4 @@
-"""Reads a bundle (wheels and model in one zip file, for a computer offline); SAUNetLib.bundle writes it."""
+"""Read a bundle (wheels and model in one zip file, for an offline computer), which SAUNetLib.bundle writes."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ _NAME = re.compile(r"(wheels/[\w.+!-]+\.whl|models/[\w.-]+\.(safetensors|json))"
 
 
 def openBundle(path: Path, folder: Path, slicerVersion: tuple[int, int]) -> dict[str, Any]:
-    """Unpack a bundle into a folder; every file's SHA-256 is checked while it is written.
+    """Unpack a bundle into a folder and check the SHA-256 of every file while it is written.
 
     Returns:
         The manifest.

@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 from SAUNetLib.errors import REDISTRIBUTABLE
 
 VOLUME_FILE = "volume.nrrd"
-"""What the engine gets to read; it names it in its texts."""
+"""The file name that the engine gets to read, and that appears in its texts."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Card:
 
 
 class PanelError(Exception):
-    """A failure of the panel itself, known by its code in `cards`, or one that has its card already."""
+    """A failure of the panel itself, given by its code in `cards` or by a finished card."""
 
     def __init__(self, code: str | Card, cause: str = "") -> None:
         self.card = code if isinstance(code, Card) else cardOf({"code": code, "cause": cause})
@@ -62,7 +62,7 @@ def actions() -> Mapping[str, str]:
 
 
 def cardOf(event: Mapping[str, Any]) -> Card:
-    """The card of an error event. The engine's own cause names the figures, so it is shown where there is one."""
+    """The card for an error event. The engine's own cause contains the figures, so it is shown if there is one."""
     code = str(event.get("code") or "INTERNAL")
     advice = inPanelWords(str(event.get("remedy") or ""))
     make = _cards().get(code)
@@ -78,7 +78,7 @@ def cardOf(event: Mapping[str, Any]) -> Card:
 
 
 def inPanelWords(text: str) -> str:
-    """A text of the engine with the panel's names in the place of the command line's options and the private file's."""
+    """Replace the names of command-line options and the private file in an engine text with the panel's names."""
     names = {
         VOLUME_FILE: _("the volume"),
         "--lowest": _("Advanced: Lowest vertebra"),

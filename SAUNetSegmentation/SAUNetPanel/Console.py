@@ -1,4 +1,4 @@
-"""Runs a console program without a window of its own on Windows; hears what is printed to Slicer's Python console."""
+"""Run console programs without opening a window on Windows; listen to output on Slicer's Python console."""
 
 import contextlib
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def output(arguments: list[str], seconds: float = 5.0) -> str:
-    """What the program prints; empty where it cannot be started, fails, or takes longer than it may."""
+    """The output of a program; empty if it cannot be started, fails, or takes too long."""
     try:
         done = subprocess.run(
             arguments,
@@ -28,7 +28,7 @@ def output(arguments: list[str], seconds: float = 5.0) -> str:
 
 @contextlib.contextmanager
 def heard(take: Callable[[str], Any]) -> Iterator[None]:
-    """Hand on every line that this thread prints, which the Python console shows all the same."""
+    """Pass every line that this thread prints to a listener; the Python console still shows it."""
     with contextlib.redirect_stdout(_Echo(sys.stdout, take)):
         yield
 

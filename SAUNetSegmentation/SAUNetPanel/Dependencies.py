@@ -1,4 +1,4 @@
-"""What the engine needs on this computer: checks it, and installs it with the user's consent, never at import."""
+"""Check what the engine needs on this computer, and install it with the user's consent, never at import."""
 
 import ctypes
 import hashlib
@@ -78,12 +78,12 @@ class Dependencies:
         self._file = requirements or Path(__file__).resolve().parent.parent / "Resources" / "requirements.txt"
 
     def requirements(self) -> list[str]:
-        """Specifiers of the engine's packages on this computer, without torch."""
+        """Requirement specifiers of the engine's packages on this computer, without torch."""
         lines = (line.split("#")[0].strip() for line in self._file.read_text(encoding="utf-8").splitlines())
         return [line for line in lines if line and _isFor(Requirement(line))]
 
     def missing(self) -> list[str]:
-        """The specifiers that are not met, torch among them."""
+        """The requirement specifiers that are not met, including torch."""
         return [specifier for specifier in [TORCH, *self.requirements()] if not isMet(specifier)]
 
     def models(self) -> list[str]:
@@ -93,7 +93,7 @@ class Dependencies:
     # -- check -------------------------------------------------------------------------------------------------------
 
     def check(self, volumeNode: Any = None) -> list[CheckRow]:
-        """What this computer has; torch is not imported for it."""
+        """Check what this computer has, without importing torch."""
         torch = versionOf("torch")
         build = _torchBuild(torch) if torch else _("not installed")
         free = min(shutil.disk_usage(folder).free for folder in (tempfile.gettempdir(), sys.prefix))
@@ -142,7 +142,7 @@ class Dependencies:
         settings.setValue(_SETTING + "last", device.split(" ")[0])
 
     def estimate(self, volumeNode: Any) -> str:
-        """How long the volume will take: from the last run on this computer, before that a guess."""
+        """Estimated time for the volume, from the last run on this computer; a guess before the first run."""
         settings = slicer.app.userSettings()
         device = settings.value(_SETTING + "last")
         rate = settings.value(_SETTING + str(device)) if device else None
@@ -154,7 +154,7 @@ class Dependencies:
     # -- install -----------------------------------------------------------------------------------------------------
 
     def installMissing(self, ask: Callable[[str], bool]) -> bool:
-        """Install what is missing; False where nothing is, or the user does not consent.
+        """Install what is missing; returns False if nothing is missing or the user does not consent.
 
         Raises:
             PanelError: PYTORCH, PYTORCH_IN_USE, INSTALL_FAILED or INSTALL_WRITE; when all is installed, VISUAL_C,
@@ -184,7 +184,7 @@ class Dependencies:
         return self._verified()
 
     def installBundle(self, path: Path, ask: Callable[[str], bool]) -> bool:
-        """Install packages and model from a bundle, without a connection; False without consent.
+        """Install packages and model from a bundle, without internet access; returns False without consent.
 
         Raises:
             PanelError: BUNDLE, BUNDLE_PLATFORM, BUNDLE_UNPACK, PYTORCH_IN_USE, INSTALL_FAILED or INSTALL_WRITE.
@@ -210,7 +210,7 @@ class Dependencies:
 
     @contextmanager
     def _privateFolder(self) -> Any:
-        """A folder for the time of an installation; that it cannot be removed does not undo what was installed."""
+        """A temporary folder for an installation; failing to remove it does not undo the installation."""
         try:
             folder = temporary.make_folder()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The engine as a child process of Slicer: starts it, speaks with it, keeps it warm, ends it with all it started."""
+"""The engine as a child process of Slicer: start it, talk to it, keep it warm, and end it with its own children."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ EVENTS = ("process", "ready", "progress", "warning", "result", "error")
 
 
 def slicerPython() -> str:
-    """The Python that Slicer brings; sys.executable may be Slicer itself, of which no second one must start."""
+    """The Python interpreter of Slicer; sys.executable may be Slicer itself, which must not be started twice."""
     own = sys.executable or ""
     return shutil.which("PythonSlicer") or (own if "python" in Path(own).name.lower() else "PythonSlicer")
 
@@ -90,7 +90,7 @@ class EngineProcess:
 
     @property
     def cancelled(self) -> bool:
-        """Whether that request was told to end."""
+        """Whether that request has been cancelled."""
         return self.busy and self._cancelled
 
     @property
@@ -99,7 +99,7 @@ class EngineProcess:
         return self._process is not None
 
     def run(self, command: str, **entries: Any) -> None:
-        """Send a request, to a new worker where none is warm; its end is told by `event`.
+        """Send a request, starting a worker if none is warm; `event` reports its end.
 
         A request to warm up that is under way gives way: its end is not told.
 
@@ -124,14 +124,14 @@ class EngineProcess:
         self._send(command=command, id=self._request, **entries)
 
     def cancel(self) -> None:
-        """End the request: politely, after a second by terminating the worker, then by killing it."""
+        """Cancel the request: first politely, after a second by terminating the worker, then by killing it."""
         if self.busy and not self._cancelled:
             self._cancelled = True
             self._send(command="cancel")
             self._polite.start()
 
     def stop(self) -> None:
-        """Let a worker that has nothing to do end."""
+        """Let an idle worker end."""
         if self.alive and not self.busy and not self._stopping:
             self._stopping = True
             self._process.closeWriteChannel()

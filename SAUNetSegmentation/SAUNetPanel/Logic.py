@@ -1,4 +1,4 @@
-"""What the panel does, without the panel: segment a volume node, blocking or with callbacks."""
+"""The panel's work without its widgets: segment a volume node, blocking or with callbacks."""
 
 import re
 import sys
@@ -50,7 +50,7 @@ class Output(Enum):
 
 
 class Lowest(Enum):
-    """What the lowest complete vertebra is: the engine's own finding, or a level, from the lowest to the highest."""
+    """The level of the lowest complete vertebra: found by the engine, or stated; levels run from lowest to highest."""
 
     AUTO = "auto"
     L6, L5, L4, L3, L2, L1 = "L6", "L5", "L4", "L3", "L2", "L1"
@@ -134,7 +134,7 @@ class Options:
             raise ValueError("lowest needs levels=True: vertebrae without names have no lowest level")
 
     def network(self) -> dict[str, Any]:
-        """The entries of a request to the engine that say which network runs where."""
+        """The entries of an engine request that select the network and device."""
         return {"device": deviceName(self.device), "model": str(self.model) or None}
 
 
@@ -199,7 +199,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
 
     @property
     def cancelling(self) -> bool:
-        """Whether that was told to end."""
+        """Whether that run has been cancelled."""
         return self.running and self.engine.cancelled
 
     def segment(self, volumeNode: Any, progress: Callable[[str, float], Any] | None = None, **options: Any) -> Any:
@@ -237,7 +237,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         return run[0]
 
     def start(self, volumeNode: Any, **options: Any) -> None:
-        """Start to segment a volume; `finished` or `failed` tells the end. Arguments as `segment`.
+        """Start segmenting a volume; `finished` or `failed` reports the end. Arguments as in `segment`.
 
         Raises:
             RuntimeError: a volume is being segmented, or this is not Slicer's main thread.
@@ -246,7 +246,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._start(volumeNode, options)
 
     def _start(self, volumeNode: Any, options: dict[str, Any]) -> list[Any]:
-        """Start as `start`; returns the list in which the run's end will be."""
+        """Same as `start`; returns the list that will receive the run's result or failure."""
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("the scene and the engine's process belong to Slicer's main thread; start from there")
         if self.running:
@@ -278,12 +278,12 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         return run
 
     def warm(self, **options: Any) -> None:
-        """Load the network in advance, so that the first click does not wait for it. Arguments as `segment`."""
+        """Load the network in advance so that the first click need not wait. Arguments as in `segment`."""
         if not self.running and not self.engine.alive:
             self.engine.run("warm", **Options(**options).network())
 
     def cool(self) -> None:
-        """Stop loading the network in advance; one that is loaded stays."""
+        """Stop loading the network in advance; a loaded network stays in memory."""
         if self.engine.warming:
             self.engine.cancel()
 
@@ -292,7 +292,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self.engine.cancel()
 
     def close(self) -> None:
-        """End the engine and remove the private folder, at once and without a word."""
+        """End the engine and remove the private folder immediately, without any message."""
         self._job = None
         self.engine.close()
         self._removeFolder()
@@ -351,7 +351,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self.failed.emit(card)
 
     def _end(self, outcome: Any) -> None:
-        """The run is over; who waits for its end has the list, and no node is held here."""
+        """Clean up after a run: whoever waits for its end holds the list, and no node is kept here."""
         self._job = None
         self._removeFolder()
         self._run.append(outcome)
@@ -375,7 +375,7 @@ def deviceName(device: str) -> str:
 
 
 def withPackageFault(event: dict[str, Any]) -> dict[str, Any]:
-    """An error event; where the engine failed for want of a package or of PyTorch's own parts, one that says so.
+    """The error event; replaced by a clearer one if a package or part of PyTorch was missing.
 
     Install brings the first. PyTorch it takes for installed, whatever its installation lacks.
     """

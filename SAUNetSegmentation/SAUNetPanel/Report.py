@@ -1,4 +1,4 @@
-"""Texts about the extension: the report for the maintainers, and About."""
+"""Texts about the extension: the report for the maintainers and the About section."""
 
 import html
 import platform
@@ -48,7 +48,7 @@ def reportText(card: Card | None, log: Iterable[str], names: Iterable[str], abou
 
 
 def privateNames() -> list[str]:
-    """Names in the scene that may tell of a patient, also as the panel shortens them.
+    """Names in the scene that may identify a patient, including the forms shortened by the panel.
 
     Of volumes, segmentations, and segments that are not called as a structure is.
     """

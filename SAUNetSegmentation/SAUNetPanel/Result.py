@@ -1,4 +1,4 @@
-"""A result in the scene: its provenance, whether it was edited by hand, its label map."""
+"""A result in the scene: its provenance, whether it was edited by hand, and its label map."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def isResult(node: Any) -> bool:
 
 
 def isEdited(node: Any) -> bool:
-    """Whether a result was changed since the engine made it: its place, its voxels, its segments or what they mean."""
+    """Whether a result was changed since the engine made it: its position, voxels, segments or their meaning."""
     if not isResult(node):
         return False
     if node.GetAttribute(ATTRIBUTE + "fingerprint") != fingerprint(node.GetSegmentation()):
@@ -65,7 +65,7 @@ def isEdited(node: Any) -> bool:
 
 
 def recognise(node: Any) -> None:
-    """Make a result of what was loaded from a segmentation file, which keeps of one the segments and their tags only.
+    """Turn a loaded segmentation file back into a result, from the segment tags that the file keeps.
 
     Its input is not known, nor whether a hand changed it before it was saved: it counts as edited.
     """
@@ -88,7 +88,7 @@ def _hasParts(segments: list[tuple[str, Any]]) -> bool:
 
 
 def provenance(node: Any) -> dict[str, str]:
-    """What the result says of itself: model, model_sha256, device, options, software, time, encoding, warnings.
+    """The result's own record: model, model_sha256, device, options, software, time, encoding, warnings.
 
     The segments have the word: the editor's Undo brings back those of an earlier run, but not the node's attributes.
     """
@@ -103,7 +103,7 @@ def provenance(node: Any) -> dict[str, str]:
 
 
 def warningsOf(node: Any) -> list[dict[str, str]]:
-    """The engine's warnings as they are stored with a result; none where a file holds something else there."""
+    """The engine's warnings stored with a result; none if a file holds something else there."""
     try:
         warnings = json.loads(provenance(node).get("warnings", "[]"))
     except ValueError:
@@ -164,27 +164,27 @@ def _typeOf(segment: Any) -> tuple[str, str]:
 
 
 def givenCode(segmentId: str, segment: Any) -> str:
-    """As `codeOf`, but empty where nobody gave it that code: the editor's Add repeats the last segment's."""
+    """Same as `codeOf`, but empty if nobody chose that code: the editor's Add repeats the last segment's."""
     code, meaning = _typeOf(segment)
     given = is_made_here(segmentId, bool(_tag(segment, ENCODING_TAG))) or named_after_term(segment.GetName(), meaning)
     return code if given else ""
 
 
 def repeatedTerm(segmentId: str, segment: Any, known: Mapping[int, Structure]) -> Structure | None:
-    """The structure, or one of several, whose code a segment has though nobody may have given it: see `givenCode`."""
+    """The structure (or one of several) whose code a segment has though nobody may have chosen it; see `givenCode`."""
     if givenCode(segmentId, segment):
         return None
     return next((structure for structure in known.values() if structure.code == codeOf(segment)), None)
 
 
 def meanings(node: Any) -> dict[str, Structure]:
-    """By segment ID, what a result's segments are exported as; those without a meaning here are left out."""
+    """By segment ID, the structure as which a segment is exported; segments without a known meaning are left out."""
     known = encodingOf(node).structures
     return {segmentId: known[value] for segmentId, value in labelValues(node).items() if value in known}
 
 
 def exportNotes(node: Any, merged: "Merged | None") -> list[str]:
-    """What the user should know of a file of the result: as the label map that was written, or as a segmentation.
+    """Notes for the user about an exported file: the label map that was written, or a segmentation.
 
     Names that are not those of what was written, and two that mean the same; in a segmentation, terms that were not
     written; in a label map, segments without a meaning, voxels that two segments share, and what lies outside the
@@ -228,12 +228,12 @@ def exportNotes(node: Any, merged: "Merged | None") -> list[str]:
 
 
 def elided(name: str) -> str:
-    """A name that fits into a line of the panel."""
+    """A name shortened to fit into a line of the panel."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
 
 
 def labelMapHeader(node: Any, merged: "Merged") -> Any:
-    """What the header of a label map file says of a result: the engine's `label_maps.Header`."""
+    """The header of a label map file for a result: the engine's `label_maps.Header`."""
     from SAUNetLib.formats.label_maps import Header  # brings SimpleITK, for which Slicer must not wait when it starts
     from SAUNetLib.segmentation import Notice
 
@@ -273,7 +273,7 @@ class Merged:
 
 
 def merge(node: Any) -> Merged:
-    """All segments in one label map on the input's grid; where the input is gone, on the grid that it had.
+    """Merge all segments into one label map on the input's grid, or on its former grid if the input is gone.
 
     A segment on another grid, under another transform or finer than the input is resampled to the nearest voxel. Of two
     segments in one voxel the later one has it.
@@ -319,7 +319,7 @@ def merge(node: Any) -> Merged:
 
 
 def _lost(node: Any) -> float:
-    """The part of a result, 0 to 1, that lies outside the grid of its label map."""
+    """The fraction of a result, 0 to 1, that lies outside the grid of its label map."""
     grid, transform, _parent = _exportGrid(node)
     whole = np.array(grid.GetExtent())
     drawn = inside = 0.0  # mm3
@@ -428,7 +428,7 @@ def _imageToWorld(image: Any) -> np.ndarray:
 
 
 def fingerprint(segmentation: Any) -> str:
-    """SHA-256 of what a hand can change: segments in their order, names, meanings and status, their voxels and place.
+    """SHA-256 of everything a user can change: order, names, meanings and status of segments, voxels and position.
 
     It does not depend on how the voxels are stored: label values, and how far the array reaches beyond the structures,
     differ after a scene was saved and loaded.
@@ -448,7 +448,7 @@ def fingerprint(segmentation: Any) -> str:
 
 
 def state(node: Any) -> tuple[str, str | None]:
-    """Of a segmentation node, all that counts as edited when it is changed: `fingerprint` and the transform above."""
+    """Everything in a segmentation node whose change counts as an edit: `fingerprint` and the parent transform."""
     return fingerprint(node.GetSegmentation()), node.GetTransformNodeID()
 
 

@@ -1,4 +1,4 @@
-"""What goes from the scene to the engine, and what comes back into the scene: volumes, segmentations, exports."""
+"""Exchange between the scene and the engine: volumes, segmentations, exports."""
 
 import json
 import zlib
@@ -64,7 +64,7 @@ _NRRD_TYPES = {"int8": "signed char", "uint8": "unsigned char", "int16": "short"
 
 
 class SceneNodes:
-    """The MRML side of the panel.
+    """The panel's access to the MRML scene.
 
     Args:
         scene: the MRML scene.
@@ -74,7 +74,7 @@ class SceneNodes:
         self.scene = scene
 
     def check(self, volumeNode: Any) -> None:
-        """Refuse a volume that must not go to the engine as it is.
+        """Reject a volume that must not be sent to the engine as it is.
 
         Raises:
             PanelError: NO_VOLUME, VOLUME_KIND, VOLUME_EMPTY, INPUT_SPACING, TRANSFORM_NONLINEAR or TRANSFORM_FRAME.
@@ -98,7 +98,7 @@ class SceneNodes:
             raise PanelError("TRANSFORM_FRAME" if shownFrame(volumeNode) else "TRANSFORM_NONLINEAR")
 
     def likelyVolume(self) -> Any:
-        """The greyscale volume that the user most likely means: the one that is active in the views, else the first."""
+        """The greyscale volume that the user most likely means: the active one in the views, else the first."""
         nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", self.scene)
         plain = [
             node for node in nodes if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
@@ -108,7 +108,7 @@ class SceneNodes:
         return next((node for node in plain if node.GetID() == active), plain[0] if plain else None)
 
     def writeVolume(self, volumeNode: Any, path: Path) -> None:
-        """Write voxels and geometry as uncompressed NRRD: no name, no other node, nothing of the patient.
+        """Write voxels and geometry as uncompressed NRRD, without names, other nodes or patient data.
 
         The geometry is the volume's own, without its parent transforms; the result is laid under the same ones.
         """
@@ -133,7 +133,7 @@ class SceneNodes:
             voxels.astype(voxels.dtype.newbyteorder("<"), copy=False).tofile(file)
 
     def readLabels(self, path: Path, volumeNode: Any) -> np.ndarray:
-        """The label map that the engine wrote: uint8 (k, j, i) on the volume's grid.
+        """Read the label map that the engine wrote: uint8 (k, j, i) on the volume's grid.
 
         Raises:
             PanelError: MEMORY, RESULT_UNREADABLE; RESULT_GEOMETRY where it does not lie on the volume's grid.
@@ -166,7 +166,7 @@ class SceneNodes:
         replace: Any = None,
         frame: int = 0,
     ) -> Any:
-        """Lay a result into the scene.
+        """Add a result to the scene.
 
         Args:
             volumeNode: the input; the result gets its parent transform, its place in the hierarchy and its grid.
@@ -206,7 +206,7 @@ class SceneNodes:
         return node
 
     def layOver(self, node: Any, volumeNode: Any) -> None:
-        """Bring a segmentation under a volume's transform, in its place.
+        """Put a segmentation under a volume's transform without moving it.
 
         The editor's Undo brings segments back, but not the transform that they were seen under.
         """
@@ -215,7 +215,7 @@ class SceneNodes:
             node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
 
     def _placeBeside(self, node: Any, volumeNode: Any) -> None:
-        """Into the subject hierarchy's folder that holds the input."""
+        """Move a node into the subject hierarchy folder that holds the input."""
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self.scene)
         source = hierarchy.GetItemByDataNode(volumeNode) if hierarchy else 0
         item = hierarchy.GetItemByDataNode(node) if hierarchy else 0
@@ -224,7 +224,7 @@ class SceneNodes:
 
     @contextmanager
     def viewsKept(self) -> Iterator[None]:
-        """Whatever is done meanwhile, the slice views show what they showed."""
+        """Keep what the slice views show, whatever is done inside the block."""
         layers = ("BackgroundVolumeID", "ForegroundVolumeID", "LabelVolumeID")
         views = [
             (view, view.StartModify(), [getattr(view, f"Get{layer}")() for layer in layers])
@@ -239,24 +239,24 @@ class SceneNodes:
                 view.EndModify(modifying)
 
     def recognise(self) -> None:
-        """Make results of the segmentations that were loaded from a file of one."""
+        """Turn segmentations that were loaded from a result file back into results."""
         for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene):
             recognise(node)
 
     def previousResult(self, volumeNode: Any) -> Any:
-        """The latest segmentation that was made from a volume as it is shown, or None."""
+        """The latest segmentation made from a volume (of a sequence, from the displayed frame), or None."""
         nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene)
         made = [node for node in nodes if self.isResultOf(node, volumeNode)]
         return made[-1] if made else None
 
     def isResultOf(self, node: Any, volumeNode: Any) -> bool:
-        """Whether the panel made this segmentation from a volume; of a sequence, from the frame that is shown."""
+        """Whether the panel made this segmentation from a volume (of a sequence, from the displayed frame)."""
         if volumeNode is None or not isResult(node) or node.GetNodeReference(INPUT_ROLE) is not volumeNode:
             return False
         return ownFrame(node) == shownFrame(volumeNode)
 
     def exportLabelMapNode(self, node: Any) -> tuple[Any, Merged]:
-        """A new label map node on the input's grid, with the segments' names and colours, and what was laid into it.
+        """Create a label map node on the input's grid with the segments' names and colours; also returns its content.
 
         Slicer's own export takes segments of one name for one, and leaves the colours beside the node unused.
         """
@@ -365,7 +365,7 @@ class SceneNodes:
 
 
 def _asShown(node: Any, representation: str) -> Any:
-    """A copy of a result for a file, outside the scene: where it lies over its input, and with the codes of its names.
+    """A copy of a result for export, outside the scene: aligned with its input, with codes that match its names.
 
     Slicer writes whatever representation is the source, whatever the file is called, and leaves transforms out.
     """
@@ -411,13 +411,13 @@ def _terms(node: Any) -> dict[str, str]:
 
 
 def loadTerminology(logic: Any, path: Path) -> None:
-    """Make Slicer know the terms, so that the terminology selector can show them."""
+    """Load the terms into Slicer, so that the terminology selector can show them."""
     if path.is_file() and not logic.IsTerminologyContextLoaded(TERMINOLOGY):
         logic.LoadTerminologyFromFile(str(path))
 
 
 def frameName(volumeNode: Any, frame: int) -> str:
-    """The volume's name, with the number of the frame where it is one of a sequence."""
+    """The volume's name, with the frame number if it belongs to a sequence."""
     name = volumeNode.GetName() or _("Volume")
     return _("{name} (frame {frame})").format(name=name, frame=frame) if frame else name
 
@@ -527,7 +527,7 @@ def _vector(*parts: float) -> str:
 
 
 def fileName(name: str) -> str:
-    """A name without the characters that a file's name cannot have on every system, no longer than 100 bytes."""
+    """A name without characters that file names cannot have on every system, at most 100 bytes long."""
     allowed = ("-" if character in '<>:"/\\|?*' or ord(character) < 32 else character for character in name)
     return "".join(allowed).encode()[:100].decode(errors="ignore").strip(" .") or "segment"
 

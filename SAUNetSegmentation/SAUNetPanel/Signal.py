@@ -1,4 +1,4 @@
-"""A signal for objects that are no Qt objects."""
+"""A signal for objects that are not Qt objects."""
 
 import traceback
 from collections.abc import Callable
@@ -16,7 +16,7 @@ class Signal:
         self._receivers.append(receiver)
 
     def disconnect(self, receiver: Callable[..., Any]) -> None:
-        """Call it no more; nothing happens where it was not connected."""
+        """Stop calling the receiver; does nothing if it was not connected."""
         if receiver in self._receivers:
             self._receivers.remove(receiver)
 

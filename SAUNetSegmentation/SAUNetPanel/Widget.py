@@ -1,4 +1,4 @@
-"""The panel: shows what the logic does, and does what is clicked. Qt only; every decision is the logic's."""
+"""The panel's widgets: show what the logic does and react to clicks. Qt only; the logic makes all decisions."""
 
 import time
 from collections.abc import Callable
@@ -42,7 +42,7 @@ _Exported = tuple[str, Callable[[], list[str]]]
 
 
 class Widget:
-    """The panel's behaviour on the widgets of its .ui file.
+    """The panel's behaviour, acting on the widgets of its .ui file.
 
     Args:
         uiWidget: the loaded .ui file.
@@ -283,7 +283,7 @@ class Widget:
         self._shownFor.clear()
 
     def setParameterNode(self, parameters: Any) -> None:
-        """Show these parameters, and the next ones no longer."""
+        """Show these parameters instead of the previous ones."""
         if self._parameters is not None:
             self._parameters.disconnectGui(self._guiTag)
             self._parameters.RemoveObserver(self._observerTag)
@@ -891,7 +891,7 @@ def notices(node: Any, chosen: Any) -> list[str]:
 
 
 def remaining(elapsed: float, share: float) -> str:
-    """An estimate of the time left in words; empty while too little is known."""
+    """The estimated time left, in words; empty while too little is known."""
     if share < 0.12 or elapsed < 1 or share >= 1:
         return ""
     seconds = elapsed * (1 - share) / share
