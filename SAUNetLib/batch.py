@@ -44,25 +44,25 @@ def run_batch(
     lie ``batch.jsonl``, a line for every source when it is done, and ``batch.csv``, a row for every series there is.
 
     Args:
-        archive: folder; of DICOM series the files of one lie in one folder. Not changed.
-        output: folder, which a cluster's computers see under the same path, as they do the archive.
+        archive: folder, which is not changed; all files of a DICOM series lie in one folder.
+        output: folder; the computers of a cluster see it and the archive under the same paths.
         model: name or file; default: the shipped model.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         scheduler: address of a Dask scheduler such as ``tcp://host:8786``; default: workers on this computer.
         workers: processes on this computer; default: one per core, as far as memory suffices, on a GPU one.
-        report: told how many sources are done, how many are known of, and how many failed.
-        warn: told of workers that are no good, and where there is none.
+        report: called with the numbers of sources that are done, that are known, and that failed.
+        warn: called with a text about each unusable worker, and if there are no workers.
 
     Returns:
-        What is known of the archive, from earlier runs too.
+        What is known about the archive, including earlier runs.
 
     Raises:
         InputError: INPUT_NOT_FOUND or INPUT_EMPTY.
-        UsageError: OUTPUT_WRITE; DEVICE; or USAGE where another run works on the same output, it is of another archive,
-            the scheduler does not answer, no worker comes, or one reason that is none of the images' ends source after
-            source.
+        UsageError: OUTPUT_WRITE; DEVICE; or USAGE if another run uses the same output, the output belongs to another
+            archive, the scheduler does not answer, there is no worker, or one source after another fails for the same
+            reason unrelated to its images.
         ModelError: the model cannot be used.
-        SAUNetError: of the workers that came none can do the work, for this reason.
+        SAUNetError: none of the available workers can do the work, for this reason.
     """
     from filelock import FileLock, Timeout
 

@@ -171,9 +171,9 @@ class WorkersDied(Exception):
 class WorkerPool:
     """The workers that segment sources, and the sources submitted to them.
 
-    Of a cluster's workers each is tried once before, and one that fails gets none: who fails at once is always free for
-    the next, so that one computer without the archive would fail nearly all of it. Nothing is changed on the
-    cluster: sources are submitted for the workers that are good.
+    Each worker of a cluster is tested once first, and gets no sources if it fails: a worker that fails at once is
+    always free for the next source, so a single computer without the archive would make nearly all of it fail. Nothing
+    is changed on the cluster: sources are only submitted to usable workers.
     """
 
     def __init__(
@@ -187,10 +187,10 @@ class WorkerPool:
 
         Args:
             client: a connection.
-            work: done with a source on a worker.
-            trial: done once on a worker; its host, and its failure as `SAUNetError.as_dict` tells it. None for workers
-                that need none.
-            warn: told of every worker that is no good, and of having none.
+            work: called with a source on a worker.
+            trial: called once on a worker; returns its host and its failure as `SAUNetError.as_dict`. None for workers
+                that need no trial.
+            warn: called with a text about each unusable worker, and if there are no workers.
         """
         self._client, self._work, self._trial, self._warn = client, work, trial, warn
         self._threads: dict[str, int] = {}  # of the good workers, by address

@@ -36,10 +36,10 @@ FRONT_AND_BACK = Notice(
     "orientation in the file, or export it again.",
 )
 COARSER = 4 / 3
-"""Pixels at which front and back are told apart, by the model's own."""
+"""Pixel size for distinguishing front from back, relative to the model's own."""
 _SURE, _SURER = 0.75, 0.01
-"""So sure, and so much surer, the network must be of a slice when its columns run the other way: of a small piece of a
-spine it is sure in neither, and which is larger tells nothing."""
+"""How confident the network must be in a slice with reversed columns, and by how much more than without: in a small
+piece of a spine it is confident in neither, and the larger value means nothing."""
 _AMD_BFLOAT16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 """AMD's GPUs with matrix products in bfloat16: CDNA and, from the third on, RDNA."""
 
@@ -57,7 +57,7 @@ class Engine:
         precision: ``auto`` takes bfloat16 where the device computes in it, else float32.
 
     Raises:
-        UsageError: DEVICE, the device asked for is not there.
+        UsageError: DEVICE, the requested device is not available.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class Engine:
     def _failed(self, error: Exception) -> Notice | None:
         """The notice for an automatically chosen GPU that failed; None if it only ran out of memory.
 
-        Such a one must not stop the work, whatever it lacks: a driver that was reset, kernels for so old a GPU in this
-        build of PyTorch, an operation.
+        Such a GPU must not stop the run, whatever the reason: a driver that was reset, a PyTorch build without kernels
+        for an old GPU, a missing operation.
 
         Raises:
-            UsageError: DEVICE, it was asked for.
+            UsageError: DEVICE, the GPU was requested explicitly.
         """
         if is_out_of_memory(error):
             return None
@@ -118,12 +118,12 @@ class Engine:
     def classes(self, stack: SagittalStack, report: Report = silent) -> tuple[np.ndarray, tuple[Notice, ...]]:
         """The class of every pixel, uint8 (S, H, W) on the stack's own grid, and notices for the user.
 
-        Memory beside the result does not grow with the number of slices. When it runs out, smaller chunks are tried,
-        then the processor. A GPU that was chosen automatically and fails is left for the processor too.
+        Memory use, apart from the result, does not grow with the number of slices. When memory runs out, smaller chunks
+        are tried, then the CPU. The CPU also takes over from a GPU that was chosen automatically and fails.
 
         Raises:
-            OutOfMemoryError: the processor's memory does not suffice either.
-            UsageError: DEVICE, the GPU that was asked for failed.
+            OutOfMemoryError: the main memory does not suffice either.
+            UsageError: DEVICE, the GPU that was requested explicitly failed.
         """
         # The stack before did not fit; this one may.
         notices = self._ready() if self._stepped_down else []

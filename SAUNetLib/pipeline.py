@@ -26,11 +26,11 @@ from .slice_order import about_order
 from .volume import FARTHEST_MM, SagittalStack, Volume, check_content, check_volume
 
 _TRACE_MM3 = 2000.0
-"""Less that has no name is not told. In 170 crops of five T2 SPACE scans it was the sacrum's top five times, 0.8 to 1.5
-ml, and to leave it out gained 0.003 to 0.008 of Dice; once it was a vertebra, 5.5 ml, which cost 0.016."""
+"""A smaller unnamed volume is not reported. In 170 crops of five T2 SPACE scans it was the sacrum's top five times,
+0.8 to 1.5 ml, and to leave it out gained 0.003 to 0.008 of Dice; once it was a vertebra, 5.5 ml, which cost 0.016."""
 
 _MUCH_OF_SLICE = 1 / 8
-"""Of a slice's height: less that shows nothing below is not told (chosen)."""
+"""Fraction of a slice's height: a smaller empty part at the bottom is not reported (chosen)."""
 
 
 def segment(
@@ -47,15 +47,16 @@ def segment(
         volume: sagittal stack or isotropic volume, any axis order.
         engine: a model on a device.
         levels: one label per structure (`anatomy.structures`); otherwise the three classes (`anatomy.classes`).
-        lowest: what the lowest complete vertebra is; None leaves it to `name_structures`.
-        report: told stage (``prepare``, ``segment``, ``levels``) and fraction; raises CancelledError to cancel.
+        lowest: level of the lowest complete vertebra; None leaves it to `name_structures`.
+        report: called with the stage (``prepare``, ``segment``, ``levels``) and fraction; raise CancelledError in it to
+            cancel.
 
     Returns:
         The result on exactly the volume's grid.
 
     Raises:
         InputError: as `check_volume` and `check_content`.
-        UsageError: USAGE, `lowest` is no vertebra or stated for three classes; DEVICE, as `Engine.classes`.
+        UsageError: USAGE, `lowest` is not a vertebra, or is stated for three classes; DEVICE, as `Engine.classes`.
         OutOfMemoryError: MEMORY.
         CancelledError: CANCELLED, from `report`.
     """

@@ -57,15 +57,15 @@ class Anchor:
     """The names of the vertebrae and the evidence for them.
 
     Attributes:
-        level: by number of the vertebra, those that do not show and the sacrum among them.
+        level: by vertebra number, including vertebrae that are not visible, and the sacrum.
         source: ``user``, ``sacrum``, ``C2``, ``both`` or ``sizes``.
         basis: the same in words.
         confidence: of the name at the anchor itself, 0 to 1.
-        unusual: what speaks for another number of vertebrae than the usual one, in words.
-        counted: whether the lumbar vertebrae above the sacrum were counted, not taken for five.
-        contradicted: what speaks against a level that the user stated, in words.
-        doubt: what speaks against the vertebra that the names were counted from, in words.
-        upside_down: whether the image seems to stand on its head, so that all names are wrong.
+        unusual: evidence for an unusual number of vertebrae, in words.
+        counted: whether the lumbar vertebrae above the sacrum were counted, not assumed to be five.
+        contradicted: evidence against a level that the user stated, in words.
+        doubt: evidence against the vertebra from which the names were counted, in words.
+        upside_down: whether the image seems to be upside down, so that all names are wrong.
     """
 
     level: dict[int, str]
@@ -217,13 +217,13 @@ class _Sacrum:
 _STEEP = -8.0
 """Degrees by which the lumbosacral disc falls more steeply to the front than the disc above, at least."""
 _ROOM_MM, _ROOM_ODDS = (5.0, 30.0), (-2.0, 4.0)
-"""Image below the lowest disc in which another vertebra would begin to show, and would show well; and how the sacrum is
-spoken for where none does, here and below as logarithms of the odds (chosen)."""
+"""Extent of the image below the lowest disc at which another vertebra would begin to be visible, and would be clearly
+visible; and the evidence for the sacrum if there is none, here and below as logarithms of the odds (chosen)."""
 _DISC_ODDS, _CANAL_ODDS = 1.0, 1.5
-"""How it is spoken for by a disc, and by a canal that goes on (chosen)."""
+"""Evidence for it from a disc, and from a canal that continues (chosen)."""
 _CUT_SHARE, _CUT_ODDS = (0.22, 0.32), (-2.0, -4.0)
-"""How it is spoken against by a vertebra below that the image ends in: less by a small piece, by its share of the usual
-volume, which may be the sacrum's top taken for one (0.09 to 0.29 of it in four scans; half an L5 has 0.28 and more). A
+"""Evidence against it from a vertebra below in which the image ends: weaker for a small piece (by its share of the
+usual volume), which may be the top of the sacrum (0.09 to 0.29 of it in four scans; half an L5 has 0.28 and more). A
 smaller one above a disc, such as a bright S1/S2, is no sign of the sacrum either (0.06 in one crop of water-fat)."""
 _PROCESSES_MM = 64.0
 """From tip to tip of a lumbar vertebra's transverse processes it is at least so far."""
@@ -248,7 +248,7 @@ _LEFT_MM3, _LEFT_BELOW_MM, _LEFT_FAR_MM, _LEFT_ASIDE_MM, _LEFT_BEHIND_MM = 180.0
 """So much of a vertebra so far below the lowest disc, no farther than the next one and no farther beside the column and
 behind it, is no sacrum: 140 mm3 at most in 47 volumes, 190 and more where a vertebra below was found in part."""
 _PIECES_ODDS = -3.0
-"""How it is spoken against by such pieces: as by a middling part of a vertebra at the border (chosen). Of 425 slices
+"""Evidence against it from such pieces: as from a middling part of a vertebra at the border (chosen). Of 425 slices
 and 47 volumes two show any: one where L5 was missed, right below -2.7, and one that ends in the sacrum's top, right
 above -4.8."""
 

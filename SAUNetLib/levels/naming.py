@@ -38,10 +38,10 @@ class Levels:
         labels: (S, H, W) uint8 in the encoding of `anatomy.structures`.
         partial: label values of structures that the border of the field of view cuts.
         notices: what the user should know.
-        confidence: by label value of a vertebra or disc, how sure its name is, 0 to 1.
-        anchor: what the names rest on, in words; empty where nothing was named.
-        unnamed_mm3: of vertebrae and discs that got no label, since with these names they are the sacrum or lie beyond
-            the ends of a spine.
+        confidence: by label value of a vertebra or disc, how certain its name is, 0 to 1.
+        anchor: the evidence for the names, in words; empty if nothing was named.
+        unnamed_mm3: volume of vertebrae and discs without a label, because with these names they are the sacrum or lie
+            beyond the ends of a spine.
     """
 
     labels: np.ndarray
@@ -55,23 +55,23 @@ class Levels:
 def name_structures(stack: SagittalStack, lowest: str | None = None, image: np.ndarray | None = None) -> Levels:
     """Separate vertebrae and discs into individual structures and name them.
 
-    A voxel keeps its class or becomes background: in a speck, apart from the spine, or in what gets no name. The sacrum
-    is no class, but its top is taken for a vertebra where the image's border cuts it. Discs are found first, and give
-    the planes between which bodies lie; a level without its disc is found by the distance of the others. Posterior
-    elements go to the body that reaches them soonest through the vertebra's own mask, where a body's pace falls off
-    away from the place at which its own arch and processes are expected.
+    A voxel keeps its class or becomes background: in a speck, apart from the spine, or in a structure without a name.
+    The sacrum is not a class, but its top is taken for a vertebra where the image's border cuts it. Discs are found
+    first; they give the planes between the bodies. A level without its disc is found from the spacing of the others.
+    Posterior elements are assigned to the body whose front reaches them first through the vertebra mask; a front slows
+    down away from where the arch and processes of its body are expected.
 
-    Names are counted from what is surest: what the user says; the sacrum, which is no class but shows by a disc without
-    a vertebra below it; C2 by its odontoid process; else the sizes and the curvature of the vertebrae.
+    Names are counted from the most certain reference: the user's statement; the sacrum, recognised by a disc without a
+    vertebra below it; C2, by its odontoid process; else the sizes and the curvature of the vertebrae.
 
     Args:
         stack: its slices are classes (S, H, W): 0 background, 1 vertebra, 2 disc, 3 canal.
         lowest: level of the lowest vertebra that the field of view does not cut, if the user states it.
-        image: the slices that the classes were found in (S, H, W), which tell whether there is anything to see where
-            no class was found.
+        image: the slices (S, H, W) in which the classes were found, to check whether the image shows anything where no
+            class was found.
 
     Raises:
-        UsageError: USAGE, `lowest` is no vertebra.
+        UsageError: USAGE, `lowest` is not a vertebra.
     """
     lowest = check_lowest(lowest)
     labels = np.zeros(stack.slices.shape, np.uint8)

@@ -24,7 +24,7 @@ LONGEST_LINE = 2**20
 ABNORMAL = "exit abnormally"
 """What Slicer's launcher says, and exits with 1, when a signal ended the process that it had started."""
 FATAL = ("Fatal Python error", "Windows fatal exception")
-"""What Python says at the signals of a crash, see Bootstrap.py; at the one that is sent for want of memory, nothing."""
+"""What Python says at the signals of a crash, see Bootstrap.py; at the one sent when memory runs out, nothing."""
 EVENTS = ("process", "ready", "progress", "warning", "result", "error")
 
 
@@ -45,7 +45,7 @@ class EngineProcess:
 
     Signals:
         event (dict): progress and warning events of the request, then exactly one result or error.
-        log (str): a line that was no event, and what happened to the process.
+        log (str): a line that was not an event, or what happened to the process.
 
     Args:
         command: program and arguments; by default the real worker.
@@ -101,7 +101,7 @@ class EngineProcess:
     def run(self, command: str, **entries: Any) -> None:
         """Send a request, starting a worker if none is warm; `event` reports its end.
 
-        A request to warm up that is under way gives way: its end is not told.
+        A warm-up request in progress gives way to it: its end is not reported.
 
         Raises:
             RuntimeError: a request to segment is under way.

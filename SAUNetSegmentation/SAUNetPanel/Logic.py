@@ -99,15 +99,15 @@ class Options:
 
     Attributes:
         levels: one segment per vertebra and disc; otherwise vertebrae, discs and canal.
-        lowest: what the lowest complete vertebra is, such as L5; None leaves it to the engine. Only with levels.
+        lowest: level of the lowest complete vertebra, such as L5; None leaves it to the engine. Only with levels.
         device: auto, gpu (cuda, or mps on a Mac) or cpu.
         model: a model's name, or its .safetensors file; empty for the standard model.
-        replace: segmentation node whose content the result replaces, if it is empty or a result; one that was edited by
-            hand, or that is none, is kept.
-        replaceEdited: replace the content even so; what is edited after the start is kept.
+        replace: segmentation node whose content the result replaces, if it is empty or an unedited result; a result
+            that was edited by hand and a segmentation that is not a result are kept.
+        replaceEdited: replace the content even so; a segmentation edited after the start is kept.
 
     Raises:
-        TypeError, ValueError: an option of another kind, or a level that no vertebra has.
+        TypeError, ValueError: an option of the wrong type, or a level that is not a vertebra.
     """
 
     levels: bool = True
@@ -157,10 +157,10 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         logic.close()
 
     Signals:
-        progressed (str, float): stage as the user reads it, share of the whole run from 0 to 1.
+        progressed (str, float): stage as shown to the user, fraction of the whole run from 0 to 1.
         finished (node): the segmentation node is in the scene.
         failed (Card): nothing was changed; a cancelled run fails with the code CANCELLED.
-        aboutToReplace (node): the content of this segmentation is going to be replaced.
+        aboutToReplace (node): the content of this segmentation is about to be replaced.
         log (str): a line for the log.
 
     Args:
@@ -207,7 +207,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
 
         Args:
             volumeNode: scalar volume with a sagittal spine MRI.
-            progress: called with stage and share done.
+            progress: called with the stage and the fraction done.
             options: see `Options`.
 
         Returns:
@@ -215,7 +215,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
 
         Raises:
             RuntimeError: as `start`.
-            TypeError, ValueError: an argument that no volume can be segmented with; nothing was changed.
+            TypeError, ValueError: an invalid argument; nothing was changed.
             PanelError: with the code and the words of the error card.
         """
         if progress is not None and not callable(progress):
