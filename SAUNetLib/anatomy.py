@@ -38,7 +38,7 @@ result: its warnings (JSON), its encoding, and its provenance under names that b
 
 @dataclass(frozen=True)
 class Structure:
-    """One structure that a label value stands for.
+    """The structure that a label value stands for.
 
     Attributes:
         value: label value.
@@ -77,7 +77,7 @@ def structures() -> dict[int, Structure]:
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """What the values of a label map mean; there is one object of each, see `encodings`.
+    """The meaning of the values of a label map; each encoding is a single object, see `encodings`.
 
     Attributes:
         name: as files and ``dataset.json`` state it.
@@ -94,7 +94,7 @@ class Encoding:
         return {value: number[structure.kind] for value, structure in self.structures.items()}
 
     def __reduce__(self) -> tuple[Callable[[str], Encoding], tuple[str]]:
-        """Copies and unpickled objects are the one object of that name."""
+        """Copying and unpickling return the single object of that name."""
         return _encoding, (self.name,)
 
     def to_classes(self, labels: np.ndarray) -> np.ndarray:
@@ -146,7 +146,7 @@ def _in_parts() -> dict[int, Structure]:
 
 
 def remapped(labels: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
-    """Labels uint8 of any shape with new values, uint8; what the table does not name becomes background."""
+    """Replace the values of labels uint8 of any shape; values that are not in the table become background."""
     lookup = np.zeros(256, np.uint8)
     lookup[list(table)] = list(table.values())
     return lookup[labels]
@@ -164,7 +164,7 @@ def segment_id(value: int, encoding: str) -> str:
 
 
 def is_made_here(identity: str, tagged: bool) -> bool:
-    """Whether a segment is the engine's, by its ID, or by having the tag `ENCODING_TAG`; a hand may have changed it.
+    """Whether the engine made a segment, from its ID or the tag `ENCODING_TAG`; it may have been edited since.
 
     Slicer's editor gives a segment that is added beside others the term of the last one, whatever it will be, so a code
     says what a segment is only of these, and where the name is the term's own (`named_after_term`).
@@ -173,7 +173,7 @@ def is_made_here(identity: str, tagged: bool) -> bool:
 
 
 def named_after_term(name: str, meaning: str) -> bool:
-    """Whether a segment is called as its term is.
+    """Whether a segment is named after its terminology entry.
 
     Slicer calls it as the chosen term's label, which for a level is a name that `named_structure` reads, else as the
     term's meaning; what is read here alone is "Vertebral canal" and, among classes, "Vertebra".
@@ -182,12 +182,12 @@ def named_after_term(name: str, meaning: str) -> bool:
 
 
 def tag_text(text: str) -> str:
-    """A text as a segment's tag, of which the characters that separate tags in a file cannot be part."""
+    """A text as a segment tag, without the characters that separate tags in a file."""
     return text.replace("|", "/").replace("\n", " ")
 
 
 def named_structure(name: str, known: Mapping[int, Structure]) -> Structure | None:
-    """What a segment's name stands for, in any case: a structure's own name, or its level (``L5``, ``L4-5 disc``)."""
+    """The structure that a segment's name means, ignoring case: its own name or its level (``L5``, ``L4-5 disc``)."""
     title = " ".join(name.split()).casefold()
     for structure in known.values():
         if structure.name.casefold() == title:
@@ -198,7 +198,7 @@ def named_structure(name: str, known: Mapping[int, Structure]) -> Structure | No
 
 
 def coded_structure(code: str, known: Mapping[int, Structure]) -> Structure | None:
-    """The only structure that has a SNOMED CT code; None where none or several have it."""
+    """The structure with a SNOMED CT code; None if no structure or several have it."""
     there = [structure for structure in known.values() if structure.code == code]
     return there[0] if len(there) == 1 else None
 
@@ -247,7 +247,7 @@ def usual_levels() -> tuple[str, ...]:
 
 
 def place_of(level: str) -> float:
-    """Where a level belongs along the spine: a vertebra's number from C1 down, a disc half a step above its lower one.
+    """Position of a level along the spine: a vertebra's number from C1 down; a disc is half a step above its lower one.
 
     So L5/S1, which the lumbosacral disc is called below L6 too, comes after L6.
 

@@ -1,4 +1,4 @@
-"""A bundle for a computer without a connection: wheels and model in one zip file, each with its SHA-256."""
+"""A bundle for an offline computer: wheels and model in one zip file, each with its SHA-256."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_bundle(
     *,
     index: str | None = None,
 ) -> list[str]:
-    """Download the wheels for a Slicer and a platform, and pack them with the shipped model.
+    """Download the wheels for a Slicer version and a platform, and pack them with the shipped model.
 
     Args:
         output: zip file; replaced only by a whole one.
@@ -107,7 +107,7 @@ def this_platform() -> str:
 def download_command(
     folder: Path, slicer: str, platform: str, requirements: Sequence[str], index: str | None = None
 ) -> list[str]:
-    """The pip command that downloads a wheel for each of these requirements, and nothing that must be built.
+    """The pip command that downloads a wheel for each of these requirements, without source distributions.
 
     The versions are those of the folder's ``constraints.txt``, see `_pin`.
     """

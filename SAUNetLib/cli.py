@@ -126,7 +126,7 @@ def _segment(options: argparse.Namespace) -> int:
 
 
 def _meant(image: str) -> list[str]:
-    """The files that a pattern such as ``*.nii.gz`` matches; what exists, or matches nothing, as it is."""
+    """Expand a pattern such as ``*.nii.gz``; an existing path, or a pattern without a match, is returned unchanged."""
     return [image] if os.path.lexists(image) else sorted(glob.glob(image)) or [image]  # noqa: PTH207
 
 
@@ -180,7 +180,7 @@ def _segment_one_of_many(
 
 
 def _segment_many(options: argparse.Namespace) -> int:
-    """Every image for itself: a failure is told and the next one goes on; the first failure's status is returned."""
+    """Segment each image independently: report a failure and go on; returns the first failure's exit status."""
     from .formats.places import check_places
     from .work_thread import WorkThread
 
@@ -284,7 +284,7 @@ def _batch(options: argparse.Namespace) -> int:
 
 
 def _print_remarks(known: Batch) -> None:
-    """What somebody who gave the wrong folder, or one of another kind, should see at once."""
+    """Print remarks that reveal at once that the folder was the wrong one or of another kind."""
     if known.left_out:
         count = sum(known.left_out.values())
         files = "1 file of another kind was" if count == 1 else f"{count} files of other kinds were"

@@ -1,4 +1,4 @@
-"""What all commands have in common: options, signals, streams, and a failure in one line with its exit status."""
+"""Common parts of all commands: options, signals, streams, and errors as one line with an exit status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BUG = "This is a bug: please report it with the output of --debug"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that reports usage errors as our other errors, and takes no abbreviated options."""
+    """An argparse parser that reports usage errors like all other errors and rejects abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
@@ -46,7 +46,7 @@ def tool(run: Callable[[argparse.Namespace], None], description: str | None) -> 
 
 
 def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
-    """Run what the parser's entry ``run`` names with its options, in a process that ends with it (`interrupt_once`).
+    """Run the function in the parser's entry ``run``, in a process that ends with it (`interrupt_once`).
 
     Returns:
         The exit status: 0 done, 2 usage, 3 input, 4 model, 5 memory, 6 cancelled, 1 a bug.
@@ -88,7 +88,7 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
 
 
 def _not_installed(error: ModuleNotFoundError) -> UsageError | None:
-    """The failure of an installation that lacks a package; None for a module that is missed by a bug of ours."""
+    """The error for a package missing from the installation; None if a missing module is a bug of SAUNet."""
     name = (error.name or "").split(".")[0]
     if not name or name == __package__:
         return None
@@ -97,7 +97,7 @@ def _not_installed(error: ModuleNotFoundError) -> UsageError | None:
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Refuse arguments such as "" and --model=, which would be taken for the default or for the current folder."""
+    """Reject arguments such as "" and --model=, which would mean the default or the current folder."""
     for argument in arguments:
         if not argument or re.fullmatch(r"--[\w-]+=", argument):
             what = f"{argument[:-1]} has no value" if argument else "an argument is empty"

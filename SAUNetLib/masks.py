@@ -33,7 +33,7 @@ def connected_components(mask: np.ndarray) -> np.ndarray:
 
 
 def cut_structures(labels: np.ndarray) -> frozenset[int]:
-    """Values that the field of view cuts: at rows and columns where they touch its border, at slices where much does.
+    """Values that the field of view cuts: they touch its border rows or columns, or fill much of an outermost slice.
 
     At slices as `cut_by_slices`.
 

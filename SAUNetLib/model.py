@@ -86,7 +86,7 @@ def _verified_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
 
 
 def save_model(network: SAUNet, path: str | Path, card: Mapping[str, Any]) -> ModelCard:
-    """Write NAME.safetensors and NAME.json; ``card`` holds the card's entries but for ``sha256``.
+    """Write NAME.safetensors and NAME.json; ``card`` holds the card's entries except ``sha256``.
 
     Weights are float16, but float32 where float16 cannot hold them, as a batch norm's large variance.
 

@@ -1,4 +1,4 @@
-"""What models there are: a model's card, where models lie, which of them a name means. Loads no weights, no PyTorch."""
+"""Find models: their cards, the model folders, and the model that a name means. Loads neither weights nor PyTorch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\xb9\xb2\x
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model file is: beside NAME.safetensors lies NAME.json with these entries.
+    """The card of a model: NAME.json beside NAME.safetensors, with these entries.
 
     Attributes:
         name: what ``--model`` calls it.
@@ -117,7 +117,7 @@ def is_model_name(text: str) -> bool:
 
 
 def model_folders() -> list[Path]:
-    """Where models are found by name: the user's own (``SAUNET_MODELS`` or ~/.saunet/models), then the shipped ones."""
+    """Folders searched for model names: the user's (``SAUNET_MODELS`` or ~/.saunet/models), then the shipped models."""
     own = os.environ.get("SAUNET_MODELS", "")
     with contextlib.suppress(RuntimeError):  # a user without a home, as in a container
         own = own or str(Path.home() / ".saunet" / "models")

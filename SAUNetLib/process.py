@@ -1,4 +1,4 @@
-"""Settings of our own processes before their work begins: streams, freed memory, OpenBLAS's threads, signals."""
+"""Settings of SAUNet's own processes before their work begins: streams, freed memory, OpenBLAS threads, signals."""
 
 from __future__ import annotations
 

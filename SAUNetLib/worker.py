@@ -237,18 +237,18 @@ def read_entries(line: str) -> Entries:
 
 
 def _identity(entries: Entries) -> dict[str, Any]:
-    """The id of a request, also of one that is not understood: its answer must find whoever waits for it."""
+    """The id of a request, even an invalid one, so that its answer reaches the process waiting for it."""
     identity = (entries or {}).get("id")
     return {"id": identity} if isinstance(identity, str | int) and _is_text(identity) else {}
 
 
 def _is_cancel(entries: Entries) -> bool:
-    """Whether a request asks to cancel, whatever else stands in it: who wants that wants it now."""
+    """Whether a request asks to cancel, whatever else it contains: cancelling takes effect at once."""
     return (entries or {}).get("command") == "cancel"
 
 
 def main() -> int:
-    """Serve stdin and stdout of this process."""
+    """Serve requests on stdin and write events to stdout."""
     complete_streams()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     prepare_process()
@@ -268,7 +268,7 @@ def main() -> int:
 
 
 def leave_stdin_alone() -> None:
-    """Let no library touch the pipe from which a thread reads the requests.
+    """Keep libraries from touching the pipe from which a thread reads the requests.
 
     On Windows NumPy's libraries look at stdin when they are loaded, and would wait until the next request came
     (numpy/numpy#24290). So stdin is nothing from here on, and there they are loaded before the first read.

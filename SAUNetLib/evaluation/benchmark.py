@@ -1,4 +1,4 @@
-"""How fast the product is and what memory it takes, beside its peers on the same volume and machine, in one run."""
+"""Measure SAUNet's speed and memory use next to its peers, on the same volume and machine, in one run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ BUDGETS = {
 def benchmark(
     budget: Budget, device: str = "auto", model: str | None = None, say: Say = lambda text: None
 ) -> dict[str, Any]:
-    """Measure everything, each row in a process of its own so that the peaks of memory are apart.
+    """Measure everything, each row in its own process, so that memory peaks are separate.
 
     Args:
         budget: see `BUDGETS`.
@@ -115,7 +115,7 @@ def _processor() -> str:
 
 
 def _peers(image: Path, device: str, product: dict[str, Any], runs: int, say: Say) -> dict[str, dict[str, Any]]:
-    """By name; a peer that is not installed or fails here is told as such and stops nothing."""
+    """The peers by name; one that is not installed or fails is reported as such and does not stop the run."""
     rows: dict[str, dict[str, Any]] = {}
     precision = product["precision"]
     for network in ("BasicUNet", "UNet"):

@@ -1,4 +1,4 @@
-"""`saunet compare`: the paper's table on own patients, every network trained by the same command with several seeds."""
+"""`saunet compare`: the paper's table on own data, with every network trained alike and with several seeds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .comparison_records import SETTINGS, SHIPPED, Comparison, TrialResult, is_f
 HELD_OUT = ("045", "081", "127", "209", "239")
 """SPIDER's patients that no network of the project is trained on."""
 SEEDS = 3
-"""Trainings of every network, where nothing else is said."""
+"""Default number of training runs per network."""
 _LOCK, _COSTS_LOCK = "training.lock", "costs.lock"
 """Files that are locked by the run that trains a network, or measures times, so that several runs share the work."""
 
@@ -61,7 +61,7 @@ def compare(
     held_out: Sequence[str] = HELD_OUT,
     device: str = "auto",
 ) -> None:
-    """Train and measure every network, or go on where a killed comparison of the same output stopped.
+    """Train and measure every network, or continue where an interrupted comparison with the same output stopped.
 
     Several runs with one output share the work, on one computer or where a shared drive has locks.
 

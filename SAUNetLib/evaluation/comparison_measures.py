@@ -1,4 +1,4 @@
-"""What a network of `saunet compare` is worth and what it costs: agreement on held-out patients, size and time."""
+"""Quality and cost of a network in `saunet compare`: agreement on held-out patients, size and time."""
 
 from __future__ import annotations
 

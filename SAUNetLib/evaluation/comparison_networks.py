@@ -1,4 +1,4 @@
-"""The networks of `saunet compare`, and what each of them is given for its training."""
+"""The networks of `saunet compare`, and the training budget of each."""
 
 from __future__ import annotations
 

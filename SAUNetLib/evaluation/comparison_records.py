@@ -1,4 +1,4 @@
-"""What `saunet compare` leaves in its folder: ``comparison.json``, and every trial's weights and ``result.json``."""
+"""The files of `saunet compare` in its folder: ``comparison.json``, and each trial's weights and ``result.json``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CaseMetrics(BaseModel):
 
 
 class TrialResult(BaseModel):
-    """What a finished trial left: ``result.json`` in its folder.
+    """The result of a finished trial: ``result.json`` in its folder.
 
     Attributes:
         date: of the end, ISO.
@@ -64,7 +64,7 @@ class TrialResult(BaseModel):
 
 
 class Cost(BaseModel):
-    """What a network costs, whatever it has learnt.
+    """The cost of a network, independent of its training.
 
     Attributes:
         parameters: trained weights.
@@ -80,7 +80,7 @@ class Cost(BaseModel):
 
 
 class Comparison(BaseModel):
-    """``comparison.json`` of a comparison's folder: what makes its trials comparable, and what the networks cost.
+    """``comparison.json``: the settings shared by all trials of a comparison, and the cost of the networks.
 
     Attributes:
         data: name of the data folder.

@@ -22,7 +22,7 @@ from ..volume import Volume, on_grid
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one pair of label maps.
+    """The metrics of one pair of label maps.
 
     Attributes:
         structures: what was compared, by label value.

@@ -1,4 +1,4 @@
-"""What a model does on each validation set of the project, kept apart: ``python -m SAUNetLib.evaluation.validation``.
+"""Evaluate a model on each of the project's validation sets: ``python -m SAUNetLib.evaluation.validation``.
 
 The sets are described in the data's own README: patients of SPIDER's T2 SPACE series held out of training (thin slices
 and four of them averaged), single slices of routine T1 and T2 scans, vertebral bodies of other scanners.

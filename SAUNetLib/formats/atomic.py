@@ -28,7 +28,7 @@ _waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=No
 
 
 def check_writable(path: str | Path, endings: Collection[str]) -> str:
-    """The ending of a path that a result can be written to; nothing of a trial is left there.
+    """Check that a result can be written to a path, leaving nothing there; returns the path's extension.
 
     Raises:
         UsageError: OUTPUT_FORMAT for an ending that is not among those given, of which `.nrrd` is not `.seg.nrrd`'s;
@@ -86,7 +86,7 @@ def _takes(folder: Path, folders: bool) -> bool:
 
 @contextmanager
 def probe(folder: Path, size: int = 0) -> Iterator[Path]:
-    """A file of so many bytes that lies in a folder for the time of the block, to see what the folder takes.
+    """Write a test file of the given size into a folder for the duration of the block.
 
     Raises:
         OSError: the folder does not take it.
@@ -100,7 +100,7 @@ def probe(folder: Path, size: int = 0) -> Iterator[Path]:
 
 
 def temporary_name(folder: Path, ending: str) -> Path:
-    """A hidden name in a folder that nothing has yet."""
+    """An unused hidden name in a folder."""
     return folder / f".{secrets.token_hex(6)}{ending}"
 
 
@@ -132,7 +132,7 @@ def same_place(first: Path, second: Path) -> bool:
 
 
 def why_absent(path: Path) -> str:
-    """Why a file may not be found that is there: on Windows for its long path. Most often empty."""
+    """Why an existing file may not be found: on Windows, its long path. Usually empty."""
     if sys.platform != "win32":
         return ""
     letters = len(str(path.absolute()))
@@ -140,12 +140,12 @@ def why_absent(path: Path) -> str:
 
 
 def spelling(name: str) -> str:
-    """A key that is equal for names that Windows and macOS take for one file; any folder may be on a disk of theirs."""
+    """A key that is equal for names that Windows and macOS treat as one file; any folder may be on such a disk."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def ending_of(path: Path, endings: Iterable[str]) -> str:
-    """The longest of the endings that a file name has, whatever its case; empty where it has none of them."""
+    """The longest of the given extensions that a file name has, ignoring case; empty if it has none of them."""
     name = path.name.lower()
     return max((ending for ending in endings if name.endswith(ending) and name != ending), key=len, default="")
 
@@ -189,7 +189,7 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
 
 @contextmanager
 def write_together() -> Iterator[None]:
-    """Files that `write_beside` writes inside the block appear at its end, and none of them when it ends badly.
+    """Make all files that `write_beside` writes inside the block appear at its end, or none if it fails.
 
     Raises:
         UsageError: OUTPUT_WRITE, a file could not be moved to its place; those before it are what they were again, as
@@ -220,7 +220,7 @@ def write_together() -> Iterator[None]:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Move a file to a place, whatever is there; on Windows again and again where another program has one of them open.
+    """Move a file, replacing any existing one; on Windows, retry while another program has one of them open.
 
     Raises:
         OSError: the system refuses.
@@ -229,7 +229,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file if the system lets us; retries as `replace`, and does not hide the failure that led here."""
+    """Remove a file if possible; retries as `replace`, and does not hide the failure that led here."""
     with suppress(OSError):
         _patiently(path.unlink)
 

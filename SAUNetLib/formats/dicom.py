@@ -1,4 +1,4 @@
-"""DICOM folders: which series lie in one, and the volume of a series, every slice at its own place."""
+"""Read DICOM folders: list the series, and load a series as a volume with every slice at its own position."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_FRAMES = 1000
 
 
 def list_series(folder: str | Path, below: bool = True) -> list[Series]:
-    """The series in a folder and, unless told otherwise, those below it, by number. Links to folders are not followed.
+    """List the series in a folder and, by default, its subfolders, by number. Links to folders are not followed.
 
     Raises:
         InputError: INPUT_NOT_FOUND, INPUT_EMPTY or INPUT_UNREADABLE.
@@ -124,7 +124,7 @@ def _content(path: Path) -> str:
 
 
 def read_series(folder: Path, series: str | None) -> Volume:
-    """The volume of the series asked for, or of the only one that can be segmented.
+    """Read the requested series, or the only one that can be segmented, as a volume.
 
     Raises:
         InputError: as `list_series`; INPUT_SERIES where a choice is needed; otherwise as `volume_of`.
@@ -240,7 +240,7 @@ def _is_broken(series: Series) -> bool:
 
 
 def _ask(offered: Sequence[Series], cause: str, listed: Sequence[Series], folder: Path) -> InputError:
-    """The failure that lets the user choose by number, or by UID where numbers do not tell.
+    """The error that lets the user choose by number, or by UID if numbers are ambiguous.
 
     Where patients or studies are several, or numbers do not tell, it says where in the folder the series lie.
     """

@@ -1,4 +1,4 @@
-"""The data elements of a DICOM file, walked before GDCM allocates whatever their lengths declare."""
+"""Check the data elements of a DICOM file before GDCM allocates the lengths that they declare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are DICOM images, and which should be some but cannot be read."""
+"""Find the DICOM images in a folder, and files that should be DICOM images but cannot be read."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def holds_images(files: Iterable[Path]) -> bool:
 
 
 def image_files(folder: Path, below: bool, unreadable_paths: list[UnreadablePath]) -> Iterator[Path]:
-    """DICOM files, and those that should be some but are unreadable or none, as after an interrupted copy.
+    """Find DICOM files, and files that should be DICOM but are unreadable or invalid, as after an interrupted copy.
 
     Hidden files and folders are left out. Folders that cannot be read are appended to `unreadable_paths`.
     """

@@ -1,4 +1,4 @@
-"""What a NIfTI, NRRD or MetaImage file says of itself, checked before ITK reads it.
+"""Check the header of a NIfTI, NRRD or MetaImage file before ITK reads the file.
 
 ITK fills missing voxels with zeros, replaces a spacing of zero by one, turns a negative one into a flip, and falls back
 to another orientation where the first is sheared, all without telling. A clinical result cannot stand on that.
@@ -51,7 +51,7 @@ _NRRD_SPACES = {"LPS", "RAS", "LAS", "LEFT-POSTERIOR-SUPERIOR", "RIGHT-ANTERIOR-
 
 
 def check_file(path: Path, ending: str) -> int:
-    """Refuse a file whose content is not what its ending and its header promise. The voxels are not kept.
+    """Reject a file whose content does not match its extension and header. The voxels are not kept.
 
     Returns:
         Bytes of its voxels.
@@ -84,7 +84,7 @@ def voxel_file(path: Path, ending: str) -> Path:
 
 
 def damaged(path: Path, why: str) -> InputError:
-    """The failure of a file that is no whole image, with the reason in a few words."""
+    """The error for a file that is not a complete image, with a short reason."""
     return InputError("INPUT_UNREADABLE", f"{path.name} cannot be read: {why}", "Copy or export the image again")
 
 

@@ -20,7 +20,7 @@ _STORED = re.compile(rb"^(ElementDataFile[ \t]*=|data ?file:)[^\r\n]*", re.MULTI
 
 
 def is_name(path: Path) -> bool:
-    """Whether ITK takes a path: SimpleITK ends the whole process at a name that is no UTF-8."""
+    """Whether ITK accepts a path: a name that is not UTF-8 makes SimpleITK end the whole process."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

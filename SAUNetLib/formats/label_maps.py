@@ -1,4 +1,4 @@
-"""The file of a label map: voxels, and what a header says beside them. Engine and panel write it alike."""
+"""Label map files: the voxels and the header fields about the result. Engine and panel write them alike."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ KEPT_IN_NIFTI = {
     "DISC_MISSING": ("MISSING", "a disc was not found; its vertebrae were separated by their height."),
     "PIECES_APART": ("APART", "bone or canal lay apart from the spine, as with ghosting, and got no label."),
 }
-"""Notices of which a NIfTI file, which has no room for texts, keeps a word; and what is said when it is read."""
+"""Notices that a NIfTI file, which has no room for texts, keeps as one word; and the text shown when it is read."""
 _DESCRIPTION = 79
 """Bytes of a NIfTI file's field ``descrip``, without the zero at its end."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of a result beside its voxels.
+    """The information about a result that a file stores beside the voxels.
 
     Attributes:
         encoding: what label values mean, the name of one of `anatomy.encodings`.
@@ -68,7 +68,7 @@ class Header:
         return {f"{KEY}label_{value}": in_ascii(name) for value, name in self.names.items()}
 
     def in_short(self) -> str:
-        """What a NIfTI file, which has room for 79 characters, says of it: encoding; doubts; model."""
+        """The description in a NIfTI file, which has room for 79 characters: encoding; doubts; model."""
         codes = {notice.code for notice in self.warnings}
         words = [word for code, (word, _) in KEPT_IN_NIFTI.items() if code in codes]
         while words and len(f"SAUNet {self.encoding}; {' '.join(words)};") > _DESCRIPTION:

@@ -1,4 +1,4 @@
-"""What the values of a label map mean, and which encoding they are in: SAUNet's own, TotalSpineSeg's or SPIDER's."""
+"""The meaning of label map values, and their encoding: SAUNet's own, TotalSpineSeg's or SPIDER's."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Reading:
 
 
 def read_as(name: EncodingName, values: Iterable[int]) -> Reading:
-    """How these values are read in an encoding, which need not have all of them.
+    """Interpret these values in an encoding, which need not contain all of them.
 
     ``classes``, ``levels``, ``parts``: see `anatomy.encodings`. ``totalspineseg``: levels, and 1 for the cord, which
     lies in the canal and is a part of it; alone it is none, since it is half as wide. ``spider``: vertebrae and discs
@@ -56,7 +56,7 @@ def read_as(name: EncodingName, values: Iterable[int]) -> Reading:
 
 
 def recognise(values: Iterable[int], name: str, stated: str = "", usual: Encoding | None = None) -> list[Reading]:
-    """The readings of a label map that have all of its values, the most likely one first.
+    """The interpretations of a label map that cover all of its values, the most likely one first.
 
     Args:
         values: that occur in it; background need not be among them.

@@ -1,4 +1,4 @@
-"""Where the results of a command may go: not where something is that it reads."""
+"""Check where the results of a command may be written: never over anything that it reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .endings import IMAGES
 
 
 def check_places(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
-    """Refuse results that would replace an input, the voxels of one, a DICOM file or each other, also by way of links.
+    """Reject results that would replace an input, its voxel file, a DICOM file or each other, including through links.
 
     Raises:
         UsageError: OUTPUT_WRITE; USAGE for two results at one place.

@@ -183,7 +183,7 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
 
 
 def read_truth(path: str | Path, usual: Encoding | None = None) -> tuple[Segmentation, np.ndarray]:
-    """As `read_segmentation`, of a file in which voxels may be `UNKNOWN`: these are background then, and told apart.
+    """As `read_segmentation`, for a file with `UNKNOWN` voxels: they become background and are returned separately.
 
     Returns:
         The segmentation, and where it is not known: (k, j, i) bool.

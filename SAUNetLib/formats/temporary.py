@@ -1,4 +1,4 @@
-"""Temporary folders for this user alone, under names that ITK takes; those of processes that died can be removed."""
+"""Temporary folders for this user only, with names that ITK accepts; leftovers of dead processes can be removed."""
 
 from __future__ import annotations
 

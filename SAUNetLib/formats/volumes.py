@@ -29,7 +29,7 @@ _IMAGE_IO = {
 
 
 def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
-    """The volume in a file or DICOM folder, checked by `check_volume`. The input is not changed.
+    """Read the volume in a file or DICOM folder and check it with `check_volume`. The input is not changed.
 
     Args:
         path: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file; folder with a DICOM study, also

@@ -1,4 +1,4 @@
-"""The spinal canal's centreline, and which points lie in front of the canal."""
+"""The centreline of the spinal canal, and the points in front of the canal."""
 
 from __future__ import annotations
 

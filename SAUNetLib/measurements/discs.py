@@ -63,7 +63,7 @@ def neighbouring_endplates(value: int, landmarks: Landmarks) -> tuple[Endplate |
 
 
 def disc_frame(above: Endplate, below: Endplate) -> AnatomicalFrame:
-    """Half-way between the endplates beside a disc, whose own outline is sheared where a body has slipped."""
+    """The frame half-way between the adjacent endplates: a disc's own outline is sheared where a body has slipped."""
     return AnatomicalFrame.facing(
         (above.middle + below.middle) / 2, above.normal + below.normal, above.along + below.along
     )

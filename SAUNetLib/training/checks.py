@@ -1,4 +1,4 @@
-"""`saunet dataset check`: everything that is wrong with a folder of labelled images, in one go."""
+"""`saunet dataset check`: report all problems of a folder of labelled images at once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NARROWEST_MM = 30.0
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding: the code of an error, or one of its own for a remark, and a text."""
+    """A finding: an error code, or a code of its own for a remark, and a text."""
 
     code: str
     text: str
@@ -54,7 +54,7 @@ class Finding:
 
 @dataclass
 class CaseReport:
-    """What was found in one case.
+    """The findings in one case.
 
     Attributes:
         name: of the case.
@@ -79,7 +79,7 @@ class CaseReport:
 
 @dataclass
 class DatasetReport:
-    """What was found in a folder: in each case, and in the folder as a whole."""
+    """The findings in a folder: for each case, and for the folder as a whole."""
 
     folder: Path
     draws: tuple[str, ...]
@@ -195,7 +195,7 @@ def _about_patients(pairs: Collection[CaseFiles]) -> Iterator[Finding]:
 
 
 def _never_drawn(report: DatasetReport, info: DatasetInfo) -> Iterator[Finding]:
-    """Structures that no case has: were they drawn at all?"""
+    """Report structures that no case has: perhaps they were never drawn."""
     read = [case for case in report.cases if case.volumes_ml]
     missing, remedy = never_drawn(info, {name for case in read for name in case.volumes_ml})
     for name in missing if read else ():
@@ -261,7 +261,7 @@ def _odd_spacing(stack: SagittalStack) -> Iterator[Finding]:
 
 
 def _undrawn_slices(stack: SagittalStack) -> Iterator[Finding]:
-    """Slices that seem to have been left out: all that they show would be taught as background."""
+    """Report slices that seem to be unlabelled: everything in them would be taught as background."""
     drawn: np.ndarray = np.any(stack.slices, axis=(1, 2))
     shown = np.flatnonzero(drawn)
     if not len(shown):

@@ -134,7 +134,7 @@ def load_cases(folder: Path, names: Sequence[str], pixel_mm: float) -> list[Case
 
 
 def check_unseen(validation: Sequence[Case], sources: Sequence[Sequence[Case]]) -> None:
-    """Refuse a case to validate on whose image is trained on under another name or in another folder.
+    """Reject a validation case whose image is also a training case under another name or in another folder.
 
     Raises:
         InputError: INPUT_SERIES.
@@ -151,7 +151,7 @@ def check_unseen(validation: Sequence[Case], sources: Sequence[Sequence[Case]]) 
 
 
 def check_drawn(cases: Sequence[Case], folder: Path, held_out: Sequence[Case] = ()) -> None:
-    """Refuse a folder in which a structure that is said to be drawn never occurs: it would be taught as background.
+    """Reject a folder in which a structure listed as drawn never occurs: it would be taught as background.
 
     Args:
         cases: those to train on.
@@ -212,7 +212,7 @@ def slice_profile(count: int, random: np.random.Generator) -> Tensor:
 
 
 def can_thicken(slices: int, slice_spacing: float, count: int) -> bool:
-    """Whether a stack has ``count`` slices to average, and they then get no thicker than clinical ones are."""
+    """Whether a stack has ``count`` slices to average, and the result is no thicker than clinical slices."""
     return count == 1 or (slices >= count and slice_spacing * count <= FARTHEST_MM)
 
 

@@ -1,4 +1,4 @@
-"""A folder of labelled cases: which files belong together, what their label values mean, what was drawn at all."""
+"""A folder of labelled cases: pairs of files, the meaning of their label values, and the structures drawn."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class DatasetInfo(BaseModel):
-    """What a folder's ``dataset.json`` may say; without the file everything has its default.
+    """The settings in a folder's ``dataset.json``; without the file all have their defaults.
 
     Attributes:
         encoding: of the label maps, see `read_as`; default: what their headers state, else what their values show.
@@ -108,7 +108,7 @@ class LabelledImage:
 
 
 def reading_of(values: Collection[int], info: DatasetInfo, name: str, stated: str = "") -> Reading | None:
-    """How the values of a label map are read; None where it has none but `UNKNOWN`.
+    """The interpretation of a label map's values; None if it has only `UNKNOWN`.
 
     Args:
         values: that occur in it.
@@ -142,7 +142,7 @@ def reading_of(values: Collection[int], info: DatasetInfo, name: str, stated: st
 
 
 def check_one_encoding(found: Iterable[EncodingName | None], folder: Path) -> None:
-    """Refuse a folder whose label maps seem to be in several encodings: one of them was then misunderstood.
+    """Reject a folder whose label maps seem to use several encodings: one of them must be misinterpreted.
 
     Raises:
         InputError: INPUT_LABELS.
@@ -302,7 +302,7 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> LabelledImage:
 
 
 def image_hash(volume: Volume) -> str:
-    """SHA-256 of an image's sagittal slices, by which it is known however its file is called or stores them.
+    """SHA-256 of an image's sagittal slices, which identifies it whatever its file name or storage order.
 
     Of their shape and their values as little-endian float32: programs change the type, and turn axes, see `on_grid`.
     """
@@ -328,7 +328,7 @@ def read_label_map(files: CaseFiles) -> LabelMap:
 
 
 def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.ndarray, EncodingName | None]:
-    """A label map as classes (k, j, i) uint8, 255 where not known; and its encoding, told or recognised.
+    """A label map as classes (k, j, i) uint8, 255 where not known; and its encoding, stated or recognised.
 
     Args:
         label_map: of the case.
@@ -387,7 +387,7 @@ def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray,
 
 
 def never_drawn(info: DatasetInfo, found: Collection[str]) -> tuple[list[str], str]:
-    """Structures that are said to be drawn and occur in no case: as background they would be unlearned.
+    """Structures listed as drawn that occur in no case: as background they would be unlearned.
 
     Args:
         info: of the folder.

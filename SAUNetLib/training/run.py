@@ -32,7 +32,7 @@ from .train import CASES, NetworkConfig, TrainedOn, TrainingConfig, is_begun, ot
 LOCK, START = "training.lock", "start.json"
 """Files in a run's folder: locked by who trains there, and `Start`."""
 WORSE = 0.005
-"""A Dice that falls by more than this from the start of a fine-tuning is told."""
+"""A Dice that falls by more than this during fine-tuning is reported."""
 Summaries = dict[str, dict[str, list[float | None]]]
 """Validation set -> figure -> [mean, standard deviation over patients]; None where a patient has none."""
 FINE_TUNING = {"steps": 400, "learning_rate": 5e-4, "averaging": 0.99}
@@ -62,7 +62,7 @@ def run_training(
     device: str = "auto",
     start: str | None = None,
 ) -> Path:
-    """Train or go on, then validate and write the model; called again on a finished run, it only does the latter.
+    """Train or continue, then validate and write the model; on a finished run, only validate and write.
 
     Args:
         data: folders, see `folders.find_cases`; the cases to validate on are in the first one.
@@ -107,7 +107,7 @@ def run_training(
 
 
 def _start(output: Path, config: TrainingConfig, data: Path, device: str) -> Start | None:
-    """The model that a run starts from, measured before the first step; its name may mean another one at the end.
+    """Measure the model that a run starts from before the first step; its name may mean another model at the end.
 
     None where a run that is begun tells nothing of it.
     """
@@ -135,7 +135,7 @@ def _worse(before: Summaries, after: Summaries) -> str:
 
 
 def _validated(config: TrainingConfig, names: bool) -> str:
-    """What figures of the model are worth: which cases they are from, and what was chosen on them.
+    """How far the model's figures can be trusted: the validation cases, and what was chosen on them.
 
     A card, which goes wherever the model goes, has no names: they may be patients'.
     """
@@ -147,7 +147,7 @@ def _validated(config: TrainingConfig, names: bool) -> str:
 
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """No other command works on a run meanwhile; of several processes of one run, the first one sees to it."""
+    """Lock a run against other commands; of several processes of one run, only the first one does so."""
     if getattr(rank_zero_only, "rank", 0):
         yield
         return
@@ -237,7 +237,7 @@ def _config(output: Path, config_file: str | None, start: str | None, folder: Pa
 
 
 def _known_to(card: ModelCard, folder: Path) -> tuple[set[str], set[str]]:
-    """The cases of a folder whose images a model was trained on, and those that it was validated on."""
+    """The cases of a folder that a model was trained on, and those that it was validated on, by their images."""
     if not card.trained_on:
         return set(), set()
     hashes = {
@@ -250,7 +250,7 @@ def _known_to(card: ModelCard, folder: Path) -> tuple[set[str], set[str]]:
 
 
 def _starting_from(start: str, config: TrainingConfig) -> tuple[TrainingConfig, ModelCard]:
-    """A configuration that goes on from a model: what it does not state itself is the model's, or gentle; its card."""
+    """The configuration for fine-tuning a model, with unset values taken from the model or set gently; and its card."""
     card = load_model(start).card
     network = NetworkConfig.model_validate(card.network)
     stated = config.model_fields_set

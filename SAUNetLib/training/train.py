@@ -1,4 +1,4 @@
-"""The training run: Lightning drives it, MONAI measures it, a kill at any moment costs at most one short epoch."""
+"""The training run, with Lightning and MONAI metrics; a kill at any moment costs at most one short epoch."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class NetworkConfig(BaseModel):
 
 
 class TrainingConfig(BaseModel):
-    """Everything that decides a run, kept beside its weights.
+    """All settings that determine a run, stored beside its weights.
 
     Attributes:
         name, version, description, data, licence, attribution, limits: what the model's card will say.
@@ -159,7 +159,7 @@ class TrainingConfig(BaseModel):
 
 
 class TrainedOn(BaseModel):
-    """``cases.json`` of a run: what it is trained on.
+    """``cases.json`` of a run: its training data.
 
     Attributes:
         cases: names of the cases of each data folder.
@@ -191,7 +191,7 @@ class TrainedOn(BaseModel):
         )
 
     def keep(self, output: Path) -> None:
-        """Write it into the run's folder, or refuse to go on there with other cases.
+        """Write it into the run's folder, or refuse to continue there with other cases.
 
         Raises:
             UsageError: USAGE.
@@ -219,12 +219,12 @@ def _file_hash(path: Path) -> bytes:
 
 
 def is_begun(output: Path) -> bool:
-    """Whether a run in a folder has anything to go on from."""
+    """Whether the run in a folder has anything to continue from."""
     return any((output / name).exists() for name in (LAST, BEST))
 
 
 def other_cases(output: Path) -> UsageError:
-    """What is said where a run is to go on with other data."""
+    """The error for continuing a run with other data."""
     return UsageError(
         "USAGE",
         f"{output} holds a run with other cases",
@@ -234,7 +234,7 @@ def other_cases(output: Path) -> UsageError:
 
 
 class RunData(pl.LightningDataModule):
-    """What a run is trained on and watched by.
+    """The training and monitoring data of a run.
 
     No part of `TrainingRun`: Lightning copies that for its averaged weights, and would copy all images with it.
 
@@ -346,7 +346,7 @@ class TrainingRun(pl.LightningModule):
 
 
 def _dice_metric() -> DiceMetric:
-    """Dice by structure; what a case has not is no part of the mean."""
+    """Dice by structure; structures absent from a case are left out of the mean."""
     return DiceMetric(include_background=False, reduction="mean_batch", get_not_nans=True, num_classes=len(CLASS_NAMES))
 
 
@@ -382,7 +382,7 @@ def predict(network: SAUNet, images: Tensor) -> Tensor:
 
 
 def train(folders: Sequence[Path], output: Path, config: TrainingConfig, accelerator: str = "auto") -> SAUNet:
-    """Train on folders of cases, or go on where a killed run of the same output stopped.
+    """Train on folders of cases, or continue where an interrupted run with the same output stopped.
 
     Args:
         folders: see `folders.find_cases`; the first one holds ``config.validation``.
@@ -430,7 +430,7 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
 
 
 def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto") -> float:
-    """Train, or go on from ``last.ckpt`` in the run's folder; the run then holds its averaged weights, on the CPU.
+    """Train, or continue from ``last.ckpt`` in the run's folder; the run then holds its averaged weights, on the CPU.
 
     Returns:
         Seconds of training, those before an interruption included.
@@ -579,7 +579,7 @@ class _Interruptible(Callback):
         self.asked = True
 
     def cancelled(self) -> CancelledError:
-        """What the user is told."""
+        """The error for the user."""
         return CancelledError(GOES_ON if self._checkpoint.exists() else BEGINS_ANEW)
 
     def on_train_batch_start(self, *_: Any) -> None:
