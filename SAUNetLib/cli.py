@@ -483,6 +483,7 @@ def _add_relabel(commands: Any) -> None:
 
 
 def _relabel(options: argparse.Namespace) -> int:
+    from .formats.segmentations import HOW_READ
     from .relabel import relabel_file
 
     pairs = [entry.partition("=") for entry in options.set]
@@ -497,6 +498,9 @@ def _relabel(options: argparse.Namespace) -> int:
     changed = relabel_file(options.file, assignments, options.output, options.table)
     for row in changed.table():
         print(row.structure.value, row.structure.name, sep="\t")
+    for notice in changed.warnings:
+        if notice.code in HOW_READ:
+            print(f"note {notice.code}: {notice.text}", file=sys.stderr)
     print("note: existing tables, pictures and measurements keep the old names", file=sys.stderr)
     return 0
 

@@ -15,7 +15,7 @@ from .errors import InputError, UsageError
 from .formats.atomic import check_writable, same_place, write_together
 from .formats.endings import SEGMENTATIONS, TABLES
 from .formats.places import check_places
-from .formats.segmentations import CORD, read_segmentation, write_segmentation, write_table
+from .formats.segmentations import HOW_READ, LOST, read_segmentation, write_segmentation, write_table
 from .masks import with_cuts
 from .segmentation import Notice, Segmentation, count_labels
 
@@ -59,7 +59,7 @@ def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segme
         warnings=tuple(
             Notice(notice.code, _renamed(notice.text, table))
             for notice in segmentation.warnings
-            if not notice.about_anchor and notice.code != CORD
+            if not notice.about_anchor and notice.code not in HOW_READ
         ),
     )
 
@@ -124,7 +124,7 @@ def relabel_file(
     output: str | Path | None = None,
     table: str | Path | None = None,
 ) -> Segmentation:
-    """Relabel a saved segmentation of any format that `formats.segmentations` writes; returns what was written.
+    """Relabel a saved segmentation of any format that `formats.segmentations` writes.
 
     Args:
         path: the file.
@@ -132,9 +132,12 @@ def relabel_file(
         output: where to write; None replaces the file itself, which stays as it is if anything fails.
         table: CSV of the structures with their new names, see `formats.segmentations.write_table`.
 
+    Returns:
+        What was written, and beside its own notices those of `HOW_READ`, which say how the file was read.
+
     Raises:
         InputError: as `read_segmentation`.
-        UsageError: as `relabel`; OUTPUT_FORMAT or OUTPUT_WRITE; USAGE where the file would lose its spinal cord.
+        UsageError: as `relabel`; OUTPUT_FORMAT or OUTPUT_WRITE; USAGE where the file would lose what `LOST` names.
     """
     target = Path(path if output is None else output)
     check_writable(target, SEGMENTATIONS)
@@ -143,15 +146,17 @@ def relabel_file(
     in_place = same_place(target, Path(path))
     check_places(([] if in_place else [target]) + ([] if table is None else [table]), [path])
     saved = read_segmentation(path)
-    if in_place and any(notice.code == CORD for notice in saved.warnings):
-        cause = f"{target.name} holds a spinal cord, which would be lost"
+    how_read = [notice for notice in saved.warnings if notice.code in HOW_READ]
+    lost = [LOST[notice.code] for notice in how_read if notice.code in LOST]
+    if in_place and lost:
+        cause = f"{target.name} holds {' and '.join(lost)}, which would be lost"
         raise _refusal(cause, "Give the result another name (--output)")
     segmentation = relabel(with_cuts(saved), assignments)
     with write_together():
         write_segmentation(segmentation, target)
         if table is not None:
             write_table(segmentation, table)
-    return segmentation
+    return replace(segmentation, warnings=(*segmentation.warnings, *how_read))
 
 
 def _refusal(cause: str, remedy: str) -> UsageError:

@@ -33,7 +33,7 @@ from SAUNetLib.formats import segmentations as module
 from SAUNetLib.formats.atomic import check_writable
 from SAUNetLib.formats.endings import SEGMENTATIONS, TABLES, VOLUMES
 from SAUNetLib.formats.label_maps import KEPT_IN_NIFTI, read_in_short
-from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation, write_table
+from SAUNetLib.formats.segmentations import read_segmentation, read_truth, write_segmentation, write_table
 from SAUNetLib.relabel import relabel_file
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.volume import Geometry, to_sitk
@@ -278,10 +278,36 @@ def test_segments_in_layers(tmp_path: Path, whole: Segmentation) -> None:
     for mask, name in zip(masks, ("L1 vertebra", "spinal CANAL"), strict=True):
         slicerio.add_segment(content, mask, {"name": name})
     assert content["voxels"].ndim == 4
-    slicerio.write_segmentation(str(tmp_path / "s.seg.nrrd"), content)
-    got = read_segmentation(tmp_path / "s.seg.nrrd")
+    path = tmp_path / "s.seg.nrrd"
+    slicerio.write_segmentation(str(path), content)
+    got = read_segmentation(path)
     expected = np.where(masks[1], 2, np.where(masks[0], 41, 0)).transpose(2, 1, 0)
     assert np.array_equal(got.labels, expected)
+    shared = (masks[0] & masks[1]).transpose(2, 1, 0)
+    (notice,) = got.warnings
+    assert notice.code == "OVERLAP" and notice.text.startswith(f"{shared.sum()} voxels")
+    assert "L1 vertebra, spinal CANAL" in notice.text
+    truth, left_out = read_truth(path)
+    assert np.array_equal(left_out, shared) and np.array_equal(truth.labels, np.where(shared, 0, expected))
+    assert [one.code for one in evaluate_files(path, path).warnings] == ["OVERLAP", "OVERLAP"]
+
+
+def test_overlapping_segments_are_not_lost_in_passing(tmp_path: Path, whole: Segmentation) -> None:
+    path, other = tmp_path / "s.seg.nrrd", tmp_path / "other.seg.nrrd"
+    write_segmentation(whole, path)
+    content = slicerio.read_segmentation(str(path))
+    twice = whole.labels.transpose(2, 1, 0) == 2
+    content["voxels"] = np.stack([content["voxels"], (twice | (content["voxels"] == 43)).astype(np.uint8)])
+    for one in content["segments"]:
+        if one["name"] == "L3 vertebra":
+            one.update(layer=1, labelValue=1)
+    slicerio.write_segmentation(str(path), content)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="segments that overlap") as failure:
+        relabel_file(path, {"L3": "L2"})
+    assert path.read_bytes() == before and "--output" in failure.value.remedy
+    assert "OVERLAP" in [one.code for one in relabel_file(path, {"L3": "L2"}, other).warnings]
+    assert "OVERLAP" not in [one.code for one in read_segmentation(other).warnings]
 
 
 # --- what cannot be read --------------------------------------------------------------------------

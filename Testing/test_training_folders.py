@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import slicerio
 import torch
 from builders import SLICES_TO_LEFT, labelled, read_pair, to_classes, write_pair
 from hypothesis import assume, given
@@ -572,6 +573,24 @@ def test_segments_are_read_by_their_names_and_not_by_slicer_s_numbers(tmp_path, 
     write_segments(folder / f"a_labels{ending}", ("Spinal canal", "Segment_2", "Intervertebral discs"))
     with pytest.raises(InputError, match="segments that are not known structures: Segment_2"):
         read_pair(folder, "a")
+
+
+def test_what_two_segments_claim_teaches_nothing(tmp_path):
+    """The later one was taught, without a word."""
+    write(tmp_path, "a")
+    (tmp_path / "a_labels.nii.gz").unlink()
+    volume, labels = labelled(0)
+    image = volume.to_sitk(np.where(labels == 3, np.uint8(1), np.uint8(0)))
+    content = slicerio.create_segmentation(image.GetSize(), np.eye(4))
+    masks = [labels == 3, (labels == 1) | (labels == 3), labels == 2]
+    for name, mask in zip(SEGMENT_NAMES, masks, strict=True):
+        slicerio.add_segment(content, mask.transpose(2, 1, 0), {"name": name})
+    content["ijkToLPS"][:3, :3] = np.asarray(volume.geometry.direction) * np.asarray(volume.geometry.spacing)
+    content["ijkToLPS"][:3, 3] = volume.geometry.origin
+    slicerio.write_segmentation(str(tmp_path / "a_labels.seg.nrrd"), content)
+    assert np.array_equal(read_pair(tmp_path, "a")[1], np.where(labels == 3, UNKNOWN, labels))
+    (report,) = check_dataset(tmp_path).cases
+    assert "OVERLAP" in [note.code for note in report.notes]
 
 
 def test_a_segmentation_beside_a_label_map_is_the_same_case(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 from ..anatomy import Structure
 from ..console import table_console
 from ..formats.label_values import UNKNOWN
-from ..formats.segmentations import CORD, SPIDER, read_segmentation, read_truth
+from ..formats.segmentations import HOW_READ, OVERLAP, read_segmentation, read_truth
 from ..metrics import Agreement, Detection, compare_labels, detect
 from ..parts import merge_parts
 from ..segmentation import Notice, Segmentation, count_labels
@@ -86,7 +86,7 @@ def _shown(figure: float) -> str:
 def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
     """Compare two files. Where only one of them has levels, the three classes are compared.
 
-    Voxels that are `UNKNOWN` in the truth count on neither side.
+    Voxels that are `UNKNOWN` in the truth, or belong to two segments of it, count on neither side.
 
     Raises:
         InputError: as `read_segmentation`; INPUT_GEOMETRY, the two lie on different grids.
@@ -104,7 +104,8 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
     compared = evaluate(replace(prediction, labels=counted, geometry=laid.geometry), reference)
     files = (predicted, prediction), (truth, reference)
     notices = [notice for path, read in files for notice in _how_read(path, read)]
-    if count := int(np.count_nonzero(left_out)):
+    count = int(np.count_nonzero(left_out))
+    if count and not any(notice.code == OVERLAP for notice in reference.warnings):
         text = (
             f"{Path(truth).name}: {count} voxels are labelled not known (value {UNKNOWN}) and are ignored on both "
             "sides."
@@ -116,7 +117,7 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
 def _how_read(path: str | Path, read: Segmentation) -> Iterator[Notice]:
     """What is to be said of a file's values, with its name; what its header says of the run is not."""
     for notice in read.warnings:
-        if notice.code in (CORD, SPIDER):
+        if notice.code in HOW_READ:
             yield replace(notice, text=f"{Path(path).name}: {notice.text}")
 
 

@@ -46,8 +46,13 @@ from .label_maps import ENCODING, KEY, Header, in_ascii, read_in_short, stated_e
 from .label_values import CORD_VALUE, UNKNOWN, Reading, recognise
 from .volumes import read_image
 
-CORD, SPIDER = "CORD", "SPIDER"
-"""Codes of the notices that a label map held a spinal cord, or had the values of SPIDER's masks."""
+CORD, SPIDER, OVERLAP = "CORD", "SPIDER", "OVERLAP"
+"""Codes of the notices that a label map held a spinal cord, or had the values of SPIDER's masks; that segments of a
+segmentation overlap."""
+HOW_READ = (CORD, SPIDER, OVERLAP)
+"""Codes of the notices about the file that was read, and not about the result in it."""
+LOST = {CORD: "a spinal cord", OVERLAP: "segments that overlap"}
+"""By the code of its notice, what a file holds that a label map of one value per voxel cannot keep."""
 _OWN_TAGS = (LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG)
 """Tags that say something of the segment itself."""
 _REFERENCE = "Reference image geometry"
@@ -185,6 +190,8 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
 def read_truth(path: str | Path, usual: Encoding | None = None) -> tuple[Segmentation, np.ndarray]:
     """As `read_segmentation`, for a file with `UNKNOWN` voxels: they become background and are returned separately.
 
+    So are voxels that belong to two segments.
+
     Returns:
         The segmentation, and where it is not known: (k, j, i) bool.
     """
@@ -192,13 +199,13 @@ def read_truth(path: str | Path, usual: Encoding | None = None) -> tuple[Segment
 
 
 def _read(path: Path, usual: Encoding | None, unknown: int | None = None) -> tuple[Segmentation, np.ndarray]:
-    """What is in a file, and where its label map has the value that says that nothing is known."""
+    """What is in a file, and where nothing is known: its label map has that value, or its segments overlap."""
     named = ending_of(path, SEGMENTATIONS) == SEGMENTS and os.path.isfile(path)  # noqa: PTH113 - no failure for any path
     image = None if named else read_image(path)
     if image is None or lists_segments(image):
-        segmentation = _read_segments(path, usual)
-        if segmentation is not None:
-            return segmentation, np.zeros(segmentation.labels.shape, bool)
+        drawn = _read_segments(path, usual, unknown is not None)
+        if drawn is not None:
+            return drawn
     image = read_image(path) if image is None else image
     keys = image.GetMetaDataKeys()
     fields = {key: image.GetMetaData(key) for key in keys}
@@ -271,8 +278,11 @@ def _segmentation(
     return Segmentation(labels, geometry, encoding, provenance, warnings, partial)
 
 
-def _read_segments(path: Path, usual: Encoding | None) -> Segmentation | None:
-    """The segmentation in a .seg.nrrd file; None where it lists no segments and yet has voxels."""
+def _read_segments(path: Path, usual: Encoding | None, as_truth: bool) -> tuple[Segmentation, np.ndarray] | None:
+    """The segmentation in a .seg.nrrd file, and where it is not known; None if it lists no segments but has voxels.
+
+    Voxels that belong to two segments are the later one's, or, in a truth, background and not known.
+    """
     import slicerio
 
     voxel_bytes = headers.check_file(path, ".nrrd")
@@ -290,16 +300,40 @@ def _read_segments(path: Path, usual: Encoding | None) -> Segmentation | None:
     told = _told_by_tags(segments)
     stated = content.get(ENCODING, told.get(ENCODING, ""))
     encoding, values = _meanings(segments, stated, usual, path.name)
-    labels = np.zeros(voxels.shape[-3:], np.uint8)
-    for segment, value in zip(segments, values, strict=True):
-        labels[slicerio.segment_mask(content, segment)] = value
+    labels, shared, overlap = _painted(content, segments, values, as_truth)
     cut = frozenset(value for one, value in zip(segments, values, strict=True) if PARTIAL_TAG in one.get("tags", {}))
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+    left_out = _whole_grid(shared if as_truth else np.zeros_like(shared), matrix, content)[0].transpose(2, 1, 0)
     labels, origin = _whole_grid(labels, matrix, content)
     geometry = Geometry(labels.shape, tuple(spacing.tolist()), tuple(origin.tolist()), matrix[:3, :3] / spacing)
     sure = dict(filter(None, map(_confidence, values, segments)))
     read = _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, told | content)
-    return replace(read, partial=cut, confidence=sure)  # of the tags, which alone Slicer keeps
+    read = replace(read, partial=cut, confidence=sure)  # of the tags, which alone Slicer keeps
+    return replace(read, warnings=(*read.warnings, *overlap)), np.ascontiguousarray(left_out)
+
+
+def _painted(
+    content: Mapping[str, Any], segments: list[Mapping[str, Any]], values: list[int], as_truth: bool
+) -> tuple[np.ndarray, np.ndarray, list[Notice]]:
+    """Labels (i, j, k) of the segments, the later one on top; where they overlap, and what is to be said of that."""
+    import slicerio
+
+    labels = np.zeros(content["voxels"].shape[-3:], np.uint8)
+    shared = np.zeros(labels.shape, bool)
+    overlapping: set[int] = set()
+    for segment, value in zip(segments, values, strict=True):
+        mask = slicerio.segment_mask(content, segment)
+        below = count_labels(labels[mask][None])
+        if below:
+            overlapping |= {value, *below}
+            shared |= mask & (labels > 0)
+        labels[mask] = value
+    if as_truth:
+        labels[shared] = 0
+    names = [str(one.get("name", "")) for one, value in zip(segments, values, strict=True) if value in overlapping]
+    counted = "treated as unknown" if as_truth else "counted for the later one"
+    text = f"{np.count_nonzero(shared)} voxels belong to two segments and are {counted}: {', '.join(names)}."
+    return labels, shared, [Notice(OVERLAP, text)] if names else []
 
 
 def _confidence(value: int, segment: Mapping[str, Any]) -> tuple[int, float] | None:

@@ -216,6 +216,7 @@ def _check_case(files: CaseFiles, info: DatasetInfo, seen: dict[str, str]) -> Ca
             read = replace(read, volume=on_grid(read.volume, volume.geometry, "its image"))
     if read is not None:
         truth = read.volume
+        case.notes += [Finding(notice.code, notice.text) for notice in read.notices]
         with _noted(case.problems):
             classes, case.encoding = as_classes(read, info, files.name)
             _check_labels(classes, truth.geometry.voxel_volume, info, case)

@@ -20,9 +20,9 @@ from ..formats.atomic import ending_of, write_beside
 from ..formats.endings import IMAGES, SEGMENTS
 from ..formats.label_maps import stated_encoding
 from ..formats.label_values import UNKNOWN, EncodingName, Reading, read_as, recognise
-from ..formats.segmentations import as_labels, lists_segments, read_segmentation
+from ..formats.segmentations import OVERLAP, as_labels, lists_segments, read_truth
 from ..formats.volumes import read_image
-from ..segmentation import count_labels
+from ..segmentation import Notice, count_labels
 from ..volume import SagittalStack, Volume, check_content, check_volume, on_grid
 
 ANY_OF = 240
@@ -83,11 +83,13 @@ class LabelMap:
         stated: the encoding that its header states, or nothing.
         named: whether the file names segments, by which it was read: it holds the classes, whatever the folder's
             encoding is. The numbers that Slicer gives such segments say nothing: 1 may be the canal.
+        notices: what is to be said of its segments.
     """
 
     volume: Volume
     stated: str = ""
     named: bool = False
+    notices: tuple[Notice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -315,15 +317,17 @@ def image_hash(volume: Volume) -> str:
 
 
 def read_label_map(files: CaseFiles) -> LabelMap:
-    """The label map of a case.
+    """The label map of a case; what belongs to two of its segments is `UNKNOWN`.
 
     Raises:
         InputError: as `read_image`; INPUT_LABELS for segments without a meaning here.
     """
     image, name = read_image(files.labels), f"the label map of {files.name}"
     if lists_segments(image):
-        classes = read_segmentation(files.labels).as_classes()
-        return LabelMap(Volume(classes.labels, classes.geometry, name), named=True)
+        read, left_out = read_truth(files.labels)
+        labels = np.where(left_out, np.uint8(UNKNOWN), read.as_classes().labels)
+        notices = tuple(notice for notice in read.warnings if notice.code == OVERLAP)
+        return LabelMap(Volume(labels, read.geometry, name), named=True, notices=notices)
     return LabelMap(Volume.from_sitk(image, name), stated_encoding(image))
 
 
