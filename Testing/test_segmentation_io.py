@@ -365,6 +365,22 @@ def test_a_segment_without_a_meaning(tmp_path: Path, whole: Segmentation) -> Non
     assert failure.code == "INPUT_LABELS" and "Tumour" in failure.cause
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_shares_are_no_label_values(tmp_path: Path, whole: Segmentation, said: bool) -> None:
+    """As Slicer stores a fractional label map: -108 is nothing, 108 is all of a voxel, one layer for each segment."""
+    path = tmp_path / "s.seg.nrrd"
+    write_segmentation(whole, path)
+    content = slicerio.read_segmentation(str(path))
+    layers = [content["voxels"] == one["labelValue"] for one in content["segments"]]
+    content["voxels"] = np.stack([layer.astype(np.int8) * 107 + (1 if said else -108) for layer in layers])
+    content["masterRepresentation"] = "Fractional labelmap" if said else "Binary labelmap"
+    for number, one in enumerate(content["segments"]):
+        one.update(layer=number, labelValue=1)
+    slicerio.write_segmentation(str(path), content)
+    failure = refusal(path)
+    assert failure.code == "INPUT_LABELS" and "fractional" in failure.cause and "Representations" in failure.remedy
+
+
 def test_two_segments_of_one_meaning(tmp_path: Path, whole: Segmentation) -> None:
     """A copy kept beside a correction must not swallow it."""
     matrix = np.diag([-1, -1, 1, 1]) @ matrix_ras(whole.geometry)

@@ -235,8 +235,7 @@ def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
     Raises:
         InputError: INPUT_LABELS.
     """
-    whole = voxels.dtype.kind in "biu" or (np.isfinite(voxels).all() and np.all(voxels == np.floor(voxels)))
-    if not whole or voxels.min() < 0 or voxels.max() > 255:
+    if not _is_whole(voxels) or voxels.min() < 0 or voxels.max() > 255:
         raise InputError(
             "INPUT_LABELS",
             f"{name} holds values that are not label values (whole numbers from 0 to 255)",
@@ -297,6 +296,7 @@ def _read_segments(path: Path, usual: Encoding | None, as_truth: bool) -> tuple[
         raise InputError("INPUT_DIMENSION", f"{path.name} has {voxels.ndim} dimensions", "Give a 3D segmentation")
     if not segments and voxels.any():
         return None
+    _check_binary(content, path.name)
     told = _told_by_tags(segments)
     stated = content.get(ENCODING, told.get(ENCODING, ""))
     encoding, values = _meanings(segments, stated, usual, path.name)
@@ -310,6 +310,23 @@ def _read_segments(path: Path, usual: Encoding | None, as_truth: bool) -> tuple[
     read = _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, told | content)
     read = replace(read, partial=cut, confidence=sure)  # of the tags, which alone Slicer keeps
     return replace(read, warnings=(*read.warnings, *overlap)), np.ascontiguousarray(left_out)
+
+
+def _check_binary(content: Mapping[str, Any], name: str) -> None:
+    """Refuse segments whose voxels are shares from 0 to 1, which Slicer stores as other numbers than label values."""
+    voxels = content["voxels"]
+    fractional = "fractional" in str(content.get("masterRepresentation", "")).casefold()
+    if fractional or voxels.min() < 0 or not _is_whole(voxels):
+        raise InputError(
+            "INPUT_LABELS",
+            f"{name} is a fractional segmentation, whose voxels are shares of segments",
+            "Convert it to a binary label map in Slicer (module Segmentations, section Representations), then save it",
+        )
+
+
+def _is_whole(voxels: np.ndarray) -> bool:
+    """Whether all values are whole numbers."""
+    return voxels.dtype.kind in "biu" or bool(np.isfinite(voxels).all() and np.all(voxels == np.floor(voxels)))
 
 
 def _painted(
