@@ -745,6 +745,17 @@ def test_names_out_of_the_spine_s_order_are_told(thin, first, second):
     ]
 
 
+def test_vertebrae_alone_are_in_their_order_too(thin):
+    """As of another tool whose numbers rise from the bottom up."""
+    alone = np.where(np.isin(thin.labels, range(21, 47)), thin.labels, 0).astype(np.uint8)
+    values = np.unique(alone)[1:]
+    table = np.zeros(256, np.uint8)
+    table[values] = values[::-1]
+    for labels, told in ((alone, False), (table[alone], True)):
+        found = measure(Segmentation(labels, thin.volume.geometry))
+        assert ("LEVELS_ORDER" in [notice.code for notice in found.warnings]) == told
+
+
 def test_a_canal_in_front_of_the_discs_is_told_and_nothing_measured_by_it(thin):
     """As of a file whose header swaps front and back: vertebrae were half as high then, without a word."""
     space = thin.volume.geometry

@@ -690,6 +690,43 @@ def test_vertebrae_in_parts_are_written_and_read(tmp_path, ending):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("values", "kind", "said"),
+    [
+        ((41, 42), "levels", True),
+        ((1, 21, 22), "levels", True),
+        ((41, 50), "levels", True),
+        ((41, 42, 91), "levels", False),
+        ((2, 41), "levels", False),
+        ((2, 41, 141), "parts", False),
+        ((1, 3), "classes", False),
+    ],
+)
+def test_what_only_fits_by_chance_is_told(tmp_path, values, kind, said):
+    """SPINEPS numbers L2 to L5 as 21 to 24, which are T1 to T4 here."""
+    path, labels = tmp_path / "a.nrrd", np.zeros((3, 8, 8), np.uint8)
+    labels[1, 2, : len(values)] = values
+    sitk.WriteImage(sitk.GetImageFromArray(labels), str(path))
+    found = read_segmentation(path)
+    assert (found.encoding.name, "ENCODING_ASSUMED" in [one.code for one in found.warnings]) == (kind, said)
+    assert [one.code for one in evaluate_files(path, path).warnings].count("ENCODING_ASSUMED") == 2 * said
+    for ending in (".nrrd", ".nii.gz"):  # ours state it
+        write_segmentation(replace(found, warnings=()), tmp_path / f"ours{ending}")
+        assert "ENCODING_ASSUMED" not in [one.code for one in read_segmentation(tmp_path / f"ours{ending}").warnings]
+
+
+def test_parts_without_a_disc_or_a_canal_are_believed_where_something_states_them(tmp_path):
+    labels = np.zeros((3, 8, 8), np.uint8)
+    labels[1, 2, :4] = 21, 22, 121, 122
+    grid = Geometry((8, 8, 3), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
+    write_segmentation(Segmentation(labels, grid, encodings()["parts"]), tmp_path / "stated.nii.gz")
+    sitk.WriteImage(to_sitk(labels, grid), str(tmp_path / "unstated.nii.gz"))
+    assert read_segmentation(tmp_path / "stated.nii.gz").has_parts
+    assert refusal(tmp_path / "unstated.nii.gz").code == "INPUT_LABELS"
+    (notice,) = evaluate_files(tmp_path / "stated.nii.gz", tmp_path / "unstated.nii.gz").warnings
+    assert notice.code == "ENCODING_ASSUMED" and "unstated.nii.gz" in notice.text
+
+
 def test_a_canal_alone_is_a_canal_and_no_discs(tmp_path):
     """As TotalSpineSeg writes one; in a label map of three classes 2 is a disc."""
     voxels = np.zeros((3, 8, 8), np.uint8)

@@ -175,6 +175,7 @@ def test_encodings_are_told_apart(values, kind):
         ({41, 201}, "single"),
         ({1, 2, 3, 4}, "Slicer's own export"),
         ({4, 5, 6, 99 - 75}, "Slicer's own export"),
+        ({21, 22, 23, 24, 121, 122, 123}, "SPINEPS"),  # vertebrae L2 to L5 and discs there, T1 to T4 in parts here
     ],
 )
 def test_what_could_mean_two_things_is_refused_until_it_is_told(values, word):

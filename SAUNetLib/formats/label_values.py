@@ -69,7 +69,8 @@ def recognise(values: Iterable[int], name: str, stated: str = "", usual: Encodin
     """
     present = set(values) - {BACKGROUND}
     known = [read_as(kind, present) for kind in get_args(EncodingName)]
-    fitting = [one for one in known if one.values.keys() >= present and (one.name != "spider" or _is_spider(present))]
+    told = {stated, usual.name if usual else ""}
+    fitting = [one for one in known if one.values.keys() >= present and (one.name in told or _is_shown(one, present))]
     if not fitting:
         raise _refusal(present, name, known)
     if not present:  # the usual encoding of our results
@@ -98,12 +99,23 @@ def _refusal(present: set[int], name: str, known: list[Reading]) -> InputError:
     return InputError("INPUT_LABELS", f"{name} holds {cause}", remedy)
 
 
-def _is_spider(values: set[int]) -> bool:
-    """Whether values that SPIDER's masks have show one: with its canal, or discs alone.
+def _is_shown(reading: Reading, values: set[int]) -> bool:
+    """Whether values that an encoding has show it; others number vertebrae and discs with the same ones.
 
-    The vertebra masks of SPINEPS have no canal: their discs (101-) and endplates (201-) would be vertebrae and discs.
+    SPIDER's masks by their canal, or discs alone. The vertebra masks of SPINEPS have no canal: their discs (101-) and
+    endplates (201-) would be SPIDER's vertebrae and discs, or posterior elements. Those need a canal or a disc beside
+    them.
     """
-    return SPIDER_CANAL in values or min(values, default=0) > 200
+    if reading.name == "spider":
+        return SPIDER_CANAL in values or min(values, default=0) > 200
+    return reading.name != "parts" or not values or has_discs_or_canal(reading, values)
+
+
+def has_discs_or_canal(reading: Reading, values: Iterable[int]) -> bool:
+    """Whether a disc or a canal is among these values of a reading with levels."""
+    known = reading.encoding.structures
+    kinds = {known[reading.values[value]].kind for value in values if reading.values.get(value) in known}
+    return bool(kinds & {"disc", "canal"})
 
 
 @cache

@@ -43,13 +43,13 @@ from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
 from .endings import SEGMENTATIONS, SEGMENTS, TABLES
 from .label_maps import ENCODING, KEY, Header, in_ascii, read_in_short, stated_encoding, write_label_map
-from .label_values import CORD_VALUE, UNKNOWN, Reading, recognise
+from .label_values import CORD_VALUE, UNKNOWN, Reading, has_discs_or_canal, recognise
 from .volumes import read_image
 
-CORD, SPIDER, OVERLAP = "CORD", "SPIDER", "OVERLAP"
+CORD, SPIDER, OVERLAP, ENCODING_ASSUMED = "CORD", "SPIDER", "OVERLAP", "ENCODING_ASSUMED"
 """Codes of the notices that a label map held a spinal cord, or had the values of SPIDER's masks; that segments of a
-segmentation overlap."""
-HOW_READ = (CORD, SPIDER, OVERLAP)
+segmentation overlap; that nothing shows that values are TotalSpineSeg's."""
+HOW_READ = (CORD, SPIDER, OVERLAP, ENCODING_ASSUMED)
 """Codes of the notices about the file that was read, and not about the result in it."""
 LOST = {CORD: "a spinal cord", OVERLAP: "segments that overlap"}
 """By the code of its notice, what a file holds that a label map of one value per voxel cannot keep."""
@@ -217,11 +217,12 @@ def _read(path: Path, usual: Encoding | None, unknown: int | None = None) -> tup
     values = count_labels(stored).keys()
     if usual is None and set(values) == {CANAL_VALUE}:
         usual = encodings()["levels"]  # a canal alone, as of TotalSpineSeg's, is likelier than discs alone
-    reading, *_ = recognise(values, path.name, stated_encoding(image), usual)
+    stated = stated_encoding(image)
+    reading, *_ = recognise(values, path.name, stated, usual)
     labels = remapped(stored, {value: ours for value, ours in reading.values.items() if ours != UNKNOWN})
     fields = ({KEY + "model": model} if model else {}) | fields
     read = _segmentation(labels, volume.geometry, reading.encoding, fields)
-    return replace(read, warnings=(*read.warnings, *_how_read(reading, values), *kept)), left_out
+    return replace(read, warnings=(*read.warnings, *_how_read(reading, values, stated), *kept)), left_out
 
 
 def lists_segments(image: sitk.Image) -> bool:
@@ -244,7 +245,7 @@ def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
     return voxels.astype(np.uint8)
 
 
-def _how_read(reading: Reading, values: Collection[int]) -> Iterator[Notice]:
+def _how_read(reading: Reading, values: Collection[int], stated: str) -> Iterator[Notice]:
     """What is to be said of a label map that holds what ours do not."""
     if reading.name == "totalspineseg" and CORD_VALUE in values:
         text = "is counted as part of the canal"
@@ -255,6 +256,13 @@ def _how_read(reading: Reading, values: Collection[int]) -> Iterator[Notice]:
         yield Notice(
             SPIDER, "This label map has SPIDER's values, which do not identify levels, so it has three classes."
         )
+    elif values and reading.encoding.name not in ("classes", stated) and not has_discs_or_canal(reading, values):
+        text = (
+            "The values of this label map were read as TotalSpineSeg's (for example 21 as T1), which the file does not "
+            "state. Maps of SPINEPS, VerSe (20 to 24 are L1 to L5) and TotalSegmentator are numbered differently: "
+            "check a level."
+        )
+        yield Notice(ENCODING_ASSUMED, text)
 
 
 def _likely(stated: str, usual: Encoding | None) -> list[Encoding]:

@@ -254,11 +254,17 @@ class _MeasurementRun:
     def out_of_order(self) -> tuple[str, str] | None:
         """As `names_out_of_order`."""
         known = self._segmentation.known
-        placed = [known[value] for value in self._landmarks.order if known[value].level not in _WITHOUT_BODY]
+        order = self._landmarks.order or self._order_by_height()
+        placed = [known[value] for value in order if known[value].level not in _WITHOUT_BODY]
         for upper, lower in pairwise(placed):
             if place_of(upper.level) >= place_of(lower.level):
                 return upper.name, lower.name
         return None
+
+    def _order_by_height(self) -> list[int]:
+        """Vertebrae from the top down by their centres, where neither a canal nor discs show the line of the spine."""
+        heights = {value: self._space.points(value)[:, 1].mean() for value in self._values("vertebra")}
+        return sorted(heights, key=heights.__getitem__)
 
     def _notices(self, rows: Sequence[StructureMeasures]) -> Iterator[Notice]:
         if not self._table:
