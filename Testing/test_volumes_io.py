@@ -939,6 +939,23 @@ def test_a_meta_image_may_carry_what_another_format_said(tmp_path, key):
     np.testing.assert_array_equal(read_volume(tmp_path / "a.mha").voxels, sitk.GetArrayFromImage(image))
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_metadata_copied_by_hand_into_a_metaimage_is_no_damage(tmp_path: Path, image: Volume, ending: str) -> None:
+    """A value that ITK cannot print is followed by a blank line, at which the header seemed to end."""
+    write_volume(image, tmp_path / f"a{ending}")
+    first = sitk.ReadImage(str(tmp_path / f"a{ending}"))
+    copied = sitk.Cast(first, sitk.sitkFloat32)
+    for key in first.GetMetaDataKeys():
+        copied.SetMetaData(key, first.GetMetaData(key))
+    sitk.WriteImage(copied, str(tmp_path / "b.mha"), True)
+    if ending == ".nii.gz":
+        assert b"]\n\n" in (tmp_path / "b.mha").read_bytes()
+    np.testing.assert_allclose(read_volume(tmp_path / "b.mha").voxels, image.voxels)
+    whole = (tmp_path / "b.mha").read_bytes()
+    (tmp_path / "b.mha").write_bytes(b"\n" + whole.replace(b"DimSize", b" \t\r\nDimSize"))
+    np.testing.assert_allclose(read_volume(tmp_path / "b.mha").voxels, image.voxels)
+
+
 def test_an_image_is_not_written_under_a_segmentation_s_name(tmp_path):
     with pytest.raises(UsageError) as caught:
         write_volume(builders.picture((6, 20, 16)), tmp_path / "a.seg.nrrd")

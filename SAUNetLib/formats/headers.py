@@ -423,6 +423,8 @@ def _meta_header(path: Path) -> tuple[dict[str, str], int]:
     with open(path, "rb") as file:
         for _ in range(1000):
             line = file.readline(1 << 16)
+            if line.isspace():  # follows a value that ITK cannot print, as of metadata copied from another format
+                continue
             key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
             key = key.strip()
             if not equals or not key:
