@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -340,6 +341,24 @@ def test_whole_numbers_in_any_type(tmp_path: Path, whole: Segmentation) -> None:
     for kind in (np.float32, np.float64, np.int32, np.uint16):
         sitk.WriteImage(to_sitk(whole.labels.astype(kind), whole.geometry), str(tmp_path / "s.nrrd"))
         assert np.array_equal(read_segmentation(tmp_path / "s.nrrd").labels, whole.labels)
+
+
+@pytest.mark.parametrize(("kind", "read"), [(np.int16, True), (np.uint16, True), (np.int32, True), (np.uint8, False)])
+def test_values_that_nibabel_scaled(tmp_path: Path, whole: Segmentation, kind: type, read: bool) -> None:
+    """As its `Nifti1Image(image.get_fdata(), affine, header)` stores them: 8 bits are too few to tell label values."""
+    path, limits = tmp_path / "s.nii", np.iinfo(kind)
+    slope = whole.labels.max() / (limits.max - limits.min)
+    stored = np.rint(whole.labels / slope + limits.min).astype(kind)
+    sitk.WriteImage(to_sitk(stored, whole.geometry), str(path))
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<ff", raw, 112, slope, -slope * limits.min)
+    path.write_bytes(raw)
+    assert not np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), whole.labels)
+    if read:
+        assert np.array_equal(read_segmentation(path).labels, whole.labels)
+    else:
+        failure = refusal(path)
+        assert failure.code == "INPUT_LABELS" and "scales" in failure.cause and "np.rint" in failure.remedy
 
 
 def test_other_bad_label_maps(tmp_path: Path, whole: Segmentation) -> None:

@@ -53,6 +53,8 @@ HOW_READ = (CORD, SPIDER, OVERLAP, ENCODING_ASSUMED)
 """Codes of the notices about the file that was read, and not about the result in it."""
 LOST = {CORD: "a spinal cord", OVERLAP: "segments that overlap"}
 """By the code of its notice, what a file holds that a label map of one value per voxel cannot keep."""
+_ROUNDED = 0.01
+"""Farthest from a whole number that a label value may lie: whole numbers that were scaled and back, see `is_scaled`."""
 _OWN_TAGS = (LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG)
 """Tags that say something of the segment itself."""
 _REFERENCE = "Reference image geometry"
@@ -210,7 +212,7 @@ def _read(path: Path, usual: Encoding | None, unknown: int | None = None) -> tup
     keys = image.GetMetaDataKeys()
     fields = {key: image.GetMetaData(key) for key in keys}
     volume = Volume.from_sitk(image, path.name)
-    stored = as_labels(volume.voxels, path.name)
+    stored = as_labels(volume.voxels, path.name, is_scaled(image))
     left_out = stored == unknown if unknown is not None else np.zeros(stored.shape, bool)
     stored[left_out] = 0
     _, kept, model = read_in_short(fields.get("descrip", ""))
@@ -230,19 +232,37 @@ def lists_segments(image: sitk.Image) -> bool:
     return bool(image.HasMetaDataKey("Segment0_Name"))
 
 
-def as_labels(voxels: np.ndarray, name: str) -> np.ndarray:
-    """Voxels of any real type as uint8.
+def is_scaled(image: sitk.Image) -> bool:
+    """Whether the values of a NIfTI file are its stored ones times a factor."""
+    key = "scl_slope"
+    return image.HasMetaDataKey(key) and image.GetMetaData(key) not in ("0", "1")
+
+
+def as_labels(voxels: np.ndarray, name: str, scaled: bool = False) -> np.ndarray:
+    """Voxels of any real type as uint8, those that are `_ROUNDED` or less from a whole number as that.
+
+    Args:
+        voxels: of a file.
+        name: of the file.
+        scaled: whether it `is_scaled`.
 
     Raises:
         InputError: INPUT_LABELS.
     """
-    if not _is_whole(voxels) or voxels.min() < 0 or voxels.max() > 255:
-        raise InputError(
-            "INPUT_LABELS",
-            f"{name} holds values that are not label values (whole numbers from 0 to 255)",
-            "Give a label map, not an image",
-        )
-    return voxels.astype(np.uint8)
+    if _off_whole(voxels) <= _ROUNDED and voxels.min() >= -_ROUNDED and voxels.max() <= 255 + _ROUNDED:
+        return (voxels if voxels.dtype.kind in "biu" else np.rint(voxels)).astype(np.uint8)
+    cause, remedy = "(whole numbers from 0 to 255)", "Give a label map, not an image"
+    if scaled:
+        cause += "; its header scales the stored values, which rounds them, as nibabel does with get_fdata()"
+        remedy += '. If it is one, save its values as whole numbers: np.rint(values).astype("uint8")'
+    raise InputError("INPUT_LABELS", f"{name} holds values that are not label values {cause}", remedy)
+
+
+def _off_whole(voxels: np.ndarray) -> float:
+    """The largest distance of a value to a whole number; infinite where one is not finite."""
+    if voxels.dtype.kind in "biu":
+        return 0.0
+    return max(float(np.abs(part - np.rint(part)).max()) if np.isfinite(part).all() else np.inf for part in voxels)
 
 
 def _how_read(reading: Reading, values: Collection[int], stated: str) -> Iterator[Notice]:
@@ -324,17 +344,12 @@ def _check_binary(content: Mapping[str, Any], name: str) -> None:
     """Refuse segments whose voxels are shares from 0 to 1, which Slicer stores as other numbers than label values."""
     voxels = content["voxels"]
     fractional = "fractional" in str(content.get("masterRepresentation", "")).casefold()
-    if fractional or voxels.min() < 0 or not _is_whole(voxels):
+    if fractional or voxels.min() < 0 or _off_whole(voxels) > 0:
         raise InputError(
             "INPUT_LABELS",
             f"{name} is a fractional segmentation, whose voxels are shares of segments",
             "Convert it to a binary label map in Slicer (module Segmentations, section Representations), then save it",
         )
-
-
-def _is_whole(voxels: np.ndarray) -> bool:
-    """Whether all values are whole numbers."""
-    return voxels.dtype.kind in "biu" or bool(np.isfinite(voxels).all() and np.all(voxels == np.floor(voxels)))
 
 
 def _painted(

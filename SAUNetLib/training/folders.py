@@ -20,7 +20,7 @@ from ..formats.atomic import ending_of, write_beside
 from ..formats.endings import IMAGES, SEGMENTS
 from ..formats.label_maps import stated_encoding
 from ..formats.label_values import UNKNOWN, EncodingName, Reading, read_as, recognise
-from ..formats.segmentations import OVERLAP, as_labels, lists_segments, read_truth
+from ..formats.segmentations import OVERLAP, as_labels, is_scaled, lists_segments, read_truth
 from ..formats.volumes import read_image
 from ..segmentation import Notice, count_labels
 from ..volume import SagittalStack, Volume, check_content, check_volume, on_grid
@@ -79,7 +79,7 @@ class LabelMap:
     """A label map as it is in its file.
 
     Attributes:
-        volume: its values.
+        volume: its values, uint8.
         stated: the encoding that its header states, or nothing.
         named: whether the file names segments, by which it was read: it holds the classes, whatever the folder's
             encoding is. The numbers that Slicer gives such segments say nothing: 1 may be the canal.
@@ -320,7 +320,7 @@ def read_label_map(files: CaseFiles) -> LabelMap:
     """The label map of a case; what belongs to two of its segments is `UNKNOWN`.
 
     Raises:
-        InputError: as `read_image`; INPUT_LABELS for segments without a meaning here.
+        InputError: as `read_image`; INPUT_LABELS for an image, or for segments without a meaning here.
     """
     image, name = read_image(files.labels), f"the label map of {files.name}"
     if lists_segments(image):
@@ -328,7 +328,9 @@ def read_label_map(files: CaseFiles) -> LabelMap:
         labels = np.where(left_out, np.uint8(UNKNOWN), read.as_classes().labels)
         notices = tuple(notice for notice in read.warnings if notice.code == OVERLAP)
         return LabelMap(Volume(labels, read.geometry, name), named=True, notices=notices)
-    return LabelMap(Volume.from_sitk(image, name), stated_encoding(image))
+    volume = Volume.from_sitk(image, name)
+    labels = as_labels(volume.voxels, name, is_scaled(image))
+    return LabelMap(replace(volume, voxels=labels), stated_encoding(image))
 
 
 def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.ndarray, EncodingName | None]:
@@ -343,7 +345,7 @@ def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.nd
         InputError: INPUT_LABELS for values without a meaning, a structure that the folder is said not to draw, or a
             volume in which no class is drawn.
     """
-    labels = as_labels(label_map.volume.voxels, f"the label map of {name}")
+    labels = label_map.volume.voxels
     values = list(count_labels(labels))
     reading = read_as("classes", values) if label_map.named else reading_of(values, info, name, label_map.stated)
     table = {UNKNOWN: UNKNOWN, **(reading.classes if reading else {})}
