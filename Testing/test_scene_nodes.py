@@ -31,7 +31,6 @@ from SAUNetPanel import Result, SceneNodes
 from SAUNetPanel.Cards import PanelError
 
 from SAUNetLib.anatomy import classes, encodings, named_structure, segment_id, structures
-from SAUNetLib.errors import InputError
 from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume
 from SAUNetLib.segmentation import Notice
@@ -911,8 +910,10 @@ def test_what_the_editor_adds_is_no_structure(nodes, tmp_path, there):
     storage.SetFileName(str(tmp_path / "s.seg.nrrd"))
     assert storage.WriteData(node)
     for name in ("e.seg.nrrd", "s.seg.nrrd"):
-        with pytest.raises(InputError, match=r"not known structures: Tumour\."):
-            read_segmentation(tmp_path / name)
+        found = read_segmentation(tmp_path / name)
+        assert np.array_equal(found.labels == 44, (truth().labels == 44) & there)
+        (left_out,) = [notice.text for notice in found.warnings if notice.code == "SEGMENTS_LEFT_OUT"]
+        assert "left out: Tumour (" in left_out
 
 
 @pytest.mark.parametrize(
@@ -963,8 +964,8 @@ def test_a_segment_without_a_term_makes_no_file_unreadable(nodes, tmp_path):
     for segment in segments(node)[-2:]:
         segment.SetTerminology("")
     nodes.exportSegmentation(node, tmp_path / "e.seg.nrrd")
-    with pytest.raises(InputError, match=r"not known structures: haematoma\."):
-        read_segmentation(tmp_path / "e.seg.nrrd")
+    found = read_segmentation(tmp_path / "e.seg.nrrd")
+    assert found.labels.any() and "SEGMENTS_LEFT_OUT" not in [notice.code for notice in found.warnings]
 
 
 def test_two_segments_that_mean_the_same_are_told(nodes):

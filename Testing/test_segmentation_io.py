@@ -384,6 +384,49 @@ def test_a_segment_without_a_meaning(tmp_path: Path, whole: Segmentation) -> Non
     assert failure.code == "INPUT_LABELS" and "Tumour" in failure.cause
 
 
+def with_segment(path: Path, whole: Segmentation, name: str, mask: np.ndarray) -> None:
+    """Write a result to which somebody added a segment, in a layer of its own as Slicer does."""
+    write_segmentation(whole, path)
+    content = slicerio.read_segmentation(str(path))
+    content["voxels"] = np.stack([content["voxels"], mask.transpose(2, 1, 0).astype(np.uint8)])
+    content["segments"].append({"id": "Segment_1", "name": name, "labelValue": 1, "layer": 1, "color": [1.0, 0.0, 0.0]})
+    slicerio.write_segmentation(str(path), content)
+
+
+def test_other_segments_are_left_out_and_said_so(tmp_path: Path, whole: Segmentation) -> None:
+    path, other = tmp_path / "s.seg.nrrd", tmp_path / "other.seg.nrrd"
+    with_segment(path, whole, "Tumour", whole.labels == 43)
+    found = read_segmentation(path)
+    assert np.array_equal(found.labels, whole.labels) and found.partial == whole.partial
+    (notice,) = [one for one in found.warnings if one.code == "SEGMENTS_LEFT_OUT"]
+    volume = np.count_nonzero(whole.labels == 43) * whole.geometry.voxel_volume / 1000
+    assert f"Tumour ({volume:.3g} ml)" in notice.text
+    assert [one.code for one in evaluate_files(path, path).warnings] == ["SEGMENTS_LEFT_OUT"] * 2
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="segments of other things"):
+        relabel_file(path, {"L3": "L2"})
+    assert path.read_bytes() == before
+    assert "SEGMENTS_LEFT_OUT" in [one.code for one in relabel_file(path, {"L3": "L2"}, other).warnings]
+    assert "SEGMENTS_LEFT_OUT" not in [one.code for one in read_segmentation(other).warnings]
+
+
+@pytest.mark.parametrize("name", ["L3_corrected", "vertebra_L3", "Vertebra", "disc L3-4", "Wirbel", "S2", "Canal 2"])
+def test_a_segment_that_may_be_a_structure_is_not_left_out(tmp_path: Path, whole: Segmentation, name: str) -> None:
+    with_segment(tmp_path / "s.seg.nrrd", whole, name, whole.labels == 43)
+    assert refusal(tmp_path / "s.seg.nrrd").code == "INPUT_LABELS"
+
+
+def test_segments_of_which_none_is_a_structure_are_refused(tmp_path: Path, whole: Segmentation) -> None:
+    """But those without a voxel mean nothing."""
+    path, content = tmp_path / "s.seg.nrrd", slicerio.create_segmentation(whole.geometry.size, np.eye(4))
+    slicerio.add_segment(content, whole.labels.transpose(2, 1, 0) == 43, {"name": "Tumour"})
+    slicerio.write_segmentation(str(path), content)
+    assert "Tumour" in refusal(path).cause
+    with_segment(path, whole, "Segment_1", whole.labels < 0)
+    assert np.array_equal(read_segmentation(path).labels, whole.labels)
+    assert [one.code for one in read_segmentation(path).warnings] == ["LEVELS_ASSUMED"]
+
+
 @pytest.mark.parametrize("said", [True, False])
 def test_shares_are_no_label_values(tmp_path: Path, whole: Segmentation, said: bool) -> None:
     """As Slicer stores a fractional label map: -108 is nothing, 108 is all of a voxel, one layer for each segment."""

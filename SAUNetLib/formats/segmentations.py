@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -46,17 +47,24 @@ from .label_maps import ENCODING, KEY, Header, in_ascii, read_in_short, stated_e
 from .label_values import CORD_VALUE, UNKNOWN, Reading, has_discs_or_canal, recognise
 from .volumes import read_image
 
-CORD, SPIDER, OVERLAP, ENCODING_ASSUMED = "CORD", "SPIDER", "OVERLAP", "ENCODING_ASSUMED"
-"""Codes of the notices that a label map held a spinal cord, or had the values of SPIDER's masks; that segments of a
-segmentation overlap; that nothing shows that values are TotalSpineSeg's."""
-HOW_READ = (CORD, SPIDER, OVERLAP, ENCODING_ASSUMED)
+CORD, SPIDER, ENCODING_ASSUMED = "CORD", "SPIDER", "ENCODING_ASSUMED"
+"""Codes of the notices that a label map held a spinal cord; that it had the values of SPIDER's masks; that nothing
+shows that its values are TotalSpineSeg's."""
+OVERLAP, SEGMENTS_LEFT_OUT = "OVERLAP", "SEGMENTS_LEFT_OUT"
+"""Codes of the notices that segments overlap; that some are no structures of the spine."""
+HOW_READ = (CORD, SPIDER, ENCODING_ASSUMED, OVERLAP, SEGMENTS_LEFT_OUT)
 """Codes of the notices about the file that was read, and not about the result in it."""
-LOST = {CORD: "a spinal cord", OVERLAP: "segments that overlap"}
+LOST = {CORD: "a spinal cord", OVERLAP: "segments that overlap", SEGMENTS_LEFT_OUT: "segments of other things"}
 """By the code of its notice, what a file holds that a label map of one value per voxel cannot keep."""
 _ROUNDED = 0.01
 """Farthest from a whole number that a label value may lie: whole numbers that were scaled and back, see `is_scaled`."""
 _OWN_TAGS = (LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG)
 """Tags that say something of the segment itself."""
+_SEEMS_KNOWN = re.compile(
+    r"(?<![a-z])(c|th?|d|l|s|hwk|bwk|lwk)[ _-]?\d{1,2}(?!\d)|dis[ck]|canal|kanal|vertebra|sacr|wirbel|bandscheibe",
+    re.IGNORECASE,
+)
+"""In the name of a segment that is not understood: it may be a structure of the spine, which must not get lost."""
 _REFERENCE = "Reference image geometry"
 """Slicer's conversion parameter that tells the grid of the segmented image."""
 
@@ -176,7 +184,8 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     A label map must hold the values of one of `anatomy.encodings`, TotalSpineSeg or SPIDER. A 3D Slicer segmentation is
     read by its segments' names, or by their codes where a name was changed, whatever label values Slicer gave them, and
     so is a label map that Slicer exported with its segments in the header; a file that lists none is a label map.
-    Beside the engine's segments the codes of those that were added by hand do not count: Slicer repeats the last one's.
+    Segments that are no structures of the spine are left out beside others that are, and named by a notice. Beside the
+    engine's segments the codes of those that were added by hand do not count: Slicer repeats the last one's.
 
     Args:
         path: the file.
@@ -189,23 +198,27 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     return _read(Path(path), usual)[0]
 
 
-def read_truth(path: str | Path, usual: Encoding | None = None) -> tuple[Segmentation, np.ndarray]:
+def read_truth(
+    path: str | Path, usual: Encoding | None = None, strict: bool = False
+) -> tuple[Segmentation, np.ndarray]:
     """As `read_segmentation`, for a file with `UNKNOWN` voxels: they become background and are returned separately.
 
-    So are voxels that belong to two segments.
+    So are voxels that belong to two segments. If `strict`, every segment must be a structure of the spine.
 
     Returns:
         The segmentation, and where it is not known: (k, j, i) bool.
     """
-    return _read(Path(path), usual, UNKNOWN)
+    return _read(Path(path), usual, UNKNOWN, strict)
 
 
-def _read(path: Path, usual: Encoding | None, unknown: int | None = None) -> tuple[Segmentation, np.ndarray]:
+def _read(
+    path: Path, usual: Encoding | None, unknown: int | None = None, strict: bool = False
+) -> tuple[Segmentation, np.ndarray]:
     """What is in a file, and where nothing is known: its label map has that value, or its segments overlap."""
     named = ending_of(path, SEGMENTATIONS) == SEGMENTS and os.path.isfile(path)  # noqa: PTH113 - no failure for any path
     image = None if named else read_image(path)
     if image is None or lists_segments(image):
-        drawn = _read_segments(path, usual, unknown is not None)
+        drawn = _read_segments(path, usual, unknown is not None, strict)
         if drawn is not None:
             return drawn
     image = read_image(path) if image is None else image
@@ -305,7 +318,9 @@ def _segmentation(
     return Segmentation(labels, geometry, encoding, provenance, warnings, partial)
 
 
-def _read_segments(path: Path, usual: Encoding | None, as_truth: bool) -> tuple[Segmentation, np.ndarray] | None:
+def _read_segments(
+    path: Path, usual: Encoding | None, as_truth: bool, strict: bool
+) -> tuple[Segmentation, np.ndarray] | None:
     """The segmentation in a .seg.nrrd file, and where it is not known; None if it lists no segments but has voxels.
 
     Voxels that belong to two segments are the later one's, or, in a truth, background and not known.
@@ -327,7 +342,9 @@ def _read_segments(path: Path, usual: Encoding | None, as_truth: bool) -> tuple[
     _check_binary(content, path.name)
     told = _told_by_tags(segments)
     stated = content.get(ENCODING, told.get(ENCODING, ""))
-    encoding, values = _meanings(segments, stated, usual, path.name)
+    encoding, values = _meanings(content, stated, usual, path.name, strict)
+    others = _left_out(content, values)
+    segments, values = [one for one, value in zip(segments, values, strict=True) if value], list(filter(None, values))
     labels, shared, overlap = _painted(content, segments, values, as_truth)
     cut = frozenset(value for one, value in zip(segments, values, strict=True) if PARTIAL_TAG in one.get("tags", {}))
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
@@ -337,7 +354,7 @@ def _read_segments(path: Path, usual: Encoding | None, as_truth: bool) -> tuple[
     sure = dict(filter(None, map(_confidence, values, segments)))
     read = _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, told | content)
     read = replace(read, partial=cut, confidence=sure)  # of the tags, which alone Slicer keeps
-    return replace(read, warnings=(*read.warnings, *overlap)), np.ascontiguousarray(left_out)
+    return replace(read, warnings=(*read.warnings, *overlap, *others)), np.ascontiguousarray(left_out)
 
 
 def _check_binary(content: Mapping[str, Any], name: str) -> None:
@@ -374,6 +391,21 @@ def _painted(
     counted = "treated as unknown" if as_truth else "counted for the later one"
     text = f"{np.count_nonzero(shared)} voxels belong to two segments and are {counted}: {', '.join(names)}."
     return labels, shared, [Notice(OVERLAP, text)] if names else []
+
+
+def _left_out(content: Mapping[str, Any], values: list[int]) -> Iterator[Notice]:
+    """What is to be said of segments that are no structures of the spine, whose value is 0."""
+    import slicerio
+
+    voxel_ml = abs(np.linalg.det(content["ijkToLPS"][:3, :3])) / 1000
+    shown = [
+        f"{segment.get('name') or 'without a name'} ({count * voxel_ml:.3g} ml)"
+        for segment, value in zip(content.get("segments", []), values, strict=True)
+        if not value and (count := np.count_nonzero(slicerio.segment_mask(content, segment)))
+    ]
+    if shown:
+        text = f"These segments are not structures of the spine and were left out: {', '.join(shown)}."
+        yield Notice(SEGMENTS_LEFT_OUT, text)
 
 
 def _confidence(value: int, segment: Mapping[str, Any]) -> tuple[int, float] | None:
@@ -431,24 +463,35 @@ def _stated_grid(content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | 
 
 
 def _meanings(
-    segments: list[Mapping[str, Any]], stated: str, usual: Encoding | None, name: str
+    content: Mapping[str, Any], stated: str, usual: Encoding | None, name: str, strict: bool
 ) -> tuple[Encoding, list[int]]:
-    """The encoding that knows all segments, the stated one first, and the label value of each."""
-    order = _likely(stated, usual)
+    """The encoding that knows all segments with a meaning, the stated one first, and the label value of each.
+
+    It is 0 of segments without a meaning. These may lie beside others unless `strict`, or one may be a structure.
+    """
+    import slicerio
+
+    segments = content.get("segments", [])
     codes = _codes(segments)
-    for encoding in order:
-        values = [_value(*one, encoding.structures) for one in zip(segments, codes, strict=True)]
-        if all(values):
+    meant = {
+        encoding: [_value(*one, encoding.structures) for one in zip(segments, codes, strict=True)]
+        for encoding in _likely(stated, usual)
+    }
+    known = [any(values) for values in zip(*meant.values(), strict=True)]
+    unknown = [
+        segment
+        for segment, meaning in zip(segments, known, strict=True)
+        if not meaning and slicerio.segment_mask(content, segment).any()
+    ]
+    usable = not unknown or (any(known) and not strict and not any(map(_may_be_structure, unknown)))
+    for encoding, values in meant.items() if usable else ():
+        if [bool(value) for value in values] == known:
             _check_once(segments, values, encoding.structures, name)
             return encoding, values
-    unknown = [
-        segment.get("name") or "without a name"
-        for segment, code in zip(segments, codes, strict=True)
-        if not any(_value(segment, code, encoding.structures) for encoding in order)
-    ]
+    names = ", ".join(segment.get("name") or "without a name" for segment in unknown)
     raise InputError(
         "INPUT_LABELS",
-        f"{name} holds segments that are not known structures: {', '.join(unknown) or 'classes among levels'}",
+        f"{name} holds segments that are not known structures: {names or 'classes among levels'}",
         "Name them after structures in the table (Resources/anatomy.csv), or remove them",
     )
 
@@ -457,7 +500,7 @@ def _check_once(
     segments: list[Mapping[str, Any]], values: list[int], known: Mapping[int, Structure], name: str
 ) -> None:
     """Refuse two segments of one meaning: united, a correction would be lost in what it was to replace."""
-    for value in set(values):
+    for value in set(values) - {0}:
         same = [str(segment.get("name", "")) for segment, meant in zip(segments, values, strict=True) if meant == value]
         if len(same) > 1:
             raise InputError(
@@ -465,6 +508,12 @@ def _check_once(
                 f"{name} holds several segments that mean {known[value].name}: {', '.join(same)}",
                 "Rename all but one, also in their terminology, or remove them",
             )
+
+
+def _may_be_structure(segment: Mapping[str, Any]) -> bool:
+    """Whether a segment without a meaning may be a structure of the spine under another name."""
+    made_here = is_made_here(str(segment.get("id", "")), ENCODING_TAG in segment.get("tags", {}))
+    return made_here or bool(_SEEMS_KNOWN.search(str(segment.get("name", ""))))
 
 
 def _codes(segments: list[Mapping[str, Any]]) -> list[str]:

@@ -324,7 +324,7 @@ def read_label_map(files: CaseFiles) -> LabelMap:
     """
     image, name = read_image(files.labels), f"the label map of {files.name}"
     if lists_segments(image):
-        read, left_out = read_truth(files.labels)
+        read, left_out = read_truth(files.labels, strict=True)
         labels = np.where(left_out, np.uint8(UNKNOWN), read.as_classes().labels)
         notices = tuple(notice for notice in read.warnings if notice.code == OVERLAP)
         return LabelMap(Volume(labels, read.geometry, name), named=True, notices=notices)
