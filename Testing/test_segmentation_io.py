@@ -443,6 +443,26 @@ def test_shares_are_no_label_values(tmp_path: Path, whole: Segmentation, said: b
     assert failure.code == "INPUT_LABELS" and "fractional" in failure.cause and "Representations" in failure.remedy
 
 
+def test_a_part_among_whole_vertebrae_is_called_so(tmp_path: Path, whole: Segmentation) -> None:
+    """It was called a class."""
+    with_segment(tmp_path / "s.seg.nrrd", whole, "L3 vertebral body", whole.labels == 43)
+    failure = refusal(tmp_path / "s.seg.nrrd")
+    assert failure.code == "INPUT_LABELS" and failure.cause.endswith("with other structures: L3 vertebral body.")
+    assert "whole vertebrae" in failure.cause
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_segmentation_in_dicom_is_to_be_converted(tmp_path: Path, kind: str) -> None:
+    """The remedy was a folder with a DICOM study, which is no segmentation either."""
+    path = tmp_path / "seg"
+    if kind == "file":
+        path.write_bytes(bytes(128) + b"DICM" + bytes(100))
+    else:
+        path.mkdir()
+    failure = refusal(path)
+    assert failure.code == "INPUT_UNREADABLE" and "segimage2itkimage" in failure.remedy
+
+
 def test_two_segments_of_one_meaning(tmp_path: Path, whole: Segmentation) -> None:
     """A copy kept beside a correction must not swallow it."""
     matrix = np.diag([-1, -1, 1, 1]) @ matrix_ras(whole.geometry)

@@ -175,6 +175,7 @@ def test_encodings_are_told_apart(values, kind):
         ({41, 201}, "single"),
         ({1, 2, 3, 4}, "Slicer's own export"),
         ({4, 5, 6, 99 - 75}, "Slicer's own export"),
+        ({17, 18, 19, 20, 21, 22, 23, 24}, "20-24 become 41-45"),  # SPINEPS' vertebrae alone
         ({21, 22, 23, 24, 121, 122, 123}, "SPINEPS"),  # vertebrae L2 to L5 and discs there, T1 to T4 in parts here
     ],
 )

@@ -16,6 +16,10 @@ UNKNOWN = 255
 """Label of what nobody has drawn, in a truth: it says neither that a structure is there nor that none is."""
 CORD_VALUE = 1
 """TotalSpineSeg's spinal cord."""
+_RENUMBER = (
+    "If SPINEPS made it, renumber it to TotalSpineSeg's values (8-19 become 21-32, 20-24 become 41-45, 26 becomes 50; "
+    "discs likewise) and remove the endplates; docs/own-data.md has the table"
+)
 SPIDER_CANAL = 100
 """The canal in SPIDER's masks."""
 
@@ -92,10 +96,13 @@ def _refusal(present: set[int], name: str, known: list[Reading]) -> InputError:
         cause = f"label values that no single encoding combines: {shown}"
     elif max(present) < SPIDER_CANAL:
         cause = f"only small numbers, which match no encoding: {shown}"
-        remedy = "Slicer's own export numbers the segments like this: export from SAUNet's panel instead"
+        remedy = (
+            "Slicer's own export numbers the segments like this: export from SAUNet's panel instead. Maps drawn in "
+            f"another tool, such as ITK-SNAP, need SAUNet's values. {_RENUMBER}"
+        )
     else:
         cause = f"SPIDER's values, but not its canal ({SPIDER_CANAL}): {shown}"
-        remedy = "If SPINEPS made it, remove the discs (101-) and endplates (201-)"
+        remedy = _RENUMBER
     return InputError("INPUT_LABELS", f"{name} holds {cause}", remedy)
 
 

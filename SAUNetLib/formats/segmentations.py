@@ -488,11 +488,25 @@ def _meanings(
         if [bool(value) for value in values] == known:
             _check_once(segments, values, encoding.structures, name)
             return encoding, values
+    if usable:
+        raise _mixed(segments, meant, name)
     names = ", ".join(segment.get("name") or "without a name" for segment in unknown)
     raise InputError(
         "INPUT_LABELS",
-        f"{name} holds segments that are not known structures: {names or 'classes among levels'}",
+        f"{name} holds segments that are not known structures: {names}",
         "Name them after structures in the table (Resources/anatomy.csv), or remove them",
+    )
+
+
+def _mixed(segments: list[Mapping[str, Any]], meant: Mapping[Encoding, list[int]], name: str) -> InputError:
+    """What is said of segments of which each is a structure, but none of the encodings has them all."""
+    kinds = {"levels": "whole vertebrae with levels", "classes": "the three classes", "parts": "vertebrae in two parts"}
+    usual, values = max(meant.items(), key=lambda item: np.count_nonzero(item[1]))
+    odd = [str(one.get("name", "")) for one, value in zip(segments, values, strict=True) if not value]
+    return InputError(
+        "INPUT_LABELS",
+        f"{name} mixes {kinds[usual.name]} with other structures: {', '.join(odd)}",
+        f"Use one kind throughout: {', '.join(kinds.values())}",
     )
 
 

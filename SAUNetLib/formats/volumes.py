@@ -79,10 +79,17 @@ def read_image(path: str | Path) -> sitk.Image:
         OutOfMemoryError: MEMORY.
     """
     path = Path(path)
-    regular, ending = stat.S_ISREG(_mode(path)), ending_of(path, IMAGES)
+    mode, ending = _mode(path), ending_of(path, IMAGES)
+    regular = stat.S_ISREG(mode)
     if not regular or not ending:
         if regular and path.stat().st_size == 0:
             raise InputError("INPUT_EMPTY", f"{path.name} is an empty file", "Copy or export the image again")
+        if stat.S_ISDIR(mode) or is_dicom(path):  # only a segmentation is not looked for in DICOM, see `read_volume`
+            raise InputError(
+                "INPUT_UNREADABLE",
+                f"{path.name} is not a segmentation file; those in DICOM are not read",
+                "Convert it to .nii.gz or .seg.nrrd first, for example in Slicer or with dcmqi's segimage2itkimage",
+            )
         raise InputError(
             "INPUT_UNREADABLE",
             f"{path.name} is not an image in a known format",
