@@ -483,6 +483,7 @@ def _add_relabel(commands: Any) -> None:
 
 
 def _relabel(options: argparse.Namespace) -> int:
+    from .formats.endings import SEGMENTS
     from .formats.segmentations import HOW_READ
     from .relabel import relabel_file
 
@@ -502,6 +503,8 @@ def _relabel(options: argparse.Namespace) -> int:
         if notice.code in HOW_READ:
             print(f"note {notice.code}: {notice.text}", file=sys.stderr)
     print("note: existing tables, pictures and measurements keep the old names", file=sys.stderr)
+    if options.file.lower().endswith(SEGMENTS):
+        print("note: colours, status and tags that were set in Slicer are back to the standard", file=sys.stderr)
     return 0
 
 

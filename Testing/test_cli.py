@@ -813,7 +813,10 @@ def test_relabel_moves_every_name(phantom, tmp_path, capsys):
         moved[value_of(old)] = value_of(new)
     assert {value_of(level) for level in vertebrae[1:]} <= set(np.unique(before).tolist())
     assert np.array_equal(read_segmentation(tmp_path / "r.seg.nrrd").labels, moved[before])
-    assert "existing tables, pictures and measurements keep the old names" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "existing tables, pictures and measurements keep the old names" in said and "colours" not in said
+    again = ["relabel", str(tmp_path / "r.seg.nrrd"), "--set", "L4=L4", "--output", str(tmp_path / "s.seg.nrrd")]
+    assert main(again) == 0 and "colours, status and tags" in " ".join(capsys.readouterr().err.split())
     assert main(["relabel", str(labels), "--set", "nonsense"]) == 2
     assert main(["relabel", str(labels), "--set", "77=L3/L4"]) == 2
     capsys.readouterr()
