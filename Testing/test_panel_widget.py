@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shiboken6
 import slicer
 from builders import to_classes
 from harness import process_events
@@ -25,7 +26,8 @@ from harness.fixtures import (  # noqa: F401
     segments,
     truth,
 )
-from harness.widgets import ctkComboBox
+from harness.widgets import ctkComboBox, qMRMLSegmentEditorWidget
+from PySide6 import QtWidgets
 from SAUNetPanel import Cards, Result, SceneNodes
 from SAUNetPanel.EngineProcess import EngineProcess, workerCommand
 from SAUNetPanel.Logic import Lowest, deviceName, withPackageFault
@@ -167,7 +169,7 @@ def test_cancel_at_every_stage_leaves_the_scene_as_it_was(panel_of, stage):  # n
 @pytest.mark.parametrize("moved", [False, True])
 def test_who_cancels_with_the_keyboard_can_start_again_with_it(panel_of, moved):  # noqa: F811
     """Qt gives the focus of a button that is disabled to another widget, or to none."""
-    from PySide6 import QtCore, QtTest, QtWidgets
+    from PySide6 import QtCore, QtTest
 
     add_volume()
     panel = panel_of("wait", "segment")
@@ -1336,7 +1338,7 @@ def test_an_export_merges_once_and_is_told_even_where_memory_is_short(panel_of, 
 
 
 def test_cursor_waits_while_an_export_works_and_no_longer(panel_of, tmp_path, monkeypatch):  # noqa: F811
-    from PySide6 import QtCore, QtWidgets
+    from PySide6 import QtCore
 
     add_volume()
     panel = panel_of()
@@ -1525,6 +1527,26 @@ def test_keys_are_the_editor_s_only_while_it_is_open_and_has_a_result(panel_of):
     assert editor._native._shortcuts
     panel.widget.cleanup()
     assert not editor._native._shortcuts, "nor after the module was reloaded"
+
+
+@pytest.mark.parametrize("name, parameter", [("installButton", None), ("theirs", "threshold")])
+def test_what_an_effect_of_another_extension_has_is_not_the_panel_s(panel_of, monkeypatch, name, parameter):  # noqa: F811
+    theirs, make = [], qMRMLSegmentEditorWidget.__init__
+
+    def with_effect(editor, parent=None):
+        make(editor, parent)
+        theirs.append(QtWidgets.QPushButton("theirs", editor))
+        theirs[0].setObjectName(name)
+        theirs[0].setProperty("SlicerParameterName", parameter)
+
+    monkeypatch.setattr(qMRMLSegmentEditorWidget, "__init__", with_effect)
+    add_volume()
+    panel = panel_of()
+    assert panel.ui.installButton.text == "Install"
+    panel.widget.exit()
+    shiboken6.delete(theirs[0])
+    panel.widget.enter()
+    assert panel.ui.statusLabel.text == "Ready."
 
 
 def test_effect_of_another_extension_comes_late(panel_of):  # noqa: F811
@@ -1874,14 +1896,13 @@ def test_self_test_s_buttons(panel_of):  # noqa: F811
 
 def in_dialog(action):
     """Do something in the window that opens next."""
-    from PySide6 import QtCore, QtWidgets
+    from PySide6 import QtCore
 
     QtCore.QTimer.singleShot(50, lambda: action(QtWidgets.QApplication.activeModalWidget()))
 
 
 def test_windows_are_deleted_when_they_were_answered(scene, monkeypatch, tmp_path):  # noqa: F811
     """Their parent is the main window, which keeps them; PythonQt deletes only what has none."""
-    from PySide6 import QtWidgets
     from SAUNetPanel.Dialogs import Dialogs
 
     deleted = []
@@ -1911,7 +1932,6 @@ def test_question_about_an_edited_result(scene, text, answer):  # noqa: F811
     ("result.nii", "NRRD (*.nrrd)", "result.nii"), ("v1.2", "NIfTI (*.nii.gz *.nii)", "v1.2.nii.gz"),
     ("result.gz", "NIfTI (*.nii.gz *.nii)", "result.nii.gz"), ("R.NRRD", "NRRD (*.nrrd)", "R.NRRD")])  # fmt: skip
 def test_saved_file_gets_the_chosen_ending(scene, tmp_path, typed, chosen, saved):  # noqa: F811
-    from PySide6 import QtWidgets
     from SAUNetPanel.Dialogs import Dialogs
 
     def choose(dialog):
@@ -1939,8 +1959,6 @@ def test_file_that_gets_its_ending_here_is_not_replaced_unasked(scene, tmp_path,
     (tmp_path / "result.nrrd").write_bytes(b"old")
 
     def choose(dialog):
-        from PySide6 import QtWidgets
-
         dialog.setOption(QtWidgets.QFileDialog.Option.DontUseNativeDialog)
         dialog.setDirectory(str(tmp_path))
         dialog.findChild(QtWidgets.QLineEdit, "fileNameEdit").setText("result")

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import qt
@@ -61,7 +62,7 @@ class Widget:
         self.logic = logic
         self.dependencies = dependencies or Dependencies()
         self.dialogs = dialogs or Dialogs()
-        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        self.ui = childWidgets(uiWidget)
         self._uiWidget = uiWidget
         self._parameters: Any = None
         self._volumeId: str | None = None  # of the volume that is chosen; the node itself may be removed any time
@@ -867,6 +868,18 @@ class Widget:
             self._say(_("Installed.") if done else _("Nothing was installed."))
             self._warmUp.start()
         self.onCheck()
+
+
+def childWidgets(uiWidget: Any) -> SimpleNamespace:
+    """The panel's widgets by their names, as `slicer.util.childWidgetVariables` has them, without those in the editor.
+
+    Those are Slicer's and its effects', of any extension: they may have a name of the panel's, a parameter that it does
+    not know, and be deleted any time.
+    """
+    editor = slicer.util.findChildren(uiWidget, name="editor")[0]
+    foreign = set(slicer.util.findChildren(editor)[1:])
+    own = [one for one in slicer.util.findChildren(uiWidget) if one not in foreign and getattr(one, "name", "")]
+    return SimpleNamespace(**{one.name: one for one in own})
 
 
 def idOf(node: Any) -> str | None:
