@@ -28,21 +28,22 @@ def _stored(kind: Any, name: str, default: Any, changed: str = "") -> Property:
     return Property(kind, read, write)
 
 
-class ctkCollapsibleButton(QWidget):
-    """A button that shows or hides what lies below it."""
+class ctkCollapsibleButton(QtWidgets.QAbstractButton):
+    """A button that shows what lies below it while it is checked."""
 
     contentsCollapsed = Signal(bool)
-    toggled = Signal(bool)
-    clicked = Signal(bool)
-    api = ("setText",)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._text, self._is_collapsed = "", False
+        self.setCheckable(True)
+        self.setChecked(True)
+        self.setBackgroundRole(QtGui.QPalette.Window)
+        self.setForegroundRole(QtGui.QPalette.WindowText)
+        self.setSizePolicy(QtWidgets.QSizePolicy.Minimum, QtWidgets.QSizePolicy.Preferred)
         self.setContentsMargins(0, 28, 0, 0)
+        self.toggled.connect(lambda checked: self._collapse(not checked))
 
     def _collapse(self, collapsed: bool) -> None:
-        self._is_collapsed = bool(collapsed)
         for child in self.findChildren(QWidget, options=Qt.FindDirectChildrenOnly):
             if collapsed:
                 child.setProperty("_shown", not child.isHidden())
@@ -50,43 +51,36 @@ class ctkCollapsibleButton(QWidget):
             elif child.property("_shown") is not False:
                 child.show()
         self.setMaximumHeight(26 if collapsed else 16777215)
-        self.contentsCollapsed.emit(self._is_collapsed)
+        self.contentsCollapsed.emit(collapsed)
         self.update()
 
-    def _set_text(self, text: str) -> None:
-        self._text = text
-        self.update()
-
-    collapsed = Property(bool, lambda self: self._is_collapsed, _collapse)
-    text = Property(str, lambda self: self._text, _set_text)
-    setText = _set_text
+    collapsed = Property(bool, lambda self: not self.isChecked(), lambda self, value: self.setChecked(not value))
 
     def sizeHint(self) -> QtCore.QSize:
-        return QtCore.QSize(120, 26) if self._is_collapsed else super().sizeHint()
+        return QtCore.QSize(120, 26) if self.collapsed else super().sizeHint()
 
     def minimumSizeHint(self) -> QtCore.QSize:
-        return QtCore.QSize(60, 26) if self._is_collapsed else super().minimumSizeHint()
+        return QtCore.QSize(60, 26) if self.collapsed else super().minimumSizeHint()
 
-    def mousePressEvent(self, event: Any) -> None:
-        if event.position().y() < 26 and self.isEnabled():
-            self._collapse(not self._is_collapsed)
+    def hitButton(self, place: QtCore.QPoint) -> bool:
+        return place.y() < 26
 
     def paintEvent(self, event: Any) -> None:
         painter, palette = QtGui.QPainter(self), self.palette()
         group = QtGui.QPalette.Active if self.isEnabled() else QtGui.QPalette.Disabled
-        if not self._is_collapsed:
+        if not self.collapsed:
             painter.setPen(palette.color(QtGui.QPalette.Mid))
             painter.drawRect(0, 13, self.width() - 1, self.height() - 14)
         painter.setPen(palette.color(QtGui.QPalette.Mid))
         painter.setBrush(palette.button())
         painter.drawRoundedRect(0, 0, self.width() - 1, 25, 3, 3)
         painter.setPen(palette.color(group, QtGui.QPalette.ButtonText))
-        painter.drawText(26, 0, self.width() - 30, 26, Qt.AlignVCenter | Qt.AlignLeft, self._text)
+        painter.drawText(26, 0, self.width() - 30, 26, Qt.AlignVCenter | Qt.AlignLeft, self.text())
         option = QtWidgets.QStyleOption()
         option.initFrom(self)
         option.rect = QtCore.QRect(7, 6, 13, 13)
         arrow = (
-            QtWidgets.QStyle.PE_IndicatorArrowRight if self._is_collapsed else QtWidgets.QStyle.PE_IndicatorArrowDown
+            QtWidgets.QStyle.PE_IndicatorArrowRight if self.collapsed else QtWidgets.QStyle.PE_IndicatorArrowDown
         )
         self.style().drawPrimitive(arrow, option, painter, self)
 
