@@ -66,6 +66,27 @@ def test_exceptions_in_slots_do_not_reach_the_caller():
     assert process_events(lambda: heard)
 
 
+def test_a_python_class_on_qobject_filters_events_and_has_attributes_of_its_own():
+    class Filter(qt.QObject):
+        def __init__(self):
+            qt.QObject.__init__(self)
+            self.heard = []
+
+        def eventFilter(self, watched, event):
+            self.heard.append(event.type() == qt.QEvent.EnabledChange and watched == button)
+            return 1 / 0 if not button.enabled else False
+
+    button, own = qt.QPushButton(), Filter()
+    button.installEventFilter(own)
+    button.enabled = False
+    assert True in own.heard and "ZeroDivisionError" in errors.pop()
+    errors.clear()
+    button.removeEventFilter(own)
+    own.heard.clear()
+    button.enabled = True
+    assert own.heard == []
+
+
 def test_stand_in_widgets_offer_what_is_declared_and_no_more(scene):  # noqa: F811
     combo = slicer.qMRMLNodeComboBox()
     combo.nodeTypes = ["vtkMRMLScalarVolumeNode"]

@@ -569,7 +569,7 @@ class PanelStates(RuleBasedStateMachine):
     @invariant()
     def editor_hears_keys_only_where_it_is_seen(self):
         seen = self.entered and not self.ui.editSection.collapsed and self.shown() is not None
-        assert self.ui.editor._native._shortcuts is bool(seen)
+        assert bool(self.ui.editor._native._shortcuts) is bool(seen)
 
     @invariant()
     def words_are_of_what_is_there(self):

@@ -1497,10 +1497,10 @@ def test_leaving_and_entering_the_module(panel_of):  # noqa: F811
     panel.ui.editSection.collapsed = False
     press_and_wait(panel)
     panel.widget.exit()
-    assert panel.ui.editor._native._shortcuts is False
+    assert not panel.ui.editor._native._shortcuts
     panel.ui.deviceComboBox.currentIndex = 2  # nobody listens any more
     panel.widget.enter()
-    assert panel.ui.editor._native._shortcuts is True and panel.ui.deviceComboBox.currentIndex == 0
+    assert panel.ui.editor._native._shortcuts and panel.ui.deviceComboBox.currentIndex == 0
     assert panel.ui.editor.segmentationNode() is panel.results()[0]
 
 
@@ -1527,6 +1527,48 @@ def test_keys_are_the_editor_s_only_while_it_is_open_and_has_a_result(panel_of):
     assert editor._native._shortcuts
     panel.widget.cleanup()
     assert not editor._native._shortcuts, "nor after the module was reloaded"
+
+
+def test_space_presses_the_button_that_has_the_focus_and_else_is_the_editor_s(panel_of, monkeypatch):  # noqa: F811
+    from PySide6 import QtCore, QtTest
+
+    add_volume()
+    panel = panel_of()
+    button, editor, section = (
+        one._native for one in (panel.ui.segmentButton, panel.ui.editor, panel.ui.advancedSection)
+    )
+    window = panel.window = QtWidgets.QMainWindow()  # which lives as long as the panel
+    window.setCentralWidget(panel.top._native)
+    window.show()
+    window.activateWindow()
+    press_and_wait(panel)
+    panel.ui.editSection.collapsed = False
+    started = []
+    monkeypatch.setattr(panel.widget, "_start", lambda: started.append(1))
+
+    def space():
+        QtTest.QTest.keyClick(window.windowHandle(), QtCore.Qt.Key.Key_Space)
+        slicer.app.processEvents()
+
+    assert process_events(window.isActiveWindow)
+    panel.ui.inputSelector._native._box.setFocus()
+    QtTest.QTest.keyClick(window.windowHandle(), QtCore.Qt.Key.Key_Tab)
+    assert button.hasFocus()
+    space()
+    assert started == [1] and editor.spaces == 0
+    section.setFocus(QtCore.Qt.FocusReason.TabFocusReason)
+    space()
+    assert not panel.ui.advancedSection.collapsed and editor.spaces == 0
+    effect = next(one for one in editor.findChildren(QtWidgets.QPushButton) if one.text() == "Paint")
+    effect.setFocus()
+    space()
+    assert editor.spaces == 1
+    effect.clearFocus()
+    for clicked in (button, effect):
+        QtTest.QTest.mouseClick(clicked, QtCore.Qt.MouseButton.LeftButton)
+    assert len(started) == 2
+    space()
+    assert len(started) == 2 and editor.spaces == 2
 
 
 @pytest.mark.parametrize("name, parameter", [("installButton", None), ("theirs", "threshold")])

@@ -64,6 +64,8 @@ class Widget:
         self.dialogs = dialogs or Dialogs()
         self.ui = childWidgets(uiWidget)
         self._uiWidget = uiWidget
+        self._spaceKey = SpaceKey(self.ui.editor)
+        uiWidget.installEventFilter(self._spaceKey)
         self._parameters: Any = None
         self._volumeId: str | None = None  # of the volume that is chosen; the node itself may be removed any time
         self._resultId: str | None = None  # of the result that is shown
@@ -266,6 +268,7 @@ class Widget:
     def cleanup(self) -> None:
         """The module is unloaded or reloaded."""
         self._clock.stop()
+        self._uiWidget.removeEventFilter(self._spaceKey)
         self._effects.disconnect("effectRegistered(QString)", self._onEffectRegistered)
         self.exit()
         self.ui.editor.setMRMLSegmentEditorNode(None)  # which the next panel's, or another one's, has
@@ -868,6 +871,28 @@ class Widget:
             self._say(_("Installed.") if done else _("Nothing was installed."))
             self._warmUp.start()
         self.onCheck()
+
+
+class SpaceKey(qt.QObject):
+    """The space bar presses the button that has the focus, also while the editor has that key in the whole window.
+
+    What lies in the editor is left to it. A mouse click gives no button the focus (`focusPolicy` in the .ui file): else
+    Space, meant for an effect, would start a run.
+    """
+
+    def __init__(self, editor: Any) -> None:
+        qt.QObject.__init__(self)
+        self._editor = editor
+
+    def eventFilter(self, watched: Any, event: Any) -> bool:
+        """Qt asks the widget with the focus, and those around it, before it looks for a shortcut."""
+        if event.type() != qt.QEvent.ShortcutOverride or event.key() != qt.Qt.Key_Space:
+            return False
+        focused = qt.QApplication.focusWidget()
+        if focused is None or not focused.inherits("QAbstractButton") or self._editor.isAncestorOf(focused):
+            return False
+        event.accept()
+        return True
 
 
 def childWidgets(uiWidget: Any) -> SimpleNamespace:

@@ -53,7 +53,8 @@ class Object(metaclass=Meta):
     native: type = QtCore.QObject
 
     def __init__(self, *values: Any) -> None:
-        object.__setattr__(self, "_native", type(self).native(*(unwrap(value) for value in values)))
+        native = _Shell if "eventFilter" in vars(type(self)) else type(self).native
+        object.__setattr__(self, "_native", native(*(unwrap(value) for value in values)))
         if isinstance(self._native, QtCore.QObject):
             self._native._wrapper = self
 
@@ -63,7 +64,11 @@ class Object(metaclass=Meta):
         return _get(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _set(self._native, name, value)
+        derived = type(self) is not _classes.get(type(self).native)
+        if derived and self._native.metaObject().indexOfProperty(name) < 0:
+            object.__setattr__(self, name, value)
+        else:
+            _set(self._native, name, value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Object) and (self._native is other._native or bool(self._native == other._native))
@@ -73,6 +78,17 @@ class Object(metaclass=Meta):
 
     def __repr__(self) -> str:
         return f"<{type(self.native).__name__} {self.native.__name__}>"
+
+
+class _Shell(QtCore.QObject):
+    """What a Python class on QObject is for Qt: it calls what that class has of Qt's virtual methods."""
+
+    def eventFilter(self, watched: QtCore.QObject, event: QtCore.QEvent) -> bool:
+        try:
+            return self._wrapper.eventFilter(wrap(watched), wrap(event))
+        except Exception:
+            errors.append(traceback.format_exc())
+            return False
 
 
 class Signal:

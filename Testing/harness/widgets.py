@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import shiboken6
 import slicer
 import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
@@ -79,9 +80,7 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
         option = QtWidgets.QStyleOption()
         option.initFrom(self)
         option.rect = QtCore.QRect(7, 6, 13, 13)
-        arrow = (
-            QtWidgets.QStyle.PE_IndicatorArrowRight if self.collapsed else QtWidgets.QStyle.PE_IndicatorArrowDown
-        )
+        arrow = QtWidgets.QStyle.PE_IndicatorArrowRight if self.collapsed else QtWidgets.QStyle.PE_IndicatorArrowDown
         self.style().drawPrimitive(arrow, option, painter, self)
 
 
@@ -411,7 +410,8 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._volume: Any = None
         self._logic = slicer.vtkSlicerSegmentEditorLogic()
         self._observers, self._node_observers, self._segmentation_observers = (Observers(self) for _ in range(3))
-        self._shortcuts = False
+        self._shortcuts: list[QtGui.QShortcut] = []
+        self.spaces = 0
         self.listed = 0
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -569,10 +569,20 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._editor.SetActiveEffectName(name)
 
     def installKeyboardShortcuts(self, parent: Any = None) -> None:
-        self._shortcuts = True
+        """Of the many one, the space bar, which the whole window gives to the effect that was used last."""
+        self.uninstallKeyboardShortcuts()
+        shortcut = QtGui.QShortcut(QtGui.QKeySequence(Qt.Key_Space), parent or self.window())
+        shortcut.activated.connect(self._space_pressed)
+        self._shortcuts.append(shortcut)
 
     def uninstallKeyboardShortcuts(self) -> None:
-        self._shortcuts = False
+        while self._shortcuts:
+            shortcut = self._shortcuts.pop()
+            if shiboken6.isValid(shortcut):
+                shiboken6.delete(shortcut)
+
+    def _space_pressed(self) -> None:
+        self.spaces += 1
 
     def removeViewObservations(self) -> None:
         pass
