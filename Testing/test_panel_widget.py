@@ -1703,6 +1703,57 @@ def test_network_that_cannot_be_loaded_in_advance_is_no_error_yet(panel_of):  # 
     assert panel.widget._card is None and "could not be warmed up: no such model" in panel.ui.logEdit.plainText
 
 
+@pytest.mark.parametrize("found", [True, False])
+def test_how_a_run_ended_while_another_module_was_open_is_said(panel_of, found):  # noqa: F811
+    first, second = add_volume(name="first"), add_volume(name="second")
+    made = truth()
+    panel = panel_of(result=None if found else dataclasses.replace(made, labels=np.zeros_like(made.labels)))
+    panel.widget._parameters.inputVolume = first
+    panel.ui.segmentButton.click()
+    panel.widget.exit()
+    assert panel.wait()
+    panel.widget.enter()
+    said = panel.ui.statusLabel.text
+    assert said.startswith("Done: 10 structures" if found else "Nothing was found")
+    panel.ui.outputComboBox.currentIndex = 1
+    assert panel.ui.statusLabel.text == said
+    panel.widget._parameters.inputVolume = second
+    assert panel.ui.statusLabel.text == "Ready."
+    panel.widget._parameters.inputVolume = first
+    assert panel.ui.statusLabel.text == "Ready.", "it is said until another volume is chosen"
+    press_and_wait(panel)
+    panel.widget.exit()
+    slicer.mrmlScene.Clear()
+    panel.widget.enter()
+    assert panel.ui.statusLabel.text.startswith("Load a sagittal spine MRI")
+
+
+@pytest.mark.parametrize("meanwhile", ["", "another is chosen", "removed", "another was chosen"])
+def test_failure_while_another_module_was_open_is_shown(panel_of, meanwhile):  # noqa: F811
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of("memory", "segment")
+    parameters = panel.widget._parameters
+    parameters.inputVolume = first
+    panel.ui.segmentButton.click()
+    if meanwhile == "another was chosen":
+        parameters.inputVolume = second
+    panel.widget.exit()
+    assert panel.wait()
+    if meanwhile == "another is chosen":
+        parameters.inputVolume = second
+    elif meanwhile == "removed":
+        slicer.mrmlScene.RemoveNode(first)
+    panel.widget.enter()
+    if meanwhile:
+        assert parameters.inputVolume is second and panel.widget._card is None
+        assert panel.ui.statusLabel.text == "The run of another volume has failed: Not enough memory."
+        panel.widget.exit()
+        panel.widget.enter()
+        assert panel.ui.statusLabel.text.startswith("The run of another volume"), "until another one is chosen"
+    else:
+        assert panel.widget._card.code == "MEMORY" and panel.ui.cardTitle.isVisibleTo(panel.top)
+
+
 def test_run_goes_on_while_another_module_is_shown(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of()

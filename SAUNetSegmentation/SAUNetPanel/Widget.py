@@ -72,7 +72,9 @@ class Widget:
         self._leftId: str | None = None  # of the one before, until it is known whether it was removed
         self._leavingId: str | None = None  # of a node that is just being removed
         self._shownFor: dict[str, str] = {}  # by a volume's ID, that of its result that was shown last
-        self._segmented: Any = None  # the volume of the run
+        self._segmentedId: str | None = None  # of the volume of the run
+        self._outcome: tuple[str | None, str] = (None, "")  # for which chosen volume is said how the last run ended
+        self._missed: tuple[str | None, Card] | None = None  # whose run failed, and how, while another module was open
         self._shownBefore: Any = None  # the result that was shown when it began
         self._corrected = False  # whether the result that is shown was changed since
         self._guiTag: Any = None
@@ -151,6 +153,9 @@ class Widget:
             self.setParameterNode(self.logic.getParameterNode())
         if self._parameters.inputVolume is None:
             self._parameters.inputVolume = self.logic.nodes.likelyVolume()
+        missed, self._missed = self._missed, None
+        if missed is not None:
+            self._showFailure(*missed)
         self._update()
 
     def enter(self) -> None:
@@ -283,7 +288,8 @@ class Widget:
         self._showResult(None)
         self.ui.editor.setSegmentationNode(None)
         self._useEditor()
-        self._volumeId = self._resultId = self._leftId = self._segmented = self._shownBefore = None
+        self._volumeId = self._resultId = self._leftId = self._segmentedId = self._shownBefore = None
+        self._outcome, self._missed = (None, ""), None
         self._shownFor.clear()
 
     def setParameterNode(self, parameters: Any) -> None:
@@ -298,7 +304,7 @@ class Widget:
             before, self._volumeId = self._volumeId, idOf(parameters.inputVolume)
             self._resultId, self._leftId = idOf(parameters.result), None
             if before != self._volumeId:
-                self._showCard(None)
+                self._leaveVolume()
             if before not in (None, self._volumeId):
                 parameters.lowest = Lowest.AUTO
             self._guiTag = parameters.connectGui(self.ui)
@@ -338,18 +344,23 @@ class Widget:
             self._parameters.result = node
 
     def _followVolume(self) -> None:
-        """Another volume was chosen: show its own result; what was said of the other does not hold for it."""
+        """Another volume was chosen: show its own result."""
         volume = self._parameters.inputVolume if self._parameters else None
         before, self._volumeId = self._volumeId, idOf(volume)
         changed = before != self._volumeId
         if changed:
-            self._showCard(None)
+            self._leaveVolume()
         if changed and before is not None:
             self._parameters.lowest = Lowest.AUTO
         if changed and volume is not None:
             self._leaveOthers()
         if changed and self._entered:
             self._warmUp.start()
+
+    def _leaveVolume(self) -> None:
+        """What was said of the volume that was chosen before does not hold for this one."""
+        self._outcome = None, ""
+        self._showCard(None)
 
     def _leaveOthers(self) -> None:
         """Show the chosen volume's own result, and another volume's no longer.
@@ -403,12 +414,13 @@ class Widget:
         previous = self._previousOptions()
         if previous is None:
             return
-        self._showCard(None)
+        self._leaveVolume()  # as its last run left it
         self._log.clear()
         self.ui.logEdit.clear()
         self._stage, self._share, self._started = _("Starting the engine"), 0.0, time.monotonic()
         self._clock.start()
-        self._segmented = volume = self._parameters.inputVolume
+        volume = self._parameters.inputVolume
+        self._segmentedId = idOf(volume)
         self._shownBefore, self._corrected = self._parameters.result, False
         try:
             self.logic.start(volume, **self._options(), **previous)
@@ -444,7 +456,7 @@ class Widget:
 
     def _onFinished(self, node: Any) -> None:
         self._clock.stop()
-        self._segmented = None
+        self._segmentedId = None
         seconds = time.monotonic() - self._started
         elsewhere = self._worksElsewhere(node)
         self._shownBefore = None
@@ -465,6 +477,7 @@ class Widget:
         text = done.format(count=count, seconds=max(1, round(seconds)))
         shown = _("It is {name} under Result.").format(name=elided(node.GetName())) if elsewhere else ""
         text = f"{text} {shown}".rstrip()
+        self._outcome = idOf(node.GetNodeReference(INPUT_ROLE)), text
         self._say(text)
         self.ui.resultSection.collapsed = False
         self.addLog(text)
@@ -486,15 +499,23 @@ class Widget:
         self._clock.stop()
         self._update()
         self.addLog(f"{card.code}: {card.cause}")
-        volume, self._segmented, self._shownBefore = self._segmented, None, None
-        chosen = self._parameters.inputVolume if self._parameters is not None else None
+        segmented, self._segmentedId, self._shownBefore = self._segmentedId, None, None
         if card.code == "CANCELLED":
             self._say(_("Cancelled. Nothing was changed."))
-        elif chosen is not None and chosen is not volume:
-            # Its button would do to this volume what another one needs.
-            self._say(_("Segmenting another volume failed: {title}.").format(title=card.title))
+        elif self._parameters is None:
+            self._missed = segmented, card  # shown when the user comes back, perhaps to another volume
         else:
+            self._showFailure(segmented, card)
+
+    def _showFailure(self, segmented: str | None, card: Card) -> None:
+        """The card of a run; of another volume's a line, for its button would act on the chosen one."""
+        chosen = idOf(self._parameters.inputVolume)
+        if chosen in (None, segmented):
             self._showCard(card)
+            return
+        text = _("Segmenting another volume failed: {title}.").format(title=card.title)
+        self._outcome = chosen, text
+        self._say(text)
 
     def _onAboutToReplace(self, node: Any) -> None:
         """The editor's Undo brings the previous result back."""
@@ -532,6 +553,8 @@ class Widget:
             self._say("")
         elif volume is None:
             self._say(_("Load a sagittal spine MRI, then choose it above."))
+        elif self._outcome[1] and self._outcome[0] == idOf(volume):
+            self._say(self._outcome[1])
         elif self.dependencies.missing():
             self._say(_("The engine is not installed yet: press Install in the section Setup."))
         else:
