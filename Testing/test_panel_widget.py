@@ -1331,9 +1331,10 @@ def test_an_export_merges_once_and_is_told_even_where_memory_is_short(panel_of, 
     nodes = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode")
     monkeypatch.setattr(SceneNodes, "merge", full)
     actions[action].trigger()
-    assert (
-        panel.widget._card.code == "MEMORY" and {path: path.read_bytes() for path in tmp_path.glob("*.nrrd")} == before
-    )
+    card = panel.widget._card
+    assert card.title == "Not enough memory" and card.action == "" and "crop" not in card.remedy
+    assert not panel.ui.cardActionButton.isVisibleTo(panel.top)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.nrrd")} == before
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLLabelMapVolumeNode") == nodes
 
 

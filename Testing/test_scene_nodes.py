@@ -1343,7 +1343,7 @@ def test_an_export_for_which_itk_has_no_memory_says_so(nodes, tmp_path, monkeypa
     monkeypatch.setattr(sitk, "WriteImage", full)
     with pytest.raises(PanelError) as raised:
         nodes.exportLabelMap(node, tmp_path / "l.nrrd")
-    assert raised.value.code == "MEMORY" and [path.name for path in tmp_path.glob("*l.nrrd")] == ["l.nrrd"]
+    assert raised.value.code == "EXPORT_MEMORY" and [path.name for path in tmp_path.glob("*l.nrrd")] == ["l.nrrd"]
     assert (tmp_path / "l.nrrd").read_text() == "old"
 
 

@@ -197,6 +197,8 @@ def _panelCards() -> dict[str, tuple[str, ...]]:
                             " the disk.")),
         "EXPORT_EMPTY": (_("Nothing to export"), _("All segments are empty."),
                          _("Choose another result, or segment the volume again.")),
+        "EXPORT_MEMORY": (_("Not enough memory"), _("The export needs more memory than is free."),
+                          _("Close other programs, then export again.")),
         "INSTALL_FAILED": (_("The installation failed"), _("A package could not be installed."),
                            _("See the log. Without an internet connection, use Install from file... in the"
                              " section Setup."), "log"),

@@ -554,8 +554,8 @@ def _writeBeside(path: Path, endings: tuple[str, ...]) -> Iterator[tuple[Path, s
     The card does not repeat the engine's words, which name the file and with it, maybe, the patient.
 
     Raises:
-        PanelError: OUTPUT_FORMAT, MEMORY or EXPORT_FAILED; a folder that is not there is not made: it may be on a drive
-            that was taken out.
+        PanelError: OUTPUT_FORMAT, EXPORT_MEMORY or EXPORT_FAILED; a folder that is not there is not made: it may be on
+            a drive that was taken out.
     """
     try:
         if not path.parent.is_dir():
@@ -564,7 +564,7 @@ def _writeBeside(path: Path, endings: tuple[str, ...]) -> Iterator[tuple[Path, s
         with write_beside(path, ending) as part:
             yield part, ending
     except OutOfMemoryError as error:
-        raise PanelError("MEMORY") from error
+        raise PanelError("EXPORT_MEMORY") from error
     except (OSError, UsageError) as error:
         if isinstance(error, UsageError) and error.code == "OUTPUT_FORMAT":
             cause = _("This export writes {endings}.").format(endings=", ".join(endings))

@@ -803,7 +803,7 @@ class Widget:
             self._showCard(error.card)
             return
         except MemoryError:  # a label map of all segments takes as much as the image
-            self._showCard(PanelError("MEMORY").card)
+            self._showCard(PanelError("EXPORT_MEMORY").card)
             return
         finally:
             qt.QApplication.restoreOverrideCursor()
