@@ -1249,6 +1249,26 @@ def test_show_3d_opacity_and_visibility(panel_of):  # noqa: F811
     assert panel.ui.opacitySlider.value == pytest.approx(0.33) and node.GetDisplayNode().GetOpacity() == 0.333
 
 
+def test_click_on_a_row_moves_the_slice_views_to_its_structure(panel_of):  # noqa: F811
+    from PySide6 import QtCore, QtTest
+
+    view = slicer.vtkMRMLSliceNode()
+    view.SetLayoutName("Red")
+    view = slicer.mrmlScene.AddNode(view)
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    table, node = panel.ui.segmentsTable._native._table, panel.results()[0]
+    panel.top._native.show()
+    for row in (1, 4):
+        place = table.visualRect(table.model().index(row, 2)).center()
+        QtTest.QTest.mouseClick(table.viewport(), QtCore.Qt.MouseButton.LeftButton, pos=place)
+        centre = node.GetSegmentCenterRAS(node.GetSegmentation().GetNthSegmentID(row))
+        shown = [view.GetSliceToRAS().GetElement(axis, 3) for axis in range(3)]
+        assert np.allclose(shown, centre)
+    slicer.mrmlScene.RemoveNode(view)  # a singleton, which stays when a scene is closed
+
+
 def test_exports_from_the_menu(panel_of, tmp_path):  # noqa: F811
     from SAUNetLib.formats.segmentations import read_segmentation
 

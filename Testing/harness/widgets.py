@@ -309,6 +309,7 @@ class qMRMLSegmentsTableView(qMRMLWidget):
     layerColumnVisible = _stored(bool, "layer", False)
     readOnly = _stored(bool, "read_only", False)
     filterBarVisible = _stored(bool, "filter", False)
+    jumpToSelectedSegmentEnabled = _stored(bool, "jump", False)
     segmentCount = Property(int, lambda self: self._model.rowCount())
 
     def __init__(self, parent: QWidget | None = None) -> None:
@@ -326,6 +327,7 @@ class qMRMLSegmentsTableView(qMRMLWidget):
         self._table.setColumnWidth(1, 28)
         self._table.horizontalHeader().setStretchLastSection(True)
         self._table.setSelectionBehavior(QtWidgets.QTableView.SelectRows)
+        self._table.selectionModel().selectionChanged.connect(lambda *_: self._selection_changed())
         layout.addWidget(self._table)
 
     def segmentationNode(self) -> Any:
@@ -336,6 +338,14 @@ class qMRMLSegmentsTableView(qMRMLWidget):
 
     def selectedSegmentIDs(self) -> list[str]:
         return [self._model.ids()[index.row()] for index in self._table.selectionModel().selectedRows()]
+
+    def _selection_changed(self) -> None:
+        """The slice views move to the centre of the first one that is selected (jumpSlices)."""
+        selected, node = self.selectedSegmentIDs(), self._model.node
+        if not self.jumpToSelectedSegmentEnabled or not selected or node is None:
+            return
+        for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            view.JumpSliceByCentering(*node.GetSegmentCenterRAS(selected[0]))
 
 
 class qMRMLSegmentationShow3DButton(QPushButton):
