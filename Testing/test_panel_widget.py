@@ -2099,6 +2099,17 @@ def test_window_stays_responsive_while_the_engine_works(panel_of):  # noqa: F811
     assert panel.wait()
 
 
+def test_what_it_is_not_for_is_seen_with_all_sections_closed(panel_of):  # noqa: F811
+    panel = panel_of()
+    label = panel.ui.useLabel
+    assert "Not for diagnostic use" in label.text and label.isVisibleTo(panel.top)
+    top = panel.top._native
+    top.show()
+    slicer.app.processEvents()
+    assert panel.ui.segmentButton.y + panel.ui.segmentButton.height <= label.y < panel.ui.resultSection.y
+    assert label.height < 20, "one small line"
+
+
 def test_nothing_needs_more_than_350_pixels(panel_of):  # noqa: F811
     from SAUNetPanel.Cards import cardOf
 
