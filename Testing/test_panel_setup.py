@@ -99,10 +99,11 @@ def test_check_says_what_is_there_and_what_is_not(needs):
     rows = {row.name: row for row in needs.check(add_volume())}
     assert rows["PyTorch"].fine and "2.6.0" in rows["PyTorch"].detail and "NVIDIA" in rows["PyTorch"].detail
     assert rows["Slicer"].fine and "guess" in rows["Estimated time"].detail
+    assert needs.checkHtml().startswith("<b>Everything is there.</b>")
     del needs.installed["torch"]
     rows = {row.name: row for row in needs.check()}
     assert rows["PyTorch"].fine is False and needs.missing() == [Dependencies.TORCH]
-    assert "\u2717" in needs.checkHtml()
+    assert "\u2717" in needs.checkHtml() and needs.checkHtml().startswith("<b>Missing: PyTorch</b>")
 
 
 def test_estimate_comes_from_the_last_run(needs):
@@ -630,8 +631,11 @@ def test_buttons_of_the_setup_section(needs, pip, panel_of):  # noqa: F811
     panel.ui.installButton.click()
     assert panel.ui.statusLabel.text == "Installed." and "not installed" not in panel.ui.setupBrowser.plainText
     assert panel.widget._warmUp.active  # now the network can be loaded in advance
+    panel.ui.installButton.click()
+    assert panel.ui.statusLabel.text == "Nothing is missing." and len(panel.dialogs.asked) == 2
+    assert "Everything is there." in panel.ui.setupBrowser.plainText
     panel.ui.bundleButton.click()  # the file dialog was cancelled
-    assert panel.ui.statusLabel.text == "Installed."
+    assert panel.ui.statusLabel.text == "Nothing is missing."
     panel.dialogs.path = Path("/nonexistent.zip")
     panel.ui.bundleButton.click()
     assert panel.widget._card.code == "BUNDLE_UNPACK"

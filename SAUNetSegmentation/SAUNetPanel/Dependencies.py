@@ -116,13 +116,16 @@ class Dependencies:
         ]
 
     def checkHtml(self, volumeNode: Any = None) -> str:
-        """The check as a table."""
+        """The check as a table, with what is missing above it."""
+        rows = self.check(volumeNode)
+        missing = ", ".join(row.name for row in rows if row.fine is False)
+        found = _("Missing: {names}").format(names=missing) if missing else _("Everything is there.")
         marks = {True: "\u2713", False: "\u2717", None: "\u00b7"}
         cells = (
             f"<tr><td>{marks[row.fine]}</td><td>{html.escape(row.name)}&nbsp;&nbsp;</td><td>{html.escape(row.detail)}</td></tr>"
-            for row in self.check(volumeNode)
+            for row in rows
         )
-        return f"<table cellspacing='3'>{''.join(cells)}</table>"
+        return f"<b>{html.escape(found)}</b><table cellspacing='3'>{''.join(cells)}</table>"
 
     def _modelRow(self) -> CheckRow:
         try:

@@ -863,15 +863,16 @@ class Widget:
 
     def onInstall(self) -> None:
         """Install what is missing, with the user's consent."""
-        self._install(self.dependencies.installMissing)
+        nothing = _("Nothing was installed.") if self.dependencies.missing() else _("Nothing is missing.")
+        self._install(self.dependencies.installMissing, nothing)
 
     def onInstallBundle(self) -> None:
         """Install from a bundle that was made elsewhere."""
         path = self.dialogs.openFile(_("Install from file"), _("Bundle") + " (*.zip)")
         if path is not None:
-            self._install(lambda ask: self.dependencies.installBundle(Path(path), ask))
+            self._install(lambda ask: self.dependencies.installBundle(Path(path), ask), _("Nothing was installed."))
 
-    def _install(self, install: Any) -> None:
+    def _install(self, install: Any, nothing: str) -> None:
         """Slicer handles events while pip works, so that everything can be clicked meanwhile."""
         if self._installing:
             return
@@ -891,7 +892,7 @@ class Widget:
         if card is not None:
             self._showCard(card)
         else:
-            self._say(_("Installed.") if done else _("Nothing was installed."))
+            self._say(_("Installed.") if done else nothing)
             self._warmUp.start()
         self.onCheck()
 
