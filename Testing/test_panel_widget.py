@@ -1767,10 +1767,10 @@ def test_failure_while_another_module_was_open_is_shown(panel_of, meanwhile):  #
     panel.widget.enter()
     if meanwhile:
         assert parameters.inputVolume is second and panel.widget._card is None
-        assert panel.ui.statusLabel.text == "The run of another volume has failed: Not enough memory."
+        assert panel.ui.statusLabel.text == "Segmenting another volume failed: Not enough memory."
         panel.widget.exit()
         panel.widget.enter()
-        assert panel.ui.statusLabel.text.startswith("The run of another volume"), "until another one is chosen"
+        assert panel.ui.statusLabel.text.startswith("Segmenting another volume failed"), "until another one is chosen"
     else:
         assert panel.widget._card.code == "MEMORY" and panel.ui.cardTitle.isVisibleTo(panel.top)
 
