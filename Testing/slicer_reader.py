@@ -32,7 +32,7 @@ def open_segmentation(path: Path) -> dict:
         matrix = vtk.vtkMatrix4x4()
         image.GetImageToWorldMatrix(matrix)
         tags = {}
-        for key in ("TerminologyEntry", "Segmentation.Status", "SAUNet.Level", "SAUNet.Partial"):
+        for key in ("TerminologyEntry", "SAUNet.Level", "SAUNet.Partial"):
             text = vtk.reference("")
             if segment.GetTag(key, text):
                 tags[key] = str(text)
@@ -43,6 +43,7 @@ def open_segmentation(path: Path) -> dict:
                 "colour": segment.GetColor(),
                 "value": segment.GetLabelValue(),
                 "tags": tags,
+                "status": slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentStatus(segment),
                 "matrix": rows(matrix),
                 "extent": image.GetExtent(),
             }

@@ -175,7 +175,7 @@ def test_slicer_opens_the_segmentation(opened: tuple[Path, dict[str, Any]], kind
         assert kind_of == f"SCT^{row.structure.code}^{row.structure.meaning}"
         assert one["tags"].get("SAUNet.Level", "") == row.structure.level
         assert ("SAUNet.Partial" in one["tags"]) == row.partial
-        assert one["tags"]["Segmentation.Status"] == "completed"
+        assert one["status"] == 0  # not started: nobody has looked at it
 
 
 @pytest.mark.parametrize("kind", GRIDS)
