@@ -503,8 +503,8 @@ def _relabel(options: argparse.Namespace) -> int:
         if notice.code in HOW_READ:
             print(f"note {notice.code}: {notice.text}", file=sys.stderr)
     print("note: existing tables, pictures and measurements keep the old names", file=sys.stderr)
-    if options.file.lower().endswith(SEGMENTS):
-        print("note: colours, status and tags that were set in Slicer are back to the standard", file=sys.stderr)
+    if options.file.lower().endswith(SEGMENTS) and not (options.output or options.file).lower().endswith(SEGMENTS):
+        print("note: a label map does not store colours, status and tags that were set in Slicer", file=sys.stderr)
     return 0
 
 

@@ -12,10 +12,18 @@ import numpy as np
 
 from .anatomy import PARTS_OFFSET, disc_between, encodings, named_structure, structures, usual_levels, value_of
 from .errors import InputError, UsageError
-from .formats.atomic import check_writable, same_place, write_together
-from .formats.endings import SEGMENTATIONS, TABLES
+from .formats.atomic import check_writable, ending_of, same_place, write_together
+from .formats.endings import SEGMENTATIONS, SEGMENTS, TABLES
 from .formats.places import check_places
-from .formats.segmentations import HOW_READ, LOST, read_segmentation, write_segmentation, write_table
+from .formats.segmentations import (
+    HOW_READ,
+    LOST,
+    Marks,
+    read_marks,
+    read_segmentation,
+    write_segmentation,
+    write_table,
+)
 from .masks import with_cuts
 from .segmentation import Notice, Segmentation, count_labels
 
@@ -126,6 +134,8 @@ def relabel_file(
 ) -> Segmentation:
     """Relabel a saved segmentation of any format that `formats.segmentations` writes.
 
+    From one 3D Slicer segmentation to another, segments keep what `formats.segmentations.read_marks` finds on them.
+
     Args:
         path: the file.
         assignments: as in `relabel`.
@@ -152,11 +162,20 @@ def relabel_file(
         cause = f"{target.name} holds {' and '.join(lost)}, which would be lost"
         raise _refusal(cause, "Give the result another name (--output)")
     segmentation = relabel(with_cuts(saved), assignments)
+    marks = _marks(path, saved, assignments) if ending_of(Path(path), SEGMENTATIONS) == SEGMENTS else {}
     with write_together():
-        write_segmentation(segmentation, target)
+        write_segmentation(segmentation, target, marks)
         if table is not None:
             write_table(segmentation, table)
     return replace(segmentation, warnings=(*segmentation.warnings, *how_read))
+
+
+def _marks(path: str | Path, saved: Segmentation, assignments: Mapping[str, str]) -> Marks:
+    """By new label value what a user set on the segments; where the sacrum takes up a vertebra in parts, its body's."""
+    present = _present(saved)
+    table = _new_values(present, _wanted(assignments, present))
+    marks = read_marks(path, saved.encoding)
+    return {_moved(old, table): marks[old] for old in reversed(count_labels(saved.labels)) if old in marks}
 
 
 def _refusal(cause: str, remedy: str) -> UsageError:

@@ -815,8 +815,11 @@ def test_relabel_moves_every_name(phantom, tmp_path, capsys):
     assert np.array_equal(read_segmentation(tmp_path / "r.seg.nrrd").labels, moved[before])
     said = " ".join(capsys.readouterr().err.split())
     assert "existing tables, pictures and measurements keep the old names" in said and "colours" not in said
-    again = ["relabel", str(tmp_path / "r.seg.nrrd"), "--set", "L4=L4", "--output", str(tmp_path / "s.seg.nrrd")]
-    assert main(again) == 0 and "colours, status and tags" in " ".join(capsys.readouterr().err.split())
+    for name, told in (("s.seg.nrrd", False), ("s.nii.gz", True)):
+        again = ["relabel", str(tmp_path / "r.seg.nrrd"), "--set", "L4=L4", "--output", str(tmp_path / name)]
+        assert main(again) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("a label map does not store colours, status and tags" in said) == told
     assert main(["relabel", str(labels), "--set", "nonsense"]) == 2
     assert main(["relabel", str(labels), "--set", "77=L3/L4"]) == 2
     capsys.readouterr()

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import slicerio
 from builders import geometry, segmentation
 from hypothesis import given
 from hypothesis import strategies as st
@@ -237,6 +238,38 @@ def test_vertebrae_and_discs_that_disagree_are_not_moved_together(level, other):
     with pytest.raises(UsageError, match="anatomical order") as failure:
         relabel(shifted, {level: other})
     assert "by hand" in failure.value.remedy
+
+
+def set_in_slicer(path, statuses, empty=""):
+    """Write by segment name what a reviewer says, and a segment without voxels."""
+    content = slicerio.read_segmentation(str(path))
+    content["segments"] += [{"id": "Segment_1", "name": empty, "labelValue": 99, "layer": 0}] if empty else []
+    for one in content["segments"]:
+        one["status"] = statuses.get(one["name"], "notstarted")
+    slicerio.write_segmentation(str(path), content)
+
+
+def statuses_in(path):
+    return {one["name"]: one.get("status") for one in slicerio.read_segmentation(str(path))["segments"]}
+
+
+def test_a_segment_without_voxels_gives_its_status_to_no_other(tmp_path):
+    path = tmp_path / "x.seg.nrrd"
+    write_segmentation(line("L4", "L5"), path)
+    set_in_slicer(path, {"L4 vertebra": "completed", "L3 vertebra": "flagged"}, empty="L3 vertebra")
+    relabel_file(path, {"L4": "L3"})
+    assert statuses_in(path) == {"Spinal canal": "notstarted", "L3 vertebra": "completed", "L4 vertebra": "notstarted"}
+
+
+def test_a_sacrum_made_of_two_parts_has_the_body_s_status(tmp_path):
+    path, parts = tmp_path / "x.seg.nrrd", line("L4", "L5")
+    labels = np.concatenate([parts.labels, parts.labels[:, 1:] + PARTS_OFFSET], axis=1)
+    grid = replace(parts.geometry, size=(1, labels.shape[1], 1))
+    write_segmentation(Segmentation(labels, grid, encodings()["parts"]), path)
+    set_in_slicer(path, {"L5 vertebral body": "flagged", "L4 posterior elements": "completed"})
+    relabel_file(path, {"L5": "S1"})
+    said = statuses_in(path)
+    assert said["Sacrum"] == "flagged" and said["L5 posterior elements"] == "completed"
 
 
 @pytest.mark.parametrize("key", ["142", "L2 vertebral body", "L2 posterior elements"])

@@ -33,6 +33,7 @@ from SAUNetPanel.Cards import PanelError
 from SAUNetLib.anatomy import classes, encodings, named_structure, segment_id, structures
 from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume
+from SAUNetLib.relabel import relabel_file
 from SAUNetLib.segmentation import Notice
 
 
@@ -1168,6 +1169,31 @@ def test_what_was_reviewed_counts_as_edited(nodes, status, edited):
     node = imported(nodes)
     segments(node)[3].SetTag(Result.STATUS_TAG, status)
     assert Result.isEdited(node) is edited
+
+
+@pytest.mark.parametrize("level, in_place", [("L3", False), ("L3", True), ("L2", True)])
+def test_relabelling_keeps_what_was_set_in_slicer(nodes, tmp_path, level, in_place):
+    """Status, a colour of one's own and others' tags move with the structure; our tags are the new name's."""
+    path = tmp_path / "r.seg.nrrd"
+    node = imported(nodes)
+    logic, before = slicer.vtkSlicerSegmentationsModuleLogic, segments(node)
+    for segment, status in zip(before, (3, 1, 2, 0), strict=False):
+        logic.SetSegmentStatus(segment, status)
+    before[2].SetColor(1.0, 0.0, 0.2)
+    before[1].SetTag("Reviewer.Note", 'see "c:\\x": 2nd\nline')
+    before[3].SetTag("Reviewer.Note", "Pr\u00fcfen \uff5c ja")
+    nodes.exportSegmentation(node, path)
+    saved = segments(loaded(path))
+    relabel_file(path, {"L2": level}, output := path if in_place else tmp_path / "o.seg.nrrd")
+    after = segments(loaded(output))
+    assert len(after) == len(saved) > 4 and (after[1].GetName() != saved[1].GetName()) == (level != "L2")
+    for number, (old, new) in enumerate(zip(saved, after, strict=True)):
+        assert logic.GetSegmentStatus(new) == logic.GetSegmentStatus(old) == ((3, 1, 2)[number] if number < 3 else 0)
+        standard = np.divide(named_structure(new.GetName(), structures()).colour, 255)
+        assert np.allclose(new.GetColor(), old.GetColor() if number == 2 else standard, atol=1e-5)
+        note = "Prufen / ja" if number == 3 else Result._tag(old, "Reviewer.Note")
+        assert Result._tag(new, "Reviewer.Note") == note and bool(note) == (number in (1, 3))
+        assert Result._tag(new, "SAUNet.Level") == getattr(named_structure(new.GetName(), structures()), "level", "")
 
 
 def test_a_name_that_ends_for_another_format_is_refused_as_such(nodes, tmp_path):

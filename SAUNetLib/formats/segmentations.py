@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -67,14 +67,21 @@ _SEEMS_KNOWN = re.compile(
 """In the name of a segment that is not understood: it may be a structure of the spine, which must not get lost."""
 _REFERENCE = "Reference image geometry"
 """Slicer's conversion parameter that tells the grid of the segmented image."""
+Marks = Mapping[int, dict[str, Any]]
+"""By label value what a user set on segments in Slicer, see `read_marks`: as slicerio's status, tags and color."""
 
 
-def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
+def write_segmentation(segmentation: Segmentation, path: str | Path, marks: Marks | None = None) -> None:
     """Write a segmentation in the format that the path's ending names; only a whole file replaces an existing one.
 
     ``.nii``, ``.nii.gz``, ``.nrrd``, ``.mha``: label map, uint8, on the input's grid. ``.seg.nrrd``: 3D Slicer
     segmentation, one segment per structure present. NRRD and MHA carry provenance, warnings and names as header fields;
     NIfTI has room for the encoding, the codes of `KEPT_IN_NIFTI` and the model.
+
+    Args:
+        segmentation: with any encoding.
+        path: the file.
+        marks: what the segments of a 3D Slicer segmentation have beside the standard; a label map has no room for it.
 
     Raises:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
@@ -83,7 +90,7 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
     ending = check_writable(path, SEGMENTATIONS)
     with write_beside(path, ending) as temporary:
         if ending == SEGMENTS:
-            _write_segments(segmentation, temporary)
+            _write_segments(segmentation, temporary, marks or {})
             headers.check_written(temporary, ".nrrd")
         else:
             image = to_sitk(segmentation.labels, segmentation.geometry)
@@ -121,7 +128,7 @@ def _header(segmentation: Segmentation) -> Header:
     )
 
 
-def _write_segments(segmentation: Segmentation, path: Path) -> None:
+def _write_segments(segmentation: Segmentation, path: Path, marks: Marks) -> None:
     import slicerio  # in Slicer, which writes this format itself, it need not be installed
 
     geometry = segmentation.geometry
@@ -133,7 +140,9 @@ def _write_segments(segmentation: Segmentation, path: Path) -> None:
         "ijkToLPS": matrix,
         "containedRepresentationNames": ["Binary labelmap"],
         "conversionParameters": [_reference_grid(matrix, geometry)],
-        "segments": [_segment(row, segmentation) for row in segmentation.table()],
+        "segments": [
+            _marked(_segment(row, segmentation), marks.get(row.structure.value, {})) for row in segmentation.table()
+        ],
     }
     slicerio.write_segmentation(str(path), content | _header(segmentation).fields(), compression_level=6)
 
@@ -175,6 +184,47 @@ def _segment(row: StructureRow, segmentation: Segmentation) -> dict[str, Any]:
         },
         "tags": {key: tag_text(in_ascii(value)) for key, value in tags.items() if value},
     }
+
+
+def _marked(segment: dict[str, Any], marks: dict[str, Any]) -> dict[str, Any]:
+    return segment | marks | {"tags": segment["tags"] | marks.get("tags", {})}
+
+
+def read_marks(path: str | Path, encoding: Encoding) -> Marks:
+    """What a user, or another program, set on the segments of a 3D Slicer segmentation.
+
+    That is the status, tags that are not ours, and the colour if it is not the structure's. Text that is not ASCII is
+    spelled in it, since slicerio writes nothing else.
+
+    Args:
+        path: a .seg.nrrd file that can be read.
+        encoding: the one in which `read_segmentation` read it.
+    """
+    import slicerio
+
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as lines:  # by itself it drops what is not ASCII
+        segments = slicerio.read_segmentation(lines, skip_voxels=True).get("segments", [])
+    values = [_value(*one, encoding.structures) for one in zip(segments, _codes(segments), strict=True)]
+    return {
+        value: _marks(segment, encoding.structures[value].colour)
+        for segment, value in zip(segments, values, strict=True)
+        if value
+    }
+
+
+def _marks(segment: Mapping[str, Any], standard: Sequence[int]) -> dict[str, Any]:
+    tags = segment.get("tags", {})
+    marks: dict[str, Any] = {"tags": {_kept(key): _kept(tags[key]) for key in tags if not key.startswith(ABOUT_TAG)}}
+    if "status" in segment:
+        marks["status"] = _kept(segment["status"])
+    colour = segment.get("color", ())
+    if len(colour) == 3 and np.abs(np.multiply(colour, 255) - standard).max() > 0.5:  # Slicer rounds
+        marks["color"] = colour
+    return marks
+
+
+def _kept(text: str) -> str:
+    return text if text.isascii() else tag_text(in_ascii(text))
 
 
 def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmentation:
