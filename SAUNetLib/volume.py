@@ -425,16 +425,6 @@ def _flip(array: np.ndarray, flipped: tuple[Any, ...]) -> np.ndarray:
     return array[tuple(slice(None, None, -1 if reverse else 1) for reverse in flipped)]
 
 
-def _percentile(values: np.ndarray, percent: float) -> float:
-    """Same result as `np.percentile` of values (N,), several times faster."""
-    place = percent / 100 * (len(values) - 1)
-    k = int(place)
-    parted = np.partition(values, k)
-    lower = float(parted[k])
-    upper = float(parted[k + 1 :].min(initial=np.inf)) if place > k else lower
-    return lower + (upper - lower) * (place - k)
-
-
 @dataclass(frozen=True)
 class Intensity:
     """How a volume's intensities become the network's input: clipped at two percentiles, zero mean, unit deviation."""
@@ -452,7 +442,7 @@ class Intensity:
         """Measure the intensity of slices (S, H, W), subsampled evenly if there are very many pixels."""
         step = max(1, int(np.ceil(np.sqrt(slices.size / cls.SAMPLE))))
         sample = slices[:, ::step, ::step].astype(np.float32)
-        low, high = (_percentile(sample.ravel(order="K"), percent) for percent in cls.PERCENTILES)
+        low, high = np.percentile(sample.ravel(order="K"), cls.PERCENTILES).tolist()
         if high <= low:  # nearly constant: a few bright pixels in an empty field
             low = float(sample.min())
             high = max(float(sample.max()), low + 1, float(np.nextafter(sample.min(), np.float32(np.inf))))
