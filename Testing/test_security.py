@@ -29,31 +29,22 @@ from SAUNetLib import bundle
 from SAUNetLib.formats import temporary
 
 SHIPPED = sorted([*(ROOT / "SAUNetLib").rglob("*.py"), *MODULE.rglob("*.py"), ROOT / "run.py"])
-UNPICKLING = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
-CODE = {"eval", "exec", "compile", "__import__"}
-SHELLS = {"system", "popen", "getoutput", "getstatusoutput", "spawnl", "spawnlp", "mktemp", "execl", "execlp"}
+UNSEEN_IMPORTS = {"_pickle", "marshal", "cloudpickle", "joblib"}
+UNSEEN_CALLS = re.compile(r"compile|__import__|yaml\.(full|unsafe)_load(_all)?")
 NOTES = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 
 
 def complaints(source: str) -> list[str]:
-    """What in a module could run data as code, or words as a shell does."""
+    """What in a module could run data as code and is not among Bandit's rules."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            found += [f"imports {name}" for name in names if name.split(".")[0] in UNPICKLING]
+            found += [f"imports {name}" for name in names if name.split(".")[0] in UNSEEN_IMPORTS]
         if isinstance(node, ast.Call):
-            name = node.func.id if isinstance(node.func, ast.Name) else ""
-            attribute = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
-            options = {word.arg: ast.unparse(word.value) for word in node.keywords}
-            found += [f"calls {name}"] if name in CODE else []
-            found += [f"calls {attribute}"] if owner in ("os", "subprocess", "tempfile") and attribute in SHELLS else []
-            found += ["uses a shell"] if options.get("shell", "False") != "False" else []
+            name, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            found += [f"calls {name}"] if UNSEEN_CALLS.fullmatch(name) else []
             found += ["unpickles"] if options.get("allow_pickle", "False") != "False" else []
-            if (owner, attribute) == ("torch", "load") and options.get("weights_only") != "True":
-                found.append("unpickles weights")
-            found += ["loads YAML objects"] if owner == "yaml" and attribute != "safe_load" else []
     return found
 
 
@@ -63,9 +54,8 @@ def test_nothing_shipped_runs_data_as_code(path):
 
 
 @pytest.mark.parametrize("line", [
-    "import pickle", "from pickle import loads", "eval(x)", "exec(x)", "import os; os.system(x)",
-    "subprocess.run(x, shell=True)", "torch.load(x)", "np.load(x, allow_pickle=True)", "yaml.load(x)",
-    "tempfile.mktemp()",
+    "import marshal", "from joblib import load", "compile(x, y, z)", "__import__(x)", "np.load(x, allow_pickle=True)",
+    "yaml.unsafe_load(x)",
 ])  # fmt: skip
 def test_the_check_itself_sees_what_it_looks_for(line):
     assert complaints(line)
@@ -77,8 +67,9 @@ def explained() -> set[str]:
 
 
 def test_bandit_finds_only_what_is_explained():
-    command = [sys.executable, "-m", "bandit", "--quiet", "--format", "json", "--recursive", "SAUNetLib", MODULE.name]
-    done = subprocess.run([*command, "run.py"], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    options = ["--quiet", "--ignore-nosec", "--format", "json", "--recursive"]
+    command = [sys.executable, "-m", "bandit", *options, "SAUNetLib", MODULE.name, "run.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     report = json.loads(done.stdout)
     assert report["errors"] == []
     assert {one["issue_severity"] for one in report["results"]} <= {"LOW"}
