@@ -14,6 +14,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -240,6 +241,13 @@ def test_nrrd_voxels_have_the_bytes_that_pynrrd_gives_them(tmp_path: Path, image
     assert headers.check_file(path, ".nrrd") == image.voxels.nbytes
     path.write_bytes(path.read_bytes().replace(b"type: ", b"type: un", 1))
     with pytest.raises(InputError, match="voxel type is unknown"):
+        headers.check_file(path, ".nrrd")
+
+
+def test_no_nrrd_file_is_damaged_where_pynrrd_is_broken(tmp_path: Path, image: Volume, monkeypatch) -> None:
+    path = save(tmp_path, ".nrrd", image)
+    monkeypatch.setitem(sys.modules, "nrrd", types.ModuleType("nrrd"))  # as a file nrrd.py in the folder of a script
+    with pytest.raises(ImportError):
         headers.check_file(path, ".nrrd")
 
 

@@ -353,7 +353,8 @@ def _check_unit(units: str, path: Path) -> None:
 
 def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
     """The fields of an NRRD header, the sizes of its axes and the bytes of a voxel."""
-    import nrrd  # Slicer does not bring it, and exports results without it: see `check_written`
+    # Slicer does not bring it, and exports results without it: see `check_written`. Without it no file is damaged.
+    from nrrd import read_header
 
     with open(path, "rb") as file:
         if file.read(4) != b"NRRD":
@@ -361,7 +362,7 @@ def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
         file.seek(0)
         try:
             with np.errstate(all="ignore"):
-                header = dict(nrrd.read_header(file))
+                header = dict(read_header(file))
             size, kind = [int(count) for count in header["sizes"]], header["type"]
         except OSError:
             raise
