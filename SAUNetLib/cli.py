@@ -647,6 +647,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "data", nargs="*", type=Path, metavar="DIR", help="folders of labelled images; see `saunet dataset check`"
     )
+    # The folders by name, too: fine-tuning was promised as `saunet train --from MODEL --data DIR`.
     parser.add_argument(
         "--data", nargs="+", type=Path, dest="more", metavar="DIR", default=[], help="the same as DIR alone"
     )
