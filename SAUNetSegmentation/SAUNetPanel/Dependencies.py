@@ -21,6 +21,7 @@ from packaging.version import InvalidVersion
 from slicer.i18n import tr as _
 
 from SAUNetLib import __version__
+from SAUNetLib.bundle import PACKAGES
 from SAUNetLib.errors import ModelError, OutOfMemoryError, SAUNetError, UsageError, unforeseen
 from SAUNetLib.formats import temporary
 from SAUNetLib.model_card import ModelCard, find_model, keep_model, model_names
@@ -31,11 +32,13 @@ from .Cards import PanelError
 from .Report import withoutPaths
 from .Signal import Signal
 
-TORCH = "torch>=2.2" + (",!=2.13.*" if sys.platform == "win32" else "")
+TORCH = PACKAGES[0] + (",!=2.13.*" if sys.platform == "win32" else "")
 """2.2 is the last one for Intel's Macs, which Slicer's package for macOS takes every Mac for.
 
 2.13 holds licences whose paths are too long for Windows below Slicer's folder, and is left half installed there.
 """
+OTHERS = PACKAGES[1:]
+"""The engine's packages without PyTorch, which comes through the PyTorch extension."""
 SLICERS_OWN = ("numpy", "scipy", "SimpleITK", "pillow", "pydicom", "requests", "packaging")
 """Packages that Slicer brings and itself relies on: an installation must not change them.
 
@@ -68,23 +71,14 @@ class Dependencies:
 
     Signals:
         log (str): a line for the log.
-
-    Args:
-        requirements: file of requirement specifiers.
     """
 
-    def __init__(self, requirements: Path | None = None) -> None:
+    def __init__(self) -> None:
         self.log = Signal()
-        self._file = requirements or Path(__file__).resolve().parent.parent / "Resources" / "requirements.txt"
-
-    def requirements(self) -> list[str]:
-        """Requirement specifiers of the engine's packages on this computer, without torch."""
-        lines = (line.split("#")[0].strip() for line in self._file.read_text(encoding="utf-8").splitlines())
-        return [line for line in lines if line and _isFor(Requirement(line))]
 
     def missing(self) -> list[str]:
         """The requirement specifiers that are not met, including torch."""
-        return [specifier for specifier in [TORCH, *self.requirements()] if not isMet(specifier)]
+        return [specifier for specifier in (TORCH, *OTHERS) if not isMet(specifier)]
 
     def models(self) -> list[str]:
         """Names of the models that are installed: the user's own and the shipped ones."""
@@ -103,7 +97,7 @@ class Dependencies:
             CheckRow("SAUNet", True, __version__),
             CheckRow("PyTorch", torch is not None and isMet(TORCH), f"{(torch or '').split('+')[0]} {build}".strip()),
         ]
-        for specifier in self.requirements():
+        for specifier in OTHERS:
             name = Requirement(specifier).name
             rows.append(CheckRow(name, isMet(specifier), versionOf(name) or _("not installed")))
         return [
@@ -294,17 +288,13 @@ def versionOf(name: str) -> str | None:
 def isMet(requirement: str) -> bool:
     """Whether what is installed meets a requirement, or the requirement's marker leaves this computer out."""
     wanted = Requirement(requirement)
-    if not _isFor(wanted):
+    if wanted.marker is not None and not wanted.marker.evaluate():
         return True
     installed = versionOf(wanted.name)
     try:  # what is installed may well be a pre-release: a nightly build of a later version
         return installed is not None and wanted.specifier.contains(installed, prereleases=True)
     except InvalidVersion:
         return False
-
-
-def _isFor(requirement: Requirement) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate()
 
 
 def _torchBuild(version: str) -> str:
