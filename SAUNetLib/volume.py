@@ -37,6 +37,8 @@ CT_RANGE = (-3100, 100)
 """A CT's lowest value is no lower, as padding is, and its highest one higher."""
 ORTHONORMAL_TOLERANCE = 1e-3
 MOST_VOXELS = 2**28
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""(4, 4), from the patient's axes of ITK and DICOM to Slicer's, and back."""
 STRAIGHTEN = "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)"
 SHRINK = "Crop it to the spine or resample it to coarser voxels"
 REPLACE = "Replace them (for example with zero) and try again"
@@ -59,15 +61,30 @@ class Geometry:
     origin: tuple[float, float, float]
     direction: np.ndarray
 
+    @classmethod
+    def of_matrix(cls, size: Sequence[int], matrix: np.ndarray) -> Geometry:
+        """The grid of this size (i, j, k) with this `matrix`."""
+        spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+        origin = tuple(matrix[:3, 3].tolist())
+        return cls(tuple(size), tuple(spacing.tolist()), origin, matrix[:3, :3] / spacing)  # type: ignore[arg-type]
+
     @property
     def voxel_volume(self) -> float:
         """Volume of a voxel in mm3."""
         return float(np.prod(self.spacing))
 
+    @property
+    def matrix(self) -> np.ndarray:
+        """(4, 4), from voxel indices i, j, k to mm, LPS."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.asarray(self.direction) * np.asarray(self.spacing)
+        matrix[:3, 3] = self.origin
+        return matrix
+
     def points(self, indices: np.ndarray) -> np.ndarray:
         """Positions (..., 3) in mm, LPS, of voxel indices (..., 3) in the order i, j, k."""
-        steps = np.asarray(self.direction) * np.asarray(self.spacing)
-        return np.asarray(indices) @ steps.T + np.asarray(self.origin)
+        matrix = self.matrix
+        return np.asarray(indices) @ matrix[:3, :3].T + matrix[:3, 3]
 
     def turned(self, order: Sequence[int], flipped: Sequence[bool]) -> Geometry:
         """The same grid with its axes i, j, k permuted and some of the new axes reversed."""

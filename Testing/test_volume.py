@@ -57,6 +57,16 @@ def test_slices_are_canonical(order, reverse):
     assert (np.diff(posterior, axis=2) > 0).all()
 
 
+@settings(max_examples=30, deadline=None)
+@given(ORDERS, FLIPS, ANGLES)
+def test_a_grid_is_its_size_and_matrix(order, reverse, angles):
+    grid = rearranged(volume(direction=euler(angles) @ SLICES_TO_LEFT), order, reverse).geometry
+    corner = np.array(grid.size) - 1
+    assert (grid.matrix @ [*corner, 1])[:3] == pytest.approx(grid.points(corner))
+    again = Geometry.of_matrix(grid.size, grid.matrix)
+    assert again.size == grid.size and again.spacing == pytest.approx(grid.spacing) and again.same_grid(grid)
+
+
 def test_one_slice_is_a_stack():
     stack = SagittalStack.of(volume((1, 40, 30)))
     assert stack.slices.shape == (1, 40, 30)

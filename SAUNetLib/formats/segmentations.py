@@ -39,7 +39,7 @@ from ..anatomy import (
 )
 from ..errors import InputError, check_memory
 from ..segmentation import Notice, Segmentation, StructureRow, count_labels
-from ..volume import MOST_VOXELS, Geometry, Volume, to_sitk
+from ..volume import LPS_TO_RAS, MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
 from .endings import SEGMENTATIONS, SEGMENTS, TABLES
@@ -131,15 +131,11 @@ def _header(segmentation: Segmentation) -> Header:
 def _write_segments(segmentation: Segmentation, path: Path, marks: Marks) -> None:
     import slicerio  # in Slicer, which writes this format itself, it need not be installed
 
-    geometry = segmentation.geometry
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.asarray(geometry.direction) * np.asarray(geometry.spacing)
-    matrix[:3, 3] = geometry.origin
     content: dict[str, Any] = {
         "voxels": segmentation.labels.transpose(2, 1, 0),
-        "ijkToLPS": matrix,
+        "ijkToLPS": segmentation.geometry.matrix,
         "containedRepresentationNames": ["Binary labelmap"],
-        "conversionParameters": [_reference_grid(matrix, geometry)],
+        "conversionParameters": [_reference_grid(segmentation.geometry)],
         "segments": [
             _marked(_segment(row, segmentation), marks.get(row.structure.value, {})) for row in segmentation.table()
         ],
@@ -147,9 +143,9 @@ def _write_segments(segmentation: Segmentation, path: Path, marks: Marks) -> Non
     slicerio.write_segmentation(str(path), content | _header(segmentation).fields(), compression_level=6)
 
 
-def _reference_grid(matrix: np.ndarray, geometry: Geometry) -> dict[str, str]:
+def _reference_grid(geometry: Geometry) -> dict[str, str]:
     """The conversion parameter without which Slicer crops to the segments when it saves: voxel to RAS, and extent."""
-    ras = (np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix).ravel()
+    ras = (LPS_TO_RAS @ geometry.matrix).ravel()
     extent = (bound for count in geometry.size for bound in (0, count - 1))
     value = "".join(f"{number:.17g};" for number in (*ras, *extent))
     # Slicer reads a parameter only as far as the "&" after it, which slicerio leaves out after the last one.
@@ -396,10 +392,9 @@ def _read_segments(
     segments, values = [one for one, value in zip(segments, values, strict=True) if value], list(filter(None, values))
     labels, shared, overlap = _painted(content, segments, values, as_truth)
     cut = frozenset(value for one, value in zip(segments, values, strict=True) if PARTIAL_TAG in one.get("tags", {}))
-    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     left_out = _whole_grid(shared if as_truth else np.zeros_like(shared), matrix, content)[0].transpose(2, 1, 0)
     labels, origin = _whole_grid(labels, matrix, content)
-    geometry = Geometry(labels.shape, tuple(spacing.tolist()), tuple(origin.tolist()), matrix[:3, :3] / spacing)
+    geometry = replace(Geometry.of_matrix(labels.shape, matrix), origin=tuple(origin.tolist()))
     sure = dict(filter(None, map(_confidence, values, segments)))
     read = _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, told | content)
     read = replace(read, partial=cut, confidence=sure)  # of the tags, which alone Slicer keeps
@@ -508,7 +503,7 @@ def _stated_grid(content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | 
         return None
     count = extent[:, 1] - extent[:, 0] + 1
     usable = np.isfinite(numbers).all() and count.min() >= 1 and float(np.prod(count)) <= MOST_VOXELS
-    return (np.diag([-1.0, -1.0, 1.0, 1.0]) @ ras, extent) if usable else None
+    return (LPS_TO_RAS @ ras, extent) if usable else None
 
 
 def _meanings(

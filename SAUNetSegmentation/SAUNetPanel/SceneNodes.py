@@ -140,22 +140,20 @@ class SceneNodes:
         """
         import SimpleITK as sitk
 
+        from SAUNetLib.volume import LPS_TO_RAS, Volume
+
         try:
             image = sitk.ReadImage(str(path))
         except RuntimeError as error:
             raise PanelError("MEMORY" if is_out_of_memory(error) else "RESULT_UNREADABLE") from error
-        labels = sitk.GetArrayFromImage(image)
-        matrix = np.eye(4)
-        matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
-        matrix[:3, 3] = image.GetOrigin()
-        matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
+        result = Volume.from_sitk(image)
+        matrix, expected = LPS_TO_RAS @ result.geometry.matrix, voxelsToRas(volumeNode)
         size = volumeNode.GetImageData().GetDimensions()
         corners = np.array([[i, j, k, 1] for i in (0, size[0]) for j in (0, size[1]) for k in (0, size[2])]).T
-        expected = voxelsToRas(volumeNode)
         tolerance = 1e-2 * min(volumeNode.GetSpacing())
-        if image.GetSize() != tuple(size) or np.abs((matrix - expected) @ corners).max() > tolerance:
+        if result.geometry.size != tuple(size) or np.abs((matrix - expected) @ corners).max() > tolerance:
             raise PanelError("RESULT_GEOMETRY")
-        return labels.astype(np.uint8)
+        return result.voxels.astype(np.uint8)
 
     def importResult(
         self,
@@ -288,17 +286,12 @@ class SceneNodes:
         Raises:
             PanelError: OUTPUT_FORMAT or EXPORT_FAILED.
         """
-        import SimpleITK as sitk
-
         from SAUNetLib.formats.label_maps import write_label_map
+        from SAUNetLib.volume import LPS_TO_RAS, Geometry, to_sitk
 
         merged = merge(node)
-        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ merged.matrix
-        spacing = np.linalg.norm(lps[:3, :3], axis=0)
-        image = sitk.GetImageFromArray(merged.labels)
-        image.SetSpacing(spacing.tolist())
-        image.SetOrigin(lps[:3, 3].tolist())
-        image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+        geometry = Geometry.of_matrix(merged.labels.shape[::-1], LPS_TO_RAS @ merged.matrix)
+        image = to_sitk(merged.labels, geometry)
         with _writeBeside(path, VOLUMES) as (part, ending):
             write_label_map(image, labelMapHeader(node, merged), part, ending)
         return merged

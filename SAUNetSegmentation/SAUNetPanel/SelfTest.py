@@ -79,12 +79,11 @@ def boxes() -> Made:
 
 def volumeNode(volume: "Volume") -> Any:
     """A volume as a node in the scene."""
+    from SAUNetLib.volume import LPS_TO_RAS
+
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Phantom")
     slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(volume.voxels))
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.asarray(volume.geometry.direction) * volume.geometry.spacing
-    matrix[:3, 3] = volume.geometry.origin
-    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix))
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(LPS_TO_RAS @ volume.geometry.matrix))
     return node
 
 

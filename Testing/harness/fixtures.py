@@ -25,6 +25,7 @@ from harness import errors, install, process_events  # noqa: E402
 from harness.models import Observers  # noqa: E402
 from SAUNetLib.formats.segmentations import write_segmentation  # noqa: E402
 from SAUNetLib.segmentation import Notice  # noqa: E402
+from SAUNetLib.volume import LPS_TO_RAS  # noqa: E402
 
 install()
 
@@ -65,11 +66,7 @@ def add_node(source: Any, name: str) -> Any:
     """A volume node with a volume's voxels and geometry."""
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
     slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(source.voxels))
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.asarray(source.geometry.direction) * source.geometry.spacing
-    matrix[:3, 3] = source.geometry.origin
-    ras = slicer.util.vtkMatrixFromArray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix)
-    node.SetIJKToRASMatrix(ras)
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(LPS_TO_RAS @ source.geometry.matrix))
     return node
 
 
