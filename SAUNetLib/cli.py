@@ -490,12 +490,7 @@ def _relabel(options: argparse.Namespace) -> int:
     pairs = [entry.partition("=") for entry in options.set]
     if not all(separator for _, separator, _ in pairs):
         raise UsageError("USAGE", f"{' '.join(options.set)} is not STRUCTURE=LEVEL", "Give a pair such as 95=L3/L4")
-    assignments: dict[str, str] = {}
-    for key, _, text in pairs:
-        if assignments.setdefault(key, text) != text:
-            raise UsageError(
-                "USAGE", f"{key} was given two levels, {assignments[key]} and {text}", "Give one level for each"
-            )
+    assignments = [(key, text) for key, _, text in pairs]
     changed = relabel_file(options.file, assignments, options.output, options.table)
     for row in changed.table():
         print(row.structure.value, row.structure.name, sep="\t")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +27,11 @@ from .formats.segmentations import (
 from .masks import with_cuts
 from .segmentation import Notice, Segmentation, count_labels
 
+Assignments = Mapping[str, str] | Sequence[tuple[str, str]]
+"""What structures really are, by structure; as pairs, one may be named twice by mistake."""
 
-def relabel(segmentation: Segmentation, assignments: Mapping[str, str]) -> Segmentation:
+
+def relabel(segmentation: Segmentation, assignments: Assignments) -> Segmentation:
     """The same structures with other names.
 
     Every structure keeps its place beside its neighbours: whoever says that the disc named L4/L5 is L3/L4 moves all
@@ -128,7 +131,7 @@ def _renamed(text: str, table: Mapping[int, int]) -> str:
 
 def relabel_file(
     path: str | Path,
-    assignments: Mapping[str, str],
+    assignments: Assignments,
     output: str | Path | None = None,
     table: str | Path | None = None,
 ) -> Segmentation:
@@ -192,10 +195,10 @@ def _whole(segmentation: Segmentation, value: int) -> int:
     return value - PARTS_OFFSET if value > PARTS_OFFSET and segmentation.has_parts else value
 
 
-def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int]:
+def _wanted(assignments: Assignments, present: list[int]) -> dict[int, int]:
     """New label value by old one, as the user assigned them."""
     wanted: dict[int, int] = {}
-    for key, text in assignments.items():
+    for key, text in assignments.items() if isinstance(assignments, Mapping) else assignments:
         old, new = _value(key), _value(text)
         if old not in present:
             shown = ", ".join(f"{value} {structures()[value].level}" for value in present) or "none"
@@ -207,7 +210,8 @@ def _wanted(assignments: Mapping[str, str], present: list[int]) -> dict[int, int
                 "Give discs the level of a disc (such as L3/L4) and vertebrae the level of a vertebra (such as L4)",
             )
         if wanted.get(old, new) != new:
-            raise _refusal(f"{structures()[old].name} was given two levels", "Give it only one")
+            levels = f"{structures()[wanted[old]].level} and {structures()[new].level}"
+            raise _refusal(f"{structures()[old].name} was given two levels, {levels}", "Give it only one")
         wanted[old] = new
     return wanted
 

@@ -824,7 +824,7 @@ def test_relabel_moves_every_name(phantom, tmp_path, capsys):
     assert main(["relabel", str(labels), "--set", "77=L3/L4"]) == 2
     capsys.readouterr()
     assert main(["relabel", str(labels), "--set", "L4=L5", "--set", "L4=L3"]) == 2
-    assert "L4 was given two levels, L5 and L3" in capsys.readouterr().err
+    assert "L4 vertebra was given two levels, L5 and L3" in capsys.readouterr().err
     assert np.array_equal(read_segmentation(labels).labels, before)
 
 

@@ -214,7 +214,8 @@ def test_parts_move_with_their_vertebra():
         ({"99": "L2"}, "99 is not a level"),
         ({"L4": "L4/L5"}, "cannot become"),
         ({"L4/L5": "L4"}, "cannot become"),
-        ({"L4": "L3", "44": "L5"}, "two levels"),
+        ({"L4": "L3", "44": "L5"}, "two levels, L3 and L5"),
+        ([("L4", "L3"), ("L4", "L5")], "two levels, L3 and L5"),
         ({}, "no structure was given"),
     ],
 )
