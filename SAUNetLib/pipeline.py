@@ -71,9 +71,10 @@ def segment(
     classes, notices = engine.classes(stack, report)
     report("levels", 0.0)
     field = stack.field()  # what padding hides, the image cuts
-    outside_ml, outside = clear_padding(classes[field], stack.slices[field], (stack.slice_spacing, *stack.pixel))
-    notices += _about_slices(stack.slices[field], stack.slice_spacing, outside_ml)
-    named = name_structures(stack.with_slices(classes[field]), lowest, stack.slices[field])
+    image, found = stack.cropped(field), classes[field]
+    outside_ml, outside = clear_padding(found, image.slices, (image.slice_spacing, *image.pixel))
+    notices += _about_slices(image.slices, image.slice_spacing, outside_ml)
+    named = name_structures(image.with_slices(found), lowest, image.slices)
     classes[:] = 0
     classes[field] = named.labels
     segmentation = Segmentation(

@@ -393,9 +393,12 @@ class SagittalStack:
         Raises:
             ValueError: it has another shape.
         """
+        self._check_shape(slices)
+        return np.ascontiguousarray(_flip(slices, self.flipped).transpose(np.argsort(self.axes)))
+
+    def _check_shape(self, slices: np.ndarray) -> None:
         if slices.shape != self.slices.shape:
             raise ValueError(f"shape {slices.shape} is not the stack's {self.slices.shape}")
-        return np.ascontiguousarray(_flip(slices, self.flipped).transpose(np.argsort(self.axes)))
 
     def source_box(self, box: tuple[slice, slice, slice]) -> tuple[slice, slice, slice]:
         """Convert a box of slices, rows and columns to a box of the source array (k, j, i)."""
@@ -409,8 +412,17 @@ class SagittalStack:
         return source.turned([2 - axis for axis in reversed(self.axes)], self.flipped[::-1])
 
     def with_slices(self, slices: np.ndarray) -> SagittalStack:
-        """The same stack with other values, such as labels."""
+        """The same stack with other values, such as labels.
+
+        Raises:
+            ValueError: as `restore`.
+        """
+        self._check_shape(slices)
         return replace(self, slices=slices)
+
+    def cropped(self, box: tuple[slice, slice, slice]) -> SagittalStack:
+        """A box of slices, rows and columns as a stack of its own: of the volume cropped to `source_box`."""
+        return replace(self, slices=self.slices[box])
 
     def field(self) -> tuple[slice, slice, slice]:
         """The box of the slices that holds acquired data, without the constant lines of padding at the borders."""

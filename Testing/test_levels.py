@@ -1014,8 +1014,8 @@ def test_the_step_of_the_transverse_processes_tells_the_lumbar_vertebrae(ribs: b
 @pytest.mark.parametrize("ribs", [False, True])
 def test_five_lumbar_vertebrae_are_counted_or_said_to_be_assumed(ribs: bool) -> None:
     stack = wide_phantom(5)
-    classes = with_sections_of_ribs(np.asarray(stack.slices), 1.5) if ribs else CLASS_OF[stack.slices]
-    counted, assumed = (name_structures(stack.with_slices(one)) for one in (classes, classes[5:-5]))
+    classes = stack.with_slices(with_sections_of_ribs(stack.slices, 1.5) if ribs else CLASS_OF[stack.slices])
+    counted, assumed = name_structures(classes), name_structures(classes.cropped(np.s_[5:-5, :, :]))
     assert codes(counted) == codes(assumed) == ["LEVELS_ASSUMED"]
     assert "five vertebrae above it" in counted.anchor and max(counted.confidence.values()) == 0.92
     assert "could not be counted" not in counted.notices[0].text
@@ -1107,7 +1107,7 @@ def test_names_by_sizes_are_about_as_sure_as_they_are_right(shared_data: Path) -
         whole = name_structures(stack).labels
         for lowest, below in (("L2", "L2/L3"), ("L3", "L3/L4"), ("L4", "L4/L5")):
             end = np.flatnonzero((whole == value_of(below)).any(axis=(0, 2)))[-1] + 1
-            crop = name_structures(stack.with_slices(np.asarray(stack.slices)[:, :end]))
+            crop = name_structures(stack.cropped(np.s_[:, :end, :]))
             assert "LEVELS_DOUBTFUL" in codes(crop)
             stated.append(max(crop.confidence.values()))
             body = whole[:, :end] == value_of(lowest)

@@ -72,9 +72,21 @@ def test_one_slice_is_a_stack():
     assert stack.slices.shape == (1, 40, 30)
 
 
-def test_restore_refuses_another_shape():
+@pytest.mark.parametrize("take", [SagittalStack.restore, SagittalStack.with_slices])
+def test_another_shape_is_refused(take):
     with pytest.raises(ValueError, match="shape"):
-        SagittalStack.of(volume()).restore(np.zeros((1, 2, 3)))
+        take(SagittalStack.of(volume()), np.zeros((1, 2, 3)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(ORDERS, FLIPS)
+def test_a_cropped_stack_is_that_of_the_cropped_volume(order, reverse):
+    source = rearranged(volume(), order, reverse)
+    stack, box = SagittalStack.of(source), (slice(1, 4), slice(5, 30), slice(2, 20))
+    crop = stack.source_box(box)
+    again = SagittalStack.of(Volume(source.voxels[crop], source.geometry.part(crop)))
+    assert np.array_equal(stack.cropped(box).slices, again.slices)
+    assert np.array_equal(stack.cropped(box).restore(again.slices), source.voxels[crop])
 
 
 def test_working_shape_keeps_the_field_of_view_and_has_a_least_size():
