@@ -24,6 +24,7 @@ from SAUNetLib.measurements import (
     Measure,
     Measurements,
     measure,
+    merge_parts,
     split_parts,
     write_measurements,
     write_picture,
@@ -37,7 +38,6 @@ from SAUNetLib.measurements.picture import _cells, _curve, _draw, draw_picture
 from SAUNetLib.measurements.results import Markup, StructureMeasures
 from SAUNetLib.measurements.space import BACK, AnatomicalFrame
 from SAUNetLib.measurements.vertebrae import HEIGHTS, height_losses, sagittal_angle
-from SAUNetLib.parts import merge_parts
 from SAUNetLib.segmentation import Notice, Segmentation
 from SAUNetLib.training.phantom import Phantom, PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume, to_sitk

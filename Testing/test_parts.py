@@ -8,8 +8,7 @@ from builders import axis_orders, geometry, points, rotation, segmentation
 
 from SAUNetLib.anatomy import PARTS_OFFSET, encodings, structures, value_of
 from SAUNetLib.errors import UsageError
-from SAUNetLib.measurements import measure, split_parts
-from SAUNetLib.parts import merge_parts
+from SAUNetLib.measurements import measure, merge_parts, split_parts
 from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 

@@ -14,8 +14,8 @@ from ..anatomy import Structure
 from ..console import table_console
 from ..formats.label_values import UNKNOWN
 from ..formats.segmentations import HOW_READ, OVERLAP, read_segmentation, read_truth
+from ..measurements import merge_parts
 from ..metrics import Agreement, Detection, compare_labels, detect
-from ..parts import merge_parts
 from ..segmentation import Notice, Segmentation, count_labels
 from ..volume import Volume, on_grid
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..anatomy import place_of, value_of
 from ..masks import Box, bounding_box, cut_structures, with_cuts
-from ..parts import merge_parts
 from ..segmentation import Notice, Segmentation, StructureRow
 from ..volume import SagittalStack, Volume, check_geometry, on_grid
 from .alignment import coronal_angle, lordosis
@@ -18,6 +17,7 @@ from .canal import canal_diameter
 from .discs import disc_frame, disc_measures, neighbouring_endplates
 from .endplates import Endplate
 from .landmarks import Landmarks, find_landmarks
+from .parts import merge_parts
 from .results import (
     ESTIMATED,
     LOW_CONFIDENCE,

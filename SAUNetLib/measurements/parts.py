@@ -1,4 +1,4 @@
-"""Cut vertebrae in two: the vertebral body, and the posterior elements behind it."""
+"""Cut vertebrae in two, the vertebral body and the posterior elements behind it, and make one of both again."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import replace
 import cc3d
 import numpy as np
 
-from ..anatomy import PARTS_OFFSET, encodings
-from ..parts import merge_parts
+from ..anatomy import PARTS_OFFSET, encodings, remapped
 from ..segmentation import Notice, Segmentation
 from .centreline import Centreline
 from .endplates import Section
@@ -67,6 +66,19 @@ def split_parts(segmentation: Segmentation) -> Segmentation:
         partial=frozenset(partial),
         confidence={**segmentation.confidence, **surely},
     )
+
+
+def merge_parts(segmentation: Segmentation) -> Segmentation:
+    """The same with each vertebra as one structure again."""
+    if not segmentation.has_parts:
+        return segmentation
+    whole = {
+        value: value - PARTS_OFFSET if value - PARTS_OFFSET in segmentation.known else value
+        for value in segmentation.known
+    }
+    partial = frozenset(whole[value] for value in segmentation.partial)
+    labels = remapped(segmentation.labels, whole)
+    return replace(segmentation, labels=labels, encoding=encodings()["levels"], partial=partial)
 
 
 def _rear(space: LabelSpace, landmarks: Landmarks, value: int, mask: np.ndarray) -> np.ndarray:
