@@ -25,7 +25,8 @@ from .stages import done
 if TYPE_CHECKING:
     from .batch_journal import Batch
     from .engine import Engine, Report
-    from .segmentation import Notice, Segmentation
+    from .notices import Notice
+    from .segmentation import Segmentation
     from .work_thread import WorkThread
 
 # Everything heavy is imported by the subcommand that needs it: `saunet --help` answers at once.
@@ -484,7 +485,7 @@ def _add_relabel(commands: Any) -> None:
 
 def _relabel(options: argparse.Namespace) -> int:
     from .formats.endings import SEGMENTS
-    from .formats.segmentations import HOW_READ
+    from .notices import About
     from .relabel import relabel_file
 
     pairs = [entry.partition("=") for entry in options.set]
@@ -495,7 +496,7 @@ def _relabel(options: argparse.Namespace) -> int:
     for row in changed.table():
         print(row.structure.value, row.structure.name, sep="\t")
     for notice in changed.warnings:
-        if notice.code in HOW_READ:
+        if notice.is_about(About.FILE):
             print(f"note {notice.code}: {notice.text}", file=sys.stderr)
     print("note: existing tables, pictures and measurements keep the old names", file=sys.stderr)
     if options.file.lower().endswith(SEGMENTS) and not (options.output or options.file).lower().endswith(SEGMENTS):

@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import UsageError, is_out_of_memory, out_of_memory
 from .model import Model
 from .network import fold_batch_norm, pack_for_processor
-from .segmentation import Notice
+from .notices import Notice
 from .volume import Intensity, SagittalStack
 
 Report = Callable[[str, float], None]

@@ -20,8 +20,9 @@ from .formats.places import check_places
 from .formats.segmentations import write_segmentation, write_table
 from .formats.volumes import Series, read_volume
 from .levels import Levels, check_lowest, name_structures
+from .notices import About, Notice
 from .padding import clear_padding, values_beside
-from .segmentation import Notice, Segmentation
+from .segmentation import Segmentation
 from .slice_order import about_order
 from .volume import FARTHEST_MM, SagittalStack, Volume, check_content, check_volume
 
@@ -92,7 +93,7 @@ def segment(
 
 def _about_classes(named: Levels) -> Iterator[Notice]:
     """Notices for three classes: none about names, but one about what the hidden naming step left out."""
-    yield from (notice for notice in named.notices if not notice.about_levels)
+    yield from (notice for notice in named.notices if not notice.is_about(About.LEVELS))
     if named.unnamed_mm3 > _TRACE_MM3:
         text = (
             f"{named.unnamed_mm3 / 1000:.1f} ml that look like vertebra or disc got no label: they were taken for the "

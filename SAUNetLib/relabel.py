@@ -15,17 +15,10 @@ from .errors import InputError, UsageError
 from .formats.atomic import check_writable, ending_of, same_place, write_together
 from .formats.endings import SEGMENTATIONS, SEGMENTS, TABLES
 from .formats.places import check_places
-from .formats.segmentations import (
-    HOW_READ,
-    LOST,
-    Marks,
-    read_marks,
-    read_segmentation,
-    write_segmentation,
-    write_table,
-)
+from .formats.segmentations import LOST, Marks, read_marks, read_segmentation, write_segmentation, write_table
 from .masks import with_cuts
-from .segmentation import Notice, Segmentation, count_labels
+from .notices import About, Notice
+from .segmentation import Segmentation, count_labels
 
 Assignments = Mapping[str, str] | Sequence[tuple[str, str]]
 """What structures really are, by structure; as pairs, one may be named twice by mistake."""
@@ -70,7 +63,7 @@ def relabel(segmentation: Segmentation, assignments: Assignments) -> Segmentatio
         warnings=tuple(
             Notice(notice.code, _renamed(notice.text, table))
             for notice in segmentation.warnings
-            if not notice.about_anchor and notice.code not in HOW_READ
+            if not notice.is_about(About.ANCHOR | About.FILE)
         ),
     )
 
@@ -100,7 +93,7 @@ def _confidence(segmentation: Segmentation, wanted: Mapping[int, int], table: Ma
     """
     before = segmentation.confidence
     values = [old for old in count_labels(segmentation.labels) if _whole(segmentation, old) in table]
-    if not before and any(notice.about_count for notice in segmentation.warnings):
+    if not before and any(notice.is_about(About.COUNT) for notice in segmentation.warnings):
         return {_moved(old, table): 1.0 for old in values if _whole(segmentation, old) in wanted}
     place = _old_places(list(table))
     most = max((before.get(value, 1.0) for value in table), default=1.0)
@@ -146,7 +139,7 @@ def relabel_file(
         table: CSV of the structures with their new names, see `formats.segmentations.write_table`.
 
     Returns:
-        What was written, and beside its own notices those of `HOW_READ`, which say how the file was read.
+        What was written, and beside its own notices those about the file that was read.
 
     Raises:
         InputError: as `read_segmentation`.
@@ -159,7 +152,7 @@ def relabel_file(
     in_place = same_place(target, Path(path))
     check_places(([] if in_place else [target]) + ([] if table is None else [table]), [path])
     saved = read_segmentation(path)
-    how_read = [notice for notice in saved.warnings if notice.code in HOW_READ]
+    how_read = [notice for notice in saved.warnings if notice.is_about(About.FILE)]
     lost = [LOST[notice.code] for notice in how_read if notice.code in LOST]
     if in_place and lost:
         cause = f"{target.name} holds {' and '.join(lost)}, which would be lost"

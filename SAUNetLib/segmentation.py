@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .anatomy import BACKGROUND, Encoding, Structure, encodings, place_of
 from .errors import UsageError
+from .notices import Notice
 from .volume import Geometry, SagittalStack, Volume
 
 _ORDER = {"canal": 0, "vertebra": 1, "disc": 1, "sacrum": 2}
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something the user should know about a result that can still be used.
-
-    Attributes:
-        code: short and unchanging, such as ``LEVELS_ASSUMED``.
-        text: one or two sentences for a clinician.
-    """
-
-    code: str
-    text: str
-
-    def as_dict(self) -> dict[str, str]:
-        """JSON-ready: code and text."""
-        return asdict(self)
-
-    @property
-    def about_levels(self) -> bool:
-        """Whether it is about level names, which three classes do not have."""
-        return self.code.startswith(("LEVELS_", "TRANSITIONAL", "TOO_MANY_VERTEBRAE", "VERTEBRA_SMALL"))
-
-    @property
-    def about_anchor(self) -> bool:
-        """Whether it is about the reference from which names were counted, which a stated level replaces."""
-        return self.code in (
-            "LEVELS_ASSUMED", "LEVELS_DOUBTFUL", "LEVELS_CONTRADICTED", "TRANSITIONAL", "TOO_MANY_VERTEBRAE",
-        )  # fmt: skip
-
-    @property
-    def about_count(self) -> bool:
-        """Whether it is about something that may make the names on one side wrong, even if the other side is right."""
-        return self.code in ("LEVELS_LOW", "LEVELS_TALL", "LEVELS_MIXED", "VERTEBRA_SMALL", "DISC_MISSING")
 
 
 @dataclass(frozen=True)

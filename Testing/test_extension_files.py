@@ -496,15 +496,12 @@ def test_levels_to_choose_from_are_the_anatomy_s():
 
 
 def test_every_notice_is_explained():
-    """`docs/notices.md` has a row for each code that the engine can give, and for no other."""
-    from SAUNetLib.formats.segmentations import HOW_READ
+    """`docs/notices.md` has a row for each code, and for no other; the engine gives no others."""
+    from SAUNetLib.notices import CODES
 
-    given = {"SERIES_SPLIT", *HOW_READ}  # a batch's own, and those of files that others made
-    for path in (ROOT / "SAUNetLib").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Notice":
-                given |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+    calls = re.compile(r'\bNotice\(\s*"(\w+)"')
+    given = {code for path in (ROOT / "SAUNetLib").rglob("*.py") for code in calls.findall(path.read_text("utf-8"))}
     page = (ROOT / "docs" / "notices.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     explained = {code for row in rows for code in re.findall(r"`([A-Z0-9_]{4,})`", row.split("|")[1])}
-    assert len(given) > 20 and given == explained
+    assert len(given) > 20 and given <= CODES.keys() == explained

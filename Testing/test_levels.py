@@ -25,6 +25,7 @@ from SAUNetLib.levels.grid import Grid
 from SAUNetLib.levels.profile import is_upside_down
 from SAUNetLib.levels.spine import Spine
 from SAUNetLib.masks import bounding_box
+from SAUNetLib.notices import About
 from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
@@ -849,7 +850,7 @@ def test_an_image_stored_upside_down_is_told(phantom: SagittalStack) -> None:
     assert "HEAD_AND_FEET" in codes(found) and max(found.confidence.values()) <= 0.1
     assert "LEVELS_DOUBTFUL" not in codes(found), "to state a level would not help"
     assert codes(stated) == ["HEAD_AND_FEET"]
-    assert not any(notice.about_levels for notice in stated.notices), (
+    assert not any(notice.is_about(About.LEVELS) for notice in stated.notices), (
         "it holds for three classes, and after a correction"
     )
 

@@ -38,7 +38,8 @@ from SAUNetLib.measurements.picture import _cells, _curve, _draw, draw_picture
 from SAUNetLib.measurements.results import Markup, StructureMeasures
 from SAUNetLib.measurements.space import BACK, AnatomicalFrame
 from SAUNetLib.measurements.vertebrae import HEIGHTS, height_losses, sagittal_angle
-from SAUNetLib.segmentation import Notice, Segmentation
+from SAUNetLib.notices import Notice
+from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.training.phantom import Phantom, PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume, to_sitk
 

@@ -16,7 +16,7 @@ from SAUNetPanel import EngineProcess as module
 from SAUNetPanel.EngineProcess import FIRM_MS, POLITE_MS, EngineProcess, workerCommand
 
 from SAUNetLib.formats.temporary import process_lives
-from SAUNetLib.segmentation import Notice
+from SAUNetLib.notices import Notice
 
 STAGES = ("load", "read", "prepare", "segment", "levels", "write")
 

@@ -556,7 +556,7 @@ def test_unknown_code_still_makes_a_card():
 
 
 def test_levels_say_what_they_rest_on_in_the_panel_s_words(panel_of):  # noqa: F811
-    from SAUNetLib.segmentation import Notice
+    from SAUNetLib.notices import Notice
 
     add_volume()
     notice = Notice("LEVELS_UNCERTAIN", "L3 is the most likely name only. State its level (--lowest) if you know it.")

@@ -13,6 +13,7 @@ from strategies import ANGLES, FLIPS, ORDERS
 
 from SAUNetLib.anatomy import structures
 from SAUNetLib.errors import CancelledError, InputError, UsageError
+from SAUNetLib.notices import About
 from SAUNetLib.pipeline import segment, segment_file
 from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
@@ -105,7 +106,7 @@ def test_discs_that_a_window_makes_one_with_the_dark_in_front_are_no_padding(tin
 def test_classes_or_levels(tiny_engine):
     three = segment(picture(), tiny_engine, levels=False)
     assert three.encoding.name == "classes" and set(np.unique(three.labels)) <= {0, 1, 2, 3}
-    assert not any(notice.about_levels for notice in three.warnings), "there is nothing to name"
+    assert not any(notice.is_about(About.LEVELS) for notice in three.warnings), "there is nothing to name"
     named = segment(picture(), tiny_engine)
     assert named.encoding.name == "levels" and set(np.unique(named.labels)) - {0} <= structures().keys()
     assert np.array_equal(to_classes(named.labels), three.labels)

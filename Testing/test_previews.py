@@ -13,7 +13,8 @@ from SAUNetLib.anatomy import encodings
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import pages, previews
 from SAUNetLib.formats.previews import draw_preview, write_preview
-from SAUNetLib.segmentation import Notice, Segmentation
+from SAUNetLib.notices import Notice
+from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
 GRID = builders.geometry(size=(40, 56, 9), spacing=(2, 2, 3.5))

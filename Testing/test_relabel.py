@@ -17,8 +17,9 @@ from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats.endings import SEGMENTATIONS
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation, write_table
 from SAUNetLib.measurements import split_parts
+from SAUNetLib.notices import Notice
 from SAUNetLib.relabel import relabel, relabel_file
-from SAUNetLib.segmentation import Notice, Segmentation
+from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.volume import Geometry, to_sitk
 
 CHAIN = list(usual_levels())

@@ -33,8 +33,8 @@ from SAUNetPanel.Cards import PanelError
 from SAUNetLib.anatomy import classes, encodings, named_structure, segment_id, structures
 from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume
+from SAUNetLib.notices import Notice
 from SAUNetLib.relabel import relabel_file
-from SAUNetLib.segmentation import Notice
 
 
 @pytest.fixture

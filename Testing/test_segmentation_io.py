@@ -33,10 +33,11 @@ from SAUNetLib.evaluation.evaluate import evaluate, evaluate_files
 from SAUNetLib.formats import segmentations as module
 from SAUNetLib.formats.atomic import check_writable
 from SAUNetLib.formats.endings import SEGMENTATIONS, TABLES, VOLUMES
-from SAUNetLib.formats.label_maps import KEPT_IN_NIFTI, read_in_short
+from SAUNetLib.formats.label_maps import read_in_short
 from SAUNetLib.formats.segmentations import read_segmentation, read_truth, write_segmentation, write_table
+from SAUNetLib.notices import CODES, Notice
 from SAUNetLib.relabel import relabel_file
-from SAUNetLib.segmentation import Notice, Segmentation
+from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.volume import Geometry, to_sitk
 
 GRIDS = {
@@ -535,10 +536,11 @@ def test_a_nifti_file_keeps_every_doubt_that_a_label_map_may_have(tmp_path: Path
     assert [notice.code for notice in got.warnings] == codes and got.provenance["model"] == "m 1.0"
     relabel_file(tmp_path / "s.nii.gz", {"L4": "L5"})
     assert [notice.code for notice in read_segmentation(tmp_path / "s.nii.gz").warnings] == codes
-    told = tuple(Notice(code, "text") for code in KEPT_IN_NIFTI)
+    kept = [name for name, code in CODES.items() if code.word]
+    told = tuple(Notice(name, "text") for name in kept)
     write_segmentation(replace(one, warnings=told), tmp_path / "s.nii.gz")
     got = [notice.code for notice in read_segmentation(tmp_path / "s.nii.gz").warnings]
-    assert got == list(KEPT_IN_NIFTI)[: len(got)] and len(got) >= 6  # as many as its 80 bytes hold
+    assert got == kept[: len(got)] and len(got) >= 6  # as many as its 80 bytes hold
     assert "model" not in read_segmentation(tmp_path / "s.nii.gz").provenance  # half a name is another model's
 
 

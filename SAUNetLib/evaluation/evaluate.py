@@ -13,10 +13,11 @@ import numpy as np
 from ..anatomy import Structure
 from ..console import table_console
 from ..formats.label_values import UNKNOWN
-from ..formats.segmentations import HOW_READ, OVERLAP, read_segmentation, read_truth
+from ..formats.segmentations import OVERLAP, read_segmentation, read_truth
 from ..measurements import merge_parts
 from ..metrics import Agreement, Detection, compare_labels, detect
-from ..segmentation import Notice, Segmentation, count_labels
+from ..notices import About, Notice
+from ..segmentation import Segmentation, count_labels
 from ..volume import Volume, on_grid
 
 
@@ -117,7 +118,7 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
 def _how_read(path: str | Path, read: Segmentation) -> Iterator[Notice]:
     """What is to be said of a file's values, with its name; what its header says of the run is not."""
     for notice in read.warnings:
-        if notice.code in HOW_READ:
+        if notice.is_about(About.FILE):
             yield replace(notice, text=f"{Path(path).name}: {notice.text}")
 
 

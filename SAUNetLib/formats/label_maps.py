@@ -10,28 +10,14 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from ..segmentation import Notice
+from ..notices import CODES, Notice
 from . import headers, itk
 
 KEY = "SAUNet_"
 """What the names of our header fields begin with."""
 ENCODING = KEY + "encoding"
-KEPT_IN_NIFTI = {
-    "FRONT_AND_BACK": ("BACK", "the image's front and back seemed to be swapped; if so, much is wrong."),
-    "HEAD_AND_FEET": ("HEAD_AND_FEET", "the image seemed to be stored upside down; if so, levels are wrong."),
-    "FEW_STRUCTURES": ("FEW", "too little was found for a spine."),
-    "LEVELS_ASSUMED": ("LEVELS_ASSUMED", "the level names were assumed, not stated."),
-    "LEVELS_DOUBTFUL": ("LEVELS_DOUBTFUL", "the level names were only the most likely ones."),
-    "TRANSITIONAL": ("TRANS", "there were signs of a number of lumbar vertebrae other than five."),
-    "SIZES_UNUSUAL": ("SIZES", "the vertebrae were not of adult size; the voxel size may be wrong."),
-    "LEVELS_LOW": ("LOW", "two levels were so low that they may be one; the names beyond may be off by one."),
-    "LEVELS_TALL": ("TALL", "a disc was so thick that it may hold a vertebra; the names beyond may be off by one."),
-    "LEVELS_MIXED": ("MIXED", "vertebrae other than those expected lay next to a disc; names may be wrong there."),
-    "VERTEBRA_SMALL": ("SMALL", "far less was found of a vertebra than of its neighbours."),
-    "DISC_MISSING": ("MISSING", "a disc was not found; its vertebrae were separated by their height."),
-    "PIECES_APART": ("APART", "bone or canal lay apart from the spine, as with ghosting, and got no label."),
-}
-"""Notices that a NIfTI file, which has no room for texts, keeps as one word; and the text shown when it is read."""
+_KEPT = {name: code for name, code in CODES.items() if code.word}
+"""What a NIfTI file keeps of the notices."""
 _DESCRIPTION = 79
 """Bytes of a NIfTI file's field ``descrip``, without the zero at its end."""
 
@@ -70,7 +56,7 @@ class Header:
     def in_short(self) -> str:
         """The description in a NIfTI file, which has room for 79 characters: encoding; doubts; model."""
         codes = {notice.code for notice in self.warnings}
-        words = [word for code, (word, _) in KEPT_IN_NIFTI.items() if code in codes]
+        words = [code.word for name, code in _KEPT.items() if name in codes]
         while words and len(f"SAUNet {self.encoding}; {' '.join(words)};") > _DESCRIPTION:
             words.pop()
         text = in_ascii(f"SAUNet {self.encoding}; {' '.join(words)};")
@@ -79,21 +65,19 @@ class Header:
 
 
 def read_in_short(description: str) -> tuple[str, tuple[Notice, ...], str]:
-    """Encoding, notices of `KEPT_IN_NIFTI` and model that `Header.in_short` tells; of what others wrote nothing.
+    """Encoding, notices and model that `Header.in_short` tells; of what others wrote nothing.
 
     Earlier files left out a field that had nothing to say: their second one is the doubts where every word is one.
     """
     encoding, *fields = (part.strip() for part in description.split(";"))
     if not encoding.startswith("SAUNet "):
         return "", (), ""
-    if len(fields) == 1 and not set(fields[0].split()) <= {word for word, _ in KEPT_IN_NIFTI.values()}:
+    if len(fields) == 1 and not set(fields[0].split()) <= {code.word for code in _KEPT.values()}:
         fields = ["", *fields]
     doubts, model, *_ = *fields, "", ""
     words = doubts.split()
     notices = tuple(
-        Notice(code, f"When this was segmented, {text}")
-        for code, (word, text) in KEPT_IN_NIFTI.items()
-        if word in words
+        Notice(name, f"When this was segmented, {code.later}") for name, code in _KEPT.items() if code.word in words
     )
     return encoding.removeprefix("SAUNet "), notices, model
 

@@ -8,7 +8,7 @@ import cc3d
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..segmentation import Notice
+from ..notices import Notice
 
 GAP, MARGIN = 10, 26
 """Pixels between the parts of a page, and around them."""

@@ -38,7 +38,8 @@ from ..anatomy import (
     tag_text,
 )
 from ..errors import InputError, check_memory
-from ..segmentation import Notice, Segmentation, StructureRow, count_labels
+from ..notices import Notice
+from ..segmentation import Segmentation, StructureRow, count_labels
 from ..volume import LPS_TO_RAS, MOST_VOXELS, Geometry, Volume, to_sitk
 from . import headers, itk
 from .atomic import check_writable, ending_of, write_beside
@@ -52,8 +53,6 @@ CORD, SPIDER, ENCODING_ASSUMED = "CORD", "SPIDER", "ENCODING_ASSUMED"
 shows that its values are TotalSpineSeg's."""
 OVERLAP, SEGMENTS_LEFT_OUT = "OVERLAP", "SEGMENTS_LEFT_OUT"
 """Codes of the notices that segments overlap; that some are no structures of the spine."""
-HOW_READ = (CORD, SPIDER, ENCODING_ASSUMED, OVERLAP, SEGMENTS_LEFT_OUT)
-"""Codes of the notices about the file that was read, and not about the result in it."""
 LOST = {CORD: "a spinal cord", OVERLAP: "segments that overlap", SEGMENTS_LEFT_OUT: "segments of other things"}
 """By the code of its notice, what a file holds that a label map of one value per voxel cannot keep."""
 _ROUNDED = 0.01
@@ -76,7 +75,7 @@ def write_segmentation(segmentation: Segmentation, path: str | Path, marks: Mark
 
     ``.nii``, ``.nii.gz``, ``.nrrd``, ``.mha``: label map, uint8, on the input's grid. ``.seg.nrrd``: 3D Slicer
     segmentation, one segment per structure present. NRRD and MHA carry provenance, warnings and names as header fields;
-    NIfTI has room for the encoding, the codes of `KEPT_IN_NIFTI` and the model.
+    NIfTI has room for the encoding, the words of `notices.CODES` and the model.
 
     Args:
         segmentation: with any encoding.

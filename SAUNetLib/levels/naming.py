@@ -10,7 +10,7 @@ import numpy as np
 from ..anatomy import disc_between, value_of, vertebra_levels
 from ..errors import UsageError
 from ..masks import bounding_box, cut_structures
-from ..segmentation import Notice
+from ..notices import Notice
 from ..volume import SagittalStack
 from .anchor import SACRUM, Anchor, find_anchor
 from .grid import Grid, Image

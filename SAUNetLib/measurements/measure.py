@@ -10,7 +10,8 @@ import numpy as np
 
 from ..anatomy import place_of, value_of
 from ..masks import Box, bounding_box, cut_structures, with_cuts
-from ..segmentation import Notice, Segmentation, StructureRow
+from ..notices import Notice
+from ..segmentation import Segmentation, StructureRow
 from ..volume import SagittalStack, Volume, check_geometry, on_grid
 from .alignment import coronal_angle, lordosis
 from .canal import canal_diameter

@@ -8,7 +8,8 @@ import cc3d
 import numpy as np
 
 from ..anatomy import PARTS_OFFSET, encodings, remapped
-from ..segmentation import Notice, Segmentation
+from ..notices import Notice
+from ..segmentation import Segmentation
 from .centreline import Centreline
 from .endplates import Section
 from .landmarks import Landmarks, find_landmarks

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..segmentation import Notice
+from ..notices import Notice
 
 DISCLAIMER = "For research, not for diagnosis"
 

@@ -22,7 +22,8 @@ from ..formats.label_maps import stated_encoding
 from ..formats.label_values import UNKNOWN, EncodingName, Reading, read_as, recognise
 from ..formats.segmentations import OVERLAP, as_labels, is_scaled, lists_segments, read_truth
 from ..formats.volumes import read_image
-from ..segmentation import Notice, count_labels
+from ..notices import Notice
+from ..segmentation import count_labels
 from ..volume import SagittalStack, Volume, check_content, check_volume, on_grid
 
 ANY_OF = 240

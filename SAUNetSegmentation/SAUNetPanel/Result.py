@@ -235,7 +235,7 @@ def elided(name: str) -> str:
 def labelMapHeader(node: Any, merged: "Merged") -> Any:
     """The header of a label map file for a result: the engine's `label_maps.Header`."""
     from SAUNetLib.formats.label_maps import Header  # brings SimpleITK, for which Slicer must not wait when it starts
-    from SAUNetLib.segmentation import Notice
+    from SAUNetLib.notices import Notice
 
     about = provenance(node)
     values, segments = labelValues(node), dict(segmentsOf(node.GetSegmentation()))

@@ -24,7 +24,7 @@ import builders  # noqa: E402
 from harness import errors, install, process_events  # noqa: E402
 from harness.models import Observers  # noqa: E402
 from SAUNetLib.formats.segmentations import write_segmentation  # noqa: E402
-from SAUNetLib.segmentation import Notice  # noqa: E402
+from SAUNetLib.notices import Notice  # noqa: E402
 from SAUNetLib.volume import LPS_TO_RAS  # noqa: E402
 
 install()
