@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
-
-import numpy as np
 
 from . import __version__
 from .anatomy import encodings
@@ -19,19 +16,15 @@ from .formats.endings import MEASUREMENTS, PICTURES, SEGMENTATIONS, TABLES
 from .formats.places import check_places
 from .formats.segmentations import write_segmentation, write_table
 from .formats.volumes import Series, read_volume
+from .image_checks import about_slices, clear_padding, values_beside
 from .levels import Levels, check_lowest, name_structures
 from .notices import About, Notice
-from .padding import clear_padding, values_beside
 from .segmentation import Segmentation
-from .slice_order import about_order
-from .volume import FARTHEST_MM, SagittalStack, Volume, check_content, check_volume
+from .volume import SagittalStack, Volume, check_content, check_volume
 
 _TRACE_MM3 = 2000.0
 """A smaller unnamed volume is not reported. In 170 crops of five T2 SPACE scans it was the sacrum's top five times,
 0.8 to 1.5 ml, and to leave it out gained 0.003 to 0.008 of Dice; once it was a vertebra, 5.5 ml, which cost 0.016."""
-
-_MUCH_OF_SLICE = 1 / 8
-"""Fraction of a slice's height: a smaller empty part at the bottom is not reported (chosen)."""
 
 
 def segment(
@@ -74,7 +67,7 @@ def segment(
     field = stack.field()  # what padding hides, the image cuts
     image, found = stack.cropped(field), classes[field]
     outside_ml, outside = clear_padding(found, image.slices, (image.slice_spacing, *image.pixel))
-    notices += _about_slices(image.slices, image.slice_spacing, outside_ml)
+    notices += about_slices(image.slices, image.slice_spacing, outside_ml)
     named = name_structures(image.with_slices(found), lowest, image.slices)
     classes[:] = 0
     classes[field] = named.labels
@@ -100,53 +93,6 @@ def _about_classes(named: Levels) -> Iterator[Notice]:
             "sacrum or lie beyond the ends of the spine. Check the lowest and the highest vertebra."
         )
         yield Notice("LEFT_OUT", text)
-
-
-def _about_slices(slices: np.ndarray, spacing_mm: float, outside_ml: float) -> tuple[Notice, ...]:
-    """Notices about slices (S, H, W) that are empty or partly empty, far apart or out of order, and about padding."""
-    notices = []
-    if empty := _about_empty(slices):
-        missing = "Structures there were not found and are missing from all volumes and measurements."
-        notices.append(Notice("EMPTY_SLICES", f"{empty}. {missing}"))
-    if outside_ml:
-        lies = (
-            f"{outside_ml:.1f} ml of the structures found lie where the file holds padding instead of image data, and "
-            "were left out."
-        )
-        notices.append(Notice("OUTSIDE_IMAGE", f"{lies} Structures that reach the padding are cut there."))
-    if len(slices) > 1 and spacing_mm > FARTHEST_MM:
-        lie = f"Slices are {spacing_mm:.3g} mm apart; SAUNet was tested with up to {FARTHEST_MM:g} mm."
-        notices.append(Notice("SLICES_FAR_APART", f"{lie} Structures between slices are missed."))
-    elif order := about_order(slices):
-        notices.append(order)
-    return tuple(notices)
-
-
-def _about_empty(slices: np.ndarray) -> str:
-    """Text on how many slices (S, H, W) are empty, or empty below unlike their neighbours; empty if there are none.
-
-    Of a file whose copy was interrupted the rest may be zeros; files that are copied at one time lie side by side. In
-    air the outer slices would be so: there was none like it in the 46 volumes of the shared data (2026-11-27).
-    """
-    height = slices.shape[1]
-    rows = [_empty_rows(pixels) for pixels in slices]
-    whole, part = rows.count(height), 0
-    for shown, group in groupby(enumerate(rows), lambda one: one[1] == 0):
-        run = [] if shown else list(group)
-        cut = sum(height * _MUCH_OF_SLICE <= empty < height for _, empty in run)
-        between = bool(run) and run[0][0] > 0 and run[-1][0] < len(rows) - 1
-        part += cut if between or (cut == 1 and len(run) < len(rows)) else 0
-    told = ((whole, ""), (part, " in their lower part, as after an interrupted copy"))
-    return "; ".join(f"{count} of {len(rows)} slices show nothing{where}" for count, where in told if count)
-
-
-def _empty_rows(pixels: np.ndarray) -> int:
-    """How many rows of a slice (H, W), counted from the lowest, have one and the same value."""
-    value = pixels[-1, -1]
-    if (pixels[-1] != value).any():  # soon told of most
-        return 0
-    shown = np.flatnonzero((pixels != value).any(axis=1))
-    return int(len(pixels) - 1 - shown[-1]) if len(shown) else len(pixels)
 
 
 def _provenance(engine: Engine, levels: bool, lowest: str | None, started: datetime) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .notices import Notice
+from ..notices import Notice
 
 SLICES_ORDER = Notice(
     "SLICES_ORDER",
