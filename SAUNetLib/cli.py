@@ -442,9 +442,9 @@ def _add_measure(commands: Any) -> None:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from .formats.atomic import check_writable, write_together
+    from .formats.atomic import write_together
     from .formats.endings import MEASUREMENTS, PICTURES
-    from .formats.places import check_places
+    from .formats.places import check_outputs
     from .formats.segmentations import read_segmentation
     from .formats.volumes import read_volume
     from .measurements import measure, write_measurements, write_picture
@@ -453,10 +453,8 @@ def _measure(options: argparse.Namespace) -> int:
         raise UsageError("USAGE", "--picture needs the image to draw on", "Give it with --image")
     if options.series and not options.image:
         raise UsageError("USAGE", "--series applies to the image, and none was given", "Give the image with --image")
-    check_writable(options.output, MEASUREMENTS)
-    if options.picture:
-        check_writable(options.picture, PICTURES)
-    check_places(filter(None, (options.output, options.picture)), filter(None, (options.segmentation, options.image)))
+    outputs = (options.output, MEASUREMENTS), (options.picture or None, PICTURES)
+    check_outputs(outputs, filter(None, (options.segmentation, options.image)))
     segmentation = read_segmentation(options.segmentation)
     volume = read_volume(options.image, options.series) if options.image else None
     measured = measure(segmentation, volume)

@@ -11,9 +11,9 @@ from . import __version__
 from .anatomy import encodings
 from .engine import Engine, Report, silent
 from .errors import UsageError
-from .formats.atomic import check_writable, write_together
+from .formats.atomic import write_together
 from .formats.endings import MEASUREMENTS, PICTURES, SEGMENTATIONS, TABLES
-from .formats.places import check_places
+from .formats.places import check_outputs
 from .formats.segmentations import write_segmentation, write_table
 from .formats.volumes import Series, read_volume
 from .image_checks import about_slices, clear_padding, values_beside
@@ -141,7 +141,8 @@ def segment_file(
     """
     if not levels and (parts or measurements is not None):
         raise UsageError("USAGE", "parts and measurements are not available for three classes", "Leave out --classes")
-    _check_places(image, output, table, measurements, preview)
+    outputs = (output, SEGMENTATIONS), (table, TABLES), (measurements, MEASUREMENTS), (preview, PICTURES)
+    check_outputs(outputs, [] if isinstance(image, Series) else [image])
     report("read", 0.0)
     volume = read_volume(image, series)
     segmentation = segment(volume, engine, levels=levels, lowest=lowest, report=report)
@@ -167,12 +168,3 @@ def segment_file(
             write_preview(volume, segmentation, preview)
         report("write", 1.0)
     return segmentation
-
-
-def _check_places(image: str | Path | Series, output: str | Path, *further: str | Path | None) -> None:
-    """Check the output paths (label map, table, measurements, preview) before the computation, not after it."""
-    check_writable(output, SEGMENTATIONS)
-    for path, endings in zip(further, (TABLES, MEASUREMENTS, PICTURES), strict=True):
-        if path is not None:
-            check_writable(path, endings)
-    check_places(filter(None, (output, *further)), [] if isinstance(image, Series) else [image])

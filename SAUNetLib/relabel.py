@@ -14,7 +14,7 @@ from .anatomy import PARTS_OFFSET, disc_between, encodings, named_structure, str
 from .errors import InputError, UsageError
 from .formats.atomic import check_writable, ending_of, same_place, write_together
 from .formats.endings import SEGMENTATIONS, SEGMENTS, TABLES
-from .formats.places import check_places
+from .formats.places import check_outputs
 from .formats.segmentations import LOST, Marks, read_marks, read_segmentation, write_segmentation, write_table
 from .masks import with_cuts
 from .notices import About, Notice
@@ -147,10 +147,8 @@ def relabel_file(
     """
     target = Path(path if output is None else output)
     check_writable(target, SEGMENTATIONS)
-    if table is not None:
-        check_writable(table, TABLES)
     in_place = same_place(target, Path(path))
-    check_places(([] if in_place else [target]) + ([] if table is None else [table]), [path])
+    check_outputs([(None if in_place else target, SEGMENTATIONS), (table, TABLES)], [path])
     saved = read_segmentation(path)
     how_read = [notice for notice in saved.warnings if notice.is_about(About.FILE)]
     lost = [LOST[notice.code] for notice in how_read if notice.code in LOST]
@@ -166,7 +164,7 @@ def relabel_file(
     return replace(segmentation, warnings=(*segmentation.warnings, *how_read))
 
 
-def _marks(path: str | Path, saved: Segmentation, assignments: Mapping[str, str]) -> Marks:
+def _marks(path: str | Path, saved: Segmentation, assignments: Assignments) -> Marks:
     """By new label value what a user set on the segments; where the sacrum takes up a vertebra in parts, its body's."""
     present = _present(saved)
     table = _new_values(present, _wanted(assignments, present))

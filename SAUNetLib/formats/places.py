@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ..errors import UsageError
 from . import headers
-from .atomic import ending_of, same_place, spelling
+from .atomic import check_writable, ending_of, same_place, spelling
 from .dicom_files import is_dicom
 from .endings import IMAGES
+
+
+def check_outputs(outputs: Iterable[tuple[str | Path | None, Collection[str]]], inputs: Iterable[str | Path]) -> None:
+    """Reject places of results, each with its possible endings, None where not wanted, before the work is done.
+
+    Raises:
+        UsageError: as `check_writable` and `check_places`.
+    """
+    asked = [(path, endings) for path, endings in outputs if path is not None]
+    for path, endings in asked:
+        check_writable(path, endings)
+    check_places([path for path, _ in asked], inputs)
 
 
 def check_places(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
