@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicerio
-from builders import to_classes
+from builders import least_seconds, to_classes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -310,6 +310,17 @@ def test_overlapping_segments_are_not_lost_in_passing(tmp_path: Path, whole: Seg
     assert path.read_bytes() == before and "--output" in failure.value.remedy
     assert "OVERLAP" in [one.code for one in relabel_file(path, {"L3": "L2"}, other).warnings]
     assert "OVERLAP" not in [one.code for one in read_segmentation(other).warnings]
+
+
+def test_segments_are_read_about_as_fast_as_a_label_map(tmp_path: Path) -> None:
+    labels = np.tile(builders.block_spine(), (3, 2, 5))
+    fine = Segmentation(labels, Geometry(labels.shape[::-1], (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3)))
+    segments, label_map = tmp_path / "s.seg.nrrd", tmp_path / "s.nrrd"
+    for path in (segments, label_map):
+        write_segmentation(fine, path)
+        assert np.array_equal(read_segmentation(path).labels, labels)
+    taken, usual = (least_seconds(lambda path=path: read_segmentation(path)) for path in (segments, label_map))
+    assert taken < 5 * usual
 
 
 # --- what cannot be read --------------------------------------------------------------------------

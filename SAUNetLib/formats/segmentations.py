@@ -418,11 +418,12 @@ def _painted(
     """Labels (i, j, k) of the segments, the later one on top; where they overlap, and what is to be said of that."""
     import slicerio
 
-    labels = np.zeros(content["voxels"].shape[-3:], np.uint8)
+    # As (k, j, i) while they are painted: so the voxels lie in the file and in memory.
+    labels = np.zeros(content["voxels"].shape[:-4:-1], np.uint8)
     shared = np.zeros(labels.shape, bool)
     overlapping: set[int] = set()
     for segment, value in zip(segments, values, strict=True):
-        mask = slicerio.segment_mask(content, segment)
+        mask = slicerio.segment_mask(content, segment).T
         below = count_labels(labels[mask][None])
         if below:
             overlapping |= {value, *below}
@@ -433,7 +434,7 @@ def _painted(
     names = [str(one.get("name", "")) for one, value in zip(segments, values, strict=True) if value in overlapping]
     counted = "treated as unknown" if as_truth else "counted for the later one"
     text = f"{np.count_nonzero(shared)} voxels belong to two segments and are {counted}: {', '.join(names)}."
-    return labels, shared, [Notice(OVERLAP, text)] if names else []
+    return labels.T, shared.T, [Notice(OVERLAP, text)] if names else []
 
 
 def _left_out(content: Mapping[str, Any], values: list[int]) -> Iterator[Notice]:
