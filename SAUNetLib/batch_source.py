@@ -186,10 +186,11 @@ def _outcomes(source: Source, task: BatchTask) -> list[Outcome]:
     except Exception as error:
         return [_not_segmented(error, [image], task)]
     outcomes = []
+    opens_once = cache(opens)  # a file that cannot be read may count against every series of the folder
     for series in listed:
         name = series_name(series.number, series.key)
         if series.problem is not None:
-            outcome = _refused(series.problem, series.damaged)
+            outcome = _refused(series.problem, all(map(opens_once, series.damaged)))
         else:
             outcome = _segmented(series, target / name, task)
         outcomes.append(replace(outcome, series=series.name, name=name))
@@ -199,18 +200,18 @@ def _outcomes(source: Source, task: BatchTask) -> list[Outcome]:
 def _not_segmented(error: Exception, files: Sequence[Path], task: BatchTask) -> Outcome:
     """The outcome of an image that ended in an error: refused if the image is the cause, otherwise failed."""
     if isinstance(error, InputError):
-        return _refused(error, files)
+        return _refused(error, all(map(opens, files)))
     failure = error if isinstance(error, SAUNetError) else unforeseen(error, "Please report it")
     own = failure.code == "OUTPUT_WRITE" and _takes_files(task.output)
     return Outcome("failed", "", failure.code, failure.cause, failure.exit_status, own=own)
 
 
-def _refused(problem: InputError, files: Sequence[Path]) -> Outcome:
+def _refused(problem: InputError, opened: bool) -> Outcome:
     """The outcome of an image that cannot be segmented: ``refused``.
 
     It is ``failed``, which is tried again, where a file cannot be opened.
     """
-    status = "refused" if all(map(opens, files)) else "failed"
+    status = "refused" if opened else "failed"
     return Outcome(status, "", problem.code, problem.cause, problem.exit_status)
 
 

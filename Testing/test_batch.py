@@ -400,6 +400,22 @@ def test_images_that_are_not_there_end_no_run_while_the_archive_is(run, monkeypa
     assert "2 sources in a row failed with INPUT_NOT_FOUND" in run()[2]
 
 
+def test_a_lost_file_is_opened_once_for_all_series_that_it_may_belong_to(archive, tmp_path, monkeypatch):
+    for number in range(5, 9):
+        write_dicom_series(archive / "p1" / "mr", picture(), number=number)
+    lost = archive / "p1" / "mr" / "lost.dcm"
+    lost.write_bytes(b"")
+    opened, asked = batch_source.opens, []
+    monkeypatch.setattr(batch_source, "opens", lambda path: asked.append(path) or opened(path))
+    source = next(one for one in find_sources(archive, tmp_path / "out") if one.dicom)
+    task = BatchTask(archive, tmp_path / "out", "none", "", "cpu")
+    outcomes = batch_source.segment_source(source, task)
+    assert [outcome.code for outcome in outcomes] == ["INPUT_UNREADABLE"] * 5 and asked.count(lost) == 1
+    assert {outcome.status for outcome in outcomes} == {"refused"}
+    monkeypatch.setattr(batch_source, "opens", lambda path: path != lost)
+    assert {outcome.status for outcome in batch_source.segment_source(source, task)} == {"failed"}
+
+
 def test_results_in_a_folder_that_the_command_may_not_enter_end_no_run(run, fast, tmp_path, monkeypatch):
     """As those of a worker of another user, whose umask is 077."""
     before, looked = run()[3], os.stat

@@ -32,7 +32,7 @@ from bad_inputs import FORMATS, GOOD, WORKS, Case, changed, images, nifti, save
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import dicom, headers, itk
 from SAUNetLib.formats.dicom import list_series
-from SAUNetLib.formats.dicom_files import is_dicom
+from SAUNetLib.formats.dicom_files import is_dicom, unreadable
 from SAUNetLib.formats.volumes import read_volume, write_volume
 from SAUNetLib.volume import Geometry, Volume
 
@@ -525,6 +525,17 @@ def test_a_study_with_a_folder_that_may_not_be_searched_is_no_bug(tmp_path: Path
     (tmp_path / "study" / "sub").chmod(0o755)
     assert done.stdout.startswith("INPUT_UNREADABLE the folder sub cannot be read"), done
     assert "permissions" in done.stdout
+
+
+def test_many_lost_files_are_told_of_without_comparing_each_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(os, "access", lambda folder, mode: asked.append(folder) or folder.name != "shut")
+    lost = [Path("study", folder, f"IM{number:04d}") for folder in ("a", "b") for number in range(2000)]
+    assert "4000 DICOM files of the folder cannot be read, IM0000 and 3999 more" in str(unreadable(lost))
+    assert asked == [Path("study", "a"), Path("study", "b")], "each folder is looked at once"
+    assert "the folder shut cannot be read" in str(unreadable([*lost, Path("study", "shut", "IM0000")]))
+    few, many = (builders.least_seconds(lambda count=count: unreadable(lost[:count])) for count in (500, 4000))
+    assert many < 24 * few, "in proportion to their number: 8 times as many"
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "closed", "dangling"])

@@ -139,8 +139,9 @@ def _is_named_as_image(path: Path) -> bool:
 def unreadable(paths: Sequence[Path]) -> InputError:
     """The failure INPUT_UNREADABLE that names the first of these files, or a folder among them."""
     # What may not even be looked at lies in a folder that may not be searched.
-    closed = (path if os.path.isdir(path) else path.parent for path in paths)  # noqa: PTH112 - no failure for any path
-    folder = next((one for one in closed if one in paths or not os.access(one, os.X_OK)), None)
+    closed = dict.fromkeys(path if os.path.isdir(path) else path.parent for path in paths)  # noqa: PTH112 - never fails
+    own = set(paths)
+    folder = next((one for one in closed if one in own or not os.access(one, os.X_OK)), None)
     if folder is not None:
         cause = f"the folder {folder.name} cannot be read"
         return InputError("INPUT_UNREADABLE", cause, "Check the permissions of this folder")
