@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import surface_distance
+from scipy.ndimage import find_objects
 
 LEAST_SHARED = 0.5
 """An instance is found where at least this part of its voxels is."""
@@ -81,8 +82,14 @@ def compare_labels(
     predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...], values: Iterable[int] | None = None
 ) -> dict[int, Agreement]:
     """`agreement` for every label value of two label maps (k, j, i) of one grid, or for the values given."""
-    wanted = sorted((set(np.unique(predicted)) | set(np.unique(truth))) - {0}) if values is None else list(values)
-    return {int(value): agreement(predicted == value, truth == value, spacing) for value in wanted}
+    objects = enumerate(find_objects(np.stack([predicted, truth])), 1)
+    boxes = {value: both[1:] for value, both in objects if both is not None}
+    result = {}
+    for value in boxes if values is None else values:
+        # With a margin: a structure in one slice of several is no single slice.
+        box = tuple(slice(max(0, span.start - 1), span.stop + 1) for span in boxes.get(value, ()))
+        result[int(value)] = agreement(predicted[box] == value, truth[box] == value, spacing)
+    return result
 
 
 @dataclass(frozen=True)
@@ -106,23 +113,24 @@ def detect(predicted: np.ndarray, truth: np.ndarray) -> Detection:
     A pair counts when it shares at least half of the true instance's voxels (`LEAST_SHARED`). Numbers need not agree.
 
     Args:
-        predicted, truth: label maps of one shape, whole numbers; 0 is background, every other value an instance.
+        predicted, truth: label maps of one shape, whole numbers; 0 is background, every other value an instance. The
+            values are some hundreds at most, since all pairs of them are counted.
     """
-    both = (truth > 0) & (predicted > 0)
-    joint, counts = np.unique(np.stack((truth[both], predicted[both])).astype(np.int64), axis=1, return_counts=True)
-    sizes = {int(value): int(number) for value, number in zip(*np.unique(truth, return_counts=True), strict=True)}
-    pairs = sorted(
-        ((int(number), int(t), int(p)) for (t, p), number in zip(joint.T, counts, strict=True)), reverse=True
-    )
+    width = 1 + int(max(predicted.max(), truth.max()))
+    # Slice by slice: counting needs eight bytes a voxel.
+    pairs = (np.ravel(t.astype(np.intp) * width + p.astype(np.intp)) for t, p in zip(truth, predicted, strict=True))
+    counts = sum((np.bincount(pair, minlength=width**2) for pair in pairs), np.zeros(width**2, int))
+    joint = counts.reshape(width, width)
+    sizes, found = joint.sum(axis=1), joint.sum(axis=0)
+    shared = sorted(((int(joint[t, p]), int(t), int(p)) for t, p in np.argwhere(joint) if t and p), reverse=True)
     matches: dict[int, int] = {}
-    for number, true, predicted_value in pairs:
+    for number, true, predicted_value in shared:
         if true not in matches and predicted_value not in matches.values() and number >= LEAST_SHARED * sizes[true]:
             matches[true] = predicted_value
-    present = {int(value) for value in np.unique(predicted)} - {0}
     return Detection(
         matches,
-        tuple(sorted(set(sizes) - {0} - set(matches))),
-        tuple(sorted(present - set(matches.values()))),
+        tuple(value for value in np.flatnonzero(sizes).tolist() if value and value not in matches),
+        tuple(value for value in np.flatnonzero(found).tolist() if value and value not in matches.values()),
     )
 
 

@@ -4,14 +4,16 @@ import math
 
 import numpy as np
 import pytest
-from builders import labelled
+from builders import labelled, least_seconds
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
+from SAUNetLib import metrics
 from SAUNetLib.errors import InputError
 from SAUNetLib.evaluation.evaluate import evaluate_files
 from SAUNetLib.formats.volumes import write_volume
 from SAUNetLib.metrics import Detection, agreement, compare_labels, detect
+from SAUNetLib.segmentation import count_labels
 from SAUNetLib.volume import Volume
 
 
@@ -102,6 +104,37 @@ def test_every_label_of_either_side_is_compared():
     first[0], second[1] = 41, 42
     assert set(compare_labels(first, second, (1.0, 1.0, 1.0))) == {41, 42}
     assert set(compare_labels(first, second, (1.0, 1.0, 1.0), (41,))) == {41}
+
+
+def many_boxes() -> tuple[np.ndarray, np.ndarray]:
+    """Two label maps of 24 structures, each a very small part of the volume; one lies in a single slice."""
+    truth = np.zeros((60, 260, 260), np.uint8)
+    for number in range(1, 24):
+        truth[5:15, 10 * number : 10 * number + 8, 20:30] = number
+    truth[7, 2:8, 70:90] = 24
+    return np.roll(truth, (1, 2), (1, 2)), truth
+
+
+def test_a_structure_is_compared_in_its_box_as_in_the_whole_volume(monkeypatch):
+    found, truth = many_boxes()
+    spacing, sizes = (3.0, 0.5, 0.7), []
+
+    def measured(predicted, true, spacing):
+        sizes.append(predicted.size)
+        return agreement(predicted, true, spacing)
+
+    monkeypatch.setattr(metrics, "agreement", measured)
+    compared = compare_labels(found, truth, spacing)
+    assert compared == {value: agreement(found == value, truth == value, spacing) for value in range(1, 25)}
+    assert 0 < sum(sizes) < truth.size / 10, "all boxes together"
+    assert compare_labels(found, truth, spacing, (99,))[99].dice == 1
+
+
+def test_instances_are_matched_in_about_the_time_of_counting_them():
+    found, truth = many_boxes()
+    assert detect(found, truth).matches == {number: number for number in range(1, 25)}
+    counting = least_seconds(lambda: (count_labels(found), count_labels(truth)))
+    assert least_seconds(lambda: detect(found, truth)) < 25 * counting
 
 
 def test_instances_are_matched_by_overlap_not_by_number():
