@@ -245,7 +245,8 @@ def _check_grid(geometry: Geometry, name: str) -> None:
     if not orthonormal(np.asarray(geometry.direction, float)):
         raise InputError("INPUT_DIRECTION", f"the axes of {name} are sheared or not of unit length", STRAIGHTEN)
     if np.prod(np.asarray(geometry.size, float)) > MOST_VOXELS:
-        raise InputError("INPUT_TOO_LARGE", f"{name} has {_by_axis(geometry.size)} voxels", SHRINK)
+        cause = f"{name} has {_by_axis(geometry.size)} voxels; the limit is {MOST_VOXELS / 1e6:.0f} million"
+        raise InputError("INPUT_TOO_LARGE", cause, SHRINK)
 
 
 def _check_plane(geometry: Geometry, left_right: int, in_plane: list[int], name: str) -> None:

@@ -146,6 +146,11 @@ def test_untrustworthy_geometry_is_refused(change, code):
     assert "test" in caught.value.cause and caught.value.remedy
 
 
+def test_too_many_voxels_are_refused_with_the_limit():
+    with pytest.raises(InputError, match="4096 x 4096 x 4096 voxels; the limit is 268 million"):
+        check_geometry(Geometry((4096, 4096, 4096), (0.8, 0.8, 0.8), (0.0, 0.0, 0.0), SLICES_TO_LEFT))
+
+
 def test_left_handed_axes_are_no_shear():
     mirrored = volume(direction=SLICES_TO_RIGHT)
     check_volume(mirrored)

@@ -106,6 +106,25 @@ def test_rescaled_nifti(tmp_path: Path, image: Volume) -> None:
     assert np.allclose(read_volume(path).voxels, image.voxels * 2.0 - 10.0)
 
 
+@pytest.mark.parametrize(
+    ("size", "kind", "told"),
+    [
+        ((512, 512, 1000), (16, 32), "voxels (0.98 GiB); the limit is 0.5 GiB. Save it with 16 bits"),
+        ((2048, 1024, 1024), (4, 16), "voxels (4.00 GiB); the limit is 0.5 GiB. Crop"),
+        ((2048, 1024, 1024), (16, 32), "voxels (8.00 GiB); the limit is 0.5 GiB. Crop"),
+    ],
+)
+def test_a_volume_that_is_too_large_is_refused_with_the_limit_and_what_helps(
+    tmp_path: Path, image: Volume, size: tuple[int, int, int], kind: tuple[int, int], told: str
+) -> None:
+    def declare(raw: bytearray) -> None:
+        struct.pack_into("<4h", raw, 40, 3, *size)
+        struct.pack_into("<2h", raw, 70, *kind)
+
+    failure = refusal(nifti(declare, image)(tmp_path))
+    assert failure.code == "INPUT_TOO_LARGE" and told in f"{failure.cause} {failure.remedy}"
+
+
 def test_another_file_of_the_same_stem(tmp_path: Path, image: Volume) -> None:
     """ITK takes the voxels of image.nii when asked for image.nii.gz."""
     save(tmp_path, ".nii", Volume(image.voxels[::-1].copy(), GRID))

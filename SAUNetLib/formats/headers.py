@@ -154,12 +154,14 @@ def _check_size(size: Iterable[int], voxel_bytes: int, path: Path) -> int:
     counts = [int(count) for count in size]
     if any(count < 1 for count in counts) or not counts:
         raise damaged(path, "its header declares an impossible size")
-    total = math.prod(counts) * voxel_bytes
+    voxels = math.prod(counts)
+    total = voxels * voxel_bytes
     if total > MOST_BYTES:
         raise InputError(
             "INPUT_TOO_LARGE",
-            f"{path.name} declares {' x '.join(map(str, counts))} voxels ({total / 2**30:.1f} GiB)",
-            SHRINK,
+            f"{path.name} declares {' x '.join(map(str, counts))} voxels ({total / 2**30:.2f} GiB); "
+            f"the limit is {MOST_BYTES / 2**30:.2g} GiB",
+            SHRINK if voxels > MOST_VOXELS else "Save it with 16 bits per voxel",
         )
     return total
 
