@@ -58,6 +58,18 @@ def test_written_picture(tmp_path: Path, volume: Volume, segmentation: Segmentat
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_a_picture_is_written_faster_than_usual_and_is_not_much_larger(
+    tmp_path: Path, volume: Volume, segmentation: Segmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = draw_preview(volume, segmentation)
+    monkeypatch.setattr(previews, "draw_preview", lambda *_: drawn)
+    written, usual = tmp_path / "written.png", tmp_path / "usual.png"
+    taken = builders.least_seconds(lambda: write_preview(volume, segmentation, written))
+    assert taken < 0.8 * builders.least_seconds(lambda: drawn.save(usual))
+    assert written.stat().st_size < 1.5 * usual.stat().st_size
+    assert np.array_equal(Image.open(written), drawn)
+
+
 def test_every_axis_order_gives_the_same_picture(volume: Volume, segmentation: Segmentation) -> None:
     wanted = None
     for order, flips in builders.axis_orders()[::5]:

@@ -19,6 +19,7 @@ from .pages import (
     GAP,
     INK,
     PAPER,
+    PNG_LEVEL,
     beside,
     footer,
     grey_levels,
@@ -66,7 +67,7 @@ def write_preview(volume: Volume, segmentation: Segmentation, path: str | Path) 
     volume = on_grid(volume, segmentation.geometry, "its segmentation")
     picture = draw_preview(volume, segmentation)
     with write_beside(path, ending) as temporary:
-        picture.save(temporary)
+        picture.save(temporary, compress_level=PNG_LEVEL)
 
 
 def draw_preview(volume: Volume, segmentation: Segmentation) -> Image.Image:

@@ -16,6 +16,7 @@ from ..formats.pages import (
     GAP,
     INK,
     PAPER,
+    PNG_LEVEL,
     beside,
     footer,
     grey_levels,
@@ -59,7 +60,7 @@ def write_picture(volume: Volume, segmentation: Segmentation, measurements: Meas
     ending = check_writable(path, PICTURES)
     picture = draw_picture(volume, segmentation, measurements)
     with write_beside(path, ending) as temporary:
-        picture.save(temporary)
+        picture.save(temporary, compress_level=PNG_LEVEL)
 
 
 def draw_picture(volume: Volume, segmentation: Segmentation, measurements: Measurements) -> Image.Image:
