@@ -455,6 +455,22 @@ def _flip(array: np.ndarray, flipped: tuple[Any, ...]) -> np.ndarray:
     return array[tuple(slice(None, None, -1 if reverse else 1) for reverse in flipped)]
 
 
+def _counted(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values (V,) float32 of pixels of whole numbers, rising, and how many pixels have each."""
+    lowest = int(pixels.min())
+    counts = np.bincount(pixels.ravel(order="K").astype(np.intp) - lowest)
+    seen = np.flatnonzero(counts)
+    return (seen + lowest).astype(np.float32), counts[seen]
+
+
+def _percentiles(values: np.ndarray, counts: np.ndarray, percents: Sequence[float]) -> list[float]:
+    """As `np.percentile` of `_counted` pixels, of which the first and last place in order are known for each value."""
+    last = np.cumsum(counts) - 1
+    places = np.column_stack([last - counts + 1, last]).ravel()
+    percentiles: list[float] = np.interp(np.array(percents) / 100 * last[-1], places, np.repeat(values, 2)).tolist()
+    return percentiles
+
+
 @dataclass(frozen=True)
 class Intensity:
     """How a volume's intensities become the network's input: clipped at two percentiles, zero mean, unit deviation."""
@@ -471,13 +487,20 @@ class Intensity:
     def of(cls, slices: np.ndarray) -> Intensity:
         """Measure the intensity of slices (S, H, W), subsampled evenly if there are very many pixels."""
         step = max(1, int(np.ceil(np.sqrt(slices.size / cls.SAMPLE))))
-        sample = slices[:, ::step, ::step].astype(np.float32)
-        low, high = np.percentile(sample.ravel(order="K"), cls.PERCENTILES).tolist()
+        sample, counts = slices[:, ::step, ::step], None
+        if sample.dtype.kind in "iu" and sample.dtype.itemsize <= 2:  # few values: counted in a fifth of the time
+            sample, counts = _counted(sample)
+            low, high = _percentiles(sample, counts, cls.PERCENTILES)
+        else:
+            sample = sample.astype(np.float32)
+            low, high = np.percentile(sample.ravel(order="K"), cls.PERCENTILES).tolist()
         if high <= low:  # nearly constant: a few bright pixels in an empty field
             low = float(sample.min())
             high = max(float(sample.max()), low + 1, float(np.nextafter(sample.min(), np.float32(np.inf))))
-        np.clip(sample, low, high, out=sample)
-        return cls(low, high, float(sample.mean(dtype=np.float64)), float(sample.std(dtype=np.float64)) or 1.0)
+        clipped = np.clip(sample, low, high).astype(np.float64)
+        mean = float(np.average(clipped, weights=counts))
+        variance = float(np.average((clipped - mean) ** 2, weights=counts))
+        return cls(low, high, mean, variance**0.5 or 1.0)
 
     def unit(self, slices: np.ndarray) -> np.ndarray:
         """Slices of any real type -> float32 0..1 of the same shape: the percentiles become 0 and 1."""
