@@ -639,8 +639,10 @@ def _dataset_check(options: argparse.Namespace) -> int:
 def _add_train(commands: Any) -> None:
     parser = _add(commands, "train", _train, "Train a model, or continue a run that was stopped.")
     parser.add_argument(
-        "data", nargs="*", type=Path, metavar="DIR", help="folders of labelled images; see `saunet dataset check`"
-    )
+        "data", nargs="*", type=Path, metavar="DIR",
+        help="folders of labelled images (see `saunet dataset check`); the first folder also provides the validation "
+        "cases",
+    )  # fmt: skip
     # The folders by name, too: fine-tuning was promised as `saunet train --from MODEL --data DIR`.
     parser.add_argument(
         "--data", nargs="+", type=Path, dest="more", metavar="DIR", default=[], help="the same as DIR alone"

@@ -87,7 +87,7 @@ def test_spider_s_own_layout_and_values(tmp_path):
     assert kept in (("1_t1", "1_t2"), ("2_t1", "2_t2"))
     stated = _with_validation(TrainingConfig(validation=("1_t2",)), patients(tmp_path))
     assert stated.validation == ("1_t2",) and patients_of(stated.validation, patients(tmp_path)) == {"1"}
-    with pytest.raises(InputError, match="no case is left"):
+    with pytest.raises(InputError, match=r"no case is left.* two patients in the first folder"):
         _with_validation(TrainingConfig(validation=("1_t2", "2_t1")), patients(tmp_path))
 
 
@@ -414,6 +414,7 @@ def test_what_a_folder_cannot_teach_is_told(tmp_path):
     write(tmp_path / "d", "a", np.where(labels == 0, UNKNOWN, labels))
     report = check_dataset(tmp_path / "d")
     assert [one.code for one in report.notes] == ["PATIENTS"] and report.usable
+    assert "after another one (saunet train OTHER DIR)" in report.notes[0].text, "the first one is validated on"
     assert any("none of its voxels is background" in one.text for one in report.cases[0].notes)
     write(tmp_path / "d", "b", seed=1)
     report = check_dataset(tmp_path / "d")

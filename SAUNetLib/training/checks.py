@@ -179,7 +179,8 @@ def _without_partner(images: dict[str, list[Path]], labels: dict[str, list[Path]
 def _about_patients(pairs: Collection[CaseFiles]) -> Iterator[Finding]:
     if len({files.patient for files in pairs}) == 1:
         text = (
-            "a single patient leaves none for validation: use this folder together with another one, or add a patient."
+            "a single patient leaves none for validation: name this folder after another one (saunet train OTHER DIR), "
+            "or add a patient."
         )
         yield Finding("PATIENTS", text)
     begun = Counter(files.name.partition("_")[0] for files in pairs)

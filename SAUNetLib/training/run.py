@@ -322,7 +322,8 @@ def _with_validation(
         kept = tuple(sorted(name for patient in drawn for name in cases[patient]))
         config = config.model_copy(update={"validation": kept})
     if not cases.keys() - patients_of(config.validation, cases):
-        raise InputError("INPUT_EMPTY", "no case is left for training", "Give at least two cases")
+        remedy = "Give at least two patients in the first folder"
+        raise InputError("INPUT_EMPTY", "no case is left for training", remedy)
     return config
 
 
