@@ -101,7 +101,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if not argument or re.fullmatch(r"--[\w-]+=", argument):
             what = f"{argument[:-1]} has no value" if argument else "an argument is empty"
-            raise UsageError("USAGE", what, "Give it a value; a shell variable may not be set")
+            raise UsageError("USAGE", what, "Give it a value; perhaps a shell variable is not set")
 
 
 def _nobody_reads(error: Exception) -> bool:

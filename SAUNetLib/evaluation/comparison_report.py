@@ -310,9 +310,9 @@ def _costs(comparison: Comparison, table: TrialTable) -> Iterator[str]:
     yield (
         "Time and size, and the paper's columns beside them, are relative to the 3D U-Net. Time is that of the network "
         f"alone for the held-out patients, all networks in turn in one run ({comparison.device}, "
-        f"{comparison.precision}; on a processor, the processor time of one thread). All networks are prepared for "
+        f"{comparison.precision}; on a CPU, the CPU time of one thread). All networks are prepared for "
         "inference: batch norm folded, weights in that precision, slices one at a time where a network processes them "
-        "independently. On a processor the Dense U-Net and SAU-Net run as in the engine, with packed weights, which "
+        "independently. On a CPU the Dense U-Net and SAU-Net run as in the engine, with packed weights, which "
         "bring the U-Nets no gain. Operations are those of the convolutions. Training times were taken while other "
         "work was running."
     )
@@ -371,7 +371,7 @@ def _moved(table: TrialTable) -> Iterator[str]:
             "score F by 1 + A(i-1) + A(i+1). This factor is never below 1, because the masks A come from a sigmoid."
         )
         yield (
-            "- With one score, ISA changes how sure the network is, but never the sign of F. At a threshold of one "
+            "- With one score, ISA changes how certain the network is, but never the sign of F. At a threshold of one "
             "half, the mask is therefore the same before and after ISA at the network's own pixels. (A few voxels "
             "change because scores are interpolated to the image's pixels before the threshold.) Whatever ISA brings, "
             "it brings through the training.\n"

@@ -107,10 +107,7 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
     notices = [notice for path, read in files for notice in _how_read(path, read)]
     count = int(np.count_nonzero(left_out))
     if count and not any(notice.code == OVERLAP for notice in reference.warnings):
-        text = (
-            f"{Path(truth).name}: {count} voxels are labelled not known (value {UNKNOWN}) and are ignored on both "
-            "sides."
-        )
+        text = f"{Path(truth).name}: {count} voxels are marked unknown ({UNKNOWN}) and ignored on both sides."
         notices.append(Notice("UNKNOWN", text))
     return replace(compared, warnings=tuple(notices))
 

@@ -27,7 +27,8 @@ _STUB_MM3 = 300.0
 
 _NOT_SPLIT = Notice(
     "PARTS_MISSING",
-    "Without a canal or two discs, bodies and posterior elements cannot be told apart: everything is labelled as body.",
+    "Neither a canal nor two discs show where to cut, so bodies and posterior elements cannot be separated: everything "
+    "is labelled as body.",
 )
 
 

@@ -268,7 +268,7 @@ def _undrawn_slices(stack: SagittalStack) -> Iterator[Finding]:
     shown = np.flatnonzero(drawn)
     if not len(shown):
         return  # which is told as a problem
-    remedy = "If they were not drawn, label them 255 (not known): labelled 0, they teach that there is no spine."
+    remedy = "If they were not drawn, label them 255 (unknown): labelled 0, they teach that there is no spine."
     if gaps := int(np.count_nonzero(~drawn[shown[0] : shown[-1]])):
         yield Finding("UNDRAWN", f"{gaps} slices between labelled ones have no label. {remedy}")
     whole, wide = len(drawn) * stack.slice_spacing, len(shown) * stack.slice_spacing
@@ -292,7 +292,7 @@ def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, c
         text = "none of its voxels is background (0), so nothing in it teaches what is not spine."
         case.notes.append(Finding("UNKNOWN", text))
     elif case.unknown > MOSTLY_UNKNOWN:
-        case.notes.append(Finding("UNKNOWN", f"{case.unknown:.0%} of it is labelled 255, not known."))
+        case.notes.append(Finding("UNKNOWN", f"{case.unknown:.0%} of it is labelled 255, unknown."))
     specks = without_specks(classes, voxel_volume)[1]
     if specks:
         case.notes.append(Finding("SPECKS", f"{specks} labelled specks will be left out."))

@@ -29,7 +29,7 @@ from ..volume import SagittalStack, Volume, check_content, check_volume, on_grid
 ANY_OF = 240
 """A training label of 240 + bits says: one of the classes whose bits are set; all four of them are `UNKNOWN`."""
 SPECK_MM3 = 40.0
-"""Labelled components smaller than this are drawing errors (SPIDER's saturated scans have hundreds)."""
+"""Labelled components smaller than this are annotation errors (SPIDER's saturated scans have hundreds)."""
 LABEL_MAPS = (*IMAGES, SEGMENTS)
 INFO = "dataset.json"
 DRAWN = {name: value for value, name in enumerate(CLASS_NAMES) if value != BACKGROUND}
@@ -130,7 +130,7 @@ def reading_of(values: Collection[int], info: DatasetInfo, name: str, stated: st
     try:
         first, *others = recognise(present, f"the label map of {name}", stated)
     except InputError as error:
-        more = "Label what is not known as 255"
+        more = "Label unknown voxels as 255"
         if present <= read_as("spider", present).values.keys():
             more = f'If they are SPIDER\'s, state this in {INFO}: {{"encoding": "spider"}}'
         raise InputError(error.code, error.cause, f"{error.remedy} {more}") from error

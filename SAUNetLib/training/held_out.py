@@ -21,8 +21,8 @@ VALIDATIONS = {"native slices": 1, "4 slices averaged": 4}
 FIGURES = {"dice": "Dice", "hsd_mm": "HSD mm", "hd95_mm": "HD95 mm"}
 """What is measured of each structure, and what a table calls it."""
 SPECKS = (
-    f"Components of the ground truth below {SPECK_MM3:g} mm3 are treated as drawing errors: their voxels are unknown "
-    "and count neither for nor against a prediction."
+    f"Components of the ground truth below {SPECK_MM3:g} mm3 are treated as annotation errors: their voxels are "
+    "unknown and count neither for nor against a prediction."
 )
 """How the truth is read that everything is measured by."""
 AS_DRAWN = ", labels as drawn"
