@@ -42,7 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="saunet", description="Spine MRI segmentation with SAU-Net. For research, not for diagnosis.")
+    parser = Parser(
+        prog="saunet",
+        description="Spine MRI segmentation with SAU-Net. For research, not for diagnosis.",
+        epilog="`saunet COMMAND --help` explains a command. Documentation: README.md and docs/, also at "
+        "https://github.com/SAUNet/SlicerSAUNet",
+    )
     parser.add_argument("--version", action="version", version=f"saunet {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
     for add in (
@@ -98,15 +103,25 @@ def _add_segment(commands: Any) -> None:
     parser.add_argument(
         "--lowest",
         metavar="LEVEL",
-        help="level of the lowest complete vertebra, such as L5 (default: inferred from the sacrum, C2 or the sizes)",
+        help="level of the lowest complete vertebra, such as L5 (default: inferred from the sacrum, C2 or the sizes); "
+        "not with --classes",
     )
     parser.add_argument("--series", help="number, UID or description of the series to take from a DICOM folder")
-    parser.add_argument("--parts", action="store_true", help="label vertebral bodies and posterior elements separately")
     parser.add_argument(
-        "--measurements", metavar="FILE", help="write heights, slips, angles, ... to a .csv or .json file"
+        "--parts", action="store_true",
+        help="label vertebral bodies and posterior elements separately; not with --classes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--measurements", metavar="FILE",
+        help="write heights, slips, angles, ... to a .csv or .json file; for a single image, not with --classes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--table", metavar="FILE.csv", help="write a table of the structures with their volumes; for a single image"
     )
-    parser.add_argument("--table", metavar="FILE.csv", help="write a table of the structures with their volumes")
-    parser.add_argument("--preview", metavar="FILE.png", help="write a picture: mid-sagittal and lateral slices")
+    parser.add_argument(
+        "--preview", metavar="FILE.png",
+        help="write a picture: mid-sagittal and lateral slices; for a single image",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -240,8 +255,9 @@ def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 def _add_batch(commands: Any) -> None:
     parser = _add(
-        commands, "batch", _batch, "Segment a whole archive, here or on a cluster; later runs process only what is new."
-    )
+        commands, "batch", _batch,
+        "Segment a whole archive, here or on a cluster; later runs process only what is new (extra `cluster`).",
+    )  # fmt: skip
     parser.add_argument(
         "archive", metavar="DIR", help="folder with DICOM, NIfTI, NRRD and MetaImage files at any depth"
     )
@@ -524,8 +540,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _add_phantom(commands: Any) -> None:
     parser = _add(commands, "phantom", _phantom, "Generate a procedural spine MRI with its exact label map.")
     parser.add_argument(
-        "output", metavar="OUT", help="image to write, such as phantom.nii.gz; labels go to OUT's stem + _labels"
-    )
+        "output", metavar="OUT",
+        help="image to write, such as phantom.nii.gz, with labels beside it (OUT's stem + _labels); with --count, the "
+        "folder to write to",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="each number is a different patient; default: %(default)s")
     parser.add_argument("--contrast", choices=("t1", "t2", "stir", "random"), help="default: t2")
     parser.add_argument("--slice-thickness", type=float, metavar="MM", help="default: 4; the slice spacing is 0.4 more")
@@ -615,9 +633,9 @@ def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
 
 
 def _add_dataset(commands: Any) -> None:
-    parser = _add(commands, "dataset", _dataset_check, "Check a folder of labelled images to train on.")
+    parser = _add(commands, "dataset", _dataset_check, "Check a folder of labelled images to train on (extra `train`).")
     actions = parser.add_subparsers(required=True, metavar="check", parser_class=Parser)
-    check = _add(actions, "check", _dataset_check, "List all problems of a folder of labelled images.")
+    check = _add(actions, "check", _dataset_check, "List all problems of a folder of labelled images (extra `train`).")
     check.add_argument(
         "folder", type=Path, metavar="DIR",
         help="pairs NAME_image and NAME_labels, or images/NAME and masks/NAME, in .nii.gz, .nii, .nrrd or .mha",
@@ -637,7 +655,7 @@ def _dataset_check(options: argparse.Namespace) -> int:
 
 
 def _add_train(commands: Any) -> None:
-    parser = _add(commands, "train", _train, "Train a model, or continue a run that was stopped.")
+    parser = _add(commands, "train", _train, "Train a model, or continue a run that was stopped (extra `train`).")
     parser.add_argument(
         "data", nargs="*", type=Path, metavar="DIR",
         help="folders of labelled images (see `saunet dataset check`); the first folder also provides the validation "
@@ -685,7 +703,7 @@ def _add_compare(commands: Any) -> None:
         commands,
         "compare",
         _compare,
-        "Train U-Nets and SAU-Nets under the same conditions and write the paper's table.",
+        "Train U-Nets and SAU-Nets under the same conditions and write the paper's table (extra `train`).",
     )
     parser.add_argument("data", type=Path, metavar="DIR", help="folder of labelled cases, as for `saunet train`")
     parser.add_argument(
@@ -696,8 +714,11 @@ def _add_compare(commands: Any) -> None:
         help="folder of the runs; an unfinished comparison is continued, if you like by several commands at once",
     )
     parser.add_argument(
-        "--budget", default="small", choices=("smoke", "small", "medium", "large"), help="default: %(default)s"
-    )
+        "--budget", default="small", choices=("smoke", "small", "medium", "large"),
+        help="smoke: only shows that everything runs; small: 2 to 4 minutes per training on one CPU core; medium: 6 to "
+        "9 minutes, a night for all; large: for a GPU, not measured. By default there are 42 trainings (default: "
+        "%(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--task", nargs="+", default=("spine", "structures"), choices=("spine", "structures"),
         help="all vertebrae against the rest, or vertebrae, discs and canal (default: both)",
@@ -734,8 +755,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _add_benchmark(commands: Any) -> None:
     parser = _add(
-        commands, "benchmark", _benchmark, "Measure speed and memory on this computer, compared with other networks."
-    )
+        commands, "benchmark", _benchmark,
+        "Measure speed and memory on this computer, compared with other networks (which need the extra `peers`).",
+    )  # fmt: skip
     parser.add_argument(
         "--output", metavar="FILE.json", help="write all figures to a file; the tables go to standard output (Markdown)"
     )

@@ -597,6 +597,28 @@ def test_every_option_says_what_it_is():
     assert options(_parser(), "saunet") == []
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("", "`saunet COMMAND --help` explains a command"),
+        ("batch", "(extra `cluster`)"),
+        ("dataset", "(extra `train`)"),
+        ("dataset check", "(extra `train`)"),
+        ("train", "(extra `train`)"),
+        ("train", "first folder also provides the validation cases"),
+        ("compare", "(extra `train`)"),
+        ("benchmark", "extra `peers`"),
+        ("phantom", "with --count, the folder to write to"),
+        ("segment", "not with --classes"),
+        ("segment", "for a single image"),
+    ],
+)
+def test_help_says_what_a_command_needs(capsys, command, said):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_help_loads_nothing_heavy():
     code = (
         "import sys\nfrom SAUNetLib.cli import main\n"

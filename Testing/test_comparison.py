@@ -77,6 +77,13 @@ def test_every_network_is_trained_and_measured_for_both_tasks(finished, data):
         assert all(min(cost.seconds.values()) > 0 < cost.gigaflop for cost in costs.values())
 
 
+def test_help_says_how_many_trainings_there_are(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    number = len(CANDIDATES) * len(TASKS) * compared.SEEDS
+    assert f"there are {number} trainings" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("number", range(len(CANDIDATES)))
 def test_the_kept_weights_are_those_that_were_measured(finished, data, number):
     comparison, results = read_comparison(finished)
