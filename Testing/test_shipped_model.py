@@ -38,6 +38,17 @@ def test_the_card_says_what_the_model_is_and_the_file_is_small():
             assert 0.85 < mean < 1 or not name.startswith("dice"), "as README says"
 
 
+def test_the_readme_s_first_figures_are_the_card_s():
+    card = load_model().card
+    first = " ".join((ROOT / "README.md").read_text(encoding="utf-8").partition("## Quick start")[0].split())
+    native = card.metrics["SPIDER T2 SPACE, native slices"]
+    dice = " / ".join(f"{native[f'dice {structure}'][0]:.2f}" for structure in ("vertebra", "disc", "canal"))
+    assert f"Dice is {dice} (vertebra / disc / canal)" in first
+    midline = card.metrics["SPIDER routine T1/T2 slices near the midline"]["dice vertebra, pooled"][0]
+    assert f"near the midline of routine scans {midline:.2f} (vertebra)" in first
+    assert "on their lateral slices about 0.63" in first and any("estimated at 0.63," in one for one in card.limits)
+
+
 def test_the_readme_s_figures_are_the_card_s():
     rows = [line.split("|")[1:-1] for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
     cells = {row[0].strip(): [one.strip() for one in row[1:]] for row in reversed(rows) if row}
