@@ -499,6 +499,7 @@ def _add_relabel(commands: Any) -> None:
 
 def _relabel(options: argparse.Namespace) -> int:
     from .formats.endings import SEGMENTS
+    from .formats.segmentations import is_segment_file
     from .notices import About
     from .relabel import relabel_file
 
@@ -513,7 +514,7 @@ def _relabel(options: argparse.Namespace) -> int:
         if notice.is_about(About.FILE):
             print(f"note {notice.code}: {notice.text}", file=sys.stderr)
     print("note: existing tables, pictures and measurements keep the old names", file=sys.stderr)
-    if options.file.lower().endswith(SEGMENTS) and not (options.output or options.file).lower().endswith(SEGMENTS):
+    if not (options.output or options.file).lower().endswith(SEGMENTS) and is_segment_file(options.file):
         print("note: a label map does not store colours, status and tags that were set in Slicer", file=sys.stderr)
     return 0
 

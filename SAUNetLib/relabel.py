@@ -15,7 +15,15 @@ from .errors import InputError, UsageError
 from .formats.atomic import check_writable, ending_of, same_place, write_together
 from .formats.endings import SEGMENTATIONS, SEGMENTS, TABLES
 from .formats.places import check_outputs
-from .formats.segmentations import LOST, Marks, read_marks, read_segmentation, write_segmentation, write_table
+from .formats.segmentations import (
+    LOST,
+    Marks,
+    is_segment_file,
+    read_marks,
+    read_segmentation,
+    write_segmentation,
+    write_table,
+)
 from .masks import with_cuts
 from .notices import About, Notice
 from .segmentation import Segmentation, count_labels
@@ -130,7 +138,8 @@ def relabel_file(
 ) -> Segmentation:
     """Relabel a saved segmentation of any format that `formats.segmentations` writes.
 
-    From one 3D Slicer segmentation to another, segments keep what `formats.segmentations.read_marks` finds on them.
+    From a file that lists segments to a 3D Slicer segmentation, segments keep what `formats.segmentations.read_marks`
+    finds on them.
 
     Args:
         path: the file.
@@ -143,7 +152,8 @@ def relabel_file(
 
     Raises:
         InputError: as `read_segmentation`.
-        UsageError: as `relabel`; OUTPUT_FORMAT or OUTPUT_WRITE; USAGE where the file would lose what `LOST` names.
+        UsageError: as `relabel`; OUTPUT_FORMAT or OUTPUT_WRITE; USAGE where the file would lose what `LOST` names, or
+            is a label map that lists segments: we write them to 3D Slicer segmentations only.
     """
     target = Path(path if output is None else output)
     check_writable(target, SEGMENTATIONS)
@@ -155,8 +165,12 @@ def relabel_file(
     if in_place and lost:
         cause = f"{target.name} holds {' and '.join(lost)}, which would be lost"
         raise _refusal(cause, "Give the result another name (--output)")
+    marked = is_segment_file(path)
+    if in_place and marked and ending_of(target, SEGMENTATIONS) != SEGMENTS:
+        cause = f"{target.name} lists segments, whose status, colours and tags a label map does not store"
+        raise _refusal(cause, f"Give the result another name, ending in {SEGMENTS} (--output)")
     segmentation = relabel(with_cuts(saved), assignments)
-    marks = _marks(path, saved, assignments) if ending_of(Path(path), SEGMENTATIONS) == SEGMENTS else {}
+    marks = _marks(path, saved, assignments) if marked else {}
     with write_together():
         write_segmentation(segmentation, target, marks)
         if table is not None:

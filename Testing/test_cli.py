@@ -842,6 +842,9 @@ def test_relabel_moves_every_name(phantom, tmp_path, capsys):
         assert main(again) == 0
         said = " ".join(capsys.readouterr().err.split())
         assert ("a label map does not store colours, status and tags" in said) == told
+    shutil.copyfile(tmp_path / "r.seg.nrrd", tmp_path / "r.nrrd")
+    assert main(["relabel", str(tmp_path / "r.nrrd"), "--set", "L4=L4", "--output", str(tmp_path / "s.mha")]) == 0
+    assert "colours, status and tags" in capsys.readouterr().err
     assert main(["relabel", str(labels), "--set", "nonsense"]) == 2
     assert main(["relabel", str(labels), "--set", "77=L3/L4"]) == 2
     capsys.readouterr()

@@ -263,6 +263,21 @@ def test_a_segment_without_voxels_gives_its_status_to_no_other(tmp_path):
     assert statuses_in(path) == {"Spinal canal": "notstarted", "L3 vertebra": "completed", "L4 vertebra": "notstarted"}
 
 
+def test_segments_in_a_file_of_any_ending_keep_their_status(tmp_path):
+    """Slicer's export to .nrrd became a plain label map in place, without a word."""
+    whole, path, other = tmp_path / "x.seg.nrrd", tmp_path / "x.nrrd", tmp_path / "other.seg.nrrd"
+    write_segmentation(line("L4", "L5"), whole)
+    set_in_slicer(whole, {"L4 vertebra": "completed"})
+    before = whole.rename(path).read_bytes()
+    with pytest.raises(UsageError, match="status, colours and tags") as failure:
+        relabel_file(path, {"L4": "L3"})
+    assert path.read_bytes() == before and ".seg.nrrd" in failure.value.remedy
+    relabel_file(path, {"L4": "L3"}, other)
+    assert statuses_in(other)["L3 vertebra"] == "completed"
+    relabel_file(path, {"L4": "L3"}, tmp_path / "plain.nrrd")
+    relabel_file(tmp_path / "plain.nrrd", {"L3": "L4"})
+
+
 def test_a_sacrum_made_of_two_parts_has_the_body_s_status(tmp_path):
     path, parts = tmp_path / "x.seg.nrrd", line("L4", "L5")
     labels = np.concatenate([parts.labels, parts.labels[:, 1:] + PARTS_OFFSET], axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -192,7 +193,7 @@ def read_marks(path: str | Path, encoding: Encoding) -> Marks:
     spelled in it, since slicerio writes nothing else.
 
     Args:
-        path: a .seg.nrrd file that can be read.
+        path: a file that lists segments, see `is_segment_file`, and can be read.
         encoding: the one in which `read_segmentation` read it.
     """
     import slicerio
@@ -287,6 +288,14 @@ def _read(
 def lists_segments(image: sitk.Image) -> bool:
     """Whether the header of an NRRD file names segments, as Slicer writes them: its label values count them only."""
     return bool(image.HasMetaDataKey("Segment0_Name"))
+
+
+def is_segment_file(path: str | Path) -> bool:
+    """Whether a file that can be read lists segments, whichever of NRRD's endings it has: see `lists_segments`."""
+    if not str(path).lower().endswith(".nrrd"):
+        return False
+    with open(path, "rb") as file:  # the header ends with the first empty line
+        return any(line.startswith(b"Segment0_Name:=") for line in itertools.takewhile(bytes.strip, file))
 
 
 def is_scaled(image: sitk.Image) -> bool:
