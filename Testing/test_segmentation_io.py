@@ -428,6 +428,17 @@ def test_a_segment_that_may_be_a_structure_is_not_left_out(tmp_path: Path, whole
     assert refusal(tmp_path / "s.seg.nrrd").code == "INPUT_LABELS"
 
 
+@pytest.mark.parametrize("layer", [2, -1])
+def test_a_segment_in_no_layer_is_a_damaged_file(tmp_path: Path, whole: Segmentation, layer: int) -> None:
+    """One beyond the last was called a fault of ours, and -1 was the last."""
+    path = tmp_path / "s.seg.nrrd"
+    with_segment(path, whole, "Tumour", whole.labels == 43)
+    content = slicerio.read_segmentation(str(path))
+    content["segments"][-1]["layer"] = layer
+    slicerio.write_segmentation(str(path), content)
+    assert refusal(path).code == "INPUT_UNREADABLE"
+
+
 def test_segments_of_which_none_is_a_structure_are_refused(tmp_path: Path, whole: Segmentation) -> None:
     """But those without a voxel mean nothing."""
     path, content = tmp_path / "s.seg.nrrd", slicerio.create_segmentation(whole.geometry.size, np.eye(4))

@@ -393,6 +393,9 @@ def _read_segments(
     if not segments and voxels.any():
         return None
     _check_binary(content, path.name)
+    layers = len(voxels) if voxels.ndim == 4 else 1
+    if not all(0 <= segment.get("layer", 0) < layers for segment in segments):
+        raise headers.damaged(path, "it lists a segment in a layer that it does not have")
     told = _told_by_tags(segments)
     stated = content.get(ENCODING, told.get(ENCODING, ""))
     encoding, values = _meanings(content, stated, usual, path.name, strict)
