@@ -474,6 +474,15 @@ def test_a_part_among_whole_vertebrae_is_called_so(tmp_path: Path, whole: Segmen
     assert "whole vertebrae" in failure.cause
 
 
+def test_what_would_be_left_out_is_no_part_of_a_mixture(tmp_path: Path, whole: Segmentation) -> None:
+    path = tmp_path / "s.seg.nrrd"
+    with_segment(path, whole, "L3 vertebral body", whole.labels == 43)
+    content = slicerio.read_segmentation(str(path))
+    slicerio.add_segment(content, content["voxels"][0] == 43, {"name": "Tumour"})
+    slicerio.write_segmentation(str(path), content)
+    assert refusal(path).cause.endswith("with other structures: L3 vertebral body.")
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_segmentation_in_dicom_is_to_be_converted(tmp_path: Path, kind: str) -> None:
     """The remedy was a folder with a DICOM study, which is no segmentation either."""

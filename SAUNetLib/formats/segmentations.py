@@ -558,7 +558,8 @@ def _mixed(segments: list[Mapping[str, Any]], meant: Mapping[Encoding, list[int]
     """What is said of segments of which each is a structure, but none of the encodings has them all."""
     kinds = {"levels": "whole vertebrae with levels", "classes": "the three classes", "parts": "vertebrae in two parts"}
     usual, values = max(meant.items(), key=lambda item: np.count_nonzero(item[1]))
-    odd = [str(one.get("name", "")) for one, value in zip(segments, values, strict=True) if not value]
+    meanings = zip(segments, values, zip(*meant.values(), strict=True), strict=True)
+    odd = [str(one.get("name", "")) for one, value, every in meanings if any(every) and not value]
     return InputError(
         "INPUT_LABELS",
         f"{name} mixes {kinds[usual.name]} with other structures: {', '.join(odd)}",
