@@ -393,7 +393,7 @@ def test_a_segment_without_a_meaning(tmp_path: Path, whole: Segmentation) -> Non
     raw = path.read_bytes().replace(b":=L3 vertebra\n", b":=Tumour\n").replace(b"^36470004^", b"^86049000^")
     path.write_bytes(raw)
     failure = refusal(path)
-    assert failure.code == "INPUT_LABELS" and "Tumour" in failure.cause
+    assert failure.code == "INPUT_LABELS" and "Tumour" in failure.cause and "without a level" not in failure.remedy
 
 
 def with_segment(path: Path, whole: Segmentation, name: str, mask: np.ndarray) -> None:
@@ -422,10 +422,16 @@ def test_other_segments_are_left_out_and_said_so(tmp_path: Path, whole: Segmenta
     assert "SEGMENTS_LEFT_OUT" not in [one.code for one in read_segmentation(other).warnings]
 
 
-@pytest.mark.parametrize("name", ["L3_corrected", "vertebra_L3", "Vertebra", "disc L3-4", "Wirbel", "S2", "Canal 2"])
+@pytest.mark.parametrize("name", [
+    "L3_corrected", "vertebra_L3", "Vertebra", "disc L3-4", "Wirbel", "S2", "Canal 2", "T2 lesion", "S1 nerve root",
+])  # fmt: skip
 def test_a_segment_that_may_be_a_structure_is_not_left_out(tmp_path: Path, whole: Segmentation, name: str) -> None:
     with_segment(tmp_path / "s.seg.nrrd", whole, name, whole.labels == 43)
-    assert refusal(tmp_path / "s.seg.nrrd").code == "INPUT_LABELS"
+    failure = refusal(tmp_path / "s.seg.nrrd")
+    assert failure.code == "INPUT_LABELS" and "without a level or a word such as disc" in failure.remedy
+    with pytest.raises(InputError) as strict:
+        read_truth(tmp_path / "s.seg.nrrd", strict=True)
+    assert "without a level" not in strict.value.remedy
 
 
 @pytest.mark.parametrize("layer", [2, -1])

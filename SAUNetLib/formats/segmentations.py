@@ -539,19 +539,24 @@ def _meanings(
         for segment, meaning in zip(segments, known, strict=True)
         if not meaning and slicerio.segment_mask(content, segment).any()
     ]
-    usable = not unknown or (any(known) and not strict and not any(map(_may_be_structure, unknown)))
-    for encoding, values in meant.items() if usable else ():
+    beside = any(known) and not strict
+    refused = [segment for segment in unknown if _may_be_structure(segment)] if beside else unknown
+    if refused:
+        raise _not_known(refused, beside, name)
+    for encoding, values in meant.items():
         if [bool(value) for value in values] == known:
             _check_once(segments, values, encoding.structures, name)
             return encoding, values
-    if usable:
-        raise _mixed(segments, meant, name)
-    names = ", ".join(segment.get("name") or "without a name" for segment in unknown)
-    raise InputError(
-        "INPUT_LABELS",
-        f"{name} holds segments that are not known structures: {names}",
-        "Name them after structures in the table (Resources/anatomy.csv), or remove them",
-    )
+    raise _mixed(segments, meant, name)
+
+
+def _not_known(refused: list[Mapping[str, Any]], beside: bool, name: str) -> InputError:
+    """What is said of segments that are not understood, which may be left out `beside` others if nothing names them."""
+    names = ", ".join(segment.get("name") or "without a name" for segment in refused)
+    remedy = "Name them after structures in the table (Resources/anatomy.csv), or remove them"
+    if beside and any(map(_is_named_like_one, refused)):
+        remedy += ", or, if one is something else, give it a name without a level or a word such as disc"
+    return InputError("INPUT_LABELS", f"{name} holds segments that are not known structures: {names}", remedy)
 
 
 def _mixed(segments: list[Mapping[str, Any]], meant: Mapping[Encoding, list[int]], name: str) -> InputError:
@@ -584,7 +589,11 @@ def _check_once(
 def _may_be_structure(segment: Mapping[str, Any]) -> bool:
     """Whether a segment without a meaning may be a structure of the spine under another name."""
     made_here = is_made_here(str(segment.get("id", "")), ENCODING_TAG in segment.get("tags", {}))
-    return made_here or bool(_SEEMS_KNOWN.search(str(segment.get("name", ""))))
+    return made_here or _is_named_like_one(segment)
+
+
+def _is_named_like_one(segment: Mapping[str, Any]) -> bool:
+    return bool(_SEEMS_KNOWN.search(str(segment.get("name", ""))))
 
 
 def _codes(segments: list[Mapping[str, Any]]) -> list[str]:
