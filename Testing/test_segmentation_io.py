@@ -412,7 +412,7 @@ def test_other_segments_are_left_out_and_said_so(tmp_path: Path, whole: Segmenta
     assert np.array_equal(found.labels, whole.labels) and found.partial == whole.partial
     (notice,) = [one for one in found.warnings if one.code == "SEGMENTS_LEFT_OUT"]
     volume = np.count_nonzero(whole.labels == 43) * whole.geometry.voxel_volume / 1000
-    assert f"Tumour ({volume:.3g} ml)" in notice.text
+    assert f"not known to SAUNet and were left out: Tumour ({volume:.3g} ml)" in notice.text
     assert [one.code for one in evaluate_files(path, path).warnings] == ["SEGMENTS_LEFT_OUT"] * 2
     before = path.read_bytes()
     with pytest.raises(UsageError, match="segments of other things"):
@@ -424,13 +424,17 @@ def test_other_segments_are_left_out_and_said_so(tmp_path: Path, whole: Segmenta
 
 @pytest.mark.parametrize("name", [
     "L3_corrected", "vertebra_L3", "Vertebra", "disc L3-4", "Wirbel", "S2", "Canal 2", "T2 lesion", "S1 nerve root",
+    "L.3", "4. LWK", "4 LWK", "LV4", "LVB4", "IVD4", "Lumbar 4", "fourth lumbar", "thoracic", "Cervical 3", "Vertebre",
+    "vert\u00e8bre", "V\u00e9rtebra", "Spinal cord", "spinal_cord",
 ])  # fmt: skip
 def test_a_segment_that_may_be_a_structure_is_not_left_out(tmp_path: Path, whole: Segmentation, name: str) -> None:
-    with_segment(tmp_path / "s.seg.nrrd", whole, name, whole.labels == 43)
-    failure = refusal(tmp_path / "s.seg.nrrd")
+    path = tmp_path / "s.seg.nrrd"
+    with_segment(path, whole, "NAME", whole.labels == 43)
+    path.write_bytes(path.read_bytes().replace(b"_Name:=NAME\n", f"_Name:={name}\n".encode()))
+    failure = refusal(path)
     assert failure.code == "INPUT_LABELS" and "without a level or a word such as disc" in failure.remedy
     with pytest.raises(InputError) as strict:
-        read_truth(tmp_path / "s.seg.nrrd", strict=True)
+        read_truth(path, strict=True)
     assert "without a level" not in strict.value.remedy
 
 

@@ -53,7 +53,7 @@ CORD, SPIDER, ENCODING_ASSUMED = "CORD", "SPIDER", "ENCODING_ASSUMED"
 """Codes of the notices that a label map held a spinal cord; that it had the values of SPIDER's masks; that nothing
 shows that its values are TotalSpineSeg's."""
 OVERLAP, SEGMENTS_LEFT_OUT = "OVERLAP", "SEGMENTS_LEFT_OUT"
-"""Codes of the notices that segments overlap; that some are no structures of the spine."""
+"""Codes of the notices that segments overlap; that some are not known."""
 LOST = {CORD: "a spinal cord", OVERLAP: "segments that overlap", SEGMENTS_LEFT_OUT: "segments of other things"}
 """By the code of its notice, what a file holds that a label map of one value per voxel cannot keep."""
 _ROUNDED = 0.01
@@ -61,10 +61,12 @@ _ROUNDED = 0.01
 _OWN_TAGS = (LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG)
 """Tags that say something of the segment itself."""
 _SEEMS_KNOWN = re.compile(
-    r"(?<![a-z])(c|th?|d|l|s|hwk|bwk|lwk)[ _-]?\d{1,2}(?!\d)|dis[ck]|canal|kanal|vertebra|sacr|wirbel|bandscheibe",
+    r"(?<![a-z])((c|th?|d|l|s|hwk|bwk|lwk|[ctl]vb?)[ ._-]?\d{1,2}(?!\d)|ivd|cord)|\d{1,2}\.? ?(hwk|bwk|lwk)|"
+    r"dis[ck]|canal|kanal|ve?rte?br|lumb|thora|cervic|sacr|wirbel|bandscheibe",
     re.IGNORECASE,
 )
-"""In the name of a segment that is not understood: it may be a structure of the spine, which must not get lost."""
+"""In the name of a segment that is not understood: it may be a structure of the spine, which must not get lost, or a
+cord, which would leave a hole in the canal. Letters with an accent, as of French vertebrae, are dropped by slicerio."""
 _REFERENCE = "Reference image geometry"
 """Slicer's conversion parameter that tells the grid of the segmented image."""
 Marks = Mapping[int, dict[str, Any]]
@@ -229,8 +231,8 @@ def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmen
     A label map must hold the values of one of `anatomy.encodings`, TotalSpineSeg or SPIDER. A 3D Slicer segmentation is
     read by its segments' names, or by their codes where a name was changed, whatever label values Slicer gave them, and
     so is a label map that Slicer exported with its segments in the header; a file that lists none is a label map.
-    Segments that are no structures of the spine are left out beside others that are, and named by a notice. Beside the
-    engine's segments the codes of those that were added by hand do not count: Slicer repeats the last one's.
+    Segments that are not known are left out beside others that are, and named by a notice. Beside the engine's segments
+    the codes of those that were added by hand do not count: Slicer repeats the last one's.
 
     Args:
         path: the file.
@@ -450,7 +452,7 @@ def _painted(
 
 
 def _left_out(content: Mapping[str, Any], values: list[int]) -> Iterator[Notice]:
-    """What is to be said of segments that are no structures of the spine, whose value is 0."""
+    """What is to be said of segments that are not known, whose value is 0."""
     import slicerio
 
     voxel_ml = abs(np.linalg.det(content["ijkToLPS"][:3, :3])) / 1000
@@ -460,7 +462,7 @@ def _left_out(content: Mapping[str, Any], values: list[int]) -> Iterator[Notice]
         if not value and (count := np.count_nonzero(slicerio.segment_mask(content, segment)))
     ]
     if shown:
-        text = f"These segments are not structures of the spine and were left out: {', '.join(shown)}."
+        text = f"These segments are not known to SAUNet and were left out: {', '.join(shown)}."
         yield Notice(SEGMENTS_LEFT_OUT, text)
 
 
