@@ -578,6 +578,14 @@ def test_segments_are_read_by_their_names_and_not_by_slicer_s_numbers(tmp_path, 
         read_pair(folder, "a")
 
 
+def test_a_structure_that_one_case_lacks_is_not_blamed_on_a_file_that_is_not_there(tmp_path):
+    labels = labelled(1)[1]
+    write(tmp_path, "a", labels=labels)
+    write(tmp_path, "b", labels=np.where(labels == 1, labels, 0).astype(np.uint8), seed=1)
+    (told,) = [note.text for note in check_dataset(tmp_path).cases[1].notes if note.code == "ABSENT"]
+    assert told == "no disc and no canal in it, although the folder counts them as drawn."
+
+
 def test_what_two_segments_claim_teaches_nothing(tmp_path):
     """The later one was taught, without a word."""
     write(tmp_path, "a")

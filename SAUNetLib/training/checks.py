@@ -287,7 +287,9 @@ def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, c
         return
     missing = [name for name in info.draws if name not in case.volumes_ml]
     if missing:
-        case.notes.append(Finding("ABSENT", f"no {' and no '.join(missing)} in it, although {INFO} lists it as drawn."))
+        them = "it" if len(missing) == 1 else "them"
+        text = f"no {' and no '.join(missing)} in it, although the folder counts {them} as drawn."
+        case.notes.append(Finding("ABSENT", text))
     if BACKGROUND not in classes:
         text = "none of its voxels is background (0), so nothing in it teaches what is not spine."
         case.notes.append(Finding("UNKNOWN", text))
