@@ -847,9 +847,19 @@ def test_parts_without_a_disc_or_a_canal_are_believed_where_something_states_the
     write_segmentation(Segmentation(labels, grid, encodings()["parts"]), tmp_path / "stated.nii.gz")
     sitk.WriteImage(to_sitk(labels, grid), str(tmp_path / "unstated.nii.gz"))
     assert read_segmentation(tmp_path / "stated.nii.gz").has_parts
-    assert refusal(tmp_path / "unstated.nii.gz").code == "INPUT_LABELS"
+    assert "SPIDER's values, but not its canal" in refusal(tmp_path / "unstated.nii.gz").cause
     (notice,) = evaluate_files(tmp_path / "stated.nii.gz", tmp_path / "unstated.nii.gz").warnings
     assert notice.code == "ENCODING_ASSUMED" and "unstated.nii.gz" in notice.text
+
+
+def test_parts_that_nothing_confirms_are_called_so(tmp_path):
+    """They are an encoding's, although it was said that none has them all."""
+    labels = np.zeros((3, 8, 8), np.uint8)
+    labels[1, 2, :4] = 41, 42, 141, 142
+    sitk.WriteImage(sitk.GetImageFromArray(labels), str(tmp_path / "a.nii.gz"))
+    failure = refusal(tmp_path / "a.nii.gz")
+    assert "without a disc or canal nothing confirms it: 41, 42, 141, 142" in failure.cause
+    assert "dataset.json" in failure.remedy and "If SPINEPS made it" in failure.remedy
 
 
 def test_a_canal_alone_is_a_canal_and_no_discs(tmp_path):

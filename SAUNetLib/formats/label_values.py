@@ -92,6 +92,12 @@ def _refusal(present: set[int], name: str, known: list[Reading]) -> InputError:
     remedy = "Use SAUNet's values (TotalSpineSeg's, or 1 vertebra, 2 disc, 3 canal), or SPIDER's"
     if nowhere:
         cause = f"unknown label values: {shown}"
+    elif not present <= _spider().keys() and present <= read_as("parts", present).values.keys():
+        cause = f"label values that fit SAUNet's parts, but without a disc or canal nothing confirms it: {shown}"
+        remedy = (
+            "If they are SAUNet's, keep the canal or a disc in the file; in a training folder state the encoding in "
+            f"dataset.json. {_RENUMBER}"
+        )
     elif not present <= _spider().keys():
         cause = f"label values that no single encoding combines: {shown}"
     elif max(present) < SPIDER_CANAL:
