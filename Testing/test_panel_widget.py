@@ -26,6 +26,7 @@ from harness.fixtures import (  # noqa: F401
     segments,
     truth,
 )
+from harness.models import NAME, VISIBLE
 from harness.widgets import ctkComboBox, qMRMLSegmentEditorWidget
 from PySide6 import QtWidgets
 from SAUNetPanel import Cards, Result, SceneNodes
@@ -1249,24 +1250,64 @@ def test_show_3d_opacity_and_visibility(panel_of):  # noqa: F811
     assert panel.ui.opacitySlider.value == pytest.approx(0.33) and node.GetDisplayNode().GetOpacity() == 0.333
 
 
-def test_click_on_a_row_moves_the_slice_views_to_its_structure(panel_of):  # noqa: F811
-    from PySide6 import QtCore, QtTest
-
+@pytest.fixture
+def place():
+    """Function: where the slice view Red is."""
     view = slicer.vtkMRMLSliceNode()
     view.SetLayoutName("Red")
     view = slicer.mrmlScene.AddNode(view)
+    yield lambda: [view.GetSliceToRAS().GetElement(axis, 3) for axis in range(3)]
+    slicer.mrmlScene.RemoveNode(view)  # a singleton, which stays when a scene is closed
+
+
+def click_cell(panel, row, column):
+    from PySide6 import QtCore, QtTest
+
+    table = panel.ui.segmentsTable._native._table
+    cell = table.visualRect(table.model().index(row, column)).center()
+    QtTest.QTest.mouseClick(table.viewport(), QtCore.Qt.MouseButton.LeftButton, pos=cell)
+
+
+def test_click_on_a_name_moves_the_slice_views_to_its_structure(panel_of, place):  # noqa: F811
     add_volume()
     panel = panel_of()
     press_and_wait(panel)
-    table, node = panel.ui.segmentsTable._native._table, panel.results()[0]
     panel.top._native.show()
+    (node,) = panel.results()
     for row in (1, 4):
-        place = table.visualRect(table.model().index(row, 2)).center()
-        QtTest.QTest.mouseClick(table.viewport(), QtCore.Qt.MouseButton.LeftButton, pos=place)
+        click_cell(panel, row, NAME)
         centre = node.GetSegmentCenterRAS(node.GetSegmentation().GetNthSegmentID(row))
-        shown = [view.GetSliceToRAS().GetElement(axis, 3) for axis in range(3)]
-        assert np.allclose(shown, centre)
-    slicer.mrmlScene.RemoveNode(view)  # a singleton, which stays when a scene is closed
+        assert np.allclose(place(), centre)
+        click_cell(panel, row + 1, VISIBLE)
+        assert np.allclose(place(), centre), "the eye moves no view"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_slice_views_stay_where_the_list_of_segments_begins_anew(panel_of, place, keep):  # noqa: F811
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    for volume in (first, second):
+        panel.widget._parameters.inputVolume = volume
+        press_and_wait(panel)
+    panel.top._native.show()
+    panel.ui.previousComboBox.currentIndex = int(keep)
+
+    def leave_and_return():
+        panel.widget.exit()
+        panel.widget.enter()
+
+    for change in (
+        lambda: press_and_wait(panel),
+        lambda: panel.ui.inputSelector.setCurrentNode(first),
+        leave_and_return,
+        lambda: slicer.mrmlScene.RemoveNode(panel.widget._parameters.result),
+    ):
+        click_cell(panel, 3, NAME)
+        slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceNode").JumpSliceByCentering(50, 50, 50)
+        change()
+        slicer.app.processEvents()
+        assert place() == [50, 50, 50]
+    assert len(panel.results()) == 1 + keep
 
 
 def test_exports_from_the_menu(panel_of, tmp_path):  # noqa: F811

@@ -116,6 +116,7 @@ class Widget:
         # With Qt 6 a selector says no more than that where the other node has the same name, as two series may have.
         ui.inputSelector.connect("nodeActivated(vtkMRMLNode*)", self.onVolumeActivated)
         ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self.onResultActivated)
+        ui.segmentsTable.tableWidget().connect("clicked(QModelIndex)", self.onSegmentNameClicked)
         ui.editSection.connect("contentsCollapsed(bool)", self._useEditor)
         self._effects.connect("effectRegistered(QString)", self._onEffectRegistered)
         ui.opacitySlider.connect("valueChanged(double)", self.onOpacityChanged)
@@ -617,6 +618,7 @@ class Widget:
 
     def _list(self, node: Any) -> None:
         """List the segments of a result, with the button for its surfaces."""
+        self.ui.segmentsTable.clearSelection()  # which it would look for in the other result, or complain of none
         self.ui.segmentsTable.setSegmentationNode(node)
         self.ui.show3DButton.setSegmentationNode(node)
 
@@ -743,6 +745,15 @@ class Widget:
         slicer.app.clipboard().setText(text)
 
     # -- result ------------------------------------------------------------------------------------------------------
+
+    def onSegmentNameClicked(self, index: Any) -> None:
+        """The slice views move to a segment whose name is clicked.
+
+        Slicer's list would do so whenever the selection changes: also when it lists anew, and in 5.10 at the eye.
+        """
+        table = self.ui.segmentsTable
+        if index.column() == table.model().nameColumn:
+            table.jumpSlices()
 
     def onOpacityChanged(self, value: float) -> None:
         """Opacity of the result that is shown."""

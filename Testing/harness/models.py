@@ -10,7 +10,7 @@ import shiboken6
 import slicer
 import vtk
 from PySide6 import QtGui
-from PySide6.QtCore import QModelIndex, QObject, QSortFilterProxyModel, Qt
+from PySide6.QtCore import Property, QModelIndex, QObject, QSortFilterProxyModel, Qt
 from PySide6.QtGui import QStandardItem, QStandardItemModel
 
 NODE_ID = Qt.ItemDataRole.UserRole + 1
@@ -168,6 +168,8 @@ class SegmentsModel(QStandardItemModel):
     An event that names no segment adds and removes rows, and leaves those alone whose segment's ID is still there. A
     change of a row is written to its segment, with all that the row holds, even while the row is brought up to date.
     """
+
+    nameColumn = Property(int, lambda self: NAME)
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(0, 3, parent)

@@ -299,7 +299,7 @@ class qMRMLSegmentsTableView(qMRMLWidget):
     """The list of segments: eye, colour, name."""
 
     api = ("segmentationNode", "setSegmentationNode", "selectedSegmentIDs", "setSelectedSegmentIDs", "clearSelection",
-           "setSelectionMode", "setHeaderVisible", "setReadOnly")  # fmt: skip
+           "setSelectionMode", "setHeaderVisible", "setReadOnly", "tableWidget", "model", "jumpSlices")  # fmt: skip
     selectionMode = _stored(int, "mode", 3)
     headerVisible = _stored(bool, "header", True)
     visibilityColumnVisible = _stored(bool, "visibility", True)
@@ -328,6 +328,9 @@ class qMRMLSegmentsTableView(qMRMLWidget):
         self._table.horizontalHeader().setStretchLastSection(True)
         self._table.setSelectionBehavior(QtWidgets.QTableView.SelectRows)
         self._table.selectionModel().selectionChanged.connect(lambda *_: self._selection_changed())
+        self._before: list[str] = []
+        self._model.modelAboutToBeReset.connect(self._about_to_be_reset)
+        self._model.modelReset.connect(self._restore)
         layout.addWidget(self._table)
 
     def segmentationNode(self) -> Any:
@@ -339,10 +342,35 @@ class qMRMLSegmentsTableView(qMRMLWidget):
     def selectedSegmentIDs(self) -> list[str]:
         return [self._model.ids()[index.row()] for index in self._table.selectionModel().selectedRows()]
 
+    def clearSelection(self) -> None:
+        self._table.clearSelection()
+
+    def _about_to_be_reset(self) -> None:
+        self._before = self.selectedSegmentIDs()
+
+    def _restore(self) -> None:
+        """modelReset: what was selected is selected again, also in another segmentation."""
+        if self._before and self._model.node is None:
+            errors.append("qMRMLSegmentsTableView::setSelectedSegmentIDs failed: segmentation node is not set")
+            return
+        flags = QtCore.QItemSelectionModel.SelectionFlag
+        for row in [row for row, identity in enumerate(self._model.ids()) if identity in self._before]:
+            self._table.selectionModel().select(self._model.index(row, 0), flags.Select | flags.Rows)
+
+    def tableWidget(self) -> QtWidgets.QTableView:
+        return self._table
+
+    def model(self) -> SegmentsModel:
+        return self._model
+
     def _selection_changed(self) -> None:
-        """The slice views move to the centre of the first one that is selected (jumpSlices)."""
+        if self.jumpToSelectedSegmentEnabled:
+            self.jumpSlices()
+
+    def jumpSlices(self) -> None:
+        """The slice views move to the centre of the first segment that is selected."""
         selected, node = self.selectedSegmentIDs(), self._model.node
-        if not self.jumpToSelectedSegmentEnabled or not selected or node is None:
+        if not selected or node is None:
             return
         for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
             view.JumpSliceByCentering(*node.GetSegmentCenterRAS(selected[0]))
