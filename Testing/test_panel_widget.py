@@ -1591,6 +1591,32 @@ def test_keys_are_the_editor_s_only_while_it_is_open_and_has_a_result(panel_of):
     assert not editor._native._shortcuts, "nor after the module was reloaded"
 
 
+def in_window(panel):
+    """The panel in a window of its own, which has the focus; it lives as long as the panel."""
+    window = panel.window = QtWidgets.QMainWindow()
+    window.setCentralWidget(panel.top._native)
+    window.show()
+    window.activateWindow()
+    assert process_events(window.isActiveWindow)
+    return window
+
+
+def test_tab_reaches_what_lies_below_the_list_of_segments(panel_of):  # noqa: F811
+    from PySide6 import QtCore, QtTest
+
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    window = in_window(panel)
+    panel.ui.inputSelector._native._box.setFocus()
+    reached = []
+    for _ in range(12):
+        QtTest.QTest.keyClick(window.windowHandle(), QtCore.Qt.Key.Key_Tab)
+        reached.append(QtWidgets.QApplication.focusWidget())
+    wanted = panel.ui.segmentsTable._native._table, panel.ui.exportButton._native, panel.ui.editSection._native
+    assert [reached.count(one) for one in wanted] == [1, 1, 1]
+
+
 def test_space_presses_the_button_that_has_the_focus_and_else_is_the_editor_s(panel_of, monkeypatch):  # noqa: F811
     from PySide6 import QtCore, QtTest
 
@@ -1599,10 +1625,7 @@ def test_space_presses_the_button_that_has_the_focus_and_else_is_the_editor_s(pa
     button, editor, section = (
         one._native for one in (panel.ui.segmentButton, panel.ui.editor, panel.ui.advancedSection)
     )
-    window = panel.window = QtWidgets.QMainWindow()  # which lives as long as the panel
-    window.setCentralWidget(panel.top._native)
-    window.show()
-    window.activateWindow()
+    window = in_window(panel)
     press_and_wait(panel)
     panel.ui.editSection.collapsed = False
     started = []
@@ -1612,7 +1635,6 @@ def test_space_presses_the_button_that_has_the_focus_and_else_is_the_editor_s(pa
         QtTest.QTest.keyClick(window.windowHandle(), QtCore.Qt.Key.Key_Space)
         slicer.app.processEvents()
 
-    assert process_events(window.isActiveWindow)
     panel.ui.inputSelector._native._box.setFocus()
     QtTest.QTest.keyClick(window.windowHandle(), QtCore.Qt.Key.Key_Tab)
     assert button.hasFocus()

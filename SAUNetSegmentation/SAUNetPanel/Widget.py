@@ -101,6 +101,7 @@ class Widget:
         self._connect()
         self._makeExportMenu()
         self.ui.resultSelector.addAttribute("vtkMRMLSegmentationNode", ENCODING_TAG)
+        self.ui.segmentsTable.tableWidget().tabKeyNavigation = False  # else Tab goes on within the table for ever
         self.ui.aboutLabel.text = aboutText()
         self.ui.progressBar.visible = False
         self._showCard(None)
