@@ -1655,6 +1655,37 @@ def test_space_presses_the_button_that_has_the_focus_and_else_is_the_editor_s(pa
     assert len(started) == 2 and editor.spaces == 2
 
 
+def test_focus_of_what_is_hidden_or_disabled_goes_to_no_button(panel_of):  # noqa: F811
+    """Space is then still the editor's."""
+    from PySide6 import QtCore, QtTest
+
+    add_volume()
+    panel = panel_of()
+    editor, window = panel.ui.editor._native, in_window(panel)
+
+    def click_header(section):
+        QtTest.QTest.mouseClick(section._native, QtCore.Qt.MouseButton.LeftButton, pos=QtCore.QPoint(40, 10))
+
+    def space():
+        QtTest.QTest.keyClick(window.windowHandle(), QtCore.Qt.Key.Key_Space)
+        slicer.app.processEvents()
+
+    panel.ui.advancedSection.collapsed = False
+    panel.ui.outputComboBox.setFocus()
+    press_and_wait(panel)
+    click_header(panel.ui.editSection)
+    space()
+    assert editor.spaces == 1 and panel.ui.setupSection.collapsed and panel.ui.outputComboBox.enabled
+    click_cell(panel, 3, NAME)
+    click_header(panel.ui.resultSection)
+    space()
+    assert editor.spaces == 2 and not panel.ui.editSection.collapsed
+    panel.ui.logSection.setFocus()
+    for collapsed in (False, True):
+        space()
+        assert panel.ui.logSection.collapsed is collapsed and panel.ui.logSection.hasFocus()
+
+
 @pytest.mark.parametrize("name, parameter", [("installButton", None), ("theirs", "threshold")])
 def test_what_an_effect_of_another_extension_has_is_not_the_panel_s(panel_of, monkeypatch, name, parameter):  # noqa: F811
     theirs, make = [], qMRMLSegmentEditorWidget.__init__

@@ -119,6 +119,9 @@ class Widget:
         ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self.onResultActivated)
         ui.segmentsTable.tableWidget().connect("clicked(QModelIndex)", self.onSegmentNameClicked)
         ui.editSection.connect("contentsCollapsed(bool)", self._useEditor)
+        for name in ("result", "edit", "advanced", "setup", "log", "about"):
+            section = getattr(ui, f"{name}Section")
+            section.connect("contentsCollapsed(bool)", lambda closed, one=section: self._onFolded(one, closed))
         self._effects.connect("effectRegistered(QString)", self._onEffectRegistered)
         ui.opacitySlider.connect("valueChanged(double)", self.onOpacityChanged)
         ui.modelComboBox.connect("currentIndexChanged(int)", self.onModelChanged)
@@ -545,6 +548,8 @@ class Widget:
         if self._installing:
             button.toolTip = busy
         for widget, toolTip in self._whileIdle:
+            if (running or self._installing) and not widget.inherits("QAbstractButton"):
+                widget.clearFocus()  # else Qt hands it on to a button, which Space, meant for an effect, would press
             widget.enabled = not (running or self._installing)
             widget.toolTip = toolTip if widget.enabled else busy
         if running:
@@ -576,6 +581,12 @@ class Widget:
             if self._focusAt == [qt.QApplication.focusWidget()]:
                 button.setFocus()
             self._focusAt = []
+
+    def _onFolded(self, section: Any, closed: bool) -> None:
+        """A section was closed or opened: Qt hands the focus of what is hidden on, but no button is to get it."""
+        focused = focusedButton(self._uiWidget, self.ui.editor)
+        if closed and focused is not None and focused != section:
+            focused.clearFocus()
 
     def _segmentToolTip(self, volume: Any) -> str:
         if self.logic.cancelling:
@@ -924,11 +935,18 @@ class SpaceKey(qt.QObject):
         """Qt asks the widget with the focus, and those around it, before it looks for a shortcut."""
         if event.type() != qt.QEvent.ShortcutOverride or event.key() != qt.Qt.Key_Space:
             return False
-        focused = qt.QApplication.focusWidget()
-        if focused is None or not focused.inherits("QAbstractButton") or self._editor.isAncestorOf(focused):
+        if focusedButton(watched, self._editor) is None:
             return False
         event.accept()
         return True
+
+
+def focusedButton(uiWidget: Any, editor: Any) -> Any:
+    """The panel's button that has the keyboard's focus; None where none has, or one in the editor."""
+    focused = qt.QApplication.focusWidget()
+    if focused is None or not focused.inherits("QAbstractButton"):
+        return None
+    return focused if uiWidget.isAncestorOf(focused) and not editor.isAncestorOf(focused) else None
 
 
 def childWidgets(uiWidget: Any) -> SimpleNamespace:
