@@ -95,7 +95,7 @@ def test_check_says_what_is_there_and_what_is_not(needs):
     del needs.installed["torch"]
     rows = {row.name: row for row in needs.check()}
     assert rows["PyTorch"].fine is False and needs.missing() == [Dependencies.TORCH]
-    assert "\u2717" in needs.checkHtml() and needs.checkHtml().startswith("<b>Missing: PyTorch</b>")
+    assert "\u2717" in needs.checkHtml() and needs.checkHtml().startswith("<b>Missing or not suitable: PyTorch</b>")
 
 
 def test_estimate_comes_from_the_last_run(needs):
@@ -126,11 +126,11 @@ def test_memory_and_graphics_card_are_told_on_windows_too(needs, monkeypatch):
 def test_damaged_model_is_seen(needs, monkeypatch, tmp_path):
     monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
     monkeypatch.setattr("SAUNetLib.model_card.resource", lambda *parts: tmp_path.joinpath(*parts))
-    assert needs._modelRow().fine is False
+    assert needs.modelRow().fine is False
     write_model(tmp_path / "models", "1.2")
-    assert needs._modelRow().fine is True
+    assert needs.modelRow().fine is True
     (tmp_path / "models" / "saunet-lumbar.safetensors").write_bytes(b"changed")
-    assert needs._modelRow().fine is False and "damaged" in needs._modelRow().detail
+    assert needs.modelRow().fine is False and "damaged" in needs.modelRow().detail
 
 
 def test_the_check_is_of_the_model_that_the_engine_would_take(needs, monkeypatch, tmp_path):
@@ -140,7 +140,7 @@ def test_the_check_is_of_the_model_that_the_engine_would_take(needs, monkeypatch
     write_model(tmp_path / "models", "1.2")
     for own, chosen in (("1.1", "1.2"), ("1.10", "1.10")):
         write_model(tmp_path / "own", own)
-        assert f"saunet-lumbar {chosen} " in needs._modelRow().detail
+        assert f"saunet-lumbar {chosen} " in needs.modelRow().detail
         assert f"saunet-lumbar {chosen}." in Report.aboutText()
 
 
@@ -624,13 +624,28 @@ def test_buttons_of_the_setup_section(needs, pip, panel_of):  # noqa: F811
     assert panel.ui.statusLabel.text == "Installed." and "not installed" not in panel.ui.setupBrowser.plainText
     assert panel.widget._warmUp.active  # now the network can be loaded in advance
     panel.ui.installButton.click()
-    assert panel.ui.statusLabel.text == "Nothing is missing." and len(panel.dialogs.asked) == 2
+    assert panel.ui.statusLabel.text == "All packages are installed." and len(panel.dialogs.asked) == 2
     assert "Everything is there." in panel.ui.setupBrowser.plainText
     panel.ui.bundleButton.click()  # the file dialog was cancelled
-    assert panel.ui.statusLabel.text == "Nothing is missing."
+    assert panel.ui.statusLabel.text == "All packages are installed."
     panel.dialogs.path = Path("/nonexistent.zip")
     panel.ui.bundleButton.click()
     assert panel.widget._card.code == "BUNDLE_UNPACK"
+
+
+def test_install_says_what_it_cannot_install(needs, panel_of, monkeypatch):  # noqa: F811
+    panel = panel_of(dependencies=needs)
+
+    def gone():
+        raise OSError
+
+    monkeypatch.setattr(Dependencies, "find_model", gone)
+    panel.ui.installButton.click()
+    said, found = panel.ui.statusLabel.text, panel.ui.setupBrowser.plainText
+    assert said.startswith("All packages are installed. The model is missing or damaged: use Install from file...")
+    assert found.startswith("Missing or not suitable: Model") and panel.ui.bundleButton.text in said
+    needs.installed["pynrrd"] = "0.1"
+    assert needs.checkHtml().startswith("<b>Missing or not suitable: pynrrd, Model</b>"), "it is there, but too old"
 
 
 def test_nothing_else_starts_while_packages_are_installed(needs, panel_of, monkeypatch):  # noqa: F811

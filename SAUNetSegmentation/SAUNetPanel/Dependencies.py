@@ -104,16 +104,16 @@ class Dependencies:
             *rows,
             CheckRow(_("Graphics card"), None, graphicsCard() or _("none; the processor is used")),
             CheckRow(_("Memory"), None, f"{totalMemory() / 2**30:.0f} GB" if totalMemory() else _("unknown")),
-            self._modelRow(),
+            self.modelRow(),
             CheckRow(_("Free disk"), free >= LEAST_DISK or not self.missing(), f"{free / 1e9:.0f} GB"),
             *([CheckRow(_("Estimated time"), None, self.estimate(volumeNode))] if volumeNode is not None else []),
         ]
 
     def checkHtml(self, volumeNode: Any = None) -> str:
-        """The check as a table, with what is missing above it."""
+        """The check as a table, with what is not as it should be above it."""
         rows = self.check(volumeNode)
         missing = ", ".join(row.name for row in rows if row.fine is False)
-        found = _("Missing: {names}").format(names=missing) if missing else _("Everything is there.")
+        found = _("Missing or not suitable: {names}").format(names=missing) if missing else _("Everything is there.")
         marks = {True: "\u2713", False: "\u2717", None: "\u00b7"}
         cells = (
             f"<tr><td>{marks[row.fine]}</td><td>{html.escape(row.name)}&nbsp;&nbsp;</td><td>{html.escape(row.detail)}</td></tr>"
@@ -121,7 +121,8 @@ class Dependencies:
         )
         return f"<b>{html.escape(found)}</b><table cellspacing='3'>{''.join(cells)}</table>"
 
-    def _modelRow(self) -> CheckRow:
+    def modelRow(self) -> CheckRow:
+        """Check the model: whether it is there, and whole."""
         try:
             path = find_model()
             card = ModelCard.read(path.with_suffix(".json"))

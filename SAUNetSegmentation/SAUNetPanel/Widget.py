@@ -886,7 +886,12 @@ class Widget:
 
     def onInstall(self) -> None:
         """Install what is missing, with the user's consent."""
-        nothing = _("Nothing was installed.") if self.dependencies.missing() else _("Nothing is missing.")
+        nothing = _("Nothing was installed.")
+        if not self.dependencies.missing():
+            nothing = _("All packages are installed.")
+            if not self.dependencies.modelRow().fine:
+                model = _("The model is missing or damaged: use Install from file... or install the extension again.")
+                nothing = f"{nothing} {model}"
         self._install(self.dependencies.installMissing, nothing)
 
     def onInstallBundle(self) -> None:
