@@ -1818,6 +1818,26 @@ def test_network_that_cannot_be_loaded_in_advance_is_no_error_yet(panel_of):  # 
     assert panel.widget._card is None and "could not be warmed up: no such model" in panel.ui.logEdit.plainText
 
 
+@pytest.mark.parametrize("away", [True, False])
+def test_result_that_was_removed_is_not_spoken_of_any_more(panel_of, away):  # noqa: F811
+    add_volume()
+    panel = panel_of()
+    panel.ui.previousComboBox.currentIndex = 1
+    press_and_wait(panel)
+    press_and_wait(panel)
+    first, second = panel.results()
+    slicer.mrmlScene.RemoveNode(first)
+    slicer.app.processEvents()
+    assert panel.ui.statusLabel.text.startswith("Done: 10 structures")
+    if away:
+        panel.widget.exit()
+    slicer.mrmlScene.RemoveNode(second)
+    if away:
+        panel.widget.enter()
+    slicer.app.processEvents()
+    assert panel.ui.statusLabel.text == "Ready."
+
+
 @pytest.mark.parametrize("found", [True, False])
 def test_how_a_run_ended_while_another_module_was_open_is_said(panel_of, found):  # noqa: F811
     first, second = add_volume(name="first"), add_volume(name="second")

@@ -73,7 +73,8 @@ class Widget:
         self._leavingId: str | None = None  # of a node that is just being removed
         self._shownFor: dict[str, str] = {}  # by a volume's ID, that of its result that was shown last
         self._segmentedId: str | None = None  # of the volume of the run
-        self._outcome: tuple[str | None, str] = (None, "")  # for which chosen volume is said how the last run ended
+        # For which chosen volume is said how the last run ended, and of which result, if of any.
+        self._outcome: tuple[str | None, str, str | None] = (None, "", None)
         self._missed: tuple[str | None, Card] | None = None  # whose run failed, and how, while another module was open
         self._shownBefore: Any = None  # the result that was shown when it began
         self._corrected = False  # whether the result that is shown was changed since
@@ -273,6 +274,8 @@ class Widget:
         left, self._leftId = self._leftId, None
         if left is not None and slicer.mrmlScene.GetNodeByID(left) is None:  # the selector has chosen its neighbour
             self._leaveOthers()
+        if self._leaveRemoved():
+            self._update()
         self._showResult(self._parameters.result)
 
     def cleanup(self) -> None:
@@ -294,7 +297,7 @@ class Widget:
         self.ui.editor.setSegmentationNode(None)
         self._useEditor()
         self._volumeId = self._resultId = self._leftId = self._segmentedId = self._shownBefore = None
-        self._outcome, self._missed = (None, ""), None
+        self._outcome, self._missed = (None, "", None), None
         self._shownFor.clear()
 
     def setParameterNode(self, parameters: Any) -> None:
@@ -364,8 +367,16 @@ class Widget:
 
     def _leaveVolume(self) -> None:
         """What was said of the volume that was chosen before does not hold for this one."""
-        self._outcome = None, ""
+        self._outcome = None, "", None
         self._showCard(None)
+
+    def _leaveRemoved(self) -> bool:
+        """Returns whether the last run's result was removed: what was said of it holds no longer."""
+        made = self._outcome[2]
+        removed = made is not None and slicer.mrmlScene.GetNodeByID(made) is None
+        if removed:
+            self._outcome = None, "", None
+        return removed
 
     def _leaveOthers(self) -> None:
         """Show the chosen volume's own result, and another volume's no longer.
@@ -482,7 +493,7 @@ class Widget:
         text = done.format(count=count, seconds=max(1, round(seconds)))
         shown = _("It is {name} under Result.").format(name=elided(node.GetName())) if elsewhere else ""
         text = f"{text} {shown}".rstrip()
-        self._outcome = idOf(node.GetNodeReference(INPUT_ROLE)), text
+        self._outcome = idOf(node.GetNodeReference(INPUT_ROLE)), text, idOf(node)
         self._say(text)
         self.ui.resultSection.collapsed = False
         self.addLog(text)
@@ -519,7 +530,7 @@ class Widget:
             self._showCard(card)
             return
         text = _("Segmenting another volume failed: {title}.").format(title=card.title)
-        self._outcome = chosen, text
+        self._outcome = chosen, text, None
         self._say(text)
 
     def _onAboutToReplace(self, node: Any) -> None:
@@ -537,6 +548,7 @@ class Widget:
         """Everything that depends on the parameters, on the scene and on whether a run is under way."""
         if self._parameters is None:
             return
+        self._leaveRemoved()
         running, volume = self.logic.running, self._parameters.inputVolume
         button = self.ui.segmentButton
         cancelling = self.logic.cancelling
