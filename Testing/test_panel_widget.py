@@ -2222,6 +2222,7 @@ def test_what_it_is_not_for_is_seen_with_all_sections_closed(panel_of):  # noqa:
     slicer.app.processEvents()
     assert panel.ui.segmentButton.y + panel.ui.segmentButton.height <= label.y < panel.ui.resultSection.y
     assert label.height < 20, "one small line"
+    assert label.styleSheet == "", "in the style's own colour, which is readable"
 
 
 def test_nothing_needs_more_than_350_pixels(panel_of):  # noqa: F811
