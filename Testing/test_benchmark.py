@@ -158,9 +158,10 @@ def test_traffic_counts_every_convolution_s_input_weights_and_result(tiny_model)
 
 
 def test_the_machine_s_rates_are_of_the_right_order():
-    rate = benchmark_child.matrix_rate(torch.float32, CPU, 256)
+    # The best of five each: where other programs take a core, a product of two threads waits for a hundred times longer.
+    rate = max(benchmark_child.matrix_rate(torch.float32, CPU, 256) for _ in range(5))
     a = torch.randn(256, 256)
-    taken = benchmark_measures.seconds(lambda: a @ a, CPU, 5)
+    taken = min(benchmark_measures.seconds(lambda: a @ a, CPU, 5) for _ in range(5))
     assert 0.2 < rate / (2 * 256**3 / taken / 1e9) < 8, "the faster of two ways is near one of them"
 
 
