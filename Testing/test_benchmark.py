@@ -158,7 +158,7 @@ def test_traffic_counts_every_convolution_s_input_weights_and_result(tiny_model)
 
 
 def test_the_machine_s_rates_are_of_the_right_order():
-    # The best of five each: where other programs take a core, a product of two threads waits for a hundred times longer.
+    # The best of five each: where other programs take a core, a product of two threads may wait a hundred times longer.
     rate = max(benchmark_child.matrix_rate(torch.float32, CPU, 256) for _ in range(5))
     a = torch.randn(256, 256)
     taken = min(benchmark_measures.seconds(lambda: a @ a, CPU, 5) for _ in range(5))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import qt
 import slicer
@@ -42,6 +42,14 @@ _Exported = tuple[str, Callable[[], list[str]]]
 """Name of what was exported, empty where nothing was, and what finds out what the user should know of it."""
 
 
+class Outcome(NamedTuple):
+    """How the last run ended: said while its volume (ID) is chosen and its result (ID), if it has one, is there."""
+
+    volume: str | None = None
+    text: str = ""
+    result: str | None = None
+
+
 class Widget:
     """The panel's behaviour, acting on the widgets of its .ui file.
 
@@ -73,8 +81,7 @@ class Widget:
         self._leavingId: str | None = None  # of a node that is just being removed
         self._shownFor: dict[str, str] = {}  # by a volume's ID, that of its result that was shown last
         self._segmentedId: str | None = None  # of the volume of the run
-        # For which chosen volume is said how the last run ended, and of which result, if of any.
-        self._outcome: tuple[str | None, str, str | None] = (None, "", None)
+        self._outcome = Outcome()
         self._missed: tuple[str | None, Card] | None = None  # whose run failed, and how, while another module was open
         self._shownBefore: Any = None  # the result that was shown when it began
         self._corrected = False  # whether the result that is shown was changed since
@@ -297,7 +304,7 @@ class Widget:
         self.ui.editor.setSegmentationNode(None)
         self._useEditor()
         self._volumeId = self._resultId = self._leftId = self._segmentedId = self._shownBefore = None
-        self._outcome, self._missed = (None, "", None), None
+        self._outcome, self._missed = Outcome(), None
         self._shownFor.clear()
 
     def setParameterNode(self, parameters: Any) -> None:
@@ -367,15 +374,15 @@ class Widget:
 
     def _leaveVolume(self) -> None:
         """What was said of the volume that was chosen before does not hold for this one."""
-        self._outcome = None, "", None
+        self._outcome = Outcome()
         self._showCard(None)
 
     def _leaveRemoved(self) -> bool:
         """Returns whether the last run's result was removed: what was said of it holds no longer."""
-        made = self._outcome[2]
+        made = self._outcome.result
         removed = made is not None and slicer.mrmlScene.GetNodeByID(made) is None
         if removed:
-            self._outcome = None, "", None
+            self._outcome = Outcome()
         return removed
 
     def _leaveOthers(self) -> None:
@@ -493,7 +500,7 @@ class Widget:
         text = done.format(count=count, seconds=max(1, round(seconds)))
         shown = _("It is {name} under Result.").format(name=elided(node.GetName())) if elsewhere else ""
         text = f"{text} {shown}".rstrip()
-        self._outcome = idOf(node.GetNodeReference(INPUT_ROLE)), text, idOf(node)
+        self._outcome = Outcome(idOf(node.GetNodeReference(INPUT_ROLE)), text, idOf(node))
         self._say(text)
         self.ui.resultSection.collapsed = False
         self.addLog(text)
@@ -530,7 +537,7 @@ class Widget:
             self._showCard(card)
             return
         text = _("Segmenting another volume failed: {title}.").format(title=card.title)
-        self._outcome = chosen, text, None
+        self._outcome = Outcome(chosen, text)
         self._say(text)
 
     def _onAboutToReplace(self, node: Any) -> None:
@@ -572,8 +579,8 @@ class Widget:
             self._say("")
         elif volume is None:
             self._say(_("Load a sagittal spine MRI, then choose it above."))
-        elif self._outcome[1] and self._outcome[0] == idOf(volume):
-            self._say(self._outcome[1])
+        elif self._outcome.text and self._outcome.volume == idOf(volume):
+            self._say(self._outcome.text)
         elif self.dependencies.missing():
             self._say(_("The engine is not installed yet: press Install in the section Setup."))
         else:
