@@ -278,6 +278,18 @@ def test_segments_in_a_file_of_any_ending_keep_their_status(tmp_path):
     relabel_file(tmp_path / "plain.nrrd", {"L3": "L4"})
 
 
+def test_segments_that_are_not_counted_from_0_keep_their_status_too(tmp_path):
+    path = tmp_path / "x.seg.nrrd"
+    write_segmentation(line("L4", "L5"), path)
+    set_in_slicer(path, {"L4 vertebra": "completed"})
+    header = path.read_bytes()
+    for number in range(8, -1, -1):
+        header = header.replace(b"Segment%d_" % number, b"Segment%d_" % (number + 1))
+    path.write_bytes(header)
+    relabel_file(path, {"L4": "L3"})
+    assert statuses_in(path)["L3 vertebra"] == "completed"
+
+
 def test_a_sacrum_made_of_two_parts_has_the_body_s_status(tmp_path):
     path, parts = tmp_path / "x.seg.nrrd", line("L4", "L5")
     labels = np.concatenate([parts.labels, parts.labels[:, 1:] + PARTS_OFFSET], axis=1)

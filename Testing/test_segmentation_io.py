@@ -426,6 +426,7 @@ def test_other_segments_are_left_out_and_said_so(tmp_path: Path, whole: Segmenta
     "L3_corrected", "vertebra_L3", "Vertebra", "disc L3-4", "Wirbel", "S2", "Canal 2", "T2 lesion", "S1 nerve root",
     "L.3", "4. LWK", "4 LWK", "LV4", "LVB4", "IVD4", "Lumbar 4", "fourth lumbar", "thoracic", "Cervical 3", "Vertebre",
     "vert\u00e8bre", "V\u00e9rtebra", "Spinal cord", "spinal_cord",
+    "R\u00fcckenmark", "Myelon", "moelle \u00e9pini\u00e8re", "Disque", "Kreuzbein", "Wervel 4",
 ])  # fmt: skip
 def test_a_segment_that_may_be_a_structure_is_not_left_out(tmp_path: Path, whole: Segmentation, name: str) -> None:
     path = tmp_path / "s.seg.nrrd"
@@ -436,6 +437,15 @@ def test_a_segment_that_may_be_a_structure_is_not_left_out(tmp_path: Path, whole
     with pytest.raises(InputError) as strict:
         read_truth(path, strict=True)
     assert "without a level" not in strict.value.remedy
+
+
+def test_segments_that_another_format_lists_are_refused(tmp_path: Path, whole: Segmentation) -> None:
+    """SimpleITK copies what an NRRD header lists; the values in such a file only count the segments."""
+    path, copy = tmp_path / "s.seg.nrrd", tmp_path / "s.mha"
+    write_segmentation(whole, path)
+    sitk.WriteImage(sitk.ReadImage(str(path)), str(copy))
+    failure = refusal(copy)
+    assert failure.code == "INPUT_LABELS" and "lists 3D Slicer's segments" in failure.cause
 
 
 @pytest.mark.parametrize("layer", [2, -1])

@@ -109,9 +109,9 @@ def test_rescaled_nifti(tmp_path: Path, image: Volume) -> None:
 @pytest.mark.parametrize(
     ("size", "kind", "told"),
     [
-        ((512, 512, 1000), (16, 32), "voxels (0.98 GiB); the limit is 0.5 GiB. Save it with 16 bits"),
-        ((2048, 1024, 1024), (4, 16), "voxels (4.00 GiB); the limit is 0.5 GiB. Crop"),
-        ((2048, 1024, 1024), (16, 32), "voxels (8.00 GiB); the limit is 0.5 GiB. Crop"),
+        ((512, 512, 1000), (16, 32), "voxels (0.977 GiB); the limit is 0.5 GiB. Save it with 16 bits"),
+        ((2048, 1024, 1024), (4, 16), "voxels (4.000 GiB); the limit is 0.5 GiB. Crop"),
+        ((2048, 1024, 1024), (16, 32), "voxels (8.000 GiB); the limit is 0.5 GiB. Crop"),
     ],
 )
 def test_a_volume_that_is_too_large_is_refused_with_the_limit_and_what_helps(

@@ -159,7 +159,7 @@ def _check_size(size: Iterable[int], voxel_bytes: int, path: Path) -> int:
     if total > MOST_BYTES:
         raise InputError(
             "INPUT_TOO_LARGE",
-            f"{path.name} declares {' x '.join(map(str, counts))} voxels ({total / 2**30:.2f} GiB); "
+            f"{path.name} declares {' x '.join(map(str, counts))} voxels ({total / 2**30:.3f} GiB); "
             f"the limit is {MOST_BYTES / 2**30:.2g} GiB",
             SHRINK if voxels > MOST_VOXELS else "Save it with 16 bits per voxel",
         )

@@ -62,11 +62,14 @@ _OWN_TAGS = (LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG)
 """Tags that say something of the segment itself."""
 _SEEMS_KNOWN = re.compile(
     r"(?<![a-z])((c|th?|d|l|s|hwk|bwk|lwk|[ctl]vb?)[ ._-]?\d{1,2}(?!\d)|ivd|cord)|\d{1,2}\.? ?(hwk|bwk|lwk)|"
-    r"dis[ck]|canal|kanal|ve?rte?br|lumb|thora|cervic|sacr|wirbel|bandscheibe",
+    r"dis[ckq]|canal|kanal|ve?rte?br|lumb|thora|cervic|sacr|wirbel|wervel|bandscheibe|kreuzbein|"
+    r"r.?ckenmark|myelon|moelle|medulla",
     re.IGNORECASE,
 )
 """In the name of a segment that is not understood: it may be a structure of the spine, which must not get lost, or a
 cord, which would leave a hole in the canal. Letters with an accent, as of French vertebrae, are dropped by slicerio."""
+_SEGMENT_KEY = re.compile(r"Segment\d+_")
+"""How the header's entries on a segment begin."""
 _REFERENCE = "Reference image geometry"
 """Slicer's conversion parameter that tells the grid of the segmented image."""
 Marks = Mapping[int, dict[str, Any]]
@@ -264,7 +267,14 @@ def _read(
     """What is in a file, and where nothing is known: its label map has that value, or its segments overlap."""
     named = ending_of(path, SEGMENTATIONS) == SEGMENTS and os.path.isfile(path)  # noqa: PTH113 - no failure for any path
     image = None if named else read_image(path)
-    if image is None or lists_segments(image):
+    listed = image is None or lists_segments(image)
+    if listed and not str(path).lower().endswith((".nrrd", ".nhdr")):
+        raise InputError(
+            "INPUT_LABELS",
+            f"{path.name} lists 3D Slicer's segments, which only an NRRD file holds completely",
+            "Use the .seg.nrrd or .nrrd file that it was converted from",
+        )
+    if listed:
         drawn = _read_segments(path, usual, unknown is not None, strict)
         if drawn is not None:
             return drawn
@@ -288,8 +298,8 @@ def _read(
 
 
 def lists_segments(image: sitk.Image) -> bool:
-    """Whether the header of an NRRD file names segments, as Slicer writes them: its label values count them only."""
-    return bool(image.HasMetaDataKey("Segment0_Name"))
+    """Whether the header of a file lists segments, as Slicer writes them: its label values count them only."""
+    return any(map(_SEGMENT_KEY.match, image.GetMetaDataKeys()))
 
 
 def is_segment_file(path: str | Path) -> bool:
@@ -297,7 +307,8 @@ def is_segment_file(path: str | Path) -> bool:
     if not str(path).lower().endswith(".nrrd"):
         return False
     with open(path, "rb") as file:  # the header ends with the first empty line
-        return any(line.startswith(b"Segment0_Name:=") for line in itertools.takewhile(bytes.strip, file))
+        header = itertools.takewhile(bytes.strip, file)
+        return any(_SEGMENT_KEY.match(line.decode("latin-1")) for line in header)
 
 
 def is_scaled(image: sitk.Image) -> bool:
