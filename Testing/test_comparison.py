@@ -22,10 +22,10 @@ from monai.losses import DiceLoss
 from SAUNetLib.cli import main
 from SAUNetLib.errors import CancelledError, UsageError
 from SAUNetLib.evaluation import comparison as compared
-from SAUNetLib.evaluation.comparison import _begin, trials
+from SAUNetLib.evaluation.comparison import _begin, _timed, trials
 from SAUNetLib.evaluation.comparison_measures import _ScoresBeforeAttention, measure, predict, without_islands
 from SAUNetLib.evaluation.comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial, UNet
-from SAUNetLib.evaluation.comparison_records import read_comparison, trained
+from SAUNetLib.evaluation.comparison_records import SHIPPED, read_comparison, trained
 from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, Summary, TrialTable
 from SAUNetLib.network import SAUNet
 from SAUNetLib.training.held_out import AS_DRAWN, SPECKS, held_out_images, per_patient
@@ -82,6 +82,12 @@ def test_help_says_how_many_trainings_there_are(capsys):
         main(["compare", "--help"])
     number = len(CANDIDATES) * len(TASKS) * compared.SEEDS
     assert f"there are {number} trainings" in " ".join(capsys.readouterr().out.split())
+
+
+def test_networks_of_the_shipped_size_are_timed_once():
+    assert list(_timed(list(TASKS), BUDGETS["large"])) == list(TASKS)
+    for tasks, budget in ((list(TASKS), "small"), (["spine"], "large")):
+        assert list(_timed(tasks, BUDGETS[budget])) == [*tasks, SHIPPED]
 
 
 @pytest.mark.parametrize("number", range(len(CANDIDATES)))

@@ -104,11 +104,10 @@ def _go_on(
     cases = _cases(data, comparison) if waiting else []
     with FileLock(output / _COSTS_LOCK):
         comparison, _ = read_comparison(output)
-        missing = [title for title in (*tasks, SHIPPED) if title not in comparison.costs]
+        missing = {title: one for title, one in _timed(tasks, config).items() if title not in comparison.costs}
         if missing:
             print("timing all networks; this takes minutes", file=sys.stderr, flush=True)
-        for title in missing:
-            task, measured = (title, config) if title != SHIPPED else ("structures", _as_shipped(config))
+        for title, (task, measured) in missing.items():
             comparison.costs[title] = network_costs(measured, task, patients, chosen)
             write_settings(comparison, output / SETTINGS)
     for trial in _taken(waiting, output):
@@ -143,8 +142,11 @@ def _taken(waiting: Sequence[Trial], output: Path) -> Iterator[Trial]:
                 continue
 
 
-def _as_shipped(config: TrainingConfig) -> TrainingConfig:
-    return config.model_copy(update={"network": NetworkConfig(), "pixel_mm": TrainingConfig().pixel_mm})
+def _timed(tasks: Sequence[str], config: TrainingConfig) -> dict[str, tuple[str, TrainingConfig]]:
+    """What is timed: title in `Comparison.costs` -> task, and the configuration that gives networks and pixels."""
+    shipped = config.model_copy(update={"network": NetworkConfig(), "pixel_mm": TrainingConfig().pixel_mm})
+    timed = {task: (task, config) for task in tasks}
+    return timed if ("structures", shipped) in timed.values() else timed | {SHIPPED: ("structures", shipped)}
 
 
 def _begin(data: Path, output: Path, budget: str, held_out: Sequence[str], device: torch.device) -> Comparison:
