@@ -111,8 +111,12 @@ def segment(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """Run the tests."""
     install("dev")
-    environment = {**_environment(), "QT_QPA_PLATFORM": "offscreen"}
-    command = [str(PYTHON), "-m", "pytest", *(arguments or ["Testing"])]
+    # Threads that wait in a loop for work would take the core of the other test.
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**_environment(), **waiting, "QT_QPA_PLATFORM": "offscreen"}
+    # Two files at once: most tests keep one core busy, and what a file's tests share is made once.
+    two = ["-n", "2", "--dist", "loadfile"]
+    command = [str(PYTHON), "-m", "pytest", *two, *(arguments or ["Testing"])]
     return run(command, cwd=ROOT, env=environment)
 
 
