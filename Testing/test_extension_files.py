@@ -95,8 +95,11 @@ def test_icon_and_screenshots_exist_where_their_urls_point():
 
 def test_licence_and_line_endings():
     assert (ROOT / "LICENSE").is_file()
-    for path in (ROOT / "SAUNet.json", ROOT / "SAUNet.s4ext", ROOT / "CMakeLists.txt", *PANEL):
-        assert b"\r" not in path.read_bytes()
+    endings = (".py", ".md", ".csv", ".json", ".txt", ".toml", ".ui", ".svg", ".s4ext", ".yml", ".cff")
+    folders = ("SAUNetLib", "SAUNetSegmentation", "Resources", "Testing", "docs", ".github")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in endings]
+    paths = [path for path in (*paths, *ROOT.glob("*.*")) if path.suffix in endings]
+    assert len(paths) > 200 and [path for path in paths if b"\r" in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize("place", cmake_lists.wanted(), ids=lambda place: place[1])

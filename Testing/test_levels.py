@@ -836,6 +836,7 @@ def test_counting_starts_at_lowest(spine: np.ndarray, whole: Levels, lowest: str
     told = {
         *(["SIZES_UNUSUAL"] if lowest in ("T3", "t12") else []),
         *(["LEVELS_CONTRADICTED"] if lowest[0] in "tT" else []),
+        *(["TRANSITIONAL"] if lowest == "L6" else []),
     }
     assert set(codes(result)) == told and lowest.upper() in result.anchor
     assert set(result.confidence.values()) == {1.0}
@@ -1002,6 +1003,14 @@ def with_sections_of_ribs(labels: np.ndarray, pixel: float) -> np.ndarray:
     return classes
 
 
+@pytest.mark.parametrize(("number", "lowest"), [(4, "L5"), (4, "L6"), (5, "L4"), (5, "L6")])
+def test_a_stated_level_that_the_count_contradicts_is_told(number: int, lowest: str) -> None:
+    stack = wide_phantom(number)
+    stated = name_structures(stack.with_slices(CLASS_OF[np.asarray(stack.slices)]), lowest)
+    assert codes(stated) == ["LEVELS_CONTRADICTED"]
+    assert f"but {'four' if number == 4 else 'five'} vertebrae above the sacrum have" in stated.notices[0].text
+
+
 @pytest.mark.parametrize("ribs", [False, True])
 def test_the_step_of_the_transverse_processes_tells_the_lumbar_vertebrae(ribs: bool) -> None:
     stack = wide_phantom(4)
@@ -1009,7 +1018,8 @@ def test_the_step_of_the_transverse_processes_tells_the_lumbar_vertebrae(ribs: b
     classes = stack.with_slices(with_sections_of_ribs(truth, 1.5) if ribs else CLASS_OF[truth])
     result, stated = name_structures(classes), name_structures(classes, "L4")
     assert "TRANSITIONAL" in codes(result) and max(result.confidence.values()) <= 0.6
-    assert agreement(truth, stated.labels) > 0.95 and codes(stated) == []
+    assert agreement(truth, stated.labels) > 0.95 and codes(stated) == ["TRANSITIONAL"]
+    assert "With L4 as stated, four lumbar" in stated.notices[0].text
 
 
 @pytest.mark.parametrize("ribs", [False, True])

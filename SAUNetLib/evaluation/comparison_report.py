@@ -174,7 +174,7 @@ def write_report(data: Path, output: Path, report: Path, device: str = "auto") -
     table = TrialTable(results)
     sheet, picture = report.with_suffix(".csv"), report.with_name(f"{report.stem}-errors.png")
     with write_beside(sheet, ".csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(_sheet(table))
+        csv.writer(file, lineterminator="\n").writerows(_sheet(table))
     drawn = _errors(data, output, comparison, table, choose_device(device))
     if drawn is not None:
         with write_beside(picture, ".png") as temporary:

@@ -17,6 +17,7 @@ from .spine import Spine
 SACRUM = "S1"
 _ABOVE_SACRUM = ("L4", "L5", "L6")
 """Of four, five and six lumbar vertebrae the last."""
+_NUMBERS = {4: "four", 5: "five", 6: "six"}
 _C2, _T11, _L5 = (LEVELS.index(level) for level in ("C2", "T11", "L5"))
 _MOST = {"both": 0.98, "counted": 0.92, "sacrum": 0.89, "C2": 0.92, "sizes": 0.75}
 """No name is more certain than this, by what it rests on (chosen, but for the sacrum alone). Of 418 whole spines 7.7 %
@@ -47,7 +48,8 @@ _ODONTOID = 8.0
 _COUNTED, _HARDLY = 0.85, 0.1
 """How certain names are that were counted from C2 to a sacrum after an unusual number of vertebrae, and those of more
 vertebrae than a spine has or of an image that stands on its head (chosen)."""
-_FIVE_WORDS = "five vertebrae above it have the long transverse processes of lumbar vertebrae"
+_LUMBAR_WORDS = "have the long transverse processes of lumbar vertebrae"
+_FIVE_WORDS = f"five vertebrae above it {_LUMBAR_WORDS}"
 _SMALL_WORDS = "far less was found of the lowest complete vertebra than of its neighbours"
 _C2_WORDS = "the highest vertebra is taller than it is deep and has no disc above it, like C2 with its odontoid process"
 
@@ -117,18 +119,24 @@ def _anchor(spine: Spine, lowest: str | None, image: Image | None) -> Anchor:
     """Name the vertebrae of an image that is not upside down."""
     bottom, sacrum = spine.chain.lowest, _sacrum(spine, image)
     if lowest is not None:
-        return _stated(bottom, lowest, sacrum)
+        return _stated(spine, lowest, sacrum)
     if spine.chain.odontoid and sacrum.seen and abs(_L5 - bottom - _C2) == 1:
         return _counted(spine, bottom + 2)
     return _by_fit(spine, sacrum)
 
 
-def _stated(bottom: int, lowest: str, sacrum: _Sacrum) -> Anchor:
-    """Name the vertebrae from the level that the user states for vertebra `bottom`."""
+def _stated(spine: Spine, lowest: str, sacrum: _Sacrum) -> Anchor:
+    """Name the vertebrae from the level that the user states for the lowest complete one."""
     last = lowest == "L4" and sacrum.seen and sacrum.steep
+    levels = _levels(spine.chain.lowest, lowest, last)
     words = f"the lowest complete vertebra is {lowest}, as stated"
     against = sacrum.words if sacrum.seen and lowest not in _ABOVE_SACRUM else ""
-    return Anchor(_levels(bottom, lowest, last), "user", words, 1.0, contradicted=against)
+    lumbar = _long_processes(spine) if sacrum.seen and not against else None
+    if lumbar is not None and lowest != f"L{lumbar}":
+        against = f"{_NUMBERS[lumbar]} vertebrae above the sacrum {_LUMBAR_WORDS}"
+    number = _NUMBERS[4] if last else _NUMBERS[6] if lowest == "L6" else None
+    unusual = (f"with {lowest} as stated, {number} lumbar vertebrae lie above the sacrum",) if number else ()
+    return Anchor(levels, "user", words, 1.0, unusual, contradicted=against)
 
 
 def _by_fit(spine: Spine, sacrum: _Sacrum) -> Anchor:

@@ -255,13 +255,13 @@ def _about_ends(spine: Spine, anchor: Anchor) -> list[Notice]:
 
 
 def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
-    """Notices on what the names are based on; if the user stated a level, only on evidence against it."""
+    """Notices on what the names are based on; if the user stated a level, only on what speaks against it."""
     level = anchor.level[spine.chain.lowest]
     if anchor.contradicted:
         text = f"The lowest complete vertebra was stated to be {level}, but {anchor.contradicted}. Check that level."
         return [Notice("LEVELS_CONTRADICTED", text)]
     if anchor.source == "user":
-        return []
+        return _about_number(anchor)
     text = f"The lowest complete vertebra was named {level}: {anchor.basis}."
     if spine.chain.last_cut and anchor.level.get(spine.chain.last) == SACRUM:
         text += " The structure below it, cut by the lower border, was taken for the sacrum and has no label."
@@ -283,16 +283,19 @@ def _about_anchor(spine: Spine, anchor: Anchor) -> list[Notice]:
                 "image is not upside down.",
             )
         )
-    if anchor.unusual:
-        reasons = "; ".join(anchor.unusual)
-        notices.append(
-            Notice(
-                "TRANSITIONAL",
-                f"{reasons[0].upper()}{reasons[1:]}. Check the number of lumbar vertebrae, and state the lowest level "
-                "(--lowest) if it is a different one.",
-            )
-        )
-    return notices
+    return notices + _about_number(anchor)
+
+
+def _about_number(anchor: Anchor) -> list[Notice]:
+    """Notice of an unusual number of lumbar vertebrae, whether found or stated."""
+    if not anchor.unusual:
+        return []
+    reasons = "; ".join(anchor.unusual)
+    text = (
+        f"{reasons[0].upper()}{reasons[1:]}. Check the number of lumbar vertebrae, and state the lowest level "
+        "(--lowest) if it is a different one."
+    )
+    return [Notice("TRANSITIONAL", text)]
 
 
 def _count(number: int, singular: str, plural: str) -> str:
