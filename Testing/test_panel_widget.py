@@ -242,6 +242,34 @@ def test_result_that_cannot_come_back_leaves_the_scene_alone(panel_of, monkeypat
     assert panel.widget._card.code == code and counts() == before and not panel.logic.running
 
 
+@pytest.mark.parametrize("replaces", [False, True])
+def test_memory_that_ends_at_the_end_of_a_run_changes_nothing(panel_of, monkeypatch, replaces):  # noqa: F811
+    """Of a new result a half remained, and what was to be replaced was, although the card says that nothing changed."""
+    volume = add_volume()
+    panel = panel_of()
+    if replaces:
+        press_and_wait(panel)
+        add_transform(volume)
+    before, states = counts(), [Result.state(node) for node in panel.results()]
+    made = SceneNodes._makeSegments
+
+    def fail(*arguments):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+
+        def last(*arguments):
+            patch.setattr(Result, "_contents", fail)
+            return made(*arguments)
+
+        patch.setattr(SceneNodes, "_makeSegments", last)
+        press_and_wait(panel)
+    assert panel.widget._card.code == "MEMORY" and counts() == before
+    assert [Result.state(node) for node in panel.results()] == states
+    press_and_wait(panel)
+    assert len(panel.results()) == 1 and not Result.isEdited(panel.results()[0])
+
+
 def test_log_has_the_last_words(panel_of):  # noqa: F811
     add_volume()
     panel = panel_of("dies", "segment")

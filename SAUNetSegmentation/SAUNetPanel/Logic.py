@@ -334,10 +334,9 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         if shownFrame(volumeNode) == frame and checksum(volumeNode) != voxels:
             raise PanelError("RESULT_GEOMETRY", _("The volume's voxels were changed during segmentation."))
         replace = options.replace if self._mayReplace(options.replace) else None
-        if replace is not None:
-            self.nodes.layOver(replace, volumeNode)
-            self.aboutToReplace.emit(replace)
-        return self.nodes.importResult(volumeNode, labels, event, options.levels, replace, frame)
+        return self.nodes.importResult(
+            volumeNode, labels, event, options.levels, replace, frame, self.aboutToReplace.emit
+        )
 
     def _mayReplace(self, node: Any) -> bool:
         """It may have been edited or removed while the engine worked."""

@@ -433,9 +433,14 @@ def fingerprint(segmentation: Any) -> str:
     It does not depend on how the voxels are stored: label values, and how far the array reaches beyond the structures,
     differ after a scene was saved and loaded.
     """
+    return fingerprintOf(segmentsOf(segmentation))
+
+
+def fingerprintOf(segments: Iterable[tuple[str, Any]]) -> str:
+    """Same as `fingerprint`, of segments with their IDs."""
     digest = hashlib.sha256()
     layers: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
-    for number, (segmentId, segment) in enumerate(segmentsOf(segmentation), start=1):
+    for number, (segmentId, segment) in enumerate(segments, start=1):
         digest.update(f"{segmentId}\0{segment.GetName()}\0{segment.GetTerminology()}\0".encode())
         status = _tag(segment, STATUS_TAG)
         digest.update(status.encode() if status in REVIEWED else b"")

@@ -38,7 +38,7 @@ from .Result import (
     Merged,
     codeOf,
     encodingOf,
-    fingerprint,
+    fingerprintOf,
     isResult,
     labelMapHeader,
     labelValues,
@@ -163,6 +163,7 @@ class SceneNodes:
         levels: bool,
         replace: Any = None,
         frame: int = 0,
+        aboutToReplace: Callable[[Any], Any] = lambda node: None,
     ) -> Any:
         """Add a result to the scene.
 
@@ -173,16 +174,21 @@ class SceneNodes:
             levels: whether the encoding is ``levels``; otherwise ``classes``.
             replace: segmentation node whose content it takes over; otherwise a new node is made.
             frame: `shownFrame` of the volume when it went to the engine; the user may show another one by now.
+            aboutToReplace: called with that node before its content goes, and after all that may fail.
 
         Returns:
             The segmentation node.
         """
         segments = _makeSegments(volumeNode, labels, summary, levels)
+        unedited = fingerprintOf(segments)  # takes memory, which may run out: nothing is changed so far
         node = replace
         if node is None:
             name = _("{volume} spine").format(volume=frameName(volumeNode, frame))
             node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.scene.GenerateUniqueName(name))
             self._placeBeside(node, volumeNode)
+        else:
+            self.layOver(node, volumeNode)
+            aboutToReplace(node)
         with slicer.util.NodeModify(node):
             # The transform first: the reference geometry is stated in the segmentation's own coordinates.
             node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
@@ -195,7 +201,7 @@ class SceneNodes:
             if surfaces:  # they are shown in 3D, or were
                 node.CreateClosedSurfaceRepresentation()
             node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
-            _describe(node, _about(summary, levels), frame)
+            _describe(node, _about(summary, levels), frame, unedited)
             node.CreateDefaultDisplayNodes()
             _restoreLooks(node, looks)
             # Lists of segments begin anew. Merged events name no segment: what a list shows of one whose ID is still
@@ -503,7 +509,7 @@ def _restoreLooks(node: Any, looks: dict[tuple[str, str], tuple[Any, ...]]) -> N
                 getattr(display, f"SetSegment{name}")(segmentId, value)
 
 
-def _describe(node: Any, about: dict[str, str], frame: int) -> None:
+def _describe(node: Any, about: dict[str, str], frame: int, unedited: str) -> None:
     """Provenance and warnings as attributes, which the scene keeps."""
     for name in node.GetAttributeNames():
         if name.startswith(ATTRIBUTE):
@@ -512,7 +518,7 @@ def _describe(node: Any, about: dict[str, str], frame: int) -> None:
         node.SetAttribute(name, value)
     if frame:
         node.SetAttribute(ATTRIBUTE + "frame", str(frame))
-    node.SetAttribute(ATTRIBUTE + "fingerprint", fingerprint(node.GetSegmentation()))
+    node.SetAttribute(ATTRIBUTE + "fingerprint", unedited)
 
 
 def _vector(*parts: float) -> str:
