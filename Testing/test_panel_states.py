@@ -415,6 +415,18 @@ class PanelStates(RuleBasedStateMachine):
         slicer.app.processEvents()
         self.remember_the_edit(node)
 
+    @precondition(lambda self: self.results())
+    @rule(number=numbers)
+    def clone_a_result(self, number):
+        """As the module Data does."""
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+        item = hierarchy.GetItemByDataNode(self.pick(self.results(), number))
+        cloned = slicer.modules.subjecthierarchy.logic().CloneSubjectHierarchyItem
+        node = hierarchy.GetItemDataNode(cloned(hierarchy, item))
+        node.RemoveAttribute(NUMBER)
+        slicer.app.processEvents()
+        self.remember_the_edit(node)
+
     @precondition(lambda self: self.parameters and self.shown() is not None)
     @rule(number=st.integers(0, 3))
     def look(self, number):

@@ -827,9 +827,7 @@ def test_frame_under_a_bent_transform_is_to_be_copied_first(panel_of):  # noqa: 
     panel.ui.inputSelector.setCurrentNode(proxy)
     panel.ui.segmentButton.click()
     assert panel.widget._card.code == "TRANSFORM_FRAME" and not panel.ui.cardActionButton.isVisibleTo(panel.top)
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    clone = slicer.modules.subjecthierarchy.logic().CloneSubjectHierarchyItem
-    copy = hierarchy.GetItemDataNode(clone(hierarchy, hierarchy.GetItemByDataNode(proxy)))
+    copy = clone(proxy)
     panel.ui.inputSelector.setCurrentNode(copy)
     press_and_wait(panel)
     assert len(panel.results()) == 1
@@ -966,6 +964,7 @@ def test_a_removed_result_does_not_give_its_place_to_another_volume_s(panel_of):
     slicer.app.processEvents()
     assert panel.ui.resultSelector.currentNode() is None
     copy = clone(theirs)
+    panel.widget.sceneNodesChanged()
     for shown in (copy, theirs):  # by hand, also where the one before goes later
         panel.ui.resultSelector.setCurrentNode(shown)
         slicer.app.processEvents()
@@ -975,11 +974,10 @@ def test_a_removed_result_does_not_give_its_place_to_another_volume_s(panel_of):
 
 
 def clone(node):
-    """As the module Data clones a segmentation."""
-    copy = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
-    copy.Copy(node)
-    copy.SetName("before correcting")
-    return copy
+    """As the module Data clones: without references to other nodes, transforms among them."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    cloned = slicer.modules.subjecthierarchy.logic().CloneSubjectHierarchyItem
+    return hierarchy.GetItemDataNode(cloned(hierarchy, hierarchy.GetItemByDataNode(node)))
 
 
 def test_a_clone_does_not_take_the_place_of_what_is_corrected(panel_of):  # noqa: F811
@@ -988,6 +986,8 @@ def test_a_clone_does_not_take_the_place_of_what_is_corrected(panel_of):  # noqa
     press_and_wait(panel)
     (mine,) = panel.results()
     copy = clone(mine)
+    panel.widget.sceneNodesChanged()
+    slicer.app.processEvents()
     paint(mine)
     for shown in (mine, copy, mine):
         panel.ui.resultSelector.setCurrentNode(shown)
@@ -996,6 +996,31 @@ def test_a_clone_does_not_take_the_place_of_what_is_corrected(panel_of):  # noqa
         assert panel.ui.resultSelector.currentNode() is shown
     slicer.mrmlScene.RemoveNode(mine)
     slicer.app.processEvents()
+    assert panel.ui.resultSelector.currentNode() is copy
+
+
+def test_a_clone_belongs_to_the_volume_of_what_it_is_a_clone_of(panel_of):  # noqa: F811
+    """It stayed when another patient's volume was chosen, and was exported as that one's."""
+    first, second = add_volume(name="first"), add_volume(name="second")
+    add_transform(first)
+    panel = panel_of()
+    press_and_wait(panel)
+    (mine,) = panel.results()
+    made = Result.merge(mine)
+    panel.widget.exit()
+    copy = clone(mine)
+    panel.widget.sceneNodesChanged()
+    slicer.app.processEvents()
+    slicer.mrmlScene.RemoveNode(mine)
+    panel.widget.enter()
+    panel.ui.resultSelector.setCurrentNode(copy)
+    merged = Result.merge(copy)
+    assert np.array_equal(merged.labels, made.labels) and merged.parent == made.parent == first.GetTransformNodeID()
+    assert not Result.isEdited(copy) and copy.GetNodeReference(copy.GetReferenceImageGeometryReferenceRole()) is first
+    paint(copy)
+    panel.ui.inputSelector.setCurrentNode(second)
+    assert panel.ui.resultSelector.currentNode() is None and not panel.ui.exportButton.enabled
+    panel.ui.inputSelector.setCurrentNode(first)
     assert panel.ui.resultSelector.currentNode() is copy
 
 

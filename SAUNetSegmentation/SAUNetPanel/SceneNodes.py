@@ -243,9 +243,26 @@ class SceneNodes:
                 view.EndModify(modifying)
 
     def recognise(self) -> None:
-        """Turn segmentations that were loaded from a result file back into results."""
-        for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene):
+        """Turn segmentations that were loaded from a result file back into results; clones belong to their input."""
+        nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene)
+        for node in nodes:
             recognise(node)
+        for node in nodes:
+            if isResult(node) and node.GetNodeReference(INPUT_ROLE) is None:
+                self._attach(node, nodes)
+
+    def _attach(self, node: Any, others: list[Any]) -> None:
+        """Give a result without input that of the one it is a clone of: Slicer copies no references, nor transforms."""
+        names = [ATTRIBUTE + name for name in ("fingerprint", "time", "model_sha256")]
+        roles = INPUT_ROLE, node.GetReferenceImageGeometryReferenceRole()
+        for other in others:
+            same = all(node.GetAttribute(name) == other.GetAttribute(name) for name in names)
+            if same and other.GetNodeReference(INPUT_ROLE) is not None:
+                for role in roles:
+                    node.SetNodeReferenceID(role, other.GetNodeReferenceID(role))
+                if node.GetTransformNodeID() is None:
+                    node.SetAndObserveTransformNodeID(other.GetTransformNodeID())
+                return
 
     def previousResult(self, volumeNode: Any) -> Any:
         """The latest segmentation made from a volume (of a sequence, from the displayed frame), or None."""

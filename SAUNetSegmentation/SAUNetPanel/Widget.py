@@ -184,7 +184,6 @@ class Widget:
         """The user opens another module: its clicks in the views are not the editor's."""
         self._entered = False
         self._warmUp.stop()
-        self._settle.stop()
         self.logic.cool()
         self._useEditor()
         self.ui.editor.removeViewObservations()
@@ -267,12 +266,13 @@ class Widget:
     def sceneNodesChanged(self, caller: Any = None, event: Any = None) -> None:
         """A node has come, changed or gone; what it holds is read, and what refers to it told, after this event."""
         self._leavingId = None
-        if self._entered:
-            self._settle.start()
+        if not self._entered and self._watched[0] is not None and self._watched[0].GetScene() is None:
+            self._watch(None)
+        self._settle.start()
 
     def _onSettled(self) -> None:
-        self.logic.nodes.recognise()
-        if self._parameters is None:
+        self.logic.nodes.recognise()  # also elsewhere: what a clone was made from may soon be gone
+        if self._parameters is None or not self._entered:
             return
         own = self._parameters.parameterNode, self.ui.editor.mrmlSegmentEditorNode()
         if any(node is None or node.GetScene() is None for node in own):  # somebody has removed it
@@ -293,6 +293,7 @@ class Widget:
         self.exit()
         self.ui.editor.setMRMLSegmentEditorNode(None)  # which the next panel's, or another one's, has
         self._forget()
+        self._settle.stop()
         self.logic.close()
         # A reload only hides it, and an editor without its node complains of every segment that comes or goes.
         self._uiWidget.deleteLater()
