@@ -1024,6 +1024,26 @@ def test_a_clone_belongs_to_the_volume_of_what_it_is_a_clone_of(panel_of):  # no
     assert panel.ui.resultSelector.currentNode() is copy
 
 
+def rename(node):
+    node.GetSegmentation().GetNthSegment(3).SetName("L6 vertebra")
+
+
+@pytest.mark.parametrize("correct", [paint, rename])
+def test_what_is_corrected_in_another_module_during_a_run_stays_the_one_shown(panel_of, correct):  # noqa: F811
+    """The new result took its place, and was exported without the corrections."""
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (mine,) = panel.results()
+    panel.ui.segmentButton.click()
+    panel.widget.exit()
+    correct(mine)
+    assert panel.wait()
+    panel.widget.enter()
+    assert panel.ui.resultSelector.currentNode() is mine and Result.isEdited(mine)
+    assert panel.ui.statusLabel.text.endswith(f"It is {panel.results()[1].GetName()} under Result.")
+
+
 def add_loaded(panel, folder):
     """A result from a file, which does not say which image it was made from."""
     write_segmentation(truth(), folder / "r.seg.nrrd")

@@ -30,6 +30,7 @@ from .Result import (
     ownFrame,
     provenance,
     shownFrame,
+    state,
     warningsOf,
 )
 from .SceneNodes import fileName
@@ -83,8 +84,7 @@ class Widget:
         self._segmentedId: str | None = None  # of the volume of the run
         self._outcome = Outcome()
         self._missed: tuple[str | None, Card] | None = None  # whose run failed, and how, while another module was open
-        self._shownBefore: Any = None  # the result that was shown when it began
-        self._corrected = False  # whether the result that is shown was changed since
+        self._shownBefore: tuple[Any, Any] | None = None  # the result that was shown when it began, and its state
         self._guiTag: Any = None
         self._observerTag: Any = None
         self._watched: tuple[Any, Any] = (None, None)  # the shown result, and the browser of its volume's frames
@@ -445,7 +445,8 @@ class Widget:
         self._clock.start()
         volume = self._parameters.inputVolume
         self._segmentedId = idOf(volume)
-        self._shownBefore, self._corrected = self._parameters.result, False
+        shown = self._parameters.result
+        self._shownBefore = (shown, state(shown)) if shown is not None else None
         try:
             self.logic.start(volume, **self._options(), **previous)
         finally:
@@ -511,7 +512,7 @@ class Widget:
         shown = (self._parameters or self.logic.getParameterNode()).result
         if shown is None or shown is node:
             return False
-        return shown is not self._shownBefore or self._corrected or self.ui.editor.activeEffect() is not None
+        return self._shownBefore != (shown, state(shown)) or self.ui.editor.activeEffect() is not None
 
     def _remember(self, node: Any, seconds: float) -> None:
         """How long it took is the best estimate for the next volume."""
