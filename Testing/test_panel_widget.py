@@ -487,16 +487,20 @@ def test_a_panel_that_is_left_holds_no_node(panel_of):  # noqa: F811
     panel = panel_of()
     for _ in range(2):  # the second run begins while the first one's result is shown
         press_and_wait(panel)
+    views = panel.ui.segmentsTable, panel.ui.show3DButton
+    for _ in range(2):
+        assert all([view.segmentationNode()] == panel.results() for view in views)
+        panel.widget.exit()
+        assert all(view.segmentationNode() is None for view in views)
+        panel.widget.enter()
     panel.widget.exit()
+    slicer.mrmlScene.RemoveNode(panel.results()[0])
+    panel.widget.sceneNodesChanged()
     for holder in (panel.widget, panel.logic):
         for name, value in vars(holder).items():
             held = value if isinstance(value, (list, tuple)) else [value]
             assert not any(isinstance(one, slicer.vtkMRMLNode) for one in held), name
     assert panel.widget._observers == []
-    views = panel.ui.segmentsTable, panel.ui.show3DButton
-    assert all(view.segmentationNode() is None for view in views)
-    panel.widget.enter()
-    assert all([view.segmentationNode()] == panel.results() for view in views)
 
 
 def test_editor_of_a_panel_that_is_gone_follows_no_node(panel_of):  # noqa: F811
@@ -1022,6 +1026,35 @@ def test_a_clone_belongs_to_the_volume_of_what_it_is_a_clone_of(panel_of):  # no
     assert panel.ui.resultSelector.currentNode() is None and not panel.ui.exportButton.enabled
     panel.ui.inputSelector.setCurrentNode(first)
     assert panel.ui.resultSelector.currentNode() is copy
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_name_that_is_given_after_segments_went_or_moved_is_kept(panel_of, left):  # noqa: F811
+    """Another list of segments wrote the old one over it: the panel's, or its editor's, also where that is not seen."""
+    add_volume()
+    panel = panel_of()
+    panel.ui.editSection.collapsed = False
+    press_and_wait(panel)
+    (node,) = panel.results()
+    segmentation = node.GetSegmentation()
+    lists = [slicer.qMRMLSegmentsTableView() for _ in range(1 + left)]  # the module Segment Editor's, and the editor's
+    for table in lists:
+        table.setSegmentationNode(node)
+    panel.widget.exit()
+    if not left:
+        panel.widget.enter()
+    for table in lists if left else (*lists, panel.ui.segmentsTable):
+        segmentation.RemoveSegment(segmentation.GetNthSegmentID(1))
+        table._native._model.type(4, "behind what went")
+        assert segmentation.GetNthSegment(4).GetName() == "behind what went"
+        segmentation.SetSegmentIndex(segmentation.GetNthSegmentID(5), 1)
+        table._native._model.type(3, "behind what moved")
+        assert segmentation.GetNthSegment(3).GetName() == "behind what moved"
+        segmentation.RemoveSegment(segmentation.GetNthSegmentID(0))
+        segmentation.GetNthSegment(4).SetColor(0, 1, 0)
+        assert segmentation.GetNthSegment(4).GetColor() == (0, 1, 0)
+    for table in lists:
+        table.setSegmentationNode(None)
 
 
 def rename(node):

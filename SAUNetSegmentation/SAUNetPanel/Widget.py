@@ -188,8 +188,8 @@ class Widget:
         self._useEditor()
         self.ui.editor.removeViewObservations()
         self.setParameterNode(None)
-        # A result that is removed meanwhile must not be held in memory.
-        self._watch(None)
+        # The list within the editor goes on. Its result is let go when it is removed: it must not be held in memory.
+        self._watch(self.ui.editor.segmentationNode())
         self._list(None)
 
     def _useEditor(self) -> None:
@@ -666,17 +666,22 @@ class Widget:
         kinds = slicer.vtkSegmentation
         calls = (
             (node, kinds.SegmentModified, self.sceneNodesChanged),
-            (node, kinds.SegmentAdded, self._onCorrected),
-            (node, kinds.SegmentRemoved, self._onCorrected),
-            (node, kinds.SourceRepresentationModified, self._onCorrected),
+            (node, kinds.SegmentAdded, self.sceneNodesChanged),
+            (node, kinds.SegmentRemoved, self._listAnew),
+            (node, kinds.SegmentsOrderModified, self._listAnew),
+            (node, kinds.SourceRepresentationModified, self.sceneNodesChanged),
             (watched[1], vtk.vtkCommand.ModifiedEvent, self.sceneNodesChanged),
         )
         self._watched = watched
         self._observers = [(one, one.AddObserver(event, call)) for one, event, call in calls if one is not None]
 
-    def _onCorrected(self, caller: Any = None, event: Any = None) -> None:
-        """Names, and surfaces that are made, are no corrections: the editor keeps no steps of them."""
-        self._corrected = True
+    def _listAnew(self, node: Any, event: Any = None) -> None:
+        """Lists of segments begin anew: one that goes on would write the old name and colour over the next new one.
+
+        Rows behind a segment that went or moved keep their old numbers. When one is set right, all that its row holds
+        is written into its segment (`qMRMLSegmentsModel::updateItemDataFromSegment`, `onItemChanged`).
+        """
+        node.InvokeCustomModifiedEvent(slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent)
         self.sceneNodesChanged()
 
     def _showCard(self, card: Card | None) -> None:

@@ -277,6 +277,10 @@ class SegmentsModel(QStandardItemModel):
         if item.column() == NAME and item.data(_NAME) != segment.GetName():
             segment.SetName(item.data(_NAME))
 
+    def type(self, row: int, name: str) -> None:
+        """What a double click, a name and Enter do, for tests."""
+        self.item(row, NAME).setData(name, _NAME)
+
     def rows(self) -> Iterator[tuple[str, tuple[int, ...], bool]]:
         """Name, colour and visibility as each row shows them, for tests."""
         for row in range(self.rowCount()):
