@@ -486,6 +486,19 @@ def test_moving_a_result_counts_as_edited(nodes):
     assert Result.isEdited(node)
 
 
+def test_hardening_the_volume_alone_does_not_count_as_editing_its_result(nodes):
+    volume = add_volume()
+    transform = add_transform(volume)
+    node = imported(nodes, volume)
+    assert volume.HardenTransform() and volume.GetTransformNodeID() is None
+    assert node.GetTransformNodeID() == transform.GetID() and not Result.isEdited(node)
+    add_transform(volume, linear=False)
+    assert Result.isEdited(node)
+    volume.SetAndObserveTransformNodeID(None)
+    volume.SetOrigin(1, 2, 3)
+    assert Result.isEdited(node)
+
+
 def test_another_meaning_counts_as_edited(nodes):
     node = imported(nodes)
     segments(node)[1].SetTerminology(segments(node)[3].GetTerminology())

@@ -61,7 +61,17 @@ def isEdited(node: Any) -> bool:
     if node.GetAttribute(ATTRIBUTE + "fingerprint") != fingerprint(node.GetSegmentation()):
         return True
     volume, transform = node.GetNodeReference(INPUT_ROLE), node.GetTransformNodeID()
-    return bool(transform) and volume is not None and transform != volume.GetTransformNodeID()
+    return bool(transform) and volume is not None and transform != volume.GetTransformNodeID() and _wasMoved(node)
+
+
+def _wasMoved(node: Any) -> bool:
+    """Whether a result under another transform than its input lies elsewhere: not if only the volume was hardened."""
+    grid, transform, _parent = _exportGrid(node)
+    resample, made, linear = slicer.vtkOrientedImageDataResample, _formerGrid(node), vtk.vtkTransform()
+    if transform is None or not resample.IsTransformLinear(transform, linear):  # None: another frame is shown
+        return True
+    resample.TransformOrientedImage(made, linear)
+    return not resample.DoGeometriesMatch(made, grid)
 
 
 def recognise(node: Any) -> None:
@@ -395,19 +405,26 @@ def transformBetween(node: Any, volumeNode: Any) -> Any:
 
 def _exportGrid(node: Any) -> tuple[Any, Any, str | None]:
     """The grid of a label map of the result, the transform to it (None: none), and its parent transform's ID."""
-    grid, volume = slicer.vtkOrientedImageData(), node.GetNodeReference(INPUT_ROLE)
+    volume = node.GetNodeReference(INPUT_ROLE)
     # Another frame than the one that is shown may lie elsewhere.
     if volume is None or volume.GetImageData() is None or shownFrame(volume) != ownFrame(node):
-        text = node.GetSegmentation().GetConversionParameter(
-            slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
-        )
-        slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, grid, False)
-        return grid, None, node.GetTransformNodeID()
+        return _formerGrid(node), None, node.GetTransformNodeID()
+    grid = slicer.vtkOrientedImageData()
     grid.SetExtent(volume.GetImageData().GetExtent())
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
     grid.SetImageToWorldMatrix(matrix)
     return grid, toInput(node), volume.GetTransformNodeID()
+
+
+def _formerGrid(node: Any) -> Any:
+    """The grid that the input had, in the result's own coordinates."""
+    grid = slicer.vtkOrientedImageData()
+    text = node.GetSegmentation().GetConversionParameter(
+        slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
+    )
+    slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, grid, False)
+    return grid
 
 
 def _onGrid(image: Any, grid: Any, transform: Any) -> Any:
