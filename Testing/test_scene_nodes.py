@@ -448,6 +448,24 @@ def test_segmentation_that_the_engine_wrote_is_a_result_and_a_foreign_one_is_non
     assert not Result.isResult(foreign) and list(foreign.GetAttributeNames()) == []
 
 
+def test_a_segmentation_of_one_s_own_with_a_structure_that_was_copied_is_no_result_for_good(nodes):
+    """Its exports told of a model that had not made it."""
+    made = imported(nodes).GetSegmentation()
+    own = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "lesions")
+    own.GetSegmentation().AddEmptySegment("lesion", "Lesion 1")
+    own.GetSegmentation().CopySegmentFromSegmentation(made, "SAUNet_41")
+    nodes.recognise()
+    assert not Result.isResult(own) and list(own.GetAttributeNames()) == []
+    own.GetSegmentation().CopySegmentFromSegmentation(made, "SAUNet_42")
+    nodes.recognise()
+    assert Result.isResult(own), "most of it was made here"
+    for identity, left in (("SAUNet_41", True), ("SAUNet_42", False)):
+        own.GetSegmentation().RemoveSegment(identity)
+        nodes.recognise()
+        assert Result.isResult(own) is left
+    assert list(own.GetAttributeNames()) == []
+
+
 @pytest.mark.parametrize("text", ["no JSON", "{}", '["text"]', "7"])
 def test_warnings_that_no_panel_wrote_are_left_out(nodes, text):
     node = imported(nodes)

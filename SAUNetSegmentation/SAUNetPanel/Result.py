@@ -32,6 +32,8 @@ from .Cards import PanelError
 ATTRIBUTE = ABOUT_TAG
 INPUT_ROLE = "SAUNet.Input"
 LABELMAP = "Binary labelmap"
+NOT_KNOWN = "not known"
+"""In place of the fingerprint of a result that was loaded from a file."""
 ABOUT = ("software", "model", "model_sha256", "device", "options", "time", "anchor", "relabelled", "encoding",
          "warnings")  # fmt: skip
 """What the tags of a segment say of the result; a segment cannot be asked for the names of its tags."""
@@ -77,18 +79,25 @@ def _wasMoved(node: Any) -> bool:
 def recognise(node: Any) -> None:
     """Turn a loaded segmentation file back into a result, from the segment tags that the file keeps.
 
-    Its input is not known, nor whether a hand changed it before it was saved: it counts as edited.
+    Its input is not known, nor whether a hand changed it before it was saved: it counts as edited. A segmentation of
+    the user's own into which structures were copied becomes one if they are most of it, until the last one is gone.
     """
-    segments = [] if isResult(node) else list(segmentsOf(node.GetSegmentation()))
-    for _segmentId, segment in segments:
-        about = {name: _tag(segment, ATTRIBUTE + name) for name in ABOUT}
-        if _tag(segment, LEVEL_TAG) and not about["encoding"]:  # the engine's earlier files do not say it
+    known = node.GetAttribute(ATTRIBUTE + "fingerprint")
+    if known not in (None, NOT_KNOWN):
+        return
+    segments = list(segmentsOf(node.GetSegmentation()))
+    made = [one for _segmentId, one in segments if _tag(one, ENCODING_TAG) or _tag(one, LEVEL_TAG)]
+    if known is None and 2 * len(made) > len(segments):
+        about = {name: _tag(made[0], ATTRIBUTE + name) for name in ABOUT} | {"fingerprint": NOT_KNOWN}
+        if not about["encoding"]:  # the engine's earlier files do not say it
             about["encoding"] = "parts" if _hasParts(segments) else "levels"
-        if about["encoding"]:
-            with slicer.util.NodeModify(node):
-                for name, value in (about | {"fingerprint": "not known"}).items():
-                    node.SetAttribute(ATTRIBUTE + name, value or None)
-            return
+    elif known is not None and segments and not made:
+        about = dict.fromkeys((*ABOUT, "fingerprint"), "")
+    else:
+        return
+    with slicer.util.NodeModify(node):
+        for name, value in about.items():
+            node.SetAttribute(ATTRIBUTE + name, value or None)
 
 
 def _hasParts(segments: list[tuple[str, Any]]) -> bool:
