@@ -78,7 +78,7 @@ CODES: Mapping[str, Code] = {
         _COUNT, "MIXED", "vertebrae other than those expected lay next to a disc; names may be wrong there."
     ),
     "VERTEBRA_SMALL": Code(_COUNT, "SMALL", "far less was found of a vertebra than of its neighbours."),
-    "DISC_MISSING": Code(About.COUNT, "MISSING", "a disc was not found; its vertebrae were separated by their height."),
+    "DISC_MISSING": Code(_COUNT, "MISSING", "a disc was not found; its vertebrae were separated by their height."),
     "PIECES_APART": Code(
         word="APART", later="bone or canal lay apart from the spine, as with ghosting, and got no label."
     ),

@@ -30,7 +30,7 @@ from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
 CHECK = "Check whether the volume shows the spine."
-GUESSES = f"{CHECK} The level names are little more than guesses. State the level of the lowest vertebra."
+GUESSES = f"{CHECK} Level names are little more than guesses unless you state the level of the lowest vertebra."
 
 
 def stack_of(slices: np.ndarray, spacing: tuple[float, float, float] = (4.0, 1.0, 1.0)) -> SagittalStack:

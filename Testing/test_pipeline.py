@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import ANGLES, FLIPS, ORDERS
 
-from SAUNetLib.anatomy import structures
+from SAUNetLib.anatomy import structures, value_of
 from SAUNetLib.errors import CancelledError, InputError, UsageError
 from SAUNetLib.notices import About
 from SAUNetLib.pipeline import segment, segment_file
@@ -110,6 +110,19 @@ def test_classes_or_levels(tiny_engine):
     named = segment(picture(), tiny_engine)
     assert named.encoding.name == "levels" and set(np.unique(named.labels)) - {0} <= structures().keys()
     assert np.array_equal(to_classes(named.labels), three.labels)
+
+
+@pytest.mark.parametrize("pixel", [1.0, 1.7])
+def test_three_classes_tell_of_sizes_but_ask_for_no_check_of_names(tiny_engine, monkeypatch, pixel):
+    truth = block_spine()
+    truth[truth == value_of("L3/L4")] = 0
+    image = np.random.default_rng(0).uniform(1, 100, truth.shape).astype(np.float32)
+    grid = Geometry(tuple(reversed(truth.shape)), (pixel, pixel, 4.0), (0.0, 0.0, 0.0), SLICES_TO_LEFT)
+    monkeypatch.setattr(tiny_engine, "classes", lambda stack, report: (CLASS_OF[truth], ()))
+    three, named = (segment(Volume(image, grid), tiny_engine, levels=levels).warnings for levels in (False, True))
+    assert "DISC_MISSING" in [notice.code for notice in named]
+    assert [notice.code for notice in three] == (["SIZES_UNUSUAL"] if pixel > 1 else [])
+    assert not any("the level" in notice.text for notice in three)
 
 
 @pytest.mark.parametrize("spines", [1, 4])

@@ -25,7 +25,7 @@ _FEW = 2
 
 HEAD_AND_FEET = Notice(
     "HEAD_AND_FEET",
-    "This image seems to be stored upside down, with the feet at the top. If so, all level names are wrong and "
+    "This image seems to be stored upside down, with the feet at the top. If so, any level names are wrong and "
     "stating a level does not help: correct the orientation in the file, or export it again.",
 )
 
@@ -166,7 +166,7 @@ def _about_few(spine: Spine, discs: int, guessed: bool) -> Notice:
         "the volume shows the spine."
     )
     if guessed and spine.numbers:
-        text += " The level names are little more than guesses. State the level of the lowest vertebra."
+        text += " Level names are little more than guesses unless you state the level of the lowest vertebra."
     return Notice("FEW_STRUCTURES", text)
 
 
@@ -221,14 +221,14 @@ def _about_image(spine: Spine, anchor: Anchor) -> list[Notice]:
         text = (
             f"According to the voxel size in the file, these vertebrae are {abs(larger - 1):.0%} "
             f"{'larger' if larger > 1 else 'smaller'} than an adult's. Check the voxel size, on which all sizes "
-            "depend, and the level names."
+            "depend, and any level names."
         )
         notices.append(Notice("SIZES_UNUSUAL", text))
     if spine.apart_mm3 > _MUCH_MM3:
         text = (
             f"{spine.apart_mm3 / 1000:.0f} ml of bone and canal lie apart from the spine and got no label. Ghosting "
             "from motion or flow may show the spine twice, or the image may wrap around and show part of it on the "
-            "other side. Check the outlines and the levels."
+            "other side. Check the outlines and any level names."
         )
         notices.append(Notice("PIECES_APART", text))
     return notices
