@@ -53,9 +53,7 @@ def discs(grid: Grid, column: Column) -> Discs:
 
 def in_parts(disc: Interface, number: int) -> tuple[Interface, Interface]:
     """A disc as two parts, the second a smaller one 3 mm below, of that number."""
-    small = replace(
-        disc, point=disc.point + 3 * disc.normal, station=disc.station + 3, number=number, components=(number,)
-    )
+    small = replace(disc, point=disc.point + 3 * disc.normal, station=disc.station + 3, number=number, discs=(number,))
     return replace(disc, volume=0.7 * disc.volume), replace(small, volume=0.3 * disc.volume)
 
 
@@ -75,7 +73,7 @@ def test_parts_of_a_disc_become_one(bone: Bone, discs: Discs) -> None:
     parts = in_parts(found[3], many + 1)
     result = merge_fragments([*found[:3], *parts, *found[4:]], bone)
     assert len(result) == many
-    assert result[3].components == (4, many + 1) and result[3].number == 4
+    assert result[3].discs == (4, many + 1) and result[3].number == 4
     assert result[3].volume == pytest.approx(found[3].volume)
 
 
@@ -93,9 +91,7 @@ def test_a_small_disc_too_near_the_last_one_is_false(bone: Bone, discs: Discs, l
     """It would make a level so low that the usual distance falls, and a whole vertebra is cut in two."""
     found = discs.interfaces[1:-1]
     end, way = (found[-1], 1) if lowest else (found[0], -1)
-    speck = replace(
-        end, point=end.point + 8 * way * end.normal, station=end.station + 8 * way, number=99, components=(99,)
-    )
+    speck = replace(end, point=end.point + 8 * way * end.normal, station=end.station + 8 * way, number=99, discs=(99,))
     small = replace(speck, volume=0.1 * end.volume, depth=0.3 * end.depth)
     for last, kept in ((small, False), (speck, True)):
         result = drop_false_discs([*found, last] if lowest else [last, *found], bone)

@@ -42,7 +42,7 @@ class Interface:
         station: place along the column, mm.
         volume, depth: mm3 of the disc and mm from its front to its back; 0 for none.
         number: of the disc, at least 1; an interface without a disc, because it was not segmented, has 0.
-        components: numbers of the components of the class disc that make it up.
+        discs: numbers of the discs merged into it.
         section: mm2 of the disc in the slice that shows most of it, which is the same where the image's border cuts off
             its side; 0 for none.
     """
@@ -53,7 +53,7 @@ class Interface:
     volume: float = 0.0
     depth: float = 0.0
     number: int = 0
-    components: tuple[int, ...] = ()
+    discs: tuple[int, ...] = ()
     section: float = 0.0
 
     @property
@@ -66,7 +66,7 @@ class Interface:
         return (points - self.point.astype(np.float32)) @ self.normal.astype(np.float32)
 
     def merged_with(self, fragment: Interface) -> Interface:
-        """Merge this fragment of a disc with another; the result has the plane and number of the larger one."""
+        """Merge this fragment of a disc with another: the number and normal of the larger one, at the mean point."""
         larger = self if self.volume >= fragment.volume else fragment
         volume = self.volume + fragment.volume
         return replace(
@@ -75,7 +75,7 @@ class Interface:
             station=(self.station * self.volume + fragment.station * fragment.volume) / volume,
             volume=volume,
             depth=max(self.depth, fragment.depth),
-            components=self.components + fragment.components,
+            discs=self.discs + fragment.discs,
             section=self.section + fragment.section,
         )
 
@@ -113,14 +113,14 @@ class Discs:
         for count, group in enumerate(groups, 1):
             # Most discs are one component.
             disc = group[0] if len(group) == 1 else voxels.interface(numbers == count, count)
-            interfaces.append(replace(disc, number=count, components=(count,)))
+            interfaces.append(replace(disc, number=count, discs=(count,)))
         return cls(tuple(interfaces), grid, numbered)
 
     def only(self, interfaces: Sequence[Interface]) -> Discs:
-        """Keep the discs of these interfaces, with the components of each merged; all others become background."""
+        """Keep the discs of these interfaces, with those of each merged; all others become background."""
         number = np.zeros(len(self.interfaces) + 1, np.uint8)
         for interface in interfaces:
-            number[list(interface.components)] = interface.number
+            number[list(interface.discs)] = interface.number
         discs = tuple(interface for interface in interfaces if interface.number)
         same = np.array_equal(number, np.arange(len(number)))
         return Discs(discs, self.grid, self.map if same else number[self.map])
