@@ -29,7 +29,7 @@ from conftest import ROOT
 from SAUNetLib.cli import main
 from SAUNetLib.engine import Engine
 from SAUNetLib.errors import SAUNetError
-from SAUNetLib.formats.dicom_elements import PIXEL_DATA, read_header
+from SAUNetLib.formats.dicom_elements import read_header
 from SAUNetLib.formats.dicom_files import is_dicom
 from SAUNetLib.model import load_model
 from SAUNetLib.pipeline import segment, segment_file
@@ -345,10 +345,10 @@ def test_the_walk_finds_what_pydicom_finds(syntax: str, undefined: bool, tmp_pat
         listed = ["\\".join(map(str, value)) if isinstance(value, list | pydicom.multival.MultiValue) else str(value)
                   for value in listed]  # fmt: skip
         if tag == 0x00280010:
-            assert header.short(tag, 0) == data.Rows == GRID.size[1]
+            assert header.short(tag) == data.Rows == GRID.size[1]
         else:
             assert [text for place in SEQUENCES for text in header.texts(tag, place)] == listed and listed
-    assert header.length(PIXEL_DATA) == len(data.PixelData) and not header.compressed
+    assert header.pixel_bytes == len(data.PixelData) and not header.compressed
 
 
 def test_the_walk_reads_pydicom_s_examples(tmp_path: Path) -> None:
@@ -362,8 +362,8 @@ def test_the_walk_reads_pydicom_s_examples(tmp_path: Path) -> None:
         except ValueError:
             continue
         data = pydicom.dcmread(path, force=True)  # one has no mark
-        assert header.length(PIXEL_DATA) > 0 or "PixelData" not in data
-        assert "Rows" not in data or header.short(0x00280010, 0) == data.Rows
+        assert header.pixel_bytes > 0 or "PixelData" not in data
+        assert "Rows" not in data or header.short(0x00280010) == data.Rows
         read += 1
     assert read > 50
 

@@ -135,10 +135,10 @@ class TrialTable:
     def summary(self, task: str, network: str, slices: str, structure: str, figure: str) -> Summary:
         return Summary.of(self.values(task, network, slices, structure, figure, self.seeds(task, network)))
 
-    def gain(self, task: str, pair: tuple[str, str], slices: str, structure: str, figure: str) -> Summary:
-        """Of the differences of two networks, seed by seed and patient by patient."""
+    def gain(self, task: str, pair: tuple[str, str], slices: str, figure: str) -> Summary:
+        """Of the differences of two networks in the mean over structures, seed by seed and patient by patient."""
         seeds = self.seeds(task, *pair)
-        first, second = (self.values(task, network, slices, structure, figure, seeds) for network in pair)
+        first, second = (self.values(task, network, slices, "mean", figure, seeds) for network in pair)
         with np.errstate(invalid="ignore"):
             return Summary.of(first - second)
 
@@ -293,7 +293,7 @@ def _gains(table: TrialTable, task: str) -> str:
             continue
         row = [f"{CANDIDATES[pair[0]].title} - {CANDIDATES[pair[1]].title}"]
         row += [
-            table.gain(task, pair, slices, "mean", figure).text(_scale(figure), sign="+")
+            table.gain(task, pair, slices, figure).text(_scale(figure), sign="+")
             for slices in table.slices()
             for figure in GAINS
         ]

@@ -73,16 +73,17 @@ class Header:
         elements = [element for element in self.elements if element.tag == tag and element.within == within]
         return [element.value.decode("latin-1").strip("\0 ") for element in elements]
 
-    def short(self, tag: int, default: int) -> int:
-        """The value of an unsigned short element of the data set itself."""
+    def short(self, tag: int) -> int:
+        """The value of an unsigned short element of the data set itself; 0 where it is absent."""
         for element in self.elements:
             if element.tag == tag and not element.depth and element.length >= 2:
                 return int(struct.unpack(f"{self.order}H", element.value[:2])[0])
-        return default
+        return 0
 
-    def length(self, tag: int) -> int:
-        """Bytes of an element of the data set itself; 0 where it is absent."""
-        return sum(element.length for element in self.elements if element.tag == tag and not element.depth)
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of the pixel data, as they are stored; 0 where there are none."""
+        return sum(element.length for element in self.elements if element.tag == PIXEL_DATA and not element.depth)
 
 
 def read_header(path: Path, wanted: Collection[int]) -> Header:

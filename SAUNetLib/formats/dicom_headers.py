@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from ..errors import check_memory
 from . import itk
-from .dicom_elements import PIXEL_DATA, Header, read_header
+from .dicom_elements import Header, read_header
 from .dicom_series import DicomFrame, Series
 
 COMPRESSION = 10_000
@@ -85,12 +85,12 @@ def read_as_series(path: Path) -> Series | None:
                 _numbers(text("0028|0030")), spread[0],
             ),
         )  # fmt: skip
-    parts = header.short(_PARTS, 0)
+    parts = header.short(_PARTS)
     about: dict[str, Any] = {
         "study": text("0020|000d"), "patient": text("0010|0020"),
         "instance": text("0008|0018"), "sop_class": text("0008|0016"),
         "mosaic": "MOSAIC" in text("0008|0008").split("\\"),
-        "part": (text("0020|9161"), header.short(_PART, 0), parts) if parts else None,
+        "part": (text("0020|9161"), header.short(_PART), parts) if parts else None,
     }  # fmt: skip
     return Series(
         text("0020|0011"), text("0008|103e"), text("0020|000e"), text("0008|0060") or "unknown",
@@ -159,7 +159,7 @@ def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int)
 
 def _whole(header: Header) -> bool:
     """Whether a file holds as many pixels as its header declares; GDCM allocates these before it looks for them."""
-    rows, columns, bits = (header.short(tag, 0) for tag in (_ROWS, _COLUMNS, _BITS))
+    rows, columns, bits = (header.short(tag) for tag in (_ROWS, _COLUMNS, _BITS))
     frames = int((header.texts(_FRAMES, 0) or ["1"])[0] or 1)
     wanted = rows * columns * max(1, frames) * bits // 8
-    return 0 < wanted <= header.length(PIXEL_DATA) * (COMPRESSION if header.compressed else 1)
+    return 0 < wanted <= header.pixel_bytes * (COMPRESSION if header.compressed else 1)

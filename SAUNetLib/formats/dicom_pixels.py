@@ -82,7 +82,7 @@ def _check_bits(path: Path, series: Series) -> None:
     """
     try:
         header = read_header(path, (_ALLOCATED, _STORED, _SIGNED, _PADDING, *_OVERLAYS))
-        allocated, stored = header.short(_ALLOCATED, 0), header.short(_STORED, 0)
+        allocated, stored = header.short(_ALLOCATED), header.short(_STORED)
         if header.compressed or allocated not in (8, 16, 32) or not 0 < stored < allocated:
             return
         if allocated == 32:
@@ -93,9 +93,9 @@ def _check_bits(path: Path, series: Series) -> None:
             )
         above = (1 << allocated) - (1 << stored)
         for tag in _OVERLAYS:
-            above &= ~(1 << header.short(tag, 0))
-        signs = (0, above) if header.short(_SIGNED, 0) else (0, 0)
-        padding = header.short(_PADDING, 0)
+            above &= ~(1 << header.short(tag))
+        signs = (0, above) if header.short(_SIGNED) else (0, 0)
+        padding = header.short(_PADDING)
         passed = padding if padding < 1 << allocated and not padding & ((1 << stored) - 1) else 0
         whole = True
         for pixels in _stored(path, header, allocated // 8):

@@ -21,8 +21,10 @@ _BEHIND_MM, _ASIDE_MM = 6.0, 30.0
 """A disc's middle lies no farther behind the canal's anterior border, and beside the column (chosen)."""
 _LONG_MM, _THICK_MM = 14.0, 15.0
 """A component so long down the column, and so thick at its thinnest, is more than one disc."""
-_THIN, _PEAKS_MM = 0.35, 10.0
-"""It is cut where its cross-section falls below this share of the peaks beside it, so far apart at least (chosen)."""
+_THIN = 0.35
+"""It is cut where its cross-section falls below this share of the peaks beside it (chosen)."""
+_PEAKS_MM = 10.0
+"""Peaks of a cross-section are so far apart at least; closer ones are one (chosen)."""
 _IN_PLANE_MM = 6.0
 """A part of a disc lies this close to the plane of the larger part."""
 _PART, _SAME_PLACE_MM = 0.7, 5.0
@@ -178,7 +180,7 @@ def _components(mask: np.ndarray, voxels: _DiscVoxels) -> np.ndarray:
         station = voxels.station[own]
         if np.ptp(station) < _LONG_MM or _thickness(voxels.points[own]) < _THICK_MM:
             continue
-        cuts = valleys(station, least=_THIN, apart=_PEAKS_MM)
+        cuts = valleys(station, least=_THIN)
         piece = np.searchsorted(cuts, station)
         component[own] = np.where(piece > 0, following + piece, component[own])
         following += len(cuts) + 1
@@ -243,10 +245,10 @@ def _thickness(points: np.ndarray) -> float:
     return float(high - low)
 
 
-def valleys(station: np.ndarray, least: float, apart: float) -> np.ndarray:
+def valleys(station: np.ndarray, least: float) -> np.ndarray:
     """Stations (M,) where the profile of voxel stations (N,) falls below the share `least` of the peaks on both sides.
 
-    Peaks closer than `apart` mm are one.
+    Peaks closer than `_PEAKS_MM` are one.
     """
     low = station.min()
     profile = smooth(np.bincount((station - low).astype(int)).astype(float), 1.0)
@@ -257,7 +259,7 @@ def valleys(station: np.ndarray, least: float, apart: float) -> np.ndarray:
     end = ends[0]
     centre = (starts[0] + ends[0]) / 2
     for start, after in zip(starts[1:], ends[1:], strict=True):
-        if (start + after) / 2 - centre >= apart:
+        if (start + after) / 2 - centre >= _PEAKS_MM:
             cuts.append(low + end + int(np.argmin(profile[end : start + 1])) + 0.5)
             centre = (start + after) / 2
         end = after

@@ -46,9 +46,9 @@ the usual distance (chosen)."""
 _FALSE_WITHIN_MM, _FALSE_BONE = 5.0, 0.5
 """Around a false disc there is bone: so near to it, the thinnest place has more than this share of that beside it."""
 
-_GAP, _PEAKS_MM = 0.45, 10.0
+_GAP = 0.45
 """Where there is no disc at all, the row of bodies is interrupted where its cross-section falls below this share of the
-peaks beside it, which lie at least so far apart (chosen)."""
+peaks beside it (chosen)."""
 _MIDDLE_MM = 15.0
 """From the posterior wall forwards to about the middle of a body."""
 
@@ -184,7 +184,7 @@ def interfaces_at_gaps(bone: Bone) -> list[Interface]:
     """Place interfaces where the row of bodies is interrupted: the only evidence if there is no disc at all."""
     if len(bone.station) == 0:
         return []
-    return [_across(bone, float(cut)) for cut in valleys(bone.station, least=_GAP, apart=_PEAKS_MM)]
+    return [_across(bone, float(cut)) for cut in valleys(bone.station, least=_GAP)]
 
 
 def _across(bone: Bone, station: float) -> Interface:

@@ -57,7 +57,8 @@ def _slab(canvas: Canvas, spine: Spine, n: int, half: tuple[float, float]) -> _S
 
 def paint_sac(canvas: Canvas, spine: Spine, rng: np.random.Generator) -> None:
     """Dural sac with label: CSF, cord down to the conus at L1/L2, rootlets of the cauda equina below."""
-    conus = _height_of(spine, "L1") + rng.uniform(-22, 10)
+    first_lumbar = next(body for body in spine.vertebrae if body.level == "L1")
+    conus = float(first_lumbar.lower.centre[2]) + rng.uniform(-22, 10)
     roots = _CaudaEquina(spine, rng)
     for n in range(len(spine.sac) - 1):
         width = (spine.sac_width[n], spine.sac_width[n + 1])
@@ -82,10 +83,6 @@ def paint_sac(canvas: Canvas, spine: Spine, rng: np.random.Generator) -> None:
         region.paint(sac & in_cord & (cord > 0), Tissue.CORD)
         for x, y, radius in roots.at(0.5 * (spine.sac[n].centre[2] + spine.sac[n + 1].centre[2]), conus):
             region.paint(sac & (np.hypot(u - x * a, v - y * b) < radius) & (z < conus + 14), Tissue.ROOT)
-
-
-def _height_of(spine: Spine, level: str) -> float:
-    return next(float(v.lower.centre[2]) for v in spine.vertebrae if v.level == level)
 
 
 class _CaudaEquina:
