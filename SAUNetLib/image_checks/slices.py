@@ -41,7 +41,7 @@ def _about_empty(slices: np.ndarray) -> str:
     """Text on how many slices (S, H, W) are empty, or empty below unlike their neighbours; empty if there are none.
 
     Of a file whose copy was interrupted the rest may be zeros; files that are copied at one time lie side by side. In
-    air the outer slices would be so: there was none like it in the 46 volumes of the shared data (2026-11-27).
+    air the outer slices would be so: there was none like it in 47 volumes.
     """
     height = slices.shape[1]
     rows = [_empty_rows(pixels) for pixels in slices]

@@ -39,6 +39,7 @@ class Spine:
     """All instances on the full grid, numbered from the top.
 
     Attributes:
+        grid: the given one without components of the canal that lie away from the column.
         column: the line down the bodies' posterior wall.
         chain: interfaces and bodies.
         discs: the discs that the chain kept.
@@ -65,7 +66,10 @@ class Spine:
         self.apart_mm3 = float(apart * grid.voxel)
 
     def _without_ghosts(self, canal: np.ndarray) -> np.ndarray:
-        """The canal's voxels, as places (N,) in the flattened classes, without components that lie beside the spine."""
+        """The canal's voxels, as places (N,) in the flattened classes, without components that lie beside the spine.
+
+        `wall.find_column` has taken out small ones by narrower bounds.
+        """
         component = self.grid.components.ravel()[canal]
         numbers = np.unique(component)
         if len(numbers) < 2:

@@ -29,7 +29,8 @@ _END = 10
 _MIDDLE_MM, _FRONT = 5.0, 96
 """The anterior border is told by what lies so close to the middle from side to side: this percentile of it."""
 _HALF_MM = 7.0
-"""From the line to a border that does not show: half of a usual canal's depth (chosen)."""
+"""From the line to a border that does not show: half of a usual canal's depth (chosen). Where there is no canal at all,
+`landmarks._HALF_CANAL_MM` is counted from the discs."""
 _ASIDE_MM = 5.0
 """How deep a canal is in a slice is told over so many mm up and down (chosen)."""
 _DEEPEST, _FLAT = 0.85, 0.5
@@ -109,7 +110,7 @@ class Centreline:
             before, after = beyond[:, 1] < line[0, 1] - _APART, beyond[:, 1] > line[-1, 1] + _APART
             line = np.concatenate([beyond[before], line, beyond[after]])
         told = line[0], line[-1]
-        line = _longer(line, _BEYOND)
+        line = _longer(line)
         seen, known = ([int(np.argmin(np.linalg.norm(line - end, axis=1))) for end in both] for both in (ends, told))
         return cls(line, np.zeros(len(line)), seen[0], seen[1], (known[0], known[1]), np.zeros(len(line), bool))
 
@@ -223,15 +224,15 @@ def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
     return gaussian_filter1d(padded, sigma, axis=0, radius=reach)[reach:-reach]
 
 
-def _longer(line: np.ndarray, beyond: float) -> np.ndarray:
-    """A line (N, 3) resampled to even steps and continued straight for so many mm at both ends."""
+def _longer(line: np.ndarray) -> np.ndarray:
+    """A line (N, 3) resampled to even steps and continued straight for `_BEYOND` mm at both ends."""
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
     even = np.linspace(0, along[-1], max(2, round(along[-1] / STEP) + 1))
     line = np.stack([np.interp(even, along, line[:, axis]) for axis in range(3)], axis=1)
     reach = min(_END, len(line) - 1)
     step = even[1] - even[0]
     up, down = line[0] - line[reach], line[-1] - line[-1 - reach]
-    ahead = np.arange(1, round(beyond / step) + 1)[:, None] * step
+    ahead = np.arange(1, round(_BEYOND / step) + 1)[:, None] * step
     return np.concatenate(
         [line[0] + ahead[::-1] * up / np.linalg.norm(up), line, line[-1] + ahead * down / np.linalg.norm(down)]
     )

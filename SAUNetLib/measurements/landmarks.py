@@ -15,9 +15,10 @@ from .sections import DOUBTFUL, STRAY, SectionFinder
 from .space import LabelSpace
 
 _HALF_CANAL_MM = 8.0
-"""From the discs' posterior ends to the canal's middle, and from there to its border, where no canal is segmented."""
+"""From the discs' posterior ends to the canal's middle, and from there to its border, where no canal is segmented: more
+than half of a canal (`centreline._HALF_MM`), which lies some mm behind the discs."""
 _POSTERIOR = 92
-"""Percentile of a disc's columns from which on it ends."""
+"""Percentile of a disc's columns from which on it ends, for these mm; `levels.wall` has its own for the wall itself."""
 _FEW = 20
 """Fewer points of a vertebra in front of the canal are no body."""
 _GAP_MM = 4.5
