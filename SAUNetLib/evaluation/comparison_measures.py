@@ -14,12 +14,11 @@ from monai.networks.blocks.dynunet_block import UnetBasicBlock
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils import benchmark
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..anatomy import CLASS_NAMES, VERTEBRA
 from ..engine import GPU_CHUNK, computes_bfloat16, network_input, resample
 from ..metrics import agreement, compare_labels
-from ..network import DenseUNet, SAUNet, fold_batch_norm, pack_for_processor
+from ..network import DenseUNet, SAUNet, cost_of, fold_batch_norm, pack_for_processor
 from ..training.folders import UNKNOWN
 from ..training.held_out import VALIDATIONS, HeldOutCase
 from ..training.train import TrainingConfig
@@ -127,14 +126,12 @@ def network_costs(
             seconds[name][case.slices] += min(run[name] for run in taken)
     costs = {}
     for name in CANDIDATES:
-        network = Trial(name, task, config.seed).build(config).eval().to(device)
-        with FlopCounterMode(display=False) as counter:
-            network(first.float())
-        parameters = sum(weights.numel() for weights in network.parameters())
+        # Not on PyTorch's meta device, on which MONAI's sliding window does not work.
+        parameters, operations = cost_of(Trial(name, task, config.seed).build(config).eval().to(device), first.float())
         costs[name] = Cost(
             parameters=parameters,
             megabytes=4 * parameters / 1e6,
-            gigaflop=counter.get_total_flops() / first.shape[1] / 1e9,
+            gigaflop=operations / first.shape[1] / 1e9,
             seconds=seconds[name],
         )
     return costs

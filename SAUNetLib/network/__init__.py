@@ -3,7 +3,7 @@
 from .dense_unet import ConvBNReLU, DenseBlock, DenseUNet
 from .inference import fold_batch_norm, pack_for_processor
 from .inter_slice_attention import InterSliceAttention
-from .sau_net import SAUNet
+from .sau_net import SAUNet, cost_of
 
 __all__ = [
     "ConvBNReLU",
@@ -11,6 +11,7 @@ __all__ = [
     "DenseUNet",
     "InterSliceAttention",
     "SAUNet",
+    "cost_of",
     "fold_batch_norm",
     "pack_for_processor",
 ]

@@ -68,10 +68,7 @@ class SAUNet(nn.Module):
 
     def cost(self, rows: int, columns: int) -> tuple[int, int]:
         """Number of weights, and floating-point operations of the convolutions for a slice of rows x columns pixels."""
-        network, slices = self.outline(), torch.empty(1, 1, 1, rows, columns, device="meta")
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            network(slices)
-        return sum(weight.numel() for weight in self.parameters()), counter.get_total_flops()
+        return cost_of(self.outline(), torch.empty(1, 1, 1, rows, columns, device="meta"))
 
     def rough(self, slices: Tensor) -> Maps:
         """The rough results F of slices (N, 1, H, W), each alone: one map (N, C, H, W), or those of all levels."""
@@ -143,6 +140,13 @@ class SAUNet(nn.Module):
         if self.isa is None:
             return []
         return [self.isa] if isinstance(self.isa, InterSliceAttention) else list(self.isa)  # type: ignore[arg-type]
+
+
+def cost_of(network: nn.Module, image: Tensor) -> tuple[int, int]:
+    """Number of any network's weights, and floating-point operations of its convolutions for an input."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(image)
+    return sum(weights.numel() for weights in network.parameters()), counter.get_total_flops()
 
 
 def _maps_of_slice(maps: Maps, number: int) -> Maps:
