@@ -55,11 +55,7 @@ def _likeness(slices: np.ndarray) -> np.ndarray:
     """Correlation (N, N) of the slices (S, H, W) that show something, of about 64 rows and columns each."""
     rows, columns = (max(1, count // 64) for count in slices.shape[1:])
     thinned = slices[:, ::rows, ::columns].reshape(len(slices), -1).astype(np.float64)
-    thinned -= thinned.mean(axis=1, keepdims=True)
-    size = np.linalg.norm(thinned, axis=1)
-    shown = thinned[size > 0] / size[size > 0, None]
-    correlation: np.ndarray = shown @ shown.T
-    return correlation
+    return np.atleast_2d(np.corrcoef(thinned[np.ptp(thinned, axis=1) > 0]))
 
 
 def _mirrored(both: np.ndarray, far: np.ndarray) -> np.ndarray:
