@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
 import cc3d
 import numpy as np
-
-if TYPE_CHECKING:
-    from .segmentation import Segmentation
 
 Box = tuple[slice, slice, slice]
 _CUT = 0.4
@@ -56,13 +50,6 @@ def cut_structures(labels: np.ndarray) -> frozenset[int]:
         area = np.pad(area, ((box[0].start, shape[0] - box[0].stop), (0, 0)))
         cut |= set(np.flatnonzero(cut_by_slices(area)).tolist())
     return frozenset(cut - {0})
-
-
-def with_cuts(segmentation: Segmentation) -> Segmentation:
-    """The same with what its labels tell of `partial`, where nothing else does: NIfTI has no room for it."""
-    if segmentation.partial:
-        return segmentation
-    return replace(segmentation, partial=cut_structures(segmentation.stack().slices))
 
 
 def cut_by_slices(area: np.ndarray) -> np.ndarray:

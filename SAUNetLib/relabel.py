@@ -24,7 +24,6 @@ from .formats.segmentations import (
     write_segmentation,
     write_table,
 )
-from .masks import with_cuts
 from .notices import About, Notice
 from .segmentation import Segmentation, count_labels
 
@@ -169,7 +168,7 @@ def relabel_file(
     if in_place and marked and ending_of(target, SEGMENTATIONS) != SEGMENTS:
         cause = f"{target.name} lists segments, whose status, colours and tags a label map does not store"
         raise _refusal(cause, f"Give the result another name, ending in {SEGMENTS} (--output)")
-    segmentation = relabel(with_cuts(saved), assignments)
+    segmentation = relabel(saved.with_cuts(), assignments)
     marks = _marks(path, saved, assignments) if marked else {}
     with write_together():
         write_segmentation(segmentation, target, marks)

@@ -85,6 +85,14 @@ class Segmentation:
             confidence={},
         )
 
+    def with_cuts(self) -> Segmentation:
+        """The same with what its labels tell of `partial`, where nothing else does: NIfTI has no room for it."""
+        if self.partial:
+            return self
+        from .masks import cut_structures  # brings cc3d, which is not there where Slicer's own tests run
+
+        return replace(self, partial=cut_structures(self.stack().slices))
+
     def require_levels(self) -> None:
         """Reject three classes where structures with levels are needed.
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..anatomy import place_of, value_of
-from ..masks import Box, bounding_box, cut_structures, with_cuts
+from ..masks import Box, bounding_box, cut_structures
 from ..notices import Notice
 from ..segmentation import Segmentation, StructureRow
 from ..volume import SagittalStack, Volume, check_geometry, on_grid
@@ -58,7 +58,7 @@ def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measure
     volume = volume and on_grid(volume, segmentation.geometry, "its segmentation")
     check_geometry(segmentation.geometry, "the segmentation")
     segmentation, volume = _cropped_to_field(merge_parts(segmentation), volume)
-    return _MeasurementRun(with_cuts(segmentation), volume).result()
+    return _MeasurementRun(segmentation.with_cuts(), volume).result()
 
 
 def names_out_of_order(segmentation: Segmentation) -> tuple[str, str] | None:
