@@ -87,7 +87,8 @@ def _beside_spine(grid: Grid, pieces: np.ndarray, box: Box) -> np.ndarray:
 def _near(mask: np.ndarray, spacing: np.ndarray, reach_mm: float) -> np.ndarray:
     """Which pixels (H, W) lie within `reach_mm` of a mask (H, W).
 
-    Not by an ITK filter: without memory, or in a forked process, its threads were waited for without end.
+    Not by an ITK filter: without memory, or in a forked process, its threads were waited for without end. Nor by
+    SciPy, which the worker does without.
     """
     result = np.zeros_like(mask)
     rows, columns = mask.shape
