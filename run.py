@@ -36,9 +36,10 @@ def install(extra: str) -> None:
         print(f"Making the virtual environment {ENVIRONMENT.name} ...", flush=True)
         # Anew where a Python that is gone had made it: links to it would stay.
         venv.create(ENVIRONMENT, clear=ENVIRONMENT.is_dir(), symlinks=os.name != "nt")
-    if subprocess.run([str(PYTHON), "-m", "pip", "--version"], capture_output=True).returncode:
+    if subprocess.run([str(PYTHON), "-m", "pip", "--version"], cwd=ROOT, capture_output=True).returncode:
         # Also into an environment that was left half made.
-        subprocess.run([str(PYTHON), "-m", "ensurepip", "--default-pip"], stdout=subprocess.DEVNULL, check=True)
+        ensure = [str(PYTHON), "-m", "ensurepip", "--default-pip"]
+        subprocess.run(ensure, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     print("Installing the pinned packages; this takes a few minutes the first time ...", flush=True)
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
     # torch first and alone: a bare requirement of another package would take a larger build.
@@ -53,7 +54,8 @@ def install(extra: str) -> None:
 def saunet(*arguments: str) -> int:
     """Run the command `saunet` of the environment; returns its exit status."""
     command = [str(PYTHON), "-m", "SAUNetLib", *arguments]
-    status = run(command, cwd=Path.cwd(), env=_environment())
+    # A numpy.py in the user's current folder is no module of ours.
+    status = run(command, cwd=Path.cwd(), env={**_environment(), "PYTHONSAFEPATH": "1"})
     if status != -9:  # SIGKILL; most often the memory did not suffice
         return status
     print(f"error MEMORY: the system ended saunet {arguments[0]}, most often for lack of memory. "

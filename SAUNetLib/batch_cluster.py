@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -49,10 +50,11 @@ SILENCE_S = 1800.0
 MOST_NAMED = 10
 
 _LOCAL: dict[str, Any] = {
-    # No pages of what is done, and Ctrl-C, which reaches all processes of a terminal, is the command's alone.
+    # No pages of what is done, and Ctrl-C, which reaches all processes of a terminal, is the command's alone. The preload
+    # is a module's name: of a text Dask would make a file, and run that.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
-    "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
+    "distributed.worker.preload": ["SAUNetLib.process"],
 }
 
 
@@ -70,7 +72,10 @@ def connected(scheduler: str | None, workers: int | None, output: Path) -> Itera
         return
     try:
         with (
-            dask.config.set(_LOCAL),
+            # Dask puts its folder first where Python looks for modules. Its own choice has a name that any user of the
+            # computer may take first. Not `temporary_folder`, which another start would remove after a day.
+            TemporaryDirectory(prefix="saunet-batch-", ignore_cleanup_errors=True) as private,
+            dask.config.set(_LOCAL | {"temporary-directory": private}),
             # One thread each: slices have work enough for one core, and cores do not wait for each other. With keys of
             # its own: who may call a scheduler may run anything, and on its port every user of the computer may.
             LocalCluster(

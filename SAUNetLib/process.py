@@ -23,6 +23,8 @@ def prepare_process() -> None:
     """Call before NumPy is imported; for a process that is ours, not for a library's user."""
     # NumPy's products are small here, and OpenBLAS's threads wait for the next one in a loop that takes a core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # For the processes that this one starts: a numpy.py in a user's current folder is no module of theirs.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     keep_freed_memory()
 
 
@@ -41,6 +43,11 @@ def keep_freed_memory() -> None:
     # The threshold for maps of their own stops glibc from adjusting both by itself.
     for name, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, LARGEST_KEPT), (M_TRIM_THRESHOLD, KEPT)):
         library.mallopt(name, value)
+
+
+def dask_setup(_: object) -> None:
+    """Leave Ctrl-C to the command; Dask calls this in each of its workers that have this module as a preload."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def complete_streams() -> None:

@@ -1,5 +1,6 @@
 """What every test sees: the repository on the path, the data that lie beside it, a model too small to be slow."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Testing")]
+os.environ["PYTHONSAFEPATH"] = ""  # else a command that is run here sets it for what the tests start
 
 from SAUNetLib.engine import Engine  # noqa: E402
 from SAUNetLib.model import load_model, save_model  # noqa: E402

@@ -1509,6 +1509,26 @@ def test_a_full_disk_is_met_before_the_work(archive, tmp_path, capsys):
     assert "OUTPUT_WRITE" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_nobody_else_can_lay_modules_before_those_of_workers_here(tmp_path):
+    """Dask puts its folder first where the modules are looked for, of the command and of the workers."""
+
+    def about(dask_worker):
+        return sys.path[0], dask_worker.local_directory, signal.getsignal(signal.SIGINT)
+
+    before = list(sys.path)
+    with batch_cluster.connected(None, 1, tmp_path) as client:
+        ((first, used, heard),) = client.run(about).values()
+        private = Path(used).parent.parent
+        about_private = private.stat()
+        assert (about_private.st_uid, about_private.st_mode & 0o777) == (os.getuid(), 0o700)
+        assert first == used and heard == signal.SIG_IGN
+        ours = [Path(one) for one in sys.path if one not in before]
+        assert ours and all(one.is_relative_to(private) for one in ours)
+        assert not list(private.rglob("*.py")), "nothing that is run is made as a file"
+    assert not private.exists()
+
+
 @pytest.fixture
 def started(archive, tmp_path, tiny_model):
     """The command in a process of its own, with two workers of its own and thirty images."""

@@ -885,6 +885,15 @@ def test_an_empty_argument_is_no_folder(monkeypatch, tmp_path, capsys, arguments
     assert "error USAGE" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
+def test_run_py_runs_no_files_in_the_current_folder(monkeypatch, tmp_path):
+    import run
+
+    monkeypatch.setattr(run, "PYTHON", sys.executable)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "argparse.py").write_text("raise SystemExit(7)")
+    assert run.saunet("--version") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "stream"), [([], 2, "err"), (["learn"], 2, "err"), (["--help"], 0, "out")]
 )
@@ -911,11 +920,15 @@ def test_an_environment_whose_python_is_gone_is_made_anew(monkeypatch, tmp_path,
     else:
         python.symlink_to(sys.executable)
     called = []
+
+    def called_in(command, cwd=None, **_):
+        called.append(command)
+        assert cwd == ROOT, "a pip.py in the user's current folder would be run"
+        return SimpleNamespace(returncode="--version" in command)
+
     monkeypatch.setattr(run, "ENVIRONMENT", environment)
     monkeypatch.setattr(run, "PYTHON", python)
-    monkeypatch.setattr(
-        run.subprocess, "run", lambda command, **_: called.append(command) or SimpleNamespace(returncode=0)
-    )
+    monkeypatch.setattr(run.subprocess, "run", called_in)
     run.install("")
     assert python.exists() and called[0][:4] == [str(python), "-m", "pip", "--version"]
     assert len((environment / "installed.txt").read_text().splitlines()[0]) == 64

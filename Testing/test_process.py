@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from SAUNetLib import process
 
@@ -30,6 +31,30 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def faults(keep):
     done = subprocess.run([sys.executable, "-c", FAULTS, keep], capture_output=True, text=True, check=True)
     return int(done.stdout)
+
+
+SPAWNS = """
+import multiprocessing, sys
+from SAUNetLib.process import prepare_process
+if __name__ == "__main__":
+    prepare_process()
+    child = multiprocessing.get_context("spawn").Process(target=print, args=("done",))
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)
+"""
+
+
+def test_files_in_the_current_folder_are_no_modules_of_processes_that_are_started(tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "pickle.py").write_text("raise SystemExit('a file of the user was run')")
+    (tmp_path / "spawns.py").write_text(SPAWNS)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, str(tmp_path / "spawns.py")]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["done"]), done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has the setting")
