@@ -270,6 +270,26 @@ def test_no_nrrd_file_is_damaged_where_pynrrd_is_broken(tmp_path: Path, image: V
         headers.check_file(path, ".nrrd")
 
 
+@pytest.mark.parametrize("ending", [".nrrd", ".nhdr"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize(("lines", "text", "read"), [
+    (9 * 1000, b"v", True), (9 * 200, b"v" * 500, True), (10**4, b"v", False), (1, b"v" * 2**20, False),
+])  # fmt: skip
+def test_an_nrrd_header_that_would_take_itk_for_ever_is_refused(
+    tmp_path: Path, image: Volume, ending: str, line_end: bytes, lines: int, text: bytes, read: bool
+) -> None:
+    """That of a thousand segments is read."""
+    path = save(tmp_path, ending, image)
+    head, empty, voxels = path.read_bytes().partition(b"\n\n")
+    head = b"\n".join([head.rstrip(b"\n"), *(b"key%d:=%s" % (number, text) for number in range(lines))])
+    path.write_bytes((head + (empty or b"\n")).replace(b"\n", line_end) + voxels)
+    if read:
+        assert headers.check_file(path, ending) == image.voxels.nbytes
+    else:
+        failure = refusal(path)
+        assert failure.code == "INPUT_UNREADABLE" and "header" in failure.cause
+
+
 # --- DICOM ----------------------------------------------------------------------------------------
 
 

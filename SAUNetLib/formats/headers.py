@@ -7,6 +7,7 @@ to another orientation where the first is sheared, all without telling. A clinic
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 import re
@@ -27,6 +28,9 @@ MOST_AFTER = 64 << 20
 CHUNK = 1 << 20
 LARGEST_HEADER = 1 << 16
 """Bytes of a file that is a header alone; a larger one is taken to hold its voxels."""
+NRRD_HEADER_BYTES, NRRD_HEADER_LINES = 1 << 20, 10_000
+"""Of an NRRD file, whose segments take some nine lines each. ITK's time grows with the square of the lines: 10,000 take
+it a second."""
 ITK_SHEAR = 1e-4
 """ITK refuses an sform of more shear where there is no quaternion to fall back to."""
 
@@ -358,29 +362,37 @@ def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
     # Slicer does not bring it, and exports results without it: see `check_written`. Without it no file is damaged.
     from nrrd import read_header
 
-    with open(path, "rb") as file:
-        if file.read(4) != b"NRRD":
-            raise damaged(path, "it is not an NRRD file")
-        file.seek(0)
-        try:
-            with np.errstate(all="ignore"):
-                header = dict(read_header(file))
-            size, kind = [int(count) for count in header["sizes"]], header["type"]
-        except OSError:
-            raise
-        except Exception as failure:  # pynrrd meets nonsense with whatever exception comes first
-            check_memory(failure)
-            raise damaged(path, "its NRRD header is damaged") from failure
+    head = _nrrd_head(path)
+    if not head.startswith(b"NRRD"):
+        raise damaged(path, "it is not an NRRD file")
+    try:
+        with np.errstate(all="ignore"):
+            header = dict(read_header(io.BytesIO(head)))
+        size, kind = [int(count) for count in header["sizes"]], header["type"]
+    except Exception as failure:  # pynrrd meets nonsense with whatever exception comes first
+        check_memory(failure)
+        raise damaged(path, "its NRRD header is damaged") from failure
     if kind not in _NRRD_BYTES:
         raise damaged(path, "its voxel type is unknown")
     return header, size, _NRRD_BYTES[kind]
 
 
+def _nrrd_head(path: Path) -> bytes:
+    """The header of an NRRD file, up to its first empty line; as for ITK, a carriage return alone ends a line, too."""
+    with open(path, "rb") as file:
+        begin = file.read(NRRD_HEADER_BYTES)
+        more = bool(file.read(1))
+    head, empty, _ = begin.replace(b"\r\n", b"\n").replace(b"\r", b"\n").partition(b"\n\n")
+    if begin.startswith(b"NRRD") and ((more and not empty) or head.count(b"\n") >= NRRD_HEADER_LINES):
+        raise damaged(path, "its NRRD header does not end, or is far too long")
+    return head + b"\n"
+
+
 def _nrrd_data(path: Path) -> dict[str, str]:
     """Where a header says the voxels are, as ITK understands it: pynrrd heeds capitals and drops what is no ASCII."""
-    with open(path, "rb") as file:
-        head = re.split(rb"\r?\n\r?\n", file.read(1 << 20), maxsplit=1)[0]
-    fields = re.findall(rb"^(data ?file|line ?skip|byte ?skip):([^\r\n]*)", head, re.MULTILINE | re.IGNORECASE)
+    fields = re.findall(
+        rb"^(data ?file|line ?skip|byte ?skip):([^\n]*)", _nrrd_head(path), re.MULTILINE | re.IGNORECASE
+    )
     return {key.lower().replace(b" ", b"").decode(): os.fsdecode(value).strip() for key, value in fields}
 
 
