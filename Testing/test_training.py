@@ -263,7 +263,7 @@ def test_a_killed_run_goes_on_and_ends_with_a_verified_model(data, tmp_path):
     card = load_model(str(run / "small.safetensors")).card
     assert set(card.metrics) == {"native slices", "4 slices averaged"}
     assert card.metrics["native slices"]["dice mean"][0] > 0.1, "more than chance after 250 steps of a tiny network"
-    assert json.loads((run / "small.train.json").read_text())["validation"] == ["p2"]
+    assert json.loads((run / "config.json").read_text())["validation"] == ["p2"]
 
 
 @pytest.mark.parametrize(
@@ -893,7 +893,13 @@ def test_a_model_is_adapted_until_it_no_longer_improves(data, base, tmp_path, mo
     reached = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
     assert reached < 80, "weights that hardly move do not improve"
     tuned = load_model(str(run / "base-tuned.safetensors"))
-    assert tuned.card.pixel_mm == 1.5 and tuned.card.limits == ["lumbar"] and "--from base.v1 " in tuned.card.command
+    assert tuned.card.pixel_mm == 1.5 and tuned.card.limits == ["lumbar"]
+    # Neither the card nor the configuration beside it, which go where the model goes, name a case or a folder.
+    assert tuned.card.command == "saunet train DIR --from base.v1 --output RUN --config base-tuned.train.json"
+    beside = (run / "base-tuned.train.json").read_text()
+    assert json.loads(beside)["start"] == "base.v1" and str(tmp_path) not in beside
+    (kept,) = json.loads((run / "config.json").read_text())["validation"]
+    assert not any(f'"{kept}"' in path.read_text() for path in run.glob("base-tuned*.json"))
     before = load_model(str(base)).network.state_dict()
     for name, value in tuned.network.state_dict().items():
         if "running" not in name and value.is_floating_point():

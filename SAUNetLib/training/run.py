@@ -94,7 +94,9 @@ def run_training(
         return path
     card = _card(config, data, read_settings(TrainedOn, output / CASES), before)
     save_model(network, path, card)
-    write_settings(config, output / f"{config.name}.train.json")
+    # It goes where the card goes: no names of cases, and none of folders.
+    nameless = config.model_copy(update={"validation": (), "start": _start_name(config)})
+    write_settings(nameless, output / f"{config.name}.train.json")
     figures = validate(Engine(load_model(path), device), data[0], config.validation)
     earlier = {f"{title}, before: {before.name}": of for title, of in before.metrics.items()} if before else {}
     save_model(network, path, {**card, "metrics": figures | earlier})
@@ -186,11 +188,15 @@ def _print_figures(figures: Mapping[str, Mapping[str, Sequence[float | None]]]) 
     table_console().print(table)
 
 
+def _start_name(config: TrainingConfig) -> str | None:
+    """The model that a run starts from, without the folder of its file."""
+    return Path(config.start).name.removesuffix(".safetensors") if config.start else None
+
+
 def _card(config: TrainingConfig, data: Sequence[Path], cases: TrainedOn, before: Start | None) -> dict[str, Any]:
     """The entries of the model's card but for its figures."""
-    start = Path(config.start or "").name.removesuffix(".safetensors")
-    origin = f" --from {start}" if start else ""
-    folders = " ".join(folder.resolve().name for folder in data)
+    origin = f" --from {_start_name(config)}" if config.start else ""
+    folders = " ".join(["DIR"] if len(data) == 1 else [f"DIR{number}" for number in range(1, len(data) + 1)])
     return {
         "name": config.name,
         "version": config.version,
