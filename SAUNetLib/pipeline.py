@@ -147,7 +147,8 @@ def segment_file(
     volume = read_volume(image, series)
     segmentation = segment(volume, engine, levels=levels, lowest=lowest, report=report)
     if isinstance(image, Series) or volume.name != Path(image).name:  # a file's name may be the patient's
-        segmentation = replace(segmentation, provenance={**segmentation.provenance, "series": volume.name})
+        provenance = {**segmentation.provenance, "series": volume.name.partition(" (")[0]}
+        segmentation = replace(segmentation, provenance=provenance, series=volume.name)
     report("write", 0.0)
     # What only some runs need is imported there: the worker starts without Pillow and the measurements.
     measured = None

@@ -37,10 +37,12 @@ class Segmentation:
         labels: (k, j, i) uint8; 0 is background.
         geometry: the input's own.
         encoding: what label values mean, one of `anatomy.encodings`.
-        provenance: model, its hash, version, device, options, time, of DICOM the series; strings, ready for a header.
+        provenance: model, its hash, version, device, options, time, of DICOM the series' number; strings, ready for a
+            header.
         warnings: what the user should know.
         partial: label values of structures that the border of the field of view cuts.
         confidence: by label value, how sure the structure's level is, 0 to 1; kept in .seg.nrrd files and the table.
+        series: of DICOM, what messages call it; in no file, since its description is free text.
     """
 
     labels: np.ndarray
@@ -50,6 +52,7 @@ class Segmentation:
     warnings: tuple[Notice, ...] = ()
     partial: frozenset[int] = frozenset()
     confidence: Mapping[int, float] = field(default_factory=dict)
+    series: str = ""
 
     def __post_init__(self) -> None:
         if self.labels.dtype != np.uint8 or tuple(reversed(self.labels.shape)) != tuple(self.geometry.size):

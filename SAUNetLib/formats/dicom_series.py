@@ -59,7 +59,7 @@ class Series:
 
     Attributes:
         number: series number, as the scanner shows it.
-        description: what the scanner's protocol calls it.
+        description: what the scanner's protocol, or who changed it, calls it: free text.
         uid: series instance UID.
         modality: such as MR.
         problem: why it cannot be segmented; None for a series that can.
@@ -89,7 +89,7 @@ class Series:
 
     @property
     def name(self) -> str:
-        """What messages call it; nothing of the patient."""
+        """What messages and the summary of a batch call it: with its description, which results do not repeat."""
         return f"series {self.number or 'without a number'}" + (f" ({self.description})" if self.description else "")
 
 

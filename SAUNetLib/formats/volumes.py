@@ -37,8 +37,8 @@ def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
         series: number, instance UID or description of the series where a folder holds several; not with a file.
 
     Returns:
-        The volume; voxels (k, j, i). Its name is the file's, or "series N (description)" for DICOM: nothing of the
-        patient.
+        The volume; voxels (k, j, i). Its name is the file's, or "series N (description)" for DICOM: free text of the
+        scanner's or its user's.
 
     Raises:
         InputError: as `read_image`, `Volume.from_sitk` and `check_volume`; of DICOM also INPUT_MODALITY, INPUT_SERIES
