@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path, PurePath, PurePosixPath
 from socket import gethostname
-from typing import TextIO
+from typing import Any, TextIO
 
 from . import __version__
 from .errors import UsageError
@@ -98,6 +98,16 @@ class Outcome:
         return tuple(self.output.removesuffix(RESULTS[0]) + ending for ending in RESULTS) if self.output else ()
 
 
+def _outcome(status: str, notices: Sequence[str], **rest: Any) -> Outcome:
+    """The outcome with these entries of a line of the journal; a ValueError or TypeError where one cannot be such."""
+    outcome = Outcome(status, notices=tuple(notices), **rest)
+    kinds = {name: type(value) for name, value in asdict(Outcome("")).items()} | {"seconds": int | float}
+    fit = all(isinstance(getattr(outcome, name), kind) for name, kind in kinds.items())
+    if not fit or not all(isinstance(code, str) for code in notices) or b"\0" in os.fsencode(outcome.output):
+        raise TypeError("an entry is of another kind")
+    return outcome
+
+
 @dataclass(frozen=True)
 class SourceRecord:
     """A line of the journal: the outcomes of a source's series.
@@ -125,7 +135,7 @@ class SourceRecord:
             ValueError, KeyError, TypeError: a crash spoilt it, or another version wrote it.
         """
         entry = json.loads(line)
-        outcomes = tuple(Outcome(**{**outcome, "notices": tuple(outcome["notices"])}) for outcome in entry["outcomes"])
+        outcomes = tuple(_outcome(**outcome) for outcome in entry["outcomes"])
         version, kept = str(entry.get("version", "")), tuple(map(str, entry.get("kept", ())))
         return cls(str(entry["place"]), str(entry["stamp"]), str(entry["model"]), outcomes, version, kept)
 
@@ -243,7 +253,7 @@ def read_batch(output: Path) -> Batch:
     # Where it cannot be read, neither can the summary be written, which says why.
     with suppress(OSError), open(output / JOURNAL, encoding="utf-8-sig", errors="replace") as file:
         for line in file:
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 if line.startswith('{"archive"'):
                     last = RunStart.read(line)
                 elif line.strip():

@@ -766,7 +766,19 @@ def test_names_that_cannot_be_written_do_not_end_the_run(run, tmp_path, monkeypa
     assert "2 sources in a row failed with OUTPUT_WRITE" in run()[2]
 
 
-@pytest.mark.parametrize("line", [b"\xff\xfe\n", b'{"place": "p1/mr"}\n', b"[]\n", b'{"place": 1, "outcomes": [{}]}\n'])
+def entry(**changes: object) -> bytes:
+    """A line of the journal whose outcome has entries of another kind."""
+    outcome = {"status": "segmented", "notices": [], **changes}
+    about = {"place": "p1/mr", "stamp": "a", "model": "m", "outcomes": [outcome]}
+    return json.dumps(about).encode() + b"\n"
+
+
+@pytest.mark.parametrize("line", [
+    b"\xff\xfe\n", b'{"place": "p1/mr"}\n', b"[]\n", b'{"place": 1, "outcomes": [{}]}\n', b"[" * 100_000 + b"\n",
+    b'{"archive": "a", "host": "b", "process": 1e999}\n', entry(text=None), entry(output=5), entry(status=[]),
+    entry(notices=[[]]), entry(notices="[]", name=[1]), entry(seconds="1"), entry(labels=1.5),
+    entry(output="\0"), entry(output="\ud800"),
+])  # fmt: skip
 def test_spoilt_lines_of_the_journal_tell_nothing(run, fast, tmp_path, line):
     run()
     before = read_batch(tmp_path / "out").records
