@@ -92,10 +92,11 @@ class ModelCard:
         return card
 
     def _usable(self) -> bool:
-        """Whether the entries on which the engine relies are such as a model has."""
+        """Whether the entries on which the engine and the panel rely are such as a model has."""
         return (
-            all(isinstance(part, list) for part in (self.classes, self.trained_on, self.validated_on))
+            all(isinstance(part, list) for part in (self.classes, self.limits, self.trained_on, self.validated_on))
             and all(isinstance(text, str) for text in (self.name, self.version, self.sha256, *self.classes))
+            and all(isinstance(text, str) for text in (self.description, self.licence, self.attribution, *self.limits))
             and all(isinstance(text, str) for text in (*self.trained_on, *self.validated_on))
             and isinstance(self.network, dict)
             and len(self.classes) == self.network.get("classes", 4) == 4
