@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .command import BUG, Parser, run_command
 from .console import table_console
-from .errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, unforeseen
+from .errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, printable, unforeseen
 from .stages import done
 
 if TYPE_CHECKING:
@@ -216,13 +216,12 @@ def _segment_many(options: argparse.Namespace) -> int:
         if not isinstance(made, SAUNetError):
             results.append({"image": str(image), "output": str(output), **made.summary()})
             if not (options.quiet or options.json):
-                series = made.provenance.get("series")
-                print(output, *([f"({series})"] if series else []))
+                print(printable(str(output)), *([f"({made.series})"] if made.series else []))
                 for notice in made.warnings:
-                    print(f"  note {notice.code}: {notice.text}")
+                    print(printable(f"  note {notice.code}: {notice.text}"))
             continue
         results.append({"image": str(image), "error": made.as_dict()})
-        print(" ".join(f"{image}: {made}".splitlines()), file=sys.stderr)
+        print(printable(f"{image}: {made}"), file=sys.stderr)
         status = status or made.exit_status
         if isinstance(made, CancelledError):  # of all that were to come
             status = made.exit_status
@@ -286,13 +285,13 @@ def _batch(options: argparse.Namespace) -> int:
     with _counter(options) as report:
         known = run_batch(
             archive, output, options.model, options.device, options.scheduler, options.workers, report,
-            warn=lambda text: print(text, file=sys.stderr, flush=True),
+            warn=lambda text: print(printable(text), file=sys.stderr, flush=True),
         )  # fmt: skip
     failed = [outcome for _, outcome in known.outcomes() if outcome.status == "failed"]
     if not options.quiet:
         print(", ".join(f"{count} {status}" for status, count in known.counts().items()))
         _print_remarks(known)
-        print(output / SUMMARY)
+        print(printable(str(output / SUMMARY)))
     for code, count in Counter(outcome.code for outcome in failed).items():
         hosts = sorted({outcome.host for outcome in failed if outcome.code == code and outcome.host})
         where = f" on {', '.join(hosts[:3])}{' and others' if len(hosts) > 3 else ''}" if hosts else ""
@@ -335,7 +334,7 @@ def _endings(counts: Mapping[str, int]) -> str:
         return ending not in _MAY_HOLD_IMAGES, -count
 
     most = sorted(counts.items(), key=order)[:3]
-    shown = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in most)
+    shown = ", ".join(f"{count} {printable(ending) or 'without ending'}" for ending, count in most)
     return f"{shown}, ..." if len(counts) > len(most) else shown
 
 
@@ -394,6 +393,7 @@ def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Report]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        title = printable(title)
         task = bar.add_task(title or "Starting", total=1.0)
 
         def report(stage: str, fraction: float) -> None:
@@ -422,9 +422,9 @@ def _print_result(segmentation: Segmentation, options: argparse.Namespace) -> No
     console = table_console()
     console.print(table)
     _print_notices(segmentation.warnings)
-    for title, text in (("Image", segmentation.provenance.get("series")), *_written(options)):
+    for title, text in (("Image", segmentation.series), *_written(options)):
         if text:
-            console.print(f"{title + ':':<11}{text}", markup=False)
+            console.print(f"{title + ':':<11}{printable(text)}", markup=False)
 
 
 def _print_notices(notices: Iterable[Notice]) -> None:
@@ -432,7 +432,7 @@ def _print_notices(notices: Iterable[Notice]) -> None:
 
     console = table_console()
     for notice in notices:
-        console.print(f"[yellow]note {notice.code}:[/] {escape(notice.text)}")
+        console.print(f"[yellow]note {notice.code}:[/] {escape(printable(notice.text))}")
 
 
 def _written(options: argparse.Namespace) -> list[tuple[str, str | None]]:
@@ -479,7 +479,7 @@ def _measure(options: argparse.Namespace) -> int:
         if options.picture and volume is not None:
             write_picture(volume, segmentation, measured, options.picture)
     _print_notices(measured.warnings)
-    print(*filter(None, (options.output, options.picture)), sep="\n")
+    print(*map(printable, filter(None, (options.output, options.picture))), sep="\n")
     return 0
 
 
@@ -512,7 +512,7 @@ def _relabel(options: argparse.Namespace) -> int:
         print(row.structure.value, row.structure.name, sep="\t")
     for notice in changed.warnings:
         if notice.is_about(About.FILE):
-            print(f"note {notice.code}: {notice.text}", file=sys.stderr)
+            print(printable(f"note {notice.code}: {notice.text}"), file=sys.stderr)
     print("note: existing tables, pictures and measurements keep the old names", file=sys.stderr)
     if not (options.output or options.file).lower().endswith(SEGMENTS) and is_segment_file(options.file):
         print("note: a label map does not store colours, status and tags that were set in Slicer", file=sys.stderr)
@@ -622,14 +622,14 @@ def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
         print(json.dumps([asdict(card) for card in cards]))
         return 0
     for card in cards:
-        print(f"{card.name} {card.version}: {card.description} ({card.licence})")
+        print(printable(f"{card.name} {card.version}: {card.description} ({card.licence})"))
         try:
             weights, operations = load_model(card.name).network.cost(512, 512)
         except ModelError as error:  # one damaged file hides none of the others
             print(f"    cannot be used: {error.cause} {error.remedy}")
         else:
             print(f"    {weights / 1e6:.2f} M weights, {operations / 1e9:.1f} GFLOP for a slice of 512 x 512 pixels")
-        print(f"    {find_model(card.name)}")
+        print(printable(f"    {find_model(card.name)}"))
     return 0
 
 

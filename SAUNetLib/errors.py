@@ -21,7 +21,8 @@ class SAUNetError(Exception):
     def __init__(self, code: str, cause: str, remedy: str) -> None:
         if code not in self.codes:
             raise ValueError(f"{code} is not a code of {type(self).__name__}")
-        cause = " ".join(cause.encode(errors="backslashreplace").decode().split())  # a file's name may hold anything
+        # A file's name may hold anything.
+        cause, remedy = (printable(" ".join(text.split())) for text in (cause, remedy))
         super().__init__(f"error {code}: {cause.rstrip('.')}. {remedy.rstrip('.')}.")
         self.code = code
         self.title = self.codes[code]
@@ -41,6 +42,13 @@ class SAUNetError(Exception):
     def __reduce__(self) -> tuple[Callable[..., SAUNetError], tuple[object, ...]]:
         """Pickle by `as_dict`: unpickling from the message alone would fail and end whole pools of processes."""
         return error_of, (self.as_dict(),)
+
+
+def printable(text: str) -> str:
+    """A text with what is not printable escaped: a terminal obeys control characters, of a file or its name as well."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class UsageError(SAUNetError):

@@ -89,11 +89,32 @@ def test_of_a_dicom_folder_the_series_that_was_taken_is_told(run, image, tmp_pat
     name = "series 7 (T2 [sag])"
     status, out, _ = run(tmp_path / "study", "--output", tmp_path / "b.seg.nrrd")
     assert status == 0 and f"Image:     {name}" in out.splitlines()
-    assert read_segmentation(tmp_path / "b.seg.nrrd").provenance["series"] == name
+    # Files have the number alone: a description is free text, and may name the patient.
+    assert read_segmentation(tmp_path / "b.seg.nrrd").provenance["series"] == "series 7"
+    assert b"[sag]" not in (tmp_path / "b.seg.nrrd").read_bytes()
     status, out, _ = run(tmp_path / "study", image, "--output", tmp_path / "out", "--json")
-    assert [found["provenance"].get("series") for found in json.loads(out)] == [name, None]
+    assert [found["provenance"].get("series") for found in json.loads(out)] == ["series 7", None]
     status, out, _ = run(tmp_path / "study", image, "--output", tmp_path / "more")
     assert [name in line for line in out.splitlines() if line[:1] != " "] == [True, False]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+def test_what_files_and_headers_hold_does_nothing_to_a_terminal(run, image, tmp_path, tiny_model, monkeypatch, capsys):
+    write_dicom_series(tmp_path / "study", volume(geometry()), 7, "T2\x1b[2J sag")
+    named = tmp_path / "a\x1b[2J.nii.gz"
+    shutil.copy(image, named)
+    (tmp_path / "b\x1b[2J.nrrd").write_bytes(b"NRRD")
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "\x1b[2J"))
+    card = json.loads(tiny_model.with_suffix(".json").read_text())
+    (tmp_path / "\x1b[2J").mkdir()
+    shutil.copy(tiny_model, tmp_path / "\x1b[2J" / "own.safetensors")
+    (tmp_path / "\x1b[2J" / "own.json").write_text(json.dumps(card | {"description": "\x1b[2J", "version": "\x1b[2J"}))
+    shown = run(tmp_path / "study", "--output", tmp_path / "c.nii.gz")
+    shown += run(tmp_path / "study", named, tmp_path / "b\x1b[2J.nrrd", "--output", tmp_path / "out")
+    assert main(["models"]) == 0
+    shown += tuple(capsys.readouterr())
+    for text in (shown[1], *shown[4:7]):
+        assert "\x1b" not in text and "\\x1b[2J" in text
 
 
 def test_two_results_are_not_written_to_one_file(run, image, tmp_path):

@@ -20,6 +20,7 @@ from SAUNetLib.errors import (
     check_memory,
     is_out_of_memory,
     out_of_memory,
+    printable,
     unforeseen,
 )
 from SAUNetLib.formats.atomic import check_writable
@@ -41,6 +42,16 @@ def test_a_refusal_in_a_pool_of_processes_is_told_and_the_pool_works_on():
             pool.submit(check_writable, Path("a.png"), (".csv",)).result()
         assert caught.value.code == "OUTPUT_FORMAT"
         assert pool.submit(check_writable, Path("a.csv"), (".csv",)).result() == ".csv"
+
+
+@pytest.mark.parametrize("text", ["\x1b]0;owned\x07", "a\x9b2J", "\u202egnp.exe", "\udcff", "\x7f"])
+def test_errors_send_a_terminal_nothing_to_obey(text):
+    """File names and headers may hold it; it stays visible."""
+    error = InputError("INPUT_UNREADABLE", f"K\u00f6ln {text} is \n damaged", f"Give another than {text}")
+    assert str(error).isprintable() and error.cause == f"K\u00f6ln {printable(text)} is damaged."
+    assert printable(text).encode("ascii").decode("unicode_escape").encode(errors="surrogatepass") == text.encode(
+        errors="surrogatepass"
+    )
 
 
 def windows_error(number: int, text: str) -> OSError:

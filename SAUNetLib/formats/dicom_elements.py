@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ..errors import printable
+
 PIXEL_DATA = 0x7FE00010
 DEEPEST = 64
 """Open sequences and items at most; GDCM recurses into them."""
@@ -112,7 +114,7 @@ def first_texts(path: Path, tags: Sequence[int]) -> list[str]:
         with open(path, "rb") as file:
             for element in _Walk(file, frozenset(tags)).elements():
                 if element.tag in tags and not element.depth:
-                    found.setdefault(element.tag, element.value.decode("latin-1").strip("\0 "))
+                    found.setdefault(element.tag, printable(element.value.decode("latin-1").strip("\0 ")))
                     if len(found) == len(tags):
                         break
     except (OSError, ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import SimpleITK as sitk
 
-from ..errors import check_memory
+from ..errors import check_memory, printable
 from . import itk
 from .dicom_elements import Header, read_header
 from .dicom_series import DicomFrame, Series
@@ -72,7 +72,7 @@ def read_as_series(path: Path) -> Series | None:
     character_sets = raw("0008|0005").decode("ascii", "replace")
 
     def text(key: str) -> str:
-        return " ".join(_decoded(raw(key), character_sets).replace("\0", "").split())
+        return printable(" ".join(_decoded(raw(key), character_sets).replace("\0", "").split()))
 
     columns, rows, *deeper = reader.GetSize()
     if text("0028|0008") not in ("", "0", "1") or not text("0020|0032"):

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..anatomy import BACKGROUND
 from ..console import table_console
-from ..errors import SAUNetError
+from ..errors import SAUNetError, printable
 from ..formats.volumes import read_image
 from ..segmentation import count_labels
 from ..volume import FARTHEST_MM, Geometry, SagittalStack, Volume, check_content, check_geometry, check_volume, on_grid
@@ -108,7 +108,7 @@ class DatasetReport:
             table.add_column(title, justify="right", no_wrap=True)
         for case in self.cases:
             table.add_row(
-                escape(case.name),
+                escape(printable(case.name)),
                 "problem" if case.problems else "note" if case.notes else "",
                 "-" if case.slices is None else str(case.slices),
                 "-" if case.spacing is None else "{:.3g} x {:.3g} x {:.3g}".format(*case.spacing),
@@ -125,7 +125,7 @@ class DatasetReport:
             for name, findings in places:
                 for finding in findings:
                     console.print(f"[{colour}]{title} {finding.code}:[/] ", end="")
-                    console.print(f"{name}: {finding.text}", markup=False)
+                    console.print(printable(f"{name}: {finding.text}"), markup=False)
         number = sum(bool(case.problems) for case in self.cases)
         count = f"{len(self.cases)} case" + "s" * (len(self.cases) != 1)
         drawn = f"; drawn: {', '.join(self.draws)}" if self.cases else ""

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from ..anatomy import CLASS_NAMES
 from ..console import table_console
 from ..engine import Engine, choose_device
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, printable
 from ..formats.atomic import check_writable
 from ..formats.volumes import read_image
 from ..metrics import deviation
@@ -101,10 +101,10 @@ def run_training(
     earlier = {f"{title}, before: {before.name}": of for title, of in before.metrics.items()} if before else {}
     save_model(network, path, {**card, "metrics": figures | earlier})
     _print_figures(figures | earlier)
-    print(_validated(config, names=True))
+    print(printable(_validated(config, names=True)))
     if before and (worse := _worse(before.metrics, figures)):
-        print(f"note: worse than {before.name} on these cases: {worse}", file=sys.stderr, flush=True)
-    print(path)
+        print(printable(f"note: worse than {before.name} on these cases: {worse}"), file=sys.stderr, flush=True)
+    print(printable(str(path)))
     return path
 
 
@@ -118,7 +118,7 @@ def _start(output: Path, config: TrainingConfig, data: Path, device: str) -> Sta
         return read_settings(Start, path) if path.exists() else None
     model = load_model(config.start or "")
     card = model.card
-    print(f"measuring the starting model {card.name} {card.version}", file=sys.stderr, flush=True)
+    print(printable(f"measuring the starting model {card.name} {card.version}"), file=sys.stderr, flush=True)
     metrics = validate(Engine(model, device), data, config.validation)
     start = Start(name=f"{card.name} {card.version}", trained_on=tuple(card.trained_on), metrics=metrics)
     write_settings(start, path)
