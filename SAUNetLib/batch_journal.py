@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path, PurePath, PurePosixPath
 from socket import gethostname
-from typing import Any, TextIO
+from typing import Any, TextIO, get_type_hints
 
 from . import __version__
 from .errors import UsageError
@@ -98,11 +98,18 @@ class Outcome:
         return tuple(self.output.removesuffix(RESULTS[0]) + ending for ending in RESULTS) if self.output else ()
 
 
+_KINDS = {
+    name: kind | int if isinstance(0.0, kind) else kind
+    for name, kind in get_type_hints(Outcome).items()
+    if name != "notices"
+}
+"""What the entries of an outcome are; JSON may have written a whole number without its point."""
+
+
 def _outcome(status: str, notices: Sequence[str], **rest: Any) -> Outcome:
     """The outcome with these entries of a line of the journal; a ValueError or TypeError where one cannot be such."""
     outcome = Outcome(status, notices=tuple(notices), **rest)
-    kinds = {name: type(value) for name, value in asdict(Outcome("")).items()} | {"seconds": int | float}
-    fit = all(isinstance(getattr(outcome, name), kind) for name, kind in kinds.items())
+    fit = all(isinstance(getattr(outcome, name), kind) for name, kind in _KINDS.items())
     if not fit or not all(isinstance(code, str) for code in notices) or b"\0" in os.fsencode(outcome.output):
         raise TypeError("an entry is of another kind")
     return outcome

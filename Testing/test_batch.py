@@ -773,6 +773,11 @@ def entry(**changes: object) -> bytes:
     return json.dumps(about).encode() + b"\n"
 
 
+def test_whole_numbers_of_the_journal_may_lack_their_point(tmp_path):
+    (tmp_path / JOURNAL).write_bytes(entry(seconds=2))
+    assert read_batch(tmp_path).records["p1/mr"].outcomes[0].seconds == 2
+
+
 @pytest.mark.parametrize("line", [
     b"\xff\xfe\n", b'{"place": "p1/mr"}\n', b"[]\n", b'{"place": 1, "outcomes": [{}]}\n', b"[" * 100_000 + b"\n",
     b'{"archive": "a", "host": "b", "process": 1e999}\n', entry(text=None), entry(output=5), entry(status=[]),
