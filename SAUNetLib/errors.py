@@ -44,11 +44,13 @@ class SAUNetError(Exception):
         return error_of, (self.as_dict(),)
 
 
+_OBEYED = re.compile("[\\0-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+"""Control characters, ends of lines, changes of direction, and halves of characters, which no terminal can show."""
+
+
 def printable(text: str) -> str:
-    """A text with what is not printable escaped: a terminal obeys control characters, of a file or its name as well."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    """A text with control characters escaped: a terminal obeys those of a file or its name as well."""
+    return _OBEYED.sub(lambda one: one[0].encode("unicode_escape").decode(), text)
 
 
 class UsageError(SAUNetError):

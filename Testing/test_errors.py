@@ -54,6 +54,11 @@ def test_errors_send_a_terminal_nothing_to_obey(text):
     )
 
 
+@pytest.mark.parametrize("text", ["\u4e2d\u3000\u6587", "a\u00a0b", "\u0645\u06cc\u200c\u062e"])
+def test_names_in_other_scripts_stay_as_they_are(text):
+    assert printable(text) == text
+
+
 def windows_error(number: int, text: str) -> OSError:
     """As Windows raises it: errno says that an argument is invalid."""
     error = OSError(22, text)
