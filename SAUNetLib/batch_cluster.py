@@ -50,8 +50,7 @@ SILENCE_S = 1800.0
 MOST_NAMED = 10
 
 _LOCAL: dict[str, Any] = {
-    # No pages of what is done, and Ctrl-C, which reaches all processes of a terminal, is the command's alone. The
-    # preload is a module's name: of a text Dask would make a file, and run that.
+    # No pages of what is done. The preload is a module's name: of a text Dask would make a file, and run that.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.worker.preload": ["SAUNetLib.process"],

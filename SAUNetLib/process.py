@@ -46,8 +46,13 @@ def keep_freed_memory() -> None:
 
 
 def dask_setup(_: object) -> None:
-    """Leave Ctrl-C to the command; Dask calls this in each of its workers that have this module as a preload."""
+    """Dask calls this in each of its workers that have this module as a preload.
+
+    Ctrl-C, which reaches all processes of a terminal, is left to the command. Memory is kept: Dask has glibc return
+    every large array's (``MALLOC_TRIM_THRESHOLD_``), and what is set in the process itself wins.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
 
 
 def complete_streams() -> None:
