@@ -79,7 +79,7 @@ def run_batch(
         chosen = os.path.abspath(chosen)  # noqa: PTH100 - no failure for any path
     task = BatchTask(archive.resolve(), output.resolve(), chosen, load_model(chosen).card.sha256, device)
     try:
-        with FileLock(output / LOCK, timeout=0), scheduler_kept():
+        with FileLock(output / LOCK, timeout=0), scheduler_kept(scheduler):
             known = read_batch(output)
             known.check_archive(archive, output)
             try_summary(known, output)

@@ -21,7 +21,7 @@ from .errors import SAUNetError, UsageError, error_of
 from .formats.atomic import is_temporary
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
 WORKER_BYTES = 1.2e9
 """Memory that a worker needs at most, see docs/speed.md."""
@@ -54,6 +54,8 @@ _LOCAL: dict[str, Any] = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.worker.preload": ["SAUNetLib.process"],
+    # A worker that died is replaced, however long that takes on a busy computer; Dask would give it up after 15 s.
+    "distributed.deploy.lost-worker-timeout": "1 day",
 }
 
 
@@ -77,10 +79,10 @@ def connected(scheduler: str | None, workers: int | None, output: Path) -> Itera
             dask.config.set(_LOCAL | {"temporary-directory": private}),
             # One thread each: slices have work enough for one core, and cores do not wait for each other. With keys of
             # its own: who may call a scheduler may run anything, and on its port every user of the computer may.
-            LocalCluster(
+            _closing(LocalCluster(
                 n_workers=workers or _own_workers(), threads_per_worker=1, memory_limit=0, security=True,
                 dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
-            ) as cluster,
+            )) as cluster,
             Client(cluster) as client,
         ):  # fmt: skip
             yield client
@@ -90,6 +92,16 @@ def connected(scheduler: str | None, workers: int | None, output: Path) -> Itera
                 if is_temporary(name, RESULTS):
                     with suppress(OSError):
                         Path(parent, name).unlink()
+
+
+@contextmanager
+def _closing(cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """Close a cluster at the end; its workers are killed in time, but a busy computer may take longer to end them."""
+    try:
+        yield cluster
+    finally:
+        with suppress(TimeoutError):
+            cluster.close()
 
 
 def _own_workers() -> int:
@@ -148,7 +160,7 @@ def _unreached(scheduler: str, failure: OSError | ValueError) -> UsageError:
 
 
 @contextmanager
-def scheduler_kept() -> Iterator[None]:
+def scheduler_kept(scheduler: str | None) -> Iterator[None]:
     """Convert whatever Dask raises inside the block once the scheduler is gone into one error."""
     from distributed.client import ClosedClientError, FutureCancelledError
 
@@ -157,6 +169,9 @@ def scheduler_kept() -> Iterator[None]:
     except (FutureCancelledError, ClosedClientError, OSError) as lost:
         if isinstance(lost, OSError) and lost.errno is not None:  # a disk's
             raise
+        if scheduler is None:
+            cause = "the connection to the workers on this computer was lost"
+            raise UsageError("USAGE", cause, "Run the same command again") from lost
         raise UsageError(
             "USAGE",
             "the connection to the scheduler was lost",

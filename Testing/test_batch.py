@@ -711,7 +711,10 @@ def test_a_source_whose_workers_all_left_is_handed_out_again_but_not_for_ever(qu
     assert source.place == "a" and isinstance(made, WorkersDied) and not len(pool)
 
 
-def test_a_source_that_was_lost_with_the_scheduler_says_so(quick):
+@pytest.mark.parametrize(
+    ("scheduler", "lost"), [("tcp://h:1", "to the scheduler"), (None, "to the workers on this computer")]
+)
+def test_a_source_that_was_lost_with_the_scheduler_says_so(quick, scheduler, lost):
     cluster = Cluster()
     pool = WorkerPool(cluster, lambda source: source, None, print)
     pool.submit(Source("a", False, ""))
@@ -719,7 +722,7 @@ def test_a_source_that_was_lost_with_the_scheduler_says_so(quick):
     future.error = FutureCancelledError("a", "lost")
     future.exception = future.result = lambda timeout: (_ for _ in ()).throw(future.error)
     pool._done.put(future)
-    with pytest.raises(UsageError, match="the connection to the scheduler was lost"), scheduler_kept():
+    with pytest.raises(UsageError, match=f"the connection {lost} was lost"), scheduler_kept(scheduler):
         pool.next_result()
 
 
@@ -738,6 +741,25 @@ def test_workers_here_keep_freed_memory_and_leave_ctrl_c_to_the_command(monkeypa
     for text in batch_cluster._LOCAL["distributed.worker.preload"]:
         exec(text)
     assert called == [(signal.SIGINT, signal.SIG_IGN), "memory"]
+
+
+def test_a_busy_computer_neither_loses_workers_nor_ends_in_an_error(tmp_path, monkeypatch):
+    """Dask gives up a worker that is not replaced in 15 s, and closing fails where one has not ended in 5 s."""
+
+    class Slow(LocalCluster):
+        def __init__(self, **options):
+            super().__init__(**{**options, "n_workers": 0, "processes": False, "security": None})
+
+        def close(self, timeout=None):
+            super().close(timeout)
+            raise TimeoutError
+
+    monkeypatch.setattr("distributed.LocalCluster", Slow)
+    with pytest.raises(KeyboardInterrupt), batch_cluster.connected(None, 1, tmp_path):
+        assert dask.config.get("distributed.deploy.lost-worker-timeout") == "1 day"
+        raise KeyboardInterrupt
+    with batch_cluster.connected(None, 1, tmp_path):
+        pass
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
