@@ -14,7 +14,16 @@ from pathlib import Path
 
 from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
 from .batch_journal import LOCK, Batch, Journal, Outcome, Source, open_journal, read_batch, try_summary, write_summary
-from .batch_source import BatchTask, appears, folder_files, image_files, opens, segment_source, try_worker
+from .batch_source import (
+    BatchTask,
+    appears,
+    folder_files,
+    image_files,
+    opens,
+    segment_source,
+    slice_files,
+    try_worker,
+)
 from .errors import InputError, UsageError, is_out_of_memory, out_of_memory
 from .formats.atomic import ending_of, probe, same_place, spelling
 from .formats.dicom_files import holds_images
@@ -218,7 +227,7 @@ def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = No
             files = sorted(image_files(here / name))
             yield Source((here / name).relative_to(archive).as_posix(), False, *_stamp(files))
         if holds_images(other_files):
-            yield Source(here.relative_to(archive).as_posix(), True, *_stamp(other_files))
+            yield Source(here.relative_to(archive).as_posix(), True, *_stamp(slice_files(other_files)))
         elif left_out is not None:
             left_out.update(file.suffix.lower() for file in other_files if not file.name.lower().endswith(_VOXELS))
     for failure in closed:

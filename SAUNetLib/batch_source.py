@@ -27,6 +27,13 @@ PROBE_BYTES = 2**20
 """Written to see whether a folder takes results: an empty file has room on many a full disk."""
 
 
+_NEVER_SLICES = (
+    ".pdf", ".txt", ".xml", ".html", ".htm", ".json", ".csv", ".doc", ".docx", ".xls", ".xlsx", ".jpg", ".jpeg", ".png",
+    ".gif", ".bmp", ".mp4", ".avi", ".zip", ".db", ".ini", ".inf", ".exe",
+)  # fmt: skip
+"""Endings of reports and of what systems lay beside slices."""
+
+
 @dataclass(frozen=True)
 class BatchTask:
     """The settings shared by all sources of a batch.
@@ -141,12 +148,18 @@ def folder_files(folder: Path, names: Iterable[str]) -> set[Path]:
     return {folder / name for name in names if not name.startswith(".") and not ending_of(Path(name), IMAGES)}
 
 
+def slice_files(files: Iterable[Path]) -> list[Path]:
+    """Those of `folder_files` whose changes are changes of a series: a report that comes later is not."""
+    files = sorted(files)
+    return [file for file in files if not file.name.lower().endswith(_NEVER_SLICES)] or files
+
+
 def _has_changed(source: Source, task: BatchTask) -> bool:
     """Whether the total size of a source's files has changed since they were found."""
     place = task.archive / source.place
     _, _, names = next(os.walk(place), ("", [], []))
     size = 0
-    for file in folder_files(place, names) if source.dicom else image_files(place):
+    for file in slice_files(folder_files(place, names)) if source.dicom else image_files(place):
         try:
             size += file.stat().st_size
         except OSError:

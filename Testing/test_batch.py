@@ -1007,18 +1007,32 @@ def test_what_cannot_be_looked_at_has_not_changed(run, fast, archive, tmp_path, 
 
 
 def test_a_link_beside_slices_that_leads_nowhere_hides_no_change(run, fast, archive):
-    (archive / "p1" / "mr" / "notes.txt").symlink_to(archive / "nowhere")
+    (archive / "p1" / "mr" / "notes").symlink_to(archive / "nowhere")
     assert run()[3]["p1/mr"]["status"] == "segmented"
     stamps = {one.place: one.stamp for one in find_sources(archive, archive / "p2")}
     os.utime(next(path for path in (archive / "p1" / "mr").iterdir() if not path.is_symlink()), ns=(0, 0))
     assert {one.place: one.stamp for one in find_sources(archive, archive / "p2")}["p1/mr"] != stamps["p1/mr"]
 
 
+def test_a_report_laid_beside_slices_changes_nothing(run, fast, archive, tmp_path):
+    corrected = tmp_path / "out" / run()[3]["p1/mr"]["output"]
+    corrected.write_text("by hand")
+    done = len(lines(tmp_path / "out"))
+    found = {source.place: source for source in find_sources(archive, tmp_path / "out")}
+    for name in ("report.PDF", "Thumbs.db", "desktop.ini", "report.txt"):
+        (archive / "p1" / "mr" / name).write_text("nothing")
+    assert not batch_source._has_changed(found["p1/mr"], BatchTask(archive, tmp_path / "out", "", "", "cpu"))
+    assert run()[0] == 0 and len(lines(tmp_path / "out")) == done and corrected.read_text() == "by hand"
+    for path in (archive / "p1" / "mr").iterdir():  # slices may be called anything
+        path.rename(path.with_suffix(".txt"))
+    assert {source.place: source for source in find_sources(archive, tmp_path / "out")}["p1/mr"].size > 1000
+
+
 def test_what_was_done_while_a_file_was_away_has_not_changed_when_it_is_back(run, fast, archive, tmp_path, monkeypatch):
     run()
     files = result_files(tmp_path / "out")
-    note = archive / "p1" / "mr" / "notes.txt"
-    note.symlink_to(tmp_path / "away" / "notes.txt")
+    note = archive / "p1" / "mr" / "notes"
+    note.symlink_to(tmp_path / "away" / "notes")
     assert run()[3]["p1/mr"]["status"] == "segmented" and result_files(tmp_path / "out") == files
     note.unlink()
     with monkeypatch.context() as patch:
@@ -1100,10 +1114,10 @@ def test_what_was_away_while_it_was_read_loses_no_earlier_results(run, fast, arc
 
 def test_a_link_to_a_disk_that_a_worker_has_not_is_no_change(archive, tmp_path):
     """Every run would do it again."""
-    (tmp_path / "note.txt").write_text("nothing")
-    (archive / "p1" / "mr" / "note.txt").symlink_to(tmp_path / "note.txt")
+    (tmp_path / "note").write_text("nothing")
+    (archive / "p1" / "mr" / "note").symlink_to(tmp_path / "note")
     found = {source.place: source for source in find_sources(archive, tmp_path / "out")}
-    (tmp_path / "note.txt").unlink()
+    (tmp_path / "note").unlink()
     assert not batch_source._has_changed(found["p1/mr"], BatchTask(archive, tmp_path / "out", "", "", "cpu"))
 
 
