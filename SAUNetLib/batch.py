@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -44,7 +44,7 @@ def run_batch(
     device: str = "auto",
     scheduler: str | None = None,
     workers: int | None = None,
-    report: Callable[[int, int, int], None] = lambda done, known, failed: None,
+    report: Callable[[int, int, int, int], None] = lambda done, total, failed, before: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Batch:
     """Segment all series below a folder; a repeated call does only what is new, has changed or failed.
@@ -59,7 +59,8 @@ def run_batch(
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         scheduler: address of a Dask scheduler such as ``tcp://host:8786``; default: workers on this computer.
         workers: processes on this computer; default: one per core, as far as memory suffices, on a GPU one.
-        report: called with the numbers of sources that are done, that are known, and that failed.
+        report: called once the archive was looked through, and then again and again, with the numbers of sources that
+            are done, that this run has to do, that failed, and that earlier runs had done.
         warn: called with a text about each unusable worker, and if there are no workers.
 
     Returns:
@@ -114,7 +115,7 @@ def _check_folders(archive: Path, output: Path) -> None:
 
 
 class _ArchiveScan:
-    """One pass through an archive: the sources found so far, and the number of other files by extension.
+    """One pass through an archive: the places of its sources, and the number of other files by extension.
 
     `closed` are those of them that are folders which cannot be listed. An archive without a source is refused before
     anything is made in the output folder.
@@ -136,14 +137,16 @@ class _ArchiveScan:
             )
         self._sources = chain([first], self._sources)
 
-    def pending(self, known: Batch, sha256: str) -> Iterator[Source]:
-        """Walk the archive and yield the sources that still need work."""
+    def pending(self, known: Batch, sha256: str) -> deque[Source]:
+        """Walk the archive and return the sources that still need work."""
+        waiting: deque[Source] = deque()
         for source in _with_twins(self._sources, self.output):
             self.places.add(source.place)
             if not source.stamp:
                 self.closed.add(source.place)
             if not known.is_done(source, sha256, self.output):
-                yield source
+                waiting.append(source)
+        return waiting
 
 
 def _segment_all(
@@ -152,21 +155,23 @@ def _segment_all(
     make_pool: Callable[..., WorkerPool],
     task: BatchTask,
     try_workers: bool,
-    report: Callable[[int, int, int], None],
+    report: Callable[[int, int, int, int], None],
 ) -> Batch:
-    """Process what is left of an archive; the summary is written however the run ends."""
-    result, records, output = known, dict(known.records), scan.output
-    walked, edited = False, set[str]()
-    try:
-        with open_journal(records, scan.archive, output) as journal:
-            edited = journal.edited
-            _work(make_pool, scan.pending(known, task.sha256), task, journal, try_workers, report)
-        walked = True
-    finally:
-        if scan.places:  # else the summary stays what it was
-            result = replace(known, records=records)
-            if walked:
-                result = replace(result.only(scan.places, scan.closed, output), left_out=scan.left_out, edited=edited)
+    """Process what is left of an archive; the summary is written however the work ends."""
+    records, output = dict(known.records), scan.output
+    waiting = scan.pending(known, task.sha256)
+    total, before = len(waiting), len(scan.places) - len(waiting)
+    report(0, total, 0, before)
+    with open_journal(records, scan.archive, output) as journal:
+        try:
+            if waiting:
+                _work(
+                    make_pool, waiting, task, journal, try_workers,
+                    lambda done, failed: report(done, total, failed, before),
+                )  # fmt: skip
+        finally:
+            result = replace(known, records=records).only(scan.places, scan.closed, output)
+            result = replace(result, left_out=scan.left_out, edited=journal.edited)
             write_summary(result, output)
     return result
 
@@ -251,21 +256,19 @@ def _stamp(paths: Sequence[Path]) -> tuple[str, int, bool]:
 
 def _work(
     make_pool: Callable[..., WorkerPool],
-    waiting: Iterator[Source],
+    waiting: deque[Source],
     task: BatchTask,
     journal: Journal,
     try_workers: bool,
-    report: Callable[[int, int, int], None],
+    report: Callable[[int, int], None],
 ) -> None:
     """Submit sources to the workers, a few in advance, and write the results to the journal.
 
     Those whose workers died, or could not open them, are tried once more at the end.
     """
-    first = next(waiting, None)
-    if first is None:
-        return
-    trial = partial(try_worker, first.place, task, opens(task.archive / first.place)) if try_workers else None
-    _Work(make_pool(partial(segment_source, task=task), trial), task, journal, report).do(chain([first], waiting))
+    first = waiting[0].place
+    trial = partial(try_worker, first, task, opens(task.archive / first)) if try_workers else None
+    _Work(make_pool(partial(segment_source, task=task), trial), task, journal, report).do(waiting)
 
 
 _Entry = tuple[Source, frozenset[str]]
@@ -275,18 +278,16 @@ _Entry = tuple[Source, frozenset[str]]
 class _Work:
     """Sources being processed by a pool of workers."""
 
-    def __init__(
-        self, pool: WorkerPool, task: BatchTask, journal: Journal, report: Callable[[int, int, int], None]
-    ) -> None:
+    def __init__(self, pool: WorkerPool, task: BatchTask, journal: Journal, report: Callable[[int, int], None]) -> None:
         self._pool, self._task, self._journal, self._report = pool, task, journal, report
         self._streak, self._done, self._failed = _FailureStreak(journal.has_results(task.sha256)), 0, 0
         self._elsewhere: deque[_Entry] = deque()  # to be tried again by another worker
         self._alone: deque[_Entry] = deque()  # to be tried again while no other is
         self._phase = 1
 
-    def do(self, sources: Iterable[Source]) -> None:
+    def do(self, sources: deque[Source]) -> None:
         """Have sources segmented, and retry those that may have failed for a reason unrelated to their images."""
-        self._run((source, frozenset()) for source in sources)
+        self._run((sources.popleft(), frozenset()) for _ in range(len(sources)))
         self._phase = 2
         self._run(_emptied(self._elsewhere))
         # What else a worker has when an image kills it counts as tried as often as that one: now each is by itself.
@@ -306,8 +307,7 @@ class _Work:
             result = self._pool.next_result()
             if result is not None:
                 self._take(*result)
-            waiting = (upcoming is not None) + len(self._pool) + len(self._elsewhere) + len(self._alone)
-            self._report(self._done, self._done + waiting, self._failed)
+            self._report(self._done, self._failed)
 
     def _take(self, source: Source, result: Sequence[Outcome] | BaseException) -> None:
         """Record the outcome of a source, even if it is retried: the run may end before the retry."""

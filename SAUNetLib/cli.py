@@ -339,19 +339,23 @@ def _endings(counts: Mapping[str, int]) -> str:
 
 
 @contextlib.contextmanager
-def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar of the sources that are done, where somebody looks at it, else a line now and then."""
+def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int, int, int], None]]:
+    """A report of the sources that are done: a bar where somebody looks at it, else a line now and then."""
     if options.quiet:
-        yield lambda done, known, failed: None
+        yield lambda done, total, failed, before: None
         return
     if not sys.stderr.isatty():
-        due = time.monotonic() + COUNT_S
+        due = 0.0
 
-        def count(done: int, known: int, failed: int) -> None:
+        def count(done: int, total: int, failed: int, before: int) -> None:
             nonlocal due
-            if time.monotonic() >= due:
-                print(f"{done} done, {failed} failed", file=sys.stderr, flush=True)
-                due = time.monotonic() + COUNT_S
+            if not due:
+                _print_sources(total, before)
+            elif time.monotonic() >= due:
+                print(f"{done} of {total} done, {failed} failed", file=sys.stderr, flush=True)
+            else:
+                return
+            due = time.monotonic() + COUNT_S
 
         yield count
         return
@@ -361,7 +365,19 @@ def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int, int], 
     columns = (TextColumn("Sources"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        yield lambda done, known, failed: bar.update(task, completed=done, total=known)
+
+        def show(done: int, total: int, failed: int, before: int) -> None:
+            if bar.tasks[task].total is None:
+                _print_sources(total, before)
+            bar.update(task, completed=done, total=total)
+
+        yield show
+
+
+def _print_sources(total: int, before: int) -> None:
+    """Say how much there is to do, once the archive was looked through."""
+    number = "1 source" if total + before == 1 else f"{total + before} sources"
+    print(number + (f", {before} done before" if before else ""), flush=True)
 
 
 STAGES = {

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -157,6 +158,7 @@ def test_every_series_gets_its_results_and_a_row(run, tmp_path):
         and not err
         and out.splitlines()
         == [
+            "4 sources",
             "3 segmented, 1 refused, 0 failed",
             "1 file of another kind was left out (1 .txt)",
             str(tmp_path / "out" / SUMMARY),
@@ -1431,7 +1433,7 @@ def test_a_spreadsheet_reads_names_as_names(run, fast, archive, tmp_path):
     assert "a;=1+2.nii" in run()[3] and b'\r\n"a;=1+2.nii","' in (tmp_path / "out" / SUMMARY).read_bytes()
 
 
-def test_what_is_tried_again_stays_known(tmp_path):
+def test_what_is_tried_again_counts_once(tmp_path):
     killed = set()
 
     class Pool(list):
@@ -1455,12 +1457,11 @@ def test_what_is_tried_again_stays_known(tmp_path):
     task = BatchTask(tmp_path, tmp_path, "m", "", "cpu")
     journal = SimpleNamespace(has_results=lambda *_: True, begin=lambda *_: True, note=lambda *call: call[-1])
     work = batch._Work(Pool(), task, journal, lambda *counts: told.append(counts))
-    work.do(Source(place, False, "s") for place in "abcde")
-    known = [count for _, count, _ in told]
-    assert known == sorted(known) and told[-1] == (5, 5, 0)
+    work.do(deque(Source(place, False, "s") for place in "abcde"))
+    assert told == sorted(told) and told[-1] == (5, 0)
 
 
-def test_a_long_run_tells_how_far_it_is(run, fast, tmp_path, monkeypatch):
+def test_a_long_run_tells_how_far_it_is(run, fast, archive, tmp_path, monkeypatch):
     written = []
     whole = batch_journal.write_summary
     monkeypatch.setattr(batch_journal, "SUMMARY_S", 0.0)
@@ -1469,7 +1470,10 @@ def test_a_long_run_tells_how_far_it_is(run, fast, tmp_path, monkeypatch):
     )
     monkeypatch.setattr("SAUNetLib.cli.COUNT_S", 0.0)
     status, _, err, _ = run()
-    assert status == 0 and "3 done, 0 failed\n4 done, 0 failed\n" in err and len(written) >= 1
+    assert status == 0 and err.endswith("3 of 4 done, 0 failed\n4 of 4 done, 0 failed\n") and written
+    os.utime(archive / "p2" / "A.mha", ns=(0, 0))
+    _, out, err, _ = run()
+    assert out.startswith("4 sources, 3 done before\n") and err.endswith("1 of 1 done, 0 failed\n")
 
 
 def test_keys_that_are_not_set_are_told(run, tmp_path):
@@ -1630,7 +1634,7 @@ def test_a_killed_worker_costs_nothing(started, tmp_path):
     out, err = started.communicate(timeout=200)
     assert started.returncode == 0, err
     assert {row["status"] for row in rows(tmp_path / "out").values()} == {"segmented", "refused"}
-    assert out.startswith("33 segmented, 1 refused, 0 failed") and "Traceback" not in err
+    assert out.startswith("34 sources\n33 segmented, 1 refused, 0 failed") and "Traceback" not in err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
