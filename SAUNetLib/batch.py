@@ -13,7 +13,19 @@ from itertools import chain
 from pathlib import Path
 
 from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
-from .batch_journal import LOCK, Batch, Journal, Outcome, Source, open_journal, read_batch, try_summary, write_summary
+from .batch_journal import (
+    JOURNAL,
+    LOCK,
+    SUMMARY,
+    Batch,
+    Journal,
+    Outcome,
+    Source,
+    open_journal,
+    read_batch,
+    try_summary,
+    write_summary,
+)
 from .batch_source import (
     BatchTask,
     appears,
@@ -117,16 +129,17 @@ def _check_folders(archive: Path, output: Path) -> None:
 class _ArchiveScan:
     """One pass through an archive: the places of its sources, and the number of other files by extension.
 
-    `closed` are those of them that are folders which cannot be listed. An archive without a source is refused before
-    anything is made in the output folder.
+    `closed` are those of them that are folders which cannot be listed, and `earlier` the folders with results of other
+    batches. An archive without a source is refused before anything is made in the output folder.
     """
 
     def __init__(self, archive: Path, output: Path) -> None:
         self.places: set[str] = set()
         self.closed: set[str] = set()
         self.left_out: Counter[str] = Counter()
+        self.earlier: list[str] = []
         self.archive, self.output = archive, output
-        self._sources = find_sources(archive, output, self.left_out)
+        self._sources = find_sources(archive, output, self.left_out, self.earlier)
         first = next(self._sources, None)
         if first is None:
             other_files = f", only {sum(self.left_out.values())} files of other kinds" if self.left_out else ""
@@ -171,7 +184,7 @@ def _segment_all(
                 )  # fmt: skip
         finally:
             result = replace(known, records=records).only(scan.places, scan.closed, output)
-            result = replace(result, left_out=scan.left_out, edited=journal.edited)
+            result = replace(result, left_out=scan.left_out, earlier=scan.earlier, edited=journal.edited)
             write_summary(result, output)
     return result
 
@@ -217,15 +230,23 @@ def _is_case_blind(folder: Path) -> bool:
         return trial.with_name(trial.name.upper()).exists()
 
 
-def find_sources(archive: Path, output: Path, left_out: Counter[str] | None = None) -> Iterator[Source]:
+def find_sources(
+    archive: Path, output: Path, left_out: Counter[str] | None = None, earlier: list[str] | None = None
+) -> Iterator[Source]:
     """Find image files and folders with DICOM files below a folder; hidden ones and `output` are left out.
 
     A folder that cannot be read is one too, so that its absence is told. In `left_out` other files are counted by their
-    endings; not beside DICOM files, all of which would have to be opened.
+    endings; not beside DICOM files, all of which would have to be opened. Folders below it with the results of another
+    batch, whose label maps are no images, are left out as well, and noted in `earlier`.
     """
     closed: list[OSError] = []
     for parent, folders, names in os.walk(archive, onerror=closed.append):
         here = Path(parent)
+        if here != archive and {JOURNAL, SUMMARY} <= set(names):
+            folders.clear()
+            if earlier is not None:
+                earlier.append(here.relative_to(archive).as_posix())
+            continue
         folders[:] = sorted(name for name in folders if name[0] != "." and not same_place(here / name, output))
         other_files = sorted(folder_files(here, names))
         for name in sorted(name for name in names if not name.startswith(".") and ending_of(Path(name), IMAGES)):

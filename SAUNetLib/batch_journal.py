@@ -170,6 +170,7 @@ class Batch:
         records: by the places of its sources.
         gone: likewise of sources that have left the archive, and whose results are still there.
         left_out: how many files are no known image, by their endings.
+        earlier: folders of the archive with the results of other batches, which are left out.
         edited: second names of label maps that were not those noted when their sources were begun again.
         first, last: runs, where there was one: the one that the first results are of, and the latest.
     """
@@ -177,6 +178,7 @@ class Batch:
     records: Mapping[str, SourceRecord] = field(default_factory=dict)
     gone: Mapping[str, SourceRecord] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    earlier: Sequence[str] = ()
     edited: Collection[str] = ()
     first: RunStart | None = None
     last: RunStart | None = None

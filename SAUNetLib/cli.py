@@ -305,6 +305,9 @@ def _print_remarks(known: Batch) -> None:
         count = sum(known.left_out.values())
         files = "1 file of another kind was" if count == 1 else f"{count} files of other kinds were"
         print(f"{files} left out ({_endings(known.left_out)})")
+    if known.earlier:
+        more = f" and {len(known.earlier) - 3} more" if len(known.earlier) > 3 else ""
+        print(f"Results of other batches were left out: {', '.join(known.earlier[:3])}{more}")
     if split := known.split():
         print(
             f"{len(split)} series lie in several folders, as parts or copies, and each folder has its own result "

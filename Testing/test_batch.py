@@ -248,6 +248,18 @@ def test_sources_are_found_in_order_and_results_are_none(archive):
     assert Batch().counts() == {"segmented": 0, "refused": 0, "failed": 0}
 
 
+def test_results_of_an_earlier_batch_are_no_images(run, fast, archive, tmp_path):
+    """As where everything is to be done again into a new folder."""
+    before = run()[3]
+    (tmp_path / "out").rename(archive / "p2" / "results")
+    _, out, _, told = run()
+    assert "\nResults of other batches were left out: p2/results\n" in out and told.keys() == before.keys()
+    places = {source.place for source in find_sources(archive / "p2" / "results", tmp_path / "out")}
+    assert places == {"p2/A.mha.nii.gz", "p2/a.nii.gz.nii.gz", f"{before['p1/mr']['output']}"}, (
+        "unless they are asked for"
+    )
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
 @pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
 def test_other_voxels_beside_the_same_header_are_another_image(archive, ending):
