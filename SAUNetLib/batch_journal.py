@@ -76,6 +76,7 @@ class Outcome:
         changed: whether files of its source came, went or grew between being found and the end of the work.
         labels: digits that change with the contents of the label map, as it was written.
         name: of a DICOM series, what its results are called; the same in every folder that holds slices of it.
+        series_uid, study_uid: of a DICOM series, as its files state them.
     """
 
     status: str
@@ -92,6 +93,8 @@ class Outcome:
     closed: bool = False
     changed: bool = False
     labels: str = ""
+    series_uid: str = ""
+    study_uid: str = ""
 
     def files(self) -> tuple[str, ...]:
         """Its result files, relative to the output folder."""
@@ -445,10 +448,8 @@ def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> Sou
         failed = replace(outcome, status="failed")
         # What failed as a whole failed for each of its series.
         theirs = [one for one in earlier if outcome.name in ("", one.name)]
-        outcomes += [
-            replace(failed, series=one.series, name=one.name, output=one.output, notices=one.notices, labels=one.labels)
-            for one in theirs
-        ] or [failed]
+        kept = ("series", "name", "output", "notices", "labels", "series_uid", "study_uid")
+        outcomes += [replace(failed, **{name: getattr(one, name) for name in kept}) for one in theirs] or [failed]
     return replace(now, outcomes=tuple(outcomes))
 
 
@@ -537,7 +538,10 @@ def try_summary(known: Batch, output: Path) -> None:
 
 def write_summary(known: Batch, output: Path) -> None:
     """Write ``batch.csv``; a series in several folders is noted in each of its rows."""
-    columns = ("place", "series", "status", "code", "text", "output", "seconds", "notices", "model", "host", "version")
+    columns = (
+        "place", "series", "status", "code", "text", "output", "seconds", "notices", "model", "host", "version",
+        "series_uid", "study_uid",
+    )  # fmt: skip
     split = known.split()
     with (
         write_beside(output / SUMMARY, ".csv") as temporary,
@@ -558,7 +562,7 @@ def write_summary(known: Batch, output: Path) -> None:
             # What is still there may be another's.
             model, version = ("", "") if outcome.status == "failed" else (record.model[:12], record.version)
             more = (str(outcome.seconds), notices, model, outcome.host, version)
-            writer.writerow(map(_cell, (*about, *more)))
+            writer.writerow(map(_cell, (*about, *more, outcome.series_uid, outcome.study_uid)))
 
 
 def _cell(text: str) -> str:

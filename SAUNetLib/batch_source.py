@@ -206,7 +206,8 @@ def _outcomes(source: Source, task: BatchTask) -> list[Outcome]:
             outcome = _refused(series.problem, all(map(opens_once, series.damaged)))
         else:
             outcome = _segmented(series, target / name, task)
-        outcomes.append(replace(outcome, series=series.name, name=name))
+        study = series.frames[0].study if series.frames else ""
+        outcomes.append(replace(outcome, series=series.name, name=name, series_uid=series.uid, study_uid=study))
     return outcomes
 
 

@@ -5,6 +5,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from types import SimpleNamespace
 import dask
 import numpy as np
 import psutil
+import pydicom
 import pytest
 import SimpleITK as sitk
 from builders import picture, write_dicom_series
@@ -176,6 +178,24 @@ def test_every_series_gets_its_results_and_a_row(run, tmp_path):
             stem = label_map.name.removesuffix(".nii.gz")
             beside = {path.name.removeprefix(stem) for path in label_map.parent.glob(f"{stem}.*")}
             assert {".nii.gz", ".csv", ".json", ".png"} <= beside
+
+
+def test_the_summary_names_series_and_study_as_the_files_do(run, fast, archive, tmp_path, monkeypatch):
+    slice_ = pydicom.dcmread(next((archive / "p1" / "mr").iterdir()))
+    uids = (str(slice_.SeriesInstanceUID), str(slice_.StudyInstanceUID))
+
+    def told():
+        row = run()[3]["p1/mr"]
+        return row["series_uid"], row["study_uid"]
+
+    assert told() == uids and run()[3]["p2/A.mha"]["series_uid"] == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "is_done", lambda *rest: False)
+        patch.setattr(batch, "segment_source", lambda source, task: [Outcome("failed", code="MEMORY")])
+        assert told() == uids
+    journal = tmp_path / "out" / JOURNAL  # of a version that did not note them
+    journal.write_text(re.sub(r', "(series|study)_uid": "[^"]*"', "", journal.read_text()))
+    assert "uid" not in journal.read_text() and len(read_batch(tmp_path / "out").records) == 4
 
 
 def test_what_is_done_is_not_done_again(run, archive, tmp_path):
