@@ -24,6 +24,7 @@ from .batch_journal import (
     open_journal,
     read_batch,
     try_summary,
+    write_figures,
     write_summary,
 )
 from .batch_source import (
@@ -62,7 +63,8 @@ def run_batch(
     """Segment all series below a folder; a repeated call does only what is new, has changed or failed.
 
     Every series gets a label map, a table, measurements and a preview under its own path below `output`. Beside them
-    lie ``batch.jsonl``, a line for every source when it is done, and ``batch.csv``, a row for every series there is.
+    lie ``batch.jsonl``, a line for every source when it is done, ``batch.csv``, a row for every series there is, and
+    ``measurements.csv``, the measurements of all of them.
 
     Args:
         archive: folder, which is not changed; all files of a DICOM series lie in one folder.
@@ -186,6 +188,7 @@ def _segment_all(
             result = replace(known, records=records).only(scan.places, scan.closed, output)
             result = replace(result, left_out=scan.left_out, earlier=scan.earlier, edited=journal.edited)
             write_summary(result, output)
+        write_figures(result, output)
     return result
 
 
@@ -403,7 +406,7 @@ def _checked(outcome: Outcome, output: Path) -> Outcome:
             f"the user who runs this command cannot access the worker's result ({failure.strerror}), which may belong "
             "to another user"
         )
-    failed = replace(outcome, status="failed", output="", notices=())
+    failed = replace(outcome, status="failed", output="", notices=(), confidence=None)
     return replace(failed, code="OUTPUT_WRITE", text=text, exit_status=UsageError.exit_status)
 
 

@@ -23,7 +23,7 @@ from . import __version__
 from .errors import UsageError
 from .formats.atomic import discard, same_place, spelling, write_beside
 
-JOURNAL, SUMMARY, LOCK = "batch.jsonl", "batch.csv", "batch.lock"
+JOURNAL, SUMMARY, LOCK, FIGURES = "batch.jsonl", "batch.csv", "batch.lock", "measurements.csv"
 RESULTS = (".nii.gz", ".csv", ".json", ".png")
 """How label map, table, measurements and preview of an image end."""
 SUMMARY_S = 300.0
@@ -70,6 +70,7 @@ class Outcome:
         output: label map below the output folder; table, measurements and preview are called like it. Where an image
             that is still the same failed, its earlier one.
         notices: codes of what is to be known of the result.
+        confidence: of the least certain name, 0 to 1; None where there is none.
         host: computer on which it failed.
         own: whether it failed for its own name or absence, while other files could be written or are there.
         closed: whether it could not be opened on that computer.
@@ -95,6 +96,7 @@ class Outcome:
     labels: str = ""
     series_uid: str = ""
     study_uid: str = ""
+    confidence: float | None = None
 
     def files(self) -> tuple[str, ...]:
         """Its result files, relative to the output folder."""
@@ -448,7 +450,7 @@ def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> Sou
         failed = replace(outcome, status="failed")
         # What failed as a whole failed for each of its series.
         theirs = [one for one in earlier if outcome.name in ("", one.name)]
-        kept = ("series", "name", "output", "notices", "labels", "series_uid", "study_uid")
+        kept = ("series", "name", "output", "notices", "confidence", "labels", "series_uid", "study_uid")
         outcomes += [replace(failed, **{name: getattr(one, name) for name in kept}) for one in theirs] or [failed]
     return replace(now, outcomes=tuple(outcomes))
 
@@ -507,7 +509,7 @@ def result_name(place: str) -> str:
     plain = place.encode(errors="backslashreplace").decode()
     plain = plain if plain == place else plain.replace("\\", "%")
     first, _, rest = plain.partition("/")
-    if spelling(first) in (JOURNAL, SUMMARY, LOCK):
+    if spelling(first) in (JOURNAL, SUMMARY, LOCK, FIGURES):
         plain = f"{first}-{_digits(first)}" + (f"/{rest}" if rest else "")
     folder, _, name = plain.rpartition("/")
     if len(name.encode()) > MOST_NAME:
@@ -539,8 +541,8 @@ def try_summary(known: Batch, output: Path) -> None:
 def write_summary(known: Batch, output: Path) -> None:
     """Write ``batch.csv``; a series in several folders is noted in each of its rows."""
     columns = (
-        "place", "series", "status", "code", "text", "output", "seconds", "notices", "model", "host", "version",
-        "series_uid", "study_uid",
+        "place", "series", "status", "code", "text", "output", "confidence", "seconds", "notices", "model", "host",
+        "version", "series_uid", "study_uid",
     )  # fmt: skip
     split = known.split()
     with (
@@ -561,8 +563,27 @@ def write_summary(known: Batch, output: Path) -> None:
             about = (record.place, outcome.series, outcome.status, outcome.code, outcome.text, outcome.output)
             # What is still there may be another's.
             model, version = ("", "") if outcome.status == "failed" else (record.model[:12], record.version)
-            more = (str(outcome.seconds), notices, model, outcome.host, version)
+            confidence = "" if outcome.confidence is None else f"{outcome.confidence:.2f}"
+            more = (confidence, str(outcome.seconds), notices, model, outcome.host, version)
             writer.writerow(map(_cell, (*about, *more, outcome.series_uid, outcome.study_uid)))
+
+
+def write_figures(known: Batch, output: Path) -> None:
+    """Write ``measurements.csv``: the tables of all results that can be read, one after the other."""
+    from .measurements.tables import COLUMNS, table_rows
+
+    with (
+        write_beside(output / FIGURES, ".csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8-sig", errors="backslashreplace") as file,
+    ):
+        writer = csv.DictWriter(file, ("output", *COLUMNS), restval="", extrasaction="ignore", quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        for _, outcome in known.outcomes():
+            rows: list[dict[str, Any]] = []
+            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # it is away or damaged
+                measured = (output / name for name in outcome.files() if name.endswith(".json"))
+                rows = [row for path in measured for row in table_rows(json.loads(path.read_text(encoding="utf-8")))]
+            writer.writerows({**row, "output": _cell(outcome.output)} for row in rows)
 
 
 def _cell(text: str) -> str:

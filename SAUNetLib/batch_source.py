@@ -261,6 +261,7 @@ def _segmented(image: Path | Series, target: Path, task: BatchTask) -> Outcome:
         seconds=round(time.perf_counter() - started, 2),
         notices=tuple(notice.code for notice in result.warnings),
         labels=content_of(results[".nii.gz"]),
+        confidence=min(result.confidence.values(), default=None),
     )
 
 

@@ -37,6 +37,7 @@ from SAUNetLib import batch, batch_cluster, batch_journal, batch_source
 from SAUNetLib.batch import find_sources
 from SAUNetLib.batch_cluster import WorkerPool, WorkersDied, scheduler_kept
 from SAUNetLib.batch_journal import (
+    FIGURES,
     JOURNAL,
     LOCK,
     RESULTS,
@@ -55,6 +56,7 @@ from SAUNetLib.formats import atomic
 from SAUNetLib.formats.atomic import write_beside
 from SAUNetLib.formats.segmentations import read_segmentation
 from SAUNetLib.formats.volumes import read_volume
+from SAUNetLib.measurements import Measure, Measurements, StructureMeasures, write_measurements
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def write_empty(image, output, engine, **beside):
     for path in (output, *beside.values()):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    return SimpleNamespace(warnings=())
+    return SimpleNamespace(warnings=(), confidence={})
 
 
 def out_of_memory(*rest, **more):
@@ -118,7 +120,7 @@ def result_files(output: Path) -> set[str]:
     """What lies below the output folder, but for the files of the batch itself, copies, and a trial still under way."""
     files = [path for path in output.rglob("*") if not atomic.is_temporary(path.name, RESULTS) and path.is_file()]
     names = {path.relative_to(output).as_posix() for path in files if ".edited-" not in path.name}
-    return names - {JOURNAL, SUMMARY, LOCK}
+    return names - {JOURNAL, SUMMARY, LOCK, FIGURES}
 
 
 def rows(output: Path) -> dict[str, dict[str, str]]:
@@ -178,6 +180,36 @@ def test_every_series_gets_its_results_and_a_row(run, tmp_path):
             stem = label_map.name.removesuffix(".nii.gz")
             beside = {path.name.removeprefix(stem) for path in label_map.parent.glob(f"{stem}.*")}
             assert {".nii.gz", ".csv", ".json", ".png"} <= beside
+    assert (tmp_path / "out" / FIGURES).stat().st_size > 100
+
+
+def test_the_figures_of_all_results_are_in_one_table(run, archive, tmp_path, monkeypatch):
+    measures = {"height_middle_mm": Measure(25.5), "slip_mm": Measure(-1.25, ("estimated",)), "depth_mm": Measure(None)}
+    found = Measurements((StructureMeasures(44, "L4", "L4 vertebra", "vertebra", measures),))
+
+    def segment(image, output, engine, **beside):
+        write_empty(image, output, engine, **beside)
+        write_measurements(found, beside["measurements"])
+        return SimpleNamespace(warnings=(), confidence={44: 0.5, 45: 0.75})
+
+    def table(path):
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+
+    monkeypatch.setattr("SAUNetLib.pipeline.segment_file", segment)
+    shutil.copy(archive / "p2" / "A.mha", archive / "=1.mha")
+    status, _, _, told = run()
+    assert status == 0 and (told["'=1.mha"]["confidence"], told["p1/torn.nrrd"]["confidence"]) == ("0.50", "")
+    write_measurements(found, tmp_path / "one.csv")
+    (one,) = table(tmp_path / "one.csv")
+    outputs = [row["output"] for row in told.values() if row["output"]]
+    assert outputs[0] == "'=1.mha.nii.gz" and len(outputs) == 4
+    assert table(tmp_path / "out" / FIGURES) == [{"output": output, **one} for output in outputs]
+    for text in ("", "[]", '{"note": 1}', '{"note": "", "warnings": [], "structures": [[]]}'):
+        (tmp_path / "out" / "p2" / "A.mha.json").write_text(text)
+        assert run()[0] == 0
+        kept = [row["output"] for row in table(tmp_path / "out" / FIGURES)]
+        assert kept == [output for output in outputs if output != "p2/A.mha.nii.gz"]
 
 
 def test_the_summary_names_series_and_study_as_the_files_do(run, fast, archive, tmp_path, monkeypatch):
@@ -370,14 +402,14 @@ def test_odd_names_and_namesakes_get_results_of_their_own(run, archive, tmp_path
         )
         (archive / ("image.nrrd" if name.endswith("nrrd") else "i.mha")).rename(archive / name)
     source.rename(os.fsdecode(os.fsencode(archive) + b"/M\xfcller.mha"))
-    for name in (JOURNAL, SUMMARY, LOCK):
+    for name in (JOURNAL, SUMMARY, LOCK, FIGURES):
         shutil.copytree(archive / "p1" / "mr", archive / name)
     shutil.copytree(archive / "p1" / "mr", archive / SUMMARY.upper() / "mr")
     status, _, err, told = run()
     assert status == 0 and not err
     outputs = [row["output"] for row in told.values() if row["output"]]
-    assert len(outputs) == len(set(outputs)) == 11
-    assert not any(batch_journal.spelling(one.split("/")[0]) in (JOURNAL, SUMMARY, LOCK) for one in outputs)
+    assert len(outputs) == len(set(outputs)) == 12
+    assert not any(batch_journal.spelling(one.split("/")[0]) in (JOURNAL, SUMMARY, LOCK, FIGURES) for one in outputs)
     assert all((tmp_path / "out" / one).is_file() for one in outputs)
     assert "batch.mha" in told, "the summary is not its table"
 

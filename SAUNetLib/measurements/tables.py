@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ..formats.atomic import check_writable, write_beside
 from ..formats.endings import MEASUREMENTS
-from .results import DISCLAIMER, QUANTITIES, Measurements, StructureMeasures, rounded
+from .results import QUANTITIES, Measurements
 
 COLUMNS = ("value", "name", "level", "kind", *QUANTITIES, "quality", "note")
 
@@ -38,14 +39,19 @@ def write_measurements(measurements: Measurements, path: str | Path) -> None:
 def _write_csv(measurements: Measurements, file: TextIO) -> None:
     writer = csv.DictWriter(file, COLUMNS, restval="")
     writer.writeheader()
-    note = "; ".join((DISCLAIMER, *(notice.code for notice in measurements.warnings)))
-    if not measurements.rows:
-        writer.writerow({"name": "no structure was found", "note": note})
-    for row in measurements.rows:
-        figures = {name: rounded(measure.value) for name, measure in row.measures.items()}  # None is written as nothing
-        about = {"value": row.value or "", "name": row.name, "level": row.level, "kind": row.kind}
-        writer.writerow({**about, **figures, "quality": _quality(row), "note": note})
+    writer.writerows(table_rows(measurements.summary()))
 
 
-def _quality(row: StructureMeasures) -> str:
-    return "; ".join(f"{name}: {' '.join(measure.flags)}" for name, measure in row.measures.items() if measure.flags)
+def table_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines of the table, by `COLUMNS`, of a `Measurements.summary`, also as read from its file.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is none.
+    """
+    note = "; ".join((summary["note"], *(notice["code"] for notice in summary["warnings"])))
+    rows = []
+    for row in summary["structures"]:
+        about = {"value": row["value"] or "", "name": row["name"], "level": row["level"], "kind": row["kind"]}
+        quality = "; ".join(f"{name}: {' '.join(flags)}" for name, flags in row["quality"].items())
+        rows.append({**about, **row["measures"], "quality": quality, "note": note})  # None is written as nothing
+    return rows or [{"name": "no structure was found", "note": note}]
