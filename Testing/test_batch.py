@@ -1540,6 +1540,18 @@ def test_a_long_run_tells_how_far_it_is(run, fast, archive, tmp_path, monkeypatc
     assert out.startswith("4 sources, 3 done before\n") and err.endswith("1 of 1 done, 0 failed\n")
 
 
+def test_ctrl_c_while_the_archive_is_looked_through_leaves_all_as_it_was(run, fast, tmp_path, monkeypatch):
+    def interrupt(*rest):
+        raise KeyboardInterrupt
+
+    run()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    monkeypatch.setattr(Batch, "is_done", interrupt)
+    status, out, err, _ = run()
+    assert (status, out, err.count("\n")) == (6, "", 1)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
 def test_keys_that_are_not_set_are_told(run, tmp_path):
     status, _, err, _ = run("--scheduler", "tls://127.0.0.1:1")
     assert status == 2 and "distributed.comm.tls" in err
