@@ -804,8 +804,8 @@ def test_workers_here_keep_freed_memory_and_leave_ctrl_c_to_the_command(monkeypa
     called = []
     monkeypatch.setattr("SAUNetLib.process.keep_freed_memory", lambda: called.append("memory"))
     monkeypatch.setattr(signal, "signal", lambda *what: called.append(what))
-    for text in batch_cluster._LOCAL["distributed.worker.preload"]:
-        exec(text)
+    for name in batch_cluster._LOCAL["distributed.worker.preload"]:
+        importlib.import_module(name).dask_setup(None)
     assert called == [(signal.SIGINT, signal.SIG_IGN), "memory"]
 
 
