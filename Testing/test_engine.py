@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import SAUNetLib.engine as engine_module
-from SAUNetLib.engine import Engine, best_class, choose_device, computes_bfloat16, fine_classes, resample
+from SAUNetLib.engine import (
+    Engine,
+    best_class,
+    choose_device,
+    computes_bfloat16,
+    fine_classes,
+    network_input,
+    resample,
+)
 from SAUNetLib.errors import CancelledError, OutOfMemoryError, UsageError
 from SAUNetLib.model import load_model
 from SAUNetLib.network import SAUNet, fold_batch_norm, inference, pack_for_processor
@@ -42,6 +50,14 @@ def test_padding_changes_no_intensities(tiny_engine, fill):
     tiny_engine.classes(SagittalStack(padded, 4.0, (1.5, 1.5), (0, 1, 2), (False, False, False)))
     del tiny_engine._input
     assert set(found[:8]) == {seen}
+
+
+def test_the_network_s_input_is_padded_as_dark_as_the_volume_gets():
+    """Zero would be of middling brightness: tissue where nothing was measured."""
+    intensity = Intensity(low=10.0, high=90.0, mean=40.0, deviation=20.0)
+    found = network_input(np.full((1, 5, 6), 90, np.int16), intensity, (5, 6), 8)[0, 0]
+    assert found.shape == (8, 8) and (found[:5, :6] == 2.5).all()
+    assert (found[5:] == -1.5).all() and (found[:, 6:] == -1.5).all()
 
 
 @pytest.mark.parametrize("slices", [1, 2, 7])
@@ -374,6 +390,14 @@ def test_resampling_keeps_the_field_of_view():
         assert smaller.shape[-2:] == shape
         back = resample(smaller, (40, 40))
         assert (back - ramp)[..., 4:-4].abs().max() < 0.02
+
+
+def test_making_an_image_smaller_averages_what_lies_between_the_pixels():
+    """Else thin bright lines are there or not, as the grid happens to fall."""
+    lines = torch.zeros(1, 1, 16, 16)
+    lines[..., ::4] = 1
+    found = resample(lines, (4, 4))
+    assert found.min() > 0.15 and found.max() < 0.3
 
 
 def test_a_filter_that_an_apple_gpu_lacks_is_done_on_the_processor(monkeypatch):

@@ -47,6 +47,12 @@ def test_distances_are_in_millimetres_along_the_right_axis(spacing):
     assert 0 < one.surface_distance_mm < one.hausdorff_mm
 
 
+def test_the_mean_distance_is_weighted_by_area():
+    """In thick slices the many small elements of a face count less than the few large ones of the contours."""
+    found = agreement(cube(5, 15), cube(5, 17), (8.0, 0.5, 0.5))
+    assert found.surface_distance_mm == pytest.approx(0.80, abs=0.02)
+
+
 def test_empty_masks():
     empty = np.zeros((20, 20, 20), bool)
     both = agreement(empty, empty, (1.0, 1.0, 1.0))
@@ -148,9 +154,9 @@ def test_instances_are_matched_by_overlap_not_by_number():
 
 def test_one_prediction_serves_one_instance_only():
     truth, found = np.zeros((1, 10, 10), int), np.ones((1, 10, 10), int)
-    truth[0, :5], truth[0, 5:] = 1, 2
+    truth[0, :4], truth[0, 4:] = 1, 2
     result = detect(found, truth)
-    assert len(result.matches) == 1 and len(result.missed) == 1 and result.spurious == ()
+    assert result.matches == {2: 1} and result.missed == (1,) and result.spurious == (), "the larger overlap"
 
 
 def test_nothing_to_find():

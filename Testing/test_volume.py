@@ -249,7 +249,9 @@ def test_normalisation_forgets_scale_and_offset(scale, offset):
 def test_a_few_bright_pixels_in_an_empty_field_do_not_divide_by_zero():
     slices = np.zeros((3, 100, 100), np.int16)
     slices[1, 5, 5] = 1000
-    assert np.isfinite(Intensity.of(slices).normalise(slices)).all()
+    intensity = Intensity.of(slices)
+    assert np.isfinite(intensity.normalise(slices)).all()
+    assert (intensity.low, intensity.high) == (0, 1000), "nor are they clipped to what is hardly brighter than the field"
 
 
 def test_values_that_float32_cannot_tell_apart_do_not_divide_by_zero():
