@@ -91,6 +91,21 @@ def test_every_slice_is_encoded_once_whatever_the_chunk(tiny_model):
     assert encoded == [2, 2, 1, 1, 1]  # then one slice as it is, and turned round: does it face backwards?
 
 
+@pytest.mark.parametrize(("as_is", "turned", "told"), [(0.80, 0.83, True), (0.80, 0.805, False), (0.5, 0.7, False)])
+def test_front_and_back_seem_swapped_where_the_network_is_clearly_surer_of_the_slice_turned_round(
+    tiny_engine, monkeypatch, as_is, turned, told
+):
+    """Of a little of a spine it is about as sure either way, or not sure at all."""
+    sure = iter((as_is, turned))
+
+    def scores(_):
+        share = next(sure)
+        return torch.tensor([1 - share, share, 0, 0]).log()[None, :, None, None].expand(1, 4, 64, 64)
+
+    monkeypatch.setattr(tiny_engine.network, "scores", scores)
+    assert tiny_engine._seems_turned(stack_of(1), np.ones((1, 60, 50), np.uint8)) is told
+
+
 def test_same_input_same_bits(tiny_engine):
     stack = stack_of(4)
     assert np.array_equal(tiny_engine.classes(stack)[0], tiny_engine.classes(stack)[0])

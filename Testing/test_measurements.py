@@ -1044,6 +1044,12 @@ def test_height_loss_is_that_against_equal_neighbours(heights, lost):
     assert height_losses([body(30), doubtful, body(30)])[0]["height_loss_percent"].flags == ("low_confidence",)
 
 
+@pytest.mark.parametrize(("height", "grade"), [(81, 0), (80, 1), (76, 1), (75, 2), (61, 2), (60, 3)])
+def test_genant_s_grades_begin_at_their_limits(height, grade):
+    middle = height_losses([body(100), body(100), body(height), body(100), body(100)])[2]
+    assert middle["genant_grade"].value == grade
+
+
 def body(height: float, *flags: str, depth: float = 40) -> dict[str, Measure]:
     """A block's measures."""
     return dict.fromkeys(HEIGHTS, Measure.of(height, flags)) | {"depth_mm": Measure.of(depth, flags)}

@@ -96,7 +96,7 @@ def height_losses(bodies: Sequence[Mapping[str, Measure]]) -> list[dict[str, Mea
             results.append(_no_loss(*(beside or {MISSING})))
         else:
             usual = np.median(table[near], axis=0)
-            loss = 100 * max(0.0, float(np.max(1 - own[:3] / usual[:3])))
+            loss = max(0.0, float(np.max(100 * (usual[:3] - own[:3]) / usual[:3])))  # 20 % of 30 mm are just that
             if doubt or usual[1] < _FLAT * usual[3]:
                 flags.add(LOW_CONFIDENCE)
             grade = int(np.searchsorted(GENANT_PERCENT, loss, side="right"))
