@@ -32,7 +32,7 @@ from SAUNetLib.measurements import (
 from SAUNetLib.measurements.alignment import coronal_angle
 from SAUNetLib.measurements.centreline import smooth
 from SAUNetLib.measurements.discs import NO_SLIP_MM, _slip
-from SAUNetLib.measurements.endplates import Endplate
+from SAUNetLib.measurements.endplates import Endplate, Section
 from SAUNetLib.measurements.outline import edges, outline
 from SAUNetLib.measurements.picture import _cells, _curve, _draw, draw_picture
 from SAUNetLib.measurements.results import Markup, StructureMeasures
@@ -1149,6 +1149,19 @@ def test_a_slip_is_no_part_of_an_estimated_endplate(estimated, percent, grade):
     slip = _slip(plate(30, -10), plate(40, 0, estimated))
     assert slip["slip_mm"].value == pytest.approx(10)
     assert slip["slip_percent"].value == pytest.approx(percent) and slip["meyerding_grade"].value == grade
+
+
+@pytest.mark.parametrize(("gap", "expected"), [(2.0, 2.0), (5.0, 3.0), (-1.0, 0.0), (None, 0.0)])
+def test_an_estimated_endplate_lies_as_far_below_its_disc_as_the_one_above_lies_above_it(gap, expected):
+    """Up to 3 mm: farther away, the mask is no whole disc."""
+    above, lower = plate(30, 0), plate(30, 0)
+    up = above.frame.axes[2]
+    upper = replace(above, middle=above.middle - (gap or 0) * up)
+    disc = Section(value_of("L5/S1"), above.frame, upper, lower, None, above.frame, frozenset())  # type: ignore[arg-type]
+    found = disc.as_endplate(None if gap is None else above)
+    for moved, place in ((found.front, lower.front), (found.back, lower.back), (found.middle, lower.middle)):
+        assert moved == pytest.approx(place - expected * up)
+    assert found.estimated
 
 
 @pytest.mark.parametrize(("back", "depth", "doubtful"), [(5, 30, False), (6.5, 40, True), (5, 24, True)])

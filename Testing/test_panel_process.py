@@ -1,6 +1,7 @@
 """The engine's child process: what it says, how it ends, and that nothing of it is left."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -166,6 +167,13 @@ def test_worker_that_hears_the_wish_too_late_is_not_kept(run):
     one.engine._terminate()  # it was told to end; then its answer to the cancelling arrives after all
     one.engine._deliver({"event": "error", "code": "CANCELLED", "cause": "", "id": one.engine._request})
     assert one.engine._firm.active and process_events(lambda: not one.engine.alive)
+
+
+def test_result_that_was_on_its_way_at_the_cancelling_is_none(run):
+    one = run("hang", "segment").segment().reaches("segment")
+    one.engine.cancel()
+    one.engine._take("out", json.dumps({"event": "result", "id": one.engine._request}).encode() + b"\n")
+    assert one.end()["code"] == "CANCELLED" and not one.engine.busy
 
 
 def test_process_outlives_the_signal_of_its_end(run):
