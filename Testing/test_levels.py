@@ -628,6 +628,27 @@ def test_a_process_that_hangs_on_the_body_below_goes_to_the_one_above(spine: np.
     assert np.mean(result.labels[body] == value_of("L2")) > 0.98
 
 
+def test_a_high_joint_goes_where_its_bone_leads(spine: np.ndarray) -> None:
+    """Beside the vertebra above, where places alone give a third of it to that one; two grown together are shared out.
+
+    The waves tell: through their bone, not across the background.
+    """
+    truth = spine.copy()
+    rows, columns = np.ogrid[: truth.shape[1], : truth.shape[2]]
+    middle = np.array([np.flatnonzero(row).mean() if row.any() else np.nan for row in truth[7] == 2])
+    back = columns - middle[:, None]
+    lateral = np.isin(np.arange(len(truth)), [3, 4, 9, 10])[:, None, None]
+    upper, lower, disc = (truth == value_of(level) for level in ("L2", "L3", "L2/L3"))
+    top = np.argwhere(lower & lateral & (back > 0) & (back < 7))[:, 1].min()
+    truth[upper & lateral & (back >= 7)] = 0  # what would touch it
+    joint = lateral & (rows >= top - 6) & (rows < top + 3) & (back > -2) & (back < 4) & (truth == 0)
+    truth[joint] = value_of("L3")
+    _, first, front = np.argwhere(disc).min(axis=0)
+    bridge = truth[6:8, first - 3 : first + 12, front : front + 4]
+    bridge[bridge != value_of("L2")] = value_of("L3")
+    assert np.mean(named(truth).labels[joint] == value_of("L3")) > 0.9
+
+
 MIDLINE = (56.0, 0.7, 0.7)  # one slice
 
 
