@@ -723,6 +723,19 @@ def test_a_vertebra_below_the_lowest_disc_counts() -> None:
     assert "LEVELS_DOUBTFUL" in codes(result)
 
 
+def test_a_vertebra_below_the_lowest_disc_counts_where_the_spine_leaves_the_slices() -> None:
+    """Little is seen of L4 and L5, as in scoliosis: L5 is as large as the next one, not as those farther above."""
+    truth = block_spine()
+    truth[truth == value_of("L5/S1")] = 0
+    middles = [np.argwhere(truth == value_of(level))[:, 1].mean() for level in ("L3", "L4", "L5")]
+    aside = np.interp(np.arange(truth.shape[1]), middles, [0, 36, 27])  # mm
+    bent = np.zeros_like(truth)
+    for row, slices in enumerate(np.round(aside / 4).astype(int)):
+        bent[: len(truth) - slices, row] = truth[slices:, row]
+    result = named(bent)
+    assert agreement(bent, result.labels) > 0.97 and value_of("L5") in result.labels
+
+
 def test_vertebrae_cut_by_the_border() -> None:
     truth = block_spine()
     row = int(
