@@ -703,6 +703,19 @@ def test_a_process_behind_a_steep_lowest_disc_is_not_cut() -> None:
     assert min(dice(truth, named(truth, MIDLINE).labels).values()) > 0.99
 
 
+def test_low_spinous_processes_are_not_cut_where_joints_touch() -> None:
+    """So that all vertebrae are one component: a process half-way between two bodies is its majority's."""
+    truth = block_spine(lordosis=0.5)
+    middle = np.array([np.flatnonzero(row).mean() if row.any() else np.nan for row in truth[7] == 2])
+    process = behind_the_canal(truth) & (np.arange(truth.shape[2]) - middle[:, None] >= 14)
+    lower = np.zeros_like(truth)
+    lower[:, 9:] = np.where(process, truth, 0)[:, :-9]
+    truth = np.where(lower > 0, lower, np.where(process, 0, truth))
+    labels = named(truth).labels
+    for level in BLOCK_VERTEBRAE:
+        assert np.mean(labels[lower == value_of(level)] == value_of(level)) > 0.95, level
+
+
 def test_a_piece_of_the_sacrum_is_left_out(spine: np.ndarray) -> None:
     damaged = CLASS_OF[spine]
     last = int(np.flatnonzero((spine == value_of("L5/S1")).any(axis=(0, 2)))[-1])

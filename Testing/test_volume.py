@@ -251,7 +251,9 @@ def test_a_few_bright_pixels_in_an_empty_field_do_not_divide_by_zero():
     slices[1, 5, 5] = 1000
     intensity = Intensity.of(slices)
     assert np.isfinite(intensity.normalise(slices)).all()
-    assert (intensity.low, intensity.high) == (0, 1000), "nor are they clipped to what is hardly brighter than the field"
+    assert (intensity.low, intensity.high) == (0, 1000), (
+        "nor are they clipped to what is hardly brighter than the field"
+    )
 
 
 def test_values_that_float32_cannot_tell_apart_do_not_divide_by_zero():
