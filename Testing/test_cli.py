@@ -688,12 +688,19 @@ def test_segmenting_opens_no_connection(image, tmp_path, tiny_model):
     assert (tmp_path / "b.nrrd").exists()
 
 
+@pytest.fixture(scope="module")
+def made_phantom(tmp_path_factory):
+    """The folder of a phantom and its true label map."""
+    folder = tmp_path_factory.mktemp("phantom")
+    assert main(["phantom", str(folder / "p.nii.gz"), "--seed", "4"]) == 0
+    return folder
+
+
 @pytest.fixture
-def phantom(tmp_path, capsys):
-    """A phantom and its true label map, as files."""
-    assert main(["phantom", str(tmp_path / "p.nii.gz"), "--seed", "4"]) == 0
-    capsys.readouterr()
-    return tmp_path / "p.nii.gz", tmp_path / "p_labels.nii.gz"
+def phantom(made_phantom, tmp_path, capsys):
+    """A phantom and its true label map, as files of the test's own."""
+    capsys.readouterr()  # what was said while it was made
+    return tuple(Path(shutil.copy(made_phantom / name, tmp_path)) for name in ("p.nii.gz", "p_labels.nii.gz"))
 
 
 def test_measure_writes_figures_with_units_and_a_picture(phantom, tmp_path, capsys):

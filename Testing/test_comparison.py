@@ -22,6 +22,7 @@ from monai.losses import DiceLoss
 from SAUNetLib.cli import main
 from SAUNetLib.errors import CancelledError, UsageError
 from SAUNetLib.evaluation import comparison as compared
+from SAUNetLib.evaluation import intervals
 from SAUNetLib.evaluation.comparison import _begin, _timed, trials
 from SAUNetLib.evaluation.comparison_measures import _ScoresBeforeAttention, measure, predict, without_islands
 from SAUNetLib.evaluation.comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial, UNet
@@ -32,6 +33,14 @@ from SAUNetLib.training.held_out import AS_DRAWN, SPECKS, held_out_images, per_p
 from SAUNetLib.training.train import GOES_ON
 
 SMOKE = ["--budget", "smoke", "--seeds", "1", "--hold-out", "p1", "p2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    """Intervals of reports that are read for their rows, not for their figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "RESAMPLES", 20)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +61,9 @@ def finished(data, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compared, "fit", interrupted)
+        # To time the networks of the shipped size would take longer than all the rest.
+        patch.setattr(compared, "NetworkConfig", lambda: BUDGETS["smoke"].network.model_copy(update={"reach": 2}))
+        patch.setattr(compared, "TrainingConfig", lambda: BUDGETS["smoke"])
         assert main(["compare", str(data), "--output", str(run), *SMOKE]) == 6
         kept = {path: path.stat().st_mtime_ns for path in run.glob("*/result.json")}
         assert len(kept) == 3

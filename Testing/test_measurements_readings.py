@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from SAUNetLib.errors import InputError
+from SAUNetLib.evaluation import intervals
 from SAUNetLib.evaluation.readings import (
     GradedDisc,
     agreements,
@@ -58,7 +59,8 @@ def test_what_is_usual_comes_from_other_patients_only():
     assert np.isnan(by_level(values[3:], discs[3:])).all()  # too few others
 
 
-def test_a_perfect_reader_agrees_and_the_table_says_so():
+def test_a_perfect_reader_agrees_and_the_table_says_so(monkeypatch):
+    monkeypatch.setattr(intervals, "RESAMPLES", 100)  # enough to lie around the figures
     discs = [
         disc(str(n), level, 0.2 if n % 3 == 0 else 0.4, n % 3 == 0) for n in range(12) for level in ("L5/S1", "L3/L4")
     ]
