@@ -78,6 +78,17 @@ def tiny_engine(tiny_model: Path) -> Engine:
     return Engine(load_model(tiny_model), "cpu", "float32")
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread, here and in processes started from here: with tiny networks, several mostly wait for each other."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def random() -> np.random.Generator:
     """Reproducible randomness."""

@@ -32,6 +32,8 @@ from SAUNetLib.network import SAUNet
 from SAUNetLib.training.held_out import AS_DRAWN, SPECKS, held_out_images, per_patient
 from SAUNetLib.training.train import GOES_ON
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMOKE = ["--budget", "smoke", "--seeds", "1", "--hold-out", "p1", "p2", "--device", "cpu"]
 
 

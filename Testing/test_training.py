@@ -35,6 +35,8 @@ from SAUNetLib.training.train import NetworkConfig, RunData, TrainingConfig, Tra
 from SAUNetLib.training.workers import uninterrupted
 from SAUNetLib.volume import Geometry, SagittalStack, Volume
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def data(tmp_path):
