@@ -6,11 +6,15 @@ import errno
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
 
 from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
 from .batch_journal import (
@@ -23,7 +27,7 @@ from .batch_journal import (
     Source,
     open_journal,
     read_batch,
-    try_summary,
+    try_tables,
     write_figures,
     write_summary,
 )
@@ -57,7 +61,7 @@ def run_batch(
     device: str = "auto",
     scheduler: str | None = None,
     workers: int | None = None,
-    report: Callable[[int, int, int, int], None] = lambda done, total, failed, before: None,
+    report: Callable[[int, int | None, int, int], None] = lambda done, total, failed, before: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Batch:
     """Segment all series below a folder; a repeated call does only what is new, has changed or failed.
@@ -73,8 +77,8 @@ def run_batch(
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         scheduler: address of a Dask scheduler such as ``tcp://host:8786``; default: workers on this computer.
         workers: processes on this computer; default: one per core, as far as memory suffices, on a GPU one.
-        report: called once the archive was looked through, and then again and again, with the numbers of sources that
-            are done, that this run has to do, that failed, and that earlier runs had done.
+        report: called again and again with the numbers of sources that are done, that this run has to do (None until
+            the whole archive was looked through), that failed, and that earlier runs had done.
         warn: called with a text about each unusable worker, and if there are no workers.
 
     Returns:
@@ -106,7 +110,7 @@ def run_batch(
         with FileLock(output / LOCK, timeout=0), scheduler_kept(scheduler):
             known = read_batch(output)
             known.check_archive(archive, output)
-            try_summary(known, output)
+            try_tables(known, output)
             with connected(scheduler, workers, output) as client:
                 make_pool = partial(WorkerPool, client, warn=warn)
                 return _segment_all(scan, known, make_pool, task, scheduler is not None, report)
@@ -132,7 +136,8 @@ class _ArchiveScan:
     """One pass through an archive: the places of its sources, and the number of other files by extension.
 
     `closed` are those of them that are folders which cannot be listed, and `earlier` the folders with results of other
-    batches. An archive without a source is refused before anything is made in the output folder.
+    batches; `total` is the number of sources that need work, and `walked` whether the pass has ended. An archive
+    without a source is refused before anything is made in the output folder.
     """
 
     def __init__(self, archive: Path, output: Path) -> None:
@@ -140,28 +145,50 @@ class _ArchiveScan:
         self.closed: set[str] = set()
         self.left_out: Counter[str] = Counter()
         self.earlier: list[str] = []
+        self.total, self.walked = 0, False
+        self._left = False  # whether nobody asks for what is found any more
         self.archive, self.output = archive, output
         self._sources = find_sources(archive, output, self.left_out, self.earlier)
         first = next(self._sources, None)
         if first is None:
             other_files = f", only {sum(self.left_out.values())} files of other kinds" if self.left_out else ""
+            results = ", only results of other batches" if self.earlier else ""
             raise InputError(
                 "INPUT_EMPTY",
-                f"{archive} contains no images{other_files}",
+                f"{archive} contains no images{other_files or results}",
                 "Check that this is the right folder and that it is mounted",
             )
         self._sources = chain([first], self._sources)
 
-    def pending(self, known: Batch, sha256: str) -> deque[Source]:
-        """Walk the archive and return the sources that still need work."""
-        waiting: deque[Source] = deque()
+    def pending(self, known: Batch, sha256: str) -> Generator[Source | None]:
+        """Yield the sources that still need work, while a thread walks on: a large archive takes hours.
+
+        None where no further one was found yet.
+        """
+        found: SimpleQueue[Source] = SimpleQueue()
+        with ThreadPoolExecutor(1, "walk") as threads:
+            walking = threads.submit(self._walk, known, sha256, found)
+            try:
+                while not walking.done() or not found.empty():
+                    try:
+                        yield found.get(timeout=0.1)
+                    except Empty:
+                        yield None
+                walking.result()  # raises what ended it
+            finally:
+                self._left = True
+
+    def _walk(self, known: Batch, sha256: str, found: SimpleQueue[Source]) -> None:
         for source in _with_twins(self._sources, self.output):
+            if self._left:
+                return
             self.places.add(source.place)
             if not source.stamp:
                 self.closed.add(source.place)
             if not known.is_done(source, sha256, self.output):
-                waiting.append(source)
-        return waiting
+                self.total += 1
+                found.put(source)
+        self.walked = True
 
 
 def _segment_all(
@@ -170,24 +197,24 @@ def _segment_all(
     make_pool: Callable[..., WorkerPool],
     task: BatchTask,
     try_workers: bool,
-    report: Callable[[int, int, int, int], None],
+    report: Callable[[int, int | None, int, int], None],
 ) -> Batch:
-    """Process what is left of an archive; the summary is written however the work ends."""
-    records, output = dict(known.records), scan.output
-    waiting = scan.pending(known, task.sha256)
-    total, before = len(waiting), len(scan.places) - len(waiting)
-    report(0, total, 0, before)
-    with open_journal(records, scan.archive, output) as journal:
+    """Process what is left of an archive; the summary is written however the run ends."""
+    result, records, output = known, dict(known.records), scan.output
+
+    def tell(done: int, failed: int) -> None:
+        report(done, scan.total if scan.walked else None, failed, len(scan.places) - scan.total)
+
+    with open_journal(records, scan.archive, output) as journal, closing(scan.pending(known, task.sha256)) as waiting:
         try:
-            if waiting:
-                _work(
-                    make_pool, waiting, task, journal, try_workers,
-                    lambda done, failed: report(done, total, failed, before),
-                )  # fmt: skip
+            _work(make_pool, waiting, task, journal, try_workers, tell)
         finally:
-            result = replace(known, records=records).only(scan.places, scan.closed, output)
-            result = replace(result, left_out=scan.left_out, earlier=scan.earlier, edited=journal.edited)
-            write_summary(result, output)
+            if records != known.records or scan.walked:  # else the summary stays what it was
+                result = replace(known, records=records)
+                if scan.walked:
+                    result = replace(result.only(scan.places, scan.closed, output), left_out=scan.left_out)
+                    result = replace(result, earlier=scan.earlier, edited=journal.edited)
+                write_summary(result, output)
         write_figures(result, output)
     return result
 
@@ -280,7 +307,7 @@ def _stamp(paths: Sequence[Path]) -> tuple[str, int, bool]:
 
 def _work(
     make_pool: Callable[..., WorkerPool],
-    waiting: deque[Source],
+    waiting: Iterator[Source | None],
     task: BatchTask,
     journal: Journal,
     try_workers: bool,
@@ -290,13 +317,17 @@ def _work(
 
     Those whose workers died, or could not open them, are tried once more at the end.
     """
-    first = waiting[0].place
-    trial = partial(try_worker, first, task, opens(task.archive / first)) if try_workers else None
-    _Work(make_pool(partial(segment_source, task=task), trial), task, journal, report).do(waiting)
+    first = next(filter(None, waiting), None)
+    if first is None:
+        report(0, 0)
+        return
+    trial = partial(try_worker, first.place, task, opens(task.archive / first.place)) if try_workers else None
+    _Work(make_pool(partial(segment_source, task=task), trial), task, journal, report).do(chain([first], waiting))
 
 
 _Entry = tuple[Source, frozenset[str]]
 """A source with the addresses of the workers that could not open it."""
+_END: Any = object()
 
 
 class _Work:
@@ -309,28 +340,34 @@ class _Work:
         self._alone: deque[_Entry] = deque()  # to be tried again while no other is
         self._phase = 1
 
-    def do(self, sources: deque[Source]) -> None:
-        """Have sources segmented, and retry those that may have failed for a reason unrelated to their images."""
-        self._run((sources.popleft(), frozenset()) for _ in range(len(sources)))
+    def do(self, sources: Iterable[Source | None]) -> None:
+        """Have sources segmented, and retry those that may have failed for a reason unrelated to their images.
+
+        Args:
+            sources: those to segment; None where the next one is not known yet.
+        """
+        self._run((source, frozenset()) if source else None for source in sources)
         self._phase = 2
         self._run(_emptied(self._elsewhere))
         # What else a worker has when an image kills it counts as tried as often as that one: now each is by itself.
         self._phase = 3
         self._run(_emptied(self._alone))
 
-    def _run(self, entries: Iterator[_Entry]) -> None:
-        upcoming = next(entries, None)
-        while upcoming is not None or len(self._pool):
+    def _run(self, entries: Iterator[_Entry | None]) -> None:
+        upcoming = next(entries, _END)
+        while upcoming is not _END or len(self._pool):
             self._pool.refresh()
-            while upcoming is not None and self._pool.has_room() and not (self._phase == 3 and len(self._pool)):
+            while upcoming not in (None, _END) and self._pool.has_room() and not (self._phase == 3 and len(self._pool)):
                 if self._journal.begin(upcoming[0]):
                     self._pool.submit(*upcoming)
                 else:
                     self._done, self._failed = self._done + 1, self._failed + 1
-                upcoming = next(entries, None)
+                upcoming = next(entries, _END)
             result = self._pool.next_result()
             if result is not None:
                 self._take(*result)
+            if upcoming is None:
+                upcoming = next(entries, _END)
             self._report(self._done, self._failed)
 
     def _take(self, source: Source, result: Sequence[Outcome] | BaseException) -> None:

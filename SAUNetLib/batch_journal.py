@@ -529,13 +529,14 @@ def _digits(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def try_summary(known: Batch, output: Path) -> None:
-    """Check in advance that the summary can be written; an existing one is not changed."""
-    if not (output / SUMMARY).is_file():
-        write_summary(known, output)
-        return
-    with write_beside(output / SUMMARY, ".csv") as temporary:
-        shutil.copyfile(output / SUMMARY, temporary)
+def try_tables(known: Batch, output: Path) -> None:
+    """Check in advance that summary and measurements can be written; existing ones are not changed."""
+    for name, write in ((SUMMARY, write_summary), (FIGURES, write_figures)):
+        if not (output / name).is_file():
+            write(known, output)
+            continue
+        with write_beside(output / name, ".csv") as temporary:
+            shutil.copyfile(output / name, temporary)
 
 
 def write_summary(known: Batch, output: Path) -> None:
@@ -580,7 +581,8 @@ def write_figures(known: Batch, output: Path) -> None:
         writer.writeheader()
         for _, outcome in known.outcomes():
             rows: list[dict[str, Any]] = []
-            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # it is away or damaged
+            # It is away or damaged.
+            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 measured = (output / name for name in outcome.files() if name.endswith(".json"))
                 rows = [row for path in measured for row in table_rows(json.loads(path.read_text(encoding="utf-8")))]
             writer.writerows({**row, "output": _cell(outcome.output)} for row in rows)

@@ -307,7 +307,7 @@ def _print_remarks(known: Batch) -> None:
         print(f"{files} left out ({_endings(known.left_out)})")
     if known.earlier:
         more = f" and {len(known.earlier) - 3} more" if len(known.earlier) > 3 else ""
-        print(f"Results of other batches were left out: {', '.join(known.earlier[:3])}{more}")
+        print(printable(f"Results of other batches were left out: {', '.join(known.earlier[:3])}{more}"))
     if split := known.split():
         print(
             f"{len(split)} series lie in several folders, as parts or copies, and each folder has its own result "
@@ -342,23 +342,30 @@ def _endings(counts: Mapping[str, int]) -> str:
 
 
 @contextlib.contextmanager
-def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int, int, int], None]]:
+def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int | None, int, int], None]]:
     """A report of the sources that are done: a bar where somebody looks at it, else a line now and then."""
     if options.quiet:
         yield lambda done, total, failed, before: None
         return
-    if not sys.stderr.isatty():
-        due = 0.0
+    known = False
 
-        def count(done: int, total: int, failed: int, before: int) -> None:
+    def tell_total(total: int | None, before: int) -> None:
+        nonlocal known
+        if total is not None and not known:
+            number = "1 source" if total + before == 1 else f"{total + before} sources"
+            print(number + (f", {before} done before" if before else ""), flush=True)
+        known = total is not None
+
+    if not sys.stderr.isatty():
+        due = time.monotonic() + COUNT_S
+
+        def count(done: int, total: int | None, failed: int, before: int) -> None:
             nonlocal due
-            if not due:
-                _print_sources(total, before)
-            elif time.monotonic() >= due:
-                print(f"{done} of {total} done, {failed} failed", file=sys.stderr, flush=True)
-            else:
-                return
-            due = time.monotonic() + COUNT_S
+            tell_total(total, before)
+            if time.monotonic() >= due:
+                of = "" if total is None else f" of {total}"
+                print(f"{done}{of} done, {failed} failed", file=sys.stderr, flush=True)
+                due = time.monotonic() + COUNT_S
 
         yield count
         return
@@ -366,21 +373,15 @@ def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int, int, i
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("Sources"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console, shared = Console(stderr=True), sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=shared) as bar:
         task = bar.add_task("", total=None)
 
-        def show(done: int, total: int, failed: int, before: int) -> None:
-            if bar.tasks[task].total is None:
-                _print_sources(total, before)
+        def show(done: int, total: int | None, failed: int, before: int) -> None:
+            tell_total(total, before)
             bar.update(task, completed=done, total=total)
 
         yield show
-
-
-def _print_sources(total: int, before: int) -> None:
-    """Say how much there is to do, once the archive was looked through."""
-    number = "1 source" if total + before == 1 else f"{total + before} sources"
-    print(number + (f", {before} done before" if before else ""), flush=True)
 
 
 STAGES = {

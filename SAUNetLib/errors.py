@@ -22,7 +22,7 @@ class SAUNetError(Exception):
         if code not in self.codes:
             raise ValueError(f"{code} is not a code of {type(self).__name__}")
         # A file's name may hold anything.
-        cause, remedy = (printable(" ".join(text.split())) for text in (cause, remedy))
+        cause, remedy = printable(" ".join(cause.split())), printable(remedy)
         super().__init__(f"error {code}: {cause.rstrip('.')}. {remedy.rstrip('.')}.")
         self.code = code
         self.title = self.codes[code]
