@@ -1029,7 +1029,7 @@ def test_a_clone_belongs_to_the_volume_of_what_it_is_a_clone_of(panel_of):  # no
 
 
 @pytest.mark.parametrize("left", [False, True])
-def test_a_name_that_is_given_after_segments_went_or_moved_is_kept(panel_of, left):  # noqa: F811
+def test_a_name_that_is_given_after_segments_came_went_or_moved_is_kept(panel_of, left):  # noqa: F811
     """Another list of segments wrote the old one over it: the panel's, or its editor's, also where that is not seen."""
     add_volume()
     panel = panel_of()
@@ -1050,11 +1050,98 @@ def test_a_name_that_is_given_after_segments_went_or_moved_is_kept(panel_of, lef
         segmentation.SetSegmentIndex(segmentation.GetNthSegmentID(5), 1)
         table._native._model.type(3, "behind what moved")
         assert segmentation.GetNthSegment(3).GetName() == "behind what moved"
+        twin = slicer.vtkSegment()
+        twin.DeepCopy(segmentation.GetNthSegment(1))
+        segmentation.AddSegment(twin, segmentation.GenerateUniqueSegmentID("twin"), segmentation.GetNthSegmentID(2))
+        table._native._model.type(5, "behind what came")
+        assert segmentation.GetNthSegment(5).GetName() == "behind what came"
         segmentation.RemoveSegment(segmentation.GetNthSegmentID(0))
         segmentation.GetNthSegment(4).SetColor(0, 1, 0)
         assert segmentation.GetNthSegment(4).GetColor() == (0, 1, 0)
     for table in lists:
         table.setSegmentationNode(None)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_the_editors_list_begins_anew_whatever_it_lists_while_the_panel_is_left(panel_of, replaced):  # noqa: F811
+    """A run may hand it a result, or its own may be removed, while another module is open."""
+    add_volume()
+    panel = panel_of()
+    panel.ui.editSection.collapsed = replaced
+    press_and_wait(panel)
+    (node,) = panel.results()
+    if replaced:
+        panel.ui.segmentButton.click()
+    else:
+        shown, node = node, clone(node)
+    panel.widget.exit()
+    assert not replaced or panel.wait()
+    if not replaced:
+        slicer.mrmlScene.RemoveNode(shown)
+        panel.widget.sceneNodesChanged()
+    slicer.app.processEvents()
+    assert panel.ui.editor.segmentationNode() is node
+    lists = [slicer.qMRMLSegmentsTableView() for _ in range(2)]  # the module Segment Editor's, and the editor's
+    for table in lists:
+        table.setSegmentationNode(node)
+    node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetNthSegmentID(1))
+    lists[0]._native._model.type(4, "new name")
+    assert node.GetSegmentation().GetNthSegment(4).GetName() == "new name"
+    for table in lists:
+        table.setSegmentationNode(None)
+
+
+def test_a_clone_that_was_moved_and_hardened_stays_where_it_is(panel_of):  # noqa: F811
+    transform = add_transform(add_volume())
+    panel = panel_of()
+    press_and_wait(panel)
+    (mine,) = panel.results()
+    panel.widget.exit()
+    copy = clone(mine)
+    copy.SetAndObserveTransformNodeID(transform.GetID())
+    copy.HardenTransform()
+    before, after = np.zeros(6), np.zeros(6)
+    copy.GetRASBounds(before)
+    panel.widget.enter()
+    slicer.app.processEvents()
+    copy.GetRASBounds(after)
+    assert copy.GetTransformNodeID() is None and np.allclose(before, after)
+
+
+def test_a_clone_from_before_the_corrections_does_not_take_their_place(panel_of):  # noqa: F811
+    """A new panel, as after a scene was opened, knows not which was shown."""
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    press_and_wait(panel)
+    (mine,) = panel.results()
+    copy = clone(mine)
+    paint(mine)
+    panel.widget.sceneNodesChanged()
+    slicer.app.processEvents()
+    panel.ui.inputSelector.setCurrentNode(second)
+    panel.widget._shownFor.clear()
+    panel.ui.inputSelector.setCurrentNode(first)
+    assert panel.ui.resultSelector.currentNode() is mine and copy in panel.results()
+
+
+@pytest.mark.parametrize("at_start", [False, True])
+def test_without_memory_to_compare_results_the_corrected_one_stays(panel_of, monkeypatch, at_start):  # noqa: F811
+    def fail(node):
+        raise MemoryError
+
+    add_volume()
+    panel = panel_of()
+    press_and_wait(panel)
+    (mine,) = panel.results()
+    paint(mine)
+    panel.dialogs.answer = "keep"
+    if at_start:
+        monkeypatch.setattr("SAUNetPanel.Widget.state", fail)
+    panel.ui.segmentButton.click()
+    monkeypatch.setattr("SAUNetPanel.Widget.state", fail)
+    assert panel.wait()
+    assert panel.ui.resultSelector.currentNode() is mine and len(panel.results()) == 2
+    assert panel.ui.segmentButton.text == "Segment spine"
 
 
 def rename(node):

@@ -80,21 +80,17 @@ def recognise(node: Any) -> None:
     """Turn a loaded segmentation file back into a result, from the segment tags that the file keeps.
 
     Its input is not known, nor whether a hand changed it before it was saved: it counts as edited. A segmentation of
-    the user's own into which structures were copied becomes one if they are most of it, until the last one is gone.
+    the user's own, which comes from no file, becomes one if structures were copied into it and are most of it.
     """
-    known = node.GetAttribute(ATTRIBUTE + "fingerprint")
-    if known not in (None, NOT_KNOWN):
+    if isResult(node):
         return
     segments = list(segmentsOf(node.GetSegmentation()))
     made = [one for _segmentId, one in segments if _tag(one, ENCODING_TAG) or _tag(one, LEVEL_TAG)]
-    if known is None and 2 * len(made) > len(segments):
-        about = {name: _tag(made[0], ATTRIBUTE + name) for name in ABOUT} | {"fingerprint": NOT_KNOWN}
-        if not about["encoding"]:  # the engine's earlier files do not say it
-            about["encoding"] = "parts" if _hasParts(segments) else "levels"
-    elif known is not None and segments and not made:
-        about = dict.fromkeys((*ABOUT, "fingerprint"), "")
-    else:
+    if not made or (node.GetStorageNode() is None and 2 * len(made) <= len(segments)):
         return
+    about = {name: _tag(made[0], ATTRIBUTE + name) for name in ABOUT} | {"fingerprint": NOT_KNOWN}
+    if not about["encoding"]:  # the engine's earlier files do not say it
+        about["encoding"] = "parts" if _hasParts(segments) else "levels"
     with slicer.util.NodeModify(node):
         for name, value in about.items():
             node.SetAttribute(ATTRIBUTE + name, value or None)

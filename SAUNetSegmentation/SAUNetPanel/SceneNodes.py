@@ -39,6 +39,7 @@ from .Result import (
     codeOf,
     encodingOf,
     fingerprintOf,
+    isEdited,
     isResult,
     labelMapHeader,
     labelValues,
@@ -255,20 +256,25 @@ class SceneNodes:
         """Give a result without input that of the one it is a clone of: Slicer copies no references, nor transforms."""
         names = [ATTRIBUTE + name for name in ("fingerprint", "time", "model_sha256")]
         roles = INPUT_ROLE, node.GetReferenceImageGeometryReferenceRole()
+        grid = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
         for other in others:
             same = all(node.GetAttribute(name) == other.GetAttribute(name) for name in names)
             if same and other.GetNodeReference(INPUT_ROLE) is not None:
                 for role in roles:
                     node.SetNodeReferenceID(role, other.GetNodeReferenceID(role))
-                if node.GetTransformNodeID() is None:
+                grids = {one.GetSegmentation().GetConversionParameter(grid) for one in (node, other)}
+                if node.GetTransformNodeID() is None and len(grids) == 1:  # hardened, it would lie elsewhere
                     node.SetAndObserveTransformNodeID(other.GetTransformNodeID())
                 return
 
     def previousResult(self, volumeNode: Any) -> Any:
-        """The latest segmentation made from a volume (of a sequence, from the displayed frame), or None."""
+        """The latest segmentation made from a volume (of a sequence, from the displayed frame), or None.
+
+        One that was edited comes first: a clone may be what it was before.
+        """
         nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene)
         made = [node for node in nodes if self.isResultOf(node, volumeNode)]
-        return made[-1] if made else None
+        return max(reversed(made), key=isEdited, default=None) if len(made) != 1 else made[0]
 
     def isResultOf(self, node: Any, volumeNode: Any) -> bool:
         """Whether the panel made this segmentation from a volume (of a sequence, from the displayed frame)."""

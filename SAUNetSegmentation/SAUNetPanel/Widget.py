@@ -272,7 +272,10 @@ class Widget:
 
     def _onSettled(self) -> None:
         self.logic.nodes.recognise()  # also elsewhere: what a clone was made from may soon be gone
-        if self._parameters is None or not self._entered:
+        if not self._entered:
+            self._watch(self.ui.editor.segmentationNode())  # its list goes on, perhaps with another one
+            return
+        if self._parameters is None:
             return
         own = self._parameters.parameterNode, self.ui.editor.mrmlSegmentEditorNode()
         if any(node is None or node.GetScene() is None for node in own):  # somebody has removed it
@@ -446,7 +449,7 @@ class Widget:
         volume = self._parameters.inputVolume
         self._segmentedId = idOf(volume)
         shown = self._parameters.result
-        self._shownBefore = (shown, state(shown)) if shown is not None else None
+        self._shownBefore = (shown, _stateOf(shown)) if shown is not None else None
         try:
             self.logic.start(volume, **self._options(), **previous)
         finally:
@@ -512,7 +515,7 @@ class Widget:
         shown = (self._parameters or self.logic.getParameterNode()).result
         if shown is None or shown is node:
             return False
-        return self._shownBefore != (shown, state(shown)) or self.ui.editor.activeEffect() is not None
+        return self._shownBefore != (shown, _stateOf(shown)) or self.ui.editor.activeEffect() is not None
 
     def _remember(self, node: Any, seconds: float) -> None:
         """How long it took is the best estimate for the next volume."""
@@ -550,6 +553,7 @@ class Widget:
             with self._unseen():
                 self._edit(node)
         self.ui.editor.saveStateForUndo()
+        self._settle.start()  # the editor's list may have another result to go on with
 
     # -- what is shown -----------------------------------------------------------------------------------------------
 
@@ -666,7 +670,7 @@ class Widget:
         kinds = slicer.vtkSegmentation
         calls = (
             (node, kinds.SegmentModified, self.sceneNodesChanged),
-            (node, kinds.SegmentAdded, self.sceneNodesChanged),
+            (node, kinds.SegmentAdded, self._listAnew),
             (node, kinds.SegmentRemoved, self._listAnew),
             (node, kinds.SegmentsOrderModified, self._listAnew),
             (node, kinds.SourceRepresentationModified, self.sceneNodesChanged),
@@ -678,8 +682,8 @@ class Widget:
     def _listAnew(self, node: Any, event: Any = None) -> None:
         """Lists of segments begin anew: one that goes on would write the old name and colour over the next new one.
 
-        Rows behind a segment that went or moved keep their old numbers. When one is set right, all that its row holds
-        is written into its segment (`qMRMLSegmentsModel::updateItemDataFromSegment`, `onItemChanged`).
+        Rows behind a segment that came, went or moved keep their old numbers. When one is set right, all that its row
+        holds is written into its segment (`qMRMLSegmentsModel::updateItemDataFromSegment`, `onItemChanged`).
         """
         node.InvokeCustomModifiedEvent(slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent)
         self.sceneNodesChanged()
@@ -995,6 +999,14 @@ def childWidgets(uiWidget: Any) -> SimpleNamespace:
 def idOf(node: Any) -> str | None:
     """A node's ID in the scene, None of none."""
     return node.GetID() if node is not None else None
+
+
+def _stateOf(node: Any) -> Any:
+    """A result's `state`; without memory one that is like no other, so that it counts as changed."""
+    try:
+        return state(node)
+    except MemoryError:
+        return object()
 
 
 def notices(node: Any, chosen: Any) -> list[str]:
