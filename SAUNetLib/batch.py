@@ -7,13 +7,13 @@ import hashlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
@@ -165,30 +165,40 @@ class _ArchiveScan:
 
         None where no further one was found yet.
         """
-        found: SimpleQueue[Source] = SimpleQueue()
-        with ThreadPoolExecutor(1, "walk") as threads:
-            walking = threads.submit(self._walk, known, sha256, found)
-            try:
-                while not walking.done() or not found.empty():
-                    try:
-                        yield found.get(timeout=0.1)
-                    except Empty:
-                        yield None
-                walking.result()  # raises what ended it
-            finally:
-                self._left = True
+        found: SimpleQueue[Source | BaseException | None] = SimpleQueue()
+        # What ends the run does not wait until a slow share has answered.
+        Thread(target=self._walk, args=(known, sha256, found), daemon=True, name="walk").start()
+        try:
+            while True:
+                try:
+                    one = found.get(timeout=0.1)
+                except Empty:
+                    yield None
+                    continue
+                if one is None:
+                    return
+                if isinstance(one, BaseException):
+                    raise one
+                yield one
+        finally:
+            self._left = True
 
-    def _walk(self, known: Batch, sha256: str, found: SimpleQueue[Source]) -> None:
-        for source in _with_twins(self._sources, self.output):
-            if self._left:
-                return
-            self.places.add(source.place)
-            if not source.stamp:
-                self.closed.add(source.place)
-            if not known.is_done(source, sha256, self.output):
-                self.total += 1
-                found.put(source)
-        self.walked = True
+    def _walk(self, known: Batch, sha256: str, found: SimpleQueue[Source | BaseException | None]) -> None:
+        """Put into the queue the sources that still need work, then None, or what ended the walk."""
+        try:
+            for source in _with_twins(self._sources, self.output):
+                if self._left:
+                    return
+                self.places.add(source.place)
+                if not source.stamp:
+                    self.closed.add(source.place)
+                if not known.is_done(source, sha256, self.output):
+                    self.total += 1
+                    found.put(source)
+            self.walked = True
+            found.put(None)
+        except BaseException as failure:
+            found.put(failure)
 
 
 def _segment_all(
@@ -317,8 +327,11 @@ def _work(
 
     Those whose workers died, or could not open them, are tried once more at the end.
     """
-    first = next(filter(None, waiting), None)
-    if first is None:
+    for first in waiting:
+        report(0, 0)
+        if first:
+            break
+    else:
         report(0, 0)
         return
     trial = partial(try_worker, first.place, task, opens(task.archive / first.place)) if try_workers else None

@@ -1562,6 +1562,23 @@ def test_work_begins_while_the_archive_is_still_looked_through(run, fast, monkey
     assert status == 0 and len(told) == 4 and out.startswith("4 sources\n")
 
 
+def test_what_ends_a_run_does_not_wait_for_the_walk(run, fast, monkeypatch):
+    """On a slow share a folder without images takes its time."""
+    found, ended, answered = find_sources, threading.Event(), []
+
+    def slow(*rest):
+        yield next(found(*rest))
+        answered.append(ended.wait(60))
+
+    def interrupt(*rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "find_sources", slow)
+    monkeypatch.setattr(batch_journal.Journal, "note", interrupt)
+    assert run("--workers", "1")[0] == 6 and not answered
+    ended.set()
+
+
 def test_keys_that_are_not_set_are_told(run, tmp_path):
     status, _, err, _ = run("--scheduler", "tls://127.0.0.1:1")
     assert status == 2 and "distributed.comm.tls" in err

@@ -1045,21 +1045,53 @@ def test_a_name_that_is_given_after_segments_came_went_or_moved_is_kept(panel_of
         panel.widget.enter()
     for table in lists if left else (*lists, panel.ui.segmentsTable):
         segmentation.RemoveSegment(segmentation.GetNthSegmentID(1))
+        slicer.app.processEvents()
         table._native._model.type(4, "behind what went")
         assert segmentation.GetNthSegment(4).GetName() == "behind what went"
         segmentation.SetSegmentIndex(segmentation.GetNthSegmentID(5), 1)
+        slicer.app.processEvents()
         table._native._model.type(3, "behind what moved")
         assert segmentation.GetNthSegment(3).GetName() == "behind what moved"
         twin = slicer.vtkSegment()
         twin.DeepCopy(segmentation.GetNthSegment(1))
         segmentation.AddSegment(twin, segmentation.GenerateUniqueSegmentID("twin"), segmentation.GetNthSegmentID(2))
+        slicer.app.processEvents()
         table._native._model.type(5, "behind what came")
         assert segmentation.GetNthSegment(5).GetName() == "behind what came"
         segmentation.RemoveSegment(segmentation.GetNthSegmentID(0))
+        slicer.app.processEvents()
         segmentation.GetNthSegment(4).SetColor(0, 1, 0)
         assert segmentation.GetNthSegment(4).GetColor() == (0, 1, 0)
     for table in lists:
         table.setSegmentationNode(None)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_segment_that_comes_or_goes_ends_no_effect(panel_of, left):  # noqa: F811
+    """Segment editors take a list that begins anew for one in which nothing is selected."""
+    add_volume()
+    panel = panel_of()
+    panel.ui.editSection.collapsed = False
+    press_and_wait(panel)
+    (node,) = panel.results()
+    if left:
+        panel.widget.exit()
+    editor = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")  # the module Segment Editor's
+    chosen = node.GetSegmentation().GetNthSegmentID(3)
+    editor.SetSelectedSegmentID(chosen)
+    editor.SetActiveEffectName("Paint")
+    ended = []
+
+    def end(*event):
+        ended.append(event)
+        editor.SetSelectedSegmentID(None)
+        editor.SetActiveEffectName("")
+
+    node.AddObserver(slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent, end)
+    node.GetSegmentation().AddEmptySegment("own", "Lesion")
+    assert not ended, "an effect may be at work"
+    slicer.app.processEvents()
+    assert len(ended) == 1 and (editor.GetSelectedSegmentID(), editor.GetActiveEffectName()) == (chosen, "Paint")
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -1085,6 +1117,7 @@ def test_the_editors_list_begins_anew_whatever_it_lists_while_the_panel_is_left(
     for table in lists:
         table.setSegmentationNode(node)
     node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetNthSegmentID(1))
+    slicer.app.processEvents()
     lists[0]._native._model.type(4, "new name")
     assert node.GetSegmentation().GetNthSegment(4).GetName() == "new name"
     for table in lists:

@@ -87,6 +87,7 @@ class Widget:
         self._shownBefore: tuple[Any, Any] | None = None  # the result that was shown when it began, and its state
         self._guiTag: Any = None
         self._observerTag: Any = None
+        self._staleLists: Any = None  # the segmentation whose lists of segments have to begin anew
         self._watched: tuple[Any, Any] = (None, None)  # the shown result, and the browser of its volume's frames
         self._observers: list[tuple[Any, int]] = []  # of the two
         self._card: Card | None = None
@@ -271,6 +272,7 @@ class Widget:
         self._settle.start()
 
     def _onSettled(self) -> None:
+        self._beginLists()
         self.logic.nodes.recognise()  # also elsewhere: what a clone was made from may soon be gone
         if not self._entered:
             self._watch(self.ui.editor.segmentationNode())  # its list goes on, perhaps with another one
@@ -680,13 +682,28 @@ class Widget:
         self._observers = [(one, one.AddObserver(event, call)) for one, event, call in calls if one is not None]
 
     def _listAnew(self, node: Any, event: Any = None) -> None:
-        """Lists of segments begin anew: one that goes on would write the old name and colour over the next new one.
-
-        Rows behind a segment that came, went or moved keep their old numbers. When one is set right, all that its row
-        holds is written into its segment (`qMRMLSegmentsModel::updateItemDataFromSegment`, `onItemChanged`).
-        """
-        node.InvokeCustomModifiedEvent(slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent)
+        """Rows of lists behind a segment that came, went or moved keep their old numbers."""
+        self._staleLists = node
         self.sceneNodesChanged()
+
+    def _beginLists(self) -> None:
+        """Begin stale lists of segments anew: else they write old names and colours over the next new ones.
+
+        When a row is set right, all that it holds is written into its segment
+        (`qMRMLSegmentsModel::updateItemDataFromSegment`, `onItemChanged`).
+        """
+        node, self._staleLists = self._staleLists, None
+        if node is None or node.GetScene() is None:
+            return
+        # Segment editors take a list that begins anew for one in which nothing is selected: the effect would end.
+        editors = slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode")
+        before = [(editor.GetSelectedSegmentID(), editor.GetActiveEffectName()) for editor in editors]
+        node.InvokeCustomModifiedEvent(slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent)
+        for editor, (segmentId, effect) in zip(editors, before, strict=True):
+            if segmentId and editor.GetSelectedSegmentID() != segmentId:
+                editor.SetSelectedSegmentID(segmentId)
+            if effect and editor.GetActiveEffectName() != effect:
+                editor.SetActiveEffectName(effect)
 
     def _showCard(self, card: Card | None) -> None:
         self._card = card
