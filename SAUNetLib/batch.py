@@ -222,8 +222,8 @@ def _segment_all(
             if records != known.records or scan.walked:  # else the summary stays what it was
                 result = replace(known, records=records)
                 if scan.walked:
-                    result = replace(result.only(scan.places, scan.closed, output), left_out=scan.left_out)
-                    result = replace(result, earlier=scan.earlier, edited=journal.edited)
+                    result = result.only(scan.places, scan.closed, output)
+                    result = replace(result, left_out=scan.left_out, earlier=scan.earlier, edited=journal.edited)
                 write_summary(result, output)
         write_figures(result, output)
     return result
@@ -341,6 +341,7 @@ def _work(
 _Entry = tuple[Source, frozenset[str]]
 """A source with the addresses of the workers that could not open it."""
 _END: Any = object()
+"""After the last of them; None is for one that is not known yet."""
 
 
 class _Work:

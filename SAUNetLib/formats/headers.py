@@ -31,6 +31,7 @@ LARGEST_HEADER = 1 << 16
 NRRD_HEADER_BYTES, NRRD_HEADER_LINES = 1 << 20, 10_000
 """Of an NRRD file, whose segments take some nine lines each. ITK's time grows with the square of the lines: 10,000 take
 it a second."""
+_EMPTY_LINE = re.compile(rb"(?:\r\n|\r(?!\n)|\n){2}")
 ITK_SHEAR = 1e-4
 """ITK refuses an sform of more shear where there is no quaternion to fall back to."""
 
@@ -382,8 +383,9 @@ def _nrrd_head(path: Path) -> bytes:
     with open(path, "rb") as file:
         begin = file.read(NRRD_HEADER_BYTES)
         more = bool(file.read(1))
-    head, empty, _ = begin.replace(b"\r\n", b"\n").replace(b"\r", b"\n").partition(b"\n\n")
-    if begin.startswith(b"NRRD") and ((more and not empty) or head.count(b"\n") >= NRRD_HEADER_LINES):
+    end = _EMPTY_LINE.search(begin)  # first: most of what was read are voxels
+    head = begin[: end.start() if end else None].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if begin.startswith(b"NRRD") and ((more and not end) or head.count(b"\n") >= NRRD_HEADER_LINES):
         raise damaged(path, "its NRRD header does not end, or is far too long")
     return head + b"\n"
 

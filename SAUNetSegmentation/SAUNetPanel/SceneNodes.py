@@ -274,7 +274,9 @@ class SceneNodes:
         """
         nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene)
         made = [node for node in nodes if self.isResultOf(node, volumeNode)]
-        return max(reversed(made), key=isEdited, default=None) if len(made) != 1 else made[0]
+        if len(made) < 2:  # it takes time to see whether one was edited
+            return made[0] if made else None
+        return max(reversed(made), key=isEdited)  # of equals the first, which here is the latest
 
     def isResultOf(self, node: Any, volumeNode: Any) -> bool:
         """Whether the panel made this segmentation from a volume (of a sequence, from the displayed frame)."""
