@@ -26,7 +26,7 @@ _FARTHEST_ARCH = 90.0
 """Nor farther behind the canal's anterior border than this, mm."""
 _BACKGROUND_SLOWNESS, _DISC_SLOWNESS = 4.0, 12.0
 """How many times as long as through bone a wave takes through background, and through discs and canal (chosen)."""
-_LATEST, _CLOSED = 150.0, 1e4
+_LATEST, _CLOSED = 50.0, 1e4
 """When a wave stops (mm through bone), and how slow it is where it must not go: not a voxel's width in that time."""
 _NEVER = 1e6
 """Later than any wave."""
@@ -52,7 +52,7 @@ def assign_by_arrival(grid: Grid, column: Column, chain: Chain, numbers: range, 
     number = _earliest(medium, numbers)
     missed = (number == NO_BODY) & np.isfinite(locations.place)
     if missed.any():
-        nearest = locations[missed].nearest_arch()
+        nearest = np.round(locations.arch[missed])
         number[missed] = np.clip(nearest, numbers.start, numbers.stop - 1).astype(np.int16)
     near = voxels.nearest(medium.grid)
     return VoxelLocations(number.ravel()[near], locations.place.ravel()[near], locations.depth.ravel()[near])
@@ -117,7 +117,8 @@ def _arrival_times(medium: _Medium, k: int) -> tuple[Box, np.ndarray]:
         nowhere = slice(0, 0)
         return (nowhere, nowhere, nowhere), np.zeros((0, 0, 0), np.float32)
     in_box = locations[box]
-    slowness = medium.slowness[box] * (1 + _ARCH_COST * np.maximum(in_box.levels_from_arch(k) - _ARCH_HALF, 0) ** 2)
+    away = np.maximum(np.abs(locations.arch[box] - k) - _ARCH_HALF, 0)
+    slowness = medium.slowness[box] * (1 + _ARCH_COST * away**2)
     # Bodies have their numbers already: no wave needs to run forwards into its own or beside it.
     other_body = (in_box.number >= 0) & (in_box.number != k)
     slowness = np.where(np.isnan(slowness) | other_body | (in_box.depth < _WALL_DEPTH), _CLOSED, slowness)

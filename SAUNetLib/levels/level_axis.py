@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,15 +75,11 @@ class VoxelLocations:
         """Those that an index, a mask or a box chooses."""
         return VoxelLocations(self.number[chosen], self.place[chosen], self.depth[chosen])
 
-    def levels_from_arch(self, number: int) -> np.ndarray:
-        """Distance in levels (...) from where the arch of a vertebra is expected at that depth."""
-        usual = np.interp(self.depth, _ARCH_DEPTH, _ARCH_PLACE).astype(np.float32)
-        return np.abs(self.place - (usual + number))
+    @cached_property
+    def arch(self) -> np.ndarray:
+        """What is expected there, (...) float32: k where the middle of the arch of vertebra k is; NaN as for `place`."""
+        return self.place - np.interp(self.depth, _ARCH_DEPTH, _ARCH_PLACE).astype(np.float32)
 
     def misfit(self, number: int) -> float:
-        """Mean square of `levels_from_arch`; there must be a voxel."""
-        return float(np.mean(self.levels_from_arch(number) ** 2))
-
-    def nearest_arch(self) -> np.ndarray:
-        """Number (...) of the vertebra whose arch is expected nearest; there must be a place."""
-        return np.asarray(np.round(self.place - np.interp(self.depth, _ARCH_DEPTH, _ARCH_PLACE)))
+        """Mean square of the distance in levels from where the arch of a vertebra is expected; there must be a voxel."""
+        return float(np.mean((self.arch - number) ** 2))
