@@ -309,7 +309,8 @@ def _vertebra_below(spine: Spine) -> bool:
     """Whether parts of a vertebra's body were found below the lowest disc."""
     grid, column, points = spine.grid, spine.column, spine.voxels.points
     disc = spine.chain.interfaces[-1]
-    points = points[(points[:, 1] > disc.point[1] + _LEFT_BELOW_MM) & (disc.below(points) < _LEFT_FAR_MM)]
+    points = points[points[:, 1] > disc.point[1] + _LEFT_BELOW_MM]
+    points = points[disc.below(points) < _LEFT_FAR_MM]
     aside = np.abs(points[:, 0] - np.interp(points[:, 1], column.rows, column.side))
     # The arch above a steep disc reaches far down.
     depth = column.depth(points)

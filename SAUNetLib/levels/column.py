@@ -77,8 +77,9 @@ class Column:
         x, y, z = np.ascontiguousarray(points.T, np.float32)
         row = y.copy()
         for _ in range(_NEWTON_STEPS):
-            at = np.clip(row - np.float32(first - 0.5), 0, last).astype(np.int32)
-            row += np.float32(_NEWTON_RATE) * (x * across[at] + y * along[at] + z * back[at] - known[at] - row)
+            at = np.clip(row - np.float32(first - 0.5), 0, last).astype(np.intp)
+            foot = x * across.take(at) + y * along.take(at) + z * back.take(at) - known.take(at)
+            row += np.float32(_NEWTON_RATE) * (foot - row)
             np.clip(row, first, first + last, out=row)
         return np.interp(row, self.rows, self._station)
 
