@@ -433,6 +433,15 @@ def test_a_few_pieces_of_something_else_are_no_spine(spine: np.ndarray) -> None:
     assert {"FEW_STRUCTURES", "DISC_MISSING"} <= set(codes(stated)) and stated.confidence[value_of("L5")] == 1.0
 
 
+@pytest.mark.parametrize("top", [17, 43, 48])
+def test_a_piece_of_an_arch_at_the_upper_border_is_no_vertebra(phantom: SagittalStack, top: int) -> None:
+    cropped = replace(phantom, slices=CLASS_OF[phantom.slices[:, top:]])
+    labels = name_structures(cropped).labels
+    vertebrae = np.bincount(labels[CLASS_OF[labels] == VERTEBRA])
+    assert vertebrae[vertebrae > 0].min() * phantom.slice_spacing * np.prod(phantom.pixel) > 300
+    assert (labels[cropped.slices == VERTEBRA] > 0).all()
+
+
 @pytest.mark.parametrize("factor, words", [(1.0, ""), (1.5, "50% larger"), (0.7, "30% smaller")])
 def test_a_wrong_voxel_size_is_told(phantom: SagittalStack, factor: float, words: str) -> None:
     sized = replace(phantom, pixel=(phantom.pixel[0] * factor, phantom.pixel[1] * factor))

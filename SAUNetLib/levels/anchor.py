@@ -315,8 +315,7 @@ def _vertebra_below(spine: Spine) -> bool:
     # The arch above a steep disc reaches far down.
     depth = column.depth(points)
     low = (aside < _LEFT_ASIDE_MM) & (depth < _LEFT_BEHIND_MM) & (depth > -REACH_MM)
-    thin = min(1.0, grid.classes.shape[0] * grid.spacing[0] / 10)  # slices show so much of a body
-    return bool(low.sum() * grid.voxel > _LEFT_MM3 * thin)
+    return bool(low.sum() * grid.voxel > _LEFT_MM3 * grid.thin)
 
 
 def _bone_below(spine: Spine, image: Image) -> float:

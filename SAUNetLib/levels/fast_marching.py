@@ -27,7 +27,9 @@ _FARTHEST_ARCH = 90.0
 _BACKGROUND_SLOWNESS, _DISC_SLOWNESS = 4.0, 12.0
 """How many times as long as through bone a wave takes through background, and through discs and canal (chosen)."""
 _LATEST, _CLOSED = 50.0, 1e4
-"""When a wave stops (mm through bone), and how slow it is where it must not go: not a voxel's width in that time."""
+"""When a wave stops (mm through bone), and how slow it is where it must not go: not a voxel's width in that time. Later
+waves are wrong more often than the place where an arch is expected: with 150 mm, in more than twice the time, 3.45 % of
+eight phantoms' voxels went to a wrong vertebra instead of 3.26 %, and of a real crop's 1.6 instead of 1.5 %."""
 _NEVER = 1e6
 """Later than any wave."""
 _BELOW, _REACH = 0.25, 1.4

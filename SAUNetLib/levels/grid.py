@@ -85,6 +85,11 @@ class Grid:
         return float(self.first[1] + (self.classes.shape[1] - 1) * self.spacing[1])
 
     @property
+    def thin(self) -> float:
+        """What part of a structure a few slices show, at least: 1 from 10 mm on."""
+        return float(min(1.0, self.classes.shape[0] * self.spacing[0] / 10))
+
+    @property
     def voxel(self) -> float:
         """Volume of a voxel, mm3."""
         return float(np.prod(self.spacing))

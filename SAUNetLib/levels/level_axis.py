@@ -77,9 +77,9 @@ class VoxelLocations:
 
     @cached_property
     def arch(self) -> np.ndarray:
-        """What is expected there, (...) float32: k where the middle of the arch of vertebra k is; NaN as for `place`."""
+        """Whose arch is expected there, (...) float32: k in the middle of that of vertebra k; NaN where `place` is."""
         return self.place - np.interp(self.depth, _ARCH_DEPTH, _ARCH_PLACE).astype(np.float32)
 
     def misfit(self, number: int) -> float:
-        """Mean square of the distance in levels from where the arch of a vertebra is expected; there must be a voxel."""
+        """Mean square distance in levels from where the arch of a vertebra is expected; there must be a voxel."""
         return float(np.mean((self.arch - number) ** 2))

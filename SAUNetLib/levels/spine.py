@@ -31,6 +31,9 @@ phantoms, 0.36 where metal divided a disc in two, 0.48 to 0.74 beside five discs
 _DISCS = 0.5
 """Without a canal, a spine has a disc at so large a share of its interfaces: all 47 volumes do without theirs, and all
 but 47 of 1,286 single slices and threes of theirs, none of SPIDER's; a drawn knee had one at one of three."""
+_ARCH_MM3 = 300.0
+"""So much of an arch whose body lies above the image is a vertebra of its own. Less is given to the next one: it would be
+a structure of a few voxels, and in 70 crops of a phantom most of what was so small was the next one's."""
 _UPPER_HALF = 0.5
 """C1's anterior arch lies higher than this part of C2's height above its disc: beside the odontoid process."""
 
@@ -95,6 +98,10 @@ class Spine:
             reached = assign_by_arrival(grid, self.column, chain, arches, self.voxels)
             locations = replace(reached, number=np.where(bodies, number, reached.number))
             number = assign_whole_components(grid, chain, arches, self.voxels, bodies, locations)
+            above = number == -1
+            few = np.count_nonzero(above) * grid.voxel < _ARCH_MM3 * grid.thin
+            if few and not chain.odontoid and (number == 0).any():
+                number[above] = 0
         if chain.odontoid:
             number[self._anterior_arch(points, number)] = -1
         return number
