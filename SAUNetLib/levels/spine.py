@@ -32,8 +32,8 @@ _DISCS = 0.5
 """Without a canal, a spine has a disc at so large a share of its interfaces: all 47 volumes do without theirs, and all
 but 47 of 1,286 single slices and threes of theirs, none of SPIDER's; a drawn knee had one at one of three."""
 _ARCH_MM3 = 300.0
-"""So much of an arch whose body lies above the image is a vertebra of its own. Less is given to the next one: it would be
-a structure of a few voxels, and in 70 crops of a phantom most of what was so small was the next one's."""
+"""So much of an arch whose body lies above the image is a vertebra of its own. Less would be a structure of few voxels
+and goes to the next one: in 70 crops of a phantom most of it was that one's."""
 _UPPER_HALF = 0.5
 """C1's anterior arch lies higher than this part of C2's height above its disc: beside the odontoid process."""
 
