@@ -1471,8 +1471,7 @@ def test_show_3d_opacity_and_visibility(panel_of):  # noqa: F811
     assert node.GetSegmentation().ContainsRepresentation("Closed surface")
     panel.ui.opacitySlider.value = 0.4
     assert node.GetDisplayNode().GetOpacity() == pytest.approx(0.4)
-    node.GetDisplayNode().SetOpacity(0.333)
-    panel.widget.sceneEndBatch()
+    node.GetDisplayNode().SetOpacity(0.333)  # as a scene view does, and the end of some effects
     assert panel.ui.opacitySlider.value == pytest.approx(0.33) and node.GetDisplayNode().GetOpacity() == 0.333
 
 

@@ -639,12 +639,7 @@ class Widget:
             if other:
                 self._useEditor()
         editor.sourceVolumeNodeSelectorVisible = node is not None and volume is None  # the user may know the image
-        display = node.GetDisplayNode() if node is not None else None
-        ui.opacitySlider.enabled = display is not None
-        if display is not None:
-            ui.opacitySlider.blockSignals(True)  # it rounds, and would write that
-            ui.opacitySlider.value = display.GetOpacity()
-            ui.opacitySlider.blockSignals(False)
+        self._showOpacity(node)
         ui.exportButton.enabled = node is not None
         ui.editSection.enabled = node is not None
         missing = _("There is no result yet: segment a volume first.")
@@ -654,6 +649,14 @@ class Widget:
         texts = notices(node, chosen) if isResult(node) else []
         ui.warningsLabel.text = "\n".join(texts)
         ui.warningsLabel.visible = bool(texts)
+
+    def _showOpacity(self, node: Any, event: Any = None) -> None:
+        slider, display = self.ui.opacitySlider, node.GetDisplayNode() if node is not None else None
+        slider.enabled = display is not None
+        if display is not None:
+            slider.blockSignals(True)  # it rounds, and would write that
+            slider.value = display.GetOpacity()
+            slider.blockSignals(False)
 
     def _list(self, node: Any) -> None:
         """List the segments of a result, with the button for its surfaces."""
@@ -676,6 +679,7 @@ class Widget:
             (node, kinds.SegmentRemoved, self._listAnew),
             (node, kinds.SegmentsOrderModified, self._listAnew),
             (node, kinds.SourceRepresentationModified, self.sceneNodesChanged),
+            (node, slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent, self._showOpacity),
             (watched[1], vtk.vtkCommand.ModifiedEvent, self.sceneNodesChanged),
         )
         self._watched = watched
