@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import shiboken6
 import slicer
+import vtk
 from builders import to_classes
 from harness import process_events
 from harness.fixtures import (  # noqa: F401
@@ -820,8 +821,77 @@ def test_result_of_another_frame_than_the_one_shown_says_so(panel_of):  # noqa: 
     show_frame(browser, 2)
     slicer.mrmlScene.RemoveNode(browser)
     panel.widget.sceneNodesChanged()
-    slicer.app.processEvents()
-    assert "Made from" not in panel.ui.warningsLabel.text and panel.widget._watched == (panel.results()[0], None)
+    said = "\u26a0 Made from frame 1 of a sequence; the volume may show another one."
+    assert process_events(lambda: said in panel.ui.warningsLabel.text.split("\n"), 5)
+    assert panel.widget._watched == (panel.results()[0], None)
+
+
+def test_a_result_stays_its_frames_when_others_come_or_go(panel_of):  # noqa: F811
+    """It was that of the frame which got its number: a corrected result was offered for replacement, with no note."""
+    browser, proxy = add_cine()
+    sequence, panel = browser.GetMasterSequenceNode(), panel_of()
+
+    def says(text):
+        return process_events(lambda: f"\u26a0 Made from {text}." in panel.ui.warningsLabel.text.split("\n"), 5)
+
+    panel.ui.inputSelector.setCurrentNode(proxy)
+    show_frame(browser, 1)
+    press_and_wait(panel)
+    (node,) = panel.results()
+    paint(node)
+    sequence.RemoveDataNodeAtValue("0")
+    assert says("frame 1; frame 2 is shown")
+    press_and_wait(panel)
+    assert panel.dialogs.asked == [] and len(panel.results()) == 2 and Result.isEdited(node)
+    panel.ui.resultSelector.setCurrentNode(node)
+    show_frame(browser, 0)
+    assert process_events(lambda: "Made from" not in panel.ui.warningsLabel.text, 5)
+    sequence.SetDataNodeAtValue(proxy, "-1")
+    assert says("frame 2; frame 1 is shown")
+    node.RemoveAttribute(Result.FRAME_VALUE)  # as an earlier version left it
+    assert Result.ownFrame(node) == 2
+    node.SetAttribute(Result.FRAME_VALUE, "1")
+    sequence.RemoveDataNodeAtValue("1")
+    assert says("a frame that the sequence no longer has")
+
+
+def test_frame_that_takes_the_number_of_the_one_that_is_segmented_is_not_taken_for_it(panel_of):  # noqa: F811
+    browser, proxy = add_cine()
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(proxy)
+    panel.ui.segmentButton.click()
+    browser.GetMasterSequenceNode().RemoveDataNodeAtValue("0")
+    show_frame(browser, 0)
+    assert panel.wait() and panel.widget._card is None, panel.widget._card
+    (node,) = panel.results()
+    assert not panel.logic.nodes.isResultOf(node, proxy)
+
+
+@pytest.fixture
+def scene_views():
+    """Slicer's logic of scene views, with the sequences in which it keeps them."""
+    slicer.modules.applicationLogic.SetModuleLogic("Sequences", slicer.modules.sequences.logic())
+    logic = slicer.vtkSlicerSceneViewsModuleLogic()
+    logic.SetMRMLApplicationLogic(slicer.modules.applicationLogic)
+    logic.SetMRMLScene(slicer.mrmlScene)
+    yield logic
+    logic.SetMRMLScene(None)
+
+
+def test_a_scene_view_of_a_volume_makes_no_frame_of_it(panel_of, scene_views):  # noqa: F811
+    volume, panel = add_volume(), panel_of()
+    press_and_wait(panel)
+    (node,) = panel.results()
+    captured = vtk.vtkCollection()
+    for one in (volume, node.GetDisplayNode()):
+        captured.AddItem(one)
+    scene_views.CreateSceneView(captured, "view", "", 0, None)
+    assert slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSequenceBrowserNode").GetSequenceNode(volume) is not None
+    panel.ui.opacitySlider.value = 0.4
+    press_and_wait(panel)
+    assert panel.results() == [node] and panel.logic.nodes.isResultOf(node, volume)
+    scene_views.RestoreSceneView(0)
+    assert panel.ui.opacitySlider.value == 1 == node.GetDisplayNode().GetOpacity()
 
 
 def test_frame_under_a_bent_transform_is_to_be_copied_first(panel_of):  # noqa: F811

@@ -198,9 +198,9 @@ def test_frame_of_a_sequence_says_so(nodes):
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
     proxy = browser.GetProxyNode(sequence)
     browser.SetSelectedItemNumber(2)
-    assert Result.shownFrame(proxy) == 3 and SceneNodes.frameName(proxy, 3).endswith("(frame 3)")
+    assert Result.shownFrame(proxy) == (3, "2") and SceneNodes.frameName(proxy, 3).endswith("(frame 3)")
     plain = add_volume(name="plain")
-    assert Result.shownFrame(plain) == 0 and SceneNodes.frameName(plain, 0) == "plain"
+    assert Result.shownFrame(plain) == (0, "") and SceneNodes.frameName(plain, 0) == "plain"
 
 
 # -- back ------------------------------------------------------------------------------------------------------------
@@ -1151,10 +1151,11 @@ def test_a_result_that_a_transform_shrinks_is_not_said_to_be_cut(nodes):
     assert not any("%" in note for note in Result.exportNotes(node, Result.merge(node)))
 
 
-def test_another_frame_s_place_is_not_taken_for_the_result_s(nodes, tmp_path):
+@pytest.mark.parametrize("frame", [Result.Frame(1, ""), Result.Frame(2, "0")], ids=["by number", "by value"])
+def test_another_frame_s_place_is_not_taken_for_the_result_s(nodes, tmp_path, frame):
     """Frames may lie differently: an export while another one is shown cut the result."""
     volume = add_volume()
-    node = nodes.importResult(volume, truth().labels, truth().summary(), True, frame=1)
+    node = nodes.importResult(volume, truth().labels, truth().summary(), True, frame=frame)
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode")
     browser.AddSynchronizedSequenceNode(sequence)
@@ -1162,7 +1163,7 @@ def test_another_frame_s_place_is_not_taken_for_the_result_s(nodes, tmp_path):
         sequence.SetDataNodeAtValue(volume, str(number))
     browser.AddProxyNode(volume, sequence, False)
     browser.SetSelectedItemNumber(1)
-    assert Result.shownFrame(volume) == 2 and Result.ownFrame(node) == 1
+    assert Result.shownFrame(volume).number == 2 and Result.ownFrame(node) == 1
     volume.SetOrigin(500, 500, 500)
     nodes.exportLabelMap(node, tmp_path / "l.nrrd")
     assert np.array_equal(values_in(tmp_path / "l.nrrd"), truth().labels)

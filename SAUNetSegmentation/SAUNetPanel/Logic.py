@@ -21,7 +21,7 @@ from SAUNetLib.stages import done
 
 from .Cards import VOLUME_FILE, Card, PanelError, cardOf
 from .EngineProcess import EngineProcess
-from .Result import isEdited, isResult, shownFrame, state
+from .Result import Frame, isEdited, isResult, shownFrame, state
 from .SceneNodes import SceneNodes, checksum
 from .Signal import Signal
 
@@ -178,7 +178,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self.engine.log.connect(self.log.emit)
         self._folder: Path | None = None
         self._undeleted: list[Path] = []
-        self._job: tuple[Any, Options, int, int] | None = None  # volume, options, the frame that it shows, its checksum
+        self._job: tuple[Any, Options, Frame, int] | None = None  # volume, options, the frame it shows, its checksum
         self._run: list[Any] = []  # what became of it: the node or the card
         self._agreed: tuple[str, str | None] | None = None  # state of the edited segmentation that may be replaced
         temporary.remove_leftovers()
@@ -325,13 +325,13 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self._end(node)
         self.finished.emit(node)
 
-    def _import(self, volumeNode: Any, options: Options, frame: int, voxels: int, event: dict[str, Any]) -> Any:
+    def _import(self, volumeNode: Any, options: Options, frame: Frame, voxels: int, event: dict[str, Any]) -> Any:
         if volumeNode.GetScene() is None:
             raise PanelError("VOLUME_GONE")
         self.nodes.check(volumeNode)
         assert self._folder is not None
         labels = self.nodes.readLabels(self._folder / "labels.nrrd", volumeNode)
-        if shownFrame(volumeNode) == frame and checksum(volumeNode) != voxels:
+        if shownFrame(volumeNode).value == frame.value and checksum(volumeNode) != voxels:
             raise PanelError("RESULT_GEOMETRY", _("The volume's voxels were changed during segmentation."))
         replace = options.replace if self._mayReplace(options.replace) else None
         return self.nodes.importResult(

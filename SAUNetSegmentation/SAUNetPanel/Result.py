@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import slicer
@@ -30,6 +30,8 @@ from SAUNetLib.anatomy import (
 from .Cards import PanelError
 
 ATTRIBUTE = ABOUT_TAG
+FRAME_VALUE = ATTRIBUTE + "frame_value"
+"""What a result keeps beside the number of its frame: `Frame.value`."""
 INPUT_ROLE = "SAUNet.Input"
 LABELMAP = "Binary labelmap"
 NOT_KNOWN = "not known"
@@ -108,7 +110,8 @@ def provenance(node: Any) -> dict[str, str]:
     The segments have the word: the editor's Undo brings back those of an earlier run, but not the node's attributes.
     """
     names = node.GetAttributeNames()
-    own = [name for name in names if name.startswith(ATTRIBUTE) and name != ATTRIBUTE + "fingerprint"]
+    hidden = ATTRIBUTE + "fingerprint", FRAME_VALUE
+    own = [name for name in names if name.startswith(ATTRIBUTE) and name not in hidden]
     segments = (segment for _segmentId, segment in segmentsOf(node.GetSegmentation()))
     telling = next((segment for segment in segments if _tag(segment, ATTRIBUTE + "encoding")), None)
     about = {name: node.GetAttribute(name) for name in own}
@@ -374,21 +377,48 @@ def _transformed(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
+class Frame(NamedTuple):
+    """A frame of a sequence.
+
+    Attributes:
+        number: from 1; another frame that comes or goes may change it. 0 of none.
+        value: the index value under which the sequence has it, and which it keeps.
+    """
+
+    number: int
+    value: str
+
+
+NO_FRAME = Frame(0, "")
+
+
 def browserOf(volumeNode: Any) -> Any:
-    """The browser of the sequence of which a volume shows a frame, or None."""
+    """The browser of the sequence of which a volume shows a frame, or None. Slicer's scene views are hidden ones."""
     browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", volumeNode.GetScene())
-    return next((browser for browser in browsers if browser.GetSequenceNode(volumeNode) is not None), None)
+    return next(
+        (one for one in browsers if not one.GetHideFromEditors() and one.GetSequenceNode(volumeNode) is not None), None
+    )
 
 
-def shownFrame(volumeNode: Any) -> int:
-    """Number of the frame that a volume shows, from 1; 0 where it shows none of a sequence."""
+def shownFrame(volumeNode: Any) -> Frame:
+    """The frame that a volume shows."""
     browser = browserOf(volumeNode)
-    return browser.GetSelectedItemNumber() + 1 if browser is not None else 0
+    selected = browser.GetSelectedItemNumber() if browser is not None else -1
+    if selected < 0:
+        return NO_FRAME
+    return Frame(selected + 1, browser.GetMasterSequenceNode().GetNthIndexValue(selected))
 
 
 def ownFrame(node: Any) -> int:
-    """Number of the frame that a result was made from, as `shownFrame`."""
-    return int(node.GetAttribute(ATTRIBUTE + "frame") or 0)
+    """Number that the frame from which a result was made has now; 0 of none, -1 where the sequence no longer has it.
+
+    It is the number that it had then where there is no sequence, or the result is an earlier version's.
+    """
+    value, volume = node.GetAttribute(FRAME_VALUE), node.GetNodeReference(INPUT_ROLE)
+    browser = browserOf(volume) if value and volume is not None else None
+    if browser is None:
+        return int(node.GetAttribute(ATTRIBUTE + "frame") or 0)
+    return browser.GetMasterSequenceNode().GetItemNumberFromIndexValue(value) + 1 or -1
 
 
 def toInput(node: Any) -> Any:
@@ -412,7 +442,7 @@ def _exportGrid(node: Any) -> tuple[Any, Any, str | None]:
     """The grid of a label map of the result, the transform to it (None: none), and its parent transform's ID."""
     volume = node.GetNodeReference(INPUT_ROLE)
     # Another frame than the one that is shown may lie elsewhere.
-    if volume is None or volume.GetImageData() is None or shownFrame(volume) != ownFrame(node):
+    if volume is None or volume.GetImageData() is None or shownFrame(volume).number != ownFrame(node):
         return _formerGrid(node), None, node.GetTransformNodeID()
     grid = slicer.vtkOrientedImageData()
     grid.SetExtent(volume.GetImageData().GetExtent())

@@ -33,8 +33,11 @@ from SAUNetLib.formats.endings import SEGMENTS, VOLUMES
 from .Cards import PanelError
 from .Result import (
     ATTRIBUTE,
+    FRAME_VALUE,
     INPUT_ROLE,
     LABELMAP,
+    NO_FRAME,
+    Frame,
     Merged,
     codeOf,
     encodingOf,
@@ -96,7 +99,7 @@ class SceneNodes:
         transform = volumeNode.GetParentTransformNode()
         if transform is not None and not transform.IsTransformToWorldLinear():
             # The sequence brings back what was hardened.
-            raise PanelError("TRANSFORM_FRAME" if shownFrame(volumeNode) else "TRANSFORM_NONLINEAR")
+            raise PanelError("TRANSFORM_FRAME" if shownFrame(volumeNode).number else "TRANSFORM_NONLINEAR")
 
     def likelyVolume(self) -> Any:
         """The greyscale volume that the user most likely means: the active one in the views, else the first."""
@@ -163,7 +166,7 @@ class SceneNodes:
         summary: dict[str, Any],
         levels: bool,
         replace: Any = None,
-        frame: int = 0,
+        frame: Frame = NO_FRAME,
         aboutToReplace: Callable[[Any], Any] = lambda node: None,
     ) -> Any:
         """Add a result to the scene.
@@ -184,7 +187,7 @@ class SceneNodes:
         unedited = fingerprintOf(segments)  # takes memory, which may run out: nothing is changed so far
         node = replace
         if node is None:
-            name = _("{volume} spine").format(volume=frameName(volumeNode, frame))
+            name = _("{volume} spine").format(volume=frameName(volumeNode, frame.number))
             node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.scene.GenerateUniqueName(name))
             self._placeBeside(node, volumeNode)
         else:
@@ -282,7 +285,7 @@ class SceneNodes:
         """Whether the panel made this segmentation from a volume (of a sequence, from the displayed frame)."""
         if volumeNode is None or not isResult(node) or node.GetNodeReference(INPUT_ROLE) is not volumeNode:
             return False
-        return ownFrame(node) == shownFrame(volumeNode)
+        return ownFrame(node) == shownFrame(volumeNode).number
 
     def exportLabelMapNode(self, node: Any) -> tuple[Any, Merged]:
         """Create a label map node on the input's grid with the segments' names and colours; also returns its content.
@@ -534,15 +537,16 @@ def _restoreLooks(node: Any, looks: dict[tuple[str, str], tuple[Any, ...]]) -> N
                 getattr(display, f"SetSegment{name}")(segmentId, value)
 
 
-def _describe(node: Any, about: dict[str, str], frame: int, unedited: str) -> None:
+def _describe(node: Any, about: dict[str, str], frame: Frame, unedited: str) -> None:
     """Provenance and warnings as attributes, which the scene keeps."""
     for name in node.GetAttributeNames():
         if name.startswith(ATTRIBUTE):
             node.RemoveAttribute(name)
     for name, value in about.items():
         node.SetAttribute(name, value)
-    if frame:
-        node.SetAttribute(ATTRIBUTE + "frame", str(frame))
+    if frame.number:
+        node.SetAttribute(ATTRIBUTE + "frame", str(frame.number))
+        node.SetAttribute(FRAME_VALUE, frame.value)
     node.SetAttribute(ATTRIBUTE + "fingerprint", unedited)
 
 

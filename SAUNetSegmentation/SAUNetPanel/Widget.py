@@ -681,6 +681,7 @@ class Widget:
             (node, kinds.SourceRepresentationModified, self.sceneNodesChanged),
             (node, slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent, self._showOpacity),
             (watched[1], vtk.vtkCommand.ModifiedEvent, self.sceneNodesChanged),
+            (watched[1], slicer.vtkMRMLSequenceBrowserNode.SequenceNodeModifiedEvent, self.sceneNodesChanged),
         )
         self._watched = watched
         self._observers = [(one, one.AddObserver(event, call)) for one, event, call in calls if one is not None]
@@ -1037,9 +1038,14 @@ def notices(node: Any, chosen: Any) -> list[str]:
     anchor = provenance(node).get("anchor", "").rstrip(".")
     texts = [_("Levels: {reason}.").format(reason=anchor)] if anchor and anchor not in " ".join(warnings) else []
     volume = node.GetNodeReference(INPUT_ROLE)
-    own, shown = ownFrame(node), shownFrame(volume) if volume is not None else 0
-    if own and shown and own != shown:
-        warnings.insert(0, _("Made from frame {own}; frame {shown} is shown.").format(own=own, shown=shown))
+    own, shown = ownFrame(node), shownFrame(volume).number if volume is not None else 0
+    if own < 0:
+        warnings.insert(0, _("Made from a frame that the sequence no longer has."))
+    elif volume is not None and own not in (0, shown):
+        text = _("Made from frame {own} of a sequence; the volume may show another one.")
+        if shown:
+            text = _("Made from frame {own}; frame {shown} is shown.")
+        warnings.insert(0, text.format(own=own, shown=shown))
     if None not in (volume, chosen) and volume is not chosen:
         text = _("Made from {name}, not from the volume chosen above.")
         warnings.insert(0, text.format(name=elided(volume.GetName() or "")))
