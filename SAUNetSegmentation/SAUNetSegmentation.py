@@ -72,8 +72,6 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
             (scene.EndCloseEvent, self.panel.sceneEndClose),
             (scene.StartImportEvent, self.panel.sceneStartImport),
             (scene.EndImportEvent, self.panel.sceneEndImport),
-            (scene.StartRestoreEvent, self.panel.sceneStartImport),  # of a scene view
-            (scene.EndRestoreEvent, self.panel.sceneEndImport),
             (scene.EndBatchProcessEvent, self.panel.sceneEndBatch),
             (scene.NodeAboutToBeRemovedEvent, self.panel.sceneNodeLeaves),
             (scene.NodeAddedEvent, self.panel.sceneNodesChanged),

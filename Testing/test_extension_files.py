@@ -415,20 +415,6 @@ def test_scene_that_is_added_leaves_what_is_chosen(shown):
     assert panel.ui.resultSelector.currentNode() is node is panel.ui.editor.segmentationNode()
 
 
-def test_scene_view_brings_back_what_was_stated_with_its_volume(shown):
-    panel, (first, second) = shown.panel, (add_volume(name="first"), add_volume(name="second"))
-    panel.ui.inputSelector.setCurrentNode(first)
-    panel.ui.lowestComboBox.currentIndex = 3
-    view = slicer.mrmlScene.AddNode(slicer.vtkMRMLSceneViewNode())
-    view.StoreScene()
-    panel.ui.inputSelector.setCurrentNode(second)
-    assert panel.ui.lowestComboBox.currentIndex == 0
-    view.RestoreScene(True)
-    assert panel.ui.inputSelector.currentNode() is first and panel.ui.lowestComboBox.currentIndex == 3
-    panel.ui.inputSelector.setCurrentNode(second)
-    assert panel.ui.lowestComboBox.currentIndex == 0, "it is stated of one volume only"
-
-
 def test_image_that_is_removed_can_be_replaced_in_the_section_correct(shown):
     panel, image = shown.panel, add_volume()
     panel.ui.inputSelector.setCurrentNode(add_volume(name="another"))

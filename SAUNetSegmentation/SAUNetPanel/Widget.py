@@ -241,7 +241,7 @@ class Widget:
             self.enter()
 
     def sceneStartImport(self, caller: Any = None, event: Any = None) -> None:
-        """A scene comes from a file or a view: the selectors lose what is chosen in them, and must not write that."""
+        """A scene comes from a file: the selectors lose what is chosen in them, and must not write that."""
         self.setParameterNode(None)
         self._volumeId = None  # what was chosen for it goes with the scene that comes
 
