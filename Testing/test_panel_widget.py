@@ -2534,8 +2534,13 @@ def test_nothing_needs_more_than_350_pixels(panel_of):  # noqa: F811
     top.show()  # before, a layout does not ask again what its widgets need
     cards = [cardOf({"code": code}) for code in sorted(Cards.codes())]
     cards.append(cardOf({"code": "INSTALL_FAILED", "cause": f"https://download.pytorch.org/{'x' * 99}.whl"}))
+    buttons = [getattr(panel.ui, f"card{name}Button") for name in ("Action", "Copy", "Close")]
+    texts = [button.text for button in buttons]
     for card in cards:
         panel.widget._showCard(card)
+        texts[0] = buttons[0].text
+        for button, text in zip(buttons, texts, strict=True):  # as long as another language may need
+            button.text = text + text[: round(0.4 * len(text))]
         slicer.app.processEvents()
         assert len(sections) == 6 and top.minimumSizeHint().width() <= 350, card
     top.resize(350, 600)
