@@ -27,7 +27,7 @@ class SAUNetSegmentation(ScriptedLoadableModule):
             "Segments vertebrae, intervertebral discs and the spinal canal in sagittal spine MRI. Choose a volume,"
             " press <i>Segment spine</i>, correct the result with the Segment Editor in the section <i>Correct</i>,"
             " and save it with <i>Export...</i>. Not for diagnostic use."
-            ' See the <a href="https://github.com/SAUNet/SlicerSAUNet#readme">tutorial and documentation</a>.'
+            " See the <a href='https://github.com/SAUNet/SlicerSAUNet#readme'>tutorial and documentation</a>."
         )
         self.parent.acknowledgementText = _(
             "The network is SAU-Net: a Dense U-Net with inter-slice attention. The label values are TotalSpineSeg's."

@@ -198,6 +198,31 @@ def test_every_text_of_the_panel_can_be_translated():
                 assert isinstance(node.args[0], ast.Constant), f"{path.name}:{node.lineno}: _() takes a plain string"
 
 
+def test_slicer_finds_every_text_that_is_to_be_translated():
+    """By this expression of its update_translations.py: a text that ends in single quotes hides the next one."""
+
+    def texts(source):
+        return [node for node in ast.walk(ast.parse(source)) if getattr(getattr(node, "func", None), "id", "") == "_"]
+
+    for path in [MODULE / "SAUNetSegmentation.py", *PANEL]:
+        source = path.read_text(encoding="utf-8")
+        found = re.sub(r'([^_])_\((\s*?".+?"\s*?)\)', r'\1translate("context", \2)', source, flags=re.DOTALL)
+        assert texts(found) == [], path.name
+
+
+def test_border_of_a_card_is_seen_in_both_styles():
+    """3:1, as the accessibility guidelines (WCAG 2.2, 1.4.11) ask."""
+    ui = (MODULE / "Resources" / "UI" / "SAUNetSegmentation.ui").read_text(encoding="utf-8")
+
+    def luminance(colour):
+        parts = (int(colour[place : place + 2], 16) / 255 for place in (0, 2, 4))
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
+
+    (border,) = re.findall(r"border: 1px solid #(\w{6})", ui)
+    assert luminance("efefef") / luminance(border) >= 3 and luminance(border) / luminance("323232") >= 3
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_engine_is_found_in_a_checkout_and_in_an_installation(tmp_path, installed):
     module = tmp_path / "modules"

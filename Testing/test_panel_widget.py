@@ -427,6 +427,13 @@ def test_card_does_not_name_the_private_file(text, shown):
     assert Cards.cardOf({"code": "INPUT_SPACING", "cause": text}).cause == shown
 
 
+def test_words_of_another_language_are_put_into_an_english_text_for_controls_only(monkeypatch):
+    monkeypatch.setattr(Cards, "_", lambda text: f"<{text}>")
+    assert Cards.inPanelWords("volume.nrrd is an axial stack: use --series.") == (
+        "the volume is an axial stack: use <Volume>."
+    )
+
+
 def test_advice_for_a_label_map_is_another_than_for_colours():
     event = {"code": "INPUT_PIXEL_TYPE", "cause": "x", "remedy": "Give the image on which it was drawn."}
     assert Cards.cardOf(event).remedy == event["remedy"]

@@ -1329,12 +1329,14 @@ def test_surfaces_of_two_segments_with_one_name_are_two_files(nodes, tmp_path):
     assert names == {path.name for path in tmp_path.glob("*.stl")}
 
 
-def test_label_map_node_has_values_and_colours(nodes):
+def test_label_map_node_has_values_and_colours(nodes, monkeypatch):
     node = imported(nodes)
+    monkeypatch.setattr(SceneNodes, "_", lambda text: f"<{text}>")
     labels, _merged = nodes.exportLabelMapNode(node)
+    assert labels.GetName() == f"<{node.GetName()} label map>"
     assert np.array_equal(slicer.util.arrayFromVolume(labels), truth().labels)
     tables = slicer.util.getNodesByClass("vtkMRMLColorTableNode")
-    assert [table for table in tables if table.GetName() == f"{node.GetName()} colors"] == [
+    assert [table for table in tables if table.GetName() == f"<{node.GetName()} colors>"] == [
         labels.GetDisplayNode().GetColorNode()
     ]
     color = [0.0] * 4

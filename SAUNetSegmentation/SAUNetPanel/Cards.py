@@ -78,9 +78,9 @@ def cardOf(event: Mapping[str, Any]) -> Card:
 
 
 def inPanelWords(text: str) -> str:
-    """Replace the names of command-line options and the private file in an engine text with the panel's names."""
+    """Replace command-line options and the private file in an engine text, which is English, by the panel's names."""
     names = {
-        VOLUME_FILE: _("the volume"),
+        VOLUME_FILE: "the volume",
         "--lowest": _("Advanced: Lowest vertebra"),
         "--model": _("Advanced: Model"),
         "--device": _("Advanced: Device"),

@@ -293,8 +293,8 @@ class SceneNodes:
         Slicer's own export takes segments of one name for one, and leaves the colours beside the node unused.
         """
         merged = merge(node)
-        values, written = labelValues(node), _terms(node)
-        colors = self.scene.AddNewNodeByClass("vtkMRMLColorTableNode", f"{node.GetName()} colors")
+        name, values, written = node.GetName(), labelValues(node), _terms(node)
+        colors = self.scene.AddNewNodeByClass("vtkMRMLColorTableNode", _("{name} colors").format(name=name))
         colors.SetTypeToUser()
         colors.SetNumberOfColors(max(values.values(), default=0) + 1)
         colors.SetColor(0, "Background", 0, 0, 0, 0)
@@ -302,7 +302,7 @@ class SceneNodes:
             segment = node.GetSegmentation().GetSegment(segmentId)
             colors.SetColor(value, segment.GetName(), *segment.GetColor(), 1)
             colors.SetTerminologyFromString(value, written[segmentId])
-        labelMap = self.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", f"{node.GetName()} label map")
+        labelMap = self.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", _("{name} label map").format(name=name))
         slicer.util.updateVolumeFromArray(labelMap, merged.labels)
         labelMap.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(merged.matrix))
         labelMap.SetAndObserveTransformNodeID(merged.parent)
