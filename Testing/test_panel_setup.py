@@ -519,7 +519,9 @@ def test_bundle_installs_without_a_connection(needs, pip, made, monkeypatch, tmp
     target = tmp_path / "target"
     monkeypatch.setenv("SAUNET_MODELS", str(target))
     del needs.installed["pynrrd"]
-    assert needs.installBundle(made.path, lambda text: True)
+    asked = []
+    assert needs.installBundle(made.path, lambda text: not asked.append(text))
+    assert asked[0].endswith("Models: 1")
     assert "--no-index" in pip[0] and "--find-links" in pip[0] and pip[0][-1] == "pynrrd>=1.0"
     assert (target / "saunet-lumbar.safetensors").read_bytes() == b"weights"
     assert "saunet-lumbar" in needs.models()

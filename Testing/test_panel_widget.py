@@ -69,7 +69,7 @@ def test_one_click_gives_a_named_segmentation(panel_of):  # noqa: F811
     (node,) = panel.results()
     assert panel.ui.resultSelector.currentNode() is node and node.GetName() == "T2 sag spine"
     assert np.array_equal(Result.merge(node).labels, truth().labels)
-    assert panel.ui.statusLabel.text.startswith("Done: 10 structures")
+    assert panel.ui.statusLabel.text.startswith("Done in ") and " Structures: 10. " in panel.ui.statusLabel.text
     assert panel.ui.editor.segmentationNode() is node and panel.ui.editor.sourceVolumeNode() is volume
     assert panel.ui.segmentsTable.segmentationNode() is node and panel.ui.segmentsTable.segmentCount == 10
     assert "was named L4" in panel.ui.warningsLabel.text and panel.ui.warningsLabel.isVisibleTo(panel.top)
@@ -512,10 +512,13 @@ def test_a_panel_that_is_left_holds_no_node(panel_of):  # noqa: F811
 
 
 def test_editor_of_a_panel_that_is_gone_follows_no_node(panel_of):  # noqa: F811
+    add_volume()
     panel = panel_of()
+    press_and_wait(panel)
     assert panel.ui.editor.mrmlSegmentEditorNode() is not None
+    panel.results()[0].GetSegmentation().RemoveSegment("SAUNet_41")  # after which lists begin anew a little later
     panel.widget.cleanup()
-    assert panel.ui.editor.mrmlSegmentEditorNode() is None
+    assert panel.ui.editor.mrmlSegmentEditorNode() is None and panel.widget._staleLists is None
 
 
 def test_a_second_panel_leaves_the_views_alone_and_the_first_one_its_editor(panel_of):  # noqa: F811
@@ -2130,7 +2133,7 @@ def test_result_that_was_removed_is_not_spoken_of_any_more(panel_of, away):  # n
     first, second = panel.results()
     slicer.mrmlScene.RemoveNode(first)
     slicer.app.processEvents()
-    assert panel.ui.statusLabel.text.startswith("Done: 10 structures")
+    assert panel.ui.statusLabel.text.startswith("Done in ")
     if away:
         panel.widget.exit()
     slicer.mrmlScene.RemoveNode(second)
@@ -2151,7 +2154,7 @@ def test_how_a_run_ended_while_another_module_was_open_is_said(panel_of, found):
     assert panel.wait()
     panel.widget.enter()
     said = panel.ui.statusLabel.text
-    assert said.startswith("Done: 10 structures" if found else "Nothing was found")
+    assert said.startswith("Done in " if found else "Nothing was found")
     panel.ui.outputComboBox.currentIndex = 1
     assert panel.ui.statusLabel.text == said
     panel.widget._parameters.inputVolume = second

@@ -1065,7 +1065,7 @@ def test_voxels_that_two_segments_share_are_told(nodes, tmp_path):
     assert unknown.startswith("Metastasis has the label value 200") and gone.startswith(
         "The label map contains no voxels of L3 vertebra"
     )
-    assert shared.startswith(f"{count} voxels of L3 vertebra overlap Metastasis")
+    assert shared.startswith(f"Voxels of L3 vertebra that overlap Metastasis and went to it: {count}.")
     assert (Result.merge(node).labels == Result.labelValues(node)["M"]).sum() == count
 
 

@@ -190,7 +190,7 @@ class Dependencies:
         with self._privateFolder() as folder:
             manifest = openBundle(path, folder, slicerVersion())
             wheels = folder / "wheels"
-            text = _("{count} packages and {models} model(s) will be installed from {name}.")
+            text = _("This will be installed from {name}:\n\nPackages: {count}\nModels: {models}")
             files = [entry["name"] for entry in manifest["files"]]
             models = [name for name in files if name.endswith(".safetensors")]
             packages = [name for name in files if name.endswith(".whl")]

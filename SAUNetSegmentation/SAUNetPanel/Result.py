@@ -231,7 +231,7 @@ def exportNotes(node: Any, merged: "Merged | None") -> list[str]:
     if merged is None:
         return notes
     for (below, above), count in merged.covered.items():
-        text = _("{count} voxels of {below} overlap {above} and went to {above}; a .seg.nrrd file keeps both.")
+        text = _("Voxels of {below} that overlap {above} and went to it: {count}. A .seg.nrrd file keeps both.")
         notes.append(text.format(count=count, below=names[below], above=names[above]))
     for segmentId in merged.gone:
         text = _("The label map contains no voxels of {name}; a .seg.nrrd file keeps them.")

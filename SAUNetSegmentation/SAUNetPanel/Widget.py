@@ -310,7 +310,7 @@ class Widget:
         self.ui.editor.setSegmentationNode(None)
         self._useEditor()
         self._volumeId = self._resultId = self._leftId = self._segmentedId = self._shownBefore = None
-        self._outcome, self._missed = Outcome(), None
+        self._outcome, self._missed, self._staleLists = Outcome(), None, None
         self._shownFor.clear()
 
     def setParameterNode(self, parameters: Any) -> None:
@@ -498,7 +498,7 @@ class Widget:
         self._remember(node, seconds)
         count = node.GetSegmentation().GetNumberOfSegments()
         if count:
-            done = _("Done: {count} structures in {seconds} s. Check the result before using it.")
+            done = _("Done in {seconds} s. Structures: {count}. Check the result before using it.")
         else:
             done = _(
                 "Nothing was found in {seconds} s. Choose a sagittal MRI of the spine, and check in the views that"
