@@ -34,7 +34,7 @@ def install(extra: str) -> None:
         return
     if not PYTHON.exists():
         print(f"Making the virtual environment {ENVIRONMENT.name} ...", flush=True)
-        # Anew where a Python that is gone had made it: links to it would stay.
+        # Recreate it if its Python no longer exists: links to that would stay.
         venv.create(ENVIRONMENT, clear=ENVIRONMENT.is_dir(), symlinks=os.name != "nt")
     if subprocess.run([str(PYTHON), "-m", "pip", "--version"], cwd=ROOT, capture_output=True).returncode:
         # Also into an environment that was left half made.

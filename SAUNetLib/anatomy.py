@@ -158,7 +158,8 @@ _SEGMENT = "SAUNet_"
 def segment_id(value: int, encoding: str) -> str:
     """ID of a structure's segment in Slicer.
 
-    No ID means two structures: to lists of segments and to the editor's Undo, what has one ID is one segment.
+    Each ID stands for one structure only: to lists of segments and the editor's Undo, what has the same ID is the same
+    segment.
     """
     return f"{_SEGMENT}class_{value}" if encoding == "classes" else f"{_SEGMENT}{value}"
 

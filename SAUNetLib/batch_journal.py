@@ -458,7 +458,7 @@ def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> Sou
 def _is_spared(before: SourceRecord | None, source: Source, now: SourceRecord) -> bool:
     """Whether files at the place of a source are left alone: what is known now does not speak against them."""
     failed = any(outcome.status == "failed" for outcome in now.outcomes)
-    # The results of a twin are those of the other one.
+    # A twin's results belong to the other source.
     return source.closed or source.twin or (failed and (before is None or before.stamp == source.stamp))
 
 

@@ -149,9 +149,8 @@ def _meant(image: str) -> list[str]:
 def _engine(options: argparse.Namespace) -> Engine:
     from .engine import Engine
     from .model import load_model
-    from .model_card import DEFAULT_MODEL
 
-    return Engine(load_model(options.model or DEFAULT_MODEL), options.device)
+    return Engine(load_model(options.model), options.device)
 
 
 def _segment_one(

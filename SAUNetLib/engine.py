@@ -322,7 +322,7 @@ def choose_device(device: str) -> torch.device:
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether the device computes bfloat16 in hardware; elsewhere it would only be slower."""
     if device.type == "cuda":
-        # NVIDIA's since Ampere. PyTorch's own question counts emulation in, or has not always been there.
+        # NVIDIA's since Ampere. PyTorch's `is_bf16_supported` counts emulation too, and old versions lack it.
         if torch.version.hip is None:
             return torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.cuda.get_device_properties(device).gcnArchName.startswith(_AMD_BFLOAT16)

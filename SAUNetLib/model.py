@@ -15,7 +15,7 @@ import torch
 
 from .errors import ModelError, UsageError
 from .formats.atomic import write_beside, write_together
-from .model_card import DEFAULT_MODEL, REINSTALL, ModelCard, find_model, keep_model
+from .model_card import REINSTALL, ModelCard, find_model, keep_model
 from .network import SAUNet
 
 LARGEST_FILE = 256 * 2**20
@@ -30,7 +30,7 @@ class Model:
     card: ModelCard
 
 
-def load_model(model: str | Path = DEFAULT_MODEL) -> Model:
+def load_model(model: str | Path | None = None) -> Model:
     """Find, verify and load a model, given by name or by path. Nothing is unpickled.
 
     Raises:
@@ -38,7 +38,7 @@ def load_model(model: str | Path = DEFAULT_MODEL) -> Model:
             that are no numbers; MODEL_MISMATCH, the weights are not those of the network that the card describes.
     """
     path = find_model(model)
-    card = ModelCard.read(path.with_suffix(".json"))
+    card = ModelCard.read(path)
     weights = _verified_weights(path, card)
     try:
         # Shapes first, on the meta device: a card that asks for an absurd network costs nothing.

@@ -64,12 +64,13 @@ class ModelCard:
     validated_on: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> ModelCard:
-        """The card in a file.
+    def read(cls, weights: Path) -> ModelCard:
+        """The card beside a weights file.
 
         Raises:
             ModelError: MODEL_CARD.
         """
+        path = weights.with_suffix(".json")
         if not os.path.lexists(path):
             remedy = f"Copy both files, NAME.safetensors and NAME.json. {REINSTALL}"
             raise ModelError("MODEL_CARD", f"there is no card {path.name} beside the weights", remedy)
@@ -140,16 +141,17 @@ def available_models() -> list[ModelCard]:
     for name in model_names():
         with contextlib.suppress(ModelError):  # said when it is asked for by name
             # What a file is called is what it is chosen by, whatever its card was called once.
-            cards.append(replace(ModelCard.read(find_model(name).with_suffix(".json")), name=name))
+            cards.append(replace(ModelCard.read(find_model(name)), name=name))
     return cards
 
 
-def find_model(model: str | Path = DEFAULT_MODEL) -> Path:
-    """The weights file of a model given by name or by path; of several versions of one name the newest.
+def find_model(model: str | Path | None = None) -> Path:
+    """The weights file of a model given by name or by path, None for the shipped one; of several versions the newest.
 
     Raises:
         ModelError: MODEL_NOT_FOUND.
     """
+    model = DEFAULT_MODEL if model is None else model
     path = Path(model)
     if path.suffix == ".safetensors":
         if os.path.isfile(path):  # noqa: PTH113 - no failure for a name that no system takes
@@ -179,7 +181,7 @@ def keep_model(weights: Path, card: ModelCard) -> None:
         )
     if newest is not None and model_version(newest) == model_version(weights):
         with contextlib.suppress(ModelError):  # one that is damaged may be replaced
-            if ModelCard.read(newest.with_suffix(".json")).sha256 != card.sha256:
+            if ModelCard.read(newest).sha256 != card.sha256:
                 cause = f"there is already another model {card.name} {card.version}"
                 raise UsageError("USAGE", cause, "Give this one another name or version in its card")
     if len(model_folders()) < 2:
@@ -206,7 +208,7 @@ def newest_model(name: str) -> Path | None:
 def model_version(weights: Path) -> tuple[int, ...]:
     """The numbers in a model's version; none where its card cannot be read."""
     try:
-        card = ModelCard.read(weights.with_suffix(".json"))
+        card = ModelCard.read(weights)
     except ModelError:
         return ()
     return tuple(int(number) for number in re.findall(r"\d{1,9}", card.version))

@@ -43,6 +43,9 @@ class Segmentation:
         partial: label values of structures that the border of the field of view cuts.
         confidence: by label value, how sure the structure's level is, 0 to 1; kept in .seg.nrrd files and the table.
         series: of DICOM, what messages call it; in no file, since its description is free text.
+
+    Raises:
+        ValueError: the labels are not uint8 on the geometry's grid.
     """
 
     labels: np.ndarray

@@ -168,9 +168,9 @@ class Volume:
         )
         return cls(sitk.GetArrayFromImage(image), geometry, name)
 
-    def to_sitk(self, voxels: np.ndarray | None = None) -> sitk.Image:
-        """A SimpleITK image of this geometry, with this volume's voxels or given ones (k, j, i)."""
-        return to_sitk(self.voxels if voxels is None else voxels, self.geometry)
+    def to_sitk(self) -> sitk.Image:
+        """The volume as a SimpleITK image."""
+        return to_sitk(self.voxels, self.geometry)
 
 
 def to_sitk(voxels: np.ndarray, geometry: Geometry) -> sitk.Image:

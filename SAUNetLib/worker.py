@@ -195,9 +195,9 @@ class Worker:
 
     def _engine_for(self, request: Request) -> Engine:
         """The engine of the last request where it is the same, else a new one."""
-        from .model_card import DEFAULT_MODEL, find_model
+        from .model_card import find_model
 
-        weights = find_model(request.model or DEFAULT_MODEL)  # a newer version may have been added since
+        weights = find_model(request.model)  # a newer version may have been added since
         key = (weights, weights.stat().st_mtime_ns, request.device)
         if self._engine is None or self._engine[0] != key:
             from .engine import Engine

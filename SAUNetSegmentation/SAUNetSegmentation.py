@@ -110,7 +110,7 @@ class SAUNetSegmentationTest(ScriptedLoadableModuleTest):
     """The module's self-test; it runs in Slicer."""
 
     def runTest(self):
-        """Run the tests in Testing/Slicer."""
+        """Run `SAUNetPanel.SelfTest`, which Testing/Slicer/run_self_test.py also starts."""
         from SAUNetPanel.SelfTest import runSelfTest
 
         runSelfTest(self)

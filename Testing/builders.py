@@ -16,7 +16,7 @@ import SimpleITK as sitk
 
 from SAUNetLib.anatomy import CANAL, DISC, VERTEBRA, encodings, structures, value_of
 from SAUNetLib.segmentation import Segmentation
-from SAUNetLib.volume import Geometry, Volume
+from SAUNetLib.volume import Geometry, Volume, to_sitk
 
 SLICES_TO_LEFT = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
 """Columns: the axes i, j, k of a right-handed sagittal stack, LPS: to posterior, to inferior, to the left."""
@@ -147,7 +147,7 @@ def write_pair(folder: Path, name: str, image: Volume, labels: np.ndarray, endin
     """One case of a data folder: an image and its labels on the same grid."""
     folder.mkdir(exist_ok=True)
     sitk.WriteImage(image.to_sitk(), str(folder / f"{name}_image{ending}"))
-    sitk.WriteImage(image.to_sitk(labels), str(folder / f"{name}_labels{ending}"))
+    sitk.WriteImage(to_sitk(labels, image.geometry), str(folder / f"{name}_labels{ending}"))
 
 
 def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:

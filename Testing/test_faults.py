@@ -36,7 +36,7 @@ from SAUNetLib.formats.segmentations import read_segmentation, write_segmentatio
 from SAUNetLib.formats.volumes import read_volume, write_volume
 from SAUNetLib.model import load_model
 from SAUNetLib.segmentation import Segmentation
-from SAUNetLib.volume import Volume
+from SAUNetLib.volume import Volume, to_sitk
 from SAUNetLib.worker import Worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits, /proc and a fork server")
@@ -718,7 +718,7 @@ def test_two_processes_on_one_output_leave_one_whole_result(context, request_of,
         image = picture()
         voxels = np.roll(image.voxels, 17 * seed, axis=1)
         images.append(str(tmp_path / f"{seed}.nrrd"))
-        sitk.WriteImage(image.to_sitk(voxels), images[-1])
+        sitk.WriteImage(to_sitk(voxels, image.geometry), images[-1])
     one = {key: value for key, value in request_of.items() if key not in ("table", "preview")}
     alone = []
     for number, image in enumerate(images):

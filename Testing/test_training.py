@@ -33,7 +33,7 @@ from SAUNetLib.training.folders import SPECK_MM3, UNKNOWN, case_names, image_has
 from SAUNetLib.training.run import _config, _with_validation, _worse, validate
 from SAUNetLib.training.train import NetworkConfig, RunData, TrainingConfig, TrainingRun
 from SAUNetLib.training.workers import uninterrupted
-from SAUNetLib.volume import Geometry, SagittalStack, Volume
+from SAUNetLib.volume import Geometry, SagittalStack, Volume, to_sitk
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,13 +56,13 @@ def test_specks_are_not_known_and_structures_stay(data):
     spoilt = labels.copy()
     spoilt[5, 45, 35] = 1
     assert volume.geometry.voxel_volume < SPECK_MM3
-    sitk.WriteImage(volume.to_sitk(spoilt), str(data / "p0_labels.nii.gz"))
+    sitk.WriteImage(to_sitk(spoilt, volume.geometry), str(data / "p0_labels.nii.gz"))
     assert np.array_equal(read_pair(data, "p0")[1], np.where(spoilt == labels, labels, UNKNOWN))
 
 
 def test_labels_on_another_grid_or_with_other_values_are_refused(data):
     volume, labels = labelled(0)
-    sitk.WriteImage(volume.to_sitk(labels + 40), str(data / "p0_labels.nii.gz"))
+    sitk.WriteImage(to_sitk(labels + 40, volume.geometry), str(data / "p0_labels.nii.gz"))
     sitk.WriteImage(sitk.GetImageFromArray(labels), str(data / "p1_labels.nii.gz"))
     for name, code in (("p0", "INPUT_LABELS"), ("p1", "INPUT_GEOMETRY")):
         with pytest.raises(InputError) as caught:
@@ -625,7 +625,7 @@ def test_labels_with_levels_are_read_as_classes_and_unknown_stays_unknown(data):
     volume, labels = labelled(0)
     levels = np.array([0, 45, 95, 2, 50, 255], np.uint8)[labels]
     levels[:, 40:, 30:], levels[:, 40:, :5] = 50, 255
-    sitk.WriteImage(volume.to_sitk(levels), str(data / "p0_labels.nii.gz"))
+    sitk.WriteImage(to_sitk(levels, volume.geometry), str(data / "p0_labels.nii.gz"))
     found = read_pair(data, "p0")[1]
     assert set(np.unique(found)) == {0, 1, 2, 3, 255}
     assert (found[:, 40:, 30:] == 0).all() and (found[:, 40:, :5] == 255).all()

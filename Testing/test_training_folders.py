@@ -35,7 +35,7 @@ from SAUNetLib.training.folders import (
     reading_of,
 )
 from SAUNetLib.training.train import TrainingConfig, train
-from SAUNetLib.volume import Geometry, SagittalStack, Volume
+from SAUNetLib.volume import Geometry, SagittalStack, Volume, to_sitk
 
 SMALL = {
     "network": {"widths": (2, 2, 2, 2, 2)},
@@ -74,7 +74,9 @@ def test_spider_s_own_layout_and_values(tmp_path):
             sitk.WriteImage(volume.to_sitk(), str(tmp_path / "images" / f"{patient}_{series}.mha"))
             mask = SPIDER[labels]
             mask[:, 14:20, 8:20] = 104  # a vertebra that the image cuts off
-            sitk.WriteImage(volume.to_sitk(mask.astype(np.int16)), str(tmp_path / "masks" / f"{patient}_{series}.mha"))
+            sitk.WriteImage(
+                to_sitk(mask.astype(np.int16), volume.geometry), str(tmp_path / "masks" / f"{patient}_{series}.mha")
+            )
     assert case_names(tmp_path) == ["1_t1", "1_t2", "2_t1", "2_t2"]
     assert patients(tmp_path) == {"1": ["1_t1", "1_t2"], "2": ["2_t1", "2_t2"]}
     found = read_pair(tmp_path, "2_t2")[1]
@@ -554,7 +556,7 @@ SEGMENT_NAMES = ("Spinal canal", "Vertebrae", "Intervertebral discs")
 def write_segments(path, names=SEGMENT_NAMES):
     """A label map as Slicer exports it: segments counted from 1 in their order, their names in the header."""
     volume, labels = labelled(0)
-    image = volume.to_sitk(np.array([0, 2, 3, 1], np.uint8)[labels])
+    image = to_sitk(np.array([0, 2, 3, 1], np.uint8)[labels], volume.geometry)
     for number, name in enumerate(names):
         for key, value in (("Name", name), ("LabelValue", str(number + 1)), ("Layer", "0"), ("ID", f"S{number}")):
             image.SetMetaData(f"Segment{number}_{key}", value)
@@ -591,7 +593,7 @@ def test_what_two_segments_claim_teaches_nothing(tmp_path):
     write(tmp_path, "a")
     (tmp_path / "a_labels.nii.gz").unlink()
     volume, labels = labelled(0)
-    image = volume.to_sitk(np.where(labels == 3, np.uint8(1), np.uint8(0)))
+    image = to_sitk(np.where(labels == 3, np.uint8(1), np.uint8(0)), volume.geometry)
     content = slicerio.create_segmentation(image.GetSize(), np.eye(4))
     masks = [labels == 3, (labels == 1) | (labels == 3), labels == 2]
     for name, mask in zip(SEGMENT_NAMES, masks, strict=True):

@@ -11,7 +11,7 @@ from builders import labelled, write_pair
 from SAUNetLib.evaluation import validation
 from SAUNetLib.evaluation.fine_tuning import body_labels
 from SAUNetLib.evaluation.intervals import interval
-from SAUNetLib.volume import Geometry, Volume
+from SAUNetLib.volume import Geometry, Volume, to_sitk
 
 
 def test_an_interval_is_that_of_patients_drawn_with_replacement():
@@ -49,7 +49,7 @@ def sets(tmp_path):
         for prefix in ("VB2", "VB3"):
             sitk.WriteImage(volume.to_sitk(), str(others / f"{prefix}_{name}_image.nii.gz"))
             bodies = np.where(labels == 1, 7 + number, 0).astype(np.uint8)
-            sitk.WriteImage(volume.to_sitk(bodies), str(others / f"{prefix}_{name}_bodies.nii.gz"))
+            sitk.WriteImage(to_sitk(bodies, volume.geometry), str(others / f"{prefix}_{name}_bodies.nii.gz"))
         for slice_number, lateral in ((3, False), (5, True)):
             scan = f"{('10010', '10008')[number]}_{slice_number}"
             truth = (labels[5] == 1).astype(np.uint8)

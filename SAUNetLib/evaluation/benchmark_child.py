@@ -53,12 +53,11 @@ def product(image: str, output: str, model: str | None, device: str, runs: int, 
     from ..engine import COARSER, Engine
     from ..formats.volumes import read_volume
     from ..model import load_model
-    from ..model_card import DEFAULT_MODEL
     from ..pipeline import segment_file
     from ..volume import SagittalStack
 
     begin = time.perf_counter()
-    engine = Engine(load_model(model or DEFAULT_MODEL), device)
+    engine = Engine(load_model(model), device)
     loaded = time.perf_counter() - begin
     stopwatch = Stopwatch(engine)
     timed, rates = [], []

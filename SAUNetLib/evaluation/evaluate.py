@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..anatomy import Structure
+from ..anatomy import Structure, remapped
 from ..console import table_console
 from ..formats.label_values import UNKNOWN
 from ..formats.segmentations import OVERLAP, read_segmentation, read_truth
@@ -130,11 +130,6 @@ def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
     if truth.has_levels:
         whole = merge_parts(predicted), merge_parts(truth)  # a vertebra is one instance, in whatever parts
         for kind in ("vertebra", "disc"):
-            kept = [value for value, structure in whole[1].known.items() if structure.kind == kind]
-            predicted_labels, true_labels = (_only(segmentation.labels, kept) for segmentation in whole)
-            detections[kind] = detect(predicted_labels, true_labels)
+            kept = {value: value for value, structure in whole[1].known.items() if structure.kind == kind}
+            detections[kind] = detect(*(remapped(segmentation.labels, kept) for segmentation in whole))
     return Evaluation(truth.known, compare_labels(predicted.labels, truth.labels, spacing), detections)
-
-
-def _only(labels: np.ndarray, values: list[int]) -> np.ndarray:
-    return np.where(np.isin(labels, values), labels, 0)

@@ -18,7 +18,6 @@ from ..command import run_command, tool
 from ..engine import Engine
 from ..formats.volumes import read_volume, write_volume
 from ..model import load_model
-from ..model_card import DEFAULT_MODEL
 from ..pipeline import segment
 from ..training.folders import UNKNOWN
 from ..volume import Volume
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = tool(_write, __doc__)
     parser.add_argument("data", type=Path, help="folder external_bodies")
     parser.add_argument("patients", nargs="+", metavar="PATIENT", help="such as VB3_01")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="model whose labels are used where nothing is drawn")
+    parser.add_argument("--model", help="model whose labels are used where nothing is drawn")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     return run_command(parser, arguments)
 

@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from ..command import run_command, tool
 from ..errors import UsageError
 from ..measurements import Measurements, measure
+from ..measurements.vertebrae import HEIGHTS
 from ..segmentation import Segmentation
 from ..training.phantom import Phantom, PhantomOptions, make_phantom
 from ..volume import Volume, to_sitk
@@ -21,7 +22,6 @@ PIXEL = 0.7
 DISCS = ("L1/L2", "L2/L3", "L3/L4", "L4/L5", "L5/S1")
 TURNS = ((15, (0, 0, 1)), (12, (0, 1, 0)), (20, (1, 0, 0)), (12, (1, 1, 1)))
 """Degrees and axes by which the slices are turned against the patient."""
-_HEIGHTS = ("height_anterior_mm", "height_middle_mm", "height_posterior_mm")
 
 
 def sick_phantom(number: int) -> Phantom:
@@ -70,11 +70,11 @@ def errors(phantom: Phantom, found: Measurements) -> Iterator[tuple[str, float]]
     truth = phantom.truth
     pairs: list[tuple[str, str, str, float]] = []
     for level, body in truth.bodies.items():
-        heights = zip(_HEIGHTS, (body.anterior, body.middle, body.posterior), strict=True)
+        heights = zip(HEIGHTS, (body.anterior, body.middle, body.posterior), strict=True)
         pairs += [("body", level, name, value) for name, value in heights]
         pairs += [("body", level, "depth_mm", body.depth), ("body", level, "wedge_angle_deg", body.wedge)]
     for level, disc in truth.discs.items():
-        heights = zip(_HEIGHTS, (disc.anterior, disc.middle, disc.posterior), strict=True)
+        heights = zip(HEIGHTS, (disc.anterior, disc.middle, disc.posterior), strict=True)
         pairs += [("disc", level, name, value) for name, value in heights]
         pairs += [("disc", level, "slip_mm", disc.slip), ("disc", level, "segmental_angle_deg", disc.angle)]
     pairs += [("", level, "canal_ap_mm", value) for level, value in truth.canal.items()]

@@ -27,7 +27,6 @@ from ..formats.previews import draw_preview, write_preview
 from ..formats.volumes import read_image, read_volume
 from ..metrics import detect, deviation
 from ..model import load_model
-from ..model_card import DEFAULT_MODEL
 from ..pipeline import segment
 from ..segmentation import Segmentation
 from ..training.held_out import AS_DRAWN, SPECKS, held_out_images, per_patient
@@ -267,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the figures of a model as JSON."""
     parser = tool(_print_figures, __doc__)
     parser.add_argument("data", type=Path, help="folder with the validation sets")
-    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--model")
     parser.add_argument("--patients", nargs="*", default=[], help="patients of spider_t2space that were held out")
     parser.add_argument("--scans", nargs="+", default=SCANS, help=f"of spider_tse_slices; default: {' '.join(SCANS)}")
     parser.add_argument("--leave-out", nargs="*", default=[], help="patients of external_bodies, such as VB3_01")

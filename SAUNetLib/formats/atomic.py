@@ -114,7 +114,7 @@ def is_temporary(name: str, endings: Iterable[str]) -> bool:
 def same_place(first: Path, second: Path) -> bool:
     """Whether two paths name one file or folder, as it is or will be; not where one is none, as a link to itself.
 
-    Letters tell only that two may be one: the system is asked whether scan.nii is there as Scan.nii, too.
+    Names that differ only in case may be one file: the file system decides whether scan.nii is also there as Scan.nii.
     """
     try:
         first_path, second_path = first.resolve(), second.resolve()

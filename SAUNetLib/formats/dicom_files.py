@@ -79,9 +79,9 @@ def image_files(folder: Path, below: bool, unreadable_paths: list[UnreadablePath
 def _found(files: Iterable[Path]) -> Iterator[Path]:
     """The DICOM files among these, and behind them what was lost of such.
 
-    An ending of DICOM's own is word enough. Under another name something else is a note, but nothing at all, or zeros,
-    is a lost image where the images are named alike: with 128 zeros a DICOM file begins, and with zeros alone copying
-    programs reserve the room.
+    A file with DICOM's own ending counts in any case. Other files that are not DICOM are ignored, unless they are empty
+    or begin with zeros and are named like the images: these are lost images. A DICOM file begins with 128 zeros, and
+    programs that copy files may first fill the space with zeros.
     """
     kinds: set[str] = set()
     blank: list[Path] = []
@@ -128,8 +128,8 @@ def _kind_of_name(path: Path) -> str:
 def _is_named_as_image(path: Path) -> bool:
     """Whether a name is one that images have: a UID or a number, also with an image's word.
 
-    Where no image lies that it could be compared with. An empty file is a mark that has a word in its name, as
-    received_20240101.
+    Where no image lies that it could be compared with. An empty file with a word in its name, as
+    received_20240101, is a marker.
     """
     plain = _OF_IMAGES.sub("", path.name)
     numbered = re.search(r"\d", plain) and not re.search(r"[^\W\d_]{4}", plain)

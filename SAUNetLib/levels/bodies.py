@@ -141,7 +141,7 @@ class Chain:
                 found.append(k)
         return found
 
-    def with_arches(self, cut_above: bool) -> range:
+    def arch_numbers(self, cut_above: bool) -> range:
         """Numbers of the vertebrae whose arches may be visible.
 
         The bodies seen, and the one above where the image's upper border cuts something (`cut_above`) or C2 is seen.

@@ -94,7 +94,7 @@ class Spine:
         number = np.zeros(len(points), np.int16)
         number[bodies] = self._body_numbers(points.compress(bodies, axis=0))  # several times as fast as an index
         if chain.interfaces and not bodies.all():
-            arches = chain.with_arches(grid.cut_above)
+            arches = chain.arch_numbers(grid.cut_above)
             reached = assign_by_arrival(grid, self.column, chain, arches, self.voxels)
             locations = replace(reached, number=np.where(bodies, number, reached.number))
             number = assign_whole_components(grid, chain, arches, self.voxels, bodies, locations)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.ndimage import convolve1d
 
 from .endplates import Endplate
 from .results import ESTIMATED, FEW_SLICES, PARTIAL, Measure
@@ -75,5 +76,4 @@ def _smoothed_tilts(plates: Sequence[Endplate]) -> np.ndarray:
     left = left - (left @ up) * up
     left = left / np.linalg.norm(left)
     tilts = np.degrees([np.arctan2(across @ up, across @ left) for across in (plate.across for plate in plates)])
-    padded = np.pad(tilts, 1, mode="edge")
-    return np.asarray((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4)
+    return np.asarray(convolve1d(tilts, (0.25, 0.5, 0.25), mode="nearest"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -69,7 +70,7 @@ def names_out_of_order(segmentation: Segmentation) -> tuple[str, str] | None:
     """
     segmentation.require_levels()
     check_geometry(segmentation.geometry, "the segmentation")
-    return _MeasurementRun(merge_parts(segmentation), None).out_of_order()
+    return _MeasurementRun(merge_parts(segmentation), None).out_of_order
 
 
 def _cropped_to_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmentation, Volume | None]:
@@ -230,7 +231,7 @@ class _MeasurementRun:
         sacrum = neighbouring_endplates(last, self._landmarks)[1] if last else None
         if sacrum is not None and sacrum.cut:
             sacrum = None
-        doubt = {LOW_CONFIDENCE} if self.out_of_order() else set()
+        doubt = {LOW_CONFIDENCE} if self.out_of_order else set()
         for letter, name in _REGIONS.items():
             own = [(level, body) for level, body in chain if level[0] == letter]
             starts = [(n, level, body.upper) for n, (level, body) in enumerate(own) if not body.upper.cut]
@@ -252,6 +253,7 @@ class _MeasurementRun:
             measures = {"coronal_angle_deg": angle.doubted(doubt)}
             yield StructureMeasures(0, level, f"Spine {level}, coronal", "spine", measures)
 
+    @cached_property
     def out_of_order(self) -> tuple[str, str] | None:
         """As `names_out_of_order`."""
         known = self._segmentation.known
@@ -283,11 +285,10 @@ class _MeasurementRun:
                 "The canal lies in front of the discs: front and back are swapped in this file. Only volumes were "
                 "measured; correct the orientation, or export the file again.",
             )
-        exchanged = self.out_of_order()
-        if exchanged is not None:
+        if self.out_of_order is not None:
             yield Notice(
                 "LEVELS_ORDER",
-                f"The names are not in anatomical order: {exchanged[0]} lies above {exchanged[1]}. Measurements "
+                f"The names are not in anatomical order: {' lies above '.join(self.out_of_order)}. Measurements "
                 "across several levels are wrong until the names are corrected.",
             )
         if any(ESTIMATED in measure.flags for row in rows for measure in row.measures.values()):

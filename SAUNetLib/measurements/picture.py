@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from scipy.ndimage import uniform_filter1d
 
 from ..formats.atomic import check_writable, write_beside
 from ..formats.endings import PICTURES
@@ -109,9 +110,7 @@ def _slices(space: LabelSpace, markups: tuple[Markup, ...]) -> np.ndarray:
         return np.full(rows, middle_slice((space.labels > 0).sum(axis=(1, 2))))
     known = np.array(sorted(points, key=lambda point: float(point[1])))
     place = np.interp(np.arange(rows) * space.spacing[1], known[:, 1], known[:, 0]) / space.spacing[0]
-    width = max(3, round(20 / space.spacing[1]) | 1)
-    padded = np.pad(place, width // 2, mode="edge")
-    smooth = np.convolve(padded, np.full(width, 1 / width), mode="valid")
+    smooth = uniform_filter1d(place, max(3, round(20 / space.spacing[1]) | 1), mode="nearest")
     return np.clip(np.round(smooth), 0, count - 1).astype(int)
 
 

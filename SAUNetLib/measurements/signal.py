@@ -54,14 +54,14 @@ class CorrectedSignal:
     """
 
     def __init__(
-        self, space: LabelSpace, voxels: np.ndarray, landmarks: Landmarks, canal: int | None, vertebrae: list[int]
+        self, space: LabelSpace, voxels: np.ndarray, landmarks: Landmarks, canal: int, vertebrae: list[int]
     ) -> None:
         """`voxels` (k, j, i): the image on the segmentation's grid."""
         self._space, self._landmarks = space, landmarks
         self._image = space.stack.slices_of(voxels)
         self._bias = _bias(space, self._image, vertebrae)
         self._station, self._fluid, self._cut_off = np.zeros(0), np.zeros(0), False
-        if canal is not None and landmarks.line is not None and landmarks.canal_seen:
+        if landmarks.line is not None and landmarks.canal_seen:
             points = space.points(canal, 1.0)
             self._station = landmarks.line.station(points)
             self._fluid = self._corrected(points)

@@ -42,6 +42,9 @@ class DenseBlock(nn.Module):
     Shape:
         x (N, in_channels, H, W) -> (N, ``out_channels``, H, W); ``out_channels`` is ``width`` for ``add`` and
         ``in_channels + width`` for ``concat``.
+
+    Raises:
+        ValueError: `reading` is neither.
     """
 
     def __init__(self, in_channels: int, width: int, reading: Reading = "add") -> None:

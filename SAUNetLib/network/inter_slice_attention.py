@@ -32,6 +32,9 @@ class InterSliceAttention(nn.Module):
     Shape:
         Slices F (N, C, H, W) -> their masks A^1, A^2, ... (N, C, H, W each) for the neighbours 1, 2, ... slices away.
         Which slices are neighbours is known to `SAUNet`, which gives the masks that exist to `refine`.
+
+    Raises:
+        ValueError: `reach` is below 1.
     """
 
     def __init__(self, channels: int, reach: int = 1) -> None:

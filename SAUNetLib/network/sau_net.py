@@ -37,7 +37,8 @@ class SAUNet(nn.Module):
         neighbours; they meet no masks.
 
     Raises:
-        ValueError: `attention` is none of these, or not five widths; in ``forward``, stacks of another shape.
+        ValueError: `attention` is none of these, `widths`, `reading` or `reach` is not possible (see there); in
+            ``forward``, stacks of another shape.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""Training: data sets, augmentation, the phantom and the training run itself (extra ``train``)."""
+"""Training: data sets, augmentation and the training run (extra ``train``), and the phantom, which needs no extra."""

@@ -125,7 +125,7 @@ class Dependencies:
         """Check the model: whether it is there, and whole."""
         try:
             path = find_model()
-            card = ModelCard.read(path.with_suffix(".json"))
+            card = ModelCard.read(path)
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         except (SAUNetError, OSError):
             return CheckRow(_("Model"), False, _("not installed"))
@@ -228,7 +228,7 @@ class Dependencies:
             PanelError: BUNDLE, its card is none; INSTALL_FAILED, it cannot be written; MEMORY.
         """
         try:
-            keep_model(weights, ModelCard.read(weights.with_suffix(".json")))
+            keep_model(weights, ModelCard.read(weights))
         except ModelError as error:
             raise PanelError("BUNDLE", error.cause) from error
         except OutOfMemoryError as error:

@@ -164,15 +164,14 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         log (str): a line for the log.
 
     Args:
-        nodes: the MRML side; by default on the application's scene.
         engine: the child process.
     """
 
-    def __init__(self, nodes: SceneNodes | None = None, engine: EngineProcess | None = None) -> None:
+    def __init__(self, engine: EngineProcess | None = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
         self.progressed, self.finished, self.failed, self.log = Signal(), Signal(), Signal(), Signal()
         self.aboutToReplace = Signal()
-        self.nodes = nodes or SceneNodes(slicer.mrmlScene)
+        self.nodes = SceneNodes(slicer.mrmlScene)
         self.engine = engine or EngineProcess()
         self.engine.event.connect(self._onEvent)
         self.engine.log.connect(self.log.emit)

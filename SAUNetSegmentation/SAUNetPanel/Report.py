@@ -101,6 +101,6 @@ def aboutText() -> str:
 def modelCard() -> ModelCard | None:
     """The standard model's card; None where it is not installed."""
     try:
-        return ModelCard.read(find_model().with_suffix(".json"))
+        return ModelCard.read(find_model())
     except SAUNetError:
         return None

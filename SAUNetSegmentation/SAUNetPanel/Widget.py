@@ -1,4 +1,4 @@
-"""The panel's widgets: show what the logic does and react to clicks. Qt only; the logic makes all decisions."""
+"""The panel's widgets and observers: show what the logic does and react to clicks. The logic makes all decisions."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The modules of the panel: Widget (Qt only), Logic, EngineProcess, SceneNodes, Dependencies and what they share."""
+"""The modules of the panel: Widget, Logic, EngineProcess, SceneNodes, Dependencies and what they share."""
 
 import sys
 from pathlib import Path

@@ -41,6 +41,9 @@ class PhantomOptions:
         canal_diameter: by vertebra (its mid-height) or disc, mm from front to back of the dural sac, 3 to 22.
         vertebra_from: a vertebra is labelled in every voxel that it fills to this share, 0 to 0.5. Half of it is exact;
             readers draw what they see, which is less.
+
+    Raises:
+        UsageError: USAGE, one of these is out of its range.
     """
 
     seed: int = 0

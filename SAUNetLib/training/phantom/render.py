@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...anatomy import structures
-from ...masks import connected_components
+from ...masks import bounding_box, connected_components
 from .canvas import Canvas, Texture
 from .options import PhantomOptions
 from .tissues import signals
@@ -59,10 +59,7 @@ def drop_specks(labels: np.ndarray, voxel_mm3: float) -> None:
     most = SPECK_MM3 / voxel_mm3
     for value in np.unique(labels)[1:]:
         mask = labels == value
-        box = tuple(
-            slice(int(used[0]), int(used[-1]) + 1)
-            for used in (np.flatnonzero(mask.any(others)) for others in ((1, 2), (0, 2), (0, 1)))
-        )
+        box = bounding_box(mask)
         parts = connected_components(mask[box])
         sizes = np.bincount(parts.ravel())
         crumbs = np.flatnonzero((sizes < most) & (sizes < sizes[1:].max(initial=0)))
