@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from builders import BLOCK_DISCS, CLASS_OF, block_spine
 
 from SAUNetLib.levels.bodies import Chain
@@ -23,7 +24,7 @@ from SAUNetLib.levels.interfaces import (
     usual_spacings,
     volumes,
 )
-from SAUNetLib.levels.wall import find_column
+from SAUNetLib.levels.wall import _cores, find_column
 from SAUNetLib.masks import bounding_box
 from SAUNetLib.volume import SagittalStack
 
@@ -176,3 +177,18 @@ def test_the_tip_of_a_joint_tells_nothing_of_the_order_of_processes() -> None:
     assert _assigned_numbers([above, replace(body, behind=3000.0), process], range(8), sacrum=False) == [4, 5, 6], (
         "as if it were the arch"
     )
+
+
+@pytest.mark.parametrize("spacing", [(4.0, 1.0, 1.5), (4.0, 20.0, 0.8), (4.0, 0.5, 0.8)])
+def test_cores_are_what_an_opening_by_a_square_leaves(monkeypatch: pytest.MonkeyPatch, spacing: tuple) -> None:
+    """As ITK makes it, also at the image's borders; but its threads have been waited for without end."""
+    parts = np.random.default_rng(0).random((3, 9, 6)) < 0.6
+    mask = parts.repeat(13, axis=1).repeat(17, axis=2)[:, 5:, 3:]
+    radius = [round(7.5 / size) for size in spacing[:0:-1]]
+    opened = sitk.BinaryMorphologicalOpening(sitk.GetImageFromArray(mask.astype(np.uint8)), [*radius, 0], sitk.sitkBox)
+    bodies = sitk.GetArrayFromImage(opened).astype(bool)
+    assert bodies[:, :, 0].any() and (mask & ~bodies).any()
+    ends = np.diff(bodies, axis=2, append=False) & bodies
+    first_end = np.where(ends.any(axis=2), ends.argmax(axis=2), -1)[..., None]
+    monkeypatch.delattr(sitk, "BinaryMorphologicalOpening")
+    np.testing.assert_array_equal(_cores(mask, np.array(spacing)), bodies & (np.arange(mask.shape[2]) <= first_end))

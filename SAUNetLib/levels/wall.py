@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import cc3d
 import numpy as np
-import SimpleITK as sitk
 
 from ..anatomy import CANAL, DISC, VERTEBRA
 from ..masks import Box, bounding_box, connected_components
@@ -194,12 +193,22 @@ def _edge(mask: np.ndarray, first: bool, spacing: np.ndarray, box: Box | None = 
 
 def _cores(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """The bodies (S, H, W), roughly: what an opening that thin posterior elements do not survive leaves in front."""
-    image = sitk.GetImageFromArray(mask.astype(np.uint8))
-    radius = [round(_OPENING_MM / size) for size in spacing[[2, 1]]]
-    opened = sitk.BinaryMorphologicalOpening(image, [*radius, 0], sitk.sitkBox)
-    cores = sitk.GetArrayFromImage(opened).astype(bool)
+    rows, columns = (round(_OPENING_MM / size) for size in spacing[1:])
+    eroded = ~_widened(_widened(~mask, rows, 1), columns, 2)
+    cores = _widened(_widened(eroded, rows, 1), columns, 2)
     if not cores.any():
         cores = mask.copy()
     # A large spinous process survives too: keep the foremost run of every row.
     behind = np.maximum.accumulate(np.maximum.accumulate(cores, axis=2) & ~cores, axis=2)
     return cores & ~behind
+
+
+def _widened(mask: np.ndarray, reach: int, axis: int) -> np.ndarray:
+    """Where a mask is set within so many voxels along an axis; not by an ITK filter, for the reason of `_near`."""
+    wide = np.moveaxis(np.pad(mask, [(reach * (n == axis),) * 2 for n in range(mask.ndim)]), axis, 0)
+    width = 1  # of the window that begins at each voxel
+    while width < 2 * reach + 1:
+        step = min(width, 2 * reach + 1 - width)
+        wide = wide[:-step] | wide[step:]
+        width += step
+    return np.moveaxis(wide, 0, axis)
