@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,9 +24,18 @@ def prepare_process() -> None:
     """Call before NumPy is imported; for a process that is ours, not for a library's user."""
     # NumPy's products are small here, and OpenBLAS's threads wait for the next one in a loop that takes a core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # For the processes that this one starts: a numpy.py in a user's current folder is no module of theirs.
-    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    # For the processes that this one starts: a numpy.py in a user's current folder is no module of theirs. But where
+    # `python -m` found SAUNet there, in a checkout that need not be installed, they find it nowhere else.
+    if not _is_found_here():
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     keep_freed_memory()
+
+
+def _is_found_here() -> bool:
+    """Whether SAUNet lies in the folder in which Python looks first."""
+    with contextlib.suppress(OSError, IndexError):  # the current folder may have been removed
+        return Path(sys.path[0]).samefile(Path(__file__).parents[1])
+    return False
 
 
 def keep_freed_memory() -> None:

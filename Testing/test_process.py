@@ -57,6 +57,16 @@ def test_files_in_the_current_folder_are_no_modules_of_processes_that_are_starte
     assert (done.returncode, done.stdout.split()) == (0, ["done"]), done.stderr
 
 
+def test_processes_find_a_checkout_that_is_not_installed():
+    """As Lightning starts them, from its root; -S hides what is installed."""
+    python = [sys.executable, "-S"]
+    start = "import subprocess, sys\nfrom SAUNetLib.process import prepare_process\nprepare_process()\n"
+    start += f"sys.exit(subprocess.call({[*python, '-m', 'SAUNetLib', '--version']}))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run([*python, "-c", start], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("saunet "), done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has the setting")
 def test_memory_that_was_freed_is_not_fetched_page_by_page_again():
     if not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
