@@ -634,21 +634,21 @@ def _models_add(options: argparse.Namespace) -> int:
 def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from .model import load_model
-    from .model_card import find_model
+    from .model_card import find_model, verified_weights
 
     if options.json:
         print(json.dumps([asdict(card) for card in cards]))
         return 0
     for card in cards:
         print(printable(f"{card.name} {card.version}: {card.description} ({card.licence})"))
+        path = find_model(card.name)
         try:
-            weights, operations = load_model(card.name).network.cost(512, 512)
+            size = len(verified_weights(path, card))
         except ModelError as error:  # one damaged file hides none of the others
             print(f"    cannot be used: {error.cause} {error.remedy}")
         else:
-            print(f"    {weights / 1e6:.2f} M weights, {operations / 1e9:.1f} GFLOP for a slice of 512 x 512 pixels")
-        print(printable(f"    {find_model(card.name)}"))
+            print(f"    {size / 1e6:.1f} MB of weights")
+        print(printable(f"    {path}"))
     return 0
 
 

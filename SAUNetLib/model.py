@@ -15,11 +15,8 @@ import torch
 
 from .errors import ModelError, UsageError
 from .formats.atomic import write_beside, write_together
-from .model_card import REINSTALL, ModelCard, find_model, keep_model
+from .model_card import REINSTALL, ModelCard, find_model, keep_model, verified_weights
 from .network import SAUNet
-
-LARGEST_FILE = 256 * 2**20
-"""Bytes of weights; more is not read."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,11 @@ def load_model(model: str | Path | None = None) -> Model:
     """
     path = find_model(model)
     card = ModelCard.read(path)
-    weights = _verified_weights(path, card)
+    content = verified_weights(path, card)
+    try:
+        weights = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ModelError("MODEL_DAMAGED", f"{path.name} is not a safetensors file", REINSTALL) from error
     try:
         # Shapes first, on the meta device: a card that asks for an absurd network costs nothing.
         with torch.device("meta"), warnings.catch_warnings():
@@ -66,23 +67,6 @@ def _kind(value: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
 
 def _is_finite(value: torch.Tensor) -> bool:
     return bool(torch.isfinite(value).all())
-
-
-def _verified_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ModelError("MODEL_DAMAGED", f"{path.name} is far too large for a SAU-Net", REINSTALL)
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelError("MODEL_DAMAGED", f"{path.name} cannot be read ({error.strerror})", REINSTALL) from error
-    if hashlib.sha256(content).hexdigest() != card.sha256:
-        raise ModelError(
-            "MODEL_DAMAGED", f"{path.name} is truncated or was modified: its SHA-256 does not match", REINSTALL
-        )
-    try:
-        return safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ModelError("MODEL_DAMAGED", f"{path.name} is not a safetensors file", REINSTALL) from error
 
 
 def save_model(network: SAUNet, path: str | Path, card: Mapping[str, Any]) -> ModelCard:

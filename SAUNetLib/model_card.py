@@ -1,8 +1,9 @@
-"""Find models: their cards, the model folders, and the model that a name means. Loads neither weights nor PyTorch."""
+"""Find models: their cards, the model folders, and the model that a name means. Builds no network, without PyTorch."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -17,8 +18,8 @@ from .resources import resource
 
 DEFAULT_MODEL = "saunet-lumbar"
 REINSTALL = "Remove the model if it is your own; otherwise install SAUNet again"
-LARGEST_CARD = 2**20
-"""Bytes; more is not read."""
+LARGEST_CARD, LARGEST_FILE = 2**20, 256 * 2**20
+"""Bytes of a card and of weights; more is not read."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\xb9\xb2\xb3]) *(\..*)?", re.IGNORECASE)
 """What Windows takes for a device, whatever its ending."""
 
@@ -164,6 +165,25 @@ def find_model(model: str | Path | None = None) -> Path:
     names = ", ".join(card.name for card in available_models()) or "none"
     cause = f"{model} is not a model file" if os.path.isfile(path) else f"there is no model {name!r}"  # noqa: PTH113
     raise ModelError("MODEL_NOT_FOUND", cause, f"Give a file NAME.safetensors or one of these names: {names}")
+
+
+def verified_weights(path: Path, card: ModelCard) -> bytes:
+    """The content of a weights file.
+
+    Raises:
+        ModelError: MODEL_DAMAGED, it cannot be read, or its SHA-256 is not the card's.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ModelError("MODEL_DAMAGED", f"{path.name} is far too large for a SAU-Net", REINSTALL)
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError("MODEL_DAMAGED", f"{path.name} cannot be read ({error.strerror})", REINSTALL) from error
+    if hashlib.sha256(content).hexdigest() != card.sha256:
+        raise ModelError(
+            "MODEL_DAMAGED", f"{path.name} is truncated or was modified: its SHA-256 does not match", REINSTALL
+        )
+    return content
 
 
 def keep_model(weights: Path, card: ModelCard) -> None:

@@ -542,8 +542,13 @@ def test_models_lists_and_adds(tiny_model, tmp_path, monkeypatch, capsys):
         file.write(b"x")
     assert main(["models"]) == 0  # one damaged file hides none of the others
     out = capsys.readouterr().out
-    assert "saunet-lumbar" in out and "M weights" in out and "cannot be used" in out and "Remove the model" in out
+    assert "saunet-lumbar" in out and "MB of weights" in out and "cannot be used" in out and "Remove the model" in out
     assert main(["models", "add", str(tmp_path / "none.safetensors")]) == 4
+
+
+def test_models_are_listed_and_verified_without_building_a_network(monkeypatch, capsys):
+    monkeypatch.setattr("SAUNetLib.network.SAUNet.__init__", lambda *_, **__: pytest.fail("this takes seconds"))
+    assert main(["models"]) == 0 and "saunet-lumbar" in capsys.readouterr().out
 
 
 def test_another_model_of_one_name_and_version_replaces_nothing(tiny_model, tmp_path, monkeypatch, capsys):
@@ -571,7 +576,7 @@ def test_a_model_whose_files_were_renamed_is_listed_by_their_name(tiny_model, tm
         shutil.copy(path, tmp_path / f"renamed{path.suffix}")
     assert main(["models"]) == 0
     out = capsys.readouterr().out
-    assert "renamed 1: " in out and "saunet-lumbar" in out and out.count("M weights") == 2
+    assert "renamed 1: " in out and "saunet-lumbar" in out and out.count("MB of weights") == 2
 
 
 def test_an_option_is_not_guessed_from_its_beginning(capsys):
