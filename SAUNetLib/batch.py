@@ -7,14 +7,14 @@ import hashlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
 from .batch_journal import (
@@ -45,6 +45,9 @@ from .errors import InputError, UsageError, is_out_of_memory, out_of_memory
 from .formats.atomic import ending_of, probe, same_place, spelling
 from .formats.dicom_files import holds_images
 from .formats.endings import IMAGES
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 GIVE_UP = 20
 """The run ends after so many sources in a row that failed for the same reason unrelated to their images."""
@@ -94,30 +97,42 @@ def run_batch(
     """
     from filelock import FileLock, Timeout
 
-    from .engine import choose_device
-    from .model import load_model
-    from .model_card import DEFAULT_MODEL
+    from .model_card import DEFAULT_MODEL, ModelCard, find_model
 
     _check_folders(archive, output)
     scan = _ArchiveScan(archive, output)
-    if scheduler is None and choose_device(device).type != "cpu":
-        workers = workers or 1  # several would share the card's memory
     chosen = model or DEFAULT_MODEL
     if Path(chosen).suffix == ".safetensors":  # else it is a name, also where a file here is called so
         chosen = os.path.abspath(chosen)  # noqa: PTH100 - no failure for any path
-    task = BatchTask(archive.resolve(), output.resolve(), chosen, load_model(chosen).card.sha256, device)
+    card = ModelCard.read(find_model(chosen).with_suffix(".json"))
+    task = BatchTask(archive.resolve(), output.resolve(), chosen, card.sha256, device)
     try:
-        with FileLock(output / LOCK, timeout=0), scheduler_kept(scheduler):
+        with FileLock(output / LOCK, timeout=0), ExitStack() as stack:
             known = read_batch(output)
             known.check_archive(archive, output)
             try_tables(known, output)
-            with connected(scheduler, workers, output) as client:
-                make_pool = partial(WorkerPool, client, warn=warn)
-                return _segment_all(scan, known, make_pool, task, scheduler is not None, report)
+
+            def make_pool(work: Callable[[Source], Any], trial: Callable[[], Any] | None) -> WorkerPool:
+                return WorkerPool(stack.enter_context(_workers(task, scheduler, workers)), work, trial, warn)
+
+            return _segment_all(scan, known, make_pool, task, scheduler is not None, report)
     except Timeout as busy:
         raise _busy(output) from busy
     except OSError as failure:
         raise _unwritten(output, failure) from failure
+
+
+@contextmanager
+def _workers(task: BatchTask, scheduler: str | None, workers: int | None) -> Iterator[Client]:
+    """Look at the model and connect to workers, which takes seconds that a run without work is spared."""
+    from .engine import choose_device
+    from .model import load_model
+
+    load_model(task.model)
+    if scheduler is None and choose_device(task.device).type != "cpu":
+        workers = workers or 1  # several would share the card's memory
+    with scheduler_kept(scheduler), connected(scheduler, workers, task.output) as client:
+        yield client
 
 
 def _check_folders(archive: Path, output: Path) -> None:

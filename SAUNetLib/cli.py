@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,9 +276,9 @@ def _batch(options: argparse.Namespace) -> int:
     if options.workers is not None and options.workers < 1:
         raise UsageError("USAGE", f"--workers is {options.workers}", "Give at least 1")
     with _packages("a batch", "cluster"):
-        import cryptography  # noqa: F401
-        import distributed  # noqa: F401
-        import filelock  # noqa: F401
+        for name in ("cryptography", "distributed", "filelock"):
+            if find_spec(name) is None:  # imported where there is work: Dask takes a while
+                raise ModuleNotFoundError(name=name)
     from .batch import run_batch
     from .batch_journal import SUMMARY
 

@@ -241,6 +241,14 @@ def test_what_is_done_is_not_done_again(run, archive, tmp_path):
     assert len(rows(tmp_path / "out")) == 4
 
 
+def test_where_nothing_is_left_neither_pytorch_nor_workers_are_started(run, fast, monkeypatch):
+    run()
+    for name in ("SAUNetLib.engine.choose_device", "SAUNetLib.model.load_model", "SAUNetLib.batch.connected"):
+        monkeypatch.setattr(name, lambda *_, name=name: pytest.fail(f"{name} takes seconds"))
+    status, out, _, told = run("--workers", "1")
+    assert status == 0 and "3 segmented, 1 refused" in out and len(told) == 4
+
+
 def test_what_failed_is_told_and_tried_again(run, tmp_path, monkeypatch):
     def full(*rest, **more):
         raise MemoryError
