@@ -235,9 +235,11 @@ def _segment_all(
             _work(make_pool, waiting, task, journal, try_workers, tell)
         finally:
             if records != known.records or scan.walked:  # else the summary stays what it was
-                result = replace(known, records=records)
+                # Where the walk did not end, what had left the archive is not back unless it was met.
+                left = [] if scan.walked else [place for place in known.gone if place not in scan.places]
+                seen = scan.places if scan.walked else records.keys() - left
+                result = replace(known, records=records).only(seen, scan.closed, output)
                 if scan.walked:
-                    result = result.only(scan.places, scan.closed, output)
                     result = replace(result, left_out=scan.left_out, earlier=scan.earlier, edited=journal.edited)
                 write_summary(result, output)
         write_figures(result, output)

@@ -173,7 +173,8 @@ class Batch:
 
     Attributes:
         records: by the places of its sources.
-        gone: likewise of sources that have left the archive, and whose results are still there.
+        gone: likewise of sources that have left the archive, and whose results are still there; as long as it was not
+            looked through, those of the last run, which are among the records, too.
         left_out: how many files are no known image, by their endings.
         earlier: folders of the archive with the results of other batches, which are left out.
         edited: second names of label maps that were not those noted when their sources were begun again.
@@ -275,7 +276,19 @@ def read_batch(output: Path) -> Batch:
                     record = SourceRecord.read(line)
                     records[record.place] = record
             first = first or (last if results else None)
-    return Batch(records, first=first, last=last)
+    shown = _shown_as_gone(output)
+    gone = {place: record for place, record in records.items() if shown and _written(place) in shown}
+    return Batch(records, gone, first=first, last=last)
+
+
+def _shown_as_gone(output: Path) -> set[str]:
+    """The places of the sources that have left the archive, as the summary writes them: the journal does not tell."""
+    with (
+        suppress(OSError, csv.Error),  # it is away, or not ours any more
+        open(output / SUMMARY, newline="", encoding="utf-8-sig", errors="replace") as file,
+    ):
+        return {row[0] for row in csv.reader(file) if row[2:3] == ["gone"]}
+    return set()
 
 
 def is_there(path: Path) -> bool:
@@ -591,3 +604,8 @@ def write_figures(known: Batch, output: Path) -> None:
 def _cell(text: str) -> str:
     """A text escaped so that no spreadsheet takes it for a formula: names come from anywhere."""
     return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _written(text: str) -> str:
+    """A text as the summary has it."""
+    return _cell(text).encode(errors="backslashreplace").decode()

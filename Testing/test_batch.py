@@ -911,6 +911,39 @@ def test_what_has_left_the_archive_leaves_the_summary(run, fast, archive, tmp_pa
     assert told == before, "nothing is forgotten, nor comes back, for an archive that is not there"
 
 
+@pytest.mark.parametrize("back", [False, True])
+def test_what_had_left_the_archive_is_not_back_after_a_run_that_was_cut_short(run, fast, archive, monkeypatch, back):
+    (archive / "=p3").mkdir()  # with a name that a spreadsheet would calculate
+    gone = (archive / "=p3" / "b.mha", archive / "p2" / "A.mha")
+    shutil.copy(gone[1], gone[0])
+    run()
+    for path in gone:
+        path.rename(path.with_suffix(".away"))
+    before = run()[3]
+    assert [place for place, row in before.items() if row["status"] == "gone"] == ["'=p3/b.mha", "p2/A.mha"]
+    shutil.copy(archive / "p2" / "a.nii.gz", archive / "0.nii.gz")
+    if back:
+        gone[0].with_suffix(".away").rename(gone[0])
+    found, noted, ended, whole = find_sources, [], threading.Event(), batch_journal.Journal.note
+
+    def some(*rest):
+        yield from list(found(*rest))[: 1 + back]
+        ended.wait(60)
+
+    def interrupted(*call):
+        noted.append(whole(*call))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "find_sources", some)
+    monkeypatch.setattr(batch_journal.Journal, "note", interrupted)
+    status, _, _, told = run()
+    ended.set()
+    assert status == 6 and noted and told.pop("0.nii.gz")["status"] == "segmented"
+    if back:
+        before["'=p3/b.mha"]["status"] = "segmented"
+    assert told == before
+
+
 def test_two_runs_do_not_share_an_output(run, fast, tmp_path):
     run()
     (tmp_path / "out" / SUMMARY).write_text("place\nof the run at work\n")
