@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from .batch_journal import RESULTS, Source
 from .errors import SAUNetError, UsageError, error_of
 from .formats.atomic import is_temporary
+from .formats.temporary import remove_leftovers
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
@@ -71,11 +72,12 @@ def connected(scheduler: str | None, workers: int | None, output: Path) -> Itera
         with _reached(scheduler) as client:
             yield client
         return
+    remove_leftovers()  # of runs that were killed
     try:
         with (
             # Dask puts its folder first where Python looks for modules. Its own choice has a name that any user of the
             # computer may take first. Not `temporary_folder`, which another start would remove after a day.
-            TemporaryDirectory(prefix="saunet-batch-", ignore_cleanup_errors=True) as private,
+            TemporaryDirectory(prefix=f"saunet-batch-{os.getpid()}-", ignore_cleanup_errors=True) as private,
             dask.config.set(_LOCAL | {"temporary-directory": private}),
             # One thread each: slices have work enough for one core, and cores do not wait for each other. With keys of
             # its own: who may call a scheduler may run anything, and on its port every user of the computer may.

@@ -1721,16 +1721,20 @@ def test_a_full_disk_is_met_before_the_work(archive, tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
-def test_nobody_else_can_lay_modules_before_those_of_workers_here(tmp_path):
+def test_nobody_else_can_lay_modules_before_those_of_workers_here(tmp_path, monkeypatch):
     """Dask puts its folder first where the modules are looked for, of the command and of the workers."""
 
     def about(dask_worker):
         return sys.path[0], dask_worker.local_directory, signal.getsignal(signal.SIGINT)
 
     before = list(sys.path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "saunet-batch-999999999-ab_d12xy"  # by a command that was killed
+    left.mkdir()
     with batch_cluster.connected(None, 1, tmp_path) as client:
         ((first, used, heard),) = client.run(about).values()
         private = Path(used).parent.parent
+        assert private.name.startswith(f"saunet-batch-{os.getpid()}-") and not left.exists()
         about_private = private.stat()
         assert (about_private.st_uid, about_private.st_mode & 0o777) == (os.getuid(), 0o700)
         assert first == used and heard == signal.SIG_IGN

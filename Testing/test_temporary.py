@@ -31,22 +31,25 @@ def test_a_folder_is_private_and_those_of_the_dead_are_removed(place):
     assert os.name == "nt" or stat.S_IMODE(own.stat().st_mode) == 0o700
     ancient = place / f"saunet-{os.getpid()}-0123456789ab"  # its process's number is in use again
     dead, earlier = place / "saunet-999999999-0123456789ab", place / "saunet-panel-999999999-ab_d12xy"
+    killed, days_old = place / "saunet-batch-999999999-ab_d12xy", place / f"saunet-batch-{os.getpid()}-ab_d12xy"
     foreign = [
         place / name
         for name in (
             "saunet-notes",
+            "saunet-2026-reports1",
             f"saunet-{10**20}-0123456789ab",
             "saunet-fuzz-1",
             "saunet-2026-results",
             "saunet-99999-out",
         )
     ]
-    for folder in (ancient, dead, earlier, *foreign):
+    for folder in (ancient, dead, earlier, killed, days_old, *foreign):
         folder.mkdir()
-    os.utime(ancient, (0, 0))
+    for folder in (ancient, days_old):
+        os.utime(folder, (0, 0))
     (dead / "volume.nrrd").write_bytes(b"x")
-    assert sorted(temporary.remove_leftovers()) == sorted([dead, earlier, ancient])
-    assert sorted(place.iterdir()) == sorted([own, *foreign])
+    assert sorted(temporary.remove_leftovers()) == sorted([dead, earlier, killed, ancient])
+    assert sorted(place.iterdir()) == sorted([own, days_old, *foreign])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

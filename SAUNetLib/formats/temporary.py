@@ -20,9 +20,10 @@ PATIENCE_S, LAST_PATIENCE_S = 0.6, 5.0
 """How long Windows may refuse while somebody waits, and at the end, when nobody does: a process that ends, or a virus
 scanner, lets go of a file soon."""
 LONGEST_RUN_S = 24 * 3600
-"""A folder that is older was left behind, though its process's number may be in use again."""
-_NAME = re.compile(r"saunet-(\d{1,9})-[0-9a-f]{12}|saunet-panel-(\d{1,9})-\w{8}")
-"""What is made here and what earlier versions of the panel made, with the process's number; nothing of a user's."""
+"""A folder that is older was left behind, though its process's number may be in use again; but a batch takes days."""
+_NAME = re.compile(r"saunet-(\d{1,9})-[0-9a-f]{12}|saunet-(?:(batch)|panel)-(\d{1,9})-\w{8}")
+"""What is made here, for a batch, and by earlier versions of the panel, with the process's number; nothing of a
+user's."""
 
 
 def short_name(path: Path) -> Path:
@@ -125,7 +126,8 @@ def remove_leftovers() -> list[Path]:
             about = folder.stat()
             if hasattr(os, "getuid") and about.st_uid != os.getuid():
                 continue
-            if process_lives(int(match[1] or match[2])) and time.time() - about.st_mtime < LONGEST_RUN_S:
+            lives = process_lives(int(match[1] or match[3]))
+            if lives and (match[2] or time.time() - about.st_mtime < LONGEST_RUN_S):
                 continue
             remove_folder(folder, 0.0)
         except OSError:
