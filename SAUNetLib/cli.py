@@ -531,7 +531,7 @@ def _relabel(options: argparse.Namespace) -> int:
     for row in changed.table():
         print(row.structure.value, row.structure.name, sep="\t")
     for notice in changed.warnings:
-        if notice.is_about(About.FILE):
+        if notice.is_about(About.FILE | About.ANCHOR):
             print(printable(f"note {notice.code}: {notice.text}"), file=sys.stderr)
     print("note: existing tables, pictures and measurements keep the old names", file=sys.stderr)
     if not (options.output or options.file).lower().endswith(SEGMENTS) and is_segment_file(options.file):

@@ -93,3 +93,9 @@ CODES: Mapping[str, Code] = {
     **dict.fromkeys(("UNKNOWN", "SERIES_SPLIT"), Code()),
 }
 """All codes; where a NIfTI file does not have room for all words, it keeps the first ones."""
+
+
+def unusual_number(reason: str, remedy: str) -> Notice:
+    """Notice of a number of lumbar vertebrae other than five, and of what to do if it is a different one."""
+    check = f"Check the number of lumbar vertebrae, and {remedy} if it is a different one"
+    return Notice("TRANSITIONAL", f"{reason[0].upper()}{reason[1:]}. {check}.")

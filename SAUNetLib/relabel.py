@@ -24,7 +24,7 @@ from .formats.segmentations import (
     write_segmentation,
     write_table,
 )
-from .notices import About, Notice
+from .notices import About, Notice, unusual_number
 from .segmentation import Segmentation, count_labels
 
 Assignments = Mapping[str, str] | Sequence[tuple[str, str]]
@@ -54,7 +54,7 @@ def relabel(segmentation: Segmentation, assignments: Assignments) -> Segmentatio
         raise _refusal("no structure was given a name", "Name at least one structure, such as 95=L3/L4")
     present = _present(segmentation)
     wanted = _wanted(assignments, present)
-    table = _new_values(present, wanted)
+    table, chain = _new_values(present, wanted)
     if any(old != new for old, new in table.items()):
         _check_order(segmentation)
     labels = _mapped(segmentation, table)
@@ -71,8 +71,17 @@ def relabel(segmentation: Segmentation, assignments: Assignments) -> Segmentatio
             Notice(notice.code, _renamed(notice.text, table))
             for notice in segmentation.warnings
             if not notice.is_about(About.ANCHOR | About.FILE)
-        ),
+        )
+        + _about_number(chain),
     )
+
+
+def _about_number(chain: Sequence[str]) -> tuple[Notice, ...]:
+    """Notice of a spine of four or six lumbar vertebrae, as where one is segmented and such a level is stated."""
+    if "L5" in chain and "L6" not in chain:
+        return ()
+    number = "six" if "L6" in chain else "four"
+    return (unusual_number(f"with these names, {number} lumbar vertebrae lie above the sacrum", "relabel again"),)
 
 
 def _check_order(segmentation: Segmentation) -> None:
@@ -102,7 +111,7 @@ def _confidence(segmentation: Segmentation, wanted: Mapping[int, int], table: Ma
     values = [old for old in count_labels(segmentation.labels) if _whole(segmentation, old) in table]
     if not before and any(notice.is_about(About.COUNT) for notice in segmentation.warnings):
         return {_moved(old, table): 1.0 for old in values if _whole(segmentation, old) in wanted}
-    place = _old_places(list(table))
+    place, _ = _old_places(list(table))
     most = max((before.get(value, 1.0) for value in table), default=1.0)
     surest = [place[value] for value in table if before.get(value, 1.0) == most]
 
@@ -180,7 +189,7 @@ def relabel_file(
 def _marks(path: str | Path, saved: Segmentation, assignments: Assignments) -> Marks:
     """By new label value what a user set on the segments; where the sacrum takes up a vertebra in parts, its body's."""
     present = _present(saved)
-    table = _new_values(present, _wanted(assignments, present))
+    table, _ = _new_values(present, _wanted(assignments, present))
     marks = read_marks(path, saved.encoding)
     return {_moved(old, table): marks[old] for old in reversed(count_labels(saved.labels)) if old in marks}
 
@@ -260,16 +269,16 @@ def _places(chain: tuple[str, ...]) -> dict[float, int]:
     return result
 
 
-def _new_values(present: list[int], wanted: Mapping[int, int]) -> dict[int, int]:
-    """New label values by old ones, in the first kind of spine in which everything fits.
+def _new_values(present: list[int], wanted: Mapping[int, int]) -> tuple[dict[int, int], tuple[str, ...]]:
+    """New label values by old ones, in the first kind of spine in which everything fits, and its vertebrae.
 
     Raises:
         UsageError: USAGE, nothing fits.
     """
     known = structures()
-    old = _old_places(present)
+    old, as_named = _old_places(present)
     if all(value == new for value, new in wanted.items()):
-        return {value: value for value in present}  # whatever its count is, nothing was said against it
+        return {value: value for value in present}, as_named  # whatever its count is, nothing was said against it
     fixed = dict(wanted)
     sacrum = next((value for value in present if known[value].kind == "sacrum"), None)
     if sacrum is not None:
@@ -282,7 +291,7 @@ def _new_values(present: list[int], wanted: Mapping[int, int]) -> dict[int, int]
             continue
         outside = [value for value in present if old[value] + shift not in places]
         if not outside:
-            return {value: places[old[value] + shift] for value in present}
+            return {value: places[old[value] + shift] for value in present}, chain
         beyond = beyond or f"{known[outside[0]].name} would lie beyond {_end(outside[0], old, shift, chain)}"
     if not beyond:
         claims = ", ".join(f"{known[value].level} is {known[new].level}" for value, new in fixed.items())
@@ -304,26 +313,26 @@ def _end(value: int, old: Mapping[int, float], shift: float, chain: tuple[str, .
     return "the sacrum" if place > len(chain) - 1 else "the levels that have a name"
 
 
-def _old_places(present: list[int]) -> dict[int, float]:
-    """Places of the structures as they are named now, in the first kind of spine that has them all.
+def _old_places(present: list[int]) -> tuple[dict[int, float], tuple[str, ...]]:
+    """Places of the structures as they are named now, in the first kind of spine that has them all, and its vertebrae.
 
     Of several, the one in which most of them touch: where no vertebra lies between L4 and the disc L5/S1, none is
     missing there.
     """
     best: dict[int, float] = {}
-    touching = -1
+    touching, kind = -1, usual_levels()
     for chain in _chains():
         at = {value: place for place, value in _places(chain).items() if value in present}
         places = set(at.values())
         pairs = sum(place + 0.5 in places for place in places)
         if (len(at), pairs) > (len(best), touching):
-            best, touching = at, pairs
+            best, touching, kind = at, pairs, chain
     missing = [structures()[value].name for value in present if value not in best]
     if missing:
         raise _refusal(
             f"{', '.join(missing)} cannot lie in the same spine as the other levels", "Correct the label map by hand"
         )
-    return best
+    return best, kind
 
 
 def _moved(value: int, table: Mapping[int, int]) -> int:

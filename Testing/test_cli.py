@@ -870,6 +870,7 @@ def test_relabel_moves_every_name(phantom, tmp_path, capsys):
     assert np.array_equal(read_segmentation(tmp_path / "r.seg.nrrd").labels, moved[before])
     said = " ".join(capsys.readouterr().err.split())
     assert "existing tables, pictures and measurements keep the old names" in said and "colours" not in said
+    assert "note TRANSITIONAL: With these names, four lumbar vertebrae lie above the sacrum. Check" in said
     for name, told in (("s.seg.nrrd", False), ("s.nii.gz", True)):
         again = ["relabel", str(tmp_path / "r.seg.nrrd"), "--set", "L4=L4", "--output", str(tmp_path / name)]
         assert main(again) == 0

@@ -102,6 +102,25 @@ ELEVEN = ["T10", "T10/T11", "T11", "T12/L1", "L1", "L1/L2", "L2"]
 
 
 @pytest.mark.parametrize(
+    ("given", "stated", "number"),
+    [
+        (("L4", "L4/L5", "L5", "L5/S1"), {"L5": "L6"}, "six"),
+        (("L5", "L5/L6", "L6"), {"L6": "L6"}, "six"),
+        (("L5", "L5/L6", "L6"), {"L6": "L5"}, ""),
+        (("T12", "L5", "S1"), {"T12": "L1"}, "six"),
+        (("L4", "L4/L5", "L5", "S1"), {"L5": "L4"}, "four"),
+        (("L3", "L3/L4", "L4", "L5/S1"), {"L3": "L3"}, "four"),
+        (("L4", "S1"), {"L4": "L4"}, ""),
+        (("L4", "L4/L5", "L5"), {"L5": "L4"}, ""),
+    ],
+)
+def test_four_or_six_lumbar_vertebrae_are_told_where_the_label_map_shows_them(given, stated, number):
+    told = relabel(replace(line(*given), warnings=(Notice("TRANSITIONAL", "L6?"),)), stated).warnings
+    assert [notice.code for notice in told] == (["TRANSITIONAL"] if number else [])
+    assert all(f"With these names, {number} lumbar vertebrae lie" in notice.text for notice in told)
+
+
+@pytest.mark.parametrize(
     ("old", "said", "new"),
     [
         (FOUR, {"L5/S1": "L4/L5"}, ["L2", "L2/L3", "L3", "L3/L4", "L4", "L4/L5"]),

@@ -10,7 +10,7 @@ import numpy as np
 from ..anatomy import disc_between, value_of, vertebra_levels
 from ..errors import UsageError
 from ..masks import bounding_box, cut_structures
-from ..notices import Notice
+from ..notices import Notice, unusual_number
 from ..volume import SagittalStack
 from .anchor import SACRUM, Anchor, find_anchor
 from .grid import Grid, Image
@@ -290,12 +290,7 @@ def _about_number(anchor: Anchor) -> list[Notice]:
     """Notice of an unusual number of lumbar vertebrae, whether found or stated."""
     if not anchor.unusual:
         return []
-    reasons = "; ".join(anchor.unusual)
-    text = (
-        f"{reasons[0].upper()}{reasons[1:]}. Check the number of lumbar vertebrae, and state the lowest level "
-        "(--lowest) if it is a different one."
-    )
-    return [Notice("TRANSITIONAL", text)]
+    return [unusual_number("; ".join(anchor.unusual), "state the lowest level (--lowest)")]
 
 
 def _count(number: int, singular: str, plural: str) -> str:
