@@ -282,6 +282,20 @@ def test_a_segment_without_voxels_gives_its_status_to_no_other(tmp_path):
     assert statuses_in(path) == {"Spinal canal": "notstarted", "L3 vertebra": "completed", "L4 vertebra": "notstarted"}
 
 
+def test_what_a_reviewer_writes_keeps_its_letters(tmp_path):
+    path = tmp_path / "x.seg.nrrd"
+    write_segmentation(line("L4", "L5"), path)
+    tags = "Pr\u00fcfer:M\u00fcller, \u810a\u690e|Note:\0c3bc\0 \0c3\0|".encode()
+    before = path.read_bytes()
+    assert b"Segment1_Tags:=" in before
+    path.write_bytes(before.replace(b"Segment1_Tags:=", b"Segment1_Tags:=" + tags))
+    relabel_file(path, {"L4": "L3"})
+    relabel_file(path, {"L3": "L4"})
+    (written,) = [one for one in path.read_bytes().split(b"\n\n")[0].split(b"\n") if one.startswith(b"Segment1_Tags")]
+    assert all(tag in written for tag in tags.split(b"|"))
+    assert levels_of(read_segmentation(path)) == ["L4", "L5"]
+
+
 def test_segments_in_a_file_of_any_ending_keep_their_status(tmp_path):
     """Slicer's export to .nrrd became a plain label map in place, without a word."""
     whole, path, other = tmp_path / "x.seg.nrrd", tmp_path / "x.nrrd", tmp_path / "other.seg.nrrd"

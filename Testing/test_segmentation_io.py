@@ -408,11 +408,12 @@ def with_segment(path: Path, whole: Segmentation, name: str, mask: np.ndarray) -
 def test_other_segments_are_left_out_and_said_so(tmp_path: Path, whole: Segmentation) -> None:
     path, other = tmp_path / "s.seg.nrrd", tmp_path / "other.seg.nrrd"
     with_segment(path, whole, "Tumour", whole.labels == 43)
+    path.write_bytes(path.read_bytes().replace(b"_Name:=Tumour\n", "_Name:=L\u00e4sion\n".encode()))
     found = read_segmentation(path)
     assert np.array_equal(found.labels, whole.labels) and found.partial == whole.partial
     (notice,) = [one for one in found.warnings if one.code == "SEGMENTS_LEFT_OUT"]
     volume = np.count_nonzero(whole.labels == 43) * whole.geometry.voxel_volume / 1000
-    assert f"not known to SAUNet and were left out: Tumour ({volume:.3g} ml)" in notice.text
+    assert f"not known to SAUNet and were left out: L\u00e4sion ({volume:.3g} ml)" in notice.text
     assert [one.code for one in evaluate_files(path, path).warnings] == ["SEGMENTS_LEFT_OUT"] * 2
     before = path.read_bytes()
     with pytest.raises(UsageError, match="segments of other things"):

@@ -91,7 +91,7 @@ def stated_encoding(image: sitk.Image) -> str:
 
 def in_ascii(text: str) -> str:
     """One line of ASCII: header lines end at line breaks, and MetaImage's reader counts bytes as characters."""
-    plain = unicodedata.normalize("NFKD", text.translate({0x2013: "-", 0x2014: "-", 0x2019: "'", 0xB5: "u"}))
+    plain = unicodedata.normalize("NFKD", text.translate({0x2013: "-", 0x2014: "-", 0x2019: "'", 0xB5: "u", 0: " "}))
     plain = "".join(character for character in plain if not unicodedata.combining(character))
     return " ".join(plain.encode("ascii", "replace").decode().split())
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import SimpleITK as sitk
@@ -62,14 +62,16 @@ _OWN_TAGS = (LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG)
 """Tags that say something of the segment itself."""
 _SEEMS_KNOWN = re.compile(
     r"(?<![a-z])((c|th?|d|l|s|hwk|bwk|lwk|[ctl]vb?)[ ._-]?\d{1,2}(?!\d)|ivd|cord)|\d{1,2}\.? ?(hwk|bwk|lwk)|"
-    r"dis[ckq]|canal|kanal|ve?rte?br|lumb|thora|cervic|sacr|wirbel|wervel|bandscheibe|kreuzbein|"
-    r"r.?ckenmark|myelon|moelle|medulla",
+    r"dis[ckq]|canal|kanal|v.?rt.?br|lumb|thora|cervic|sacr|wirbel|wervel|bandscheibe|kreuzbein|"
+    r"r.{0,2}ckenmark|myelon|moelle|medulla",
     re.IGNORECASE,
 )
-"""In the name of a segment that is not understood: it may be a structure of the spine, which must not get lost, or a
-cord, which would leave a hole in the canal. Letters with an accent, as of French vertebrae, are dropped by slicerio."""
+"""In the name of a segment that is not understood, without accents: it may be a structure of the spine, which must not
+get lost, or a cord, which would leave a hole in the canal. Letters of another encoding than UTF-8 are any."""
 _SEGMENT_KEY = re.compile(r"Segment\d+_")
 """How the header's entries on a segment begin."""
+_NOT_ASCII = re.compile(rb"\0([0-9a-f]*)\0")
+"""How text that is not ASCII goes through slicerio, which writes nothing else: the digits of its UTF-8."""
 _REFERENCE = "Reference image geometry"
 """Slicer's conversion parameter that tells the grid of the segmented image."""
 Marks = Mapping[int, dict[str, Any]]
@@ -146,6 +148,9 @@ def _write_segments(segmentation: Segmentation, path: Path, marks: Marks) -> Non
         ],
     }
     slicerio.write_segmentation(str(path), content | _header(segmentation).fields(), compression_level=6)
+    header, end, voxels = path.read_bytes().partition(b"\n\n")
+    if b"\0" in header:
+        path.write_bytes(_NOT_ASCII.sub(lambda match: bytes.fromhex(match[1].decode()), header) + end + voxels)
 
 
 def _reference_grid(geometry: Geometry) -> dict[str, str]:
@@ -194,17 +199,14 @@ def _marked(segment: dict[str, Any], marks: dict[str, Any]) -> dict[str, Any]:
 def read_marks(path: str | Path, encoding: Encoding) -> Marks:
     """What a user, or another program, set on the segments of a 3D Slicer segmentation.
 
-    That is the status, tags that are not ours, and the colour if it is not the structure's. Text that is not ASCII is
-    spelled in it, since slicerio writes nothing else.
+    That is the status, tags that are not ours, and the colour if it is not the structure's. Text is as
+    `write_segmentation` writes it.
 
     Args:
         path: a file that lists segments, see `is_segment_file`, and can be read.
         encoding: the one in which `read_segmentation` read it.
     """
-    import slicerio
-
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as lines:  # by itself it drops what is not ASCII
-        segments = slicerio.read_segmentation(lines, skip_voxels=True).get("segments", [])
+    segments = _listed_segments(path)
     values = [_value(*one, encoding.structures) for one in zip(segments, _codes(segments), strict=True)]
     return {
         value: _marks(segment, encoding.structures[value].colour)
@@ -225,7 +227,16 @@ def _marks(segment: Mapping[str, Any], standard: Sequence[int]) -> dict[str, Any
 
 
 def _kept(text: str) -> str:
-    return text if text.isascii() else tag_text(in_ascii(text))
+    """A text as it goes through slicerio, see `_NOT_ASCII`."""
+    return text if text.isascii() and "\0" not in text else f"\0{text.encode().hex()}\0"
+
+
+def _listed_segments(path: str | Path) -> list[Mapping[str, Any]]:
+    """The segments in a header, as UTF-8, which Slicer writes: by itself slicerio drops what is not ASCII."""
+    import slicerio
+
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as lines:
+        return cast(list[Mapping[str, Any]], slicerio.read_segmentation(lines, skip_voxels=True).get("segments", []))
 
 
 def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmentation:
@@ -397,7 +408,7 @@ def _read_segments(
     try:
         content = slicerio.read_segmentation(str(path))
         voxels, matrix = content["voxels"], content["ijkToLPS"]
-        segments = content.get("segments", [])
+        segments = content["segments"] = _listed_segments(path)
     except Exception as failure:  # slicerio meets nonsense with whatever exception comes first
         check_memory(failure, voxel_bytes)
         raise headers.damaged(path, "it is not a complete 3D Slicer segmentation") from failure
@@ -606,7 +617,7 @@ def _may_be_structure(segment: Mapping[str, Any]) -> bool:
 
 
 def _is_named_like_one(segment: Mapping[str, Any]) -> bool:
-    return bool(_SEEMS_KNOWN.search(str(segment.get("name", ""))))
+    return bool(_SEEMS_KNOWN.search(in_ascii(str(segment.get("name", "")))))
 
 
 def _codes(segments: list[Mapping[str, Any]]) -> list[str]:
