@@ -104,7 +104,7 @@ def run_batch(
     chosen = model or DEFAULT_MODEL
     if Path(chosen).suffix == ".safetensors":  # else it is a name, also where a file here is called so
         chosen = os.path.abspath(chosen)  # noqa: PTH100 - no failure for any path
-    card = ModelCard.read(find_model(chosen).with_suffix(".json"))
+    card = ModelCard.read(find_model(chosen))
     task = BatchTask(archive.resolve(), output.resolve(), chosen, card.sha256, device)
     try:
         with FileLock(output / LOCK, timeout=0), ExitStack() as stack:
