@@ -34,7 +34,23 @@ def test_one_patient_has_no_interval():
 def test_a_pooled_figure_weighs_patients_by_their_voxels():
     counts = np.array([[90, 100, 100], [0, 10, 10]])
     assert validation._pooled(counts).value == pytest.approx(2 * 90 / 220)
-    assert validation._pooled(counts * 0).value == 0
+    assert np.isnan(validation._pooled(counts * 0).value)
+
+
+def test_a_patient_without_voxels_is_no_patient_of_a_pooled_figure():
+    """Drawn alone it counted as Dice 0: the interval of two scans, one without lateral slices, began at 0."""
+    counts = np.array([[90, 100, 100], [80, 100, 100], [0, 0, 0]])
+    assert validation._pooled(counts) == validation._pooled(counts[:2])
+    assert validation._pooled(counts).low == pytest.approx(0.8)
+    assert np.isnan(validation._pooled(counts[1:]).low)
+
+
+@pytest.mark.parametrize("missed", [np.inf, np.nan])
+def test_a_figure_that_is_not_finite_has_no_interval(missed):
+    figure = validation.mean_of([12.0, 15.0, missed])
+    assert np.isnan(figure.low) and np.isnan(figure.high)
+    written = json.loads(validation.as_json({"a": {"b": figure}}))["a"]["b"]
+    assert written["value"] is None and written["low"] is None and written["high"] is None
 
 
 @pytest.fixture

@@ -47,11 +47,11 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate with its 95 % percentile interval from a bootstrap over patients; NaN where there is only one.
+    """An estimate with its 95 % percentile interval from a bootstrap over patients.
 
     Attributes:
         value: over all patients.
-        low, high: the interval.
+        low, high: the interval; NaN where there is one patient only, or the value is not finite.
         deviation: standard deviation over patients; None for a pooled figure.
     """
 
@@ -62,9 +62,11 @@ class Estimate:
 
 
 def with_interval(figure: Callable[..., float], *columns: Sequence[float]) -> Estimate:
-    """A figure of columns with one entry per patient, and its `interval`."""
+    """A figure of columns with one entry per patient, and its `interval`; a figure that is not finite has none."""
     data = [np.asarray(column, float) for column in columns]
-    return Estimate(float(figure(*data)), *interval(figure, *data))
+    value = float(figure(*data))
+    low, high = interval(figure, *data) if np.isfinite(value) else (float("nan"), float("nan"))
+    return Estimate(value, low, high)
 
 
 def mean_of(values: Sequence[float]) -> Estimate:
@@ -109,10 +111,16 @@ def _truth(path: Path) -> str:
 
 
 def _pooled(counts: np.ndarray) -> Estimate:
-    """Dice of the sums of (patients, 3): voxels in both, found, true."""
-    return with_interval(
-        lambda both, found, true: 2 * float(both.sum()) / max(float(found.sum() + true.sum()), 1.0), *counts.T
-    )
+    """Dice of the sums of (patients, 3): voxels in both, found, true; NaN without any.
+
+    A patient without voxels is none of the set: drawn alone, it would have no Dice.
+    """
+
+    def dice(both: np.ndarray, found: np.ndarray, true: np.ndarray) -> float:
+        total = float(found.sum() + true.sum())
+        return 2 * float(both.sum()) / total if total else float("nan")
+
+    return with_interval(dice, *counts[counts.any(1)].T)
 
 
 def other_scanners(engine: Engine, folder: Path, prefix: str, leave_out: Sequence[str] = ()) -> Figures:
