@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from SAUNetLib.anatomy import encodings, place_of, structures, value_of
 from SAUNetLib.errors import InputError, OutOfMemoryError, UsageError
-from SAUNetLib.evaluation.phantom_measures import errors, turned
+from SAUNetLib.evaluation.phantom_measures import _line, errors, turned
 from SAUNetLib.measurements import (
     DISCLAIMER,
     FLAGS,
@@ -116,6 +116,10 @@ def test_phantoms_are_measured_to_a_pixel_and_two_degrees(measured):
         del together[name]
     assert len(together) == 11
     check_errors(together, least=8)
+
+
+def test_bias_is_the_mean_of_signed_errors():
+    assert _line("slip_mm", [-0.1, 0.2, 2.0]).split() == ["slip_mm", "3", "0.20", "+0.70", "1.64"]
 
 
 def test_curves_of_the_spine(measured):
