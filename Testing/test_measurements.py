@@ -389,6 +389,8 @@ def test_a_body_cut_by_the_border_has_no_height():
     assert measures["genant_grade"].value is None
     assert measures["volume_mm3"].flags == ("partial",)
     assert found.value("T12/L1", "height_middle_mm") is not None
+    index = found.row("T12/L1").measures["disc_height_index"]  # by L1 alone
+    assert index.value is not None and index.flags == ("partial",)
 
 
 def part(whole: Segmentation, k: slice = slice(None), j: slice = slice(None), i: slice = slice(None)) -> Segmentation:

@@ -86,13 +86,16 @@ def _heights(section: Section | None, above: Endplate, below: Endplate) -> dict[
 
 
 def _index(heights: Mapping[str, Measure], bodies: list[Mapping[str, Measure] | None]) -> Measure:
-    """Mean of the disc's three heights by the mean middle height of the bodies above and below, or of one of them."""
+    """Mean of the disc's three heights by the mean middle height of the bodies above and below, or of one of them.
+
+    A body without a height says by its flag that the other one alone was taken; the sacrum never has one.
+    """
     disc_heights = [heights[name] for name in HEIGHTS]
-    body_heights = [body["height_middle_mm"] for body in bodies if body and body["height_middle_mm"].value]
+    body_heights = [body["height_middle_mm"] for body in bodies if body]
     if any(height.value is None for height in disc_heights):
         return Measure.none(*disc_heights[0].flags)
-    if not body_heights:
-        return Measure.none(PARTIAL if any(bodies) else MISSING)
+    if not any(height.value for height in body_heights):
+        return Measure.none(PARTIAL if body_heights else MISSING)
     flags = {flag for height in (*disc_heights, *body_heights) for flag in height.flags}
     mean_body = float(np.mean([height.value for height in body_heights if height.value]))
     mean_disc = float(np.mean([height.value for height in disc_heights if height.value is not None]))
