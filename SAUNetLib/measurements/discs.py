@@ -107,7 +107,8 @@ def _slip(above: Endplate, below: Endplate) -> dict[str, Measure]:
 
     In mm along the lower endplate, positive forwards; in percent of the depth of that endplate; in Meyerding's bands of
     25 % (1932), which are of slips forwards: 1 up to 25 %, 2 up to 50 %, 3 up to 75 %, 4 up to 100 %, 5 beyond; 0 below
-    3 mm and backwards, where two fifths of all healthy L4/L5 discs would have a band (docs/measurements.md).
+    3 mm and backwards, where half of the L4/L5 discs that nobody read as slipped would have a band
+    (docs/measurements.md).
 
     A disc reaches as far as the body above has slipped, and an endplate estimated from it is too long by that: it
     counts as no longer than the endplate above.
