@@ -15,6 +15,7 @@ def interval(figure: Callable[..., float], *columns: Sequence[float] | np.ndarra
     """95 % percentile interval of a figure, patients drawn with replacement, always from the same seed.
 
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993. Draws for which the figure is NaN do not count.
+    Of few patients it is too narrow: that of the mean of 4 or 5 holds the true one in about 80 % of cases.
 
     Args:
         figure: of columns like the given ones.
