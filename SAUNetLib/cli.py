@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .command import BUG, Parser, run_command
+from .command import BUG, Parser, needs_extra, run_command
 from .console import table_console
 from .errors import CancelledError, InputError, ModelError, SAUNetError, UsageError, printable, unforeseen
 from .stages import done
@@ -275,7 +275,7 @@ def _batch(options: argparse.Namespace) -> int:
     archive, output = Path(options.archive), Path(options.output)
     if options.workers is not None and options.workers < 1:
         raise UsageError("USAGE", f"--workers is {options.workers}", "Give at least 1")
-    with _packages("a batch", "cluster"):
+    with needs_extra("a batch", "cluster"):
         for name in ("cryptography", "distributed", "filelock"):
             if find_spec(name) is None:  # imported where there is work: Dask takes a while
                 raise ModuleNotFoundError(name=name)
@@ -665,7 +665,7 @@ def _add_dataset(commands: Any) -> None:
 
 
 def _dataset_check(options: argparse.Namespace) -> int:
-    with _packages("training", "train"):
+    with needs_extra("training", "train"):
         from .training.checks import check_dataset
     report = check_dataset(options.folder)
     if options.json:
@@ -700,23 +700,10 @@ def _train(options: argparse.Namespace) -> int:
     folders = [*options.data, *options.more]
     if not folders:
         raise UsageError("USAGE", "there is no folder to train on", "Give at least one, such as: saunet train DIR")
-    with _packages("training", "train"):
+    with needs_extra("training", "train"):
         from .training.run import run_training
     run_training(folders, Path(options.output), options.config, options.device, options.start)
     return 0
-
-
-@contextlib.contextmanager
-def _packages(what: str, extra: str) -> Iterator[None]:
-    """What is imported inside needs an extra."""
-    try:
-        yield
-    except ModuleNotFoundError as error:  # any other ImportError is of a package that is there
-        raise UsageError(
-            "NOT_INSTALLED",
-            f"{what} needs the package {error.name}",
-            f'In SAUNet\'s folder run: "{sys.executable}" -m pip install -c constraints.txt -e ".[{extra}]"',
-        ) from error
 
 
 def _add_compare(commands: Any) -> None:
@@ -756,7 +743,7 @@ def _add_compare(commands: Any) -> None:
 def _compare(options: argparse.Namespace) -> int:
     from .formats.atomic import check_writable
 
-    with _packages("training", "train"):
+    with needs_extra("training", "train"):
         from .evaluation.comparison import HELD_OUT, SEEDS, compare
         from .evaluation.comparison_report import write_report
     seeds = SEEDS if options.seeds is None else options.seeds

@@ -11,11 +11,13 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
 from .process import complete_streams, prepare_process, signals_to
+from .resources import resource
 
 BUG = "This is a bug: please report it with the output of --debug"
 
@@ -43,6 +45,27 @@ def tool(run: Callable[[argparse.Namespace], None], description: str | None) -> 
     parser.add_argument("--debug", action="store_true", help="print a traceback on failure")
     parser.set_defaults(run=run)
     return parser
+
+
+@contextlib.contextmanager
+def needs_extra(what: str, extra: str) -> Iterator[None]:
+    """What is imported inside needs an extra of the package.
+
+    Raises:
+        UsageError: NOT_INSTALLED, something is missing; the remedy is the command that installs the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:  # any other ImportError is of a package that is there
+        pins = resource().with_name("constraints.txt")
+        # An installed package satisfies its own name, so pip adds what the extra needs and asks no index for saunet.
+        where, package = (
+            ("Run", f'"{pins}" "saunet[{extra}]"')
+            if pins.parent == Path(__file__).resolve().parent
+            else ("In SAUNet's folder run", f'constraints.txt -e ".[{extra}]"')
+        )
+        remedy = f'{where}: "{sys.executable}" -m pip install -c {package}'
+        raise UsageError("NOT_INSTALLED", f"{what} needs the package {error.name}", remedy) from error
 
 
 def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -663,19 +664,39 @@ def test_what_extras_bring_is_needed_by_their_commands_alone(tmp_path):
         "    sys.modules[name] = None\n"
         "from SAUNetLib.cli import main\n"
         "for name in sys.argv[2:]:\n    importlib.import_module(name)\n"
+        "from SAUNetLib.evaluation import validation\nfrom SAUNetLib.training import self_training\n"
         "dataset, train = (main([*one, sys.argv[1]]) for one in (['dataset', 'check'], ['train', '--output', 'r']))\n"
-        "print(dataset, train, main(['batch', '.', '--output', sys.argv[1]]))"
+        "validated = validation.main([sys.argv[1], '--patients', '1', '--scans', '1'])\n"
+        "taught = self_training.main(['saunet-lumbar', sys.argv[1], 'out'])\n"
+        "print(dataset, train, validated, taught, main(['batch', '.', '--output', sys.argv[1]]))"
     )
     files = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "SAUNetLib").rglob("*.py"))
     modules = [".".join(path.parts) for path in files if path.stem != "__main__"]
-    extra = re.compile(r"training\.(?!phantom)|evaluation\.(comparison|fine_tuning|validation)")
+    extra = re.compile(r"training\.(?!phantom|self_training)|evaluation\.comparison")
     base = [name for name in modules if not extra.search(name)]
+    for name in ("spider_t2space/1_image.nii.gz", "spider_tse_slices/1_image.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
     arguments = [sys.executable, "-c", code, str(tmp_path), *base]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
-    assert done.stdout == "2 2 2\n", done.stderr
+    assert done.stdout == "2 2 2 2 2\n", done.stderr
     needed = re.findall(r'error NOT_INSTALLED: .*"(.+)" -m pip install .*"\.\[(\w+)]"', done.stderr)
-    assert [extra for _, extra in needed] == ["train", "train", "cluster"]
+    assert [extra for _, extra in needed] == ["train"] * 4 + ["cluster"]
     assert all(Path(python).samefile(sys.executable) for python, _ in needed), "not another Python's pip"
+
+
+def test_an_installed_wheel_names_its_own_pins(monkeypatch, capsys, tmp_path):
+    """It has no folder to install from; its pins lie beside its code, where the wheel puts them."""
+    package = ROOT / "SAUNetLib"
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        placed = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert package.parent / placed["constraints.txt"] == package / "constraints.txt"
+    monkeypatch.setattr("SAUNetLib.command.resource", lambda: package / "Resources")
+    monkeypatch.setitem(sys.modules, "SAUNetLib.training.checks", None)
+    assert main(["dataset", "check", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "folder run" not in said
+    assert f'Run: "{sys.executable}" -m pip install -c "{package / "constraints.txt"}" "saunet[train]".' in said
 
 
 def test_segmenting_opens_no_connection(image, tmp_path, tiny_model):

@@ -24,6 +24,7 @@ import pytest
 import SimpleITK as sitk
 import slicerio
 from builders import least_seconds, to_classes
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -674,6 +675,26 @@ def test_a_place_is_checked(tmp_path: Path) -> None:
             check_writable(tmp_path / name, SEGMENTATIONS)
         assert caught.value.code == "OUTPUT_WRITE"
         assert caught.value.exit_status == 2
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="paths are UTF-8 there, whatever the locale")
+@pytest.mark.parametrize(
+    ("folder", "name", "locale", "said"),
+    [
+        (".", "ü.nii.gz".encode(), "C", "with this locale Python reads paths as ascii. Set the environment variable"),
+        ("ü", b"a.nii.gz", "C", "with this locale Python reads paths as ascii. Set the environment variable"),
+        (".", b"\xfc.nii.gz", "C.UTF-8", "its path is not valid UTF-8. Choose a name and folder in UTF-8"),
+    ],
+)
+def test_a_path_that_the_locale_makes_unreadable_is_told(tmp_path: Path, folder, name, locale, said) -> None:
+    """In the folder, too: what is not UTF-8 makes SimpleITK end the whole process."""
+    (tmp_path / "ü").mkdir()
+    forced = {"PYTHONPATH": str(ROOT), "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "SAUNetLib", "phantom", name], cwd=tmp_path / folder, env={**os.environ, **forced},
+        capture_output=True, encoding="utf-8", timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error OUTPUT_WRITE: ") and said in done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a file system that takes no files")

@@ -16,10 +16,10 @@ from scipy.ndimage import distance_transform_edt
 from ..anatomy import BACKGROUND, VERTEBRA
 from ..command import run_command, tool
 from ..engine import Engine
+from ..formats.label_values import UNKNOWN
 from ..formats.volumes import read_volume, write_volume
 from ..model import load_model
 from ..pipeline import segment
-from ..training.folders import UNKNOWN
 from ..volume import Volume
 from .validation import read_bodies
 

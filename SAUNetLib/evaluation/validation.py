@@ -18,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..anatomy import VERTEBRA, encodings
-from ..command import run_command, tool
+from ..command import needs_extra, run_command, tool
 from ..engine import Engine
 from ..errors import InputError
 from ..formats.atomic import write_beside
@@ -29,7 +29,6 @@ from ..metrics import detect, deviation
 from ..model import load_model
 from ..pipeline import segment
 from ..segmentation import Segmentation
-from ..training.held_out import AS_DRAWN, SPECKS, held_out_images, per_patient
 from ..training.self_training import LATERAL, single_slice
 from ..volume import SagittalStack, Volume
 from .intervals import interval
@@ -209,9 +208,14 @@ def validate_all(
         patients: of ``spider_t2space``, held out of training; none: the set is left out.
         scans: of ``spider_tse_slices``, likewise.
         leave_out: patients of ``external_bodies`` to leave out.
+
+    Raises:
+        UsageError: NOT_INSTALLED, `patients` need the extra ``train``.
     """
     result: dict[str, Figures] = {}
     if patients:
+        with needs_extra("validation", "train"):
+            from ..training.held_out import AS_DRAWN, SPECKS, per_patient
         for title, figures in per_patient(engine, data / "spider_t2space", patients).items():
             means = {name: mean_of(values) for name, values in figures.items()}
             truth = "Every labelled component counts." if title.endswith(AS_DRAWN) else SPECKS
@@ -231,6 +235,8 @@ def write_pictures(
     """
     volumes: dict[str, Volume] = {}
     if patients:
+        from ..training.held_out import held_out_images
+
         for case in held_out_images(data / "spider_t2space", patients[:1]):
             volumes[f"spider-{case.slices.replace(' ', '-')}"] = case.volume
     for prefix, title in SCANNERS.items():

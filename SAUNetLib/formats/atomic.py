@@ -49,18 +49,23 @@ def check_writable(path: str | Path, endings: Collection[str]) -> str:
 
 
 def _check_place(path: Path) -> None:
-    if not itk.is_name(path):
-        raise ValueError("the name is not valid UTF-8")
     if sys.platform == "win32" and set(path.name) & set('<>:"|?*'):  # after a colon it would be a stream of a file
         raise UsageError("OUTPUT_WRITE", f"{path.name} is not a valid file name on Windows", 'Leave out < > : " | ? *')
     if path.is_symlink():
         with suppress(FileNotFoundError):
             path.stat()  # no link to itself, which `resolve` passes from Python 3.13 on
+    place = path.resolve()
+    if not itk.is_name(place):
+        cause, remedy = f"{path} cannot be written to: its path is not valid UTF-8", "Choose a name and folder in UTF-8"
+        if (encoding := sys.getfilesystemencoding()) != "utf-8":
+            cause = f"{path} cannot be written to: with this locale Python reads paths as {encoding}"
+            remedy = "Set the environment variable PYTHONUTF8=1, or choose a name and folder of plain ASCII letters"
+        raise UsageError("OUTPUT_WRITE", cause, remedy)
     if path.is_dir():
         raise UsageError("OUTPUT_WRITE", f"{path} is a folder", "Give the name of a file in it")
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
         raise UsageError("OUTPUT_WRITE", f"{path} is a protected or special file", "Choose another name")
-    folder = parent = path.resolve().parent
+    folder = parent = place.parent
     while not parent.exists() and parent != parent.parent:  # a drive may not be there
         parent = parent.parent
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK) and _takes(parent, folders=parent != folder)):

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ..anatomy import CANAL, DISC, VERTEBRA
-from ..command import run_command, tool
+from ..command import needs_extra, run_command, tool
 from ..engine import network_input, resample
 from ..errors import InputError
+from ..formats.label_values import UNKNOWN
 from ..formats.volumes import write_volume
 from ..model import Model, load_model
 from ..volume import Geometry, Intensity, Volume
-from .folders import INFO, UNKNOWN, DatasetInfo, write_settings
 
 FIELD_MM = 280.0
 """Pictures come without their pixel size: the longer side is taken for a usual lumbar field of view."""
@@ -107,7 +107,10 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
     Raises:
         InputError: INPUT_NOT_FOUND, there is no such folder, or nothing in it of what is to be left out; INPUT_EMPTY,
             it holds no pictures.
+        UsageError: NOT_INSTALLED, the extra ``train`` is missing.
     """
+    with needs_extra("self-training", "train"):
+        from .folders import INFO, DatasetInfo, write_settings
     try:
         paths = [path for path in sorted(pictures.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     except OSError as failure:
