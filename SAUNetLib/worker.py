@@ -1,21 +1,7 @@
 """The pipeline as a child process: requests as JSON lines on stdin, events as JSON lines on stdout, logging on stderr.
 
-Requests::
-
-    {"command": "warm", "model": NAME, "device": NAME}
-    {"command": "segment", "image": PATH, "output": PATH, ...}     further keys: the fields of `Request`
-    {"command": "cancel"}                                          stops every request sent before it
-
-Every request may carry an ``id``, which its events repeat. Events::
-
-    {"event": "ready", "version": ...}                             once, before the first request is taken
-    {"event": "progress", "stage": ..., "fraction": ...}
-    {"event": "warning", "code": ..., "text": ...}
-    {"event": "result", ...}                                       the request is done
-    {"event": "error", "code": ..., "title": ..., "cause": ..., "remedy": ..., "exit_status": ...}
-
-Exactly one ``result`` or ``error`` ends a request. Closing stdin cancels what runs and ends the process, and so do the
-signals that cancel a command (`command.cancelling`).
+docs/worker.md describes the protocol. Exactly one ``result`` or ``error`` ends a request. Closing stdin cancels what
+runs and ends the process, and so do the signals that cancel a command (`command.cancelling`).
 """
 
 from __future__ import annotations
@@ -73,7 +59,7 @@ class Request:
         Raises:
             UsageError: USAGE, it is none.
         """
-        remedy = "Send one JSON object per line, as the worker's documentation describes it"
+        remedy = "Send one JSON object per line, as docs/worker.md describes it"
         if entries is None:
             raise UsageError("USAGE", "the request is not JSON", remedy)
         if entries.get("command") not in ("segment", "warm", "cancel"):

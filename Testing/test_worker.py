@@ -2,14 +2,17 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +22,13 @@ from builders import picture
 from conftest import ROOT
 
 from SAUNetLib.engine import Engine
-from SAUNetLib.errors import UsageError
+from SAUNetLib.errors import SAUNetError, UsageError
 from SAUNetLib.model import load_model
 from SAUNetLib.pipeline import segment
 from SAUNetLib.work_thread import WorkThread
 from SAUNetLib.worker import LONGEST_LINE, Request, Worker, read_entries
+
+PAGE = (ROOT / "docs" / "worker.md").read_text(encoding="utf-8")
 
 
 class Child:
@@ -126,6 +131,44 @@ def test_a_session_of_good_and_bad_requests(child, image, tiny_model, tmp_path):
     expected = segment(picture(), Engine(load_model(model), "cpu"), levels=False)
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(output))), expected.labels)
     assert {row["name"] for row in result["structures"]} <= {"Vertebrae", "Intervertebral discs", "Spinal canal"}
+
+
+def test_the_page_s_session_is_what_a_program_meets(image, tiny_model):
+    """Event by event, with the same entries; of the fractions and warnings that follow each other one is shown."""
+
+    def shape(event):
+        return sorted(event), [event.get(key) for key in ("id", "event", "stage", "command", "title", "remedy")]
+
+    image.rename(image.with_name("spine.nrrd"))
+    session = PAGE.split("## A session")[1].split("```")[1].replace("/data", image.parent.as_posix())
+    child = Child()
+    for sent, told in re.findall(r"((?:> .*\n)*)((?:< .*\n)+)", session):
+        for line in sent.splitlines():
+            request = json.loads(line[2:])
+            own = {"model": str(tiny_model), "device": "cpu"} if request["command"] in ("warm", "segment") else {}
+            child.send(**request, **own)
+        expected = [json.loads(line[2:]) for line in told.splitlines()]
+        answers = sum(event["event"] not in ("progress", "warning") for event in expected)
+        found = []
+        while sum(event["event"] not in ("progress", "warning") for event in found) < answers:
+            found.append(child.event())
+        if expected[-1].get("code") == "CANCELLED":  # it comes sooner or later
+            found = [event for event in found if event["event"] != "progress"]
+        assert [one for one, _ in itertools.groupby(map(shape, found))] == [shape(event) for event in expected]
+        for row in found[-1].get("structures", ()):
+            assert row.keys() <= expected[-1]["structures"][0].keys()
+    child.process.stdin.close()
+    assert child.process.wait(20) == 0
+    assert {path.name for path in image.parent.iterdir()} == {"spine.nrrd", "spine.seg.nrrd", "spine.csv"}
+
+
+def test_the_page_names_every_field_and_every_code():
+    requests, events = PAGE.split("## Requests")[1].split("## Events")
+    assert re.findall(r"^\| `(\w+)`", requests, re.MULTILINE) == [field.name for field in fields(Request)]
+    told = {int(status): re.findall(r"`([A-Z_]+)`", row) for status, row in re.findall(r"\| (\d) \| (.*)", events)}
+    assert told == {kind.exit_status: list(kind.codes) for kind in (SAUNetError, *SAUNetError.__subclasses__())}
+    with pytest.raises(UsageError, match=r"docs/worker\.md"):
+        Request.of({"command": "dance"})
 
 
 def test_a_model_that_was_replaced_is_loaded_again(child, image, tiny_model, tmp_path):
