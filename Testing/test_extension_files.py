@@ -6,11 +6,13 @@ import json
 import re
 import shutil
 import sys
+import tomllib
 import types
 from pathlib import Path
 
 import pytest
 import slicer
+import yaml
 from harness import cmake_lists, errors, process_events
 from harness.fixtures import MODULE, ROOT, add_volume, scene, truth  # noqa: F401
 from harness.pythonqt import wrap
@@ -28,6 +30,10 @@ def cmake(name):
 def s4ext():
     lines = (ROOT / "SAUNet.s4ext").read_text().splitlines()
     return dict(line.split(" ", 1) for line in lines if line and not line.startswith("#"))
+
+
+def pyproject():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def test_index_entry_has_the_keys_and_types_of_schema_1_0_2():
@@ -91,6 +97,27 @@ def test_icon_and_screenshots_exist_where_their_urls_point():
     for name in ("idle", "running", "done", "error"):
         for style in ("light", "dark"):
             assert QtGui.QImage(str(ROOT / "Resources" / "Screenshots" / f"{name}-{style}.png")).width() == 350
+
+
+def test_the_wheel_holds_the_resources_that_the_engine_reads_and_no_pictures():
+    placed = pyproject()["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "SAUNetLib").rglob("*.py"))
+    read = {f"Resources/{name}" for name in re.findall(r"""resource\("([^"]+)""", code)}
+    assert read == {"Resources/anatomy.csv", "Resources/models"} == placed.keys() - {"constraints.txt"}
+    assert all(placed[name] == f"SAUNetLib/{name}" and (ROOT / name).exists() for name in placed)
+
+
+def test_the_package_states_what_the_citation_and_the_entry_state():
+    project = pyproject()["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    card = json.loads((ROOT / "Resources" / "models" / "saunet-lumbar.json").read_text(encoding="utf-8"))
+    weights = card["licence"].replace("CC BY ", "CC-BY-")  # as SPDX spells it
+    assert project["license"] == f"{citation['license']} AND {weights}"
+    assert project["authors"] == citation["authors"]
+    addresses = s4ext()["homepage"], s4ext()["scmurl"], citation["preferred-citation"]["url"]
+    assert tuple(project["urls"].values()) == addresses
+    versions = [one.rpartition(" ")[2] for one in project["classifiers"] if " :: Python :: " in one]
+    assert f"Python {', '.join(versions[:-1])} or {versions[-1]}." in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_licence_and_line_endings():
@@ -259,8 +286,6 @@ def test_installed_tree_runs_the_worker(tmp_path):
 
 
 def test_workflow_is_valid():
-    import yaml
-
     flow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
     assert set(flow) == {"name", True, "permissions", "jobs"}  # YAML 1.1 reads the key `on` as true
     for job in flow["jobs"].values():
