@@ -290,8 +290,8 @@ def _read(
         if drawn is not None:
             return drawn
     image = read_image(path) if image is None else image
-    keys = image.GetMetaDataKeys()
-    fields = {key: image.GetMetaData(key) for key in keys}
+    # SimpleITK gives out keys that are not UTF-8, but does not take them back.
+    fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys() if key.isascii()}
     volume = Volume.from_sitk(image, path.name)
     stored = as_labels(volume.voxels, path.name, is_scaled(image))
     left_out = stored == unknown if unknown is not None else np.zeros(stored.shape, bool)
