@@ -1,4 +1,4 @@
-"""The Slicer module "SAU-Net Spine Segmentation": what Slicer asks of a module, wired to the modules in SAUNetPanel."""
+"""The Slicer module "SAU-Net Spine Segmentation": the classes that Slicer expects, wired to those in SAUNetPanel."""
 
 import slicer
 from SAUNetPanel.Logic import SAUNetSegmentationLogic
@@ -36,7 +36,7 @@ class SAUNetSegmentation(ScriptedLoadableModule):
 
 
 def onStartupCompleted():
-    """What needs other modules to be loaded: terms and sample data."""
+    """Register the terminology and the sample data, which need other modules to be loaded."""
     from SAUNetPanel.SampleVolumes import registerSampleData
     from SAUNetPanel.SceneNodes import loadTerminology
 
@@ -48,7 +48,7 @@ def onStartupCompleted():
 
 
 class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """Hands the module's life on to the panel."""
+    """Forwards the module's life-cycle events to the panel."""
 
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -78,7 +78,7 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
             (scene.NodeRemovedEvent, self.panel.sceneNodesChanged),
         ):
             self.addObserver(scene, event, method)
-        if getattr(self.parent, "isEntered", False):  # reloaded while it is shown
+        if getattr(self.parent, "isEntered", False):  # reloaded while shown
             self.panel.enter()
         else:
             self.panel.showParameters()
@@ -98,7 +98,7 @@ class SAUNetSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin
             self.panel.cleanup()
 
     def onReload(self):
-        """Reload the modules of the panel, too: Slicer reloads this file only."""
+        """Also reload the modules of the panel and the engine; Slicer reloads only this file."""
         import sys
 
         for name in [name for name in sys.modules if name.split(".")[0] in ("SAUNetPanel", "SAUNetLib")]:

@@ -25,8 +25,8 @@ def openBundle(path: Path, folder: Path, slicerVersion: tuple[int, int]) -> dict
         The manifest.
 
     Raises:
-        PanelError: BUNDLE, it is damaged, or was made for another Slicer or platform; BUNDLE_PLATFORM, there is none
-            for this computer; BUNDLE_UNPACK, it cannot be opened, or the folder takes no more.
+        PanelError: BUNDLE (it is damaged, or was made for another Slicer or platform), BUNDLE_PLATFORM (there is none
+            for this computer) or BUNDLE_UNPACK (it cannot be opened, or the folder is full).
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -39,7 +39,7 @@ def openBundle(path: Path, folder: Path, slicerVersion: tuple[int, int]) -> dict
         raise
     except OSError as error:
         raise PanelError("BUNDLE_UNPACK", error.strerror or "") from error
-    except Exception as error:  # zipfile and json meet nonsense with whatever exception comes first
+    except Exception as error:  # malformed files make zipfile and json raise exceptions of many kinds
         raise PanelError("BUNDLE") from error
     return manifest
 

@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 from SAUNetLib.errors import REDISTRIBUTABLE
 
 VOLUME_FILE = "volume.nrrd"
-"""The file name that the engine gets to read, and that appears in its texts."""
+"""Name of the file that the engine reads, which appears in its messages."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def cardOf(event: Mapping[str, Any]) -> Card:
         card = Card(code, str(event.get("title") or _("Unexpected failure")), "", advice, "log")
     else:
         title, cause, remedy, *action = make
-        if code == "INPUT_PIXEL_TYPE":  # of colours or of a label map: the engine knows which
+        if code == "INPUT_PIXEL_TYPE":  # a colour image or a label map: the engine knows which
             remedy = advice or remedy
         card = Card(code, title, cause, remedy, *action)
     stated = inPanelWords(str(event.get("cause") or "").strip())
@@ -78,7 +78,7 @@ def cardOf(event: Mapping[str, Any]) -> Card:
 
 
 def inPanelWords(text: str) -> str:
-    """Replace command-line options and the private file in an engine text, which is English, by the panel's names."""
+    """Replace command-line options and the private file in an engine message, which is English, by panel names."""
     names = {
         VOLUME_FILE: "the volume",
         "--lowest": _("Advanced: Lowest vertebra"),
@@ -160,7 +160,7 @@ def _engineCards() -> dict[str, tuple[str, ...]]:
 
 
 def _panelCards() -> dict[str, tuple[str, ...]]:
-    """Title, cause, remedy and action for what only the panel can meet."""
+    """Title, cause, remedy and action for errors that only the panel can have."""
     again = _("Try again; if it happens again, copy the report and send it to the maintainers.")
     return {
         "NO_VOLUME": (_("No volume"), _("There is no volume to work on."),

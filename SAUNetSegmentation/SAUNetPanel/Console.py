@@ -16,7 +16,7 @@ def output(arguments: list[str], seconds: float = 5.0) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            errors="replace",  # on Windows in the code page of the console
+            errors="replace",  # on Windows it is in the console's code page
             timeout=seconds,
             check=True,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
@@ -38,7 +38,7 @@ class _Echo:
 
     def __init__(self, console: Any, take: Callable[[str], Any]) -> None:
         self._console, self._take, self._rest = console, take, ""
-        self._thread = threading.get_ident()  # another one must not touch what the panel shows
+        self._thread = threading.get_ident()  # other threads must not touch the panel
 
     def write(self, text: str) -> Any:
         if threading.get_ident() == self._thread:

@@ -33,23 +33,23 @@ from .Report import withoutPaths
 from .Signal import Signal
 
 TORCH = PACKAGES[0] + (",!=2.13.*" if sys.platform == "win32" else "")
-"""2.2 is the last one for Intel's Macs, which Slicer's package for macOS takes every Mac for.
+"""2.2 is the last version for Intel Macs; to Slicer's package for macOS, every Mac is an Intel Mac.
 
-2.13 holds licences whose paths are too long for Windows below Slicer's folder, and is left half installed there.
+2.13 contains licence files whose paths are too long for Windows below Slicer's folder: it is left half installed.
 """
 OTHERS = PACKAGES[1:]
 """The engine's packages without PyTorch, which comes through the PyTorch extension."""
 SLICERS_OWN = ("numpy", "scipy", "SimpleITK", "pillow", "pydicom", "requests", "packaging")
-"""Packages that Slicer brings and itself relies on: an installation must not change them.
+"""Packages that Slicer brings and relies on: an installation must not change them.
 
-Not pip and setuptools: the PyTorch extension's light-the-torch needs an older pip than Slicer 5.12 brings, and some
-versions of PyTorch an older setuptools.
+pip and setuptools may change: the PyTorch extension's light-the-torch needs an older pip than Slicer 5.12 brings, and
+some versions of PyTorch an older setuptools.
 """
 NOT_WRITABLE = ("[Errno 13]", "[Errno 30]", "[WinError 5]")
-"""What pip's errors name where Slicer's folder is write-protected; the words behind it are in the system's language."""
+"""Codes in pip's errors if Slicer's folder is write-protected; the text after them is in the system's language."""
 LEAST_DISK = 6 * 10**9
 FIRST_GUESS = (5.0, 1.5)
-"""Seconds to start, and per million voxels, on one processor core: before the first run nothing better is known.
+"""Seconds to start, and per million voxels, on one processor core; used until the first run has been timed.
 
 Measured on 2026-11-23 on one core: 0.3 to 1.4 s per million voxels on two phantoms and on the sample volume.
 """
@@ -110,7 +110,7 @@ class Dependencies:
         ]
 
     def checkHtml(self, volumeNode: Any = None) -> str:
-        """The check as a table, with what is not as it should be above it."""
+        """The check as a table, headed by what is missing or not suitable."""
         rows = self.check(volumeNode)
         missing = ", ".join(row.name for row in rows if row.fine is False)
         found = _("Missing or not suitable: {names}").format(names=missing) if missing else _("Everything is there.")
@@ -122,7 +122,7 @@ class Dependencies:
         return f"<b>{html.escape(found)}</b><table cellspacing='3'>{''.join(cells)}</table>"
 
     def modelRow(self) -> CheckRow:
-        """Check the model: whether it is there, and whole."""
+        """Check whether the model is installed and intact."""
         try:
             path = find_model()
             card = ModelCard.read(path)
@@ -155,14 +155,14 @@ class Dependencies:
         """Install what is missing; returns False if nothing is missing or the user does not consent.
 
         Raises:
-            PanelError: PYTORCH, PYTORCH_IN_USE, INSTALL_FAILED or INSTALL_WRITE; when all is installed, VISUAL_C,
-                PYTORCH_BROKEN or MEMORY, where PyTorch cannot be imported.
+            PanelError: PYTORCH, PYTORCH_IN_USE, INSTALL_FAILED or INSTALL_WRITE; after the installation, VISUAL_C,
+                PYTORCH_BROKEN or MEMORY if PyTorch cannot be imported.
         """
         missing = self.missing()
         if not missing:
             return False
         if TORCH in missing:
-            _pytorchUtils()  # asked for consent, one expects to be able to give it
+            _pytorchUtils()  # raises before the user is asked for consent
             _checkTorchReplaceable()
         text = _("These packages will be installed into Slicer's Python:\n\n{packages}\n\nThis can take a few minutes.")
         if not ask(text.format(packages="\n".join(missing))):
@@ -177,7 +177,7 @@ class Dependencies:
                 _pipInstall(others, constraints)
         if failure is not None:
             self.log.emit(f"{type(failure).__name__}: {failure}")
-            code = unforeseen(failure, "").code  # what the engine would end with, but that it is no bug
+            code = unforeseen(failure, "").code  # the engine's code for it, except that it is no bug
             raise PanelError("PYTORCH_BROKEN" if code == "INTERNAL" else code) from failure
         return self._verified()
 
@@ -222,10 +222,10 @@ class Dependencies:
                 self.log.emit(_("The temporary folder could not be removed yet: {error}").format(error=error))
 
     def _keep(self, weights: Path) -> None:
-        """Put a bundle's model among the user's own; the log says why one that must replace none of them is left out.
+        """Add a bundle's model to the user's own; one that must not replace one of those is left out and logged.
 
         Raises:
-            PanelError: BUNDLE, its card is none; INSTALL_FAILED, it cannot be written; MEMORY.
+            PanelError: BUNDLE (its card is not valid), INSTALL_FAILED (it cannot be written) or MEMORY.
         """
         try:
             keep_model(weights, ModelCard.read(weights))
@@ -240,7 +240,7 @@ class Dependencies:
 
     @contextmanager
     def _watched(self) -> Any:
-        """Gives a constraints file that pins Slicer's own packages; what goes wrong becomes a card."""
+        """Yield a constraints file that pins Slicer's own packages; turn failures into error cards."""
         pins, errors = {name: versionOf(name) for name in SLICERS_OWN}, [""]
 
         def take(line: str) -> None:
@@ -250,7 +250,7 @@ class Dependencies:
                 errors.append(withoutPaths(line.removeprefix("ERROR: ").strip())[:500])
 
         try:
-            with self._privateFolder() as folder, Console.heard(take):  # Slicer has pip's words nowhere but there
+            with self._privateFolder() as folder, Console.heard(take):  # the only place where Slicer shows pip's output
                 constraints = folder / "constraints.txt"
                 constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items() if version))
                 yield constraints
@@ -287,7 +287,7 @@ def versionOf(name: str) -> str | None:
 
 
 def isMet(requirement: str) -> bool:
-    """Whether what is installed meets a requirement, or the requirement's marker leaves this computer out."""
+    """Whether the installed version meets a requirement, or the requirement's marker excludes this computer."""
     wanted = Requirement(requirement)
     if wanted.marker is not None and not wanted.marker.evaluate():
         return True
@@ -316,7 +316,7 @@ def graphicsCard() -> str:
 
 
 def totalMemory() -> int:
-    """Bytes of main memory; 0 where the system does not say."""
+    """Main memory in bytes; 0 if the system does not state it."""
     if os.name == "nt":
         return _totalMemoryOnWindows()
     try:
@@ -353,7 +353,7 @@ def _pytorchUtils() -> Any:
 
 
 def _checkTorchReplaceable() -> None:
-    """Refuse to install another torch while Windows holds the libraries of one that this Slicer has loaded.
+    """Refuse to install another torch while Windows locks the libraries of one that this Slicer has loaded.
 
     Raises:
         PanelError: PYTORCH_IN_USE.
@@ -363,17 +363,17 @@ def _checkTorchReplaceable() -> None:
 
 
 def _installTorch(constraints: Path) -> Exception | None:
-    """The PyTorch extension knows which build fits this computer; it takes constraints from pip's variable only.
+    """Let the PyTorch extension install the build for this computer; it takes constraints only from pip's variable.
 
     Returns:
-        Why PyTorch cannot be imported, which the extension does as soon as it is installed; None where it can.
+        Why PyTorch cannot be imported, which the extension tries as soon as it is installed; None if it can.
 
     Raises:
         PanelError: PYTORCH, the extension is not installed; INSTALL_FAILED.
     """
     logic = _pytorchUtils().PyTorchUtilsLogic()
     before = os.environ.get("PIP_CONSTRAINT")
-    os.environ["PIP_CONSTRAINT"] = constraints.as_uri()  # pip splits the variable at spaces, which a URL has none of
+    os.environ["PIP_CONSTRAINT"] = constraints.as_uri()  # pip splits the variable at spaces; a URL has none
     try:
         done = logic.installTorch(torchVersionRequirement=TORCH.removeprefix("torch"))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What the panel asks the user in windows of their own."""
+"""What the panel asks the user in dialogs."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ class Dialogs:
     """Files, folders and decisions."""
 
     def saveFile(self, title: str, name: str, filters: str) -> Path | None:
-        """A file to write to; its name gets the chosen filter's ending where it has none of them."""
+        """A file to write to; a name without any filter's ending gets the chosen filter's."""
         dialog = qt.QFileDialog(slicer.util.mainWindow(), title)
         dialog.setAcceptMode(qt.QFileDialog.AcceptSave)
         dialog.setNameFilters(filters.split(";;"))
@@ -27,12 +27,12 @@ class Dialogs:
             return Path(path)
         ending = re.findall(r"\*([\w.]+)", chosen)[0]
         last = "." + ending.rpartition(".")[2]
-        stem = path[: -len(last)] if path.lower().endswith(last) else path  # "spine.nrrd" for spine.seg.nrrd
+        stem = path[: -len(last)] if path.lower().endswith(last) else path  # "spine.nrrd" becomes spine.seg.nrrd
         whole = Path(stem + ending)
         return whole if not whole.exists() or self.replaceFiles([whole.name]) else None
 
     def replaceFiles(self, names: list[str]) -> bool:
-        """Whether files may be replaced; asked where no file dialog could."""
+        """Ask whether files may be replaced, where no file dialog has asked."""
         if len(names) == 1:
             text = _("The file {name} already exists. Replace it?").format(name=names[0])
         else:
@@ -53,7 +53,7 @@ class Dialogs:
         return Path(path) if path else None
 
     def replaceEdited(self, name: str) -> str:
-        """What becomes of a result that was edited by hand: ``replace``, ``keep`` or ``cancel``."""
+        """Ask what to do with a result that was edited by hand: ``replace``, ``keep`` or ``cancel``."""
         box = qt.QMessageBox(slicer.util.mainWindow())
         box.setWindowTitle(_("SAU-Net Spine Segmentation"))
         box.setTextFormat(qt.Qt.PlainText)  # a node's name may look like HTML
@@ -69,5 +69,5 @@ class Dialogs:
         return "keep" if clicked == keep else "replace" if clicked == replace else "cancel"
 
     def confirmInstall(self, text: str) -> bool:
-        """Consent to an installation."""
+        """Ask for consent to an installation."""
         return bool(slicer.util.confirmOkCancelDisplay(text, _("SAU-Net Spine Segmentation")))

@@ -17,14 +17,14 @@ from .Signal import Signal
 
 IDLE_MS = 10 * 60 * 1000
 POLITE_MS = 1000
-"""How long a cancelled worker has for ending the request by itself."""
+"""Milliseconds that a cancelled worker has to end the request by itself; then it is asked to terminate."""
 FIRM_MS = 400
-"""How long a worker that was asked to terminate has before it is killed; with POLITE_MS within two seconds."""
+"""Milliseconds that it then has before it is killed; together with POLITE_MS less than two seconds."""
 LONGEST_LINE = 2**20
 ABNORMAL = "exit abnormally"
-"""What Slicer's launcher says, and exits with 1, when a signal ended the process that it had started."""
+"""What Slicer's launcher prints, before it exits with 1, when a signal ended the process it had started."""
 FATAL = ("Fatal Python error", "Windows fatal exception")
-"""What Python says at the signals of a crash, see Bootstrap.py; at the one sent when memory runs out, nothing."""
+"""What Python prints on the signals of a crash (see Bootstrap.py); on the one sent when memory runs out, nothing."""
 EVENTS = ("process", "ready", "progress", "warning", "result", "error")
 
 
@@ -58,9 +58,9 @@ class EngineProcess:
         self._environment = environment or {}
         self._process: Any = None
         self._ended_process: Any = None
-        self._group = 0  # number of the process group that the worker leads
+        self._group = 0  # ID of the process group that the worker leads
         self._pending = {"out": b"", "err": b""}
-        self._said: set[str] = set()  # of ABNORMAL and FATAL
+        self._said: set[str] = set()  # those of ABNORMAL and FATAL that were printed
         self._request: str | None = None
         self._count = 0
         self._cancelled = self._warming = False
@@ -105,7 +105,7 @@ class EngineProcess:
 
         Raises:
             RuntimeError: a request to segment is under way.
-            TypeError: an entry that JSON does not know; nothing was changed.
+            TypeError: an entry cannot be written as JSON; nothing was changed.
         """
         if self.busy and not self._warming:
             raise RuntimeError("a request is under way")
@@ -150,7 +150,7 @@ class EngineProcess:
             process = self._process
             self.kill()
             if not process.waitForFinished(1000):
-                process.blockSignals(True)  # whenever it ends, it is no longer ours
+                process.blockSignals(True)  # ignore its end, whenever that comes
                 self._ended(_cancelled())
 
     def _start(self) -> None:
@@ -182,7 +182,7 @@ class EngineProcess:
             self._take("err", self._process.readAllStandardError().data())
 
     def _take(self, channel: str, data: bytes) -> None:
-        """Handle the complete lines; an unfinished one waits for its end."""
+        """Handle the complete lines; keep an unfinished one until its end arrives."""
         *lines, unfinished = (self._pending[channel] + data).split(b"\n")
         if len(unfinished) > LONGEST_LINE:
             lines, unfinished = [*lines, unfinished], b""
@@ -206,7 +206,7 @@ class EngineProcess:
             self._deliver(event)
 
     def _lead(self, pid: Any) -> None:
-        """Take the number of the worker's process group, once, and never Slicer's own."""
+        """Store the ID of the worker's process group, but only once and never Slicer's own."""
         own = os.getpgrp() if hasattr(os, "getpgrp") else 0
         if not self._group and isinstance(pid, int) and pid > 1 and pid != own:
             self._group = pid
@@ -221,16 +221,16 @@ class EngineProcess:
             self._polite.stop()
         codes = {event.get("code"), *(warning.get("code") for warning in event.get("warnings", []))}
         if codes & {"INTERNAL", "DEVICE", "GPU_FAILED"}:
-            self.stop()  # a process whose GPU failed, or was not found, cannot use it again: the next run starts anew
+            self.stop()  # a process whose GPU failed or was not found cannot use it again; the next run starts another
         elif self.alive:
             self._idle.start()
         if self._cancelled and event["event"] == "result":
-            event = _cancelled()  # the user's wish came while the last line was on its way
+            event = _cancelled()  # cancelled while the result was on its way
         self.event.emit(event)
 
     def _terminate(self) -> None:
         self._stopping = True
-        if os.name == "nt":  # a console process there does not hear a polite request
+        if os.name == "nt":  # console processes on Windows receive no polite request
             self.kill()
         elif self.alive:
             self._signal("SIGTERM")
@@ -238,7 +238,7 @@ class EngineProcess:
             self._firm.start()
 
     def _signal(self, name: str) -> None:
-        """Send a signal to the worker's process group; on Windows end the trees below the launcher and the worker."""
+        """Send a signal to the worker's process group; on Windows end the launcher's and the worker's process trees."""
         if os.name == "nt":
             for pid in (self._process.processId(), self._group):
                 if pid:
@@ -253,11 +253,11 @@ class EngineProcess:
             self._ended(_problem("ENGINE_START", cause))
 
     def _finished(self, code: int, status: Any) -> None:
-        self._readOutput()  # what arrived last is most often the reason
+        self._readOutput()  # the last lines usually give the reason
         self._readErrors()
         for channel in ("out", "err"):
             self._take(channel, b"\n")
-        if os.name != "nt":  # there the number may be another process's by now
+        if os.name != "nt":  # on Windows the ID may be another process's by now
             self._signal("SIGKILL")  # what the worker itself had started
         crashed = status == qt.QProcess.CrashExit
         if self._killed:
@@ -283,7 +283,7 @@ class EngineProcess:
 
 
 def _event(text: str) -> dict[str, Any] | None:
-    """The event in a line, or None where it holds something else."""
+    """The event in a line, or None if the line is something else."""
     if not text.startswith("{"):
         return None
     try:

@@ -34,7 +34,7 @@ class Device(Enum):
     CPU = "cpu"
 
     def label(self) -> str:
-        """As the user reads it."""
+        """The text shown to the user."""
         return {"auto": _("Automatic"), "gpu": _("Graphics card"), "cpu": _("Processor")}[self.value]
 
 
@@ -45,7 +45,7 @@ class Output(Enum):
     CLASSES = "classes"
 
     def label(self) -> str:
-        """As the user reads it."""
+        """The text shown to the user."""
         return {"levels": _("Every vertebra and disc"), "classes": _("Vertebrae, discs, canal")}[self.value]
 
 
@@ -59,7 +59,7 @@ class Lowest(Enum):
     C7, C6, C5, C4, C3, C2, C1 = "C7", "C6", "C5", "C4", "C3", "C2", "C1"
 
     def label(self) -> str:
-        """As the user reads it."""
+        """The text shown to the user."""
         return _("Automatic") if self is Lowest.AUTO else self.value
 
 
@@ -70,7 +70,7 @@ class Previous(Enum):
     KEEP = "keep"
 
     def label(self) -> str:
-        """As the user reads it."""
+        """The text shown to the user."""
         return {"replace": _("Replace unless edited"), "keep": _("Keep and add a new one")}[self.value]
 
 
@@ -104,7 +104,7 @@ class Options:
         model: a model's name, or its .safetensors file; empty for the standard model.
         replace: segmentation node whose content the result replaces, if it is empty or an unedited result; a result
             that was edited by hand and a segmentation that is not a result are kept.
-        replaceEdited: replace the content even so; a segmentation edited after the start is kept.
+        replaceEdited: replace those as well; a segmentation edited after the start is kept.
 
     Raises:
         TypeError, ValueError: an option of the wrong type, or a level that is not a vertebra.
@@ -185,7 +185,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
     def getParameterNode(self) -> SAUNetParameterNode:
         """The scene's parameters of this module."""
         node = super().getParameterNode()
-        # Of a scene that a later version saved: the wrapper refuses a node with a choice that it does not know.
+        # In a scene saved by a later version: the wrapper rejects a node with a choice that it does not know.
         for name, kind in (("device", Device), ("output", Output), ("lowest", Lowest), ("previous", Previous)):
             if node.GetParameter(name) not in ("", *kind.__members__):
                 node.UnsetParameter(name)
@@ -223,13 +223,13 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             self.progressed.connect(progress)
         try:
             run = self._start(volumeNode, options)
-            while self.running and self._run is run:  # a receiver of its end may have begun another one
+            while self.running and self._run is run:  # a receiver of its end may have started another one
                 slicer.app.processEvents()
                 time.sleep(0.01)
         finally:
             if progress is not None:
                 self.progressed.disconnect(progress)
-        if not run:  # closed by a callback, or by a button, without a word
+        if not run:  # closed by a callback or a button, which emits no signal
             raise PanelError("CANCELLED")
         if isinstance(run[0], Card):
             raise PanelError(run[0])
@@ -270,7 +270,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
             self._fail(PanelError("FOLDER").card)
         except MemoryError:
             self._fail(PanelError("MEMORY").card)
-        except Exception:  # an option that no request can hold
+        except Exception:  # an option cannot be put into a request
             self._job = None
             self._removeFolder()
             raise
@@ -338,7 +338,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         )
 
     def _mayReplace(self, node: Any) -> bool:
-        """It may have been edited or removed while the engine worked."""
+        """Whether a node may be replaced; it may have been edited or removed while the engine worked."""
         if node is None or node.GetScene() is None:
             return False
         drawn = node.GetSegmentation().GetNumberOfSegments() > 0
@@ -349,7 +349,7 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
         self.failed.emit(card)
 
     def _end(self, outcome: Any) -> None:
-        """Clean up after a run: whoever waits for its end holds the list, and no node is kept here."""
+        """Clean up after a run. A caller waiting for its end holds the list, so no node is kept here."""
         self._job = None
         self._removeFolder()
         self._run.append(outcome)
@@ -368,14 +368,14 @@ class SAUNetSegmentationLogic(ScriptedLoadableModuleLogic):
 
 
 def deviceName(device: str) -> str:
-    """The engine's name of a device."""
+    """The engine's name for a device."""
     return {"gpu": "mps" if sys.platform == "darwin" else "cuda"}.get(device, device)
 
 
 def withPackageFault(event: dict[str, Any]) -> dict[str, Any]:
     """The error event; replaced by a clearer one if a package or part of PyTorch was missing.
 
-    Install brings the first. PyTorch it takes for installed, whatever its installation lacks.
+    Install can add a package, but it takes PyTorch for installed whatever parts are missing.
     """
     cause = str(event.get("cause"))
     if event.get("code") != "INTERNAL":
@@ -389,12 +389,12 @@ def withPackageFault(event: dict[str, Any]) -> dict[str, Any]:
 
 
 _PACKAGES = ("numpy", "SimpleITK", "PIL", "packaging", "torch", "safetensors", "cc3d", "nrrd")
-"""What the engine imports by itself; what else may be missing is a part of PyTorch or something that it brings."""
+"""Packages that the engine itself imports; any other missing one is a part of PyTorch or one of its dependencies."""
 _TORCHS_LIBRARY = re.compile(r"(?:OSError|ImportError): .*(?:\btorch\b|\bc10\b|libtorch)", re.DOTALL)
 
 
 def stageText(stage: str) -> str:
-    """A stage as the user reads it."""
+    """The text shown to the user for a stage."""
     texts = {
         "load": _("Loading the network"),
         "read": _("Reading the volume"),

@@ -24,8 +24,8 @@ PAPER = (
 HOMEPAGE = "https://github.com/SAUNet/SlicerSAUNet"
 _START = r"(?:file:/+|(?<![\w.])[A-Za-z]:[\\/]|\\\\|(?<!http:)(?<!https:)(?<![\w./])~?/)(?!\s)"
 _QUOTED = re.compile(rf"(?P<quote>['\"])(?:{_START}).*?(?P=quote)(?!\w)")
-# Folders of Windows and of clouds have blanks, commas and brackets in their names: all up to the last separator goes,
-# also where that takes some words of the line along.
+# Names of Windows and cloud folders contain spaces, commas and brackets: remove everything up to the last separator,
+# even if some words of the line go with it.
 _FOLDER = r"(?:(?!\.\w{1,9}[\s,;:'\")])[^\"<>|*?:\\/\n]){0,80}[\\/]+"
 _FILE = r"(?:[^\"<>|*?:\\/\n]{0,80}?\.[A-Za-z]\w{0,8}(?:\.gz)?(?!\w)|[^\s'\":;,<>|\\/]*)"
 _PATH = re.compile(rf"{_START}(?:{_FOLDER})*{_FILE}")
@@ -33,7 +33,7 @@ _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def reportText(card: Card | None, log: Iterable[str], names: Iterable[str], about: Mapping[str, str]) -> str:
-    """Versions, error code and log; paths, the user's name and these names are left out."""
+    """Versions, error code and log, without paths, the user's name and these names."""
     lines = [
         f"SAUNet {__version__}",
         f"Slicer {slicer.app.majorVersion}.{slicer.app.minorVersion} (revision {slicer.app.revision})",
@@ -50,7 +50,7 @@ def reportText(card: Card | None, log: Iterable[str], names: Iterable[str], abou
 def privateNames() -> list[str]:
     """Names in the scene that may identify a patient, including the forms shortened by the panel.
 
-    Of volumes, segmentations, and segments that are not called as a structure is.
+    These are names of volumes, segmentations, and segments that are not named after a structure.
     """
     volumes, segmentations = map(slicer.util.getNodesByClass, ("vtkMRMLVolumeNode", "vtkMRMLSegmentationNode"))
     names = [node.GetName() or "" for node in (*volumes, *segmentations)]
@@ -62,12 +62,12 @@ def privateNames() -> list[str]:
 
 
 def withoutPaths(line: str) -> str:
-    """A line without paths, and without who is logged in to an address."""
+    """A line without paths, and without the user part of URLs."""
     return _PATH.sub("[path]", _QUOTED.sub(r"\g<quote>[path]\g<quote>", _LOGIN.sub("", line)))
 
 
 def withoutNames(line: str, names: Iterable[str]) -> str:
-    """A line without paths, and without these names and the user's; one or two plain letters are none."""
+    """A line without paths, these names and the user's; names of at most two ASCII letters are kept."""
     line = withoutPaths(line)
     private = {name for name in [*names, Path.home().name] if len(name) > 2 or (name and not name.isascii())}
     for name in sorted(private, key=len, reverse=True):

@@ -31,25 +31,25 @@ from .Cards import PanelError
 
 ATTRIBUTE = ABOUT_TAG
 FRAME_VALUE = ATTRIBUTE + "frame_value"
-"""What a result keeps beside the number of its frame: `Frame.value`."""
+"""Attribute of a result for its `Frame.value`, beside the one for the frame's number."""
 INPUT_ROLE = "SAUNet.Input"
 LABELMAP = "Binary labelmap"
 NOT_KNOWN = "not known"
-"""In place of the fingerprint of a result that was loaded from a file."""
+"""Stands in for the fingerprint of a result that was loaded from a file."""
 ABOUT = ("software", "model", "model_sha256", "device", "options", "time", "anchor", "relabelled", "encoding",
          "warnings")  # fmt: skip
-"""What the tags of a segment say of the result; a segment cannot be asked for the names of its tags."""
+"""The tags in which segments record a result's provenance; a segment cannot be asked for the names of its tags."""
 PLACE_MM = 1e-3
-"""A result that moved by less is where it was."""
+"""A result that moved by less counts as unmoved."""
 FREE_FROM = 200
-"""Label values from here on mean no structure in any encoding."""
+"""Label values from this one on belong to no structure in any encoding."""
 LOST = 0.01
-"""A label map that lacks this part of a result, since it lies outside the image, is not written without a word."""
+"""If at least this fraction of a result lies outside the image and so is not in its label map, the user is told."""
 LONGEST_NAME = 28
-"""Characters of a name in a line of the panel."""
+"""Most characters of a name in a line of the panel."""
 STATUS_TAG = "Segmentation.Status"
 REVIEWED = ("completed", "flagged")
-"""Slicer's tag for what its list of segments shows of each, and what a reviewer sets there: Slicer itself sets
+"""Slicer's tag for the status in its segment list, and its values that a reviewer sets; Slicer itself sets
 ``inprogress`` as soon as a segment is painted."""
 
 
@@ -69,7 +69,7 @@ def isEdited(node: Any) -> bool:
 
 
 def _wasMoved(node: Any) -> bool:
-    """Whether a result under another transform than its input lies elsewhere: not if only the volume was hardened."""
+    """Whether a result under another transform than its input was moved: not if only the volume was hardened."""
     grid, transform, _parent = _exportGrid(node)
     resample, made, linear = slicer.vtkOrientedImageDataResample, _formerGrid(node), vtk.vtkTransform()
     if transform is None or not resample.IsTransformLinear(transform, linear):  # None: another frame is shown
@@ -81,8 +81,8 @@ def _wasMoved(node: Any) -> bool:
 def recognise(node: Any) -> None:
     """Turn a loaded segmentation file back into a result, from the segment tags that the file keeps.
 
-    Its input is not known, nor whether a hand changed it before it was saved: it counts as edited. A segmentation of
-    the user's own, which comes from no file, becomes one if structures were copied into it and are most of it.
+    Its input is unknown, and so is whether it was edited before it was saved: it counts as edited. A segmentation made
+    by the user, which comes from no file, becomes a result if most of its segments are structures copied into it.
     """
     if isResult(node):
         return
@@ -91,7 +91,7 @@ def recognise(node: Any) -> None:
     if not made or (node.GetStorageNode() is None and 2 * len(made) <= len(segments)):
         return
     about = {name: _tag(made[0], ATTRIBUTE + name) for name in ABOUT} | {"fingerprint": NOT_KNOWN}
-    if not about["encoding"]:  # the engine's earlier files do not say it
+    if not about["encoding"]:  # files of earlier engines do not state it
         about["encoding"] = "parts" if _hasParts(segments) else "levels"
     with slicer.util.NodeModify(node):
         for name, value in about.items():
@@ -107,7 +107,7 @@ def _hasParts(segments: list[tuple[str, Any]]) -> bool:
 def provenance(node: Any) -> dict[str, str]:
     """The result's own record: model, model_sha256, device, options, software, time, encoding, warnings.
 
-    The segments have the word: the editor's Undo brings back those of an earlier run, but not the node's attributes.
+    The segments' tags take precedence: the editor's Undo restores an earlier run's segments, not the node's attributes.
     """
     names = node.GetAttributeNames()
     hidden = ATTRIBUTE + "fingerprint", FRAME_VALUE
@@ -139,15 +139,15 @@ def encodingOf(node: Any) -> Encoding:
 def labelValues(node: Any) -> dict[str, int]:
     """Label value of every segment for export.
 
-    The encoding's by the segment's name, else by the code that it was given, as the engine reads a segmentation file;
-    where several have its code, the one that the engine gave it. Failing that, one from `FREE_FROM` on. No value comes
-    twice.
+    It is found in the encoding by the segment's name, else by the code that it was given, as when the engine reads a
+    segmentation file; if several structures have that code, it is the value that the engine gave. Failing that, it is
+    one from `FREE_FROM` on. No value comes twice.
     """
     encoding = encodingOf(node)
     known = encoding.structures
     made = {segment_id(value, encoding.name): structure for value, structure in known.items()}
     segments = list(segmentsOf(node.GetSegmentation()))
-    # Who gave another code meant something else.
+    # A user who assigned another code meant something else.
     by_id = {
         segmentId: made[segmentId]
         for segmentId, segment in segments
@@ -189,7 +189,7 @@ def givenCode(segmentId: str, segment: Any) -> str:
 
 
 def repeatedTerm(segmentId: str, segment: Any, known: Mapping[int, Structure]) -> Structure | None:
-    """The structure (or one of several) whose code a segment has though nobody may have chosen it; see `givenCode`."""
+    """The structure (or one of several) whose code a segment has, maybe without anyone's choice; see `givenCode`."""
     if givenCode(segmentId, segment):
         return None
     return next((structure for structure in known.values() if structure.code == codeOf(segment)), None)
@@ -202,11 +202,11 @@ def meanings(node: Any) -> dict[str, Structure]:
 
 
 def exportNotes(node: Any, merged: "Merged | None") -> list[str]:
-    """Notes for the user about an exported file: the label map that was written, or a segmentation.
+    """Notes for the user about an export: of the label map `merged`, or (None) of a segmentation.
 
-    Names that are not those of what was written, and two that mean the same; in a segmentation, terms that were not
-    written; in a label map, segments without a meaning, voxels that two segments share, and what lies outside the
-    image.
+    They list names that differ from the structure written, and two segments that mean the same; for a segmentation,
+    terms that were not written; for a label map, segments without a meaning, voxels that two segments share, and parts
+    outside the image.
     """
     notes = []
     known, values, meant = encodingOf(node).structures, labelValues(node), meanings(node)
@@ -252,7 +252,7 @@ def elided(name: str) -> str:
 
 def labelMapHeader(node: Any, merged: "Merged") -> Any:
     """The header of a label map file for a result: the engine's `label_maps.Header`."""
-    from SAUNetLib.formats.label_maps import Header  # brings SimpleITK, for which Slicer must not wait when it starts
+    from SAUNetLib.formats.label_maps import Header  # imports SimpleITK, which would slow Slicer's start
     from SAUNetLib.notices import Notice
 
     about = provenance(node)
@@ -277,10 +277,10 @@ class Merged:
 
     Attributes:
         labels: uint8 or uint16 (k, j, i).
-        matrix: (4, 4), to RAS, without parent transforms.
+        matrix: (4, 4), from voxels to RAS, without parent transforms.
         parent: ID of the parent transform, or None.
-        covered: by the IDs of two segments, how many voxels of the first the second has.
-        gone: IDs of segments of which it has no voxel, though something is drawn.
+        covered: by the IDs of two segments, how many voxels of the first went to the second.
+        gone: IDs of segments that contain voxels, but none in the label map.
     """
 
     labels: np.ndarray
@@ -293,8 +293,8 @@ class Merged:
 def merge(node: Any) -> Merged:
     """Merge all segments into one label map on the input's grid, or on its former grid if the input is gone.
 
-    A segment on another grid, under another transform or finer than the input is resampled to the nearest voxel. Of two
-    segments in one voxel the later one has it.
+    A segment on another grid, under another transform or finer than the input is resampled to the nearest voxel. A
+    voxel of two segments goes to the later one.
     """
     grid, transform, parent = _exportGrid(node)
     if not node.GetSegmentation().ContainsRepresentation(LABELMAP):
@@ -309,7 +309,7 @@ def merge(node: Any) -> Merged:
         layer = segment.GetRepresentation(LABELMAP)
         if layer is None or 0 in layer.GetDimensions():
             continue
-        if id(layer) not in layers:  # segments share layers; the layer is kept, so that its number stays its own
+        if id(layer) not in layers:  # segments share layers; keeping a layer keeps its id unique
             layers[id(layer)] = layer, _onGrid(layer, grid, transform)
         _layer, image = layers[id(layer)]
         value = segment.GetLabelValue()
@@ -348,7 +348,7 @@ def _lost(node: Any) -> float:
             layers[id(layer)] = layer
     for layer in layers.values():
         volume = float(np.prod(layer.GetSpacing()))
-        if transform is None and _liesWithin(layer, grid):  # as almost always: no list of points, which takes seconds
+        if transform is None and _liesWithin(layer, grid):  # almost always; a list of points takes seconds
             count = int(np.count_nonzero(voxelsOf(layer)))
             drawn += volume * count
             inside += volume * count
@@ -367,7 +367,7 @@ def _lost(node: Any) -> float:
 
 
 def _liesWithin(layer: Any, grid: Any) -> bool:
-    """Whether a layer's voxels are the grid's own, and none lies outside of it."""
+    """Whether a layer's voxels coincide with the grid's, and none lies outside it."""
     part, whole = np.array(layer.GetExtent()), np.array(grid.GetExtent())
     within = (part[::2] >= whole[::2]).all() and (part[1::2] <= whole[1::2]).all()
     return bool(within) and slicer.vtkOrientedImageDataResample.DoGeometriesMatch(layer, grid)
@@ -381,8 +381,8 @@ class Frame(NamedTuple):
     """A frame of a sequence.
 
     Attributes:
-        number: from 1; another frame that comes or goes may change it. 0 of none.
-        value: the index value under which the sequence has it, and which it keeps.
+        number: from 1, or 0 for no frame; adding or removing another frame may change it.
+        value: its index value in the sequence, which does not change.
     """
 
     number: int
@@ -393,7 +393,7 @@ NO_FRAME = Frame(0, "")
 
 
 def browserOf(volumeNode: Any) -> Any:
-    """The browser of the sequence of which a volume shows a frame, or None. Slicer's scene views are hidden ones."""
+    """The browser of the sequence whose frame a volume shows, or None. Hidden browsers are Slicer's scene views."""
     browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", volumeNode.GetScene())
     return next(
         (one for one in browsers if not one.GetHideFromEditors() and one.GetSequenceNode(volumeNode) is not None), None
@@ -410,9 +410,9 @@ def shownFrame(volumeNode: Any) -> Frame:
 
 
 def ownFrame(node: Any) -> int:
-    """Number that the frame from which a result was made has now; 0 of none, -1 where the sequence no longer has it.
+    """Current number of the frame from which a result was made; 0 for none, -1 if the sequence no longer has it.
 
-    It is the number that it had then where there is no sequence, or the result is an earlier version's.
+    Without a sequence, or for a result of an earlier version, it is the number at that time.
     """
     value, volume = node.GetAttribute(FRAME_VALUE), node.GetNodeReference(INPUT_ROLE)
     browser = browserOf(volume) if value and volume is not None else None
@@ -422,7 +422,7 @@ def ownFrame(node: Any) -> int:
 
 
 def toInput(node: Any) -> Any:
-    """The transform from a result to its input where they lie under different ones, else None."""
+    """The transform from a result to its input if they are under different ones, else None."""
     volume = node.GetNodeReference(INPUT_ROLE)
     if volume is None or node.GetTransformNodeID() == volume.GetTransformNodeID():
         return None
@@ -430,7 +430,7 @@ def toInput(node: Any) -> Any:
 
 
 def transformBetween(node: Any, volumeNode: Any) -> Any:
-    """The transform from what one node lies under to what another one does."""
+    """The transform from a node's own coordinates to a volume's."""
     transform = vtk.vtkGeneralTransform()
     slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
         node.GetParentTransformNode(), volumeNode.GetParentTransformNode(), transform
@@ -439,9 +439,9 @@ def transformBetween(node: Any, volumeNode: Any) -> Any:
 
 
 def _exportGrid(node: Any) -> tuple[Any, Any, str | None]:
-    """The grid of a label map of the result, the transform to it (None: none), and its parent transform's ID."""
+    """The grid of a result's label map, the transform to it or None, and its parent transform's ID."""
     volume = node.GetNodeReference(INPUT_ROLE)
-    # Another frame than the one that is shown may lie elsewhere.
+    # A frame other than the one shown may lie elsewhere.
     if volume is None or volume.GetImageData() is None or shownFrame(volume).number != ownFrame(node):
         return _formerGrid(node), None, node.GetTransformNodeID()
     grid = slicer.vtkOrientedImageData()
@@ -463,7 +463,7 @@ def _formerGrid(node: Any) -> Any:
 
 
 def _onGrid(image: Any, grid: Any, transform: Any) -> Any:
-    """A layer on a grid; the layer itself where it lies there already."""
+    """A layer resampled to a grid; the layer itself if it is on that grid."""
     resample = slicer.vtkOrientedImageDataResample
     if transform is None and resample.DoGeometriesMatch(image, grid):
         return image
@@ -489,7 +489,7 @@ def fingerprint(segmentation: Any) -> str:
 
 
 def fingerprintOf(segments: Iterable[tuple[str, Any]]) -> str:
-    """Same as `fingerprint`, of segments with their IDs."""
+    """Same as `fingerprint`, for segments with their IDs."""
     digest = hashlib.sha256()
     layers: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
     for number, (segmentId, segment) in enumerate(segments, start=1):
@@ -510,7 +510,7 @@ def state(node: Any) -> tuple[str, str | None]:
 
 
 def _contents(image: Any, members: list[tuple[int, int]]) -> bytes:
-    """The box around a layer's structures, where it lies, and which segment's number each voxel in it has."""
+    """Position and size of the box around a layer's structures, and the number of each voxel's segment."""
     voxels, extent = voxelsOf(image), image.GetExtent()
     numbers = np.zeros(voxels.shape, np.uint16)
     if voxels.dtype == np.uint8:
@@ -530,7 +530,7 @@ def _contents(image: Any, members: list[tuple[int, int]]) -> bytes:
         first[2 - axis] = int(used[0]) + extent[2 * (2 - axis)]
         numbers = numbers.take(np.arange(used[0], used[-1] + 1), axis=axis)
     matrix[:3, 3] += matrix[:3, :3] @ first
-    # Files round. The odd share keeps usual spacings away from where the rounding turns.
+    # Files round numbers. The odd offset keeps common spacings away from where `floor` jumps.
     place = np.floor(matrix / PLACE_MM + 0.3217).astype(int).tolist()
     return repr((place, numbers.shape)).encode() + np.ascontiguousarray(numbers).tobytes()
 

@@ -1,4 +1,4 @@
-"""Sample data for the module Sample Data: downloaded when the user clicks it, never before."""
+"""A volume for the module Sample Data, downloaded only when the user clicks it."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ LUMBAR = {
 
 
 def registerSampleData() -> None:
-    """Add the volumes to the module Sample Data, unless that is switched off."""
+    """Add the volume to the module Sample Data, unless that module is disabled."""
     try:
         import SampleData
     except ModuleNotFoundError:

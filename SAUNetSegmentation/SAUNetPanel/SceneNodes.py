@@ -61,7 +61,7 @@ from .Result import (
 SURFACE = "Closed surface"
 _SHOWN = ("Visibility", "Visibility3D", "Visibility2DFill", "Visibility2DOutline", "Opacity3D", "Opacity2DFill",
           "Opacity2DOutline")  # fmt: skip
-"""What a display node keeps of each segment."""
+"""The properties that a display node stores for each segment."""
 _NRRD_TYPES = {"int8": "signed char", "uint8": "unsigned char", "int16": "short", "uint16": "unsigned short",
                "int32": "int", "uint32": "unsigned int", "int64": "long long", "uint64": "unsigned long long",
                "float32": "float", "float64": "double"}  # fmt: skip
@@ -98,7 +98,7 @@ class SceneNodes:
             raise PanelError("INPUT_SPACING", _("The volume's voxel size, position or axes are impossible."))
         transform = volumeNode.GetParentTransformNode()
         if transform is not None and not transform.IsTransformToWorldLinear():
-            # The sequence brings back what was hardened.
+            # Hardening a frame does not last: the sequence restores the original.
             raise PanelError("TRANSFORM_FRAME" if shownFrame(volumeNode).number else "TRANSFORM_NONLINEAR")
 
     def likelyVolume(self) -> Any:
@@ -114,7 +114,7 @@ class SceneNodes:
     def writeVolume(self, volumeNode: Any, path: Path) -> None:
         """Write voxels and geometry as uncompressed NRRD, without names, other nodes or patient data.
 
-        The geometry is the volume's own, without its parent transforms; the result is laid under the same ones.
+        The geometry is the volume's own, without its parent transforms; the result is put under the same ones.
         """
         self.check(volumeNode)
         voxels = np.ascontiguousarray(slicer.util.arrayFromVolume(volumeNode))
@@ -140,7 +140,7 @@ class SceneNodes:
         """Read the label map that the engine wrote: uint8 (k, j, i) on the volume's grid.
 
         Raises:
-            PanelError: MEMORY, RESULT_UNREADABLE; RESULT_GEOMETRY where it does not lie on the volume's grid.
+            PanelError: MEMORY, RESULT_UNREADABLE, or RESULT_GEOMETRY if it is not on the volume's grid.
         """
         import SimpleITK as sitk
 
@@ -176,15 +176,15 @@ class SceneNodes:
             labels: uint8 (k, j, i).
             summary: the engine's result event: structures from top to bottom, provenance, warnings.
             levels: whether the encoding is ``levels``; otherwise ``classes``.
-            replace: segmentation node whose content it takes over; otherwise a new node is made.
-            frame: `shownFrame` of the volume when it went to the engine; the user may show another one by now.
-            aboutToReplace: called with that node before its content goes, and after all that may fail.
+            replace: segmentation node whose content the result replaces; otherwise a new node is made.
+            frame: `shownFrame` of the volume when it was sent to the engine; another one may be shown by now.
+            aboutToReplace: called with that node before its content is removed, after all steps that may fail.
 
         Returns:
             The segmentation node.
         """
         segments = _makeSegments(volumeNode, labels, summary, levels)
-        unedited = fingerprintOf(segments)  # takes memory, which may run out: nothing is changed so far
+        unedited = fingerprintOf(segments)  # may run out of memory: nothing has been changed yet
         node = replace
         if node is None:
             name = _("{volume} spine").format(volume=frameName(volumeNode, frame.number))
@@ -202,21 +202,21 @@ class SceneNodes:
             node.GetSegmentation().SetSourceRepresentationName(LABELMAP)
             for segmentId, segment in segments:
                 node.GetSegmentation().AddSegment(segment, segmentId)
-            if surfaces:  # they are shown in 3D, or were
+            if surfaces:  # they are, or were, shown in 3D
                 node.CreateClosedSurfaceRepresentation()
             node.SetNodeReferenceID(INPUT_ROLE, volumeNode.GetID())
             _describe(node, _about(summary, levels), frame, unedited)
             node.CreateDefaultDisplayNodes()
             _restoreLooks(node, looks)
-            # Lists of segments begin anew. Merged events name no segment: what a list shows of one whose ID is still
-            # there, it would keep, and at the next change write into the new one (qMRMLSegmentsModel::onItemChanged).
+            # Rebuild segment lists. Merged events name no segment, so a list would keep the row of a segment whose ID
+            # still exists, and at the next change write it into the new one (qMRMLSegmentsModel::onItemChanged).
             node.InvokeCustomModifiedEvent(slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent)
         return node
 
     def layOver(self, node: Any, volumeNode: Any) -> None:
         """Put a segmentation under a volume's transform without moving it.
 
-        The editor's Undo brings segments back, but not the transform that they were seen under.
+        The editor's Undo restores segments, but not the transform that they were under.
         """
         if node.GetTransformNodeID() != volumeNode.GetTransformNodeID():
             node.ApplyTransform(transformBetween(node, volumeNode))
@@ -247,7 +247,7 @@ class SceneNodes:
                 view.EndModify(modifying)
 
     def recognise(self) -> None:
-        """Turn segmentations that were loaded from a result file back into results; clones belong to their input."""
+        """Turn segmentations that were loaded from a result file back into results; give clones an input."""
         nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene)
         for node in nodes:
             recognise(node)
@@ -256,7 +256,7 @@ class SceneNodes:
                 self._attach(node, nodes)
 
     def _attach(self, node: Any, others: list[Any]) -> None:
-        """Give a result without input that of the one it is a clone of: Slicer copies no references, nor transforms."""
+        """Give a cloned result its original's input: Slicer copies neither references nor transforms."""
         names = [ATTRIBUTE + name for name in ("fingerprint", "time", "model_sha256")]
         roles = INPUT_ROLE, node.GetReferenceImageGeometryReferenceRole()
         grid = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
@@ -266,20 +266,20 @@ class SceneNodes:
                 for role in roles:
                     node.SetNodeReferenceID(role, other.GetNodeReferenceID(role))
                 grids = {one.GetSegmentation().GetConversionParameter(grid) for one in (node, other)}
-                if node.GetTransformNodeID() is None and len(grids) == 1:  # hardened, it would lie elsewhere
+                if node.GetTransformNodeID() is None and len(grids) == 1:  # not hardened
                     node.SetAndObserveTransformNodeID(other.GetTransformNodeID())
                 return
 
     def previousResult(self, volumeNode: Any) -> Any:
         """The latest segmentation made from a volume (of a sequence, from the displayed frame), or None.
 
-        One that was edited comes first: a clone may be what it was before.
+        An edited one comes first: its clone may be a copy from before the edit.
         """
         nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", self.scene)
         made = [node for node in nodes if self.isResultOf(node, volumeNode)]
-        if len(made) < 2:  # it takes time to see whether one was edited
+        if len(made) < 2:  # checking for edits takes time
             return made[0] if made else None
-        return max(reversed(made), key=isEdited)  # of equals the first, which here is the latest
+        return max(reversed(made), key=isEdited)  # max takes the first of equals, here the latest
 
     def isResultOf(self, node: Any, volumeNode: Any) -> bool:
         """Whether the panel made this segmentation from a volume (of a sequence, from the displayed frame)."""
@@ -290,7 +290,7 @@ class SceneNodes:
     def exportLabelMapNode(self, node: Any) -> tuple[Any, Merged]:
         """Create a label map node on the input's grid with the segments' names and colours; also returns its content.
 
-        Slicer's own export takes segments of one name for one, and leaves the colours beside the node unused.
+        Slicer's own export merges segments of the same name, and leaves the colours beside the node unused.
         """
         merged = merge(node)
         name, values, written = node.GetName(), labelValues(node), _terms(node)
@@ -331,7 +331,7 @@ class SceneNodes:
         return merged
 
     def exportSegmentation(self, node: Any, path: Path) -> None:
-        """Write a .seg.nrrd file with names, colours, codes and provenance (as tags of the segments): `_asShown`.
+        """Write `_asShown` as a .seg.nrrd file with names, colours, codes and provenance (as segment tags).
 
         Raises:
             PanelError: OUTPUT_FORMAT or EXPORT_FAILED.
@@ -346,16 +346,16 @@ class SceneNodes:
     def exportSurfaces(self, node: Any, folder: Path, mayReplace: Callable[[list[str]], bool]) -> list[Path]:
         """Write one STL file (binary, LPS, mm, without the input's parent transforms) per segment that is not empty.
 
-        Slicer's own export cannot write a segment with a slash in its name, as every disc has one.
+        Slicer's own export cannot write a segment with a slash in its name, which every disc has.
 
         Args:
             node: the segmentation.
-            folder: where to.
-            mayReplace: asked, with their names, where files are there already: another patient's volume may well be
-                called the same.
+            folder: where to write.
+            mayReplace: called with the names of files that already exist: another patient's volume may well have the
+                same name.
 
         Returns:
-            The files, which appear together or not at all; none where they may not be replaced.
+            The files, which appear together or not at all; none if existing ones may not be replaced.
 
         Raises:
             PanelError: EXPORT_FAILED or EXPORT_EMPTY.
@@ -371,7 +371,7 @@ class SceneNodes:
             ):
                 name = f"{fileName(node.GetName())}_{fileName(segment.GetName())}"
                 path, number = folder / f"{name}.stl", 1
-                # Two segments may be called the same, by systems to which case makes no difference too.
+                # Names of two segments may be equal, or differ only in case, which some systems ignore.
                 while path.name.casefold() in {other.name.casefold() for other in surfaces}:
                     number += 1
                     path = folder / f"{name}_{number}.stl"
@@ -394,7 +394,7 @@ class SceneNodes:
 def _asShown(node: Any, representation: str) -> Any:
     """A copy of a result for export, outside the scene: aligned with its input, with codes that match its names.
 
-    Slicer writes whatever representation is the source, whatever the file is called, and leaves transforms out.
+    Slicer writes the source representation, whatever the file's name, and ignores transforms.
     """
     copy = slicer.vtkMRMLSegmentationNode()
     copy.SetName(node.GetName())
@@ -420,10 +420,10 @@ def _asShown(node: Any, representation: str) -> Any:
 
 
 def _terms(node: Any) -> dict[str, str]:
-    """By segment ID, the serialised terms under which a result is written: their codes are of what it is written as.
+    """By segment ID, the serialised terms for export; their codes are those of the structures written.
 
-    What was added by hand gets Slicer's own term for any tissue in the place of a structure's, which the editor's Add
-    repeats, and of none, with which the engine cannot read a file.
+    A segment added by hand gets Slicer's term for any tissue in place of a structure's, which the editor's Add
+    repeats, and in place of none, as the engine cannot read a file without.
     """
     meant, known = meanings(node), encodingOf(node).structures
     terms = {}
@@ -452,7 +452,7 @@ def frameName(volumeNode: Any, frame: int) -> str:
 def voxelsToRas(volumeNode: Any) -> np.ndarray:
     """Matrix (4, 4) from a volume's array to RAS, without its parent transforms.
 
-    It is IJK to RAS where the image's extent begins at 0, which that of one that VTK has cropped does not.
+    It equals IJK to RAS if the image's extent begins at 0, which it does not after cropping by VTK.
     """
     matrix = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(matrix)
@@ -467,7 +467,7 @@ def checksum(volumeNode: Any) -> int:
 
 
 def _makeSegments(volumeNode: Any, labels: np.ndarray, summary: dict[str, Any], levels: bool) -> list[tuple[str, Any]]:
-    """One segment per structure; all share one image, which keeps the engine's voxels and values as they are."""
+    """One segment per structure; all share one image, which keeps the engine's voxels and values unchanged."""
     image = slicer.vtkOrientedImageData()
     image.SetExtent(volumeNode.GetImageData().GetExtent())
     image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
@@ -507,13 +507,13 @@ def _makeSegment(structure: Structure, image: Any, row: dict[str, Any], about: d
 
 
 def terminologyEntry(structure: Structure) -> str:
-    """The serialised entry that Slicer keeps with a segment."""
+    """The serialised terminology entry that Slicer stores with a segment."""
     kind = f"SCT^{structure.code}^{structure.meaning}"
     return f"{TERMINOLOGY}~{'^'.join(CATEGORY)}~{kind}~^^~{REGIONS}~^^~^^"
 
 
 def _looks(node: Any) -> dict[tuple[str, str], tuple[Any, ...]]:
-    """By ID and name, the colour and the `_SHOWN` of a node's segments."""
+    """By ID and name, the colour and the `_SHOWN` properties of a node's segments."""
     display = node.GetDisplayNode()
     if display is None:
         return {}
@@ -527,7 +527,7 @@ def _looks(node: Any) -> dict[tuple[str, str], tuple[Any, ...]]:
 
 
 def _restoreLooks(node: Any, looks: dict[tuple[str, str], tuple[Any, ...]]) -> None:
-    """Show the structures that were there before as they were shown then: how is the user's choice, not the run's."""
+    """Give structures that were there before their former look, which is the user's choice, not the run's."""
     display = node.GetDisplayNode()
     for segmentId, segment in segmentsOf(node.GetSegmentation()):
         if (segmentId, segment.GetName()) in looks:
@@ -538,7 +538,7 @@ def _restoreLooks(node: Any, looks: dict[tuple[str, str], tuple[Any, ...]]) -> N
 
 
 def _describe(node: Any, about: dict[str, str], frame: Frame, unedited: str) -> None:
-    """Provenance and warnings as attributes, which the scene keeps."""
+    """Store provenance and warnings as node attributes, which are saved with the scene."""
     for name in node.GetAttributeNames():
         if name.startswith(ATTRIBUTE):
             node.RemoveAttribute(name)
@@ -555,7 +555,7 @@ def _vector(*parts: float) -> str:
 
 
 def fileName(name: str) -> str:
-    """A name without characters that file names cannot have on every system, at most 100 bytes long."""
+    """A name without characters that any system forbids in file names, at most 100 bytes long."""
     allowed = ("-" if character in '<>:"/\\|?*' or ord(character) < 32 else character for character in name)
     return "".join(allowed).encode()[:100].decode(errors="ignore").strip(" .") or "segment"
 
@@ -577,13 +577,13 @@ def _writeSurface(surface: Any, path: Path) -> None:
 
 @contextmanager
 def _writeBeside(path: Path, endings: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
-    """The engine's `write_beside`: a file to write, which takes the path's place once it is whole; and its ending.
+    """The engine's `write_beside`: a file to write, which replaces the path once it is complete; and its ending.
 
-    The card does not repeat the engine's words, which name the file and with it, maybe, the patient.
+    The card does not repeat the engine's message, which names the file and so perhaps the patient.
 
     Raises:
-        PanelError: OUTPUT_FORMAT, EXPORT_MEMORY or EXPORT_FAILED; a folder that is not there is not made: it may be on
-            a drive that was taken out.
+        PanelError: OUTPUT_FORMAT, EXPORT_MEMORY or EXPORT_FAILED; a missing folder is not created: it may be on a
+            drive that was removed.
     """
     try:
         if not path.parent.is_dir():

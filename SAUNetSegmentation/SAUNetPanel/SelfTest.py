@@ -56,7 +56,7 @@ class Made:
 
 
 def phantom() -> Made:
-    """A small lumbar phantom; it needs packages of the engine."""
+    """A small lumbar phantom; needs the engine's packages."""
     from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 
     made = make_phantom(PhantomOptions(seed=1, slices=7, pixel=1.2))
@@ -64,7 +64,7 @@ def phantom() -> Made:
 
 
 def boxes() -> Made:
-    """Boxes in the places of two vertebrae, the disc between them and the canal; only what Slicer brings is needed."""
+    """Boxes in place of two vertebrae, the disc between them and the canal; needs only Slicer's own packages."""
     from SAUNetLib.volume import Geometry, Volume
 
     labels = np.zeros((7, 60, 50), np.uint8)
@@ -96,7 +96,7 @@ def pressButton(test: Any, panel: Any) -> Any:
 
 
 def cancelRun(test: Any, panel: Any) -> None:
-    """Cancel right after the start; the scene is as it was."""
+    """Cancel right after the start and check that the scene is unchanged."""
     before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
     panel.ui.segmentButton.click()
     slicer.app.processEvents()
@@ -118,7 +118,7 @@ def waitForEnd(test: Any, panel: Any, seconds: float) -> None:
 
 
 def importTruth(panel: Any, volume: Any, made: Made) -> Any:
-    """The image's own labels as if the engine had found them."""
+    """Import the image's own labels as if the engine had found them."""
     from SAUNetLib.segmentation import Segmentation
 
     result = Segmentation(made.labels, made.volume.geometry, provenance={"model": "none"})
@@ -128,7 +128,7 @@ def importTruth(panel: Any, volume: Any, made: Made) -> Any:
 
 
 def checkSegments(test: Any, node: Any, volume: Any) -> None:
-    """Names, codes, geometry and provenance."""
+    """Check names, codes, geometry and provenance."""
     segmentation = node.GetSegmentation()
     test.assertGreater(segmentation.GetNumberOfSegments(), 3)
     segment = segmentation.GetNthSegment(1)
@@ -139,7 +139,7 @@ def checkSegments(test: Any, node: Any, volume: Any) -> None:
 
 
 def correct(test: Any, panel: Any, node: Any) -> None:
-    """Grow a segment with the Segment Editor's own effect, and take it back."""
+    """Grow a segment with the Segment Editor's effect Margin, then undo it."""
     editor = panel.ui.editor
     panel.ui.editSection.collapsed = False
     identity = node.GetSegmentation().GetNthSegmentID(1)
@@ -157,7 +157,7 @@ def correct(test: Any, panel: Any, node: Any) -> None:
 
 
 def export(test: Any, panel: Any, node: Any) -> None:
-    """Every kind of file is written and is not empty."""
+    """Check that every kind of file is written and not empty."""
     nodes = panel.logic.nodes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -23,7 +23,7 @@ class Signal:
     def emit(self, *values: Any) -> None:
         """Call the receivers with these values.
 
-        One that fails is shown in the Python console, as Qt's are; the others, and who emits, go on.
+        A receiver's exception is printed to the Python console, as Qt's are; the others and the emitter continue.
         """
         for receiver in tuple(self._receivers):
             try:

@@ -36,15 +36,15 @@ from .Result import (
 from .SceneNodes import fileName
 
 DOUBLE_CLICK_S = 0.5
-"""So soon after the start a second click belongs to the first; later it cancels."""
+"""Seconds after the start up to which a second click counts as part of a double click; later it cancels."""
 WARM_MS = 1500
-"""How long the panel is shown with a volume before the engine loads the network in advance."""
+"""Milliseconds that a volume is shown in the panel before the engine loads the network in advance."""
 _Exported = tuple[str, Callable[[], list[str]]]
-"""Name of what was exported, empty where nothing was, and what finds out what the user should know of it."""
+"""Name of what was exported (empty if nothing was), and a function that returns notes on it for the user."""
 
 
 class Outcome(NamedTuple):
-    """How the last run ended: said while its volume (ID) is chosen and its result (ID), if it has one, is there."""
+    """How the last run ended; shown while its volume (ID) is chosen and its result (ID), if any, exists."""
 
     volume: str | None = None
     text: str = ""
@@ -76,18 +76,18 @@ class Widget:
         self._spaceKey = SpaceKey(self.ui.editor)
         uiWidget.installEventFilter(self._spaceKey)
         self._parameters: Any = None
-        self._volumeId: str | None = None  # of the volume that is chosen; the node itself may be removed any time
-        self._resultId: str | None = None  # of the result that is shown
-        self._leftId: str | None = None  # of the one before, until it is known whether it was removed
+        self._volumeId: str | None = None  # of the chosen volume; the node itself may be removed any time
+        self._resultId: str | None = None  # of the shown result
+        self._leftId: str | None = None  # of the previous result, until it is known whether it was removed
         self._leavingId: str | None = None  # of a node that is just being removed
-        self._shownFor: dict[str, str] = {}  # by a volume's ID, that of its result that was shown last
-        self._segmentedId: str | None = None  # of the volume of the run
+        self._shownFor: dict[str, str] = {}  # ID of a volume -> ID of its result shown last
+        self._segmentedId: str | None = None  # of the run's volume
         self._outcome = Outcome()
-        self._missed: tuple[str | None, Card] | None = None  # whose run failed, and how, while another module was open
-        self._shownBefore: tuple[Any, Any] | None = None  # the result that was shown when it began, and its state
+        self._missed: tuple[str | None, Card] | None = None  # run that failed while another module was open
+        self._shownBefore: tuple[Any, Any] | None = None  # result shown when the run began, and its state
         self._guiTag: Any = None
         self._observerTag: Any = None
-        self._staleLists: Any = None  # the segmentation whose lists of segments have to begin anew
+        self._staleLists: Any = None  # the segmentation whose segment lists must be rebuilt
         self._watched: tuple[Any, Any] = (None, None)  # the shown result, and the browser of its volume's frames
         self._observers: list[tuple[Any, int]] = []  # of the two
         self._card: Card | None = None
@@ -96,7 +96,7 @@ class Widget:
         self._clock = qt.QTimer()
         self._clock.setInterval(1000)
         self._entered = self._installing = False
-        self._focusAt: list[Any] = []  # which widget has got the focus of the button while that is disabled, if any has
+        self._focusAt: list[Any] = []  # the widget that got the disabled button's focus, if it had it
         self._warmUp = qt.QTimer()
         self._warmUp.setInterval(WARM_MS)
         self._warmUp.setSingleShot(True)
@@ -110,7 +110,7 @@ class Widget:
         self._connect()
         self._makeExportMenu()
         self.ui.resultSelector.addAttribute("vtkMRMLSegmentationNode", ENCODING_TAG)
-        self.ui.segmentsTable.tableWidget().tabKeyNavigation = False  # else Tab goes on within the table for ever
+        self.ui.segmentsTable.tableWidget().tabKeyNavigation = False  # otherwise Tab never leaves the table
         self.ui.aboutLabel.text = aboutText()
         self.ui.progressBar.visible = False
         self._showCard(None)
@@ -123,7 +123,7 @@ class Widget:
         ui.cardCopyButton.connect("clicked(bool)", self.onCopyReport)
         ui.copyLogButton.connect("clicked(bool)", self.onCopyReport)
         ui.cardCloseButton.connect("clicked(bool)", self.onCardClosed)
-        # With Qt 6 a selector says no more than that where the other node has the same name, as two series may have.
+        # With Qt 6 this is a selector's only signal if the other node has the same name, as two series may.
         ui.inputSelector.connect("nodeActivated(vtkMRMLNode*)", self.onVolumeActivated)
         ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self.onResultActivated)
         ui.segmentsTable.tableWidget().connect("clicked(QModelIndex)", self.onSegmentNameClicked)
@@ -162,7 +162,7 @@ class Widget:
     # -- the module's life -------------------------------------------------------------------------------------------
 
     def showParameters(self) -> None:
-        """Show the scene's parameters, with a volume chosen where there is one."""
+        """Show the scene's parameters, with a volume chosen if there is one."""
         if self._parameters is None:
             self.setParameterNode(self.logic.getParameterNode())
         if self._parameters.inputVolume is None:
@@ -182,21 +182,21 @@ class Widget:
         self._warmUp.start()
 
     def exit(self) -> None:
-        """The user opens another module: its clicks in the views are not the editor's."""
+        """The user opens another module: clicks in the views must no longer reach the editor."""
         self._entered = False
         self._warmUp.stop()
         self.logic.cool()
         self._useEditor()
         self.ui.editor.removeViewObservations()
         self.setParameterNode(None)
-        # The list within the editor goes on. Its result is let go when it is removed: it must not be held in memory.
+        # The list inside the editor stays active: watch its result, to release it from memory when it is removed.
         self._watch(self.ui.editor.segmentationNode())
         self._list(None)
 
     def _useEditor(self) -> None:
-        """The editor gets the result, its keys and effects while the section Correct is open, and nothing unseen.
+        """Give the editor the result, keys and effects while the section Correct is open, and nothing otherwise.
 
-        Slicer's editor shows what it gets in the slice views, and forgets the steps of what it had.
+        Slicer's editor shows the image of what it gets in the slice views, and discards its previous undo steps.
         """
         editor, seen = self.ui.editor, self._correcting()
         if seen:
@@ -208,15 +208,15 @@ class Widget:
             editor.uninstallKeyboardShortcuts()
 
     def _correcting(self) -> bool:
-        """Whether the editor is seen."""
+        """Whether the editor is visible."""
         return self._entered and self._parameters is not None and not self.ui.editSection.collapsed
 
     def _unseen(self) -> AbstractContextManager[None]:
-        """While the editor is not seen, what is done to it changes no view."""
+        """A context in which changes to the editor affect no view unless the editor is visible."""
         return nullcontext() if self._correcting() else self.logic.nodes.viewsKept()
 
     def _edit(self, node: Any) -> None:
-        """Give the editor a result, and the image that it was made of."""
+        """Give the editor a result, and the image that it was made from."""
         editor = self.ui.editor
         if editor.segmentationNode() is not node:
             editor.setSegmentationNode(node)
@@ -225,47 +225,47 @@ class Widget:
             editor.setSourceVolumeNode(volume)
 
     def _onEffectRegistered(self) -> None:
-        """Another extension has brought an effect: after this panel, where Slicer starts with it."""
+        """Another extension registered an effect, after this panel's setup if Slicer starts with the panel."""
         self.ui.editor.updateEffectList()
 
     def sceneStartClose(self, caller: Any = None, event: Any = None) -> None:
-        """The scene is going to be closed: a run has lost its volume."""
+        """The scene is about to close: a run loses its volume."""
         self.logic.cancel()
         self._forget()
         self.ui.editor.removeViewObservations()
 
     def sceneEndClose(self, caller: Any = None, event: Any = None) -> None:
-        """The scene is empty; a shown module goes on with new parameters."""
+        """The scene is empty; if the module is shown, it continues with new parameters."""
         self._showCard(None)
         if self._entered:
             self.enter()
 
     def sceneStartImport(self, caller: Any = None, event: Any = None) -> None:
-        """A scene comes from a file: the selectors lose what is chosen in them, and must not write that."""
+        """A scene is being loaded: the selectors lose their selection, and must not write that."""
         self.setParameterNode(None)
-        self._volumeId = None  # what was chosen for it goes with the scene that comes
+        self._volumeId = None  # the loaded scene brings its own choices
 
     def sceneEndImport(self, caller: Any = None, event: Any = None) -> None:
-        """The scene has come: its choices and results are shown."""
-        # One that was saved in the middle of painting brings the effect along: unseen it would paint, and Slicer 5.10
-        # ends where it becomes active without a segmentation.
+        """The scene is loaded: show its choices and results."""
+        # A scene saved while painting has the effect active: it would paint unseen, and Slicer 5.10 crashes if it
+        # becomes active without a segmentation.
         self.ui.editor.setActiveEffect(None)
         if self._entered:
             self.setParameterNode(None)
             self.enter()
 
     def sceneEndBatch(self, caller: Any = None, event: Any = None) -> None:
-        """Many changes are done: the editor, which takes and shows nothing meanwhile, has lost its segmentation."""
+        """A batch of changes is done, during which the editor does nothing: it has lost its segmentation."""
         if self._entered and self._parameters is not None:
             self._showResult(self._parameters.result)
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def sceneNodeLeaves(self, caller: Any, event: Any, node: Any) -> None:
-        """A node is still there, but going to be removed: the selectors go on to its neighbour already."""
+        """A node is about to be removed: the selectors already move to its neighbour."""
         self._leavingId = node.GetID()
 
     def sceneNodesChanged(self, caller: Any = None, event: Any = None) -> None:
-        """A node has come, changed or gone; what it holds is read, and what refers to it told, after this event."""
+        """A node was added, changed or removed; everything that depends on it is updated after this event."""
         self._leavingId = None
         if not self._entered and self._watched[0] is not None and self._watched[0].GetScene() is None:
             self._watch(None)
@@ -273,9 +273,9 @@ class Widget:
 
     def _onSettled(self) -> None:
         self._beginLists()
-        self.logic.nodes.recognise()  # also elsewhere: what a clone was made from may soon be gone
+        self.logic.nodes.recognise()  # also in other modules: a clone's original may soon be gone
         if not self._entered:
-            self._watch(self.ui.editor.segmentationNode())  # its list goes on, perhaps with another one
+            self._watch(self.ui.editor.segmentationNode())  # its list stays active, perhaps with another result
             return
         if self._parameters is None:
             return
@@ -284,7 +284,7 @@ class Widget:
             self.setParameterNode(None)
             self.showParameters()
         left, self._leftId = self._leftId, None
-        if left is not None and slicer.mrmlScene.GetNodeByID(left) is None:  # the selector has chosen its neighbour
+        if left is not None and slicer.mrmlScene.GetNodeByID(left) is None:  # the selector has moved to its neighbour
             self._leaveOthers()
         if self._leaveRemoved():
             self._update()
@@ -296,15 +296,15 @@ class Widget:
         self._uiWidget.removeEventFilter(self._spaceKey)
         self._effects.disconnect("effectRegistered(QString)", self._onEffectRegistered)
         self.exit()
-        self.ui.editor.setMRMLSegmentEditorNode(None)  # which the next panel's, or another one's, has
+        self.ui.editor.setMRMLSegmentEditorNode(None)  # the next panel's editor, or another one's, uses the node
         self._forget()
         self._settle.stop()
         self.logic.close()
-        # A reload only hides it, and an editor without its node complains of every segment that comes or goes.
+        # A reload only hides it, and an editor without its node reports an error for every segment added or removed.
         self._uiWidget.deleteLater()
 
     def _forget(self) -> None:
-        """Hold no node any more."""
+        """Release all nodes."""
         self.setParameterNode(None)
         self._showResult(None)
         self.ui.editor.setSegmentationNode(None)
@@ -321,7 +321,7 @@ class Widget:
         self._parameters = parameters
         if parameters is not None:
             self._makeEditorNode()
-            # While another module was open it may have been removed, or another one chosen.
+            # While another module was open, the volume may have been removed or another one chosen.
             before, self._volumeId = self._volumeId, idOf(parameters.inputVolume)
             self._resultId, self._leftId = idOf(parameters.result), None
             if before != self._volumeId:
@@ -334,7 +334,7 @@ class Widget:
             self._update()
 
     def _makeEditorNode(self) -> None:
-        """The editor's own settings: a node of this module, so that the module Segment Editor keeps its own."""
+        """Give the editor a settings node of this module, so that the module Segment Editor keeps its own."""
         tag = "SAUNetSegmentEditor"
         node = slicer.mrmlScene.GetSingletonNode(tag, "vtkMRMLSegmentEditorNode")
         if node is None:
@@ -379,12 +379,12 @@ class Widget:
             self._warmUp.start()
 
     def _leaveVolume(self) -> None:
-        """What was said of the volume that was chosen before does not hold for this one."""
+        """Drop the messages about the volume that was chosen before."""
         self._outcome = Outcome()
         self._showCard(None)
 
     def _leaveRemoved(self) -> bool:
-        """Returns whether the last run's result was removed: what was said of it holds no longer."""
+        """Drop the last run's message if its result was removed; returns whether it was."""
         made = self._outcome.result
         removed = made is not None and slicer.mrmlScene.GetNodeByID(made) is None
         if removed:
@@ -392,9 +392,9 @@ class Widget:
         return removed
 
     def _leaveOthers(self) -> None:
-        """Show the chosen volume's own result, and another volume's no longer.
+        """Show the chosen volume's own result, and no longer another volume's.
 
-        One whose volume is not known, or gone, may be this one's and stays where there is no other.
+        A result whose volume is unknown or gone may be this volume's, and stays if there is no other.
         """
         shown, own = self._parameters.result, self._ownResult()
         source = idOf(shown.GetNodeReference(INPUT_ROLE)) if shown is not None else None
@@ -402,7 +402,7 @@ class Widget:
             self._parameters.result = own
 
     def _ownResult(self) -> Any:
-        """The result of the chosen volume that was shown last, else its newest; None where it has none."""
+        """The chosen volume's result that was shown last, else its newest; None if it has none."""
         nodes, volume = self.logic.nodes, self._parameters.inputVolume
         shown = slicer.mrmlScene.GetNodeByID(self._shownFor.get(idOf(volume) or "", ""))
         return shown if nodes.isResultOf(shown, volume) else nodes.previousResult(volume)
@@ -427,7 +427,7 @@ class Widget:
     # -- segmenting --------------------------------------------------------------------------------------------------
 
     def onSegmentClicked(self) -> None:
-        """Start, or cancel what runs."""
+        """Start a run, or cancel the current one."""
         if not self.logic.running:
             self._start()
         elif time.monotonic() - self._started >= DOUBLE_CLICK_S:
@@ -443,7 +443,7 @@ class Widget:
         previous = self._previousOptions()
         if previous is None:
             return
-        self._leaveVolume()  # as its last run left it
+        self._leaveVolume()  # the messages of its last run
         self._log.clear()
         self.ui.logEdit.clear()
         self._stage, self._share, self._started = _("Starting the engine"), 0.0, time.monotonic()
@@ -458,7 +458,7 @@ class Widget:
             self._update()
 
     def _previousOptions(self) -> dict[str, Any] | None:
-        """What becomes of the previous result, as the logic's options; None where the user cancelled."""
+        """What to do with the previous result, as the logic's options; None if the user cancelled."""
         parameters = self._parameters
         node = parameters.result
         if not self.logic.nodes.isResultOf(node, parameters.inputVolume):
@@ -494,7 +494,7 @@ class Widget:
             (self._parameters or self.logic.getParameterNode()).result = node
         self._update()
         if not elsewhere:
-            self.ui.editor.updateWidgetFromMRML()  # its list of segments began anew, without the chosen one
+            self.ui.editor.updateWidgetFromMRML()  # its segment list was rebuilt, without the selection
         self._remember(node, seconds)
         count = node.GetSegmentation().GetNumberOfSegments()
         if count:
@@ -513,14 +513,14 @@ class Widget:
         self.addLog(text)
 
     def _worksElsewhere(self, node: Any) -> bool:
-        """Whether the user corrects another result, or has turned to it during the run: it stays the one shown."""
+        """Whether the user is correcting another result, or turned to it during the run: it then stays shown."""
         shown = (self._parameters or self.logic.getParameterNode()).result
         if shown is None or shown is node:
             return False
         return self._shownBefore != (shown, _stateOf(shown)) or self.ui.editor.activeEffect() is not None
 
     def _remember(self, node: Any, seconds: float) -> None:
-        """How long it took is the best estimate for the next volume."""
+        """Store the run's duration, which is the best estimate for the next volume."""
         device, volume = provenance(node).get("device"), node.GetNodeReference(INPUT_ROLE)
         if device and volume is not None:
             self.dependencies.remember(volume, device, seconds)
@@ -538,7 +538,7 @@ class Widget:
             self._showFailure(segmented, card)
 
     def _showFailure(self, segmented: str | None, card: Card) -> None:
-        """The card of a run; of another volume's a line, for its button would act on the chosen one."""
+        """Show a run's card; for another volume only a line, as the card's button would act on the chosen one."""
         chosen = idOf(self._parameters.inputVolume)
         if chosen in (None, segmented):
             self._showCard(card)
@@ -548,19 +548,19 @@ class Widget:
         self._say(text)
 
     def _onAboutToReplace(self, node: Any) -> None:
-        """The editor's Undo brings the previous result back."""
+        """Enable the editor's Undo to restore the previous result."""
         if self.ui.editor.segmentationNode() is not node:
             if self._worksElsewhere(node):
                 return
             with self._unseen():
                 self._edit(node)
         self.ui.editor.saveStateForUndo()
-        self._settle.start()  # the editor's list may have another result to go on with
+        self._settle.start()  # the editor's list may continue with another result
 
     # -- what is shown -----------------------------------------------------------------------------------------------
 
     def _update(self) -> None:
-        """Everything that depends on the parameters, on the scene and on whether a run is under way."""
+        """Update everything that depends on the parameters, the scene and whether a run is under way."""
         if self._parameters is None:
             return
         self._leaveRemoved()
@@ -576,7 +576,7 @@ class Widget:
             button.toolTip = busy
         for widget, toolTip in self._whileIdle:
             if (running or self._installing) and not widget.inherits("QAbstractButton"):
-                widget.clearFocus()  # else Qt hands it on to a button, which Space, meant for an effect, would press
+                widget.clearFocus()  # else Qt moves it to a button, which a Space meant for an effect would press
             widget.enabled = not (running or self._installing)
             widget.toolTip = toolTip if widget.enabled else busy
         if running:
@@ -596,9 +596,9 @@ class Widget:
         self._showResult(self._parameters.result)
 
     def _enable(self, button: Any, enabled: bool) -> None:
-        """Enable the button or not. The keyboard's focus, which Qt takes from what is not, comes back with it.
+        """Enable or disable the button; on enabling, return the keyboard focus that Qt took from it.
 
-        Unless the user has moved it meanwhile.
+        The focus stays where it is if the user has moved it meanwhile.
         """
         focused = button.hasFocus()
         button.enabled = enabled
@@ -610,7 +610,7 @@ class Widget:
             self._focusAt = []
 
     def _onFolded(self, section: Any, closed: bool) -> None:
-        """A section was closed or opened: Qt hands the focus of what is hidden on, but no button is to get it."""
+        """A section was closed or opened: Qt moves the focus from hidden widgets on, but no button may get it."""
         focused = focusedButton(self._uiWidget, self.ui.editor)
         if closed and focused is not None and focused != section:
             focused.clearFocus()
@@ -654,18 +654,18 @@ class Widget:
         slider, display = self.ui.opacitySlider, node.GetDisplayNode() if node is not None else None
         slider.enabled = display is not None
         if display is not None:
-            slider.blockSignals(True)  # it rounds, and would write that
+            slider.blockSignals(True)  # it rounds, and would write the rounded value
             slider.value = display.GetOpacity()
             slider.blockSignals(False)
 
     def _list(self, node: Any) -> None:
-        """List the segments of a result, with the button for its surfaces."""
-        self.ui.segmentsTable.clearSelection()  # which it would look for in the other result, or complain of none
+        """Show a result in the segment list and the button for surfaces."""
+        self.ui.segmentsTable.clearSelection()  # it would look for that in the other result, or report an error
         self.ui.segmentsTable.setSegmentationNode(node)
         self.ui.show3DButton.setSegmentationNode(node)
 
     def _watch(self, node: Any) -> None:
-        """What is said of a result is its segments', of which Undo brings back an earlier run's, and its frame's."""
+        """Observe a result's segments, which Undo may replace by an earlier run's, and its volume's frame."""
         volume = node.GetNodeReference(INPUT_ROLE) if node is not None else None
         watched = node, browserOf(volume) if volume is not None else None
         if watched == self._watched:
@@ -687,20 +687,20 @@ class Widget:
         self._observers = [(one, one.AddObserver(event, call)) for one, event, call in calls if one is not None]
 
     def _listAnew(self, node: Any, event: Any = None) -> None:
-        """Rows of lists behind a segment that came, went or moved keep their old numbers."""
+        """Rebuild segment lists, whose rows after one that was added, removed or moved keep their old indices."""
         self._staleLists = node
         self.sceneNodesChanged()
 
     def _beginLists(self) -> None:
-        """Begin stale lists of segments anew: else they write old names and colours over the next new ones.
+        """Rebuild stale segment lists, which would write old names and colours over the next new ones.
 
-        When a row is set right, all that it holds is written into its segment
+        When a row is updated, everything it holds is written into its segment
         (`qMRMLSegmentsModel::updateItemDataFromSegment`, `onItemChanged`).
         """
         node, self._staleLists = self._staleLists, None
         if node is None or node.GetScene() is None:
             return
-        # Segment editors take a list that begins anew for one in which nothing is selected: the effect would end.
+        # To segment editors, nothing is selected in a rebuilt list: the effect would end.
         editors = slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode")
         before = [(editor.GetSelectedSegmentID(), editor.GetActiveEffectName()) for editor in editors]
         node.InvokeCustomModifiedEvent(slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent)
@@ -726,7 +726,7 @@ class Widget:
         self.ui.statusLabel.visible = bool(text)
 
     def addLog(self, line: str) -> None:
-        """Add a line to the log; what a report takes of it has no names that the scene has now, nor later."""
+        """Add a line to the log; names now in the scene are removed for reports here, later ones in `reportText`."""
         self._log.append(withoutNames(line, privateNames()))
         self.ui.logEdit.appendPlainText(line)
 
@@ -740,13 +740,13 @@ class Widget:
     def onCardAction(self) -> None:
         """Apply the card's remedy."""
         action = self._card.action if self._card else ""
-        if action not in ("log", "pick"):  # the log is read beside the card, which another volume takes away
+        if action not in ("log", "pick"):  # the log is read beside the card; choosing another volume closes it
             self.onCardClosed()
         if action:
             self._remedies()[action]()
 
     def _remedies(self) -> dict[str, Callable[[], Any]]:
-        """What the buttons do whose texts are `Cards.actions`."""
+        """What the buttons do; their texts are in `Cards.actions`."""
         return {
             "cpu": self._useProcessor,
             "pick": self._openVolumes,
@@ -776,7 +776,7 @@ class Widget:
             self._start()
 
     def _openVolumes(self) -> None:
-        """Open the selector's list, for which only the widget within has a method."""
+        """Open the selector's list, for which only the combo box inside it has a method."""
         for box in slicer.util.findChildren(self.ui.inputSelector, className="ctkComboBox"):
             box.showPopup()
 
@@ -793,7 +793,7 @@ class Widget:
 
     @staticmethod
     def _open(section: Any) -> None:
-        """Open a section and scroll to it: it lies further down than most windows reach."""
+        """Open a section and scroll to it, as most windows are too low to show it."""
         section.collapsed = False
         area = section.parent()
         while area is not None and area.className() != "QScrollArea":
@@ -811,22 +811,22 @@ class Widget:
     # -- result ------------------------------------------------------------------------------------------------------
 
     def onSegmentNameClicked(self, index: Any) -> None:
-        """The slice views move to a segment whose name is clicked.
+        """Move the slice views to a segment whose name is clicked.
 
-        Slicer's list would do so whenever the selection changes: also when it lists anew, and in 5.10 at the eye.
+        Slicer's list would do so at every change of selection: also when rebuilt, and in 5.10 at a click on the eye.
         """
         table = self.ui.segmentsTable
         if index.column() == table.model().nameColumn:
             table.jumpSlices()
 
     def onOpacityChanged(self, value: float) -> None:
-        """Opacity of the result that is shown."""
+        """Set the opacity of the shown result."""
         node = self._parameters.result if self._parameters else None
         if node is not None and node.GetDisplayNode() is not None:
             node.GetDisplayNode().SetOpacity(value)
 
     def onExportNode(self) -> None:
-        """The result as a label map node in the scene."""
+        """Export the result as a label map node in the scene."""
         node = self._parameters.result
 
         def export() -> _Exported:
@@ -836,18 +836,18 @@ class Widget:
         self._export(export)
 
     def onExportLabelMap(self) -> None:
-        """The result as a label map file."""
+        """Export the result as a label map file."""
         filters = "NIfTI (*.nii.gz *.nii);;NRRD (*.nrrd);;MetaImage (*.mha)"
         self._exportFile(_("Export label map"), filters, self.logic.nodes.exportLabelMap)
 
     def onExportSegmentation(self) -> None:
-        """The result as a segmentation file with names, colours and codes."""
+        """Export the result as a segmentation file with names, colours and codes."""
         filters = _("Segmentation") + " (*.seg.nrrd)"
         self._exportFile(_("Export segmentation"), filters, self.logic.nodes.exportSegmentation)
 
     def onExportSurfaces(self) -> None:
-        """The result as one STL file per segment."""
-        node = self._parameters.result  # while a window stands open a run may end and another result be shown
+        """Export the result as one STL file per segment."""
+        node = self._parameters.result  # while the dialog is open, a run may end and another result be shown
         folder = self.dialogs.chooseFolder(_("Export STL files"))
         if folder is not None:
 
@@ -869,7 +869,7 @@ class Widget:
             self._export(export)
 
     def _export(self, export: Callable[[], _Exported]) -> None:
-        self.onCardClosed()  # of an earlier one
+        self.onCardClosed()  # of an earlier export
         qt.QApplication.setOverrideCursor(qt.Qt.WaitCursor)  # large results take half a minute
         try:
             done, notes = export()
@@ -877,18 +877,18 @@ class Widget:
         except PanelError as error:
             self._showCard(error.card)
             return
-        except MemoryError:  # a label map of all segments takes as much as the image
+        except MemoryError:  # a label map of all segments takes as much memory as the image
             self._showCard(PanelError("EXPORT_MEMORY").card)
             return
         finally:
             qt.QApplication.restoreOverrideCursor()
         if done:
-            for note in said:  # in the log, too: while a run works its progress takes their place
+            for note in said:  # also in the log: a run's progress overwrites them here
                 self.addLog(note)
             self._say("\n".join([_("Exported: {name}").format(name=elided(done)), *said]))
 
     def _replaceFiles(self, names: list[str]) -> bool:
-        """Ask in the middle of an export: a window that waits for the user is not to look as if Slicer were working."""
+        """Ask in the middle of an export, without the wait cursor: Slicer is waiting for the user."""
         qt.QApplication.restoreOverrideCursor()
         try:
             return self.dialogs.replaceFiles(names)
@@ -899,7 +899,7 @@ class Widget:
     def _notes(notes: Callable[[], list[str]]) -> list[str]:
         try:
             return notes()
-        except MemoryError:  # the file is whole even so
+        except MemoryError:  # the file is complete all the same
             return [_("There is not enough memory to check what the export leaves out.")]
 
     # -- models ------------------------------------------------------------------------------------------------------
@@ -929,7 +929,7 @@ class Widget:
     # -- setup -------------------------------------------------------------------------------------------------------
 
     def onCheck(self) -> None:
-        """Show what this computer has of what the engine needs."""
+        """Show which of the engine's requirements this computer meets."""
         volume = self._parameters.inputVolume if self._parameters else None
         self.ui.setupBrowser.setHtml(self.dependencies.checkHtml(volume))
         self._fillModels()
@@ -953,7 +953,7 @@ class Widget:
             self._install(lambda ask: self.dependencies.installBundle(Path(path), ask), _("Nothing was installed."))
 
     def _install(self, install: Any, nothing: str) -> None:
-        """Slicer handles events while pip works, so that everything can be clicked meanwhile."""
+        """Run an installation. Slicer handles events while pip works, so everything can be clicked meanwhile."""
         if self._installing:
             return
         self._warmUp.stop()
@@ -978,10 +978,10 @@ class Widget:
 
 
 class SpaceKey(qt.QObject):
-    """The space bar presses the button that has the focus, also while the editor has that key in the whole window.
+    """Lets the space bar press the focused button even while the editor claims that key in the whole window.
 
-    What lies in the editor is left to it. A mouse click gives no button the focus (`focusPolicy` in the .ui file): else
-    Space, meant for an effect, would start a run.
+    Buttons inside the editor are left to it. A mouse click gives no button the focus (`focusPolicy` in the .ui file):
+    otherwise a Space meant for an effect would start a run.
     """
 
     def __init__(self, editor: Any) -> None:
@@ -989,7 +989,7 @@ class SpaceKey(qt.QObject):
         self._editor = editor
 
     def eventFilter(self, watched: Any, event: Any) -> bool:
-        """Qt asks the widget with the focus, and those around it, before it looks for a shortcut."""
+        """Qt asks the focused widget and its parents before it looks for a shortcut."""
         if event.type() != qt.QEvent.ShortcutOverride or event.key() != qt.Qt.Key_Space:
             return False
         if focusedButton(watched, self._editor) is None:
@@ -999,7 +999,7 @@ class SpaceKey(qt.QObject):
 
 
 def focusedButton(uiWidget: Any, editor: Any) -> Any:
-    """The panel's button that has the keyboard's focus; None where none has, or one in the editor."""
+    """The panel's button that has the keyboard focus; None if no button has it, or one inside the editor."""
     focused = qt.QApplication.focusWidget()
     if focused is None or not focused.inherits("QAbstractButton"):
         return None
@@ -1007,10 +1007,10 @@ def focusedButton(uiWidget: Any, editor: Any) -> Any:
 
 
 def childWidgets(uiWidget: Any) -> SimpleNamespace:
-    """The panel's widgets by their names, as `slicer.util.childWidgetVariables` has them, without those in the editor.
+    """The panel's widgets by name, as from `slicer.util.childWidgetVariables`, but without those inside the editor.
 
-    Those are Slicer's and its effects', of any extension: they may have a name of the panel's, a parameter that it does
-    not know, and be deleted any time.
+    Those belong to Slicer and to effects of any extension: they may have a name that the panel uses or a parameter
+    that it does not know, and may be deleted any time.
     """
     editor = slicer.util.findChildren(uiWidget, name="editor")[0]
     foreign = set(slicer.util.findChildren(editor)[1:])
@@ -1019,12 +1019,12 @@ def childWidgets(uiWidget: Any) -> SimpleNamespace:
 
 
 def idOf(node: Any) -> str | None:
-    """A node's ID in the scene, None of none."""
+    """A node's ID in the scene; None for no node."""
     return node.GetID() if node is not None else None
 
 
 def _stateOf(node: Any) -> Any:
-    """A result's `state`; without memory one that is like no other, so that it counts as changed."""
+    """A result's `state`; if memory runs out, one that equals no other, so that it counts as changed."""
     try:
         return state(node)
     except MemoryError:
@@ -1032,8 +1032,8 @@ def _stateOf(node: Any) -> Any:
 
 
 def notices(node: Any, chosen: Any) -> list[str]:
-    """What the user should know of a result: what its levels rest on, the engine's warnings, and what it was made from
-    where that is not the chosen volume, or not the frame that is shown."""
+    """What the user should know about a result: what its levels are based on, the engine's warnings, and what it was
+    made from if that is not the chosen volume or not the frame shown."""
     warnings = [inPanelWords(warning["text"]) for warning in warningsOf(node)]
     anchor = provenance(node).get("anchor", "").rstrip(".")
     texts = [_("Levels: {reason}.").format(reason=anchor)] if anchor and anchor not in " ".join(warnings) else []
