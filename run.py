@@ -1,6 +1,6 @@
 """The two commands of the README on a fresh computer: ``python3 run.py segment [IMAGE]`` and ``python3 run.py test``.
 
-Both make the virtual environment .venv with the pinned packages where it is missing. Only the standard library is used.
+Both create the virtual environment .venv with the pinned packages if it is missing. Only the standard library is used.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 LONG_PATH = 73
-"""Letters; PyTorch's files lie up to 186 deeper, and Windows takes 259 where nobody has changed that."""
+"""Most characters of .venv's path on Windows: PyTorch's files add up to 186, and Windows allows 259 by default."""
 NEWEST = {"segment": (3, 14), "test": (3, 13)}
-"""Pythons for which all of the pinned packages are made."""
+"""The newest Python for which all of a command's pinned packages are built."""
 
 
 def install(extra: str) -> None:
-    """Make the environment and install SAUNet, with an extra or without, unless these pins are installed already."""
+    """Create the environment and install SAUNet, with or without an extra, unless these pins are installed already."""
     pins = (ROOT / "constraints.txt").read_bytes() + (ROOT / "pyproject.toml").read_bytes()
     stamp, wanted = ENVIRONMENT / "installed.txt", hashlib.sha256(pins).hexdigest()
     done = stamp.read_text(errors="replace").splitlines() if stamp.exists() and PYTHON.exists() else []
@@ -34,16 +34,16 @@ def install(extra: str) -> None:
         return
     if not PYTHON.exists():
         print(f"Making the virtual environment {ENVIRONMENT.name} ...", flush=True)
-        # Recreate it if its Python no longer exists: links to that would stay.
+        # Recreate it if its Python no longer exists: dead links to that would remain.
         venv.create(ENVIRONMENT, clear=ENVIRONMENT.is_dir(), symlinks=os.name != "nt")
     if subprocess.run([str(PYTHON), "-m", "pip", "--version"], cwd=ROOT, capture_output=True).returncode:
-        # Also into an environment that was left half made.
+        # Also into an environment that was left incomplete.
         ensure = [str(PYTHON), "-m", "ensurepip", "--default-pip"]
         subprocess.run(ensure, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     print("Installing the pinned packages; this takes a few minutes the first time ...", flush=True)
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
     # torch first and alone: a bare requirement of another package would take a larger build.
-    # What an editable install writes of a folder in other letters, Python before 3.13 cannot read back on Windows.
+    # On Windows, Python before 3.13 cannot read what an editable install writes for a folder with non-ASCII letters.
     editable = ["-e"] if str(ROOT).isascii() else []
     for package in (["torch"], [*editable, f".[{extra}]" if extra else "."]):
         subprocess.run([*pip, *package], cwd=ROOT, check=True)
@@ -54,9 +54,9 @@ def install(extra: str) -> None:
 def saunet(*arguments: str) -> int:
     """Run the command `saunet` of the environment; returns its exit status."""
     command = [str(PYTHON), "-m", "SAUNetLib", *arguments]
-    # A numpy.py in the user's current folder is no module of ours.
+    # A numpy.py in the user's current folder must not be imported.
     status = run(command, cwd=Path.cwd(), env={**_environment(), "PYTHONSAFEPATH": "1"})
-    if status != -9:  # SIGKILL; most often the memory did not suffice
+    if status != -9:  # SIGKILL; most often for lack of memory
         return status
     print(f"error MEMORY: the system ended saunet {arguments[0]}, most often for lack of memory. "
           "Close other programs, or crop the volume to the spine.", file=sys.stderr)  # fmt: skip
@@ -64,9 +64,9 @@ def saunet(*arguments: str) -> int:
 
 
 def run(command: list[str], cwd: Path, env: dict[str, str]) -> int:
-    """Run a command; returns its exit status. Ctrl-C reaches it too, and it says itself how it ends."""
+    """Run a command; returns its exit status. Ctrl-C reaches the command too, which then reports its own end."""
     with subprocess.Popen(command, cwd=cwd, env=env) as process:
-        # These reach us alone; not where we were told to ignore them, as by nohup.
+        # These reach only this process; do not forward those that it is to ignore, as under nohup.
         names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
         forwarded = [number for number in names if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, lambda one, _: process.send_signal(one)) for number in forwarded}
@@ -100,7 +100,7 @@ def segment(arguments: list[str]) -> int:
         arguments = [str(output / "phantom.nii.gz")]
         if status := saunet("phantom", arguments[0]):
             return status
-    name = Path(os.path.abspath(arguments[0])).name  # noqa: PTH100 - of a link its own
+    name = Path(os.path.abspath(arguments[0])).name  # noqa: PTH100 - keep a link's own name
     stem = re.sub(r"\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|dcm)$", "", name, flags=re.IGNORECASE)
     results = {
         "--output": output / f"{stem}_spine.seg.nrrd",
@@ -113,10 +113,10 @@ def segment(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """Run the tests."""
     install("dev")
-    # Threads that wait in a loop for work would take the core of the other test.
+    # Threads that wait for work in a loop would take the other test's core.
     waiting = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
     environment = {**_environment(), **waiting, "QT_QPA_PLATFORM": "offscreen"}
-    # Two files at once: most tests keep one core busy, and what a file's tests share is made once.
+    # Two files at once: most tests keep one core busy, and what the tests of a file share is made once.
     two = ["-n", "2", "--dist", "loadfile"]
     command = [str(PYTHON), "-m", "pytest", *two, *(arguments or ["Testing"])]
     return run(command, cwd=ROOT, env=environment)

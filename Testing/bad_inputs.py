@@ -1,4 +1,4 @@
-"""The corpus of bad inputs: every case makes its files in a folder and says what must become of them."""
+"""The corpus of bad inputs: every case makes its files in a folder and states the expected outcome."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ GRID = builders.geometry(size=(24, 32, 5), spacing=(2.4, 3.0, 3.5))
 GOOD = builders.volume(GRID)
 FORMATS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 WORKS = "works"
-"""The code of what is unusual and right: it gives the labels that the plain image gives."""
+"""The code of an input that is unusual but valid: it must give the labels that the plain image gives."""
 RESULT = "out/result.nrrd"
 ANY = "any result"
-"""The code of another image that is right: it gives some labels on its own grid."""
+"""The code of another valid image: it must give some labels on its own grid."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Case:
     Attributes:
         kind: what is wrong, in a word or two.
         name: unique within the kind.
-        code: of the error, or `WORKS` or `ANY`.
-        make: writes files into an empty folder; returns the image, or entries of the worker's request. A case of a
-            model finds one there, which it may spoil.
+        code: of the expected error, or `WORKS` or `ANY`.
+        make: writes files into an empty folder; returns the image, or entries of the worker's request. A model case
+            finds a model there, which it may damage.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Case:
         return ascii(f"{self.kind}: {self.name}")[1:-1]
 
     def build(self, folder: Path, model: Path) -> dict[str, Any]:
-        """The case's files in a new folder, and its request: by default to write RESULT there, with the model."""
+        """Make the case's files in a new folder; returns its request: by default, write RESULT there with the model."""
         folder.mkdir()
         if self.kind == "models":
             for path in (model, model.with_suffix(".json")):
@@ -67,7 +67,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Line:
-    """A line for the worker's stdin that is no request."""
+    """A line for the worker's stdin that is not a valid request."""
 
     name: str
     content: bytes
@@ -108,7 +108,7 @@ def put(folder: Path, name: str, content: bytes) -> Path:
 
 
 def cut(ending: str, where: float, compressed: bool) -> Callable[[Path], Path]:
-    """An image that ends early: at a byte, from its end if negative, or at a part of its length."""
+    """An image that ends early: at a byte, counted from its end if negative, or at a fraction of its length."""
 
     def make(folder: Path) -> Path:
         path = save(folder, ending, compressed=compressed)
@@ -150,7 +150,7 @@ def header(ending: str, field: str, line: str) -> Callable[[Path], Path]:
 
 
 def sform(rows: list[float], qform: int = 0) -> Callable[[Path], Path]:
-    """An image as .nii with another sform and code of its qform."""
+    """An image as .nii with another sform and another qform code."""
 
     def change(raw: bytearray) -> None:
         struct.pack_into("<2h", raw, 252, qform, 1)
@@ -251,7 +251,7 @@ def renamed(real: str, ours: str) -> Callable[[Path], Path]:
 
 
 def bombs() -> Iterator[Case]:
-    """Much out of little: members of gzip follow each other, so that a bomb is quickly made."""
+    """Small files that unpack to large ones, quickly made by concatenating gzip members."""
     zeros = gzip.compress(bytes(1 << 24), 6)
 
     def after(folder: Path) -> Path:
@@ -339,7 +339,7 @@ def offsets() -> Iterator[Case]:
 
 
 def packed_in(size: int) -> Callable[[Path], Path]:
-    """A compressed MetaImage that declares another length of its compressed data, or none."""
+    """A compressed MetaImage that declares another size of its compressed data, or none."""
 
     def make(folder: Path) -> Path:
         path = save(folder, ".mha", compressed=True)
@@ -351,7 +351,7 @@ def packed_in(size: int) -> Callable[[Path], Path]:
 
 
 def nifti2(offset: int) -> Callable[[Path], Path]:
-    """The good image as NIfTI-2, its voxels at an offset as declared."""
+    """The good image as NIfTI-2 that declares an offset of its voxels."""
 
     def make(folder: Path) -> Path:
         raw = save(folder, ".nii").read_bytes()
@@ -379,7 +379,7 @@ def pointing_elsewhere() -> Iterator[Case]:
 
 
 def pipes() -> Iterator[Case]:
-    """What is no ordinary file must not be opened."""
+    """Only regular files may be opened."""
 
     def at(ending: str, place: str) -> Callable[[Path], Path]:
         def make(folder: Path) -> Path:
@@ -422,7 +422,7 @@ def values() -> Iterator[Case]:
     double = with_voxels(lambda voxels: voxels.__setitem__((0, 0, 0), -np.inf), np.float64)
     yield Case("NaN or infinite", "double precision", "INPUT_VALUES", image(".nii", double))
     yield Case("NaN or infinite", "overflowing NIfTI slope", "INPUT_VALUES", pack("2f", 112, 3e38, 0))
-    for slope in (np.inf, np.nan, 0):  # no scaling: NiBabel writes NaN for it
+    for slope in (np.inf, np.nan, 0):  # these mean no scaling; NiBabel writes NaN
         yield Case("NaN or infinite", f"NIfTI slope {slope}", WORKS, pack("2f", 112, slope, 0))
     enormous = with_voxels(lambda voxels: voxels.__setitem__((2, 3, 4), 1e300), np.float64)
     yield Case("NaN or infinite", "larger than single precision", "INPUT_VALUES", image(".nrrd", enormous))
@@ -449,7 +449,7 @@ def kinds() -> Iterator[Case]:
     }
     for name, (source, code) in joined.items():
         for ending in (".nii.gz", ".nrrd", ".mha"):
-            if (name, ending) != ("4D of one", ".nrrd"):  # ITK writes no such NRRD
+            if (name, ending) != ("4D of one", ".nrrd"):  # ITK cannot write it
                 yield Case("2D, 4D, colour, complex", f"{name} {ending}", code, image(ending, source))
     complex_image = Case("2D, 4D, colour, complex", "complex", "INPUT_PIXEL_TYPE",
                          image(".nii", lambda: sitk.Cast(frame(), sitk.sitkComplexFloat32)))  # fmt: skip
@@ -470,7 +470,7 @@ def kinds() -> Iterator[Case]:
 
 
 def contents() -> Iterator[Case]:
-    """Whole files that show something else, which is known when they have been read."""
+    """Intact files with other contents, which is known only once they have been read."""
     labels = builders.labels_at(builders.points(builders.geometry()))
     drawn = Volume(labels, builders.geometry())
     three = Volume((labels > 0).astype(np.int16) + (labels > 60), builders.geometry())
@@ -618,7 +618,7 @@ def changed(path: Path, **elements: Any) -> None:
     for key, value in elements.items():
         if value is None:
             delattr(data, key)
-        elif key in ("RescaleSlope", "RescaleIntercept") and isinstance(value, str):  # as DS, pydicom checks it
+        elif key in ("RescaleSlope", "RescaleIntercept") and isinstance(value, str):  # pydicom would check a DS
             data.add_new(pydicom.datadict.tag_for_keyword(key), "LO", value)
         else:
             setattr(data, key, value)
@@ -626,7 +626,7 @@ def changed(path: Path, **elements: Any) -> None:
 
 
 def dicom(**elements: Any) -> Callable[[Path], Path]:
-    """The good series, elements of every slice changed."""
+    """The good series with elements of every slice changed."""
 
     def make(folder: Path) -> Path:
         for path in series(folder):
@@ -637,7 +637,7 @@ def dicom(**elements: Any) -> Callable[[Path], Path]:
 
 
 def enhanced(places: list[float] | None = None, **elements: Any) -> Callable[[Path], Path]:
-    """The good volume as an enhanced multi-frame file, elements of its data set changed."""
+    """The good volume as an enhanced multi-frame file with elements of its data set changed."""
 
     def make(folder: Path) -> Path:
         builders.write_enhanced(folder / "e.dcm", GOOD, list(range(5)), places)
@@ -649,7 +649,7 @@ def enhanced(places: list[float] | None = None, **elements: Any) -> Callable[[Pa
 
 
 def damaged_text(old: bytes, new: bytes) -> Callable[[Path], Path]:
-    """The enhanced file, the first occurrence of some bytes in its data set replaced."""
+    """The enhanced file with the first occurrence of some bytes in its data set replaced."""
 
     def make(folder: Path) -> Path:
         path = enhanced()(folder)
@@ -686,7 +686,7 @@ def transcoded(syntax: str, **elements: Any) -> Callable[[Path], Path]:
 
 
 def _recompress(path: Path, method: str) -> None:
-    """A slice compressed without loss by GDCM, its own elements kept."""
+    """Compress a slice losslessly with GDCM, keeping its other elements."""
     import pydicom
 
     image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
@@ -851,7 +851,7 @@ def frames() -> Iterator[Case]:
 
 
 def rewritten(syntax: str, undefined: bool) -> Callable[[Path], Path]:
-    """The enhanced file in another transfer syntax, its sequences and items of declared or undefined length."""
+    """The enhanced file in another transfer syntax, with sequences and items of declared or undefined length."""
 
     def make(folder: Path) -> Path:
         import pydicom
@@ -883,7 +883,7 @@ def _save_as(path: Path, data: Any, syntax: str) -> None:
 
 
 def longer(tag: bytes, length: int) -> Callable[[Path], Path]:
-    """The enhanced file, an element declaring another length."""
+    """The enhanced file with an element that declares another length."""
 
     def make(folder: Path) -> Path:
         path = enhanced()(folder)
@@ -896,7 +896,7 @@ def longer(tag: bytes, length: int) -> Callable[[Path], Path]:
 
 
 def nested(folder: Path) -> Path:
-    """Sequences within sequences, deeper than any stack."""
+    """Sequences nested deeper than any call stack."""
     path = enhanced()(folder)
     raw = path.read_bytes()
     place = raw.index(b"\x00\x52\x29\x92SQ")
@@ -1017,7 +1017,7 @@ def outputs() -> Iterator[Case]:
 
 
 def models() -> Iterator[Case]:
-    """``model.safetensors`` with its card lies in the folder already."""
+    """Cases in whose folder ``model.safetensors`` and its card already are."""
 
     def spoilt(change: Callable[[Path], Any]) -> Callable[[Path], dict[str, Any]]:
         def make(folder: Path) -> dict[str, Any]:
@@ -1137,7 +1137,7 @@ def models() -> Iterator[Case]:
 
 
 def lines() -> Iterator[Line]:
-    """What the worker answers with USAGE."""
+    """Lines that the worker answers with USAGE."""
     request = '{{"command": "segment", "image": "a.nii.gz", "output": "b.nrrd", {}}}'
     for name, text in (
         ("half an object", "{"),
@@ -1174,7 +1174,7 @@ def lines() -> Iterator[Line]:
 
 
 def requests() -> Iterator[Case]:
-    """Requests in good form that cannot be served."""
+    """Well-formed requests that cannot be served."""
     for name, entry in (("level", {"lowest": "X9"}), ("device", {"device": "tpu"})):
         code = "DEVICE" if name == "device" else "USAGE"
         yield Case("malformed requests", f"an unknown {name}", code,
@@ -1186,15 +1186,15 @@ IMAGES = (
     truncated, damaged, wrong_magic, huge, offsets, pointing_elsewhere, values, constant, kinds, shapes, units,
     spacings, directions, folders, frames, syntaxes,
 )  # fmt: skip
-"""What every system can hold in little memory, and what reading alone decides."""
+"""Cases that every system can make, in little memory, and that reading alone decides."""
 
 
 def images() -> list[Case]:
-    """The cases that `read_volume` refuses by their code, or (`WORKS`) reads as the plain image."""
+    """The cases that `read_volume` refuses with their code, or (`WORKS`) reads like the plain image."""
     return [case for make in IMAGES for case in make() if case.code != ANY]
 
 
 def corpus() -> list[Case]:
-    """Every case with files; what is no request at all is in `lines`."""
+    """Every case with files; lines that are not valid requests are in `lines`."""
     makers = (*IMAGES, bombs, pipes, contents, paths, outputs, models, requests)
     return [case for make in makers for case in make()]

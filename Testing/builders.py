@@ -1,6 +1,6 @@
 """Small volumes, label maps, spines, pairs to train on and DICOM files for tests.
 
-What `geometry` places is drawn in the patient's space, so that any grid shows the same.
+Structures on the grids of `geometry` are defined in patient space, so any grid shows the same.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.volume import Geometry, Volume, to_sitk
 
 SLICES_TO_LEFT = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
-"""Columns: the axes i, j, k of a right-handed sagittal stack, LPS: to posterior, to inferior, to the left."""
+"""Columns: the axes i, j, k of a right-handed sagittal stack in LPS: to posterior, to inferior, to the left."""
 SLICES_TO_RIGHT = np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]])
-"""The same of an ordinary sagittal series, whose slices run to the right: left-handed."""
+"""The same for an ordinary sagittal series, whose slices run to the right: left-handed."""
 LEVELS = (("T12", 28, 44), ("L1", 12, 26), ("L2", -6, 10), ("L3", -24, -8), ("L4", -44, -26))
 
 
 def least_seconds(action: Callable[[], object], times: int = 3) -> float:
-    """Processor time that an action takes at best, to be compared with that of another one in the same test."""
+    """Least processor time of several runs of an action, in s, for comparison with another one in the same test."""
 
     def once() -> float:
         started = time.process_time()
@@ -37,12 +37,12 @@ def least_seconds(action: Callable[[], object], times: int = 3) -> float:
 
 
 def to_classes(labels: np.ndarray) -> np.ndarray:
-    """Labels with levels as the network's classes."""
+    """Label values of the levels as the network's classes."""
     return encodings()["levels"].to_classes(labels)
 
 
 def rotation(degrees: float, axis: tuple[float, float, float] = (1, 2, 3)) -> np.ndarray:
-    """Matrix (3, 3) of a turn about an axis (Rodrigues' formula)."""
+    """Matrix (3, 3) of a rotation about an axis (Rodrigues' formula)."""
     x, y, z = np.asarray(axis, float) / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = np.deg2rad(degrees)
@@ -50,7 +50,7 @@ def rotation(degrees: float, axis: tuple[float, float, float] = (1, 2, 3)) -> np
 
 
 def euler(angles: tuple[float, float, float]) -> np.ndarray:
-    """Matrix (3, 3) of turns about the three axes, degrees."""
+    """Matrix (3, 3) of rotations about the three axes, in degrees."""
     transform = sitk.Euler3DTransform()
     transform.SetRotation(*np.deg2rad(angles).tolist())
     return np.array(transform.GetMatrix()).reshape(3, 3)
@@ -69,7 +69,7 @@ def geometry(
     size: tuple[int, int, int] = (48, 64, 7),
     spacing: tuple[float, float, float] = (1.2, 1.5, 3.5),
 ) -> Geometry:
-    """The grid of a sagittal series centred on zero, its axes permuted and reversed, the whole turned (degrees)."""
+    """The grid of a sagittal series centred on zero, its axes permuted and reversed, the whole rotated (degrees)."""
     direction = (rotation(oblique) @ SLICES_TO_RIGHT)[:, list(order)]
     direction = direction * np.where(flips, -1.0, 1.0)
     counts = tuple(size[axis] for axis in order)
@@ -79,7 +79,7 @@ def geometry(
 
 
 def axis_orders() -> list[tuple[tuple[int, int, int], tuple[bool, bool, bool]]]:
-    """All 48 orders and senses of the axes."""
+    """All 48 orders and directions of the axes."""
     return list(itertools.product(itertools.permutations(range(3)), itertools.product((False, True), repeat=3)))  # type: ignore[arg-type]
 
 
@@ -106,7 +106,7 @@ def labels_at(places: np.ndarray, oblique: float = 0.0) -> np.ndarray:
 
 
 def volume(grid: Geometry, oblique: float = 0.0, dtype: Any = np.int16, seed: int = 0) -> Volume:
-    """An image on a grid: each structure in its own grey, a gradient from top to bottom, some noise."""
+    """An image on a grid: a grey value per structure, a gradient from top to bottom, some noise."""
     places = points(grid)
     labels = labels_at(places, oblique).astype(float)
     noise = np.random.default_rng(seed).normal(0, 8, labels.shape)
@@ -127,7 +127,7 @@ def picture(
     spacing: tuple[float, float, float] = (1.2, 1.2, 4.0),
     direction: np.ndarray = SLICES_TO_LEFT,
 ) -> Volume:
-    """Smooth blobs (k, j, i), so that the tiny network paints regions and not noise."""
+    """Smooth blobs (k, j, i), so that the tiny network predicts regions and not noise."""
     noise = sitk.GetImageFromArray(np.random.default_rng(2).normal(0, 1, shape).astype(np.float32))
     smooth = sitk.GetArrayFromImage(sitk.DiscreteGaussian(noise, (9.0, 9.0, 0.2)))
     return Volume(smooth, Geometry(shape[::-1], spacing, (10.0, -30.0, 50.0), direction), "picture")
@@ -159,7 +159,7 @@ def read_pair(folder: Path, name: str) -> tuple[Volume, np.ndarray]:
 
 
 def write_pairs(folder: Path, *names: str) -> Path:
-    """A data folder with the pictures `labelled` makes of 0, 1, 2 ... under these names."""
+    """A data folder with the cases that `labelled` makes from the seeds 0, 1, 2 ... under these names."""
     for seed, name in enumerate(names):
         write_pair(folder, name, *labelled(seed))
     return folder
@@ -181,9 +181,9 @@ def block_spine(
 ) -> np.ndarray:
     """Label values (S, H, W) of T11 to L5 with their discs: bodies, pedicles, facets that touch, spinous processes.
 
-    `lordosis` is how far the column leans back per mm downwards below its middle and forwards above it; `top` and
-    `bottom` are mm of background above and below. `hollow` is the depth in mm of the lower endplates, which are deepest
-    in three quarters of the way to the back, as most lumbar ones.
+    `lordosis` is the change in slope (mm backwards per mm downwards) from the top to the bottom of the column, whose
+    middle is upright; `top` and `bottom` are mm of background above and below. `hollow` is the depth in mm of the lower
+    endplates, deepest three quarters of the way to the back, as in most lumbar vertebrae.
     """
     height = top + len(BLOCK_VERTEBRAE) * (BODY + GAP) + bottom
     size = [max(1, round(length / step)) for length, step in zip((56.0, height, 120.0), spacing, strict=True)]
@@ -193,7 +193,7 @@ def block_spine(
     side = np.abs(side - 28.0) if size[0] > 1 else np.zeros_like(side)
     lean = lordosis * ((row - top) / 238.0 - 0.5)  # slope of the column
     back = column - 50.0 - lordosis * 119.0 * ((row - top) / 238.0 - 0.5) ** 2
-    down = row - lean * back - top  # place along the column
+    down = row - lean * back - top  # position along the column
     labels = np.zeros(side.shape, np.uint8)
     labels[(np.hypot(back - 8, side) < 7) & (row > 2)] = 2
     for n, (vertebra, disc) in enumerate(zip(BLOCK_VERTEBRAE, BLOCK_DISCS, strict=True)):
@@ -216,7 +216,7 @@ def block_spine(
 
 
 def class_map() -> np.ndarray:
-    """The network's class of each label value (256,), worked out apart from the library's own table."""
+    """The network's class of each label value (256,), derived independently of the library's own table."""
     kinds = {"vertebra": VERTEBRA, "disc": DISC, "canal": CANAL, "sacrum": VERTEBRA}
     table = np.zeros(256, np.uint8)
     for value, structure in structures().items():
@@ -231,7 +231,7 @@ CLASS_OF = class_map()
 
 
 def dicom_dataset(multi_frame: bool = False, **elements: Any) -> Any:
-    """A minimal MR image as a pydicom data set; elements by keyword replace or add, None removes."""
+    """A minimal MR image as a pydicom data set; elements are replaced or added by keyword, or removed by None."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -257,7 +257,7 @@ def dicom_dataset(multi_frame: bool = False, **elements: Any) -> Any:
 def write_dicom_series(
     folder: Path, source: Volume, number: int = 4, description: str = "T2 sag", shift: float = 0.0, **elements: Any
 ) -> list[Path]:
-    """A volume as one DICOM file per slice k; `shift` mm moves each slice along its rows against the one before."""
+    """A volume as one DICOM file per slice k; each is shifted by `shift` mm along its rows from the one before."""
     from pydicom.uid import generate_uid
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -281,7 +281,7 @@ def write_dicom_series(
 
 
 def write_enhanced(path: Path, source: Volume, order: list[int], places: list[float] | None = None) -> None:
-    """A volume as one enhanced multi-frame MR file, its frames in an order and, if asked, at other places along k."""
+    """A volume as one enhanced multi-frame MR file, with its frames in an order and, if given, at other positions k."""
     from pydicom.dataset import Dataset
 
     def item(**elements: Any) -> Dataset:

@@ -1,4 +1,4 @@
-"""What every test sees: the repository on the path, the data that lie beside it, a model too small to be slow."""
+"""Shared by all tests: the repository on the path, the data beside it, and a model too small to be slow."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Testing")]
-os.environ["PYTHONSAFEPATH"] = ""  # else a command that is run here sets it for what the tests start
+os.environ["PYTHONSAFEPATH"] = ""  # else a command run here would set it for the tests' child processes
 
 from SAUNetLib.engine import Engine  # noqa: E402
 from SAUNetLib.model import load_model, save_model  # noqa: E402
@@ -38,13 +38,13 @@ SIGNALS = {
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if (number := getattr(signal, name, None)) is not None
 }
-"""How signals are handled before any test."""
+"""The signal handlers before any test."""
 
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    """A cancelled command ignores further signals until its process ends, which the tests' own does not."""
-    for number, handler in SIGNALS.items():  # a fixture of a whole module may have been cancelled, too
+    """Reset signal handlers: a cancelled command ignores signals until its process ends, but the tests' goes on."""
+    for number, handler in SIGNALS.items():  # a module's fixture may have cancelled a command too
         signal.signal(number, handler)
     yield
     for number, handler in SIGNALS.items():
@@ -62,7 +62,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights file of a network with random weights that paints all four classes."""
+    """The weights file of a network with random weights that predicts all four classes."""
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     torch.manual_seed(5)
     network = SAUNet(**CARD["network"])
@@ -80,7 +80,7 @@ def tiny_engine(tiny_model: Path) -> Engine:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """One thread, here and in processes started from here: with tiny networks, several mostly wait for each other."""
+    """One thread, here and in processes started from here: with tiny networks, more mostly wait for each other."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")

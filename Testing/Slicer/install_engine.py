@@ -1,6 +1,6 @@
 """Install what the engine needs into Slicer's Python, as a user does, for the continuous integration only.
 
-To be run twice: an extension is there from the next start on.
+Run it twice: an extension is available only after the next start.
 """
 
 import traceback
@@ -9,7 +9,7 @@ import slicer
 
 
 def main() -> int:
-    """Exit status of the installation."""
+    """Install; returns the exit status."""
     try:
         extensions = slicer.app.extensionsManagerModel()
         if not extensions.isExtensionInstalled("PyTorch"):
@@ -24,7 +24,7 @@ def main() -> int:
         dependencies.installMissing(lambda text: True)
         print("missing:", dependencies.missing())
         return slicer.util.EXIT_FAILURE if dependencies.missing() else slicer.util.EXIT_SUCCESS
-    except Exception:  # told, and Slicer ends instead of waiting for a user
+    except Exception:  # report it, and end Slicer instead of waiting for a user
         traceback.print_exc()
         return slicer.util.EXIT_FAILURE
 

@@ -1,4 +1,4 @@
-"""Run the module's self-test in Slicer and leave with its result.
+"""Run the module's self-test in Slicer and exit with its result.
 
 The Segment Editor's effects need the main window; on a server without a screen:
 
@@ -12,14 +12,14 @@ import slicer
 
 
 def main() -> int:
-    """Exit status of the self-test."""
+    """Run the self-test; returns the exit status."""
     try:
         import SAUNetSegmentation
 
         test = SAUNetSegmentation.SAUNetSegmentationTest()
         test.messageDelay = 50
         test.runTest()
-    except Exception:  # told, and Slicer ends instead of waiting for a user
+    except Exception:  # report it, and end Slicer instead of waiting for a user
         traceback.print_exc()
         return slicer.util.EXIT_FAILURE
     return slicer.util.EXIT_SUCCESS

@@ -1,4 +1,4 @@
-"""slicer.app, the scene and the modules that Slicer's Python finds, on slicer-core's libraries."""
+"""slicer.app, the scene and the modules that Slicer's Python provides, built on slicer-core's libraries."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _module(name: str, **members: Any) -> types.ModuleType:
 
 
 def _scene() -> Any:
-    """A scene with the logics that Slicer's own modules bring."""
+    """A scene with the logics that Slicer's own modules provide."""
     scene, application = slicer.vtkMRMLScene(), slicer.vtkMRMLApplicationLogic()
     application.SetMRMLScene(scene)
     logics = {}
@@ -188,7 +188,7 @@ def _scene() -> Any:
 
 
 def _silence() -> Any:
-    """Slicer's own term files are not part of slicer-core; its complaint about that says nothing here."""
+    """Suppress the warning that Slicer's own term files are missing, which slicer-core does not contain."""
     import contextlib
 
     import vtk
@@ -216,7 +216,7 @@ def _observe_calldata() -> tuple[Any, Any]:
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def displace(scene: Any, event: str, node: Any) -> None:
-        """They take the item away with its node, unless the whole scene goes."""
+        """They remove the item with its node, unless the whole scene is closing."""
         hierarchy = None
         if node.IsA("vtkMRMLDisplayableNode") and not scene.IsClosing():
             hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
@@ -231,7 +231,7 @@ _place, _displace = _observe_calldata()
 
 
 def process_events(until: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Run Qt's event loop until something is so; False where it was not in time."""
+    """Run Qt's event loop until a condition is met; False if it was not met in time."""
     end = time.monotonic() + seconds
     while not until():
         if time.monotonic() > end:

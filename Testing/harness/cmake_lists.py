@@ -1,4 +1,4 @@
-"""The lists of files in the two CMakeLists.txt. Run as a program, it brings them up to date; a test compares them."""
+"""The lists of files in the two CMakeLists.txt. Run as a program, it updates them; a test compares them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _files(base: Path, folder: str, endings: tuple[str, ...]) -> list[str]:
 
 
 def main() -> None:
-    """Bring the lists up to date."""
+    """Update the lists."""
     for (path, name), entries in wanted().items():
         text = path.read_text(encoding="utf-8")
         lines = "\n".join(f"  {entry}" for entry in entries)

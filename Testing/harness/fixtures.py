@@ -1,4 +1,4 @@
-"""Fixtures of the panel's tests: the scene, volumes in it, workers that behave and that do not, the panel itself."""
+"""Fixtures of the panel's tests: the scene, volumes in it, well-behaved and misbehaving workers, the panel itself."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WARNING = Notice(
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An empty scene, no settings, and a temporary folder of its own; nothing raised in a slot passes unseen."""
+    """An empty scene, no settings, and a temporary folder of its own; an exception in a slot fails the test."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -49,7 +49,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     errors.clear()
     yield slicer.mrmlScene
     raised = list(errors)
-    for left in list(Observers.everyone):  # what was not closed must not be deleted while the scene speaks to it
+    for left in list(Observers.everyone):  # what was not closed must not be deleted while the scene calls it
         left.clear()
     slicer.mrmlScene.Clear()
     left = list(folder.iterdir())
@@ -71,7 +71,7 @@ def add_node(source: Any, name: str) -> Any:
 
 
 def add_transform(node: Any, linear: bool = True) -> Any:
-    """A transform node above a node: a turn with a shift, or a bend."""
+    """Put a node under a transform node: a rotation with a shift, or a non-linear transform."""
     if linear:
         transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "turned")
         matrix = np.eye(4)

@@ -1,4 +1,4 @@
-"""The item models behind Slicer's lists of nodes and of segments, after their sources: what a row shows, and when."""
+"""The item models behind Slicer's node and segment lists, written after their sources: what a row shows, and when."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Observers:
         self.everyone.add(self)
 
     def add(self, of: Any, event: Any, action: Callable[[Any], Any], kind: Any = None, priority: float = 0.0) -> None:
-        """Call the action with the event's data, or with None where it comes without."""
+        """Call the action with the event's data, or with None if it has none."""
 
         def call(caller: Any, event: str, data: Any = None) -> None:
             if shiboken6.isValid(self._owner):
@@ -100,7 +100,7 @@ class SceneModel(QStandardItemModel):
         self.update_scene()
 
     def update_scene(self) -> None:
-        """All nodes' rows go, and come again: whatever was chosen is chosen no longer."""
+        """Remove the rows of all nodes and add them again, which clears any selection."""
         before, after = len(self.before), len(self.after)
         self._node_observers.clear()
         self._root.removeRows(before, self._root.rowCount() - before - after)
@@ -127,7 +127,7 @@ class SceneModel(QStandardItemModel):
 
 
 class NodeFilter(QSortFilterProxyModel):
-    """qMRMLSortFilterProxyModel: the nodes of some types, with an attribute where one is asked for."""
+    """qMRMLSortFilterProxyModel: the nodes of some types, with an attribute if one is required."""
 
     def __init__(self, model: SceneModel, parent: QObject) -> None:
         super().__init__(parent)
@@ -163,10 +163,10 @@ _ID, _INDEX, _VISIBLE, _NAME, _CODE, _COLOR = (Qt.ItemDataRole.UserRole + 1 + nu
 
 
 class SegmentsModel(QStandardItemModel):
-    """qMRMLSegmentsModel, but for the columns opacity, layer and status.
+    """qMRMLSegmentsModel without the columns opacity, layer and status.
 
-    An event that names no segment adds and removes rows, and leaves those alone whose segment's ID is still there. A
-    change of a row is written to its segment, with all that the row holds, even while the row is brought up to date.
+    An event that names no segment adds and removes rows, but leaves those whose segment's ID still exists. A change of
+    a row writes everything that the row holds into its segment, even while the row is being updated.
     """
 
     nameColumn = Property(int, lambda self: NAME)
@@ -240,7 +240,7 @@ class SegmentsModel(QStandardItemModel):
                 self.insertRow(place, self.takeRow(row))
 
     def _show(self, item: QStandardItem, identity: str, column: int) -> None:
-        """Every `setData` that changes something is a change of the row, hence written before the next one."""
+        """Every `setData` that changes something is a change of the row, so the row is written before the next one."""
         segmentation, display = self.node.GetSegmentation(), self.node.GetDisplayNode()
         segment = segmentation.GetSegment(identity)
         item.setData(identity, _ID)
@@ -278,7 +278,7 @@ class SegmentsModel(QStandardItemModel):
             segment.SetName(item.data(_NAME))
 
     def type(self, row: int, name: str) -> None:
-        """What a double click, a name and Enter do, for tests."""
+        """Rename a segment as a double click, a name and Enter do, for tests."""
         self.item(row, NAME).setData(name, _NAME)
 
     def rows(self) -> Iterator[tuple[str, tuple[int, ...], bool]]:

@@ -27,7 +27,7 @@ class _Parameter:
         if self.node:
             return holder.GetNodeReference(self.name)
         text = holder.GetParameter(self.name)
-        if not text and self.default:  # as the original: a value that is missing becomes the default one
+        if not text and self.default:  # as in the original: a missing value becomes the default
             self.write(holder, self.default)
             return self.default
         if self.kind is str:

@@ -59,7 +59,7 @@ def draw_thumbnail() -> QtGui.QImage:
 
 
 def set_style(dark: bool) -> None:
-    """Slicer's two styles are Fusion with these palettes, more or less."""
+    """Set one of Slicer's two styles, which are roughly Fusion with these palettes."""
     palette = QtGui.QPalette()
     if dark:
         roles = QtGui.QPalette
@@ -90,7 +90,7 @@ def take(panel, name: str) -> None:
 
 
 def take_all(style: str, folder: Path) -> None:
-    """All states in one style."""
+    """Take the screenshots of all states in one style."""
     from SAUNetLib.stages import done
 
     set_style(style == "dark")

@@ -1,4 +1,4 @@
-"""A worker that does what the test calls, at the moment at which it calls it: in the place of qt.QProcess."""
+"""A stand-in for qt.QProcess: a worker that does what the test calls, when the test calls it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .pythonqt import errors
 
 
 class ScriptedProcess:
-    """QProcess as the panel uses it. Nothing is heard of the worker but what `say` and `end` are called for."""
+    """QProcess as the panel uses it. The worker reports only what `say` and `end` are called for."""
 
     FailedToStart = QtCore.QProcess.ProcessError.FailedToStart
     CrashExit = QtCore.QProcess.ExitStatus.CrashExit
@@ -26,9 +26,9 @@ class ScriptedProcess:
         self._blocked = False
         self.alive = self.closed = self.cancelled = False
         self.doomed: tuple[int, bool] | None = None
-        """Exit code, and whether a signal ends it: the system has yet to tell."""
+        """Exit code, and whether a signal ends it; to be reported by `end`."""
         self.requests: list[dict[str, Any]] = []
-        """Those that are not answered yet."""
+        """Requests not answered yet."""
         self.everyone.append(self)
 
     @classmethod
@@ -90,7 +90,7 @@ class ScriptedProcess:
         self.say(id=self.requests.pop(0)["id"], **event)
 
     def end(self, code: int = 0, crashed: bool = False) -> None:
-        """The process ends; by itself only where nobody ended it."""
+        """The process ends: as `doomed` says, or else by itself."""
         if self.alive:
             self.alive = False
             code, crashed = self.doomed or (code, crashed)
@@ -106,5 +106,5 @@ class ScriptedProcess:
         if not self._blocked:
             try:
                 self._slots[signal](*values)
-            except Exception:  # PythonQt prints it, and the panel goes on; the tests look here
+            except Exception:  # PythonQt prints it, and the panel goes on; the tests check `errors`
                 errors.append(traceback.format_exc())

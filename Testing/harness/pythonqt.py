@@ -1,7 +1,7 @@
-"""PythonQt's way of showing Qt objects to Python, on PySide6's objects.
+"""Shows PySide6's objects to Python as PythonQt shows Qt objects.
 
-Qt properties are attributes, signals have connect(), everything else is a method that takes no keywords; what Qt does
-not have is an AttributeError.
+Qt properties are attributes, signals have connect(), everything else is a method that takes no keywords; anything that
+Qt does not have raises AttributeError.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import shiboken6
 from PySide6 import QtCore, QtGui, QtWidgets
 
 errors: list[str] = []
-"""Tracebacks of what was raised in slots; PythonQt prints them and goes on."""
+"""Tracebacks of exceptions in slots; PythonQt prints them and continues."""
 used: set[tuple[str, str]] = set()
 """(class, name) of every member that was used, for the table in README.md."""
 
 _PYSIDE_ONLY = {"connect", "disconnect", "emit", "sender", "tr", "signalsBlocked", "receivers", "staticMetaObject"}
 _classes: dict[type, type] = {}
 _overrides: dict[str, dict[str, Callable[..., Any]]] = {}
-"""Members that PythonQt shapes otherwise than PySide6: class name -> member -> function of the object and arguments."""
+"""Members that PythonQt and PySide6 offer differently: class name -> member -> function of the object and arguments."""
 
 
 class Meta(type):
@@ -81,7 +81,7 @@ class Object(metaclass=Meta):
 
 
 class _Shell(QtCore.QObject):
-    """What a Python class on QObject is for Qt: it calls what that class has of Qt's virtual methods."""
+    """What Qt sees of a Python class derived from QObject: calls that class's versions of Qt's virtual methods."""
 
     def eventFilter(self, watched: QtCore.QObject, event: QtCore.QEvent) -> bool:
         try:
@@ -102,7 +102,7 @@ class Signal:
         return _connect(self._native, self._name, receiver)
 
     def disconnect(self, receiver: Any) -> bool:
-        """Call it no more."""
+        """Stop calling a function."""
         return _disconnect(self._native, self._name, receiver)
 
     def __call__(self, *values: Any) -> None:
@@ -112,7 +112,7 @@ class Signal:
 
 
 def wrap(value: Any) -> Any:
-    """A value of PySide6 as PythonQt would give it."""
+    """A value of PySide6 as PythonQt would return it."""
     if isinstance(value, (list, tuple)):
         return type(value)(wrap(one) for one in value)
     if isinstance(value, QtCore.QObject):
@@ -133,7 +133,7 @@ def _wrapped(value: Any) -> Object:
 
 
 def wrap_class(native: type) -> type:
-    """The class that shows a class of PySide6, or of a stand-in."""
+    """The class that wraps a class of PySide6 or a stand-in."""
     if native not in _classes:
         _classes[native] = Meta(native.__name__, (Object,), {"__slots__": (), "native": native})
     return _classes[native]
@@ -151,7 +151,7 @@ def unwrap(value: Any) -> Any:
 
 
 def override(class_name: str, name: str) -> Callable[[Any], Any]:
-    """Decorator: how PythonQt shapes a member of a class (``static`` before its name where it is one)."""
+    """Decorator: how PythonQt offers a member of a class (a static one with ``static`` before its name)."""
 
     def keep(function: Any) -> Any:
         _overrides.setdefault(class_name, {})[name] = function
@@ -244,7 +244,7 @@ def _declaring(native: Any, name: str) -> str:
 
 
 def _signals(native: Any, name: str) -> list[Any]:
-    # Asked for anew every time: widgets of a class share it, and it becomes invalid when Python collects one of them.
+    # Not cached: widgets of a class share a meta-object, which becomes invalid when Python collects one of them.
     methods = (native.metaObject().method(index) for index in range(native.metaObject().methodCount()))
     return [
         one
@@ -285,7 +285,7 @@ def _disconnect(native: Any, signal: str, receiver: Any) -> bool:
 def _find(native: Any, signal: str) -> tuple[str, int | None]:
     """Name and number of arguments of a signal given by name or by signature.
 
-    PythonQt only returns False for one that does not exist; here it is an error.
+    PythonQt only returns False for a signal that does not exist; here it is an error.
     """
     name, bracket, arguments = signal.partition("(")
     declared = getattr(type(native), "signatures", {})
@@ -303,7 +303,7 @@ def _find(native: Any, signal: str) -> tuple[str, int | None]:
 
 
 def _guarded(receiver: Any, count: int = 9) -> Any:
-    """A function as PythonQt calls it: with no more arguments than it takes, its exceptions kept apart."""
+    """A function as PythonQt calls it: with no more arguments than it takes, and its exceptions go to `errors`."""
     wanted = count
     function = receiver.__func__ if isinstance(receiver, types.MethodType) else receiver
     if isinstance(function, types.FunctionType) and not function.__code__.co_flags & 0x04:
@@ -315,7 +315,7 @@ def _guarded(receiver: Any, count: int = 9) -> Any:
         except Exception:
             errors.append(traceback.format_exc())
 
-    # PySide6 chooses between a signal's overloads by the number of arguments that the function names.
+    # PySide6 chooses between a signal's overloads by the number of arguments that the function declares.
     exact = {0: lambda: slot(), 1: lambda a: slot(a), 2: lambda a, b: slot(a, b), 3: lambda a, b, c: slot(a, b, c)}
     return exact.get(count, slot)
 

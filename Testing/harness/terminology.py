@@ -1,4 +1,4 @@
-"""The terms of Resources/SegmentationCategoryTypeModifier-SAUNet.term.json, made from the anatomy's table.
+"""The terms of Resources/SegmentationCategoryTypeModifier-SAUNet.term.json, made from the anatomy table.
 
 Run as a program (`python -m harness.terminology` in Testing), it writes the file; a test compares them.
 """
@@ -23,7 +23,7 @@ def terminology() -> dict[str, Any]:
     bearers = Counter(structure.code for structure in known)
     types: dict[str, dict[str, Any]] = {}
     for structure in known:
-        # A code without a level of its own, such as T13's, must not name what it is chosen for T13: the classes, which
+        # Choosing a code that has no level of its own, such as T13's, must not name a segment T13. The classes, which
         # have such codes too, come first and give the colour.
         types.setdefault(structure.code, {
             "CodingSchemeDesignator": "SCT",

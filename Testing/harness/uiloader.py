@@ -1,4 +1,4 @@
-"""Loads a .ui file as Slicer does, but refuses what Slicer would pass over in silence."""
+"""Loads a .ui file as Slicer does, but rejects what Slicer would silently ignore."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class QUiLoader:
 
 
 def _take_policies(tree: Any) -> dict[str, Any]:
-    """Which width each selector of nodes asks for: Qt's enumeration, which no property that PySide6 makes can have."""
+    """Take out each node selector's sizeAdjustPolicy: no property made by PySide6 can have a Qt enumeration as type."""
     taken = {}
     for element in tree.getroot().iter("widget"):
         for described in element.findall("property"):
@@ -76,7 +76,7 @@ def _check_widgets(tree: Any, known: dict[str, Any]) -> None:
         for described in element.findall("property"):
             if described.get("stdset") == "0":
                 continue
-            if (cls, described.get("name")) == ("QLabel", "buddy"):  # no property: the loader itself knows it
+            if (cls, described.get("name")) == ("QLabel", "buddy"):  # not a property: the loader itself handles it
                 if described.findtext("cstring") not in known:
                     raise ValueError(f"{name} names a widget that does not exist")
                 continue

@@ -16,7 +16,7 @@ from .pythonqt import errors
 
 
 def _stored(kind: Any, name: str, default: Any, changed: str = "") -> Property:
-    """A property that is only kept."""
+    """A property that is only stored."""
 
     def read(self: Any) -> Any:
         return self.__dict__.get(f"_{name}", default)
@@ -143,11 +143,11 @@ class qMRMLWidget(QWidget):
 
 
 class ctkComboBox(QtWidgets.QComboBox):
-    """The list within a selector of nodes."""
+    """The combo box inside a node selector."""
 
 
 class qMRMLNodeComboBox(QWidget):
-    """A selector of nodes: Qt's own selector on the models that follow the scene."""
+    """A node selector: Qt's own combo box on the models that follow the scene."""
 
     currentNodeChanged = Signal(object)
     currentNodeIDChanged = Signal(str)
@@ -180,7 +180,7 @@ class qMRMLNodeComboBox(QWidget):
         self.setEnabled(False)
 
     def _offer(self) -> None:
-        """The item "None", and the actions, which a selector without a scene has not."""
+        """Offer the item "None", and the actions, which a selector without a scene does not have."""
         self._model.set_before([self.noneDisplay or "None"] if self.noneEnabled else [])
         actions = ["Rename"] * self.renameEnabled + ["Edit"] * self.editEnabled
         if self.addEnabled:
@@ -207,7 +207,7 @@ class qMRMLNodeComboBox(QWidget):
         self.currentNodeIDChanged.emit(node.GetID() if node is not None else "")
 
     def _activated(self, row: int) -> None:
-        """The user clicked a node or "None", not an action, or one of them was set."""
+        """The user clicked a node or "None" (not an action), or one of these was set."""
         node = self._node(row)
         if node is not None or (self.noneEnabled and row == 0):
             self.nodeActivated.emit(node)
@@ -349,7 +349,7 @@ class qMRMLSegmentsTableView(qMRMLWidget):
         self._before = self.selectedSegmentIDs()
 
     def _restore(self) -> None:
-        """modelReset: what was selected is selected again, also in another segmentation."""
+        """modelReset: select again what was selected, also in another segmentation."""
         if self._before and self._model.node is None:
             errors.append("qMRMLSegmentsTableView::setSelectedSegmentIDs failed: segmentation node is not set")
             return
@@ -368,7 +368,7 @@ class qMRMLSegmentsTableView(qMRMLWidget):
             self.jumpSlices()
 
     def jumpSlices(self) -> None:
-        """The slice views move to the centre of the first segment that is selected."""
+        """Move the slice views to the centre of the first selected segment."""
         selected, node = self.selectedSegmentIDs(), self._model.node
         if not selected or node is None:
             return
@@ -407,7 +407,7 @@ class qMRMLSegmentationShow3DButton(QPushButton):
 
 
 class qSlicerSegmentEditorEffectFactory(QtCore.QObject):
-    """The one that knows all effects; extensions register theirs while Slicer starts."""
+    """The singleton that knows all effects; extensions register theirs while Slicer starts."""
 
     effectRegistered = Signal(str)
     _one: ClassVar[Any] = None
@@ -493,7 +493,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
             self._observers.add(scene, slicer.vtkMRMLScene.EndBatchProcessEvent, lambda _: self._batch_ended())
 
     def _batch_ended(self) -> None:
-        """The selectors have the word, not the editor's node."""
+        """The selectors take precedence over the editor's node."""
         if self._editor is not None:
             self.setSegmentationNode(self._segmentations.currentNode())
             self._logic.SetSourceVolumeNode(self._volumes.currentNode())
@@ -513,7 +513,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
             self.updateWidgetFromMRML()
 
     def segmentationNode(self) -> Any:
-        """The selector's, which has no item "None"."""
+        """The node in the selector, which has no item "None"."""
         return self._segmentations.currentNode()
 
     def setSegmentationNode(self, node: Any) -> None:
@@ -569,7 +569,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._editor.EndModify(was)
 
     def _segments_changed(self) -> None:
-        """onSegmentAddedRemoved; it hears of the last segmentation until it gets another one together with its node."""
+        """onSegmentAddedRemoved; without its node, the editor still observes the last segmentation."""
         if self._editor is None:
             errors.append("qMRMLSegmentEditorWidget::onSegmentAddedRemoved: Invalid segment editor parameter set node")
 
@@ -607,7 +607,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._editor.SetActiveEffectName(name)
 
     def installKeyboardShortcuts(self, parent: Any = None) -> None:
-        """Of the many one, the space bar, which the whole window gives to the effect that was used last."""
+        """Only one of the many: the space bar, which in the whole window chooses the effect that was used last."""
         self.uninstallKeyboardShortcuts()
         shortcut = QtGui.QShortcut(QtGui.QKeySequence(Qt.Key_Space), parent or self.window())
         shortcut.activated.connect(self._space_pressed)

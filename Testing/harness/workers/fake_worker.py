@@ -1,4 +1,4 @@
-"""A worker that does not compute: it says what it is told to, and misbehaves at the stage that it is told.
+"""A worker that does not compute: it says what it is told to, and misbehaves at the stage it is told to.
 
 The variable SAUNET_FAKE holds JSON: labels (file to copy), summary (the result event), behaviour, stage.
 """
@@ -27,7 +27,7 @@ def misbehave(identity):
     behaviour = plan["behaviour"]
     if behaviour == "wait":  # as a well-behaved worker in a long stage
         cancelled.wait(30)
-    elif behaviour == "hang":  # hears nothing, not even a polite signal
+    elif behaviour == "hang":  # ignores everything, even SIGTERM
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         print(f"child {child.pid}", file=sys.stderr, flush=True)
@@ -112,7 +112,7 @@ def main():
             request = requests.pop(0)
         cancelled.clear()
         if request["command"] == "warm":
-            if plan["behaviour"] == "cold":  # as while torch is imported: it hears no request
+            if plan["behaviour"] == "cold":  # as while torch is imported: it reads no request
                 time.sleep(60)
             say(event="result", id=request["id"], command="warm")
         else:
