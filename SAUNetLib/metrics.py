@@ -1,4 +1,4 @@
-"""How well a label map agrees with another: overlap, surface distances, detection of instances."""
+"""How well two label maps agree: overlap, surface distances, detection of instances."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import surface_distance
 from scipy.ndimage import find_objects
 
 LEAST_SHARED = 0.5
-"""An instance is found where at least this part of its voxels is."""
+"""An instance is found if a prediction covers at least this fraction of its voxels."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Agreement:
 
 
 def agreement(predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...]) -> Agreement:
-    """Compare two masks (k, j, i) of one grid; spacing in mm along k, j, i.
+    """Compare two masks (k, j, i) on one grid; spacing in mm along k, j, i.
 
     Surface distances are those of DeepMind's surface-distance package: surfaces between voxels, every element weighted
-    by its area (Nikolov et al., J Med Internet Res 2021). Where only one mask is empty they are infinite, where both
-    are nan. A single slice is compared by its contours: its faces would be surfaces that always agree.
+    by its area (Nikolov et al., J Med Internet Res 2021). They are infinite where only one mask is empty, nan where
+    both are. A single slice is compared by its contours, since its two faces would always agree.
     """
     both = int(np.count_nonzero(predicted & truth))
     predicted_count, true_count = int(np.count_nonzero(predicted)), int(np.count_nonzero(truth))
@@ -81,12 +81,12 @@ def _mean_distance(distances: dict[str, np.ndarray]) -> float:
 def compare_labels(
     predicted: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...], values: Iterable[int] | None = None
 ) -> dict[int, Agreement]:
-    """`agreement` for every label value of two label maps (k, j, i) of one grid, or for the values given."""
+    """`agreement` for every label value of two label maps (k, j, i) on one grid, or for the values given."""
     objects = enumerate(find_objects(np.stack([predicted, truth])), 1)
     boxes = {value: both[1:] for value, both in objects if both is not None}
     result = {}
     for value in boxes if values is None else values:
-        # With a margin: a structure in one slice of several is no single slice.
+        # With a margin, so that a structure in one slice of several is not compared as a single slice.
         box = tuple(slice(max(0, span.start - 1), span.stop + 1) for span in boxes.get(value, ()))
         result[int(value)] = agreement(predicted[box] == value, truth[box] == value, spacing)
     return result
@@ -113,11 +113,11 @@ def detect(predicted: np.ndarray, truth: np.ndarray) -> Detection:
     A pair counts when it shares at least half of the true instance's voxels (`LEAST_SHARED`). Numbers need not agree.
 
     Args:
-        predicted, truth: label maps of one shape, whole numbers; 0 is background, every other value an instance. The
-            values are some hundreds at most, since all pairs of them are counted.
+        predicted, truth: integer label maps of one shape; 0 is background, every other value an instance. Values must
+            not exceed some hundreds, since all pairs of them are counted.
     """
     width = 1 + int(max(predicted.max(), truth.max()))
-    # Slice by slice: counting needs eight bytes a voxel.
+    # Slice by slice, since counting needs eight bytes per voxel.
     pairs = (np.ravel(t.astype(np.intp) * width + p.astype(np.intp)) for t, p in zip(truth, predicted, strict=True))
     counts = sum((np.bincount(pair, minlength=width**2) for pair in pairs), np.zeros(width**2, int))
     joint = counts.reshape(width, width)

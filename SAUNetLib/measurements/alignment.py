@@ -12,7 +12,7 @@ from .results import ESTIMATED, FEW_SLICES, PARTIAL, Measure
 from .vertebrae import sagittal_angle
 
 _FEWEST, _SEEN = 3, 0.6
-"""So many endplates of a column, and this part of them, must tell their tilt for its coronal angle (chosen)."""
+"""Fewest endplates of a column, and smallest fraction, with a known tilt for a coronal angle (chosen by hand)."""
 
 
 def lordosis(upper: Endplate, lower: Endplate) -> Measure:
@@ -28,21 +28,21 @@ def lordosis(upper: Endplate, lower: Endplate) -> Measure:
 
 
 def coronal_angle(column: Sequence[tuple[str, Endplate | None]], turn_seen: bool) -> tuple[str, Measure] | None:
-    """Angle between the most tilted of the endplates in the coronal plane (Cobb's method), and which these are.
+    """Angle between the most tilted endplates in the coronal plane (Cobb's method), and which these are.
 
-    The plane is spanned by the mean left and the mean upward axis of the endplates' frames. Each tilt is the mean with
-    its neighbours, weights 1, 2, 1, since a single endplate's is uncertain in thick slices. Slices that show only a
-    part of the bodies' width give none. Without a known direction to the back (`turn_seen`) lordosis leaks into the
-    figure, and it is flagged. It is flagged, too, where whole endplates at either end of the column tell no tilt: they
-    may be the most tilted.
+    The plane is spanned by the mean left and the mean upward axis of the endplates' frames. Each tilt is averaged with
+    its neighbours (weights 1, 2, 1), since that of a single endplate is uncertain in thick slices. Slices that show
+    only part of the bodies' width give no angle. If the direction to the back is unknown (`turn_seen`), lordosis leaks
+    into the angle, and it is flagged. It is also flagged where whole endplates at either end of the column have no
+    known tilt: they may be the most tilted.
 
     Args:
-        column: level and endplate from the top down; None for those of a body without a section.
+        column: level and endplate from the top down; None for the endplates of a body without a section.
         turn_seen: whether any body's direction to the back is known.
 
     Returns:
-        The levels of the two most tilted endplates, as ``T11-L3`` or ``L4``, and the angle; without an angle, from
-        where to where the endplates reach. None for fewer than three whole endplates.
+        The levels of the two most tilted endplates, as ``T11-L3`` or ``L4``, and the angle; without an angle, the
+        range of levels that the endplates cover. None for fewer than three whole endplates.
     """
     whole = [n for n, (_, plate) in enumerate(column) if plate is not None and not plate.cut]
     if len(whole) < _FEWEST:
@@ -69,7 +69,7 @@ def _tells_tilt(plate: Endplate) -> bool:
 
 
 def _smoothed_tilts(plates: Sequence[Endplate]) -> np.ndarray:
-    """Degrees (N,) by which endplates are tilted in the coronal plane, each smoothed with its neighbours."""
+    """Tilts (N,) of endplates in the coronal plane in degrees, each smoothed with its neighbours."""
     up = np.sum([plate.frame.axes[2] for plate in plates], axis=0)
     up = up / np.linalg.norm(up)
     left = np.sum([plate.frame.axes[0] for plate in plates], axis=0)

@@ -14,20 +14,20 @@ from .results import FEW_SLICES, LOW_CONFIDENCE, MISSING, PARTIAL, Measure
 from .space import AnatomicalFrame, LabelSpace, SamplingGrid
 
 _BAND_MM = 2.0
-"""The diameter is that of the mean of what lies this close to the midline on either side."""
+"""Half the width, mm, over which the mask is averaged about the midline."""
 _LENGTH_MM = 1.5
-"""And so far up and down along the canal."""
+"""Half the length, mm, over which the mask is averaged along the canal."""
 _END_MM = 3.0
-"""So near to its centreline's end a canal is cut, or begins or ends."""
+"""Within this distance, mm, of its centreline's end the canal is cut, or begins or ends."""
 _AROUND_MM, _PIECE = 8.0, 0.05
-"""So far up and down a gap is looked for, and from this part of the mask there on a piece is no speck (chosen)."""
+"""How far up and down, mm, gaps are looked for, and the least share of the mask there in a piece (chosen by hand)."""
 _LEAST_MARGIN_MM = 0.5
-"""A diameter whose end lies so near to the upper or lower border of the image, or within a pixel of any, is cut."""
+"""A diameter that ends within this distance, mm, of the image's upper or lower border, or a pixel of any, is cut."""
 
 
 @dataclass(frozen=True)
 class Diameter:
-    """The canal's diameter at one place; `ends` (2, 3) are its front and back, mm in the space, where there is one."""
+    """The canal's diameter at one place; `ends` (2, 3) are its front and back, mm in the space, or None."""
 
     measure: Measure
     ends: np.ndarray | None = None
@@ -39,7 +39,7 @@ def canal_diameter(
     """Anterior-posterior diameter of the canal behind a body or disc, in the plane perpendicular to its centreline.
 
     The plane is taken where the middle plane of the body or disc (`place`) meets the centreline. The diameter is
-    that of the canal's mask in the midline, mean over 4 mm from side to side and 3 mm along the canal.
+    that of the canal's mask in the midline, averaged over 4 mm from side to side and 3 mm along the canal.
     """
     line = landmarks.line
     if canal is None or line is None or not landmarks.canal_seen:
@@ -57,7 +57,7 @@ def canal_diameter(
         return Diameter(Measure.none(MISSING))
     ends = np.stack([frame.point(0, front, 0), frame.point(0, back, 0)])
     flags = set() if alone and not _has_gap(space, canal, frame) else {LOW_CONFIDENCE}
-    # The plane is oblique: its ends may leave the image above or below where the centreline is well inside.
+    # The plane is oblique: the diameter may leave the image above or below although the centreline is well inside.
     margin = np.maximum(space.spacing[1:], (_LEAST_MARGIN_MM, 0.0))
     at_border = (ends[:, 1:] < margin) | (ends[:, 1:] > space.last[1:] - margin)
     if min(station - line.first, line.last - station) * STEP < _END_MM or at_border.any():
@@ -68,20 +68,20 @@ def canal_diameter(
 
 
 def _nodes(space: LabelSpace, length: float) -> SamplingGrid:
-    """Nodes in the midline, so many mm up and down."""
+    """Nodes about the midline, `length` mm up and down."""
     step = max(0.25, space.pixel / 2)
     return SamplingGrid.spanning((-_BAND_MM, _BAND_MM, 1.0), (-20, 20, step), (-length, length, 0.75))
 
 
 def _has_gap(space: LabelSpace, canal: int, frame: AnatomicalFrame) -> bool:
-    """Whether the mask about a plane is in pieces: a gap that crosses the plane slantwise shortens its diameter."""
+    """Whether the mask about a plane is in pieces: a gap that crosses the plane obliquely shortens the diameter."""
     inside = space.sample(canal, frame, _nodes(space, _AROUND_MM)).mean(axis=0) >= 0.5
     sizes = np.bincount(connected_components(inside[None]).ravel())[1:]
     return bool((sizes >= _PIECE * sizes.sum()).sum() > 1)
 
 
 def _middle_run(share: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The share (Y,) without what lies apart from the piece nearest to the centreline; whether nothing does."""
+    """The share (Y,) reduced to the run nearest to the centreline, and whether that was the only one."""
     inside = np.concatenate([[False], share >= 0.5, [False]])
     starts, ends = (np.flatnonzero(np.diff(inside.astype(np.int8)) == sign) for sign in (1, -1))
     if len(starts) < 2:

@@ -13,49 +13,49 @@ from .space import BACK, AnatomicalFrame, LabelSpace
 STEP = 2.0
 """mm between the line's points."""
 _LEAST_MM = 10.0
-"""Discs that lie closer together from the top down tell no line; two of the neck lie about 15 mm apart."""
+"""Discs that span less than this, mm, from the top down give no line; two of the neck lie about 15 mm apart."""
 _FEW, _FEW_MM, _FEW_MEANS = 20, 15.0, 10
-"""Fewer voxels of a canal, or mm from the top down, tell no line; one of no more points is not smoothed (chosen)."""
+"""Fewest voxels and least height, mm, of a canal with a line; most points of an unsmoothed line (chosen by hand)."""
 _ROUNDS = 3
-"""So often the line is drawn anew through the means of what lies beside each of its points (chosen)."""
+"""How often the line is refitted to the mean of the voxels beside each of its points (chosen by hand)."""
 _SPARSE = 0.3
-"""A canal does not end in a step that holds less than this part of the usual number of voxels (chosen)."""
+"""End steps of a canal with at most this fraction of the median number of voxels are dropped (chosen by hand)."""
 _SMOOTH, _SMOOTH_TANGENT, _SMOOTH_BORDER = 3.0, 4.0, 1.5
-"""Steps by which the line, its directions and its distance from the anterior border are smoothed (chosen)."""
+"""Sigma, in steps, for smoothing the line, its tangents and its distance to the anterior border (chosen by hand)."""
 _BEYOND = 60.0
-"""The line goes on straight for so many mm beyond its ends, far enough for the whole of a vertebra (chosen)."""
+"""mm by which the line is extended straight beyond its ends, enough for a whole vertebra (chosen by hand)."""
 _END = 10
-"""In the direction of so many steps at its ends (chosen)."""
+"""Steps at the line's end that give the direction of the extension (chosen by hand)."""
 _MIDDLE_MM, _FRONT = 5.0, 96
-"""The anterior border is told by what lies so close to the middle from side to side: this percentile of it."""
+"""The anterior border is this percentile of the voxels within this distance, mm, of the middle on either side."""
 _HALF_MM = 7.0
-"""From the line to a border that does not show: half of a usual canal's depth (chosen). Where there is no canal at all,
-`landmarks._HALF_CANAL_MM` is counted from the discs."""
+"""Distance, mm, from the line to an anterior border that is not seen: half a usual canal's depth (chosen by hand).
+Without any canal, `landmarks._HALF_CANAL_MM` is measured from the discs."""
 _ASIDE_MM = 5.0
-"""How deep a canal is in a slice is told over so many mm up and down (chosen)."""
+"""mm up and down over which a canal's depth in a slice is averaged (chosen by hand)."""
 _DEEPEST, _FLAT = 0.85, 0.5
-"""Parts of the deepest slice's depth from which, and up to which, an outermost slice counts as deep and as flat."""
+"""Fractions of the deepest slice's depth above which an outermost slice counts as deep, and below which as flat."""
 _SLAB_MM, _RISING = 9.0, 0.8
-"""In slices over less than this, half of a canal's width, this part of the deepest slice's depth is flat (chosen)."""
+"""Where the slices cover less than this (mm, half a canal's width), flat is below this fraction (chosen by hand)."""
 _LEAST_SPAN_MM = 4.0
-"""Slices over less than the diameter is a mean of tell no side from the middle."""
+"""Slices that cover less than the width, mm, that the diameter is averaged over cannot tell a side from the middle."""
 _APART = 6.0
-"""Points beyond the canal count from this distance, mm."""
+"""Points above or below the canal count from this distance, mm, on."""
 _BORDER_MM = 1.0
-"""What lies so little behind the canal's anterior border is still in front of it: voxels of both meet there."""
+"""Points up to this far, mm, behind the canal's anterior border count as in front: voxels of both meet there."""
 _NEAR_MM = 60.0
-"""In a structure's frame the line is followed so far up and down."""
+"""How far up and down, mm, the line is followed in a structure's frame."""
 
 
 @dataclass(frozen=True, eq=False)
 class Centreline:
-    """A smooth line down the canal's middle, about `STEP` mm from point to point.
+    """A smooth line down the canal's middle, with points about `STEP` mm apart.
 
     Attributes:
         points: (N, 3) mm, from the top down.
         half: (N,) mm from the line to the canal's anterior border.
         first, last: index of the first and last point at which the canal is seen.
-        told: index of the first and last point that the canal or a disc tells; the line goes on straight beyond them.
+        told: index of the first and last point that rest on the canal or a disc; beyond them the line is straight.
         sided: (N,) whether the slices show one side of the canal rather than its middle.
     """
 
@@ -74,9 +74,9 @@ class Centreline:
 
     @classmethod
     def of(cls, space: LabelSpace, value: int, beyond: np.ndarray) -> Centreline | None:
-        """Of the canal's voxels; None where there are too few for a line.
+        """The line of the canal's voxels; None where there are too few.
 
-        Above and below what is seen of the canal the line runs through the points `beyond` (M, 3) that lie there.
+        Above and below the visible canal the line runs through the points `beyond` (M, 3) that lie there.
         """
         cloud = space.points(value).astype(np.float32)
         if len(cloud) < _FEW or np.ptp(cloud[:, 1]) < _FEW_MM:
@@ -91,9 +91,9 @@ class Centreline:
 
     @classmethod
     def behind(cls, points: np.ndarray, half: float) -> Centreline | None:
-        """Through points (M, 3) at which a canal must be, `half` mm behind its front; it counts as not seen.
+        """The line through points (M, 3) where a canal must be, `half` mm behind its front; it counts as not seen.
 
-        None where they do not lie along a line.
+        None where the points span too little height.
         """
         if len(points) < 2 or np.ptp(points[:, 1]) < _LEAST_MM:
             return None
@@ -102,7 +102,7 @@ class Centreline:
 
     @classmethod
     def _through(cls, means: np.ndarray, beyond: np.ndarray | None = None) -> Centreline:
-        """Through the canal's mean points, and others above and below; `half` and `sided` are nothing yet."""
+        """Through the canal's mean points, and others above and below; `half` and `sided` are still empty."""
         line = smooth(means, _SMOOTH) if len(means) > _FEW_MEANS else means
         ends = line[0], line[-1]
         if beyond is not None and len(beyond):
@@ -116,7 +116,7 @@ class Centreline:
 
     @staticmethod
     def _means(cloud: np.ndarray, bins: np.ndarray) -> np.ndarray:
-        """Mean point of each bin, in their order, without sparse bins at the ends."""
+        """Mean point of each bin, in order, without sparse bins at the ends."""
         bins = bins - bins.min()
         count = np.bincount(bins)
         full = np.flatnonzero(count > _SPARSE * np.median(count[count > 0]))
@@ -126,7 +126,7 @@ class Centreline:
         return sums[kept] / count[kept, None]
 
     def station(self, points: np.ndarray) -> np.ndarray:
-        """Place (N,) of points (N, 3) along the line, in indices of its points: the foot of the perpendicular."""
+        """Station (N,) of points (N, 3): the foot of the perpendicular, as a fractional index of the line's points."""
         cloud, line = np.asarray(points, np.float32), self.points.astype(np.float32)
         distance = (line**2).sum(axis=1)[None] - 2 * cloud @ line.T
         nearest = distance.argmin(axis=1)
@@ -145,7 +145,7 @@ class Centreline:
         return np.asarray(vector)
 
     def crossing(self, point: np.ndarray, normal: np.ndarray) -> float | None:
-        """Station at which the plane through a point meets the line nearest to it; None where it does not."""
+        """Station nearest to a point at which the line crosses the plane through the point; None where it does not."""
         side = (self.points - point) @ normal
         change = np.flatnonzero(np.sign(side[:-1]) != np.sign(side[1:]))
         if len(change) == 0:
@@ -168,7 +168,7 @@ class Centreline:
         return np.asarray(ahead > self.half[index] - _BORDER_MM)
 
     def y_at(self, frame: AnatomicalFrame, z: np.ndarray) -> np.ndarray:
-        """y (N,) of the line in a frame at heights z (N,), mm; infinite where the line does not come near."""
+        """y (N,) of the line in a frame at heights z (N,), mm; infinite where the line is not near."""
         local = frame.local(self.points)
         local = local[np.abs(local[:, 2]) < _NEAR_MM]
         if len(local) == 0:
@@ -177,10 +177,10 @@ class Centreline:
         return np.interp(z, local[order, 2], local[order, 1])
 
     def _cut_aside(self, space: LabelSpace, value: int) -> np.ndarray:
-        """Where (N,) the canal is cut beside its middle: it is deepest in an outermost slice and flat in the other.
+        """Where (N,) the slices miss the canal's middle: it is deepest in one outermost slice and flat in the other.
 
-        A canal is deepest in its middle, and where it is cut evenly on both sides that is the middle of what is seen.
-        A few slices may all lie on one side of it: then the depth rises throughout toward an outermost one.
+        A canal is deepest in its middle. Slices centred on it show the greatest depth in their middle; where all of
+        them lie on one side, the depth rises towards an outermost one.
         """
         area = (space.labels == value).sum(axis=2).astype(float)  # slices, rows
         near = np.ones(2 * round(_ASIDE_MM / space.spacing[1]) + 1)
@@ -212,10 +212,10 @@ class Centreline:
 
 
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Values (N, D) along an even line smoothed by a Gaussian of `sigma` steps; straight lines stay straight.
+    """Values (N, D) along an evenly spaced line smoothed by a Gaussian of `sigma` steps; straight lines stay straight.
 
-    Its ends are means of many voxels and stay where they are: the values are mirrored through them. The ends of
-    `levels.grid.smooth` are single rows, of which none is held.
+    The ends are means of many voxels and stay fixed: values are mirrored through them (odd reflection). In
+    `levels.grid.smooth` the ends are single rows and are not held.
     """
     reach = min(int(3 * sigma), len(values) - 1)
     if reach < 1:
@@ -225,7 +225,7 @@ def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _longer(line: np.ndarray) -> np.ndarray:
-    """A line (N, 3) resampled to even steps and continued straight for `_BEYOND` mm at both ends."""
+    """A line (N, 3) resampled to even steps and extended straight by `_BEYOND` mm at both ends."""
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
     even = np.linspace(0, along[-1], max(2, round(along[-1] / STEP) + 1))
     line = np.stack([np.interp(even, along, line[:, axis]) for axis in range(3)], axis=1)

@@ -1,4 +1,4 @@
-"""Endplates, and the bodies and discs whose upper and lower surfaces they are."""
+"""Endplates, and sections of the bodies and discs that they bound."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .results import LOW_CONFIDENCE
 from .space import AnatomicalFrame
 
 EVEN = 0.7
-"""A body one of whose endplates is shorter than this part of the other one is no regular one; nor is an estimated
-endplate that is so much shorter than the one above, nor a body whose endplate is so much shorter than the one across
-the disc (0.79 and more in SPIDER's label maps)."""
+"""Least ratio of two endplates' depths: of a body's own two, an estimated one to the one above, or the two at a disc
+(0.79 and more in SPIDER's label maps). Below it, the body or, of two at a disc, the one with the shorter endplate is of
+low confidence."""
 _GAP_MM = 3.0
-"""So far at most bone is taken to lie from a disc's mask."""
+"""Largest distance, mm, assumed between a disc's mask and the bone."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Endplate:
 
     Attributes:
         front, back, middle: (3,) mm in the space: the rims, and the surface half-way between them.
-        along: (3,) unit vector from rim to rim, as a reader lays the line. The surface's own mean would be turned by
-            several degrees where its hollow is deepest behind the middle, as below most lumbar bodies.
-        frame: the axes of the body or disc that it was seen in.
-        tilt: slope toward the left against the frame's left axis, mm per mm; None where too little is seen.
+        along: (3,) unit vector from rim to rim, as a reader draws the line. A line fitted to the surface would be off
+            by several degrees where its hollow is deepest behind the middle, as below most lumbar bodies.
+        frame: the frame of the body or disc in which it was found.
+        tilt: slope toward the left relative to the frame's left axis, mm per mm; None where too little is seen.
         cut: the border of the field of view cuts it.
-        flags: what its section's figures must be read with.
+        flags: quality flags of its section's measures.
         estimated: taken from the disc's border, since the bone below is not segmented.
     """
 
@@ -67,12 +67,12 @@ class Endplate:
 
 @dataclass(frozen=True)
 class Section:
-    """A vertebral body or a disc: its label value, its frame, its two endplates or surfaces, and what they rest on.
+    """A vertebral body or a disc: its label value, its two endplates or surfaces, and what they rest on.
 
     Attributes:
         frame: its own axes, which follow the two surfaces.
         shape: the outline of the section, in the frame `sampled_in`.
-        flags: what its figures must be read with.
+        flags: quality flags of its measures.
     """
 
     value: int
@@ -89,16 +89,16 @@ class Section:
         return np.asarray((self.upper.front + self.upper.back + self.lower.front + self.lower.back) / 4)
 
     def doubted(self) -> Section:
-        """The same with low confidence, its endplates too."""
+        """A copy flagged as of low confidence, as are its endplates."""
         flags = self.flags | {LOW_CONFIDENCE}
         upper, lower = (replace(plate, flags=plate.flags | flags) for plate in (self.upper, self.lower))
         return replace(self, flags=flags, upper=upper, lower=lower)
 
     def as_endplate(self, above: Endplate | None) -> Endplate:
-        """A disc's lower border in the place of the endplate below it.
+        """A disc's lower border in place of the endplate below it.
 
-        The bone is taken to lie as far from the disc's mask as the endplate `above` does from its upper border. Of a
-        disc that is much shorter than that endplate only a part is segmented: its corners are not the bone's.
+        The bone is assumed to lie as far from the disc's mask as the endplate `above` lies from its upper border. A
+        disc much shorter than that endplate is only partly segmented, so its corners are not the bone's: it is flagged.
         """
         up = self.frame.axes[2]
         gap = float((above.middle - self.upper.middle) @ up) if above is not None else 0.0

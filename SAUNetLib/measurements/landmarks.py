@@ -1,4 +1,4 @@
-"""Landmarks along one spine: the canal's line, and the sections of the bodies and discs in front of it."""
+"""Landmarks along one spine: the canal's centreline, and sections of the bodies and discs in front of it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .sections import DOUBTFUL, STRAY, SectionFinder
 from .space import LabelSpace
 
 _HALF_CANAL_MM = 8.0
-"""From the discs' posterior ends to the canal's middle, and from there to its border, where no canal is segmented: more
-than half of a canal (`centreline._HALF_MM`), which lies some mm behind the discs."""
+"""Distance, mm, from the discs' posterior ends to the canal's middle, and from there to its border, where no canal is
+segmented: more than half a canal's depth (`centreline._HALF_MM`), since it lies some mm behind the discs."""
 _POSTERIOR = 92
-"""Percentile of a disc's columns from which on it ends, for these mm; `levels.wall` has its own for the wall itself."""
+"""Percentile of a disc's columns from which on they count as its posterior end here; `levels.wall` has its own."""
 _FEW = 20
-"""Fewer points of a vertebra in front of the canal are no body."""
+"""Fewest points of a vertebra in front of the canal that make a body."""
 _GAP_MM = 4.5
-"""A body that ends farther from a disc's mask is not whole: SPIDER's label maps have 1.6 in the median, 4.0 at most."""
+"""A body that ends farther, mm, from a disc's mask is incomplete: median 1.6, at most 4.0 in SPIDER's label maps."""
 _SAMPLE = 200
-"""About so many voxels of a piece tell whether it lies in front of the canal."""
+"""About how many voxels of a piece are tested for whether it lies in front of the canal."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Landmarks:
         above, below: by a disc's value, the value of its neighbour.
         order: values of bodies and discs from the top down, by place and not by name.
         lumbosacral: value of the disc above the sacrum; 0 where it is not seen.
-        line: the canal's centreline, or where it must be; None where nothing tells.
-        canal_seen: whether `line` rests on a canal.
-        turn_seen: whether any body's direction to the back is known; without it the slices' is taken.
-        swapped: whether the canal lies in front of the discs: nothing else is told of such a spine.
+        line: the canal's centreline, or where it must be; None where nothing shows it.
+        canal_seen: whether `line` rests on a segmented canal.
+        turn_seen: whether any body's direction to the back is known; otherwise that of the slices is used.
+        swapped: whether the canal lies in front of the discs; such a spine has no other landmarks.
     """
 
     bodies: Mapping[int, Section]
@@ -62,9 +62,9 @@ def find_landmarks(
     sacrum: int | None = None,
     lumbosacral: int = 0,
 ) -> Landmarks:
-    """Landmarks of the structures of the given label values, all present in the space.
+    """Landmarks of structures given by their label values, all present in the space.
 
-    `lumbosacral` is the value of the disc above the sacrum, whether it and the sacrum are segmented or not.
+    `lumbosacral` is the value of the disc above the sacrum, whether or not it and the sacrum are segmented.
     """
     clouds = [space.points(value) for value in discs]
     behind = _behind_discs(clouds)
@@ -82,7 +82,7 @@ def find_landmarks(
     disc_sections = _disc_sections(finder, neighbours, turns, body_sections)
     below = dict(neighbours.below)
     last = lumbosacral if lumbosacral in disc_sections else 0
-    if last in below:  # a vertebra, since the names are not in their order: what lies there is no sacrum
+    if last in below:  # names out of order: below this disc lies a vertebra, not the sacrum
         last = 0
     elif sacrum is not None and last:
         section = finder.sacrum(sacrum, disc_sections[last])
@@ -104,7 +104,7 @@ def find_landmarks(
 
 
 def _behind_discs(clouds: Sequence[np.ndarray]) -> np.ndarray:
-    """Where the canal must run, from the posterior ends of discs, each of points (M, 3): (N, 3) mm."""
+    """Points (N, 3), mm, where the canal must run, from the posterior ends of discs, each given as points (M, 3)."""
     ends = []
     for cloud in clouds:
         back = cloud[:, 2] >= np.percentile(cloud[:, 2], _POSTERIOR)
@@ -115,9 +115,9 @@ def _behind_discs(clouds: Sequence[np.ndarray]) -> np.ndarray:
 def _without_strays(
     space: LabelSpace, line: Centreline, vertebrae: list[int], discs: list[int]
 ) -> tuple[LabelSpace, frozenset[int]]:
-    """The space without small detached pieces of bodies and discs; values of structures with too large ones.
+    """The space without small detached pieces of bodies and discs; values of structures with larger ones.
 
-    Behind the canal a vertebra may be in pieces: slices beside the midline show its arch alone.
+    Behind the canal a vertebra may well be in pieces: slices beside the midline show its arch apart from the body.
     """
     strays, doubtful = np.zeros(space.labels.shape, bool), set()
     for value in (*vertebrae, *discs):
@@ -156,7 +156,7 @@ def _body_sections(finder: SectionFinder, neighbours: Neighbours, turns: Mapping
 def _disc_sections(
     finder: SectionFinder, neighbours: Neighbours, turns: Mapping[int, float], bodies: Mapping[int, Section]
 ) -> dict[int, Section]:
-    """By value, the discs' sections, where they have one; a disc is turned as its neighbours are."""
+    """By value, the discs' sections, where they have one; a disc takes the mean turn of its neighbours."""
     result = {}
     for value, cloud in neighbours.discs.items():
         beside = [side[value] for side in (neighbours.above, neighbours.below) if value in side]
@@ -171,7 +171,7 @@ def _disc_sections(
 def _incomplete(
     bodies: Mapping[int, Section], discs: Mapping[int, Section], neighbours: Neighbours, below: Mapping[int, int]
 ) -> set[int]:
-    """Bodies of which a part is not labelled: they end far from a disc, or are much shorter than the one across it."""
+    """Bodies labelled only in part: they end far from a disc, or their endplate is much shorter than the one across."""
     result = set()
     for disc, section in discs.items():
         upper, lower = neighbours.beside(disc)

@@ -41,10 +41,10 @@ _WITHOUT_BODY = ("C1", "C2")
 
 
 def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measurements:
-    """What a radiologist measures, in mm and degrees, from the label map's own grid, however oblique it lies.
+    """What a radiologist measures, in mm and degrees, on the label map's own grid, however oblique.
 
-    Every figure follows the structure's own axes (`landmarks`), not the image's; what cannot be computed is None and
-    says why. Without the volume, or with one that is not T2-weighted, there are no signal ratios.
+    Every figure follows the structure's own axes (`landmarks`), not the image's; one that cannot be computed is None
+    with the reason. Without a volume, or with one that is not T2-weighted, there are no signal ratios.
 
     Args:
         segmentation: one with levels; with or without separate parts of the vertebrae.
@@ -63,7 +63,7 @@ def measure(segmentation: Segmentation, volume: Volume | None = None) -> Measure
 
 
 def names_out_of_order(segmentation: Segmentation) -> tuple[str, str] | None:
-    """Names of the first two neighbours, the upper one first, that lie the other way round than their names, or None.
+    """Names of the first two neighbours, the upper one first, that are not in anatomical order, or None.
 
     Raises:
         UsageError, InputError, OutOfMemoryError: as `measure`.
@@ -74,9 +74,9 @@ def names_out_of_order(segmentation: Segmentation) -> tuple[str, str] | None:
 
 
 def _cropped_to_field(segmentation: Segmentation, volume: Volume | None) -> tuple[Segmentation, Volume | None]:
-    """Both cropped to the field of view, so that what padding at its borders hides counts as cut; no label is lost.
+    """Both cropped to the field of view, so that structures which end at padding count as cut; no label is lost.
 
-    Without the image the field of view ends at structures that are known to be cut but do not touch the border.
+    Without the image, the field of view ends at structures that are known to be cut but do not touch the border.
     """
     stack = segmentation.stack()
     labelled = bounding_box(stack.slices)
@@ -99,7 +99,7 @@ def _cropped_to_field(segmentation: Segmentation, volume: Volume | None) -> tupl
 
 
 def _field_by_cut_structures(slices: np.ndarray, labelled: Box, partial: frozenset[int]) -> tuple[slice, slice]:
-    """Rows and columns of the field of view: it ends at the structures (`partial`) that are known to be cut."""
+    """Rows and columns of the field of view, which ends at structures known to be cut (`partial`)."""
     hidden = partial - cut_structures(slices[labelled[0]])
     field = []
     for axis in (1, 2):
@@ -111,7 +111,7 @@ def _field_by_cut_structures(slices: np.ndarray, labelled: Box, partial: frozens
 
 
 class _MeasurementRun:
-    """The measuring of one segmentation: the landmarks first, then the measures of each structure."""
+    """Measures one segmentation: the landmarks first, then each structure."""
 
     def __init__(self, segmentation: Segmentation, volume: Volume | None) -> None:
         self._segmentation = segmentation
@@ -142,7 +142,7 @@ class _MeasurementRun:
         """All rows, markups and warnings."""
         bodies = self._bodies()
         rows = [*self._curves(), *(self._structure(row, bodies) for row in self._table)]
-        # Whether the names are sure belongs to every figure at a level.
+        # The segmentation's own warnings too: doubts about the names concern every figure at a level.
         notices = {notice.code: notice for notice in (*self._segmentation.warnings, *self._notices(rows))}
         return Measurements(tuple(rows), tuple(self._markups), tuple(notices.values()))
 
@@ -188,7 +188,7 @@ class _MeasurementRun:
             self._markups.append(Markup("canal", level, self._space.to_patient(diameter.ends)))
         body = self._landmarks.bodies.get(value)
         if diameter.measure.value is not None and body is not None and (body.upper.cut or body.lower.cut):
-            # Its middle, behind which the canal is measured, is the middle of what shows.
+            # The canal was measured behind the middle of the visible part of the body.
             return diameter.measure.doubted({PARTIAL})
         return diameter.measure
 
@@ -201,7 +201,7 @@ class _MeasurementRun:
         return disc_frame(above, below) if above is not None and below is not None else None
 
     def _add_markups(self, value: int, level: str) -> None:
-        """Corners and middles of a body, or lines along which a disc's heights were taken; with the last one S1's."""
+        """Add a body's corners and middles, or the lines of a disc's heights; with the last disc S1's endplate."""
         body = self._landmarks.bodies.get(value)
         if body is not None:
             self._add_endplate(level, body.upper)
@@ -245,7 +245,7 @@ class _MeasurementRun:
         column = [
             (level, plate) for level, body in bodies for plate in ((body.upper, body.lower) if body else (None,) * 2)
         ]
-        if sacrum is not None and not sacrum.estimated:  # a disc's border is no bone's, and its tilt the outermost
+        if sacrum is not None and not sacrum.estimated:  # a disc's border would be the last endplate, and is not bone
             column.append(("S1", sacrum))
         coronal = coronal_angle(column, self._landmarks.turn_seen)
         if coronal is not None:
@@ -265,7 +265,7 @@ class _MeasurementRun:
         return None
 
     def _order_by_height(self) -> list[int]:
-        """Vertebrae from the top down by their centres, where neither a canal nor discs show the line of the spine."""
+        """Vertebrae from the top down by their centres, for when neither a canal nor discs show the spine's line."""
         heights = {value: self._space.points(value)[:, 1].mean() for value in self._values("vertebra")}
         return sorted(heights, key=heights.__getitem__)
 

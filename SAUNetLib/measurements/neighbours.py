@@ -1,4 +1,4 @@
-"""Bodies and discs in their order along the canal: which are neighbours, and which way each body faces."""
+"""Bodies and discs in order along the canal: which are neighbours, and which way each body faces."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .centreline import Centreline
 from .space import BACK, AnatomicalFrame, LabelSpace
 
 _NEIGHBOUR_MM, _APART_MM = 34.0, 8.0
-"""A disc's neighbours have their centres within this distance of its own, and no wider gap between them and it."""
+"""A disc's neighbours have their centre within this distance, mm, of its own, and a gap to it below this one."""
 _NARROW_MM = 20.0
-"""Of a narrower body slices show a part."""
+"""A body seen over less than this width, mm, is only partly covered by the slices."""
 _FINE = np.array([0.0, 1.5, 1.5])
-"""mm between the points that tell how much of a body each slice shows: of every slice some."""
+"""mm (slices, rows, columns) between the points that show how much of a body lies in each slice; 0: every slice."""
 _SMOOTH = 0.8
-"""Turns are smoothed along the spine by a Gaussian of so many bodies."""
+"""Sigma, in bodies, of the Gaussian that smooths turns along the spine."""
 _KNOWN = 0.05
-"""A body's turn is known from so much weight of itself and its neighbours on."""
+"""A body's turn is known where the weights of itself and its neighbours sum to more than this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Neighbours:
 
     Attributes:
         line: the canal's centreline.
-        bodies: what of the vertebrae lies in front of the canal, from the top down.
+        bodies: the part of each vertebra in front of the canal, from the top down.
         discs: the discs.
     """
 
@@ -40,7 +40,7 @@ class Neighbours:
 
     @classmethod
     def of(cls, line: Centreline, bodies: Mapping[int, np.ndarray], discs: Mapping[int, np.ndarray]) -> Neighbours:
-        """Of bodies in any order."""
+        """From bodies in any order."""
         order = sorted(bodies, key=lambda value: _place(line, bodies[value].mean(axis=0)))
         return cls(line, {value: bodies[value] for value in order}, discs)
 
@@ -63,8 +63,7 @@ class Neighbours:
     def above(self) -> dict[int, int]:
         """By disc, the nearest body above, by place along the canal and not by name.
 
-        A body beyond the next disc, or one that the disc does not lie close to, is no neighbour: the one between them
-        is not segmented.
+        A body beyond the next disc, or not close to this one, is no neighbour: the body in between is not segmented.
         """
         return self._nearest(-1)
 
@@ -86,7 +85,7 @@ class Neighbours:
 
     @cached_property
     def _near(self) -> dict[int, list[int]]:
-        """By disc, the bodies that it lies close to."""
+        """By disc, the bodies close to it."""
         return {
             disc: [
                 value
@@ -97,18 +96,18 @@ class Neighbours:
         }
 
     def beside(self, disc: int) -> tuple[int, int]:
-        """The bodies next to a disc, above and below, however wide the gap between them and it; 0 for none."""
+        """The bodies next to a disc, above and below, however wide the gap to it; 0 for none."""
         order = (0, *self.order, 0)
         place = order.index(disc)
         above, below = (value if self._is_near(disc, value) else 0 for value in (order[place - 1], order[place + 1]))
         return above, below
 
     def _is_near(self, disc: int, value: int) -> bool:
-        """Whether a body's centre is near enough to a disc's for them to be neighbours."""
+        """Whether the value is that of a body whose centre is near enough to the disc's to be a neighbour."""
         return value in self.bodies and bool(np.linalg.norm(self.centres[value] - self.centres[disc]) < _NEIGHBOUR_MM)
 
     def up(self, body: int) -> np.ndarray:
-        """A body's upward direction (3,), from disc to disc; the canal's where there are none."""
+        """A body's upward direction (3,), from the disc below to the one above; the canal's where there are none."""
         over = [self.centres[disc] for disc, value in self.below.items() if value == body]
         under = [self.centres[disc] for disc, value in self.above.items() if value == body]
         centre, down = self.centres[body], self.line.tangent(self._places[body])
@@ -122,10 +121,10 @@ class Neighbours:
         return np.asarray(vector / np.linalg.norm(vector))
 
     def turns(self, space: LabelSpace) -> dict[int, float]:
-        """By body, radians by which its back is turned from the columns' direction toward the left; none if not known.
+        """By body, radians by which its back is turned to the left of the columns' direction; empty if none is known.
 
-        It faces the canal's middle, smoothly along the spine. A body of which slices show only a part tells nothing,
-        its middle is unknown: it is turned like the nearest that does.
+        A body's back faces the canal's middle; turns are smoothed along the spine. A body only partly covered by the
+        slices has no known middle: it takes the turn of the nearest bodies that have one.
         """
         own = [self._turn(body, space) for body in self.bodies]
         angles = np.array([angle or 0.0 for angle in own])
@@ -139,7 +138,7 @@ class Neighbours:
         return dict(zip(self.bodies, smoothed.tolist(), strict=True))
 
     def _turn(self, body: int, space: LabelSpace) -> float | None:
-        """The turn that a body alone tells, or None."""
+        """The turn of a body by itself, or None where it is unknown."""
         cloud = space.points(body, _FINE)
         number = np.round(cloud[self.line.in_front(cloud), 0] / space.spacing[0]).astype(int)
         shown = np.bincount(number, minlength=len(space.labels))
@@ -159,7 +158,7 @@ def _place(line: Centreline, point: np.ndarray) -> float:
 
 
 def _gap(cloud: np.ndarray, other_cloud: np.ndarray) -> float:
-    """mm between two sets of points (N, 3) along the line between their centres, but for a few points of each."""
+    """mm between two sets of points (N, 3) along the line between their centres, without the outermost 2 % of each."""
     line = other_cloud.mean(axis=0) - cloud.mean(axis=0)
     line = line / max(float(np.linalg.norm(line)), 1e-6)
     return float(np.percentile(other_cloud @ line, 2) - np.percentile(cloud @ line, 98))

@@ -1,4 +1,4 @@
-"""The outline of a structure's mid-sagittal section: its corners, its surfaces' lines, its middle height."""
+"""The outline of a structure's mid-sagittal section: its corners, the curves of its surfaces, its middle height."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from dataclasses import dataclass
 import numpy as np
 
 _CENTRAL = 0.9
-"""The part of a surface that its curve is fitted to: rounded corners and spurs lie outside."""
+"""Central fraction of a surface that its curve is fitted to; rounded corners and spurs lie outside."""
 _FEW_NODES, _FEW_POINTS = 20, 5
-"""Fewer nodes of a section have no outline, fewer points of a surface no curve."""
+"""Fewest nodes of a section with an outline, and fewest points of a surface with a curve."""
 _USUAL, _HALF = 75, 0.5
-"""A section ends where it has less than this part of its usual height, which is this percentile of it (chosen)."""
+"""Percentile that is a section's usual height, and the fraction of it below which a section ends (chosen by hand)."""
 _OUTLIER_MM, _OUTLIER, _FITS = 0.4, 2.5, 4
-"""A point is left out of a curve from so many mm off it on, and from so many times the median; so often the curve is
-fitted anew (chosen)."""
+"""A point is left out of a curve if it is farther off than this many mm and this multiple of the median; number of fits
+(chosen by hand)."""
 _WALL, _WALL_POINTS, _WALL_MM, _STEEPEST = 0.8, 8, 10.0, 0.7
-"""The part of a wall's height that its line is fitted to, of at least so many points and in a section at least so high,
-which a disc is not; and its steepest lean, mm by mm (chosen)."""
+"""Central fraction of a wall's height that its line is fitted to; fewest points and least height (mm, above that of a
+disc) for a fit; steepest lean, mm per mm (chosen by hand)."""
 _NEAR_CORNER_MM = 0.2
-"""Of the outline's points so close to the nearest one the mean is the corner (chosen)."""
+"""A corner is the mean of the outline's points up to this much, mm, farther than the nearest one (chosen by hand)."""
 _MIDDLE = 0.2
-"""The part of a surface between its corners of which the mean is its middle (chosen)."""
+"""Central fraction of a surface between its corners whose mean is its middle (chosen by hand)."""
 _BLUNTED = 0.6
 """Pixels by which the outline of a mask falls short of a sharp corner."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A parabola z = a + b y + c y^2 in a section, mm, and how far (mm, rms) the surface strays from it."""
+    """A parabola z = a + b y + c y^2 in a section, mm, and the surface's deviation from it (mm, rms)."""
 
     coefficients: np.ndarray
     residual: float
@@ -45,7 +45,7 @@ class Outline:
         upper, lower: z over y.
         corners: (4, 2) y and z of the upper front, upper back, lower front and lower back corner.
         middles: z of the upper and of the lower surface half-way between their corners.
-        ends: y of the front and of the back, where the section still has half of its usual height.
+        ends: y of the front and of the back, where the section still has half its usual height.
     """
 
     upper: Curve
@@ -56,14 +56,14 @@ class Outline:
 
     @property
     def residual(self) -> float:
-        """mm, rms, of the rougher surface."""
+        """Residual of the rougher surface, mm rms."""
         return max(self.upper.residual, self.lower.residual)
 
 
 def edges(share: np.ndarray, nodes: np.ndarray, last: bool) -> np.ndarray:
     """Where a structure begins or ends along the last axis of its share (..., N): positions (...) in mm, NaN for none.
 
-    The outermost crossing of one half, interpolated between nodes (N,).
+    This is the outermost crossing of one half, interpolated between the nodes (N,).
     """
     if last:
         return -edges(share[..., ::-1], -nodes[::-1], last=False)
@@ -77,9 +77,9 @@ def edges(share: np.ndarray, nodes: np.ndarray, last: bool) -> np.ndarray:
 
 
 def outline(share: np.ndarray, y: np.ndarray, z: np.ndarray) -> Outline | None:
-    """The outline of a section's share (Y, Z), 0 to 1, at nodes y (Y,) to the back and z (Z,) upwards, mm.
+    """The outline of a section from its share (Y, Z), 0 to 1, at nodes y (Y,) to the back and z (Z,) upwards, mm.
 
-    None where the section is too small to have one, or where nothing of it lies in one of its four corners.
+    None where the section is too small, or none of it lies in one of its four quarters.
     """
     if (share >= 0.5).sum() < _FEW_NODES:
         return None
@@ -111,7 +111,7 @@ def outline(share: np.ndarray, y: np.ndarray, z: np.ndarray) -> Outline | None:
 
 
 def _fit(at: np.ndarray, values: np.ndarray) -> Curve | None:
-    """The parabola through points, outliers left out; None where there are too few of them."""
+    """The parabola fitted to points without outliers; None for too few points."""
     known = np.isfinite(values)
     at, values = at[known], values[known]
     if len(at) < _FEW_POINTS:
@@ -132,7 +132,7 @@ def _slope(plate: Curve, ends: tuple[float, float]) -> float:
 
 
 def _lean(wall: np.ndarray, z: np.ndarray, span: tuple[float, float]) -> float:
-    """dy/dz of the line through a wall's y over the central part of its height; 0 for a wall too short to lean."""
+    """dy/dz of the line fitted to the central part of a wall; 0 for a wall too short to have a lean."""
     known = np.isfinite(wall) & (np.abs(z - sum(span) / 2) <= _WALL / 2 * (span[1] - span[0]))
     if known.sum() < _WALL_POINTS or span[1] - span[0] < _WALL_MM:
         return 0.0
@@ -140,10 +140,10 @@ def _lean(wall: np.ndarray, z: np.ndarray, span: tuple[float, float]) -> float:
 
 
 def _corner(cloud: np.ndarray, slope: float, lean: float, pixel: float, back: int, up: int) -> np.ndarray:
-    """The outline's point (2,) nearest to where a surface's and a wall's lines of support meet.
+    """The outline's point (2,) nearest to where the supporting lines of a surface and a wall meet.
 
-    A line of support runs as the side does and touches the outline from outside in the corner's own quarter; a rounded
-    corner's point then lies in the middle of its rounding. Pixels blunt a sharp corner, which is made good.
+    A supporting line is parallel to its side and touches the outline from outside in the corner's own quarter; the
+    point of a rounded corner then lies in the middle of its rounding. Blunting of sharp corners by pixels is undone.
     """
     plate, wall = np.array([-slope, 1.0]) * up, np.array([1.0, -lean]) * back  # outward normals
     middle = cloud.mean(axis=0)

@@ -1,4 +1,4 @@
-"""Cut vertebrae in two, the vertebral body and the posterior elements behind it, and make one of both again."""
+"""Split vertebrae into the vertebral body and the posterior elements behind it, and merge the two again."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .landmarks import Landmarks, find_landmarks
 from .space import LabelSpace
 
 _WALL_MARGIN_MM = 1.0
-"""Beside the canal the cut lies so far behind the body's posterior wall."""
+"""How far, mm, the cut lies behind the body's posterior wall beside the canal."""
 _MIDLINE_MM = 6.0
-"""So close to the midline the cut is the canal itself."""
+"""Within this distance, mm, of the midline the cut is the canal itself."""
 _ISLAND = 0.1
-"""What is cut off in front is given back unless it has this share of the body's largest part."""
+"""A piece in front of the cut below this fraction of the largest one joins the posterior elements."""
 _STUB_MM3 = 300.0
-"""So is less than this behind the wall that does not reach the canal's middle."""
+"""A piece behind the cut below this volume that does not reach the canal's middle rejoins the body."""
 
 
 _NOT_SPLIT = Notice(
@@ -33,10 +33,10 @@ _NOT_SPLIT = Notice(
 
 
 def split_parts(segmentation: Segmentation) -> Segmentation:
-    """The same with each vertebra's posterior elements as a structure of their own (label value + 100).
+    """The segmentation with each vertebra's posterior elements as a structure of their own (label value + 100).
 
     The cut follows the body's posterior wall through the pedicles and, near the midline, the canal's anterior border.
-    No voxel is added or removed. A vertebra without a part behind the cut is all body.
+    No voxel is added or removed. A vertebra with nothing behind the cut is all body.
 
     Raises:
         UsageError: USAGE, three classes without levels.
@@ -71,7 +71,7 @@ def split_parts(segmentation: Segmentation) -> Segmentation:
 
 
 def merge_parts(segmentation: Segmentation) -> Segmentation:
-    """The same with each vertebra as one structure again."""
+    """The segmentation with each vertebra as one structure again."""
     if not segmentation.has_parts:
         return segmentation
     whole = {
@@ -107,7 +107,7 @@ def _behind_wall(points: np.ndarray, line: Centreline, section: Section) -> tupl
     x, y, z = frame.local(points).T
     upper, lower = frame.local(section.upper.back), frame.local(section.lower.back)
     lean = (upper[1] - lower[1]) / (upper[2] - lower[2])
-    # No steeper than this beyond the corners, where a spur may have made the wall's line lean.
+    # The lean is limited, since a spur may have tilted the wall's line; beyond the corners the wall is vertical.
     wall = lower[1] + np.clip(lean, -0.5, 0.5) * (np.clip(z, lower[2], upper[2]) - lower[2])
     canal = line.y_at(frame, z)
     cut = np.where(np.abs(x) < _MIDLINE_MM, np.maximum(canal, wall), wall + _WALL_MARGIN_MM)

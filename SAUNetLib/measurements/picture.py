@@ -38,9 +38,9 @@ from .space import LabelSpace
 TALL, WIDE = 1100, 760
 _MARGIN_MM = 12.0
 _LETTER = 36
-"""So near to the upper and lower border, in pixels, the directions stand."""
+"""Pixels at the upper and lower border that the direction letters take."""
 _DASH = 5
-"""Pixels of the screen that a dash is long."""
+"""Length of a dash in picture pixels."""
 _COLOURS = {"endplate": (255, 221, 87), "disc": (92, 200, 255), "canal": (255, 128, 190)}
 _CURVES = {"lordosis_deg": "Lordosis", "coronal_angle_deg": "Coronal angle"}
 _EXPLAINED = {
@@ -103,7 +103,7 @@ def _panel(space: LabelSpace, image: np.ndarray, measurements: Measurements) -> 
 
 
 def _slices(space: LabelSpace, markups: tuple[Markup, ...]) -> np.ndarray:
-    """The number of the slice that each row (H,) is taken from: where the landmarks lie at that height."""
+    """The slice (H,) that each row is taken from: the one through the landmarks at that height."""
     count, rows = space.labels.shape[:2]
     points = [space.from_patient(markup.points).mean(axis=0) for markup in markups if markup.kind in ("disc", "canal")]
     if not points:
@@ -115,7 +115,7 @@ def _slices(space: LabelSpace, markups: tuple[Markup, ...]) -> np.ndarray:
 
 
 def _columns(space: LabelSpace) -> tuple[int, int]:
-    """First and last column to show: what is segmented, with a margin; all where nothing is."""
+    """First column to show and the one after the last: the segmented ones with a margin; all where nothing is."""
     seen = np.flatnonzero((space.labels > 0).any(axis=(0, 1)))
     last = space.labels.shape[2]
     if len(seen) == 0:
@@ -125,7 +125,7 @@ def _columns(space: LabelSpace) -> tuple[int, int]:
 
 
 def _draw(draw: ImageDraw.ImageDraw, markup: Markup, points: np.ndarray) -> None:
-    """A markup's points (N, 2), row and column on the screen."""
+    """Draw a markup; points (N, 2) are row and column in the picture."""
     colour = _COLOURS[markup.kind]
     places = [(float(column), float(row)) for row, column in points]
     for line in _dashes(places) if markup.estimated else [places]:
@@ -136,7 +136,7 @@ def _draw(draw: ImageDraw.ImageDraw, markup: Markup, points: np.ndarray) -> None
 
 
 def _dashes(places: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:
-    """The dashes of a broken line through places on the screen."""
+    """The dashes of a broken line through places in the picture."""
     for start, end in pairwise(np.array(places)):
         steps = np.linspace(start, end, 2 * max(1, round(float(np.linalg.norm(end - start)) / (2 * _DASH))) + 1)
         for first, last in zip(steps[:-1:2], steps[1::2], strict=True):
@@ -146,7 +146,7 @@ def _dashes(places: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float,
 def _write_levels(
     draw: ImageDraw.ImageDraw, measurements: Measurements, labels: np.ndarray, factor: np.ndarray
 ) -> None:
-    """The name of its level on each vertebral body; a pixel of the labels (H, W) is `factor` (2,) of the picture's."""
+    """Write each vertebra's level on its body; a pixel of the labels (H, W) is `factor` (2,) picture pixels large."""
     canal = np.isin(labels, [row.value for row in measurements.rows if row.kind == "canal"])
     for vertebra in (row for row in measurements.rows if row.kind == "vertebra"):
         place = in_front(labels == vertebra.value, canal) * factor
@@ -154,7 +154,7 @@ def _write_levels(
 
 
 def _figures(measurements: Measurements, height: int) -> Image.Image:
-    """The main figures as a table, at least of this height."""
+    """The main figures as a table of at least this height."""
     font, small = text_font(15), text_font(13)
     starts, line = (0, 88, 232, 320, 392, 462, 536), 25
     levels = [row for row in measurements.rows if row.kind in ("vertebra", "disc")]
@@ -201,7 +201,7 @@ def _cells(row: StructureMeasures) -> tuple[str, ...]:
         angle = shown("segmental_angle_deg", ".0f")
     else:
         grade = row.measures.get("genant_grade")
-        loss = shown("height_loss_percent", ".1f")  # not rounded over a band's limit
+        loss = shown("height_loss_percent", ".1f")  # one decimal, lest rounding cross a band's limit
         if loss.strip("-"):
             band = f", {grade.value:.0f}" if grade is not None and grade.value is not None else ""
             loss = f"{loss.rstrip('*')} %{band}{'*' if loss.endswith('*') else ''}"
@@ -216,7 +216,7 @@ def _curve(angle: Measure) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    """A value in a format, no -0 among them."""
+    """A value in a format, without -0."""
     text = f"{value:{form}}"
     return text if text.strip("-0.") else text.removeprefix("-")
 

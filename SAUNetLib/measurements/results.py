@@ -1,4 +1,4 @@
-"""The result of measuring: per structure its measures, each with a unit and a quality."""
+"""The result of measuring: the measures of each structure, each with a unit and quality flags."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FLAGS = {
     "L5/S1 disc",
     NOT_T2: "the fluid in the canal is not brighter than marrow and discs, or no image was given",
 }
-"""What the flags of a measure say. A measure without one is good."""
+"""What the flags of a measure mean. A measure without flags is good."""
 
 QUANTITIES = {
     "volume_mm3": "volume",
@@ -58,7 +58,7 @@ QUANTITIES = {
     "lordosis_deg": "angle between the outermost endplates, positive in lordosis",
     "coronal_angle_deg": "angle between the most tilted endplates in the coronal plane",
 }
-"""Every measure, in the order of the table's columns; the name ends in the unit (none: a ratio or a grade)."""
+"""Every measure, in the order of the table's columns; names end in the unit (ratios and grades have none)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Measure:
         return cls(float(value) if known and value is not None else None, tuple(sorted(flags)))
 
     def doubted(self, flags: Collection[str]) -> Measure:
-        """The same figure with these flags too."""
+        """The same figure with these flags added."""
         return Measure(self.value, tuple(sorted({*self.flags, *flags})))
 
     @classmethod
@@ -92,7 +92,7 @@ class StructureMeasures:
     Attributes:
         value: its label value; 0 for a stretch of the spine.
         level: ``L4``, ``L4/L5``, or a stretch such as ``L1-S1``.
-        name, kind: as the user reads it; vertebra, disc, canal, sacrum or spine.
+        name, kind: as shown to the user; vertebra, disc, canal, sacrum or spine.
         measures: by the names of `QUANTITIES`.
     """
 
@@ -110,8 +110,8 @@ class Markup:
     Attributes:
         kind: endplate, disc or canal.
         level: of its structure.
-        points: (N, 3) mm, LPS; one point, or a line's.
-        estimated: of an endplate that is not segmented.
+        points: (N, 3) mm, LPS; one point, or those of a line.
+        estimated: whether it belongs to an endplate that is not segmented.
     """
 
     kind: str
@@ -153,7 +153,7 @@ class Measurements:
         return None
 
     def summary(self) -> dict[str, object]:
-        """JSON-ready: per structure its figures (null where there is none) and the flags of those that have any."""
+        """JSON-ready: the figures of each structure (null where there is none), and flags where there are any."""
         return {
             "note": DISCLAIMER,
             "structures": [
@@ -173,5 +173,5 @@ class Measurements:
 
 
 def rounded(value: float | None) -> float | None:
-    """A figure to three decimals, as it is written."""
+    """A figure rounded to three decimals, as in files."""
     return None if value is None else round(value, 3)

@@ -14,48 +14,48 @@ from .results import FEW_SLICES, LOW_CONFIDENCE
 from .space import BACK, LEFT, AnatomicalFrame, LabelSpace, SamplingGrid
 
 SLAB_MM = 4.0
-"""A mid-sagittal section is the mean of what lies this close to the midline on either side."""
+"""Half-width, mm, of the slab about the midline whose mean is the mid-sagittal section."""
 _LATERAL_MM, _LATERAL_STEP_MM = 14.0, 2.0
-"""Endplates are followed sideways so far, in such steps."""
+"""How far to either side endplates are followed, and in what steps."""
 _FINEST_MM, _COARSE = 0.35, 2.0
-"""Within a section nodes lie a pixel apart, no less than this; so many times as far where it is only looked for."""
+"""A section's nodes lie a pixel apart, but at least this far, mm; the first, coarse pass uses this multiple."""
 _BONE_STEP, _DISC_STEP = 0.75, 0.5
-"""Up and down they lie closer by this factor: there heights are measured, and a disc's are the smallest."""
+"""Factors on the nodes' distance in the vertical, along which heights are measured; a disc's are the smallest."""
 _BONE_ENDS, _BONE_MARGIN_MM = (0.5, 99.5), 5.0
 _DISC_ENDS, _DISC_MARGIN_MM = (0.2, 99.8), 3.0
-"""A section reaches from the first to the second percentile of a structure's points, and so far beyond."""
+"""A section spans a structure's points from the first to the second percentile, and this margin beyond."""
 _LEAST_WIDTH_MM = 14.0
-"""A narrower band tells no sideways slope, and is no whole body or disc."""
+"""A narrower band gives no sideways slope, and is not the whole of a body or disc."""
 _PLATE_FROM, _PLATE_TO = 0.15, 0.75
-"""The slope is that of this part of an endplate from front to back: without its rims, and pedicles behind (chosen)."""
+"""Fractions of an endplate's depth between which its slope is taken, without rims and pedicles (chosen by hand)."""
 _ON_PLATE_MM = 6.0
-"""What lies farther from the mid-sagittal section's surface is not the endplate (chosen)."""
+"""Points farther than this from the surface of the mid-sagittal section are not the endplate (chosen by hand)."""
 _LEAST_NODES = 30
-"""Fewer nodes tell no sideways slope."""
+"""Fewest nodes that give a sideways slope."""
 _OUTLIER_MM, _OUTLIER = 0.6, 2.5
-"""A node is left out of the slope from so far off the surface on, and from so many times the median (chosen)."""
+"""A node farther off the surface than this and this multiple of the median is left out (chosen by hand)."""
 _BORDER_MM = 5.0
 """An endplate this close to the upper or lower border may be the border: resampled images often end in empty rows."""
 _ROUGH_MM = 1.5
-"""A body or disc whose surfaces stray further from parabolas (rms) is no regular one."""
+"""A body or disc with a surface that deviates more than this (rms) from a parabola is irregular."""
 _SEEN = 0.5
-"""Of a section's planes at least this part lies within the slices, or there are too few of them."""
+"""Fewest of a section's planes, as a fraction, that must lie within the slices."""
 _BEYOND_MM = 10.0
-"""A body's centre lies no farther beyond the last of what tells the canal's line (chosen; half of the way from a disc
-to the next one is 17 mm)."""
+"""How far a body's centre may lie beyond what the canal's line rests on (chosen by hand; half the distance between two
+discs is 17 mm)."""
 _SACRUM_MM = 16.0
-"""So far down the sacrum's front and back are looked at."""
+"""How far down the sacrum's front and back are examined."""
 _PROMONTORY_MM = 8.0
-"""So far up its endplate may rise above the disc's middle (chosen)."""
+"""How far the sacrum's endplate may rise above the disc's middle (chosen by hand)."""
 _SACRUM_AP_MM = 30.0
-"""So far in front of and behind the disc's middle (chosen)."""
+"""How far in front of and behind the disc's middle the sacrum is looked for (chosen by hand)."""
 _FEW = 20
-"""Fewer points of a sacrum are none."""
+"""Fewest points of a sacrum that are used."""
 STRAY, DOUBTFUL = 0.5, 0.01
-"""A piece apart is left out below this part of the largest one, and from this part on the structure is doubtful."""
+"""Fractions of the largest piece below which a detached one is left out, and from which on it is a cause for doubt."""
 
 Reach = tuple[tuple[float, float], tuple[float, float]]
-"""From where to where a section is sampled in its frame: y and z, mm."""
+"""First and last y and first and last z, mm, at which a section is sampled in its frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class SectionFinder:
     Attributes:
         space: the labels.
         line: the canal's centreline.
-        doubtful: values of structures of which too much lies apart.
+        doubtful: values of structures with large detached pieces.
     """
 
     space: LabelSpace
@@ -73,7 +73,7 @@ class SectionFinder:
     doubtful: frozenset[int]
 
     def body(self, value: int, cloud: np.ndarray, up: np.ndarray, turn: float) -> Section | None:
-        """A vertebral body, from its points (N, 3) in front of the canal; first roughly, then in its own frame."""
+        """A vertebral body, from its points (N, 3) in front of the canal; first coarsely, then in its own frame."""
         frame = self._frame(cloud.mean(axis=0), up, turn)
         section = None
         for fine in (False, True):
@@ -84,7 +84,7 @@ class SectionFinder:
         return section.doubted() if section is not None and self._is_beyond(section.centre) else section
 
     def _is_beyond(self, centre: np.ndarray) -> bool:
-        """Whether a body lies where neither canal nor discs tell its back: a straight line may run through it."""
+        """Whether a body lies beyond canal and discs: the line's straight extension may run through it."""
         first, last = self.line.told
         station = float(self.line.station(centre[None])[0])
         return not first - _BEYOND_MM / STEP <= station <= last + _BEYOND_MM / STEP
@@ -92,7 +92,7 @@ class SectionFinder:
     def disc(
         self, value: int, cloud: np.ndarray, turn: float, above: Section | None, below: Section | None
     ) -> Section | None:
-        """A disc, in the frame half-way between its neighbours' endplates, or its own where one is missing."""
+        """A disc, in the frame half-way between the adjacent endplates, or in its own where one is missing."""
         plates = [body for body in (above and above.lower, below and below.upper) if body and not body.cut]
         centre = cloud.mean(axis=0)
         station = float(self.line.station(centre[None])[0])
@@ -108,7 +108,7 @@ class SectionFinder:
         return section
 
     def sacrum(self, value: int, disc: Section) -> Section | None:
-        """The uppermost part of the sacrum, for its upper endplate; what is called its lower one has no meaning."""
+        """The uppermost part of the sacrum, for its upper endplate; the section's lower one has no meaning."""
         local = disc.frame.local(self.space.points(value))
         below = np.abs(local[:, 2] + _SACRUM_MM / 2) < _SACRUM_MM / 2 + 3
         if (below & (np.abs(local[:, 1]) < _SACRUM_AP_MM)).sum() < _FEW:
@@ -124,9 +124,9 @@ class SectionFinder:
         return section
 
     def _without_strays(self, value: int, disc: Section) -> SectionFinder:
-        """The finder without pieces of the sacrum that are not its upper end, of which the disc faces the most.
+        """The finder without pieces of the sacrum other than its upper end, the one that the disc faces most.
 
-        Its largest piece may be another one, since a sacrum is often drawn in pieces from S1 down.
+        The upper end need not be the largest piece, since a sacrum is often drawn in pieces from S1 down.
         """
         box = self.space.box(value)
         pieces = connected_components(self.space.labels[box] == value)
@@ -148,7 +148,7 @@ class SectionFinder:
         return replace(self, space=self.space.without(strays), doubtful=doubtful)
 
     def _frame(self, origin: np.ndarray, up: np.ndarray, turn: float) -> AnatomicalFrame:
-        """A frame that looks back by `turn` and whose mid-sagittal plane holds the canal's middle."""
+        """A frame that faces back, turned by `turn`, and whose mid-sagittal plane holds the canal's middle."""
         frame = AnatomicalFrame.facing(origin, up, np.cos(turn) * BACK + np.sin(turn) * LEFT)
         station = self.line.crossing(frame.origin, frame.axes[2])
         if station is None:
@@ -157,7 +157,7 @@ class SectionFinder:
         return AnatomicalFrame(frame.point(aside, 0, 0), frame.axes)
 
     def _section(self, value: int, frame: AnatomicalFrame, reach: Reach, fine: bool, bone: bool) -> Section | None:
-        """The section in a frame, of bone only what lies in front of the canal; None where it has no outline."""
+        """The section in a frame, for bone only in front of the canal's line; None where it has no outline."""
         step = max(_FINEST_MM, self.space.pixel) * (1.0 if fine else _COARSE)
         tall = step * (_BONE_STEP if bone else _DISC_STEP)
         nodes = SamplingGrid.spanning(
@@ -186,12 +186,12 @@ class SectionFinder:
         return (slices >= -half - 1e-6) & (slices <= self.space.last[0] + half + 1e-6)
 
     def _shows_little(self, frame: AnatomicalFrame, x: np.ndarray, slab: np.ndarray) -> bool:
-        """Whether fewer than two slices, or few of its planes (X,), are in a section."""
+        """Whether a section rests on fewer than two slices, or on few of its planes (X,)."""
         slices = np.unique(np.round((frame.origin[0] + x[slab] * frame.axes[0, 0]) / self.space.spacing[0]))
         return bool(len(slices) < 2 or slab.sum() < _SEEN * (np.abs(x) <= SLAB_MM).sum())
 
     def _aside(self, value: int, frame: AnatomicalFrame) -> bool:
-        """Whether the middle is not to be seen: the canal's at a structure's height, or without a canal its own."""
+        """Whether the middle is not shown: the canal's at the structure's height, or without a canal its own."""
         line = self.line
         if line.first > line.last:
             return self._is_cut_aside(value)
@@ -231,7 +231,7 @@ class SectionFinder:
 
 
 def _around(frame: AnatomicalFrame, cloud: np.ndarray, ends: tuple[float, float], margin: float) -> Reach:
-    """The reach of points (N, 3) in a frame, from one percentile to another and so many mm beyond."""
+    """The reach of points (N, 3) in a frame, between two percentiles and `margin` mm beyond."""
     low, high = np.percentile(frame.local(cloud)[:, 1:], ends, axis=0)
     y, z = ((float(a) - margin, float(b) + margin) for a, b in zip(low, high, strict=True))
     return y, z
@@ -251,8 +251,8 @@ def _tilt(share: np.ndarray, x: np.ndarray, nodes: SamplingGrid, shape: Outline,
     """Slope of the upper (`last`) or lower surface toward the left, mm per mm; None where too little is seen.
 
     Args:
-        share: (X, Y, Z) of the structure at the nodes, in the planes within the slices.
-        x: (X,) mm of these planes.
+        share: (X, Y, Z) share of the structure at the nodes, in the planes within the slices.
+        x: (X,) mm, positions of these planes.
         nodes: for their y and z.
         shape: the mid-sagittal outline.
         last: which surface.
@@ -270,7 +270,7 @@ def _tilt(share: np.ndarray, x: np.ndarray, nodes: SamplingGrid, shape: Outline,
 
 
 def _slope(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
-    """dz/dx in the middle of a smooth surface through points (N,), outliers left out."""
+    """dz/dx in the middle of a quadratic surface fitted to points (N,) without outliers."""
     terms = np.stack([np.ones_like(x), x, y, x * x, y * y], axis=1)
     kept = np.ones(len(z), bool)
     for _ in range(3):

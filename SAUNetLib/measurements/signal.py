@@ -1,4 +1,4 @@
-"""Signal ratio of discs and cerebrospinal fluid on T2, after correction of the bias field."""
+"""Ratio of disc to cerebrospinal fluid signal on T2, after correction of the bias field."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from .results import LOW_CONFIDENCE, MISSING, NOT_T2, PARTIAL, Measure
 from .space import AnatomicalFrame, LabelSpace, SamplingGrid, resample
 
 _BIAS_MM, _BIAS_MARGIN_MM = 7.0, 8.0
-"""Edge of the voxels that the bias is found on, over which it hardly changes, and margin around the vertebrae
-(chosen)."""
+"""Edge of the voxels on which the bias is estimated, within which it hardly changes, and margin around the vertebrae
+(chosen by hand)."""
 _BIAS_ITERATIONS, _BIAS_THRESHOLD = (40, 40), 1e-6
-"""N4's own: most iterations of its coarse and its fine level, and the change of the field that ends them (chosen)."""
+"""N4's maximum iterations at the coarse and the fine level, and its convergence threshold (chosen by hand)."""
 _BIAS_WIDTH = 0.3
-"""Full width at half maximum of N4's histogram kernel: wider than usual, since marrow is one tissue and not several."""
+"""Full width at half maximum of N4's histogram kernel: wider than usual, since marrow is a single tissue."""
 _BIAS_SHARE = 0.8
-"""A coarse voxel tells of the bias if so much of it is marrow."""
+"""A coarse voxel is used if more than this fraction of it is marrow."""
 _BIAS_LEAST = 40
-"""Fewer of them tell no bias (chosen)."""
+"""Fewest such voxels for an estimate of the bias (chosen by hand)."""
 _FLUID_MM, _FLUID_PERCENTILE = 30.0, 75.0
-"""The fluid's signal is this percentile of the canal's so far up and down: roots and cord are darker (chosen)."""
+"""The fluid's signal is this percentile of the canal's this far up and down; cord and roots are darker (chosen by
+hand)."""
 _FEW_FLUID, _FEW_DISC = 30, 10
-"""Fewer voxels of the canal, or nodes of a disc's middle, tell no signal."""
+"""Fewest voxels of the canal, and nodes of a disc's middle, that give a signal."""
 _DISC_MM, _DISC_PART = 8.0, 0.5
-"""A disc's middle: so wide, and this part of its depth and height (chosen)."""
+"""A disc's middle: its width, and the fraction of the disc's depth and height (chosen by hand)."""
 _MARROW_MM = (2.0, 5.0, 4.0)
-"""Marrow is looked at so far to either side, in front and behind, above and below a body's middle (chosen)."""
+"""Half-extent of the marrow sample about a body's centre: to the sides, front to back, up and down (chosen by hand)."""
 _NEGATIVE = 0.05
-"""Interpolation may leave the darkest hundredth of an image so far below zero, as a part of the fluid's signal."""
+"""How far below zero interpolation may leave the darkest hundredth of an image, as a fraction of the fluid's signal."""
 _BRIGHTER = 1.15
-"""Fluid outshines marrow by at least this factor on T2 and STIR; on T1 it is the darker one."""
+"""Fluid is brighter than marrow by at least this factor on T2 and STIR; on T1 it is darker."""
 _BRIGHTER_THAN_DISCS = 1.7
-"""And the median of all discs' voxels by this one: 2.2 to 11.5 times on the T2 of three scanners, young people's among
-them, 1.2 to 1.5 times on the water images of another, on which fluid outshines marrow too."""
+"""And than the median of all discs' voxels by this one: 2.2 to 11.5 times on T2 from three scanners, young people's
+included, 1.2 to 1.5 times on water images from another, on which fluid is brighter than marrow too."""
 _USUAL = 1.0
-"""A disc brighter than fluid is none, or no T2 shows it so."""
+"""Highest plausible ratio: what is brighter than fluid is not a disc, or the image is not T2."""
 
 
 class CorrectedSignal:
     """Bias-corrected signal of an image around the spine.
 
-    The bias is N4's (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908), found on voxels of about 7 mm that lie in
-    vertebrae: bodies and spinous processes are one tissue in front of and behind the canal. Over all tissues N4 takes
-    the anatomy itself for a bias, because only a few of these large voxels lie in any one of them.
+    The bias field is N4's (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908), estimated on voxels of about 7 mm in
+    the vertebrae: bodies and spinous processes are one tissue on both sides of the canal. On all tissues N4 takes the
+    anatomy itself for bias, because only a few of these large voxels lie in any one tissue.
     """
 
     def __init__(
@@ -70,12 +71,12 @@ class CorrectedSignal:
         self._darkest = float(np.percentile(self._image[::2, ::4, ::4], 1))
 
     def ratio(self, section: Section | None) -> Measure:
-        """Mean signal of a disc's middle by that of the fluid beside it.
+        """Mean signal of a disc's middle divided by that of the fluid beside it.
 
         The disc's middle: half of its depth, half of its height, 8 mm wide. The fluid's signal: the 75th percentile of
-        the canal within 30 mm up and down, since roots and cord are darker than fluid. An image with a good deal below
-        zero, as one of z-scores, has lost the zero that a ratio needs; fluid as bright as the image gets may have been
-        brighter. Of a disc that the image cuts the middle is another one.
+        the canal within 30 mm up and down, since roots and cord are darker than fluid. An image well below zero, such
+        as one of z-scores, has lost the zero that a ratio needs: no figure. Flagged are fluid at the image's maximum,
+        which may be clipped, and discs cut by the image, whose true middle is elsewhere.
         """
         if len(self._fluid) == 0 or self._landmarks.line is None:
             return Measure.none(MISSING)
@@ -99,7 +100,7 @@ class CorrectedSignal:
         return Measure.of(disc / fluid, flags)
 
     def _seen(self, points: np.ndarray) -> np.ndarray:
-        """The image (N,) at the voxels nearest to points (N, 3)."""
+        """The image (N,) in the voxels nearest to points (N, 3)."""
         return np.asarray(self._image[tuple(np.round(points / self._space.spacing).astype(int).T)])
 
     def _corrected(self, points: np.ndarray) -> np.ndarray:
@@ -123,7 +124,7 @@ class CorrectedSignal:
         return float(self._sampled(frame, nodes)[inside].mean()) if inside.sum() >= _FEW_DISC else None
 
     def _fluid_is_bright(self) -> bool:
-        """Whether the canal's fluid outshines marrow and discs, where there are any."""
+        """Whether the canal's fluid is brighter than marrow and discs, where there are any."""
         if len(self._fluid) == 0:
             return False
         fluid = float(np.percentile(self._fluid, _FLUID_PERCENTILE))
@@ -159,12 +160,12 @@ Field = Callable[[np.ndarray], np.ndarray]
 
 
 def _field(values: np.ndarray, first: np.ndarray, spacing: np.ndarray) -> Field:
-    """Values on a coarse grid as a field: linear between nodes, the border's beyond."""
+    """Values on a coarse grid as a field: linear between nodes, constant beyond the border."""
     return lambda points: map_coordinates(values, ((points - first) / spacing).T, order=1, mode="nearest")
 
 
 def _bias(space: LabelSpace, image: np.ndarray, vertebrae: list[int]) -> Field:
-    """N4's field in the marrow of the given structures; 1 everywhere where there is too little of it."""
+    """N4's field from the marrow of the given structures; 1 everywhere if there is too little marrow."""
     if not vertebrae:
         return _field(np.ones((1, 1, 1)), np.zeros(3), np.ones(3))
     boxes = [space.box(value) for value in vertebrae]
@@ -177,7 +178,7 @@ def _bias(space: LabelSpace, image: np.ndarray, vertebrae: list[int]) -> Field:
     ]
     coarse = _shrunken(image[crop], factors)
     values = sitk.GetArrayViewFromImage(coarse)
-    # Above zero, of which N4 takes the logarithm: by a part of the image's own range, whatever its unit.
+    # Shifted above zero for N4's logarithm, by a fraction of the image's range, whatever its unit.
     coarse = coarse - min(float(values.min()), 0.0) + 1e-5 * float(np.ptp(values))
     table = np.zeros(256, np.float32)
     table[vertebrae] = 1
@@ -189,11 +190,11 @@ def _bias(space: LabelSpace, image: np.ndarray, vertebrae: list[int]) -> Field:
         corrector.SetMaximumNumberOfIterations(_BIAS_ITERATIONS)
         corrector.SetConvergenceThreshold(_BIAS_THRESHOLD)
         corrector.SetBiasFieldFullWidthAtHalfMaximum(_BIAS_WIDTH)
-        corrector.SetNumberOfThreads(1)  # sums in one order: the same bits every time
+        corrector.SetNumberOfThreads(1)  # fixed order of summation: bitwise reproducible
         try:
             corrector.Execute(coarse, mask)
             field = np.exp(sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(coarse)))
-        except RuntimeError as failure:  # marrow of one value leaves its histogram empty: nothing to correct
+        except RuntimeError as failure:  # marrow of a single value has an empty histogram: nothing to correct
             check_memory(failure, 4 * coarse.GetNumberOfPixels())
             field = np.ones(shape)
     first = (np.array(low) + (np.array(factors) - 1) / 2) * space.spacing

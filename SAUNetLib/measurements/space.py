@@ -49,11 +49,11 @@ class AnatomicalFrame:
 class LabelSpace:
     """Labels (S, H, W) with positions in mm along slices (to the left), rows (down) and columns (to the back).
 
-    It is the patient's space turned and shifted as a whole, so that distances and angles in it are the patient's.
+    A rigid transform of the patient's space, so that distances and angles in it are the patient's.
 
     Attributes:
         stack: the labels as sagittal slices.
-        grid: of these slices.
+        grid: the geometry of these slices.
     """
 
     stack: SagittalStack
@@ -61,12 +61,12 @@ class LabelSpace:
 
     @classmethod
     def of(cls, labels: np.ndarray, geometry: Geometry) -> LabelSpace:
-        """Of labels (k, j, i) on a grid."""
+        """From labels (k, j, i) on a grid."""
         stack = SagittalStack.of(Volume(labels, geometry))
         return cls(stack, stack.grid(geometry))
 
     def without(self, strays: np.ndarray) -> LabelSpace:
-        """The same with the voxels `strays` (S, H, W) bool as background."""
+        """A copy with the voxels `strays` (S, H, W) bool as background."""
         return LabelSpace(self.stack.with_slices(np.where(strays, 0, self.labels)), self.grid)
 
     @property
@@ -117,7 +117,7 @@ class LabelSpace:
         return part.start == 0 or part.stop == self.labels.shape[axis]
 
     def points(self, value: int, apart: float | np.ndarray = 1.5) -> np.ndarray:
-        """Positions (N, 3) of a structure's voxels, thinned to about `apart` mm, one or (3,) by axis; N > 0."""
+        """Positions (N, 3) of a structure's voxels, thinned to about `apart` mm (scalar or (3,) by axis); N > 0."""
         box = self.box(value)
         step = np.maximum(1, np.round(apart / self.spacing)).astype(int)
         step = np.minimum(step, [max(1, (span.stop - span.start) // 2) for span in box])
@@ -126,20 +126,20 @@ class LabelSpace:
         labels = self.labels[tuple(slice(int(a), b.stop, int(n)) for a, b, n in zip(start, box, step, strict=True))]
         if (labels == value).any():
             return (np.argwhere(labels == value) * step + start) * self.spacing
-        # A few voxels may all lie between those looked at.
+        # The few voxels of a small structure may all lie between those sampled.
         return (np.argwhere(self.labels[box] == value) + first) * self.spacing
 
     def sample(self, value: int, frame: AnatomicalFrame, nodes: SamplingGrid) -> np.ndarray:
-        """How much of a structure lies at nodes in a frame: (X, Y, Z) float32, 0 to 1.
+        """Share of a structure at nodes in a frame: (X, Y, Z) float32, 0 to 1.
 
-        Between voxels the mask is interpolated linearly; its outline is where the value is one half.
+        The mask is interpolated linearly between voxels; its outline is where the value is one half.
         """
         box = tuple(
             slice(max(0, p.start - 1), min(n, p.stop + 1))
             for p, n in zip(self.box(value), self.labels.shape, strict=True)
         )
         mask = np.ascontiguousarray(self.labels[box] == value).astype(np.float32)
-        # A structure goes on beyond the outermost slice; above, below, in front and behind it ends with the image.
+        # A structure is continued beyond the outermost slices; in the other directions it ends with the image.
         mask = np.pad(np.pad(mask, ((1, 1), (0, 0), (0, 0)), mode="edge"), ((0, 0), (1, 1), (1, 1)))
         first = (np.array([part.start for part in box]) - 1) * self.spacing
         return resample(mask, first, self.spacing, frame, nodes)
@@ -157,7 +157,7 @@ class SamplingGrid:
     def spanning(
         cls, x: tuple[float, float, float], y: tuple[float, float, float], z: tuple[float, float, float]
     ) -> SamplingGrid:
-        """From first, last and step of each axis."""
+        """From each axis' first and last node and step."""
         return cls(*(np.linspace(a, b, max(2, round((b - a) / step) + 1)) for a, b, step in (x, y, z)))
 
 

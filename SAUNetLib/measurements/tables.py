@@ -19,7 +19,7 @@ def write_measurements(measurements: Measurements, path: str | Path) -> None:
     """Write measurements in the format that the path's ending names; only a whole file replaces an existing one.
 
     ``.csv``: a line per structure, a column per measure with its unit in the name, empty where there is no figure;
-    ``quality`` lists the measures with a flag (``slip_mm: estimated; volume_mm3: partial``), the others are good;
+    ``quality`` lists the measures with flags (``slip_mm: estimated; volume_mm3: partial``), the others are good;
     ``note`` names the warnings.
     ``.json``: `Measurements.summary`.
 
@@ -43,15 +43,15 @@ def _write_csv(measurements: Measurements, file: TextIO) -> None:
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines of the table, by `COLUMNS`, of a `Measurements.summary`, also as read from its file.
+    """The lines of the table, by `COLUMNS`, from a `Measurements.summary`, also one read from its file.
 
     Raises:
-        KeyError, TypeError, AttributeError: it is none.
+        KeyError, TypeError, AttributeError: it is not such a summary.
     """
     note = "; ".join((summary["note"], *(notice["code"] for notice in summary["warnings"])))
     rows = []
     for row in summary["structures"]:
         about = {"value": row["value"] or "", "name": row["name"], "level": row["level"], "kind": row["kind"]}
         quality = "; ".join(f"{name}: {' '.join(flags)}" for name, flags in row["quality"].items())
-        rows.append({**about, **row["measures"], "quality": quality, "note": note})  # None is written as nothing
+        rows.append({**about, **row["measures"], "quality": quality, "note": note})  # None is written as an empty cell
     return rows or [{"name": "no structure was found", "note": note}]

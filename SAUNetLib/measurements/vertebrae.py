@@ -1,4 +1,4 @@
-"""Measures of vertebral bodies: heights, depth, ratios, and the height lost against the neighbours."""
+"""Measures of vertebral bodies: heights, depth, ratios, and height loss relative to the neighbours."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ HEIGHTS = ("height_anterior_mm", "height_middle_mm", "height_posterior_mm")
 GENANT_PERCENT = (20.0, 25.0, 40.0)
 """Lower limits of grades 1 to 3 (Genant et al. 1993, doi:10.1002/jbmr.5650080915)."""
 GRADED = ("T4", "L4")
-"""The bodies from here to there have Genant's bands."""
+"""First and last body with Genant's bands."""
 TALLEST_MM = 45.0
-"""No lumbar body is so tall: two are labelled as one."""
+"""No lumbar body is taller: two are labelled as one."""
 STEEPEST_DEG = 40.0
-"""No body is so wedged: a part of it is cut off."""
+"""No body is more wedged: a part of it is missing."""
 _COMPARED = (*HEIGHTS, "depth_mm")
 _EACH_SIDE = 2
-"""So many bodies above and below a body are compared with, where there are so many."""
+"""A body is compared with up to this many above and below."""
 _ALIKE = 0.8
-"""Of two bodies one of which is lower than this part of the other, one may be collapsed (Genant's lowest limit)."""
+"""If one of two bodies is lower than this fraction of the other, it may be collapsed (Genant's lowest limit)."""
 _FLAT = 0.6
-"""Bodies whose middle height is below this part of their depth are flat themselves: in the median over their bodies
-SPIDER's patients have 0.6 to 0.9, but for one with 0.5, in whom all are collapsed."""
+"""Bodies whose middle height is below this fraction of their depth are flat themselves: SPIDER's patients have medians
+of 0.6 to 0.9, except one with 0.5, whose bodies are all collapsed."""
 _DERIVED = ("depth_mm", "wedge_ratio", "biconcavity_ratio", "wedge_angle_deg")
 
 
 def body_measures(section: Section | None) -> dict[str, Measure]:
     """Heights, depth and ratios of one body, on its mid-sagittal section.
 
-    Anterior and posterior height: distance of the upper from the lower corner; middle height: of the endplates half-way
-    between the corners (the six points of quantitative morphometry: Genant et al. 1993). Depth: mean distance of the
-    front from the back corners at the two endplates. Wedge ratio: anterior by posterior height; biconcavity ratio:
-    middle by posterior height. Wedge angle: between the endplates' directions, each from corner to corner; positive
-    where the front is lower.
+    Anterior and posterior height: distance between upper and lower corner; middle height: between the endplates
+    half-way between the corners (the six points of quantitative morphometry: Genant et al. 1993). Depth: mean distance
+    between front and back corner of the two endplates. Wedge ratio: anterior / posterior height; biconcavity ratio:
+    middle / posterior height. Wedge angle: between the endplates, each from corner to corner; positive where the front
+    is lower.
     """
     if section is None:
         return dict.fromkeys((*HEIGHTS, *_DERIVED), Measure.none(LOW_CONFIDENCE))
@@ -69,14 +69,14 @@ def sagittal_angle(first: np.ndarray, second: np.ndarray, left: np.ndarray) -> f
 
 
 def height_losses(bodies: Sequence[Mapping[str, Measure]]) -> list[dict[str, Measure]]:
-    """Height loss and Genant's band of bodies given from the top down, consecutive ones beside each other.
+    """Height loss and Genant's band of consecutive bodies, given from the top down.
 
-    Each of the three heights is compared with the median of the same height of the two nearest bodies above and the two
-    below whose figures are good, so that one among them which is itself collapsed does not count, and one of each where
-    there are not two; the loss is the largest of the three, at least 0. Since bodies become taller down a healthy
-    spine, it is flagged where all that can be compared lie on one side. It is flagged too where a single pair differs
-    so much that one of it may be collapsed, and where the bodies compared with are flat themselves. The bands follow
-    Genant et al. 1993: from 20 % grade 1, from 25 % grade 2, from 40 % grade 3.
+    Each of the three heights is compared with the median of the same height in the two nearest bodies above and the two
+    nearest below with good figures, so that a collapsed one among them does not count; one of each where there are not
+    two. The loss is the largest of the three, at least 0. It is flagged where all bodies compared with lie on one side,
+    since bodies become taller down a healthy spine; where a single pair differs so much that one may be collapsed; and
+    where the bodies compared with are flat themselves. The bands follow Genant et al. 1993: from 20 % grade 1, from
+    25 % grade 2, from 40 % grade 3.
     """
     table = np.array(
         [[np.nan if body[name].value is None else body[name].value for name in _COMPARED] for body in bodies]
@@ -89,14 +89,14 @@ def height_losses(bodies: Sequence[Mapping[str, Measure]]) -> list[dict[str, Mea
         if not np.isfinite(own).all():
             results.append(_no_loss(*flags))
         elif not near:
-            # Bodies that are segmented, but were not measured, say themselves why.
+            # Segmented neighbours that could not be measured give the reason.
             beside = {
                 flag for body in (*bodies[max(0, n - 1) : n], *bodies[n + 1 : n + 2]) for flag in body[HEIGHTS[0]].flags
             }
             results.append(_no_loss(*(beside or {MISSING})))
         else:
             usual = np.median(table[near], axis=0)
-            loss = max(0.0, float(np.max(100 * (usual[:3] - own[:3]) / usual[:3])))  # 20 % of 30 mm are just that
+            loss = max(0.0, float(np.max(100 * (usual[:3] - own[:3]) / usual[:3])))  # in this order 20 % is exactly 20
             if doubt or usual[1] < _FLAT * usual[3]:
                 flags.add(LOW_CONFIDENCE)
             grade = int(np.searchsorted(GENANT_PERCENT, loss, side="right"))
@@ -105,7 +105,7 @@ def height_losses(bodies: Sequence[Mapping[str, Measure]]) -> list[dict[str, Mea
 
 
 def _compared_with(n: int, table: np.ndarray, sure: Sequence[bool]) -> tuple[list[int], bool]:
-    """The bodies that body `n` of a table (N, 4) is compared with, and whether what they tell is doubtful."""
+    """The bodies that body `n` of a table (N, 4) is compared with, and whether the comparison is doubtful."""
     others = [m for m in range(len(table)) if m != n and np.isfinite(table[m]).all()]
     others.sort(key=lambda m: abs(m - n))
     good = [m for m in others if sure[m]]
