@@ -23,12 +23,12 @@ from torch import Tensor
 
 
 class Augmentation:
-    """Random changes of a stack; the slices are MONAI's channels, so that all of them move and fade together.
+    """Random changes of a stack; the slices are MONAI's channels, so that all of them are transformed alike.
 
     Args:
         crop: rows and columns of the result.
-        contrasts: share of the stacks, 0..1, whose pulse sequence, resolution and artefacts are made up; the others
-            change as patients of one sequence differ.
+        contrasts: share of the stacks, 0..1, with simulated pulse sequence, resolution and artefacts; the others vary
+            only as patients of one sequence do.
 
     Call:
         images (S, H, W) float 0..1, labels (S, H, W) uint8, a generator -> the same two, (S, *crop).
@@ -75,17 +75,17 @@ class Augmentation:
         return image.contiguous(), label
 
     def _acquire(self, images: Tensor, seed: int) -> Tensor:
-        """Motion, ghosts or spikes of the acquisition; TorchIO draws from torch's own generator."""
+        """Motion, ghosting or spikes of the acquisition; TorchIO draws from torch's global generator."""
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             return self.artefacts(images.movedim(0, -1)[None])[0].movedim(-1, 0)
 
 
 def _window(size: int, crop: int, random: np.random.Generator) -> slice:
-    """The part of a large field of view, along one axis, about whose middle the affine map will look.
+    """The part of a large field of view, along one axis, on whose middle the affine map is centred.
 
-    Its middle is drawn from the whole and moved inside, so that borders are seen as often as those of small fields;
-    of these, as `RandAffined` reaches their borders by itself, nothing is cut off.
+    Its middle is drawn from the whole axis and then moved inside, so that borders are seen as often as those of small
+    fields. Small fields are not cropped: `RandAffined` reaches their borders by itself.
     """
     wide = crop * 3 // 2
     start = int(np.clip(random.uniform(-wide / 2, size - wide / 2), 0, max(0, size - wide)))
@@ -93,10 +93,10 @@ def _window(size: int, crop: int, random: np.random.Generator) -> slice:
 
 
 def _moved(images: Tensor) -> Tensor:
-    """A patient who moves twice while the slices (1, H, W, S) are acquired, within their plane.
+    """Simulate a patient who moves twice, within the plane of the slices (1, H, W, S), during their acquisition.
 
-    TorchIO's own random form (Shaw et al., MIDL 2019) also moves through the slices and divides time along the last
-    axis, which here are the slices: it would mix slices, and move a single one as a whole, away from its labels.
+    TorchIO's own random transform (Shaw et al., MIDL 2019) also moves through the slices and divides time along the
+    last axis, here that of the slices: it would mix slices, and shift a single one as a whole, away from its labels.
     """
     degrees, translation = torch.zeros(2, 3), torch.zeros(2, 3)
     degrees[:, 0].uniform_(-3, 3)
@@ -110,7 +110,7 @@ def _moved(images: Tensor) -> Tensor:
 
 
 def _other_scanners() -> Compose:
-    """Intensities and resolution as other scanners have them."""
+    """Intensities and resolution as they differ between scanners."""
     return Compose(
         [
             RandBiasFieldd("image", prob=0.5, degree=3, coeff_range=(0.0, 0.35)),
@@ -150,8 +150,8 @@ def _one_sequence() -> Compose:
 def tissue_contrast(images: Tensor, labels: Tensor, random: np.random.Generator) -> Tensor:
     """Other pulse sequences: a smooth, not always monotone intensity map, and a gain for each structure.
 
-    T1, STIR and fat-suppressed images order the tissues otherwise than the T2 images that carry the labels. A random
-    map bends the order of all tissues; gains of vertebra, disc and canal, soft at their borders, change it further.
+    T1, STIR and fat-suppressed images order the tissues differently from the T2 images that carry the labels. A random
+    map changes the order of all tissues; gains of vertebra, disc and canal, soft at their borders, change it further.
 
     Shape:
         images (S, H, W) 0..1, labels (S, H, W) -> images (S, H, W) 0..1.
@@ -171,7 +171,7 @@ def tissue_contrast(images: Tensor, labels: Tensor, random: np.random.Generator)
 
 
 def _bend(images: Tensor, random: np.random.Generator) -> Tensor:
-    """Intensities through a piecewise linear map between random heights; air stays dark unless the map inverts."""
+    """Map intensities piecewise linearly between random knots; air mostly stays dark."""
     knots = int(random.integers(3, 7))
     places = np.sort(np.concatenate(([0.0, 1.0], random.uniform(0.02, 0.6, knots - 2))))
     heights = random.uniform(0, 1, knots)
@@ -179,7 +179,7 @@ def _bend(images: Tensor, random: np.random.Generator) -> Tensor:
         heights = np.sort(heights)
     heights[0] = 0.0 if random.random() < 0.85 else heights[0]
     table = np.interp(np.linspace(0, 1, 1024), places, heights).astype(np.float32)
-    # Half of the old picture stays in, so that detail does not vanish where the map is flat.
+    # Up to half of the original is mixed in, so that detail does not vanish where the map is flat.
     bent = torch.from_numpy(table)[(images * 1023).long()]
     share = float(random.uniform(0.0, 0.5))
     return (1 - share) * bent + share * images

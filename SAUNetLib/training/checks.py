@@ -37,16 +37,16 @@ from .folders import (
 
 USUAL_PIXEL_MM = (0.2, 1.6)
 USUAL_SLICES_MM = (0.5, FARTHEST_MM)
-"""What sagittal images of the spine have; beyond, a header is wrong more often than the image is unusual."""
+"""Usual ranges in sagittal images of the spine; outside, a header is wrong more often than the image is unusual."""
 MOSTLY_UNKNOWN = 0.9
-"""Where so much of the voxels is 255, a folder was hardly meant to be trained on."""
+"""Fraction of voxels labelled 255 above which a case was hardly meant for training."""
 NARROWEST_MM = 30.0
-"""Vertebral bodies are wider."""
+"""Labelled slices that cover less than this are remarked on: vertebral bodies are wider."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding: an error code, or a code of its own for a remark, and a text."""
+    """A finding: an error code, or a code of its own for a note, and a text."""
 
     code: str
     text: str
@@ -58,13 +58,13 @@ class CaseReport:
 
     Attributes:
         name: of the case.
-        slices: sagittal slices; None where the image cannot be used.
-        spacing: mm between slices, of a row and of a column.
+        slices: number of sagittal slices; None where the image cannot be used.
+        spacing: mm between slices, rows and columns.
         encoding: of the labels.
-        volumes_ml: of each class that is present.
+        volumes_ml: volume of each class present.
         unknown: share of voxels labelled 255.
-        problems: why training would refuse it or be misled.
-        notes: what is odd and may be meant.
+        problems: why training would refuse the case or be misled by it.
+        notes: what is odd but may be intended.
     """
 
     name: str
@@ -134,7 +134,7 @@ class DatasetReport:
 
 
 def check_dataset(folder: Path) -> DatasetReport:
-    """Look at every file of a folder that `saunet train` would read; nothing is changed.
+    """Check every file of a folder that `saunet train` would read; nothing is changed.
 
     Raises:
         InputError: INPUT_NOT_FOUND, there is no such folder.
@@ -159,7 +159,7 @@ def check_dataset(folder: Path) -> DatasetReport:
 
 @contextmanager
 def _noted(problems: list[Finding]) -> Iterator[None]:
-    """Turns a failure inside the block into a problem in the list."""
+    """Turn a failure inside the block into a problem in the list."""
     try:
         yield
     except SAUNetError as error:
@@ -196,7 +196,7 @@ def _about_patients(pairs: Collection[CaseFiles]) -> Iterator[Finding]:
 
 
 def _never_drawn(report: DatasetReport, info: DatasetInfo) -> Iterator[Finding]:
-    """Report structures that no case has: perhaps they were never drawn."""
+    """Report structures that no case has: they may never have been drawn."""
     read = [case for case in report.cases if case.volumes_ml]
     missing, remedy = never_drawn(info, {name for case in read for name in case.volumes_ml})
     for name in missing if read else ():
@@ -204,7 +204,7 @@ def _never_drawn(report: DatasetReport, info: DatasetInfo) -> Iterator[Finding]:
 
 
 def _check_case(files: CaseFiles, info: DatasetInfo, seen: dict[str, str]) -> CaseReport:
-    """One case; ``seen`` holds the fingerprints of the images before it."""
+    """Check one case; ``seen`` holds the hashes of earlier images."""
     case = CaseReport(files.name)
     volume = read = None
     with _noted(case.problems):
@@ -239,7 +239,7 @@ def _check_image(volume: Volume, case: CaseReport, seen: dict[str, str]) -> None
     with _noted(case.problems):
         check_geometry(volume.geometry, volume.name)
     sound = volume.geometry
-    if len(case.problems) > before:  # the voxels for themselves: what is wrong with the grid was said
+    if len(case.problems) > before:  # check the voxels alone: the grid is already reported
         sound = Geometry(volume.geometry.size, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.eye(3))
     with _noted(case.problems):
         check_volume(replace(volume, geometry=sound))
@@ -263,11 +263,11 @@ def _odd_spacing(stack: SagittalStack) -> Iterator[Finding]:
 
 
 def _undrawn_slices(stack: SagittalStack) -> Iterator[Finding]:
-    """Report slices that seem to be unlabelled: everything in them would be taught as background."""
+    """Report slices that seem to be unlabelled: all of their content would be taught as background."""
     drawn: np.ndarray = np.any(stack.slices, axis=(1, 2))
     shown = np.flatnonzero(drawn)
     if not len(shown):
-        return  # which is told as a problem
+        return  # already reported
     remedy = "If they were not drawn, label them 255 (unknown): labelled 0, they teach that there is no spine."
     if gaps := int(np.count_nonzero(~drawn[shown[0] : shown[-1]])):
         yield Finding("UNDRAWN", f"{gaps} slices between labelled ones have no label. {remedy}")

@@ -1,4 +1,4 @@
-"""Labelled volumes as training stacks: a few consecutive slices of one patient, thick slices simulated."""
+"""Labelled volumes as training stacks: a few consecutive slices of one patient, with simulated thick slices."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .folders import (
 
 LABELS = torch.tensor([0, 1, 2, 3, UNKNOWN], dtype=torch.uint8)
 FEWEST = 4
-"""Thick slices that a patient must be good for; a stack of more has these once more, back and forth."""
+"""Fewest thick slices that a patient's slices are averaged into; a longer stack repeats them back and forth."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume
     Args:
         volume: as `check_volume` passed it.
         labels: (k, j, i) uint8 classes on its grid, `UNKNOWN` where not known.
-        count: slices to average, no more than there are; 1 changes nothing.
+        count: slices to average, at most as many as there are; 1 changes nothing.
 
     Returns:
-        Volume and labels; averaged, both are slices (S', H, W) in this order, float32 and uint8, S' = S // count.
+        Volume and labels; if averaged, both are slices (S', H, W), float32 and uint8, S' = S // count.
     """
     if count == 1:
         return volume, labels
@@ -88,7 +88,7 @@ def thick_volume(volume: Volume, labels: np.ndarray, count: int) -> tuple[Volume
 
 
 def _load(files: CaseFiles, info: DatasetInfo, pixel_mm: float) -> Case:
-    """One case at the working pixel size; labels by majority of the area under a pixel."""
+    """One case at the working pixel size; a pixel's label is that of most of its area."""
     read = read_labelled(files, info)
     volume, labels = read.volume, read.labels
     stack = SagittalStack.of(volume)
@@ -109,19 +109,19 @@ def _load(files: CaseFiles, info: DatasetInfo, pixel_mm: float) -> Case:
 def _label_slices(stack: SagittalStack, labels: np.ndarray) -> Tensor:
     """A label map of the stack's volume as its slices (S, H, W), copied.
 
-    Asked only whether it is contiguous, NumPy leaves a single slice that runs backwards as it is; PyTorch refuses that.
+    `np.ascontiguousarray` would leave a single slice's negative stride as it is, which PyTorch refuses.
     """
     return torch.from_numpy(stack.slices_of(labels).copy())
 
 
 def _resample_labels(labels: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Labels (H, W) uint8 on another pixel grid: whatever covers most of a pixel."""
+    """Labels (H, W) uint8 on another pixel grid: each pixel takes the label that covers most of it."""
     shares = resample(torch.stack([(labels == value).float() for value in LABELS])[None], shape)[0]
     return LABELS[shares.argmax(0)]
 
 
 def load_cases(folder: Path, names: Sequence[str], pixel_mm: float) -> list[Case]:
-    """Several cases of a folder, read side by side.
+    """Several cases of a folder, read in parallel.
 
     Raises:
         InputError: as `read_labelled` and `check_one_encoding`.
@@ -154,9 +154,9 @@ def check_drawn(cases: Sequence[Case], folder: Path, held_out: Sequence[Case] = 
     """Reject a folder in which a structure listed as drawn never occurs: it would be taught as background.
 
     Args:
-        cases: those to train on.
-        folder: that they are from.
-        held_out: those of it to validate on.
+        cases: of the folder, to train on.
+        folder: their data folder.
+        held_out: of the folder, to validate on.
 
     Raises:
         InputError: INPUT_LABELS.
@@ -176,15 +176,14 @@ def check_drawn(cases: Sequence[Case], folder: Path, held_out: Sequence[Case] = 
 def thick_slices(
     images: Tensor, labels: Tensor, count: int, gap: int = 0, profile: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Slices averaged in groups of ``count``, ``gap`` slices left out between groups; labels by majority.
+    """Slices averaged in groups of ``count``, with ``gap`` slices left out between groups; labels by majority.
 
-    Where two labels have as many slices, the one in the middle decides: if background always won, every structure would
-    become narrower.
+    The middle slice breaks ties: if background always won them, every structure would become narrower.
 
     Args:
         images, labels: thin slices.
         count, gap: see above.
-        profile: what each slice of a group weighs (count,); default: all the same, as a rectangular profile has it.
+        profile: weight of each slice of a group (count,); default: rectangular, all the same.
 
     Shape:
         (S, H, W) each -> (S', H, W) each; an incomplete last group is dropped.
@@ -195,7 +194,7 @@ def thick_slices(
     groups = (images.shape[0] + gap) // (count + gap)
     parts = [slice(start, start + count) for start in range(0, groups * (count + gap), count + gap)]
     thick = torch.stack([torch.einsum("s,shw->hw", weight / count, images[part].float()) for part in parts])
-    weight[count // 2] += 0.01  # less than any difference but none
+    weight[count // 2] += 0.01  # less than any difference: it only breaks ties
     votes = (
         torch.stack([torch.einsum("s,shw->hw", weight, (labels[part] == value).float()) for value in LABELS])
         for part in parts
@@ -204,7 +203,7 @@ def thick_slices(
 
 
 def slice_profile(count: int, random: np.random.Generator) -> Tensor:
-    """How much each of ``count`` thin slices counts in a thick one: rectangular, or a bell of a random width."""
+    """Weight of each of ``count`` thin slices in a thick one: rectangular, or a Gaussian of random width."""
     if random.random() < 0.5:
         return torch.ones(count)
     place = (torch.arange(count) + 0.5) / count - 0.5
@@ -212,12 +211,12 @@ def slice_profile(count: int, random: np.random.Generator) -> Tensor:
 
 
 def can_thicken(slices: int, slice_spacing: float, count: int) -> bool:
-    """Whether a stack has ``count`` slices to average, and the result is no thicker than clinical slices."""
+    """Whether a stack has ``count`` slices to average, with a result no thicker than clinical slices."""
     return count == 1 or (slices >= count and slice_spacing * count <= FARTHEST_MM)
 
 
 class StackDataset(Dataset[dict[str, Tensor]]):
-    """Random stacks of consecutive slices, augmented, normalised as the engine does it.
+    """Random stacks of consecutive slices, augmented, and normalised as in the engine.
 
     Item n of epoch e is drawn from the seed (seed, e, n) alone, so that a resumed run sees what an unbroken one does.
 
@@ -230,13 +229,13 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         seed: of all randomness.
         contrasts: see `Augmentation`.
 
-    A case of one slice has no neighbours to learn from: its stack holds slices of that many such cases of the same
-    data set, each augmented on its own, and says so.
+    A case of one slice has no neighbours to learn from: its stack is filled with such cases of the same data set, each
+    augmented on its own, and marked as ``apart``.
 
     Items:
         ``image`` float32 (slices, 1, rows, columns), ``label`` int64 (slices, rows, columns): classes, 255 where not
-        known, other values from `folders.ANY_OF` on where a structure was not drawn; ``apart`` bool: the slices are
-        no neighbours.
+        known, other values from `folders.ANY_OF` on where a structure was not drawn; ``apart`` bool: whether the slices
+        are unrelated.
     """
 
     def __init__(
@@ -269,7 +268,7 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         }
 
     def _draw(self, random: np.random.Generator) -> list[Case]:
-        """The case of a stack; of single slices as many as a stack has."""
+        """The case of a stack; if it is a single slice, as many such cases as a stack has slices."""
         number = int(random.choice(len(self.sources), p=self.shares))
         cases, single = self.sources[number], self.single[number]
         case = cases[int(random.integers(len(cases)))]
@@ -286,12 +285,12 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         return intensity.normalise(images)[:, None], labels.long()
 
     def _stack(self, case: Case, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Consecutive slices of a patient, averaged and skipped at random, in either order."""
+        """Consecutive slices of a patient, randomly averaged and skipped, in either order."""
         available = case.images.shape[0]
         if available == 1:
             return case.images.float(), case.labels
-        # Half of the stacks keep the patient's thin slices, two in three of these skip some; the others average up to
-        # five, as far as the patient has slices enough.
+        # About half of the stacks keep the patient's thin slices, two thirds of these skip some; the others average up
+        # to five, if the patient has enough slices.
         most = max(1, int(FARTHEST_MM / case.slice_spacing))
         count = 1 if random.random() < 0.4 else int(random.integers(1, min(5, most) + 1))
         gap = min(int(random.integers(0, 2 if count > 1 else 3)), max(0, most - count))
@@ -306,7 +305,7 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         images, labels = thick_slices(case.images[part], case.labels[part], count, gap, profile)
         if random.random() < 0.5:
             images, labels = images.flip(0), labels.flip(0)
-        # A patient with fewer slices than a stack has goes back and forth: neighbours in the stack are neighbours.
+        # Too few slices are repeated back and forth, so that neighbours in the stack are neighbours in the patient.
         there_and_back = torch.arange(self.slices) % max(1, 2 * len(images) - 2)
         order = torch.minimum(there_and_back, 2 * (len(images) - 1) - there_and_back)
         return images[order].float(), labels[order]

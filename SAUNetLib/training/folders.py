@@ -27,9 +27,9 @@ from ..segmentation import count_labels
 from ..volume import SagittalStack, Volume, check_content, check_volume, on_grid
 
 ANY_OF = 240
-"""A training label of 240 + bits says: one of the classes whose bits are set; all four of them are `UNKNOWN`."""
+"""A training label of 240 + bits means any of the classes whose bits are set; with all four set it is `UNKNOWN`."""
 SPECK_MM3 = 40.0
-"""Labelled components smaller than this are annotation errors (SPIDER's saturated scans have hundreds)."""
+"""Smaller labelled components count as annotation errors (SPIDER's saturated scans have hundreds)."""
 LABEL_MAPS = (*IMAGES, SEGMENTS)
 INFO = "dataset.json"
 DRAWN = {name: value for value, name in enumerate(CLASS_NAMES) if value != BACKGROUND}
@@ -38,13 +38,13 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class DatasetInfo(BaseModel):
-    """The settings in a folder's ``dataset.json``; without the file all have their defaults.
+    """The settings in a folder's ``dataset.json``; defaults without the file.
 
     Attributes:
-        encoding: of the label maps, see `read_as`; default: what their headers state, else what their values show.
-        draws: the structures that were drawn. Where one was not, background only means "none of the drawn ones".
-        patient_before: a case's name up to this text is its patient's; default: the whole name, or, in SPIDER's
-            layout, what stands before the first ``_``. All images of a patient are trained on, or none.
+        encoding: of the label maps, see `read_as`; default: as their headers state, else recognised by their values.
+        draws: the structures that were drawn. If one was not, background only means "none of the drawn ones".
+        patient_before: a case's name up to this text is its patient's; default: the whole name or, in SPIDER's
+            layout, the part before the first ``_``. All images of a patient are trained on, or none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,7 +60,7 @@ class DatasetInfo(BaseModel):
 
     @property
     def background(self) -> int:
-        """What a pixel without a label is: `BACKGROUND`, or `ANY_OF` background and the structures not drawn."""
+        """Label of an unlabelled pixel: `BACKGROUND`, or `ANY_OF` with background and the structures not drawn."""
         missing = set(DRAWN.values()) - set(self.classes)
         return ANY_OF + 1 + sum(2**value for value in missing) if missing else BACKGROUND
 
@@ -77,14 +77,14 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A label map as it is in its file.
+    """A label map as in its file.
 
     Attributes:
         volume: its values, uint8.
-        stated: the encoding that its header states, or nothing.
-        named: whether the file names segments, by which it was read: it holds the classes, whatever the folder's
-            encoding is. The numbers that Slicer gives such segments say nothing: 1 may be the canal.
-        notices: what is to be said of its segments.
+        stated: the encoding that its header states, or empty.
+        named: whether it was read by the names of its segments: it then holds classes, whatever the folder's encoding.
+            The numbers that Slicer gives such segments mean nothing: 1 may be the canal.
+        notices: about its segments.
     """
 
     volume: Volume
@@ -99,8 +99,8 @@ class LabelledImage:
 
     Attributes:
         volume: the image.
-        labels: (k, j, i) uint8 classes, `UNKNOWN` where not known, as specks are.
-        drawn: the same with specks as they are drawn.
+        labels: (k, j, i) uint8 classes, `UNKNOWN` where not known, and in specks.
+        drawn: the same with specks as drawn.
         encoding: of the label map; None where it is empty or read by the names of its segments.
     """
 
@@ -111,11 +111,11 @@ class LabelledImage:
 
 
 def reading_of(values: Collection[int], info: DatasetInfo, name: str, stated: str = "") -> Reading | None:
-    """The interpretation of a label map's values; None if it has only `UNKNOWN`.
+    """The interpretation of a label map's values; None if no structure occurs and the folder states no encoding.
 
     Args:
         values: that occur in it.
-        info: of its folder, whose word counts before the header's.
+        info: of its folder, which takes precedence over the header.
         name: of the case.
         stated: the encoding that its header states.
 
@@ -145,7 +145,7 @@ def reading_of(values: Collection[int], info: DatasetInfo, name: str, stated: st
 
 
 def check_one_encoding(found: Iterable[EncodingName | None], folder: Path) -> None:
-    """Reject a folder whose label maps seem to use several encodings: one of them must be misinterpreted.
+    """Reject a folder whose label maps seem to use several encodings: one must have been misinterpreted.
 
     Raises:
         InputError: INPUT_LABELS.
@@ -163,7 +163,7 @@ def read_settings(kind: type[Settings], path: Path) -> Settings:
     """A pydantic model from a JSON file.
 
     Raises:
-        UsageError: USAGE, it cannot be read, or the first thing that is wrong in it.
+        UsageError: USAGE, it cannot be read or is invalid (the first error is named).
     """
     try:
         return kind.model_validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
@@ -189,7 +189,7 @@ def write_settings(settings: BaseModel, path: Path) -> None:
 
 
 def read_info(folder: Path) -> DatasetInfo:
-    """What ``dataset.json`` in a folder says, or the defaults.
+    """The settings in a folder's ``dataset.json``, or the defaults.
 
     Raises:
         UsageError: USAGE.
@@ -197,21 +197,21 @@ def read_info(folder: Path) -> DatasetInfo:
     path = folder / INFO
     if not os.path.lexists(path):
         return DatasetInfo()
-    if not path.is_file():  # a link to nothing, a folder: what was not drawn would be taught as background
+    if not path.is_file():  # a broken link or a folder: by default, structures not drawn would become background
         raise UsageError("USAGE", f"{path} is not a file", "Replace it with a file, or remove it")
     return read_settings(DatasetInfo, path)
 
 
 def list_files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Images and label maps of a folder by the case's name, whether or not they have a partner.
+    """Images and label maps of a folder by the case's name, with or without a partner.
 
-    Pairs are ``NAME_image`` and ``NAME_labels``; or, as SPIDER has it, ``images/NAME`` and ``masks/NAME``. NIfTI, NRRD
-    and MetaImage may be mixed, and a label map may be a 3D Slicer segmentation.
+    Pairs are ``NAME_image`` and ``NAME_labels`` or, as in SPIDER, ``images/NAME`` and ``masks/NAME``. NIfTI, NRRD and
+    MetaImage may be mixed, and a label map may be a 3D Slicer segmentation.
 
     Raises:
         InputError: INPUT_NOT_FOUND.
     """
-    if not os.path.isdir(folder):  # noqa: PTH112 - no failure for a path that no system takes
+    if not os.path.isdir(folder):  # noqa: PTH112 - does not raise for an invalid path
         raise InputError("INPUT_NOT_FOUND", f"{folder} is not a folder", "Give the folder of the training data")
     try:
         if _spider_layout(folder):
@@ -228,7 +228,7 @@ def _spider_layout(folder: Path) -> bool:
 
 
 def _named(folder: Path, tail: str, endings: Sequence[str]) -> dict[str, list[Path]]:
-    """Files whose names end in a tail before one of the endings, by what stands before it."""
+    """Files whose names end in a tail and one of the endings, by the part before the tail."""
     paths: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         ending = ending_of(path, endings)
@@ -261,7 +261,7 @@ def pair_files(
 
 
 def find_cases(folder: Path) -> dict[str, CaseFiles]:
-    """The pairs of a folder; refuses one in which an image or a label map has no partner, or several.
+    """The pairs of a folder; refused if an image or a label map has no partner, or several.
 
     Raises:
         InputError: INPUT_NOT_FOUND, INPUT_EMPTY or INPUT_SERIES.
@@ -307,18 +307,18 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> LabelledImage:
 def image_hash(volume: Volume) -> str:
     """SHA-256 of an image's sagittal slices, which identifies it whatever its file name or storage order.
 
-    Of their shape and their values as little-endian float32: programs change the type, and turn axes, see `on_grid`.
+    Hashed are their shape and values as little-endian float32: programs change the type and reorder axes (`on_grid`).
     """
     slices = SagittalStack.of(volume).slices
     image = hashlib.sha256(repr(slices.shape).encode())
-    with np.errstate(over="ignore"):  # values that large are refused by those who use the image
+    with np.errstate(over="ignore"):  # values that large are refused elsewhere
         for pixels in slices:
             image.update(np.ascontiguousarray(pixels, "<f4").data)
     return image.hexdigest()
 
 
 def read_label_map(files: CaseFiles) -> LabelMap:
-    """The label map of a case; what belongs to two of its segments is `UNKNOWN`.
+    """The label map of a case; voxels in two of its segments are `UNKNOWN`.
 
     Raises:
         InputError: as `read_image`; INPUT_LABELS for an image, or for segments without a meaning here.
@@ -335,7 +335,7 @@ def read_label_map(files: CaseFiles) -> LabelMap:
 
 
 def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.ndarray, EncodingName | None]:
-    """A label map as classes (k, j, i) uint8, 255 where not known; and its encoding, stated or recognised.
+    """A label map as classes (k, j, i) uint8, 255 where not known, and its encoding, stated or recognised.
 
     Args:
         label_map: of the case.
@@ -343,8 +343,8 @@ def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.nd
         name: of the case.
 
     Raises:
-        InputError: INPUT_LABELS for values without a meaning, a structure that the folder is said not to draw, or a
-            volume in which no class is drawn.
+        InputError: INPUT_LABELS for values without a meaning, a structure that the folder's `draws` does not list, or
+            a volume in which no class is drawn.
     """
     labels = label_map.volume.voxels
     values = list(count_labels(labels))
@@ -375,10 +375,10 @@ def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.nd
 
 
 def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray, int]:
-    """Class labels with components below `SPECK_MM3` not known, and how many these are.
+    """Class labels with components below `SPECK_MM3` set to `UNKNOWN`, and the number of these.
 
-    What should stand there instead, the background or the structure around it, a speck does not say. A lone slice is
-    left as it is: a small piece may be all that it shows of a structure.
+    They are unknown since the true label may be the background or the surrounding structure. A lone slice is left as it
+    is: a small piece may be all that it shows of a structure.
 
     Args:
         labels: (k, j, i) uint8 classes, `UNKNOWN` where not known; not changed.
@@ -394,7 +394,7 @@ def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray,
 
 
 def never_drawn(info: DatasetInfo, found: Collection[str]) -> tuple[list[str], str]:
-    """Structures listed as drawn that occur in no case: as background they would be unlearned.
+    """Structures listed as drawn that occur in no case: they would be taught as background.
 
     Args:
         info: of the folder.
@@ -411,7 +411,7 @@ def never_drawn(info: DatasetInfo, found: Collection[str]) -> tuple[list[str], s
 
 
 def patients_of(names: Collection[str], cases: Mapping[str, Sequence[str]]) -> set[str]:
-    """The patients of some cases; all of their images show the same anatomy.
+    """The patients of some cases: all images of a patient show the same anatomy.
 
     Args:
         names: the cases.

@@ -1,4 +1,4 @@
-"""Labelled cases that were held out of training, natively and with averaged slices, and what a model does on them."""
+"""A model's figures on labelled cases held out of training, natively and with averaged slices."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .datasets import can_thicken, thick_volume
 from .folders import SPECK_MM3, UNKNOWN, find_cases, read_info, read_labelled
 
 VALIDATIONS = {"native slices": 1, "4 slices averaged": 4}
-"""The ways in which a case is measured: how many of its slices are averaged."""
+"""Validation sets of a case, and how many of its slices are averaged in each."""
 FIGURES = {"dice": "Dice", "hsd_mm": "HSD mm", "hd95_mm": "HD95 mm"}
-"""What is measured of each structure, and what a table calls it."""
+"""What is measured for each structure, and its title in tables."""
 SPECKS = (
     f"Components of the ground truth below {SPECK_MM3:g} mm3 are treated as annotation errors: their voxels are "
     "unknown and count neither for nor against a prediction."
 )
-"""How the truth is read that everything is measured by."""
+"""How specks in the ground truth are treated."""
 AS_DRAWN = ", labels as drawn"
-"""What is appended to the name of a validation set in which specks count as well."""
+"""Suffix of a validation set's name where specks count too."""
 
 
 @dataclass(frozen=True)
 class HeldOutCase:
-    """An image of a held-out patient in one of the ways of `VALIDATIONS`; labels (k, j, i) as in `LabelledImage`."""
+    """An image of a held-out patient for one of the `VALIDATIONS`; labels (k, j, i) as in `LabelledImage`."""
 
     slices: str
     patient: str
@@ -41,7 +41,7 @@ class HeldOutCase:
 
 
 def held_out_images(data: Path, names: Sequence[str]) -> Iterator[HeldOutCase]:
-    """The cases to measure on, one after the other, each natively and, where it has slices enough, averaged.
+    """The cases to measure on, one by one, each natively and, where it has enough slices, averaged.
 
     Raises:
         InputError: as `folders.read_labelled`.
@@ -61,9 +61,9 @@ def per_patient(engine: Engine, data: Path, names: Sequence[str]) -> dict[str, d
     """Figures of the whole pipeline on labelled cases, on the source grid.
 
     Returns:
-        validation set -> figure (``dice vertebra`` ... ``hsd_mm canal``), of the structures drawn -> one value for each
-        patient who has it; of several images of a patient it is the mean. Where specks make a difference, each set is
-        there once more, with `AS_DRAWN`.
+        validation set -> figure (``dice vertebra`` ... ``hsd_mm canal``) of the structures drawn -> one value for each
+        patient who has it, the mean over the patient's images. A set in which specks make a difference is there once
+        more, with `AS_DRAWN`.
     """
     structures = read_info(data).classes
     images: dict[str, dict[str, dict[str, list[float]]]] = {}
@@ -92,7 +92,7 @@ def _figures(
 ) -> dict[str, float]:
     known = truth != UNKNOWN
     predicted, truth = predicted * known, truth * known
-    # What is neither there nor found says nothing: it would count as perfect.
+    # A structure neither present nor found would count as perfect.
     present = [value for value in structures if (truth == value).any() or (predicted == value).any()]
     agreements = compare_labels(predicted, truth, spacing, present)
     figures: dict[str, float] = {}

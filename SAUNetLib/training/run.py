@@ -30,22 +30,22 @@ from .held_out import FIGURES, per_patient
 from .train import CASES, NetworkConfig, TrainedOn, TrainingConfig, is_begun, other_cases, train
 
 LOCK, START = "training.lock", "start.json"
-"""Files in a run's folder: locked by who trains there, and `Start`."""
+"""Files in a run's folder: the lock held by the training command, and `Start`."""
 WORSE = 0.005
-"""A Dice that falls by more than this during fine-tuning is reported."""
+"""A Dice that drops by more than this in fine-tuning is reported."""
 Summaries = dict[str, dict[str, list[float | None]]]
 """Validation set -> figure -> [mean, standard deviation over patients]; None where a patient has none."""
 FINE_TUNING = {"steps": 400, "learning_rate": 5e-4, "averaging": 0.99}
-"""Of a run that starts from a model and does not say otherwise."""
+"""Defaults of a run that starts from a model."""
 
 
 class Start(BaseModel):
     """``start.json`` of a run: the model that it started from, as it was then.
 
     Attributes:
-        name: with its version.
+        name: name and version.
         trained_on: as in its card.
-        metrics: its figures on the cases that the run is validated on.
+        metrics: its figures on the run's validation cases.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,20 +62,20 @@ def run_training(
     device: str = "auto",
     start: str | None = None,
 ) -> Path:
-    """Train or continue, then validate and write the model; on a finished run, only validate and write.
+    """Train or continue, then validate and write the model; a finished run is only validated and written.
 
     Args:
-        data: folders, see `folders.find_cases`; the cases to validate on are in the first one.
+        data: folders, see `folders.find_cases`; the validation cases are in the first one.
         output: folder of the run.
         config_file: JSON of a `TrainingConfig`; default: the run's own, else the standard configuration.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
-        start: name or file of a model to go on from with other data (fine-tuning).
+        start: name or file of a model to fine-tune.
 
     Returns:
         The model's weights file, RUN/NAME.safetensors; the card lies beside it.
 
     Raises:
-        UsageError: USAGE, the configuration is wrong or is not the one that the run was started with.
+        UsageError: USAGE, the configuration is invalid or not the one that the run was started with.
         InputError: the data cannot be used.
         ModelError: the model to start from cannot be used.
     """
@@ -85,7 +85,7 @@ def run_training(
     if device != "auto":
         choose_device(device)
     check_writable(output / "config.json", (".json",))
-    first = not getattr(rank_zero_only, "rank", 0)  # of several processes, one measures and writes the result
+    first = not getattr(rank_zero_only, "rank", 0)  # only one of several processes measures and writes the result
     with _alone(output):
         before = _start(output, config, data[0], device) if config.start and first else None
         network = train(data, output, config, device)
@@ -94,7 +94,7 @@ def run_training(
         return path
     card = _card(config, data, read_settings(TrainedOn, output / CASES), before)
     save_model(network, path, card)
-    # It goes where the card goes: no names of cases, and none of folders.
+    # It is passed on with the card, so it names no cases and no folders.
     nameless = config.model_copy(update={"validation": (), "start": _start_name(config)})
     write_settings(nameless, output / f"{config.name}.train.json")
     figures = validate(Engine(load_model(path), device), data[0], config.validation)
@@ -109,9 +109,9 @@ def run_training(
 
 
 def _start(output: Path, config: TrainingConfig, data: Path, device: str) -> Start | None:
-    """Measure the model that a run starts from before the first step; its name may mean another model at the end.
+    """Measure the model that a run starts from before the first step; by the end its name may mean another model.
 
-    None where a run that is begun tells nothing of it.
+    None for a run already begun that has no record of it.
     """
     path = output / START
     if is_begun(output):
@@ -139,7 +139,7 @@ def _worse(before: Summaries, after: Summaries) -> str:
 def _validated(config: TrainingConfig, names: bool) -> str:
     """How far the model's figures can be trusted: the validation cases, and what was chosen on them.
 
-    A card, which goes wherever the model goes, has no names: they may be patients'.
+    The card, which is shared with the model, has no case names: they may be patients'.
     """
     count = len(config.validation)
     text = f"Validated on {count} own case{'s' * (count != 1)}" + (f": {', '.join(config.validation)}" if names else "")
@@ -149,7 +149,7 @@ def _validated(config: TrainingConfig, names: bool) -> str:
 
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Lock a run against other commands; of several processes of one run, only the first one does so."""
+    """Lock a run against other commands; only the first of a run's processes does so."""
     if getattr(rank_zero_only, "rank", 0):
         yield
         return
@@ -164,7 +164,7 @@ def _alone(output: Path) -> Iterator[None]:
             "USAGE", f"another command trains in {output}", "Wait until it finishes, or give another folder"
         ) from busy
     finally:
-        if new and {path.name for path in output.iterdir()} <= {LOCK, START}:  # refused before anything was begun
+        if new and {path.name for path in output.iterdir()} <= {LOCK, START}:  # refused before it began
             shutil.rmtree(output, ignore_errors=True)
 
 
@@ -189,12 +189,12 @@ def _print_figures(figures: Mapping[str, Mapping[str, Sequence[float | None]]]) 
 
 
 def _start_name(config: TrainingConfig) -> str | None:
-    """The model that a run starts from, without the folder of its file."""
+    """The model that a run starts from, without folder and extension."""
     return Path(config.start).name.removesuffix(".safetensors") if config.start else None
 
 
 def _card(config: TrainingConfig, data: Sequence[Path], cases: TrainedOn, before: Start | None) -> dict[str, Any]:
-    """The entries of the model's card but for its figures."""
+    """The entries of the model's card except its figures."""
     origin = f" --from {_start_name(config)}" if config.start else ""
     folders = " ".join(["DIR"] if len(data) == 1 else [f"DIR{number}" for number in range(1, len(data) + 1)])
     return {
@@ -216,7 +216,7 @@ def _card(config: TrainingConfig, data: Sequence[Path], cases: TrainedOn, before
 
 
 def _config(output: Path, config_file: str | None, start: str | None, folder: Path) -> TrainingConfig:
-    """The configuration of a run whose cases to validate on are in a folder."""
+    """The configuration of a run whose validation cases are in `folder`."""
     cases = patients(folder)
     if config_file and not Path(config_file).exists():
         raise UsageError("USAGE", f"there is no configuration {config_file}", "Check the path")
@@ -243,7 +243,7 @@ def _config(output: Path, config_file: str | None, start: str | None, folder: Pa
 
 
 def _known_to(card: ModelCard, folder: Path) -> tuple[set[str], set[str]]:
-    """The cases of a folder that a model was trained on, and those that it was validated on, by their images."""
+    """The cases of a folder that a model was trained on, and those it was validated on, recognised by their images."""
     if not card.trained_on:
         return set(), set()
     hashes = {
@@ -256,7 +256,7 @@ def _known_to(card: ModelCard, folder: Path) -> tuple[set[str], set[str]]:
 
 
 def _starting_from(start: str, config: TrainingConfig) -> tuple[TrainingConfig, ModelCard]:
-    """The configuration for fine-tuning a model, with unset values taken from the model or set gently; and its card."""
+    """The configuration for fine-tuning a model, unset values being the model's or `FINE_TUNING`, and its card."""
     card = load_model(start).card
     network = NetworkConfig.model_validate(card.network)
     stated = config.model_fields_set
@@ -287,17 +287,17 @@ def _with_validation(
     trained: Collection[str] = (),
     validated: Collection[str] = (),
 ) -> TrainingConfig:
-    """The same with patients drawn to validate on where none are stated: one of six, all images of a patient together.
+    """The configuration with validation patients drawn if none are stated: one in six, with all of their images.
 
     Args:
         config: of the run.
         cases: by patient.
-        trained: cases that the model to start from was trained on: their patients are not drawn.
-        validated: those that it was validated on: they are drawn first, so that its figures can be compared.
+        trained: cases that the starting model was trained on: their patients are not drawn.
+        validated: cases that it was validated on: they are drawn first, so that its figures can be compared.
 
     Raises:
-        InputError: INPUT_NOT_FOUND or INPUT_EMPTY, there are not the cases for it; INPUT_SERIES, stated ones are of
-            patients that the model to start from was trained on.
+        InputError: INPUT_NOT_FOUND or INPUT_EMPTY, cases are missing; INPUT_SERIES, stated ones are of patients that
+            the starting model was trained on.
     """
     seen = patients_of(trained, cases)
     names = {name for folder_cases in cases.values() for name in folder_cases}
@@ -337,13 +337,13 @@ def read_config(path: Path) -> TrainingConfig:
     """The training configuration in a JSON file.
 
     Raises:
-        UsageError: USAGE, it is none.
+        UsageError: USAGE, it is not valid.
     """
     return read_settings(TrainingConfig, path)
 
 
 def validate(engine: Engine, data: Path, names: Sequence[str]) -> Summaries:
-    """`held_out.per_patient`, summed up for a model's card; a distance to what was not found is None."""
+    """`held_out.per_patient`, summarised for a model's card; None for a distance to a structure not found."""
 
     def summary(values: Sequence[float]) -> list[float | None]:
         if not np.isfinite(values).all():

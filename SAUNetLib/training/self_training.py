@@ -25,17 +25,17 @@ from ..model import Model, load_model
 from ..volume import Geometry, Intensity, Volume
 
 FIELD_MM = 280.0
-"""Pictures come without their pixel size: the longer side is taken for a usual lumbar field of view."""
+"""Pictures have no pixel size: their longer side is assumed to be a usual lumbar field of view."""
 CHANGES = ((1.0, 1.0), (0.85, 1.0), (1.18, 1.0), (1.0, 0.7), (1.0, 1.4))
 """Test-time changes: zoom and gamma."""
 CONFIDENT = 0.9
-"""Probability of the best class from which on a teacher's label is taken."""
+"""Least probability of the best class for a teacher's label to be used."""
 LATERAL = 0.03
-"""A drawn slice with a smaller share of vertebra than this lies beside bodies and canal."""
+"""A drawn slice with a smaller share of vertebra than this lies lateral to bodies and canal."""
 LEAST_SHARE = 0.7
-"""A picture is kept when at least this share of its foreground is confident: elsewhere the teacher is guessing."""
+"""Least share of a picture's foreground that must be confident: below it the teacher is guessing."""
 SAGITTAL = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
-"""Columns: where a picture's axes run (to posterior, to inferior) and its slices would (to left), LPS."""
+"""Columns: LPS directions of a picture's axes (to posterior, to inferior) and of its slice axis (to left)."""
 
 
 def single_slice(path: Path) -> Volume:
@@ -50,7 +50,7 @@ def single_slice(path: Path) -> Volume:
 
 @torch.inference_mode()
 def probabilities(model: Model, pixels: np.ndarray, pixel_mm: float) -> Tensor:
-    """Class probabilities (classes, H, W) of a slice (H, W), the mean over test-time changes of size and brightness."""
+    """Class probabilities (classes, H, W) of a slice (H, W), averaged over test-time changes of size and brightness."""
     unit = Intensity.of(pixels[None]).unit(pixels[None])
     total = torch.zeros(len(model.card.classes), *pixels.shape)
     for zoom, gamma in CHANGES:
@@ -64,7 +64,7 @@ def probabilities(model: Model, pixels: np.ndarray, pixel_mm: float) -> Tensor:
 
 
 def pseudo_labels(model: Model, volume: Volume) -> np.ndarray | None:
-    """Classes (1, H, W) of a slice, 255 where the teacher is not sure; None where it is unsure of too much."""
+    """Classes (1, H, W) of a slice, 255 where the teacher is unsure; None if it is unsure of too much."""
     mean = probabilities(model, volume.voxels[0], volume.geometry.spacing[0])
     sure, labels = mean.max(0)
     labels = labels.to(torch.uint8)
@@ -77,10 +77,10 @@ def pseudo_labels(model: Model, volume: Volume) -> np.ndarray | None:
 
 
 def complete_labels(model: Model, volume: Volume, vertebra: np.ndarray) -> np.ndarray:
-    """Classes (1, H, W) of a slice whose vertebrae are drawn (H, W) bool: the teacher's word on the rest, 255 unsure.
+    """Classes (1, H, W) of a slice whose vertebrae are drawn (H, W) bool: the rest by the teacher, 255 if unsure.
 
-    What is drawn is believed, also where it says that there is no vertebra. Beside the canal a teacher that never saw
-    such slices finds discs where none is drawn: there its discs and canal are left unknown.
+    The drawing is trusted, also where it has no vertebra. Beside the canal, a teacher that never saw such slices finds
+    discs where there are none: there its discs and canal are left unknown.
     """
     others = probabilities(model, volume.voxels[0], volume.geometry.spacing[0]).clone()
     others[VERTEBRA] = 0
@@ -95,8 +95,8 @@ def complete_labels(model: Model, volume: Volume, vertebra: np.ndarray) -> np.nd
 def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: Sequence[str] = ()) -> tuple[int, int]:
     """Write the pairs of a data folder; returns how many pictures were kept and how many there were.
 
-    The folder's ``dataset.json`` says whose pictures they are, so that none of a patient is trained on who is validated
-    on in another folder.
+    The folder's ``dataset.json`` tells patients apart by the names, so that none is trained on who is a validation
+    patient of another folder.
 
     Args:
         model: the teacher.
@@ -105,7 +105,7 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
         leave_out: patients or scans, the part of a name before its first underscore.
 
     Raises:
-        InputError: INPUT_NOT_FOUND, there is no such folder, or nothing in it of what is to be left out; INPUT_EMPTY,
+        InputError: INPUT_NOT_FOUND, there is no such folder, or it has nothing of a name in `leave_out`; INPUT_EMPTY,
             it holds no pictures.
         UsageError: NOT_INSTALLED, the extra ``train`` is missing.
     """

@@ -1,4 +1,4 @@
-"""The training run, with Lightning and MONAI metrics; a kill at any moment costs at most one short epoch."""
+"""The training run, with Lightning and MONAI metrics; killed at any moment, it loses at most one short epoch."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ from .workers import worker_context
 
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
-"""Epochs, from one validation to the next: that of five patients takes as long as some hundred steps."""
+"""Epochs between validations; validating five patients takes as long as some hundred steps."""
 MOST_WORKERS = 8
-"""Processes that prepare batches; each holds what it draws from."""
+"""Most processes that prepare batches; each holds the cases it draws from."""
 CASES = "cases.json"
-"""What a run's folder says of its cases, see `TrainedOn`."""
+"""The record of a run's cases in its folder, see `TrainedOn`."""
 LAST, BEST = "last.ckpt", "best.ckpt"
-"""Checkpoints in a run's folder: of its end, and of its best validation where it has patience."""
+"""Checkpoints in a run's folder: the latest, and with patience that of the best validation."""
 GOES_ON = "The same command continues from the last checkpoint"
 BEGINS_ANEW = "Nothing was saved yet: the same command starts from the beginning"
 Sixteens = Annotated[int, Field(ge=16, multiple_of=DenseUNet.stride)]
@@ -101,16 +101,16 @@ class TrainingConfig(BaseModel):
         crop: rows and columns of a training slice.
         slices: consecutive slices in a stack.
         stacks: stacks in a batch.
-        shares: how often each data folder is drawn from; default: by its number of cases.
+        shares: how often each data folder is drawn from; default: in proportion to its number of cases.
         contrasts: see `Augmentation`.
         start: name or file of the model to start from (fine-tuning); default: random weights.
         steps: optimiser steps.
         learning_rate, weight_decay: of AdamW.
         averaging: decay of the moving average of the weights, which is what gets saved.
-        patience: stop after so many validations in a row without a better mean Dice, and save the best weights;
-            default: never. The average then covers the run from its warm-up on, not its second half alone.
+        patience: stop after this many validations in a row without a better mean Dice, and save the best weights;
+            default: never. With patience, the average covers the run from its warm-up on, not only its second half.
         devices, nodes: GPUs per computer, and computers; Lightning's ``devices`` and ``num_nodes``. A batch has
-            ``stacks`` stacks on each.
+            ``stacks`` stacks on each GPU.
         seed: of weights and data.
         validation: names of the cases to validate on; no image of their patients is trained on.
     """
@@ -163,8 +163,8 @@ class TrainedOn(BaseModel):
 
     Attributes:
         cases: names of the cases of each data folder.
-        labels: SHA-256 of their label maps' files and of those validated on, in that order; empty in runs of 0.1.
-        images, validated: `folders.image_hash` of the images that are trained and validated on; likewise.
+        labels: SHA-256 of the label maps' files, validation cases first; empty in runs of version 0.1.
+        images, validated: `folders.image_hash` of the training and validation images; likewise.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -176,7 +176,7 @@ class TrainedOn(BaseModel):
 
     @classmethod
     def of(cls, folders: Sequence[Path], sources: Sequence[Sequence[Case]], validation: Sequence[Case]) -> TrainedOn:
-        """These cases of each folder."""
+        """The record of these cases of each folder."""
         names = [[case.name for case in cases] for cases in sources]
         digest = hashlib.sha256()
         for folder, some in ((folders[0], [case.name for case in validation]), *zip(folders, names, strict=True)):
@@ -213,7 +213,7 @@ class TrainedOn(BaseModel):
 
 
 def _file_hash(path: Path) -> bytes:
-    """SHA-256 of an image's file, and of the one that holds its voxels where that is another one."""
+    """SHA-256 of an image's file, together with the separate file of its voxels if there is one."""
     files = dict.fromkeys((path, voxel_file(path, ending_of(path, IMAGES))))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
 
@@ -236,18 +236,18 @@ def other_cases(output: Path) -> UsageError:
 class RunData(pl.LightningDataModule):
     """The training and monitoring data of a run.
 
-    No part of `TrainingRun`: Lightning copies that for its averaged weights, and would copy all images with it.
+    Not part of `TrainingRun`, which Lightning copies for its averaged weights: all images would be copied with it.
 
     Args:
         config: of the run.
         sources: cases of every data set to train on.
-        validation: cases to watch while training.
+        validation: cases to monitor during training.
     """
 
     def __init__(self, config: TrainingConfig, sources: Sequence[Sequence[Case]], validation: Sequence[Case]) -> None:
         super().__init__()
         self.config, self.sources, self.validation = config, sources, validation
-        # Only what every case has: of several processes each must watch the same, or they wait for each other.
+        # Only what every case allows: several processes must log the same metrics, or they wait for each other.
         self.watched = {
             name: count
             for name, count in (("native", 1), ("thick", 4))
@@ -256,7 +256,7 @@ class RunData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         config, trainer = self.config, cast(pl.Trainer, self.trainer)
-        # The last epoch has the rest: with Lightning's limit of steps a resumed run would repeat one of the last epoch.
+        # The last epoch is shortened: with Lightning's limit of steps, a resumed run would repeat one of its steps.
         steps = min(STEPS_PER_EPOCH, config.steps - trainer.current_epoch * STEPS_PER_EPOCH)
         dataset = StackDataset(
             self.sources,
@@ -268,7 +268,7 @@ class RunData(pl.LightningDataModule):
             config.contrasts,
         )
         dataset.epoch = trainer.current_epoch
-        # An item is drawn from its number alone, whichever worker makes it.
+        # An item depends on its number alone, not on the worker that prepares it.
         workers = min(MOST_WORKERS, suggested_max_num_workers(trainer.num_devices))
         context = worker_context(trainer.world_size)
         return DataLoader(
@@ -283,11 +283,11 @@ class TrainingRun(pl.LightningModule):
     """Loss, optimiser and validation of one run on the batches of `RunData`.
 
     The loss is Dice over the batch's foreground plus cross-entropy. The optimiser is AdamW under PyTorch's one-cycle
-    policy: a warm-up of 5 % of the steps and a cosine to zero, its first beta from 0.95 to 0.85 and back.
+    policy: a warm-up over 5 % of the steps and a cosine to zero, with its first beta from 0.95 to 0.85 and back.
 
     Args:
         config: of the run.
-        network: default: the one that the configuration describes; another has `SAUNet`'s shapes.
+        network: default: the one that the configuration describes; any other must have `SAUNet`'s tensor shapes.
     """
 
     def __init__(self, config: TrainingConfig, network: nn.Module | None = None) -> None:
@@ -308,13 +308,13 @@ class TrainingRun(pl.LightningModule):
         return loss
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """`marginal_loss` of the run's scores (N, classes, H, W) and labels (N, H, W)."""
+        """`marginal_loss` of scores (N, classes, H, W) and labels (N, H, W)."""
         return marginal_loss(scores, labels, self.dice)
 
     def validation_step(self, number: Tensor | int, index: int) -> None:
         data = cast(RunData, self.trainer.datamodule)  # type: ignore[attr-defined]
         case = data.validation[int(number)]
-        # So that several processes have equally many, PyTorch repeats the first cases: these must not count twice.
+        # To give all processes equally many cases PyTorch repeats the first ones, which must not count twice.
         repeated = index * self.trainer.world_size + self.trainer.global_rank >= len(data.validation)
         for name, count in data.watched.items():
             images, labels = thick_slices(case.images, case.labels, count)
@@ -324,7 +324,7 @@ class TrainingRun(pl.LightningModule):
             metric(*(one.masked_fill(unknown, 0)[None, None] for one in (found, labels)))
 
     def on_validation_epoch_end(self) -> None:
-        """Mean Dice of each structure over the cases that have it, and of these over the structures."""
+        """Log the mean Dice of each structure over the cases that have it, and the mean over structures."""
         for name, metric in self.agreement.items():
             dice, cases = metric.aggregate()
             metric.reset()
@@ -353,9 +353,9 @@ def _dice_metric() -> DiceMetric:
 def marginal_loss(scores: Tensor, labels: Tensor, dice: DiceLoss) -> Tensor:
     """Dice plus cross-entropy; a label may admit several classes, as background does in partly drawn data.
 
-    The probability of such a label is the sum of the probabilities of all classes it admits (marginal loss: Shi et al.,
-    Medical Image Analysis 2021, doi:10.1016/j.media.2021.101979); a class's Dice leaves out the pixels that may or may
-    not belong to it. Where every label is one class or `UNKNOWN`, this is the loss of fully drawn data.
+    The probability of such a label is the sum over all classes it admits (marginal loss: Shi et al., Medical Image
+    Analysis 2021, doi:10.1016/j.media.2021.101979); a class's Dice leaves out the pixels that may or may not belong to
+    it. Where every label is one class or `UNKNOWN`, this is the loss of fully drawn data.
 
     Shape:
         scores (N, classes, H, W), labels (N, H, W): a class, or `folders.ANY_OF` + bits.
@@ -372,7 +372,7 @@ def marginal_loss(scores: Tensor, labels: Tensor, dice: DiceLoss) -> Tensor:
 
 @torch.inference_mode()
 def predict(network: SAUNet, images: Tensor) -> Tensor:
-    """Classes (S, H, W) of slices 0..1 (S, H, W) at the working pixel size, for validation while training."""
+    """Classes (S, H, W) of slices 0..1 (S, H, W) at the working pixel size, for validation during training."""
     slices = images.numpy()
     rows, columns = slices.shape[1:]
     device = next(network.parameters()).device
@@ -395,11 +395,11 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
 
     Raises:
         InputError: as `load_cases`, `check_unseen` and `check_drawn`; INPUT_EMPTY, a folder has no case to train on.
-        UsageError: USAGE, the run was begun on other cases or labels.
+        UsageError: USAGE, the run was begun with other cases or labels.
     """
     pl.seed_everything(config.seed, verbose=False)
     kept = config.validation
-    # In all folders: what is called the same, or is the same folder by another path, shows the same patients.
+    # In all folders: the same name, or the same folder by another path, means the same patient.
     own = [patients(folder) for folder in folders]
     unseen = patients_of(kept, own[0])
     names = [[name for patient, cases in one.items() if patient not in unseen for name in cases] for one in own]
@@ -433,7 +433,7 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
     """Train, or continue from ``last.ckpt`` in the run's folder; the run then holds its averaged weights, on the CPU.
 
     Returns:
-        Seconds of training, those before an interruption included.
+        Seconds of training, including those before an interruption.
     """
     _without_chatter()
     last, timer = output / LAST, Timer()
@@ -444,20 +444,20 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
         several = trainer.world_size > 1
         if run.config.nodes > 1:
             print(f"note: waiting for the run to start on {run.config.nodes} computers", file=sys.stderr, flush=True)
-        # While PyTorch waits for the other processes no handler of Python's runs.
+        # While PyTorch waits for the other processes, no Python signal handler runs.
         with signals_to(signal.SIG_DFL if several else interruptible.ask, signal.SIGINT, signal.SIGTERM):
             try:
                 trainer.fit(
                     run, data, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None
                 )
             except (SystemExit, SIGTERMException, RuntimeError) as error:
-                # Lightning's own ends of a process that was interrupted; or its workers died of the same signal.
-                # What Lightning calls interrupted is a run that ended with any failure.
+                # How Lightning ends an interrupted process; or its workers died of the same signal. Lightning's own
+                # state "interrupted" does not tell, since any failure sets it.
                 ended = isinstance(error, SystemExit | SIGTERMException) or trainer.received_sigterm
                 if ended or interruptible.asked:
                     raise interruptible.cancelled() from error
                 raise
-    # Lightning gives a run that was already finished its last weights, not the averaged ones.
+    # For a run that was already finished, Lightning loads the last weights, not the averaged ones.
     best = output / BEST
     chosen = best if run.config.patience is not None and best.exists() else last
     run.load_state_dict(torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"])
@@ -466,7 +466,7 @@ def fit(run: TrainingRun, data: RunData, output: Path, accelerator: str = "auto"
 
 
 def _is_finished(output: Path, config: TrainingConfig) -> bool:
-    """Whether nothing is left to train of the run in a folder."""
+    """Whether nothing is left to train in a run's folder."""
     last = output / LAST
     if not last.exists():
         return False
@@ -479,9 +479,9 @@ def _epochs(config: TrainingConfig) -> int:
 
 
 def _callbacks(config: TrainingConfig, output: Path, device: torch.device) -> list[Callback]:
-    """Averaging, checkpoints and an early end; averages are kept on the device, which Lightning does not know yet."""
-    # The first half only leads away from the start; an average over it would lag behind. With early stopping it begins
-    # almost at once, since any validation may be the last.
+    """Averaging, checkpoints and early stopping; averages stay on `device`, which Lightning does not know yet."""
+    # The first half only leads away from the start, so an average over it would lag behind. With early stopping,
+    # averaging begins almost at once, since any validation may be the last.
     averaged_from = config.steps // (2 if config.patience is None else 20)
     callbacks: list[Callback] = [
         WeightAveraging(device, multi_avg_fn=partial(_average, decay=config.averaging, start=averaged_from)),
@@ -520,7 +520,7 @@ def _trainer(
 
 
 def _without_chatter() -> None:
-    """Lightning's notes on what is meant to be so, and its tips, would hide what a user should read."""
+    """Silence Lightning's tips and its notes on what is intended; they would bury what a user should read."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         "Checkpoint directory .* exists and is not empty",
@@ -531,13 +531,13 @@ def _without_chatter() -> None:
 
 
 class _RunCheckpoint(ModelCheckpoint):
-    """A checkpoint in a run's folder, wherever this was copied to: Lightning's own would forget the best score."""
+    """A checkpoint in a run's folder, wherever it was copied to: Lightning's own would then forget the best score."""
 
-    __qualname__ = "ModelCheckpoint"  # by which a checkpoint knows its state
+    __qualname__ = "ModelCheckpoint"  # the key of its state in a checkpoint
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:
-            # It may have been trained on Windows.
+            # The run may come from Windows.
             return str(Path(cast(str, self.dirpath)) / PureWindowsPath(path).name) if path else path
 
         paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
@@ -546,7 +546,7 @@ class _RunCheckpoint(ModelCheckpoint):
 
 
 class _WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are renamed to their place: Lightning's own copy over the last one where that cannot be done."""
+    """Checkpoints that are always renamed into place: Lightning copies over the last one where it cannot rename."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -558,8 +558,8 @@ class _WholeCheckpoints(TorchCheckpointIO):
 class _Interruptible(Callback):
     """Ends a run at its next batch after Ctrl-C or a scheduler's SIGTERM.
 
-    An exception out of the signal itself is lost where it meets a fork, or meets Lightning between two states. Several
-    processes wait for each other, though, and are left to Lightning.
+    An exception raised by the signal handler itself is lost during a fork or between two of Lightning's states. Several
+    processes, which wait for each other, are left to Lightning.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -567,13 +567,13 @@ class _Interruptible(Callback):
         self._own = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def setup(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """Of several processes all are there now: the command's own handlers hear again."""
+        """All processes are connected by now: restore the command's own signal handlers."""
         if trainer.world_size > 1:
             for number, handler in self._own.items():
                 signal.signal(number, handler)
 
     def ask(self, *_: object) -> None:
-        """To end at the next batch; asked once more, at once."""
+        """Ask the run to end at the next batch; asked again, it ends at once."""
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
@@ -593,15 +593,15 @@ class _Interruptible(Callback):
 def _average(
     averaged: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor, *, decay: float, start: int
 ) -> None:
-    """Moving average that follows the weights themselves until `start`: what is validated is then what is trained.
+    """Moving average that equals the weights themselves until `start`, so that validation measures what is trained.
 
-    All weights at once: on a GPU, an operation for every one of them takes longer than the step.
+    All weights are updated at once: on a GPU, one operation per weight takes longer than the training step.
     """
     get_ema_multi_avg_fn(decay if updates > start else 0.0)(averaged, weights, updates)
 
 
 def _stopped_early(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a run's last checkpoint was written after its patience had ended."""
+    """Whether a run's last checkpoint was written after its patience ran out."""
     states = checkpoint["callbacks"].items()
     return any(state["stopped_epoch"] > 0 for name, state in states if name.startswith("EarlyStopping"))
 
@@ -610,11 +610,11 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     """A run's checkpoint in a file.
 
     Raises:
-        UsageError: USAGE, it is damaged, or the system does not let it be read.
+        UsageError: USAGE, it is damaged or cannot be read.
         OutOfMemoryError: MEMORY.
     """
     try:
-        content = path.read_bytes()  # apart from PyTorch's reader: what a disk refuses is no damage
+        content = path.read_bytes()  # read apart from PyTorch: a disk error is not a damaged file
     except OSError as failure:
         check_memory(failure)
         cause = f"the checkpoint {path} cannot be read ({failure.strerror})"
@@ -624,7 +624,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         found["callbacks"], found["epoch"]
-    except Exception as failure:  # a damaged file may meet anything in PyTorch's reader
+    except Exception as failure:  # a damaged file may raise anything in PyTorch's reader
         check_memory(failure, len(content))
         raise UsageError(
             "USAGE", f"the checkpoint {path} is damaged", "Remove it to start the run from the beginning"

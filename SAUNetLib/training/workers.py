@@ -1,4 +1,4 @@
-"""Processes that make a training's batches: how they start, so that Ctrl-C does not stop them half-way."""
+"""Worker processes that prepare training batches, started so that Ctrl-C does not stop them half-way."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import torch
 
 
 def worker_context(processes: int) -> BaseContext:
-    """How workers are started, for training in one process or in several that are connected.
+    """How workers are started, for training in one process or in several connected ones.
 
-    What connects several processes does not survive a fork, and Metal and Windows know none: each worker then starts
-    anew and gets its cases by shared memory. A fork is quicker.
+    The connection between processes does not survive a fork, Metal does not either, and Windows has none: each worker
+    is then spawned and gets its cases through shared memory. Forking is quicker.
     """
     if processes == 1 and sys.platform == "linux":
         return get_context("fork")
-    torch.multiprocessing.set_sharing_strategy("file_system")  # not a file descriptor for every case
+    torch.multiprocessing.set_sharing_strategy("file_system")  # no file descriptor per case
     return _UninterruptedContext()
 
 
 class _UninterruptedProcess(SpawnProcess):
-    """A worker whom Ctrl-C does not reach: the training process alone hears it, and ends its workers.
+    """A worker that Ctrl-C does not reach: only the training process receives it, and ends its workers.
 
-    One that is interrupted while it imports what it needs would read no more, and its parent, which writes it more than
-    a pipe holds, would wait for ever.
+    A worker interrupted during its imports would stop reading, and its parent, which sends it more than a pipe holds,
+    would wait for ever.
     """
 
     def start(self) -> None:
@@ -43,7 +43,7 @@ class _UninterruptedContext(SpawnContext):
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Processes that are started inside the block never see Ctrl-C; on Windows, this one not before the block's end."""
+    """Processes started inside the block never receive Ctrl-C; on Windows, this one ignores it until the block ends."""
     if sys.platform == "win32":
         ctypes.windll.kernel32.SetConsoleCtrlHandler(None, True)
         try:

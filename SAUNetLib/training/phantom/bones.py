@@ -15,9 +15,9 @@ from .tissues import Tissue
 
 CORTEX_MM = 0.9
 JOINT_MM = 0.55
-"""Half the width of a facet joint's space."""
+"""Half the width of a facet joint space."""
 SQUARENESS = 0.55
-"""Of a vertebral body's outline, 0 an ellipse, 1 a rectangle (squircle of Fernandez Guasti 1992)."""
+"""Shape of a vertebral body's outline: 0 an ellipse, 1 a rectangle (squircle of Fernandez Guasti 1992)."""
 
 Part = tuple[Region, np.ndarray]
 
@@ -27,7 +27,7 @@ def paint_bones(canvas: Canvas, spine: Spine, ribs: bool, rng: np.random.Generat
     for n, disc in enumerate(spine.discs):
         paint_disc(canvas, disc, spine.vertebrae[n], spine.vertebrae[n - 1] if n else None, rng)
     for n, vertebra in enumerate(spine.vertebrae):
-        draws = rng.uniform(size=(6, 6))  # as many for every vertebra, in view or not
+        draws = rng.uniform(size=(6, 6))  # always the same number, whether in view or not
         parts = list(_arch(canvas, spine, n, draws[0]))
         if ribs and vertebra.level.startswith("T"):
             _paint_ribs(canvas, vertebra, draws[0])
@@ -38,7 +38,7 @@ def paint_bones(canvas: Canvas, spine: Spine, ribs: bool, rng: np.random.Generat
 
 
 def _footprint(x: np.ndarray, y: np.ndarray, width: float, depth: float) -> np.ndarray:
-    """0 on a body's axis, 1 at its outline; the back is hollowed toward the midline."""
+    """0 on a body's axis, 1 at its outline; the back is concave at the midline."""
     u = x * np.float32(2 / width)
     v = y * np.float32(2 / depth)
     u2 = u * u
@@ -69,13 +69,13 @@ def _paint_body(canvas: Canvas, body: Vertebra, discs: list[Disc], draws: np.nda
     lower, upper = _endplates(body, x, y, r)
     t = np.clip((2 * z - upper - lower) / (upper - lower), -1, 1)
     t2 = t * t
-    front = np.clip(1 - y * np.float32(2 / body.depth), 0, 1.6)  # the back is waisted less than front and sides
+    front = np.clip(1 - y * np.float32(2 / body.depth), 0, 1.6)  # the back has less of a waist than front and sides
     outline = 1 - np.float32(body.waist) * (1 - t2) ** 2 * (0.25 + 0.6 * front)
     outline += np.float32(body.spurs) * np.maximum(np.abs(t) - 0.7, 0) * 2 * np.minimum(front, 1)
     side = (outline - r) * np.float32(body.depth / 2)
     ends = np.minimum(upper - z, z - lower)
     inside = (side > 0) & (ends > 0)
-    # Ligaments and vessels cling to the front and the sides.
+    # Ligaments and vessels adhere to the front and the sides.
     around = (side > -0.8) & ~inside & (ends > -2.0) & (y < body.depth * 0.35)
     region.paint(around & (region.label == 0), Tissue.LIGAMENT)
     region.paint(inside, Tissue.CORTEX, value_of(body.level))
@@ -92,7 +92,7 @@ def _paint_segmental_vessel(region: Region, side: np.ndarray, z: np.ndarray) -> 
 def _paint_marrow_findings(
     body: Vertebra, region: Region, at: tuple[np.ndarray, ...], discs: list[Disc], draws: np.ndarray
 ) -> None:
-    """Basivertebral vein, haemangioma-like spots, endplate changes beside worn discs, spongy fat."""
+    """Basivertebral vein, haemangioma-like spots, endplate changes beside degenerated discs, spongy fat."""
     x, y, z, ends, side = at
     marrow = region.tissue == Tissue.MARROW
     back = body.depth / 2
@@ -111,12 +111,12 @@ def _paint_marrow_findings(
         spot = np.sqrt((x - spot_x) ** 2 + (y - spot_y) ** 2 + (z - spot_z) ** 2)
         region.paint(marrow & (spot < 2.5 + 4 * draws[3, 4]), Tissue.FATTY_SPOT)
     region.paint(marrow & vein, Tissue.VEIN if draws[4, 0] < 0.6 else Tissue.SPONGY_FAT)
-    # The vein leaves through the cortex.
+    # The vein exits through the cortex.
     region.paint(vein & (side <= CORTEX_MM) & (side > 0) & (np.abs(x) < 4), Tissue.VEIN)
 
 
 def paint_disc(canvas: Canvas, disc: Disc, above: Vertebra, below: Vertebra | None, rng: np.random.Generator) -> None:
-    """Annulus and nucleus between two endplates; the bodies are painted over its rims afterwards."""
+    """Annulus and nucleus between two endplates; the bodies are painted over the disc's rims afterwards."""
     draws = rng.uniform(size=4)
     frame = disc.frame
     half = (disc.width / 2 + 4, disc.depth / 2 + 5, 14.0)
@@ -145,18 +145,18 @@ def paint_disc(canvas: Canvas, disc: Disc, above: Vertebra, below: Vertebra | No
     core = (r / extent) ** 2 + (q / 0.95) ** 4 + ripple
     region.paint(inside & (core < 1.3), Tissue.NUCLEUS_RIM if disc.grade < 2.5 else Tissue.ANNULUS)
     region.paint(inside & (core < 1), Tissue.NUCLEUS_0 + int(np.clip(round(disc.grade), 0, 4)))
-    if 0.7 < disc.grade < 2.6:  # the cleft of a grown-up's nucleus
+    if 0.7 < disc.grade < 2.6:  # the intranuclear cleft of adults
         region.paint(inside & (core < 0.7) & (np.abs(q + 0.1 + ripple) * height < 1.1), Tissue.NUCLEUS_0 + 2)
 
 
 def _from_lower_endplate(region: Region, above: Vertebra) -> np.ndarray:
-    """mm below the lower endplate of a body."""
+    """Distance, mm, below the lower endplate of a body."""
     x, y, z = region.local(above.frame)
     return _endplates(above, x, y, _footprint(x, y, above.width, above.depth))[0] - z
 
 
 def _joint(spine: Spine, n: int, side: int) -> tuple[np.ndarray, np.ndarray, LocalFrame]:
-    """The facet joint under vertebra n: centre, normal from the lower vertebra's facet to the upper one's, frame."""
+    """The facet joint below vertebra n: centre, normal from the lower vertebra's facet to the upper one's, frame."""
     upper = spine.vertebrae[n]
     disc = spine.discs[n]
     depth, width = upper.canal
@@ -175,7 +175,7 @@ def _joint(spine: Spine, n: int, side: int) -> tuple[np.ndarray, np.ndarray, Loc
 
 
 def _arch(canvas: Canvas, spine: Spine, n: int, draws: np.ndarray) -> Iterator[Part]:
-    """Pedicles, articular processes, laminae, transverse and spinous processes, cut at the joints."""
+    """Pedicles, articular processes, laminae, transverse and spinous processes, trimmed at the joints."""
     v = spine.vertebrae[n]
     frame, height = v.frame, v.height
     depth, width = v.canal
@@ -228,7 +228,7 @@ def _made(part: Part | None) -> Iterator[Part]:
 
 
 def _cut(part: Part, centre: np.ndarray, normal: np.ndarray, keep: int, gap: float = JOINT_MM) -> Part:
-    """A part without what lies beyond a joint's plane."""
+    """A part trimmed at a joint's plane."""
     region, distance = part
     axes = np.stack((np.zeros(3), np.zeros(3), normal))
     beyond = region.local(LocalFrame(centre, axes))[2]
@@ -255,7 +255,7 @@ def _spinous(canvas: Canvas, spine: Spine, n: int, draws: np.ndarray) -> Iterato
         part = capsule(canvas, v.frame, ((root[0], root[1], root[2] + 0.6 * lift), end), radii, (thick, 1, 1))
         if part is None:
             continue
-        for other, keep in ((n + 1, 1), (n - 1, -1)):  # kissing processes do not run into each other
+        for other, keep in ((n + 1, 1), (n - 1, -1)):  # neighbouring processes may touch but not merge
             if 0 <= other < len(spine.vertebrae):
                 mine, theirs = _spine_centre(spine, n), _spine_centre(spine, other)
                 up = (theirs - mine) * keep / np.linalg.norm(theirs - mine)
@@ -306,7 +306,7 @@ def _paint_ribs(canvas: Canvas, v: Vertebra, draws: np.ndarray) -> None:
             (side * (v.tip + 18), back + 24, -6 - 4 * draws[0]),
             (side * (v.tip + 40), back + 18, -22),
         ]
-        # A gap to the vertebra's own label is left where they meet: ribs are background.
+        # Ribs are background: where they meet the vertebra, its label takes precedence.
         for start, end in pairwise(path):
             made = capsule(canvas, v.frame, (start, end), (4.2, 4.6), (1, 0.7, 1.15))
             if made is not None:
@@ -317,7 +317,7 @@ def _paint_ribs(canvas: Canvas, v: Vertebra, draws: np.ndarray) -> None:
 
 
 def paint_sacrum(canvas: Canvas, spine: Spine) -> None:
-    """S1 to S5 as one bone with wings, arch, foramina and remnants of discs; the coccyx without a label."""
+    """S1 to S5 as one bone with alae, arch, foramina and disc remnants; the coccyx without a label."""
     scale = spine.sacrum_scale
     last = len(spine.sacrum) - 2
     for n, (top, bottom) in enumerate(pairwise(spine.sacrum)):
@@ -329,7 +329,7 @@ def paint_sacrum(canvas: Canvas, spine: Spine) -> None:
 
 
 def _paint_alae(canvas: Canvas, sacrum: list[LocalFrame], scale: float) -> None:
-    """The wings beside S1 to S3, cut off at the sacroiliac joints."""
+    """The alae beside S1 to S3, out to the sacroiliac joints."""
     for side in (-1, 1):
         for frame, centre, radii in (
             (frame_between(sacrum[0], sacrum[1]), (32.0, 1.0, -3.0), (24.0, 16.0, 23.0)),
@@ -377,7 +377,7 @@ def _paint_sacral_segment(
 
 
 def _sacral_arch(x: np.ndarray, y: np.ndarray, depth: np.ndarray, n: int, scale: float, rim: float = 0.0) -> np.ndarray:
-    """Roof of the sacral canal with its median crest; the canal itself is painted over it later."""
+    """Roof of the sacral canal with its median crest; the canal is painted over it later."""
     canal = (14.0, 11.0, 8.0, 6.0, 5.0)[min(n, 4)] * scale
     wide = (22.0, 19.0, 16.0, 13.0, 10.0)[min(n, 4)] * scale
     v = (y - depth - canal / 2 + 2) / (canal / 2 + 7 * scale - rim)
@@ -387,7 +387,7 @@ def _sacral_arch(x: np.ndarray, y: np.ndarray, depth: np.ndarray, n: int, scale:
 
 
 def _paint_sacral_junction(canvas: Canvas, frame: LocalFrame, n: int, scale: float) -> None:
-    """The remnant of a disc and the foramina with their nerves."""
+    """A disc remnant and the foramina with their nerves."""
     depth = SACRUM_DEPTH[n] * scale
     region = canvas.local_box(frame, (-18, -depth / 2, -3), (18, depth / 2, 3))
     if region is not None:
@@ -425,7 +425,7 @@ def _paint_sacral_facets(canvas: Canvas, spine: Spine) -> None:
 
 
 def paint_ilium(canvas: Canvas, spine: Spine) -> None:
-    """The back part of each iliac bone, beside the sacrum behind the sacroiliac joint."""
+    """The posterior part of each iliac bone, beside the sacrum behind the sacroiliac joint."""
     frame = frame_between(spine.sacrum[0], spine.sacrum[1])
     scale = spine.sacrum_scale
     for side in (-1, 1):

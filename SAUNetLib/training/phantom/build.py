@@ -28,7 +28,7 @@ class Phantom:
         volume: int16 voxels (k, j, i) of a sagittal stack, k from the patient's left to the right.
         labels: (k, j, i) uint8, vertebrae, discs, spinal canal (dural sac) and sacrum as in `anatomy.structures`.
         truth: measures known by construction.
-        options: what it was made from.
+        options: the options it was made with.
     """
 
     volume: Volume

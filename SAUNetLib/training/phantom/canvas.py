@@ -20,7 +20,7 @@ Point = tuple[float, float, float]
 class Canvas:
     """Tissue and label of every sample: sub-slices (S), rows (R) from superior to inferior, columns (C) to posterior.
 
-    The samples of one slice are also spread over the pixel, so that their mean is smooth at edges.
+    The sub-slices of one slice are also shifted within the pixel, so that their mean is smooth at edges.
 
     Attributes:
         tissue, label: (S, R, C) uint8.
@@ -30,7 +30,7 @@ class Canvas:
     """
 
     def __init__(self, options: PhantomOptions, centre: np.ndarray) -> None:
-        """`centre` is the middle of the field of view, mm, LPS. The first slice is the left-most one."""
+        """`centre` is the middle of the field of view, mm, LPS. The first slice is the leftmost one."""
         slices, rows, columns = options.size
         count = max(3, int(np.ceil(options.slice_thickness / SAMPLE_MM)) // 2 * 2 + 1)
         self.samples = count
@@ -50,7 +50,7 @@ class Canvas:
         self.pixel = options.pixel
 
     def region(self, low: np.ndarray, high: np.ndarray) -> Region | None:
-        """The samples in a box of patient coordinates; None where the field of view does not show it."""
+        """The samples in a box of patient coordinates; None outside the field of view."""
         inside = np.flatnonzero((self.x >= low[0]) & (self.x <= high[0]))
         margin = self.pixel
         rows = np.flatnonzero((self.row >= low[2] - margin) & (self.row <= high[2] + margin))
@@ -66,7 +66,7 @@ class Canvas:
         return self.region(stacked.min(0) - margin, stacked.max(0) + margin)
 
     def local_box(self, frame: LocalFrame, low: Point, high: Point) -> Region | None:
-        """The samples in the patient's box around a box of local coordinates."""
+        """The samples in the axis-aligned box, in patient coordinates, around a box of local coordinates."""
         corners = [frame.at(x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
         return self.around(corners, 0.0)
 
@@ -89,7 +89,7 @@ class Region:
         return along[0], along[1], along[2]
 
     def paint(self, mask: np.ndarray, tissue: int | None, label: int | None = None) -> None:
-        """Set tissue and label where the mask (s, r, c) is true; None leaves them."""
+        """Set tissue and label where the mask (s, r, c) is true; None leaves them unchanged."""
         if tissue is not None:
             self.canvas.tissue[self.where][mask] = tissue
         if label is not None:
@@ -105,12 +105,12 @@ class Region:
 
 
 class Texture:
-    """Smooth noise of zero mean and unit deviation, periodic, fixed to patient coordinates.
+    """Smooth noise of zero mean and unit standard deviation, periodic, fixed to patient coordinates.
 
-    A cube of random numbers interpolated with cubic B-splines: the same wherever and however finely it is sampled.
+    A cube of random numbers interpolated with cubic B-splines, so that it does not depend on the sampling.
     """
 
-    DEVIATION = 0.69  # of white noise interpolated with a cubic B-spline along one axis, averaged over positions
+    DEVIATION = 0.69  # of white noise interpolated with a cubic B-spline along one axis, mean over positions
 
     def __init__(self, rng: np.random.Generator, scale: tuple[float, float, float], count: int = 48) -> None:
         """`scale` is the mm between random numbers along x, y, z."""

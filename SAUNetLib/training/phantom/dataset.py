@@ -1,4 +1,4 @@
-"""Many different phantoms, as a folder to train on."""
+"""Many different phantoms as a training folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CONTRASTS: tuple[Contrast, ...] = ("t2", "random", "t1", "random", "t2", "random
 
 
 READERS_DRAW_FROM = 0.25
-"""`PhantomOptions.vertebra_from` of phantoms to train on: readers carry a body into the slices that it ends in."""
+"""`PhantomOptions.vertebra_from` for training: readers continue a body into the slices in which it ends."""
 
 
 def draw_options(seed: int) -> PhantomOptions:
     """A routine scan of another patient for every seed: contrast, slice thickness, pixel and field of view vary."""
-    options = PhantomOptions(seed=seed)  # refuses a seed that is none
+    options = PhantomOptions(seed=seed)  # refuses an invalid seed
     random = np.random.default_rng((2020, seed))
     return replace(
         options,

@@ -19,7 +19,7 @@ _Slab = tuple[Region, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def paint_epidural_fat(canvas: Canvas, spine: Spine) -> None:
-    """Fat around the sac, also in the sacrum's canal, and in the foramina; vertebrae are painted over it."""
+    """Fat around the sac, also in the sacral canal, and in the foramina; vertebrae are painted over it."""
     for n in range(len(spine.sac) - 1):
         depth, width = spine.sac_depth[n], spine.sac_width[n]
         made = _slab(canvas, spine, n, (width / 2 + 7, depth / 2 + 7))
@@ -42,7 +42,7 @@ def paint_epidural_fat(canvas: Canvas, spine: Spine) -> None:
 
 
 def _slab(canvas: Canvas, spine: Spine, n: int, half: tuple[float, float]) -> _Slab | None:
-    """The samples between two frames of the sac: region, lateral and posterior offset from its centre, mask, part."""
+    """Samples between two frames of the sac: region, lateral and posterior offset, mask, place between them (0..1)."""
     first, second = spine.sac[n], spine.sac[n + 1]
     points = [frame.at(x, y, 0) for frame in (first, second) for x in (-half[0], half[0]) for y in (-half[1], half[1])]
     region = canvas.around(points, 0.5)
@@ -69,10 +69,10 @@ def paint_sac(canvas: Canvas, spine: Spine, rng: np.random.Generator) -> None:
         region, u, v, inside, part = made
         a = width[0] / 2 + part * ((width[1] - width[0]) / 2)
         b = depth[0] / 2 + part * ((depth[1] - depth[0]) / 2)
-        if n == 0:  # a round end
+        if n == 0:  # rounded end
             b, a = b * np.sqrt(np.clip(part, 0.02, 1)), a * np.sqrt(np.clip(part, 0.02, 1))
         r2 = (u / a) ** 2 + (v / b) ** 2
-        # In front the bone has the right of way: where a body has slipped, its corner stands out into the canal.
+        # In front, bone takes precedence: the corner of a slipped body protrudes into the canal.
         sac = inside & (r2 < 1) & ((v > 0) | ~np.isin(region.label, BONES))
         region.paint(inside & (r2 < (1 + 0.7 / b) ** 2) & ~sac & (region.label == 0), Tissue.LIGAMENT)
         region.paint(sac, Tissue.CSF, CANAL_VALUE)
@@ -86,7 +86,7 @@ def paint_sac(canvas: Canvas, spine: Spine, rng: np.random.Generator) -> None:
 
 
 class _CaudaEquina:
-    """Where the roots lie in the sac: around the conus, sinking to the back, then forward to their exit."""
+    """Course of the roots in the sac: from around the conus to the back, then forward to their exits."""
 
     def __init__(self, spine: Spine, rng: np.random.Generator) -> None:
         exits = [v.lower.centre[2] + 4 for v in spine.vertebrae[:5]] + [f.centre[2] - 8 for f in spine.sacrum[:3]]
@@ -98,7 +98,7 @@ class _CaudaEquina:
         ]
 
     def at(self, z: float, conus: float) -> list[tuple[float, float, float]]:
-        """Lateral and posterior place as parts of the half-axes, radius in mm, of the roots present at a height."""
+        """Of the roots at a height: lateral and posterior position as fractions of the half-axes, and radius in mm."""
         found = []
         for side, end, lateral, back, radius in self.roots:
             if end - 2 < z < conus + 14:
@@ -111,7 +111,7 @@ class _CaudaEquina:
 
 
 def paint_root_exits(canvas: Canvas, spine: Spine) -> None:
-    """Each root from the sac into its foramen, with the ganglion, and on outwards and down."""
+    """Each root from the sac into its foramen, with the ganglion, and further outwards and down."""
     for n, body in enumerate(spine.vertebrae):
         size = body.size
         back = body.depth / 2

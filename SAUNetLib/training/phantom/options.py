@@ -12,19 +12,19 @@ from ...errors import UsageError
 Contrast = Literal["t1", "t2", "stir", "random"]
 
 SPINE_WIDTH_MM = 84.0
-"""What the slices cover unless their number is given: the spine to the tips of most transverse processes."""
+"""Width that the slices cover unless their number is given: up to the tips of most transverse processes."""
 
 
 @dataclass(frozen=True)
 class PhantomOptions:
-    """The acquisition and the patient. What is given is honoured exactly, what is None is drawn from the seed.
+    """The acquisition and the patient. Given values are honoured exactly; None is drawn from the seed.
 
-    The patient depends on the seed and on what is given of the patient; the acquisition (contrast, slices, pixel,
-    field of view, noise, bias) does not change the anatomy.
+    The patient depends on the seed and the anatomical options only; the acquisition (contrast, slices, pixel, field of
+    view, noise, bias) does not change the anatomy.
 
     Attributes:
         seed: of everything random.
-        contrast: ``t1``, ``t2`` (both turbo spin echo), ``stir``, or ``random``, a made-up pulse sequence to train on.
+        contrast: ``t1``, ``t2`` (both turbo spin echo), ``stir``, or ``random``, a fictitious sequence for training.
         slices: number of sagittal slices; None covers 84 mm.
         slice_thickness, gap: mm; slices lie thickness + gap apart.
         pixel: mm of a square pixel.
@@ -32,18 +32,18 @@ class PhantomOptions:
         lumbar: number of lumbar vertebrae, 4 to 6.
         ribs: whether the thoracic vertebrae bear ribs.
         lordosis: degrees in the sagittal plane between the upper endplates of L1 and of S1.
-        scoliosis: degrees in the coronal plane between the most tilted endplates (Cobb); the sign tells the side.
+        scoliosis: degrees in the coronal plane between the most tilted endplates (Cobb); the sign gives the side.
         noise: standard deviation as a fraction of the brightest tissue's signal.
         bias: strength of the surface coil's fall-off, 0 none, 1 strong.
         disc_height_loss: by disc (``L4/L5``), the lost fraction of the disc's height, 0 to 0.85.
-        wedge: by vertebra (``L1``), degrees by which its front has collapsed, 0 to 25.
+        wedge: by vertebra (``L1``), degrees of anterior wedging, 0 to 25.
         slip: by disc, mm by which its upper vertebra lies in front of the lower one (negative: behind), -8 to 12.
         canal_diameter: by vertebra (its mid-height) or disc, mm from front to back of the dural sac, 3 to 22.
-        vertebra_from: a vertebra is labelled in every voxel that it fills to this share, 0 to 0.5. Half of it is exact;
-            readers draw what they see, which is less.
+        vertebra_from: share of a voxel, 0 to 0.5, from which on it is labelled as vertebra. 0.5 is exact; readers draw
+            what they see, from a smaller share on.
 
     Raises:
-        UsageError: USAGE, one of these is out of its range.
+        UsageError: USAGE, one of these is out of range.
     """
 
     seed: int = 0

@@ -1,4 +1,4 @@
-"""From tissues to the image that a scanner would make, and from fine labels to those of the slices."""
+"""From tissues to the image that a scanner would produce, and from fine labels to those of the slices."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SCALE = 1000.0
 """Signal of CSF on T2 in the written image."""
 VERTEBRAE = [value for value, structure in structures().items() if structure.kind == "vertebra"]
 SPECK_MM3 = 80.0
-"""Smaller pieces of a structure, apart from the rest, are crumbs."""
+"""Smaller detached pieces of a structure are dropped."""
 
 
 def slice_labels(canvas: Canvas, vertebra_from: float = 0.5) -> np.ndarray:
-    """(k, j, i) uint8: the label of most samples of each voxel; on a tie the one nearest the slice's middle.
+    """(k, j, i) uint8: the most frequent label of each voxel's samples; in a tie the one nearest the slice's middle.
 
-    Where that is background, but at least the share ``vertebra_from`` of the samples is vertebra, the vertebra.
+    If that is background but at least the share ``vertebra_from`` of the samples is vertebra, it is the vertebra.
     """
     samples = canvas.samples
     stack = canvas.label.reshape(-1, samples, *canvas.label.shape[1:])
@@ -45,7 +45,7 @@ def slice_labels(canvas: Canvas, vertebra_from: float = 0.5) -> np.ndarray:
 
 
 def _commonest(values: np.ndarray) -> np.ndarray:
-    """Of values (n, N) uint8 the most frequent one but 0 in each column, (N,); 0 where there is no other."""
+    """The most frequent value other than 0 in each column of values (n, N) uint8: (N,); 0 where there is none."""
     best, most = np.zeros(values.shape[1], np.uint8), np.zeros(values.shape[1], int)
     for value in np.unique(values[values > 0]):
         votes = (values == value).sum(0)
@@ -55,7 +55,7 @@ def _commonest(values: np.ndarray) -> np.ndarray:
 
 
 def drop_specks(labels: np.ndarray, voxel_mm3: float) -> None:
-    """Clear crumbs that the sampling leaves where a structure is thinner than a voxel, in place."""
+    """Clear, in place, specks that the sampling leaves where a structure is thinner than a voxel."""
     most = SPECK_MM3 / voxel_mm3
     for value in np.unique(labels)[1:]:
         mask = labels == value
@@ -71,8 +71,8 @@ def render(
 ) -> np.ndarray:
     """(k, j, i) int16: signal averaged over each slice, coil and saturation shading, blur, Rician noise.
 
-    `patient` draws what belongs to the patient (texture), `scan` what belongs to the acquisition; `skin` is the y (mm)
-    where the coil lies.
+    `patient` draws what belongs to the patient (texture), `scan` what belongs to the acquisition; `skin` is the coil's
+    y (mm).
     """
     table = signals(options.contrast, patient)
     kinds = (((1.6, 1.4, 1.4), 80), ((5.0, 4.0, 4.0), 48), ((26.0, 22.0, 22.0), 24))
@@ -97,7 +97,7 @@ def render(
 
 
 def _blur(image: np.ndarray, part: float) -> np.ndarray:
-    """Each pixel gives a part of itself to its neighbours, along rows and columns."""
+    """Blur along rows and columns; each pixel passes `part` of its signal to each neighbour."""
     for axis in (1, 2):
         padded = np.pad(image, [(1, 1) if axis == n else (0, 0) for n in range(3)], mode="edge")
         before, after = (padded.take(np.arange(image.shape[axis]) + offset, axis) for offset in (0, 2))
@@ -106,7 +106,7 @@ def _blur(image: np.ndarray, part: float) -> np.ndarray:
 
 
 def _shading(canvas: Canvas, options: PhantomOptions, scan: np.random.Generator, skin: float) -> np.ndarray:
-    """(k, j, i) factors: a coil behind the back, weaker toward the ends, and sometimes a saturated belly."""
+    """(k, j, i) factors: a coil behind the back, weaker toward the ends, and sometimes a saturated abdomen."""
     drawn = float(scan.beta(2, 2.2))
     strength = options.bias if options.bias is not None else drawn
     band, edge, ends = scan.uniform(), scan.uniform(58, 85), scan.uniform(0.2, 0.6)
@@ -117,7 +117,7 @@ def _shading(canvas: Canvas, options: PhantomOptions, scan: np.random.Generator,
     near = (1 + (75 / reach) ** 2) / (1 + (np.maximum(depth, 0) / reach) ** 2)  # 1 at the spine's usual depth
     half = (canvas.row[0] - canvas.row[-1]) / 2 + 1e-6
     along = 1 - strength * ends * np.abs((canvas.row - canvas.row.mean()) / half)[:, None] ** 4
-    if band < 0.45:  # a saturation band before the spine against ghosts of the belly
+    if band < 0.45:  # an anterior saturation band against ghosts from the abdomen
         from_front = depth - edge - 28 - 0.12 * (canvas.row[:, None] - canvas.row.mean())
         near = near * (1 - 0.8 * min(1.0, 1.5 * strength) / (1 + np.exp(-from_front / 5)))
     middles = canvas.x.reshape(-1, canvas.samples).mean(1)

@@ -15,9 +15,9 @@ def capsule(
     radii: tuple[float, float],
     flat: Point = (1.0, 1.0, 1.0),
 ) -> tuple[Region, np.ndarray] | None:
-    """A rod with round ends between two local points, its thickness scaled along the local axes by `flat`.
+    """A rod with round ends between two local points, with its thickness scaled along the local axes by `flat`.
 
-    Returns the region that holds it and the approximate signed distance there, or None outside the field of view.
+    Returns its region and the approximate signed distance there, or None outside the field of view.
     """
     reach = max(radii)
     low, high = (
@@ -51,7 +51,7 @@ def ellipsoid(canvas: Canvas, frame: LocalFrame, centre: Point, radii: Point) ->
 
 
 def paint_tube(canvas: Canvas, points: np.ndarray, radii: np.ndarray, tissue: int) -> None:
-    """A tube of varying radius along a path (N, 3) in patient coordinates, given as many radii."""
+    """A tube of radii (N,) along a path (N, 3) in patient coordinates."""
     world = LocalFrame(np.zeros(3), np.eye(3))
     for n in range(len(points) - 1):
         ends = tuple(points[n]), tuple(points[n + 1])

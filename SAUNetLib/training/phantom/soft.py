@@ -14,7 +14,7 @@ from .spine import SACRUM_DEPTH, Spine
 from .tissues import Tissue
 
 COARSE_MM = 4.0
-"""Outlines of soft tissues are computed this far apart and interpolated."""
+"""Node distance at which outlines of soft tissues are computed before interpolation."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class SpineProfile:
         return np.interp(z, self._z, self._front)
 
     def middle(self, z: np.ndarray) -> np.ndarray:
-        """The bodies' axis, straight on below S1."""
+        """The axis of the bodies, constant below S1."""
         return np.interp(z, [self.top[2] - 20, *self._body_z], [self.top[1] - 8, *self._body_y])
 
     def tip(self, z: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ class SpineProfile:
 
 
 class OutlineFields:
-    """Implicit outlines by name: fields on a coarse grid, negative inside, that are interpolated plane by plane."""
+    """Implicit outlines by name: fields on a coarse grid, negative inside, interpolated plane by plane."""
 
     def __init__(self, canvas: Canvas) -> None:
         def nodes(values: np.ndarray) -> np.ndarray:
@@ -114,11 +114,11 @@ class OutlineFields:
         return np.stack([texture.plane(x, *weights) for x in self._nodes[0]])
 
     def plane(self, name: str, s: int, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
-        """Values (R, C), or those of a window, in sub-slice s."""
+        """Values (R, C), or of a window, in sub-slice s."""
         return (self._rows[rows] @ self._coarse(name, s)) @ self._columns[:, columns]
 
     def inside(self, name: str, s: int) -> tuple[slice, slice, np.ndarray] | None:
-        """The window of sub-slice s around the negative values, and where they are negative."""
+        """The window of sub-slice s around the negative values, and the mask of these."""
         coarse = self._coarse(name, s)
         negative = coarse < 0
         if not negative.any():
@@ -146,7 +146,7 @@ SIMPLE = (
 
 
 def paint_soft_tissues(canvas: Canvas, spine: Spine, habitus: Habitus, rng: np.random.Generator) -> None:
-    """Fills the whole canvas; bones, nerves and vessels are painted over it."""
+    """Fill the whole canvas; bones, nerves and vessels are painted over it."""
     profile = SpineProfile(spine, habitus)
     fields = OutlineFields(canvas)
     _trunk(fields, profile, habitus, rng)
@@ -214,7 +214,7 @@ def _trunk(fields: OutlineFields, profile: SpineProfile, habitus: Habitus, rng: 
 
 
 def _abdomen(fields: OutlineFields, profile: SpineProfile, rng: np.random.Generator) -> None:
-    """Bowel loops, liver or stomach, kidneys in their fat, bladder; crura of the diaphragm before L1 and L2."""
+    """Bowel loops, liver or stomach, kidneys in their fat, bladder; crura of the diaphragm in front of L1 and L2."""
     x, y, z = fields.x, fields.y, fields.z
     high = profile.heights
     cavity = fields["cavity"]
@@ -251,7 +251,7 @@ def _abdomen(fields: OutlineFields, profile: SpineProfile, rng: np.random.Genera
 
 
 def _muscles(fields: OutlineFields, profile: SpineProfile, habitus: Habitus, rng: np.random.Generator) -> None:
-    """Psoas, quadratus lumborum and the muscles behind, with how lean each part is (a threshold for fatty streaks)."""
+    """Psoas, quadratus lumborum and erector spinae, and how lean each part is (a threshold for fatty streaks)."""
     x, y, z = fields.x, fields.y, fields.z
     high, top = profile.heights, profile.top
     side = np.abs(x - profile.x(z))
@@ -284,7 +284,7 @@ def _muscles(fields: OutlineFields, profile: SpineProfile, habitus: Habitus, rng
 
 
 def _great_vessels(canvas: Canvas, profile: SpineProfile, rng: np.random.Generator) -> None:
-    """Aorta and inferior vena cava before the spine, their branches to the pelvis, and a rectum before the sacrum."""
+    """Aorta and inferior vena cava in front of the spine with their pelvic branches; rectum in front of the sacrum."""
     high, top = profile.heights, profile.top
     z = np.arange(high["L4"] - 8, max(high.values()), 9.0)
     sway = rng.uniform(-3, 3)

@@ -1,4 +1,4 @@
-"""The patient: sizes, wear and the chain of endplates from the sacrum upwards, in mm, LPS."""
+"""The patient: sizes, degeneration and the chain of endplates from the sacrum upwards, in mm, LPS."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ...errors import UsageError
 from .options import PhantomOptions
 from .truth import BodyTruth, DiscTruth, Truth
 
-# Of a patient of size 1, from L5 to L1 and from T12 to T8; above that the last one, smaller from level to level.
-# mm, and chosen, as every number here that names no source: to look like adults' spines, not to be a norm.
+# mm, for a patient of size 1, from L5 to L1 and T12 to T8; above, the last value shrinks from level to level.
+# Chosen by hand, as is every number here without a source, to look like adult spines, not as a norm.
 BODY_HEIGHT = (27.5, 28.0, 27.5, 27.0, 26.0, 25.0, 23.5, 22.5, 22.0, 21.5)
 BODY_DEPTH = (34.5, 34.5, 34.0, 33.0, 32.0, 30.5, 29.5, 29.0, 28.5, 28.0)
 BODY_WIDTH = (51.0, 49.0, 47.0, 45.0, 43.0, 41.0, 38.5, 36.0, 34.0, 33.0)
@@ -20,28 +20,27 @@ DISC_HEIGHT = (10.0, 11.0, 10.5, 9.5, 8.5, 7.0, 6.0, 5.5, 5.0, 4.5)
 PEDICLE_WIDTH = (15.0, 12.5, 10.5, 9.0, 8.5, 8.5, 8.5, 7.5, 7.0, 6.5)
 CANAL_WIDTH = (27.0, 25.0, 24.0, 23.0, 22.5, 22.0, 20.0, 18.0, 17.5, 17.0)
 TRANSVERSE_TIP = (37.0, 37.0, 39.0, 37.0, 33.0, 23.0, 24.0, 27.0, 28.0, 28.0)
-"""From the middle to a transverse process's tip."""
+"""From the midline to the tip of a transverse process."""
 DECREMENT = 0.985
-"""What is left of a measure at the next level above T8."""
+"""Ratio of a measure to that of the level below, above T8."""
 LORDOSIS_OF_DISC = (14.0, 10.0, 8.0, 6.0, 4.0)
 LORDOSIS_OF_BODY = (9.0, 3.0, 1.0, -1.0, -2.0)
-"""Degrees from endplate to endplate; what a patient's lordosis is more or less than their sum is spread over them."""
+"""Degrees from endplate to endplate; the difference between a patient's lordosis and their sum is spread over them."""
 SACRUM_HEIGHT = (30.0, 25.0, 21.0, 17.0, 15.0, 26.0)
 """Of S1 to S5 and the coccyx, mm."""
 SACRUM_DEPTH = (31.0, 22.0, 16.5, 12.5, 10.0, 8.0, 4.0)
 SACRUM_HALF_WIDTH = (32.0, 33.0, 31.0, 28.0, 23.0, 9.0, 4.0)
-"""At their upper ends and at the last one's lower end, mm."""
+"""Of the same at their upper ends, and at the last one's lower end, mm."""
 SACRAL_HOLLOW = 1.0
 """Depth of the concavity of S1's endplate, mm."""
 SACRUM_TURN = (6.0, 4.0, -6.0, -22.0, -42.0, -75.0)
-"""Degrees by which each lower end leans further forward than the sacrum's endplate, times the patient's own bend."""
+"""Degrees by which each lower end leans further forward than the sacrum's endplate, before the patient's factor."""
 
 
 @dataclass(frozen=True)
 class LocalFrame:
-    """A local coordinate system: its origin `centre` (3,) mm and its unit vectors toward left, posterior and superior.
-
-    These are the rows of `axes` (3, 3).
+    """A local coordinate system: origin `centre` (3,) mm; the rows of `axes` (3, 3) are the unit vectors toward left,
+    posterior and superior.
     """
 
     centre: np.ndarray
@@ -53,15 +52,15 @@ class LocalFrame:
 
 
 def frame_at_angles(centre: np.ndarray, sagittal: float, coronal: float, turn: float) -> LocalFrame:
-    """A frame whose upward axis leans forward by `sagittal` and to the left by `coronal` degrees, as projections show
-    it, and whose posterior axis is turned about it by `turn` degrees."""
+    """A frame whose upward axis leans forward by `sagittal` and to the left by `coronal` degrees in projection, and
+    whose posterior axis is turned about it by `turn` degrees."""
     up = np.array((np.tan(np.radians(coronal)), -np.tan(np.radians(sagittal)), 1.0))
     turned = np.array((-np.sin(np.radians(turn)), np.cos(np.radians(turn)), 0.0))
     return LocalFrame(np.asarray(centre, float), _axes(up, turned))
 
 
 def frame_between(first: LocalFrame, second: LocalFrame, part: float = 0.5) -> LocalFrame:
-    """The frame on the way from one to another."""
+    """The frame at the fraction `part` of the way from one to another."""
     mixed = (1 - part) * first.axes + part * second.axes
     return LocalFrame((1 - part) * first.centre + part * second.centre, _axes(mixed[2], mixed[1]))
 
@@ -75,7 +74,7 @@ def _axes(up: np.ndarray, posterior: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Vertebra:
-    """A vertebra's measures (mm); `lower` and `upper` are its endplates' planes at their centres."""
+    """A vertebra's measures (mm); `lower` and `upper` are frames at the centres of its endplates."""
 
     level: str
     lower: LocalFrame
@@ -88,7 +87,7 @@ class Vertebra:
     canal: tuple[float, float]  # bony canal: front to back, left to right
     pedicle: float
     tip: float
-    arch_shift: float  # the arch stays this far behind where the pars is interrupted
+    arch_shift: float  # how far the arch stays behind where the pars is interrupted
     size: float
 
     @property
@@ -124,7 +123,7 @@ class Disc:
 
 @dataclass(frozen=True)
 class Spine:
-    """Vertebrae from the lowest upwards, the disc under each, the sacrum's frames from its top down, the dural sac."""
+    """Vertebrae from the lowest upwards, the disc below each, the sacrum's frames from the top down, the dural sac."""
 
     vertebrae: list[Vertebra]
     discs: list[Disc]
@@ -137,7 +136,7 @@ class Spine:
 
 
 def level_names(lumbar: int) -> list[str]:
-    """Levels from the lowest lumbar vertebra up to T1, as many for every field of view: the patient stays the same."""
+    """Levels from the lowest lumbar vertebra up to T1, whatever the field of view, so that the patient is the same."""
     return [f"L{n}" for n in range(lumbar, 0, -1)] + [f"T{n}" for n in range(12, 0, -1)]
 
 
@@ -147,7 +146,7 @@ def build_spine(options: PhantomOptions, rng: np.random.Generator) -> Spine:
     Raises:
         UsageError: USAGE, a level that this patient does not have.
     """
-    # Draws come in a fixed order and number, so that giving one value leaves the rest of the patient as it is.
+    # The order and number of draws are fixed, so that setting one option leaves the rest of the patient unchanged.
     size, wear = float(np.clip(rng.normal(1, 0.06), 0.86, 1.14)), float(rng.beta(1.6, 1.8))
     drawn_lordosis, drawn_scoliosis = float(np.clip(rng.normal(48, 9), 28, 70)), float(rng.normal(0, 5))
     lordosis = options.lordosis if options.lordosis is not None else drawn_lordosis
@@ -240,7 +239,7 @@ class _Plan:
         disc_height = table(DISC_HEIGHT, 0.05) * (1 - loss)
         hollow = np.stack((rng.uniform(1.0, 2.4, count), rng.uniform(0.6, 1.8, count)), 1) * size
         limit = np.stack((disc_height, np.append(disc_height[1:], 5.0)), 1)
-        hollow = np.minimum(hollow, 0.22 * limit)  # a flat disc lies between flat endplates
+        hollow = np.minimum(hollow, 0.22 * limit)  # flat discs have flat endplates
         return cls(
             levels=levels,
             discs=discs,
@@ -266,7 +265,7 @@ class _Plan:
 
 
 def _bony_canal(options: PhantomOptions, levels: list[str], discs: list[str], usual: float) -> np.ndarray:
-    """Front to back of the bony canal by level, wide enough for a given dural sac."""
+    """Anterior-posterior diameter of the bony canal by level, wide enough for a dural sac given in the options."""
     stated = options.canal_diameter
     return np.array(
         [
@@ -277,7 +276,7 @@ def _bony_canal(options: PhantomOptions, levels: list[str], discs: list[str], us
 
 
 def _by_level(values: tuple[float, ...], lumbar: int, count: int) -> np.ndarray:
-    """Lumbar values spread over 4 to 6 vertebrae, then the thoracic ones, then shrinking ones."""
+    """Lumbar values interpolated over 4 to 6 vertebrae, then the thoracic ones, then shrinking ones."""
     low = np.interp(np.linspace(0, 4, lumbar), np.arange(5), values[:5])
     high = np.array(values[5:])
     above = high[-1] * DECREMENT ** np.arange(1, 20)
@@ -285,14 +284,14 @@ def _by_level(values: tuple[float, ...], lumbar: int, count: int) -> np.ndarray:
 
 
 def _sagittal_turns(options: PhantomOptions, plan: _Plan, lordosis: float) -> tuple[np.ndarray, np.ndarray]:
-    """Degrees by which each disc and each body turns the next endplate back; those up to L1 sum to the lordosis."""
+    """Degrees by which each disc and each body turns the next endplate backwards; up to L1 they sum to the lordosis."""
     lumbar, count = plan.lumbar, len(plan.levels)
     discs, bodies = np.full(count, -1.0), np.full(count, -2.5)
     discs[:lumbar] = np.interp(np.linspace(0, 4, lumbar), np.arange(5), LORDOSIS_OF_DISC)
     bodies[:lumbar] = np.interp(np.linspace(0, 4, lumbar), np.arange(5), LORDOSIS_OF_BODY)
     collapsed = np.array([level in options.wedge for level in plan.levels])
     bodies[collapsed] = -plan.wedge[collapsed]
-    # A disc cannot gape further than its height lets it: 1.2 mm must remain at the back.
+    # A disc's angle is limited by its height: 1.2 mm must remain at the back.
     most = np.degrees(2 * np.arctan(np.maximum(plan.disc_height - 2 * plan.hollow.max(1) - 1.2, 0.3) / plan.depth))
     free = ~collapsed[:lumbar]
     for _ in range(30):
@@ -308,7 +307,7 @@ def _sagittal_turns(options: PhantomOptions, plan: _Plan, lordosis: float) -> tu
 def _stack(
     plan: _Plan, turns: tuple[np.ndarray, np.ndarray], slope: float, scoliosis: float
 ) -> tuple[list[Vertebra], list[Disc]]:
-    """Endplate upon endplate, from the sacrum's upwards."""
+    """Stack the endplates from the sacrum upwards."""
     coronal, twist = _coronal(plan, scoliosis)
     vertebrae: list[Vertebra] = []
     discs: list[Disc] = []
@@ -322,7 +321,7 @@ def _stack(
         gap = plan.disc_height[n] - plan.hollow[n, 0] - (plan.hollow[n - 1, 1] if n else SACRAL_HOLLOW)
         centre = below.centre + max(gap, 0.8) * middle[2]
         rim = centre + depth / 2 * lower.axes[1] - below.centre - below_depth / 2 * below.axes[1]
-        # Moved along the disc until its posterior rim lies where the slip wants it.
+        # Moved along the disc until the posterior rim has the planned slip.
         centre = centre - (plan.slip[n] + rim @ below.axes[1]) / (middle[1] @ below.axes[1]) * middle[1]
         lower = LocalFrame(centre, lower.axes)
         discs.append(
@@ -365,10 +364,10 @@ def _vertebra(plan: _Plan, n: int, lower: LocalFrame, upper: LocalFrame) -> Vert
 
 
 def _coronal(plan: _Plan, scoliosis: float) -> tuple[np.ndarray, np.ndarray]:
-    """Degrees that each endplate (sacrum's, then lower and upper of each vertebra) leans, and each vertebra's rotation.
+    """Degrees of tilt of each endplate (sacrum's, then lower and upper per vertebra), and of each vertebra's rotation.
 
-    One curve between the lower endplate of the second vertebra from below and the upper endplate of T12, straightened
-    out above and below, so that the extremes differ by the Cobb angle exactly.
+    One curve between the lower endplate of the second vertebra from below and the upper endplate of T12, levelling off
+    above and below, so that the extremes differ by exactly the Cobb angle.
     """
     end = 2 * plan.lumbar + 2
     places = np.array([0.0, 3.0, end, end + 8.0])
@@ -380,13 +379,13 @@ def _coronal(plan: _Plan, scoliosis: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth_swing(part: np.ndarray) -> np.ndarray:
-    """0 at 0, -1 at 1, 1 at 2, 0 at 3, with level ends."""
+    """0 at 0, -1 at 1, 1 at 2, 0 at 3, with zero slope at these points."""
     first, second = -(np.sin(part * np.pi / 2) ** 2), -np.cos((part - 1) * np.pi)
     return np.where(part < 1, first, np.where(part < 2, second, np.cos((part - 2) * np.pi / 2) ** 2))
 
 
 def _sacrum_frames(top: LocalFrame, size: float, rng: np.random.Generator) -> list[LocalFrame]:
-    """Frames of the sacrum's body from its upper endplate over four junctions to its end and the coccyx's tip."""
+    """Frames of the sacrum's body: its upper endplate, four junctions, its lower end and the tip of the coccyx."""
     frames = [top]
     lean = np.degrees(np.arctan2(-top.axes[2, 1], top.axes[2, 2]))
     bend = rng.uniform(0.7, 1.2)
@@ -404,7 +403,7 @@ def _dural_sac(
     discs: list[Disc],
     sacrum: list[LocalFrame],
 ) -> tuple[list[LocalFrame], np.ndarray, np.ndarray, dict[str, tuple[np.ndarray, float]]]:
-    """Frames along the dural sac about 4 mm apart, its depth and width there, and the given points by level."""
+    """Frames along the dural sac about 4 mm apart, its depth and width there, and its centre and depth by level."""
     bony = min(vertebra.canal[0] for vertebra in vertebrae if vertebra.lumbar)
     usual = min(float(np.clip(rng.normal(13.8, 1.3), 11, 17)) * vertebrae[0].size, bony - 3.2)
     taper = rng.uniform(0.55, 1.0)
@@ -431,7 +430,7 @@ def _dural_sac(
         width = vertebra.canal[1] * (0.72 if n else 0.66)
         depth = usual * (1.0 if lumbar else 0.93)
         narrowed = max(5.0, depth - 0.9 * disc.bulge - 0.35 * disc.grade)
-        step = abs(float((disc.upper.centre - disc.lower.centre) @ disc.frame.axes[1]))  # the sac gives way to a slip
+        step = abs(float((disc.upper.centre - disc.lower.centre) @ disc.frame.axes[1]))  # a slip displaces the sac
         wall = disc.depth / 2 + step / 2
         add(disc.level, disc.frame, wall, 1.2 + low + disc.bulge, narrowed, width * narrowed / depth)
         add(vertebra.level, vertebra.frame, vertebra.depth / 2, 1.0 + low / 2, depth, width)
@@ -445,7 +444,7 @@ def _named(names: list[str], centres: list[np.ndarray], depths: list[float]) -> 
 def _sac_frames(
     centres: np.ndarray, depths: np.ndarray, widths: np.ndarray
 ) -> tuple[list[LocalFrame], np.ndarray, np.ndarray]:
-    """Interpolated along the sac (Catmull-Rom for the centres, monotone for the sizes), axes along its course."""
+    """Interpolate along the sac (centres by Catmull-Rom, sizes monotonically), with axes along its course."""
     fine = np.linspace(0, len(centres) - 1, 4 * (len(centres) - 1) + 1)
     path = catmull_rom(centres, fine)
     tangent = np.gradient(path, axis=0)
@@ -506,6 +505,6 @@ def _disc_truth(plan: _Plan, n: int, disc: Disc, vertebrae: list[Vertebra]) -> D
 
 
 def _lean(endplate: LocalFrame) -> float:
-    """Degrees that an endplate faces forward, in the sagittal plane."""
+    """Degrees by which an endplate faces forward in the sagittal plane."""
     up = endplate.axes[2]
     return float(np.degrees(np.arctan2(-up[1], up[2])))

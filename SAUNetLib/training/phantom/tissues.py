@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Tissue(IntEnum):
-    """What a sample may be. NUCLEUS_0 to NUCLEUS_4: from a young disc to a black one."""
+    """Tissue of a sample. NUCLEUS_0 to NUCLEUS_4 range from a young disc to a black one."""
 
     AIR = 0
     FAT = 1
@@ -46,7 +46,7 @@ class Tissue(IntEnum):
     NUCLEUS_RIM = 33
 
 
-# Per tissue: signal on T1, T2 and STIR (turbo spin echo, CSF on T2 = 1), fine, middle and coarse texture (fractions).
+# Per tissue: signal on T1, T2 and STIR (turbo spin echo, CSF on T2 = 1); fine, medium and coarse texture (fractions).
 _SIGNAL: dict[Tissue, tuple[float, float, float, float, float, float]] = {
     Tissue.AIR: (0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
     Tissue.FAT: (0.95, 0.72, 0.06, 0.04, 0.06, 0.07),
@@ -84,7 +84,7 @@ _SIGNAL: dict[Tissue, tuple[float, float, float, float, float, float]] = {
     Tissue.NUCLEUS_RIM: (0.27, 0.24, 0.21, 0.10, 0.15, 0.08),
 }
 
-# Tissues that differ from patient to patient, and by how much (standard deviation of the logarithm).
+# Variation of tissues between patients (standard deviation of the logarithm).
 _VARIES = {
     Tissue.FAT: 0.08,
     Tissue.EPIDURAL_FAT: 0.08,
@@ -99,7 +99,7 @@ _VARIES = {
 }
 
 
-# Tissues that change together from one pulse sequence to another.
+# Tissues whose signals change together between pulse sequences.
 _GROUPS = (
     (Tissue.FAT, Tissue.EPIDURAL_FAT, Tissue.MESENTERY),
     (Tissue.MUSCLE, Tissue.FATTY_MUSCLE),
@@ -108,11 +108,11 @@ _GROUPS = (
     (Tissue.ANNULUS, Tissue.ANNULUS_OUTER, *(tissue for tissue in Tissue if tissue.name.startswith("NUCLEUS"))),
 )
 _STRANGENESS = 0.7
-"""How far the sequences of contrast ``random`` stray from a blend of T1, T2 and STIR (deviation of the logarithm)."""
+"""How far sequences of contrast ``random`` deviate from a blend of T1, T2 and STIR (deviation of the logarithm)."""
 
 
 def signals(contrast: str, rng: np.random.Generator) -> np.ndarray:
-    """(4, 256) float32: signal, and its fine, middle and coarse texture in units of signal, by tissue."""
+    """(4, 256) float32: signal, and its fine, medium and coarse texture in units of signal, by tissue."""
     table = np.zeros((4, 256), np.float32)
     sequence = _sequence(contrast, rng)
     for tissue, row in _SIGNAL.items():
@@ -123,7 +123,7 @@ def signals(contrast: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sequence(contrast: str, rng: np.random.Generator) -> dict[Tissue, float]:
-    """Mean signal by tissue; ``random`` is a pulse sequence that nobody has: a blend, each group of tissues changed."""
+    """Mean signal by tissue; ``random`` is an invented pulse sequence: a blend with each group of tissues scaled."""
     if contrast != "random":
         column = ("t1", "t2", "stir").index(contrast)
         return {tissue: row[column] for tissue, row in _SIGNAL.items()}

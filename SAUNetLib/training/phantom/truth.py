@@ -42,7 +42,7 @@ class DiscTruth:
         angle: between the endplates in the sagittal plane, positive where the front is taller.
         height_loss: fraction of the height lost.
         degeneration: 0 (bright nucleus) to 4 (dark).
-        bulge: mm that it protrudes behind the bodies.
+        bulge: mm by which it protrudes behind the bodies.
         centre: (3,) mm, LPS.
     """
 
@@ -59,16 +59,16 @@ class DiscTruth:
 
 @dataclass(frozen=True)
 class Truth:
-    """What was built, whether the field of view shows it or not.
+    """What was built, in the field of view or not.
 
     Attributes:
         lordosis: degrees, upper endplate of L1 to upper endplate of S1, sagittal plane.
         scoliosis: degrees between the most tilted endplates, coronal plane.
-        sacral_slope: degrees of the upper endplate of S1 to the horizontal.
+        sacral_slope: degrees between the upper endplate of S1 and the horizontal.
         bodies: by vertebra.
-        discs: by disc; the lowest is ``L5/S1`` whatever the number of lumbar vertebrae, as its label value is.
-        canal: front to back of the dural sac in mm, by vertebra (at mid-height) and disc.
-        canal_points: where those were taken, (3,) mm LPS, the sac's centre.
+        discs: by disc; the lowest is ``L5/S1`` whatever the number of lumbar vertebrae, as is its label value.
+        canal: anterior-posterior diameter of the dural sac in mm, by vertebra (at mid-height) and disc.
+        canal_points: centre of the sac where these apply, (3,) mm LPS.
     """
 
     lordosis: float
