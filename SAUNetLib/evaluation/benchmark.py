@@ -1,4 +1,4 @@
-"""Measure SAUNet's speed and memory use next to its peers, on the same volume and machine, in one run."""
+"""Measure SAUNet's speed and memory use against its peers, on the same volume and machine, in one run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .benchmark_measures import status_memory
 Say = Callable[[str], None]
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = tuple(SHARES)[1:]
-"""Of a run whose model is loaded."""
+"""Stages of a run with the model already loaded."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Budget:
     """How much is measured.
 
     Attributes:
-        slices: of the volumes; the one that the peers and the worker get is the second.
+        slices: numbers of slices of the volumes; the peers and the worker get the second one.
         pixels: rows and columns of a slice.
-        field_mm: what a slice covers.
-        runs: of which medians are taken.
-        matrix: rows and columns of the matrices whose product tells the machine's rate.
+        field_mm: edge of a slice's field of view.
+        runs: number of runs for the medians.
+        matrix: rows and columns of the matrices whose product gives the machine's rate.
     """
 
     slices: tuple[int, ...]
@@ -57,12 +57,12 @@ BUDGETS = {
 def benchmark(
     budget: Budget, device: str = "auto", model: str | None = None, say: Say = lambda text: None
 ) -> dict[str, Any]:
-    """Measure everything, each row in its own process, so that memory peaks are separate.
+    """Measure everything, each row in a process of its own, so that memory peaks are separate.
 
     Args:
         budget: see `BUDGETS`.
         device, model: see `Engine` and `load_model`.
-        say: told what is measured next.
+        say: called with what is measured next.
 
     Returns:
         JSON-ready: ``machine``, ``imports``, ``product`` by number of slices, ``worker``, ``peers`` and ``targets``.
@@ -115,7 +115,7 @@ def _processor() -> str:
 
 
 def _peers(image: Path, device: str, product: dict[str, Any], runs: int, say: Say) -> dict[str, dict[str, Any]]:
-    """The peers by name; one that is not installed or fails is reported as such and does not stop the run."""
+    """The peers by name; one that is not installed or fails is reported so and does not stop the run."""
     rows: dict[str, dict[str, Any]] = {}
     precision = product["precision"]
     for network in ("BasicUNet", "UNet"):
@@ -125,9 +125,9 @@ def _peers(image: Path, device: str, product: dict[str, Any], runs: int, say: Sa
     if importlib.util.find_spec("nnunetv2"):
         say("nnU-Net's 3d_fullres (takes minutes)")
     plain = _peer("nnunet", image, device)
-    shipped = "float16" if product["device"] == "cuda" else "float32"  # nnU-Net's predictor decides it so
+    shipped = "float16" if product["device"] == "cuda" else "float32"  # as nnU-Net's predictor chooses
     rows[f"nnU-Net 3d_fullres, {shipped}"] = plain
-    # A window's difference times the number of windows, not a run of its own.
+    # Extrapolated from one window's difference times the number of windows, not measured in a full run.
     mirrored = {"seconds": plain["mirrored_seconds"], "runs": 0} if "seconds" in plain else {}
     rows[f"nnU-Net 3d_fullres, {shipped}, mirroring"] = plain | mirrored
     return rows
@@ -151,7 +151,7 @@ def run_child(task: str, **arguments: Any) -> dict[str, Any]:
         input=json.dumps({"task": task} | arguments),
         capture_output=True,
         encoding="utf-8",
-        errors="replace",  # what a library or the system says may be in another encoding
+        errors="replace",  # messages of libraries or the system may have another encoding
         env=_environment(),
     )
     try:
@@ -170,14 +170,14 @@ def _environment() -> dict[str, str]:
 
 
 def measure_imports(runs: int) -> dict[str, float]:
-    """Median seconds until Python, ``saunet --help``, the worker's ``ready`` and the whole pipeline are there."""
+    """Median seconds to start Python, ``saunet --help``, the worker (until ``ready``) and the whole pipeline."""
     commands = {
         "python": ["-c", "pass"],
         "saunet --help": ["-m", "SAUNetLib", "--help"],
         "worker ready": ["-m", "SAUNetLib.worker"],
         "pipeline with PyTorch": ["-c", "import SAUNetLib.pipeline"],
     }
-    # Interleaved, so that a busy moment does not fall on one of them alone.
+    # Interleaved, so that a busy moment does not affect only one of them.
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(runs):
         for name, arguments in commands.items():
@@ -188,7 +188,7 @@ def measure_imports(runs: int) -> dict[str, float]:
 
 
 def measure_worker(image: Path, model: str | None, device: str, runs: int) -> dict[str, Any]:
-    """A worker's first request from its start on, and its second one: median seconds, and its peak memory in MB."""
+    """Median seconds of a worker's first request, including its start, and of its second; its peak memory in MB."""
     cold: list[float] = []
     warm: list[float] = []
     peak = None
@@ -214,7 +214,7 @@ def measure_worker(image: Path, model: str | None, device: str, runs: int) -> di
 
 
 def _ask(process: subprocess.Popen[str], request: dict[str, str]) -> None:
-    """Send a request and wait for its end."""
+    """Send a request and wait for its result."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
@@ -234,7 +234,7 @@ def _peak(process: int) -> float | None:
 
 @dataclass(frozen=True)
 class Target:
-    """A promise: a figure, its limit, whether the figure must stay above (or below) it, and for which device."""
+    """A target: a figure, its limit, whether the figure must stay above (or below) it, and for which device."""
 
     title: str
     limit: float
@@ -256,7 +256,7 @@ def _faster_than(peer: str) -> Callable[[dict[str, Any]], float | None]:
 
 
 def _ends(figure: Callable[[dict[str, Any]], float]) -> Callable[[dict[str, Any]], float]:
-    """A figure of the most slices relative to that of the fewest."""
+    """A figure for the most slices relative to that for the fewest."""
 
     def ratio(measured: dict[str, Any]) -> float:
         rows = measured["product"]
@@ -297,12 +297,12 @@ TARGETS = (
 
 
 def network_rate(row: dict[str, Any]) -> float:
-    """The rate of the network's convolutions relative to the machine's matrix rate, measured in the same minutes."""
+    """The rate of the network's convolutions relative to the machine's matrix rate, measured alongside."""
     return float(row["gflop"] / row["median"]["network"] / row["matrix_gflops"])
 
 
 def targets(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every target of the device with its figure, None where it could not be measured, and whether it is met."""
+    """Every target of the device with its figure (None if it could not be measured) and whether it is met."""
     rows = []
     for target in TARGETS:
         if (target.device == "cuda") != (measured["machine"]["device"] == "cuda"):
@@ -375,7 +375,7 @@ def _peers_table(measured: dict[str, Any]) -> str:
 
 
 def _slices_table(measured: dict[str, Any]) -> str:
-    """What the product does with more and fewer slices."""
+    """The product's figures for each number of slices."""
     titles = ["slices", "seconds per slice", "rest / network", "of matrix rate", "of memory rate", "seconds", "network"]
     memories = {"peak memory, MB": "peak_mb"}
     memories |= {"GPU memory, MB": "gpu_peak_mb"} if measured["machine"]["gpu"] else {}
@@ -394,7 +394,7 @@ def _slices_table(measured: dict[str, Any]) -> str:
 
 
 def _start_table(measured: dict[str, Any]) -> str:
-    """What starting takes."""
+    """Starting times."""
     worker = measured["worker"]
     rows = [[f"{name}", f"{value:.2f}"] for name, value in measured["imports"].items()]
     rows += [["worker, first request from its start", f"{worker['cold']:.2f}"]]

@@ -1,6 +1,6 @@
-"""What the benchmark measures, each in a process of its own: ``python -m SAUNetLib.evaluation.benchmark_child``.
+"""Measurements of the benchmark, each in its own process: ``python -m SAUNetLib.evaluation.benchmark_child``.
 
-Stdin holds the task as a JSON object, the last line of stdout its result.
+Stdin holds the task as a JSON object; the last line of stdout is its result.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..process import prepare_process
 from .benchmark_measures import peak_memory, seconds, synchronise
 
 THICKEST_MM = 5.0
-"""Of the phantoms' slices, as in routine; the fewer there are, the less of the spine's width they cover."""
+"""Largest slice thickness of the phantoms, as in routine; few slices therefore cover less of the spine's width."""
 
 
 def volume(path: str, slices: int, pixels: int, field_mm: float) -> dict[str, Any]:
-    """Write a phantom of slices x pixels x pixels, its field of view square; the slices cover the spine's width.
+    """Write a phantom of slices x pixels x pixels with a square field of view; the slices cover the spine's width.
 
-    It is not compressed: so the panel hands its volumes over.
+    It is not compressed, just as the panel hands its volumes over.
     """
     import SimpleITK as sitk
 
@@ -46,9 +46,9 @@ def volume(path: str, slices: int, pixels: int, field_mm: float) -> dict[str, An
 
 
 def product(image: str, output: str, model: str | None, device: str, runs: int, matrix: int) -> dict[str, Any]:
-    """`segment_file` some times over, after once to warm up: medians of its seconds, its stages' and the network's.
+    """Median seconds of `segment_file`, its stages and the network over several runs, after one to warm up.
 
-    The machine's matrix rate is measured before every run, so that what else the machine does meanwhile weighs on both.
+    The machine's matrix rate is measured before every run, so that other load on the machine affects both.
     """
     from ..engine import COARSER, Engine
     from ..formats.volumes import read_volume
@@ -73,7 +73,7 @@ def product(image: str, output: str, model: str | None, device: str, runs: int, 
         segment_file(image, output, engine, report=report)
         events.append((time.perf_counter(), "end"))
         timed.append(_stages(events) | {"network": stopwatch.seconds})
-    peak = peak_memory()  # before the measures below, which need memory of their own
+    peak = peak_memory()  # before the measurements below, which need memory too
     stack = SagittalStack.of(read_volume(image))
     stride, pixel_mm, number = engine.network.encoder.stride, engine.model.card.pixel_mm, len(stack.slices)
 
@@ -81,7 +81,7 @@ def product(image: str, output: str, model: str | None, device: str, runs: int, 
         rows, columns = (-(-n // stride) * stride for n in stack.working_shape(pixel))
         return rows, columns
 
-    # All slices, and one from either side.
+    # All slices, and one slice twice with coarser pixels: as it is and with reversed columns.
     worked = [(number, padded(pixel_mm)), (2, padded(COARSER * pixel_mm))]
     return {
         "model": f"{engine.model.card.name} {engine.model.card.version}",
@@ -104,16 +104,16 @@ def product(image: str, output: str, model: str | None, device: str, runs: int, 
 
 
 def _stages(events: list[tuple[float, str]]) -> dict[str, float]:
-    """Seconds by stage, and together as ``total``."""
+    """Seconds by stage, and in ``total``."""
     stages = {stage: after - at for (at, stage), (after, _) in itertools.pairwise(events)}
     return stages | {"total": events[-1][0] - events[0][0]}
 
 
 class Stopwatch:
-    """Adds up what an engine's network takes, its kernels' ends waited for.
+    """Sums the time that an engine's network takes, waiting for its kernels to finish.
 
     Attributes:
-        seconds: the sum; set it to zero to begin anew.
+        seconds: the sum; set it to zero to restart.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -136,9 +136,9 @@ class Stopwatch:
 
 
 def matrix_rate(dtype: Any, device: Any, size: int) -> float:
-    """GFLOP/s of products of two square matrices: of matmul or of the 1 x 1 convolution, whichever is faster.
+    """GFLOP/s of the product of two square matrices, by matmul or a 1 x 1 convolution, whichever is faster.
 
-    On processors PyTorch takes two libraries for them, and which one is faster depends on processor and precision.
+    On CPUs PyTorch uses different libraries for these; which is faster depends on the processor and the precision.
     """
     import torch
 
@@ -154,7 +154,7 @@ def matrix_rate(dtype: Any, device: Any, size: int) -> float:
 
 
 def memory_bandwidth(device: Any) -> float:
-    """GB/s read and written by copying 256 MB."""
+    """GB/s, read plus written, of copying 256 MB."""
     import torch
 
     source = torch.zeros(2**26, device=device)
@@ -163,7 +163,7 @@ def memory_bandwidth(device: Any) -> float:
 
 
 def traffic(network: Any, rows: int, columns: int, itemsize: int) -> int:
-    """Bytes that the convolutions must at least read and write for a slice: inputs, weights and results once each."""
+    """Fewest bytes that the convolutions read and write for a slice: inputs, weights and results once each."""
     import torch
     from torch import nn
 
@@ -183,29 +183,29 @@ def traffic(network: Any, rows: int, columns: int, itemsize: int) -> int:
 
 
 def gpu_peak_memory(device: Any) -> float | None:
-    """Largest memory in MB that PyTorch held on a GPU; None for other devices."""
+    """Peak memory in MB that PyTorch reserved on a GPU; None for other devices."""
     import torch
 
     return torch.cuda.max_memory_reserved(device) / 1e6 if device.type == "cuda" else None
 
 
 def gpu_name(device: Any) -> str | None:
-    """What a GPU is called; None for other devices."""
+    """A GPU's name; None for other devices."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def threads() -> int:
-    """Threads that PyTorch computes with."""
+    """Number of threads that PyTorch uses."""
     import torch
 
     return torch.get_num_threads()
 
 
 def main() -> int:
-    """Run one task; an error that a user can meet goes to the parent as its values."""
-    prepare_process()  # as the command and the worker do; the peers have it too
+    """Run one task; a `SAUNetError` is passed to the parent process."""
+    prepare_process()  # as the command and the worker do; for the peers too
     from .benchmark_peers import monai_unet, nnunet
 
     task = json.load(sys.stdin)

@@ -1,4 +1,4 @@
-"""Time and memory of a process of the benchmark."""
+"""Time and memory of a benchmark process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def seconds(function: Callable[[], Any], device: Any, runs: int) -> float:
 
 
 def synchronise(device: Any) -> None:
-    """Wait for a GPU; a processor is always there."""
+    """Wait for a GPU to finish; nothing to do on a CPU."""
     import torch
 
     if device.type == "cuda":
@@ -31,9 +31,9 @@ def synchronise(device: Any) -> None:
 
 
 def peak_memory() -> float | None:
-    """Largest resident memory of this process so far in MB, None where the system does not tell."""
+    """Peak resident memory of this process so far in MB; None where the system does not report it."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent held when it started us
+    if status.exists():  # getrusage would include the parent's memory at the start of this process
         return status_memory(status)
     try:
         import resource
@@ -43,6 +43,6 @@ def peak_memory() -> float | None:
 
 
 def status_memory(status: Path) -> float:
-    """Largest resident memory in MB of the process that a /proc/PID/status tells of."""
+    """Peak resident memory in MB from a process's /proc/PID/status."""
     line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6

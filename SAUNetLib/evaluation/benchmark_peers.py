@@ -1,4 +1,4 @@
-"""The benchmark's peers: networks of others on the same volume, with random weights, which take the same time."""
+"""The benchmark's peers: other networks on the same volume, with random weights, which take as long as trained ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def monai_unet(image: str, network: str, device: str, precision: str, runs: int)
     ``BasicUNet`` has MONAI's own defaults (32 channels at full resolution); ``UNet`` has those of MONAI's spleen
     tutorial and halves the resolution in its first convolution.
 
-    One piece is the kindest to it: no pixel is computed twice. The slices are padded to a multiple of 16.
+    One piece is the most favourable: no pixel is computed twice. The volume is padded to multiples of 16.
     """
     try:
         from monai.networks.nets import BasicUNet, UNet
@@ -57,15 +57,15 @@ def monai_unet(image: str, network: str, device: str, precision: str, runs: int)
 def nnunet(image: str, device: str) -> dict[str, Any]:
     """nnU-Net's 3d_fullres configuration, planned by nnU-Net for data of this size, with its own predictor.
 
-    The whole road without mirroring is timed once. Mirroring repeats the network eight times for every window: one
-    window is timed both ways, and the difference added for each.
+    The whole prediction without mirroring is timed once. Mirroring runs the network eight times for every window: one
+    window is timed both ways, and the difference is added for each window.
     """
     from ..formats.volumes import read_volume
 
     volume = read_volume(image)
     spacing = list(reversed(volume.geometry.spacing))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        # nnU-Net reads these when it is imported.
+        # nnU-Net reads these at import.
         os.environ |= {f"nnUNet_{name}": str(Path(folder, name)) for name in ("raw", "preprocessed", "results")}
         try:
             plans, dataset = _plan(Path(folder), volume.voxels.shape, spacing)
@@ -75,7 +75,7 @@ def nnunet(image: str, device: str) -> dict[str, Any]:
 
 
 def _plan(folder: Path, shape: tuple[int, ...], spacing: list[float]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """nnU-Net's plans for a data set of which every image has this shape and spacing (k, j, i), and its description."""
+    """nnU-Net's plans for a data set with images of this shape and spacing (k, j, i), and the set's description."""
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
     name = "Dataset001_Spine"
@@ -130,7 +130,7 @@ def _predict(
     )
     patch = configuration.patch_size
     window = torch.randn(1, *patch)
-    if place.type == "cuda":  # where the first call loads libraries and chooses kernels
+    if place.type == "cuda":  # the first call loads libraries and chooses kernels
         predictor.predict_sliding_window_return_logits(window)
     begin = time.perf_counter()
     predictor.predict_single_npy_array(voxels[None].astype(np.float32), {"spacing": spacing})

@@ -26,26 +26,26 @@ from .comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial
 from .comparison_records import SETTINGS, SHIPPED, Comparison, TrialResult, is_finished, read_comparison, write_trial
 
 HELD_OUT = ("045", "081", "127", "209", "239")
-"""SPIDER's patients that no network of the project is trained on."""
+"""SPIDER patients that no network of the project is trained on."""
 SEEDS = 3
 """Default number of training runs per network."""
 _LOCK, _COSTS_LOCK = "training.lock", "costs.lock"
-"""Files that are locked by the run that trains a network, or measures times, so that several runs share the work."""
+"""Lock files of the run that trains a network, or that measures times, so that several runs can share the work."""
 
 
 class _Run(TrainingRun):
-    """A training run whose network may have one score, the paper's binary form: vertebra against the rest."""
+    """A training run whose network may have a single score, the paper's binary form: vertebra against the rest."""
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         if scores.shape[1] == 1:
-            # A softmax over (0, F) is the sigmoid of F.
+            # The softmax over (0, F) is the sigmoid of F.
             scores = torch.cat((torch.zeros_like(scores), scores), 1)
             labels = torch.where(labels == UNKNOWN, labels, (labels == VERTEBRA).long())
         return super().loss(scores, labels)
 
 
 def trials(tasks: Sequence[str], seeds: int, first: int) -> Iterator[Trial]:
-    """Seed by seed through all networks, so that a comparison that was stopped is still balanced."""
+    """All networks seed by seed, so that an interrupted comparison is still balanced."""
     for seed in range(first, first + seeds):
         for task in tasks:
             for network in CANDIDATES:
@@ -63,21 +63,21 @@ def compare(
 ) -> None:
     """Train and measure every network, or continue where an interrupted comparison with the same output stopped.
 
-    Several runs with one output share the work, on one computer or where a shared drive has locks.
+    Several runs with one output share the work, on one computer or on a shared drive that supports locks.
 
     Args:
         data: folder of cases, see `folders.case_names`.
-        output: folder of the comparison: ``comparison.json``, and one folder a trial.
+        output: folder of the comparison: ``comparison.json``, and one folder per trial.
         budget: name in `BUDGETS`.
         tasks: names in `TASKS`.
-        seeds: trainings of every network.
+        seeds: training runs per network.
         held_out: names of the cases to measure on.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
 
     Raises:
         UsageError: USAGE, the folder holds another comparison.
         InputError: the data cannot be used.
-        CancelledError: it was interrupted, and what is finished is kept.
+        CancelledError: it was interrupted; what is finished is kept.
     """
     chosen = choose_device(device)
     comparison = _begin(data, output, budget, held_out, chosen)
@@ -87,7 +87,7 @@ def compare(
 
 @contextmanager
 def _going_on() -> Iterator[None]:
-    """Whoever cancels inside is told that the same command goes on, whichever trial it hits and how far that was."""
+    """Report a cancellation inside, at whatever point of any trial, with the advice that the same command continues."""
     try:
         yield
     except (KeyboardInterrupt, CancelledError) as error:
@@ -127,9 +127,9 @@ def _go_on(
 
 
 def _taken(waiting: Sequence[Trial], output: Path) -> Iterator[Trial]:
-    """The trials that no other run of the same comparison finishes, each held until the next one is asked for.
+    """The trials that no other run of the same comparison finishes, each locked until the next one is requested.
 
-    What another run holds is waited for at the end: it may stop.
+    Trials locked by another run are waited for at the end, since that run may be stopped.
     """
     for patience in (0, -1):
         for trial in waiting:
@@ -143,14 +143,14 @@ def _taken(waiting: Sequence[Trial], output: Path) -> Iterator[Trial]:
 
 
 def _timed(tasks: Sequence[str], config: TrainingConfig) -> dict[str, tuple[str, TrainingConfig]]:
-    """What is timed: title in `Comparison.costs` -> task, and the configuration that gives networks and pixels."""
+    """What is timed: title in `Comparison.costs` -> task, and the configuration of networks and pixels."""
     shipped = config.model_copy(update={"network": NetworkConfig(), "pixel_mm": TrainingConfig().pixel_mm})
     timed = {task: (task, config) for task in tasks}
     return timed if ("structures", shipped) in timed.values() else timed | {SHIPPED: ("structures", shipped)}
 
 
 def _begin(data: Path, output: Path, budget: str, held_out: Sequence[str], device: torch.device) -> Comparison:
-    """The comparison that the folder holds, which must be the same, or a new one."""
+    """The folder's comparison, which must be the same as the requested one, or a new one."""
     names = case_names(data)
     missing = sorted(set(held_out) - set(names))
     if missing:
@@ -186,7 +186,7 @@ def _begin(data: Path, output: Path, budget: str, held_out: Sequence[str], devic
 
 
 def _cases(data: Path, comparison: Comparison) -> list[Case]:
-    """The cases to train on; none is measured on under another name."""
+    """The training cases; refused if one is a held-out case under another name."""
     cases = load_cases(data, comparison.trained_on, comparison.config.pixel_mm)
     partial = [case.name for case in cases if case.background]
     if partial:
@@ -206,7 +206,7 @@ def _train(
     trial: Trial, config: TrainingConfig, cases: Sequence[Case], folder: Path, device: torch.device
 ) -> tuple[nn.Module, float]:
     """The trained network on the device, and the seconds of its training."""
-    # Of several devices each would have a process that goes through the whole comparison.
+    # With several devices, the process of each would go through the whole comparison.
     config = config.model_copy(update={"seed": trial.seed, "devices": 1})
     pl.seed_everything(trial.seed, verbose=False)
     run = _Run(config, trial.build(config))

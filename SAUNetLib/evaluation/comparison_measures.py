@@ -27,7 +27,7 @@ from .comparison_networks import CANDIDATES, TASKS, Trial, UNet
 from .comparison_records import FIGURES, CaseMetrics, Cost
 
 ISLAND = 0.01
-"""A smaller share of what was found of a structure is an island; fixed before any result was seen."""
+"""A component below this fraction of a structure's prediction is an island; fixed before any result was seen."""
 REPEATS = 2
 
 
@@ -61,13 +61,13 @@ def measure(
 
 
 def without_islands(mask: np.ndarray) -> np.ndarray:
-    """A mask (k, j, i) without components smaller than `ISLAND` of it; voxels that share a corner are together."""
+    """A mask (k, j, i) without components smaller than `ISLAND` of it; voxels that share a corner are connected."""
     kept: np.ndarray = cc3d.dust(mask, int(np.ceil(ISLAND * np.count_nonzero(mask))), connectivity=26)
     return kept
 
 
 class _ScoresBeforeAttention(nn.Module):
-    """SAU-Net without its last step: the class scores before ISA, from the same weights."""
+    """SAU-Net without its last step: the class scores before ISA, with the same weights."""
 
     def __init__(self, network: SAUNet) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _ScoresBeforeAttention(nn.Module):
 
 @torch.inference_mode()
 def predict(network: nn.Module, volume: Volume, pixel_mm: float, device: torch.device) -> np.ndarray:
-    """Classes (k, j, i) uint8 of a volume, on its own grid; one score means vertebra where it is above zero."""
+    """Classes (k, j, i) uint8 of a volume, on its own grid; a single score means vertebra where above zero."""
     stack = SagittalStack.of(volume)
     with _precision(device):
         scores = network(_image(stack, pixel_mm, device))[0].float()
@@ -106,9 +106,9 @@ def _precision(device: torch.device) -> torch.autocast:
 def network_costs(
     config: TrainingConfig, task: str, patients: Sequence[HeldOutCase], device: torch.device
 ) -> dict[str, Cost]:
-    """What every network costs; their times are taken in turn, patient by patient, the fastest of a few.
+    """The cost of every network; times are taken in turn, patient by patient, and the fastest of `REPEATS` counts.
 
-    On a processor it is the processor's time of one thread: other work on it does not count.
+    On a CPU it is the CPU time of one thread, so that other work on the machine does not count.
     """
     clock = time.process_time if device.type == "cpu" else benchmark.timer
     dtype = torch.bfloat16 if computes_bfloat16(device) else torch.float32
@@ -126,7 +126,7 @@ def network_costs(
             seconds[name][case.slices] += min(run[name] for run in taken)
     costs = {}
     for name in CANDIDATES:
-        # Not on PyTorch's meta device, on which MONAI's sliding window does not work.
+        # Not on PyTorch's meta device, where MONAI's sliding window does not work.
         parameters, operations = cost_of(Trial(name, task, config.seed).build(config).eval().to(device), first.float())
         costs[name] = Cost(
             parameters=parameters,
@@ -138,9 +138,9 @@ def network_costs(
 
 
 def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A network made ready to answer, as the engine makes SAU-Net; batch norm is folded into every one.
+    """A network prepared for inference, as the engine prepares SAU-Net; batch norm is folded in all of them.
 
-    Packed weights bring MONAI's U-Nets nothing: 2 % of the two-dimensional one's time, none of the other's.
+    Packed weights hardly help MONAI's U-Nets: 2 % of the time of the two-dimensional one, nothing for the other.
     """
     network = fold_batch_norm(network.eval())
     for block in network.modules():
@@ -152,7 +152,7 @@ def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.M
 
 
 def _answer(network: nn.Module, image: Tensor) -> None:
-    """A patient's slices (1, S, 1, h, w) through a network, as many at once as is best for it."""
+    """Run a patient's slices (1, S, 1, h, w) through a network, as many at once as suits it best."""
     if isinstance(network, UNet) and network.dimensions == 3:
         network(image)
         return

@@ -1,4 +1,4 @@
-"""The networks of `saunet compare`, and the training budget of each."""
+"""The networks of `saunet compare`, and their training budgets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..network.sau_net import Attention
 from ..training.train import NetworkConfig, TrainingConfig
 
 TASKS = {"spine": 1, "structures": len(CLASS_NAMES)}
-"""What is segmented -> scores of the network: all vertebrae in the paper's binary form, or the three structures."""
+"""Task -> scores of the network: all vertebrae in the paper's binary form, or the three structures."""
 
 BUDGETS = {
     "smoke": TrainingConfig(
@@ -52,27 +52,27 @@ BUDGETS = {
         averaging=0.992,
     ),
 }
-"""What every network of a comparison gets; its name, classes, attention and validation cases are set per run."""
+"""Settings of every network in a comparison; name, classes, attention and validation cases are set per run."""
 BUDGETS["medium"] = BUDGETS["small"].model_copy(
     update={"description": "a budget for one processor core and a night: coarse pixels, narrow networks", "steps": 2000}
 )
 
 
 class UNet(nn.Module):
-    """MONAI's U-Net (DynUNet: two convolutions a level, batch norm, strided convolutions, deconvolutions) on stacks.
+    """MONAI's U-Net (DynUNet: two convolutions per level, batch norm, strided and transposed convolutions) on stacks.
 
-    The three-dimensional one takes a stack as a volume. It halves rows and columns but not the slices, which are few
-    and, where thick, farther apart than the coarsest level's pixels are wide. Outside of training it works, as usual
-    for such networks, in windows of as many slices as it was trained on, laid and blended as MONAI's default has it
-    (a quarter of overlap).
+    The three-dimensional one takes a stack as a volume. It halves rows and columns but not slices, which are few and,
+    where thick, farther apart than the coarsest level's pixels are wide. Outside of training it works, as usual for
+    such networks, in windows of as many slices as it was trained on, with MONAI's default overlap (a quarter) and
+    blending.
 
     Args:
-        dimensions: 2, every slice alone, or 3.
+        dimensions: 2, every slice by itself, or 3.
         classes, widths: as `SAUNet`.
-        window: slices of a window, for three dimensions.
+        window: slices per window, for three dimensions.
 
     Shape:
-        That of `SAUNet`: (B, S, 1, H, W) -> (B, S, classes, H, W), H and W multiples of 16.
+        As `SAUNet`: (B, S, 1, H, W) -> (B, S, classes, H, W), H and W multiples of 16.
     """
 
     def __init__(self, dimensions: int, classes: int, widths: Sequence[int], window: int) -> None:
@@ -96,7 +96,7 @@ class UNet(nn.Module):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network that takes part: its title in the table, and how it is made for a number of classes and a budget."""
+    """A network to compare: its title in the table, and how it is built for a number of scores and a budget."""
 
     title: str
     make: Callable[[int, TrainingConfig], nn.Module]
@@ -123,7 +123,7 @@ CANDIDATES = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of one network."""
+    """One training run of one network."""
 
     network: str
     task: str

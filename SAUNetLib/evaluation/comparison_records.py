@@ -1,4 +1,4 @@
-"""The files of `saunet compare` in its folder: ``comparison.json``, and each trial's weights and ``result.json``."""
+"""The files of `saunet compare`: ``comparison.json``, and each trial's weights and ``result.json``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .comparison_networks import CANDIDATES, TASKS, Trial
 
 SETTINGS = "comparison.json"
 SHIPPED = "shipped"
-"""What the costs of networks and pixels of the shipped model's size are called, beside those of the tasks."""
+"""Name, beside those of the tasks, for costs at the shipped model's network and pixel size."""
 FIGURES = ("dice", "precision", "recall", "jaccard", "hausdorff_mm", "cleaned_hausdorff_mm", "hausdorff95_mm")
 _WEIGHTS = "weights.safetensors"
 
 
 class CaseMetrics(BaseModel):
-    """Agreement of one structure of one held-out patient, see `metrics.Agreement`.
+    """Agreement on one structure of one held-out patient, see `metrics.Agreement`.
 
     Attributes:
         slices: a key of `VALIDATIONS`.
@@ -47,11 +47,11 @@ class TrialResult(BaseModel):
     """The result of a finished trial: ``result.json`` in its folder.
 
     Attributes:
-        date: of the end, ISO.
+        date: of completion, ISO.
         seconds: of training.
-        moved: voxels that ISA on scores gave another class, as a share of the predicted foreground; mean over patients
-            and `VALIDATIONS`; None for the other networks.
-        figures: per slices, patient and structure.
+        moved: voxels whose class ISA on scores changed, as a share of the predicted foreground; mean over patients and
+            `VALIDATIONS`; None for the other networks.
+        figures: per validation set, patient and structure.
     """
 
     network: str
@@ -67,8 +67,8 @@ class Cost(BaseModel):
     """The cost of a network, independent of its training.
 
     Attributes:
-        parameters: trained weights.
-        megabytes: of these in float32.
+        parameters: number of trained weights.
+        megabytes: their size in float32.
         gigaflop: operations of the convolutions for a slice of the first held-out patient.
         seconds: of the network alone for the held-out patients, by the names of `VALIDATIONS`.
     """
@@ -85,11 +85,10 @@ class Comparison(BaseModel):
     Attributes:
         data: name of the data folder.
         budget: name of the budget.
-        config: what every network gets.
+        config: settings of every network.
         held_out, trained_on: names of the cases.
         device, precision: of the timing.
-        costs: task, or ``shipped`` for networks as wide and pixels as fine as those of the shipped model -> network ->
-            cost.
+        costs: task, or ``shipped`` for the shipped model's widths and pixel size -> network -> cost.
     """
 
     data: str
@@ -103,7 +102,7 @@ class Comparison(BaseModel):
 
 
 def read_comparison(output: Path) -> tuple[Comparison, list[TrialResult]]:
-    """A comparison and its finished trials, in the order in which they are run.
+    """A comparison and its finished trials, in the order of running.
 
     Raises:
         UsageError: USAGE, the folder holds no comparison.
@@ -126,7 +125,7 @@ def is_finished(output: Path, trial: Trial) -> bool:
 
 
 def write_trial(output: Path, trial: Trial, network: nn.Module, result: TrialResult) -> None:
-    """Keep the network and the figures of a trial; the figures come last, as they make it a finished one.
+    """Store the network and the figures of a trial; the figures come last, as they mark it as finished.
 
     Raises:
         UsageError: OUTPUT_WRITE.
@@ -143,7 +142,7 @@ def trained(output: Path, trial: Trial, config: TrainingConfig) -> nn.Module:
     """
     network = trial.build(config)
     weights = load_file(output / trial.name / _WEIGHTS)
-    # MONAI's networks know one weight by several names, of which the file has one.
+    # MONAI's networks have several names for one weight, of which the file has one.
     names = network.state_dict(keep_vars=True)
     _, foreign = network.load_state_dict(weights, strict=False)
     if foreign or {id(weight) for weight in names.values()} - {id(names[name]) for name in weights}:

@@ -1,4 +1,4 @@
-"""What `saunet compare` writes: tables beside the paper's in Markdown and CSV, and a picture of typical errors."""
+"""The report of `saunet compare`: tables beside the paper's in Markdown and CSV, and a picture of typical errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PAPERS_TABLE = {
     "isa-scores": {"dice": "89.86 ± 0.10", "precision": "89.75 ± 0.24", "recall": "90.41 ± 0.36",
                    "jaccard": "81.56 ± 0.20", "hausdorff_mm": "1.76 ± 0.023"},
 }  # fmt: skip
-"""Zhang et al., MIDL 2020, on data that they do not name: mean and standard deviation."""
+"""Zhang et al., MIDL 2020, on data that they do not name: mean ± standard deviation."""
 PAPERS_SECONDS = {"unet-2d": 153, "unet-3d": 534, "isa-scores": 178}
 PAPERS_SIZE = {"unet-2d": 35, "unet-3d": 83, "isa-scores": 38}
 TITLES = {
@@ -62,16 +62,16 @@ PAIRS = (
     ("isa-farther", "unet-2d"),
     ("isa-farther", "unet-3d"),
 )
-"""Networks whose difference is asked for: what ISA adds, and SAU-Net against the two U-Nets."""
+"""Networks whose differences are shown: what ISA adds, and SAU-Net against the two U-Nets."""
 SHOWN = ("dense", "isa-scores", "isa-features")
 EXTRA, MISSED, RIGHT = (255, 126, 40), (60, 150, 255), (170, 200, 170)
 SCALE = 1.15
-"""Screen pixels per mm in the picture."""
+"""Picture pixels per mm."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A figure of a network: mean and standard deviation over seeds, 95 % interval over patients."""
+    """A network's figure: mean and standard deviation over seeds, 95 % interval over patients."""
 
     mean: float
     deviation: float
@@ -80,10 +80,10 @@ class Summary:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Summary:
-        """Of values (seeds, patients).
+        """From values (seeds, patients).
 
-        The `interval` is that of the mean over patients, each patient's value averaged over the seeds; nan for one
-        patient or infinite values.
+        The `interval` is that of the mean over patients, each averaged over the seeds; nan for one patient or infinite
+        values.
         """
         seeds, patients = values.mean(1), values.mean(0)
         low = high = math.nan
@@ -110,7 +110,7 @@ class TrialTable:
         self.results = results
 
     def seeds(self, task: str, *networks: str) -> list[int]:
-        """Seeds with which all of these networks are finished."""
+        """Seeds for which all of these networks are finished."""
         finished = [
             {result.seed for result in self.results if (result.task, result.network) == (task, name)}
             for name in networks
@@ -136,14 +136,14 @@ class TrialTable:
         return Summary.of(self.values(task, network, slices, structure, figure, self.seeds(task, network)))
 
     def gain(self, task: str, pair: tuple[str, str], slices: str, figure: str) -> Summary:
-        """Of the differences of two networks in the mean over structures, seed by seed and patient by patient."""
+        """Differences between two networks in the mean over structures, paired by seed and patient."""
         seeds = self.seeds(task, *pair)
         first, second = (self.values(task, network, slices, "mean", figure, seeds) for network in pair)
         with np.errstate(invalid="ignore"):
             return Summary.of(first - second)
 
     def slices(self) -> list[str]:
-        """Those of `VALIDATIONS` in which a case could be measured: thick slices are not averaged."""
+        """The `VALIDATIONS` in which any case was measured: thick slices are not averaged further."""
         measured = {metrics.slices for result in self.results for metrics in result.figures}
         return [slices for slices in VALIDATIONS if slices in measured]
 
@@ -155,16 +155,16 @@ class TrialTable:
 
 
 def write_report(data: Path, output: Path, report: Path, device: str = "auto") -> list[Path]:
-    """Write what the finished trials of a comparison show.
+    """Write the results of a comparison's finished trials.
 
     Args:
-        data: folder of cases that the comparison was made on, for the picture.
+        data: folder of the comparison's cases, for the picture.
         output: folder of the comparison.
         report: Markdown file; a table of the same stem, ``.csv``, and a picture, ``-errors.png``, lie beside it.
-        device: that draws the picture.
+        device: that segments for the picture.
 
     Returns:
-        What was written.
+        The files written.
 
     Raises:
         UsageError: USAGE, OUTPUT_FORMAT or OUTPUT_WRITE.
@@ -229,7 +229,7 @@ def _head(comparison: Comparison, table: TrialTable) -> Iterator[str]:
 
 
 def _command(comparison: Comparison, results: Sequence[TrialResult]) -> str:
-    """The command that made a comparison as far as it is finished."""
+    """The command for the finished part of a comparison."""
     parts = [f"saunet compare {comparison.data} --output RUN --budget {comparison.budget}"]
     tasks = {result.task for result in results}
     if tasks and tasks != set(TASKS):
@@ -275,7 +275,7 @@ def _beside_paper(table: TrialTable) -> str:
 
 
 def _figures(table: TrialTable, task: str, slices: str) -> str:
-    """All figures of the networks; with three structures their mean, and each one's DSC."""
+    """All figures of the networks; for three structures their mean, and the DSC of each."""
     apart = CLASS_NAMES[1:] if task == "structures" else ()
     rows = []
     for network in table.networks(task):
@@ -353,7 +353,7 @@ def _share(papers: dict[str, int], network: str) -> str:
 
 
 def _moved(table: TrialTable) -> Iterator[str]:
-    """Whether ISA on the scores can do anything at all."""
+    """What ISA on the scores can change at all."""
     shares = {
         task: [result.moved for result in table.results if result.task == task and result.moved is not None]
         for task in table.tasks()
@@ -399,7 +399,7 @@ def _sheet(table: TrialTable) -> Iterator[list[str]]:
 def _errors(
     data: Path, output: Path, comparison: Comparison, table: TrialTable, device: torch.device
 ) -> tuple[Image.Image, str] | None:
-    """The picture of errors and its caption; None until Dense U-Net and both SAU-Nets are finished with one seed."""
+    """The picture of errors and its caption; None until Dense U-Net and both SAU-Nets are finished for one seed."""
     seeds = table.seeds("spine", *SHOWN)
     if not seeds:
         return None
@@ -425,7 +425,7 @@ def _errors(
 
 
 def _row(case: HeldOutCase, segment: Callable[[str, Volume], np.ndarray]) -> Image.Image:
-    """The image and the errors of three networks in one slice."""
+    """One slice's image and the errors of three networks on it."""
     stack = SagittalStack.of(case.volume)
     truth = stack.slices_of(case.labels == VERTEBRA)
     predicted = {name: stack.slices_of(segment(name, case.volume) > 0) for name in SHOWN}
@@ -454,7 +454,7 @@ def _painted(image: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.
 
 
 def _panel(pixels: np.ndarray, title: str, size: tuple[int, int]) -> Image.Image:
-    """A slice (H, W, 3) at the screen's size with its title above."""
+    """A slice (H, W, 3) resized to `size` (columns, rows), with its title above."""
     result = Image.new("RGB", (size[0], size[1] + 26), PAPER)
     result.paste(Image.fromarray(pixels.astype(np.uint8)).resize(size, Image.Resampling.LANCZOS), (0, 26))
     ImageDraw.Draw(result).text((0, 4), title, INK, text_font(14))

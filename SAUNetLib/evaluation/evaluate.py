@@ -28,8 +28,8 @@ class Evaluation:
     Attributes:
         structures: what was compared, by label value.
         agreements: per structure.
-        detections: ``vertebra`` and ``disc`` -> instances matched by overlap; only where both sides have levels.
-        warnings: how the values of a file were read, where they are not ours, and what was not counted.
+        detections: ``vertebra`` and ``disc`` -> instances matched by overlap; only if both sides have levels.
+        warnings: how a file's values were read if they are not SAUNet's own, and what was not counted.
     """
 
     structures: Mapping[int, Structure]
@@ -38,7 +38,7 @@ class Evaluation:
     warnings: tuple[Notice, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; figures that are not defined or not finite become null."""
+        """JSON-ready; figures that are undefined or not finite become null."""
         return {
             "structures": [
                 {
@@ -85,9 +85,9 @@ def _shown(figure: float) -> str:
 
 
 def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
-    """Compare two files. Where only one of them has levels, the three classes are compared.
+    """Compare two files. If only one of them has levels, the three classes are compared.
 
-    Voxels that are `UNKNOWN` in the truth, or belong to two segments of it, count on neither side.
+    Voxels that are `UNKNOWN` in the truth, or in two segments of it, count on neither side.
 
     Raises:
         InputError: as `read_segmentation`; INPUT_GEOMETRY, the two lie on different grids.
@@ -98,7 +98,7 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
         prediction.encoding is not reference.encoding
         and count_labels(prediction.labels).keys() <= reference.known.keys()
     ):
-        prediction = read_segmentation(predicted, reference.encoding)  # 2 alone may be canal or disc: the other tells
+        prediction = read_segmentation(predicted, reference.encoding)  # 2 alone may be canal or disc
     volume = Volume(prediction.labels, prediction.geometry, Path(predicted).name)
     laid = on_grid(volume, reference.geometry, Path(truth).name)
     counted = np.where(left_out, np.uint8(0), laid.voxels)
@@ -113,14 +113,14 @@ def evaluate_files(predicted: str | Path, truth: str | Path) -> Evaluation:
 
 
 def _how_read(path: str | Path, read: Segmentation) -> Iterator[Notice]:
-    """What is to be said of a file's values, with its name; what its header says of the run is not."""
+    """The notices about a file's values, with its name; those about the run in its header are left out."""
     for notice in read.warnings:
         if notice.is_about(About.FILE):
             yield replace(notice, text=f"{Path(path).name}: {notice.text}")
 
 
 def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
-    """Compare two segmentations of one grid; see `evaluate_files`."""
+    """Compare two segmentations on one grid; see `evaluate_files`."""
     spacing = tuple(reversed(truth.geometry.spacing))
     if predicted.encoding is not truth.encoding:
         predicted, truth = merge_parts(predicted), merge_parts(truth)
@@ -128,7 +128,7 @@ def evaluate(predicted: Segmentation, truth: Segmentation) -> Evaluation:
         predicted, truth = predicted.as_classes(), truth.as_classes()
     detections = {}
     if truth.has_levels:
-        whole = merge_parts(predicted), merge_parts(truth)  # a vertebra is one instance, in whatever parts
+        whole = merge_parts(predicted), merge_parts(truth)  # a vertebra with its parts is one instance
         for kind in ("vertebra", "disc"):
             kept = {value: value for value, structure in whole[1].known.items() if structure.kind == kind}
             detections[kind] = detect(*(remapped(segmentation.labels, kept) for segmentation in whole))

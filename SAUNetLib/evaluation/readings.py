@@ -23,7 +23,7 @@ from .intervals import interval
 
 GRADINGS = "radiological_gradings.csv"
 LEVELS = ("L5/S1", "L4/L5", "L3/L4", "L2/L3", "L1/L2", "T12/L1", "T11/T12", "T10/T11", "T9/T10")
-"""Discs from the lowest upwards, as the readings count them from 1."""
+"""Discs from the lowest upwards, numbered from 1 in the readings."""
 LUMBAR = LEVELS[:5]
 
 
@@ -35,9 +35,9 @@ class GradedDisc:
         patient, level: which disc.
         narrowed, slipped: read as narrowed; as spondylolisthesis.
         pfirrmann: grade 1 to 5.
-        height_index, height_by_depth, middle_height: measures; NaN where there is none.
+        height_index, height_by_depth, middle_height: measures; NaN if missing.
         slip_percent, signal_ratio: likewise.
-        doubtful: the height index carries a flag other than an estimated sacrum.
+        doubtful: whether the height index has a flag other than an estimated sacrum.
     """
 
     patient: str
@@ -55,7 +55,7 @@ class GradedDisc:
 
 @dataclass(frozen=True)
 class ReaderAgreement:
-    """Agreement of a measure with the readings: AUC or rho, its 95 % interval over patients, discs, positives."""
+    """Agreement of a measure with the readings: AUC or rho, 95 % interval over patients, number of discs, positives."""
 
     name: str
     value: float
@@ -97,7 +97,7 @@ def read_readings(table: Path) -> list[dict[str, str]]:
     """The rows of a table of readings, one per disc.
 
     Raises:
-        InputError: INPUT_UNREADABLE, it lacks a column or holds something else than the readings' numbers.
+        InputError: INPUT_UNREADABLE, it lacks a column or has invalid values.
     """
     try:
         with open(table, newline="", encoding="utf-8") as file:
@@ -114,7 +114,7 @@ def read_readings(table: Path) -> list[dict[str, str]]:
 
 
 def measure_labels(labels: Path, image: Path) -> Measurements:
-    """The measures of a label map of the three classes, its structures told apart by `levels.name_structures`."""
+    """The measures of a label map of the three classes, with structures separated by `levels.name_structures`."""
     classes, volume = read_segmentation(labels), read_volume(image)
     stack = classes.stack()
     named = name_structures(stack)
@@ -184,7 +184,7 @@ def agreements(discs: Sequence[GradedDisc]) -> list[ReaderAgreement]:
 
 
 def by_level(values: np.ndarray, discs: Sequence[GradedDisc]) -> np.ndarray:
-    """Values (N,) by the median of the other patients' discs of the same level that were not read as narrowed."""
+    """Values (N,) divided by the median of other patients' discs at the same level that were not read as narrowed."""
     level = np.array([disc.level for disc in discs])
     patient = np.array([disc.patient for disc in discs])
     normal = ~np.array([disc.narrowed for disc in discs])
@@ -197,7 +197,7 @@ def by_level(values: np.ndarray, discs: Sequence[GradedDisc]) -> np.ndarray:
 
 
 def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve: how often a positive scores above a negative, ties counting half (Mann-Whitney)."""
+    """Area under the ROC curve: how often a positive scores above a negative, ties counted half (Mann-Whitney)."""
     positive = positive.astype(bool)
     if positive.all() or not positive.any():
         return float("nan")
@@ -206,7 +206,7 @@ def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rho; NaN where it is not defined."""
+    """Spearman's rho; NaN where undefined."""
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
     return float(spearmanr(first, second).statistic)
@@ -221,7 +221,7 @@ def _with_interval(
     discs: Sequence[GradedDisc],
     aim: str,
 ) -> ReaderAgreement:
-    """A figure with its `interval`: whole patients are drawn."""
+    """A figure with its `interval`, for which whole patients are drawn."""
     patients = np.array([disc.patient for disc in discs])
     groups = [np.flatnonzero((patients == patient) & part) for patient in sorted(set(patients.tolist()))]
 
