@@ -16,38 +16,38 @@ from .spine import Spine
 
 SACRUM = "S1"
 _ABOVE_SACRUM = ("L4", "L5", "L6")
-"""Of four, five and six lumbar vertebrae the last."""
+"""The last lumbar vertebra if there are four, five or six."""
 _NUMBERS = {4: "four", 5: "five", 6: "six"}
 _C2, _T11, _L5 = (LEVELS.index(level) for level in ("C2", "T11", "L5"))
 _MOST = {"both": 0.98, "counted": 0.92, "sacrum": 0.89, "C2": 0.92, "sizes": 0.75}
-"""No name is more certain than this, by what it rests on (chosen, but for the sacrum alone). Of 418 whole spines 7.7 %
-had 23 or 25 vertebrae above the sacrum instead of 24, and 3.3 % a transitional one (Tins and Balain, Insights into
-Imaging 2016;7:199-203): so often the vertebra above the sacrum is not L5, which shows only to those who count. This is
-all that 0.89 includes; ``counted`` is the sacrum below five vertebrae with the processes of lumbar ones."""
+"""Highest confidence of a name, by the evidence for it (chosen by hand, except for the sacrum alone). Of 418 whole
+spines 7.7 % had 23 or 25 vertebrae above the sacrum instead of 24, and 3.3 % a transitional one (Tins and Balain,
+Insights into Imaging 2016;7:199-203): in that many the vertebra above the sacrum is not L5, which only counting shows.
+0.89 includes only this; ``counted`` is the sacrum below five vertebrae with the processes of lumbar ones."""
 _UNUSUAL = 0.6
-"""Nor than this where something speaks for a transitional vertebra."""
+"""Highest confidence where there are signs of a transitional vertebra."""
 _FEW = 0.3
-"""Nor than this in what is hardly a spine and may be none (chosen): of 57 crops of 47 volumes and 56 phantoms in which
-no more was found, 34 were named right."""
+"""Highest confidence where so little was found that it may be no spine (chosen by hand): of 57 such crops of 47 volumes
+and 56 phantoms, 34 were named correctly."""
 _SHARPER = 2.0
-"""Names by sizes alone are right more often than their probabilities say: in 1,000 crops without a sacrum of 45 scans
-of three scanners 62 % were right, where 34 % were stated in the mean; raised to this power it is 48 %, and the mean
-logarithm of the right name's probability is highest at 2 to 3 on each scanner."""
+"""Power to which probabilities by sizes alone are raised, as these are too low: in 1,000 crops without a sacrum of 45
+scans of three scanners 62 % of the names were right at a mean stated probability of 34 %. Raised, it is 48 %, and the
+mean log probability of the right name is highest at 2 to 3 on each scanner."""
 _SURE = 0.7
-"""A less probable name is doubtful."""
+"""A name with a lower confidence is doubtful."""
 _MISSED = 0.85
-"""Probability that an interface without a disc was rightly put where it is."""
+"""Probability that an interface without a disc was put in the right place."""
 _DOUBTED = 0.5
-"""Probability that a level is one, and one only: a disc between two bodies of about half the usual height, a body far
-smaller than those beside, a disc more than twice as thick or beside other vertebrae than its own (chosen)."""
+"""Probability that a level is exactly one: at a disc between two bodies of about half the usual height, a body far
+smaller than its neighbours, a disc more than twice as thick, or one beside vertebrae not its own (chosen by hand)."""
 _LOWEST_L5, _LUMBAR = 0.5, 3.0
-"""Of spine MRI, how often L5 is the lowest complete vertebra; the others share the rest, T11 to L4 so many times as
-often as those above: most is lumbar, as is all that the shipped model has seen."""
+"""Fraction of spine MRI in which L5 is the lowest complete vertebra; the others share the rest, T11 to L4 `_LUMBAR`
+times as often as those above: most scans are lumbar, as is all that the shipped model has seen."""
 _ODONTOID = 8.0
-"""How the shape of C2 speaks for it: logarithm of the odds."""
+"""Evidence for C2 from its shape, as log odds."""
 _COUNTED, _HARDLY = 0.85, 0.1
-"""How certain names are that were counted from C2 to a sacrum after an unusual number of vertebrae, and those of more
-vertebrae than a spine has or of an image that stands on its head (chosen)."""
+"""Confidence of names counted from C2 to a sacrum with an unusual number of vertebrae; and of names of more vertebrae
+than a spine has, or in an image that is upside down (chosen by hand)."""
 _LUMBAR_WORDS = "have the long transverse processes of lumbar vertebrae"
 _FIVE_WORDS = f"five vertebrae above it {_LUMBAR_WORDS}"
 _SMALL_WORDS = "far less was found of the lowest complete vertebra than of its neighbours"
@@ -187,9 +187,9 @@ def _chances(spine: Spine, fit: np.ndarray, sacrum: _Sacrum) -> np.ndarray:
 
 
 def _levels(number: int, level: str, last: bool = False) -> dict[int, str]:
-    """Levels of all vertebrae, given that of one; T13 and L6 only where the given one is one of them.
+    """Levels of all vertebrae, given that of one; T13 or L6 is included only if it is the given level.
 
-    With `last` the sacrum follows it, whatever it is.
+    With `last` the sacrum follows that vertebra, whatever its level.
     """
     usual = [usual_level for usual_level in vertebra_levels() if usual_level in usual_levels() or usual_level == level]
     at = usual.index(level)
@@ -223,46 +223,48 @@ class _Sacrum:
 
 
 _STEEP = -8.0
-"""Degrees by which the lumbosacral disc falls more steeply to the front than the disc above, at least."""
+"""Highest lean in degrees, relative to the disc above, of a steep lowest disc, which falls to the front."""
 _ROOM_MM, _ROOM_ODDS = (5.0, 30.0), (-2.0, 4.0)
 """Extent of the image below the lowest disc at which another vertebra would begin to be visible, and would be clearly
-visible; and the evidence for the sacrum if there is none, here and below as logarithms of the odds (chosen)."""
+visible; and the evidence for the sacrum if there is none, in log odds like all evidence below (chosen by hand)."""
 _DISC_ODDS, _CANAL_ODDS = 1.0, 1.5
-"""Evidence for it from a disc, and from a canal that continues (chosen)."""
+"""Evidence for the sacrum from a disc, and from a canal that continues (chosen by hand)."""
 _CUT_SHARE, _CUT_ODDS = (0.22, 0.32), (-2.0, -4.0)
-"""Evidence against it from a vertebra below in which the image ends: weaker for a small piece (by its share of the
-usual volume), which may be the top of the sacrum (0.09 to 0.29 of it in four scans; half an L5 has 0.28 and more). A
-smaller one above a disc, such as a bright S1/S2, is no sign of the sacrum either (0.06 in one crop of water-fat)."""
+"""Evidence against the sacrum where the image ends within a vertebra below, by that piece's share of the usual volume:
+weaker for a small piece, which may be the top of the sacrum (0.09 to 0.29 in four scans; half an L5 has 0.28 and more).
+A smaller piece above a disc, such as a bright S1/S2, is no sign of the sacrum either (0.06 in one water-fat crop)."""
 _PROCESSES_MM = 64.0
-"""From tip to tip of a lumbar vertebra's transverse processes it is at least so far."""
+"""Least distance between the tips of a lumbar vertebra's transverse processes."""
 _STEP, _SHORT, _WHOLE = 0.8, 0.75, 0.6
-"""Parts of the width of the vertebra below, and of lumbar ones, that the lowest thoracic one and those above it are
-narrower than, of which those count that have more than this part of the volume of the one below (chosen)."""
+"""The lowest thoracic vertebra is narrower than the first share of the one below; it and those above, than the second
+of lumbar ones, if they have more than the third of the volume of the one below (chosen by hand)."""
 _FRONT_MM, _RIBS_MM, _BODY = 14.0, 12.0, 0.4
-"""Ribs and thoracic transverse processes lie farther behind the canal's anterior border than the first, lumbar ones in
-front of that; ribs make a vertebra wider by more than the second; what is narrower without them than this share (the
-third) of lumbar ones is an arch without its body. Chosen on 56 phantoms: in none of 15 real volumes that reach so far
+"""Ribs and thoracic transverse processes lie more than the first behind the canal's anterior border, lumbar ones in
+front of that; ribs widen a vertebra by more than the second; one that is narrower without them than the third, as a
+share of lumbar ones, is an arch without its body. Chosen on 56 phantoms: in none of 15 real volumes that reach so far
 are enough of the transverse processes found to count them."""
 _SMALL, _SHALLOW = 0.25, 0.7
-"""A rudimentary disc has less than these parts of the volume and the depth of both discs above (chosen)."""
+"""A rudimentary disc has less than these shares of the volume and the depth of both discs above (chosen by hand)."""
 _CANAL_MM = 10.0
-"""A canal that goes on for so long below the lowest disc lies in the sacrum, since no vertebra lies in front of it."""
+"""A canal that continues beyond this below the lowest disc lies in the sacrum: no vertebra lies in front of it."""
 _BONE_BELOW_MM = ((7.0, 20.0), (22.0, 33.0))
-"""How far from the lowest disc's plane bone must show where the sacrum is, and how far above a disc in the vertebrae
-that it is compared with (the first of both)."""
+"""Distances below the lowest disc's plane at which the sacrum shows bone; and (the first) above a disc, where vertebrae
+are sampled for comparison."""
 _BONE = 0.3
-"""Its signal is at least this share of the vertebrae's: 0.47 in 47 volumes and 207 slices; 0.09 in padding, voids."""
+"""Least share of the vertebrae's signal in bone there: 0.47 and more in 47 volumes, 207 slices; 0.09 in padding,
+voids."""
 _LEFT_MM3, _LEFT_BELOW_MM, _LEFT_FAR_MM, _LEFT_ASIDE_MM, _LEFT_BEHIND_MM = 180.0, 15.0, 50.0, 16.0, 10.0
-"""So much of a vertebra so far below the lowest disc, no farther than the next one and no farther beside the column and
-behind it, is no sacrum: 140 mm3 at most in 47 volumes, 190 and more where a vertebra below was found in part."""
+"""More vertebra than this is not the sacrum if it lies between the second and the third (the next level) below the
+lowest disc, within the last two beside the column and behind it: at most 140 mm3 in 47 volumes, 190 and more where a
+vertebra below was found in part."""
 _PIECES_ODDS = -3.0
-"""Evidence against it from such pieces: as from a middling part of a vertebra at the border (chosen). Of 425 slices
-and 47 volumes two show any: one where L5 was missed, right below -2.7, and one that ends in the sacrum's top, right
-above -4.8."""
+"""Evidence against the sacrum from such pieces: as from a medium piece of a vertebra at the border (chosen by hand). Of
+425 slices and 47 volumes two have any: one where L5 was missed, named right below -2.7, and one that ends in the top of
+the sacrum, named right above -4.8."""
 
 
 def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
-    """The evidence for the sacrum below the lowest complete vertebra, by classes and image."""
+    """The evidence for the sacrum below the lowest complete vertebra, from classes and image."""
     chain = spine.chain
     above = chain.volume[max(0, chain.last - 3) : chain.last]
     share = float(chain.volume[chain.last] / max(np.median(above), 1.0)) if len(above) else 1.0
@@ -295,7 +297,7 @@ def _sacrum(spine: Spine, image: Image | None) -> _Sacrum:
 
 
 def _below(spine: Spine, disc: bool) -> tuple[float, bool]:
-    """Evidence for the sacrum from the image below the last disc or vertebra; whether the canal continues there."""
+    """Evidence for the sacrum from the image's extent below the last disc or vertebra; whether the canal continues."""
     grid = spine.grid
     rows = np.flatnonzero(rows_with((grid.classes == VERTEBRA) | (grid.classes == DISC)))
     last = float(rows[-1] * grid.spacing[1]) if len(rows) else 0.0
@@ -312,7 +314,7 @@ def _vertebra_below(spine: Spine) -> bool:
     points = points[points[:, 1] > disc.point[1] + _LEFT_BELOW_MM]
     points = points[disc.below(points) < _LEFT_FAR_MM]
     aside = np.abs(points[:, 0] - np.interp(points[:, 1], column.rows, column.side))
-    # The arch above a steep disc reaches far down.
+    # Limited in depth: the arch above a steep disc reaches far down.
     depth = column.depth(points)
     low = (aside < _LEFT_ASIDE_MM) & (depth < _LEFT_BEHIND_MM) & (depth > -REACH_MM)
     return bool(low.sum() * grid.voxel > _LEFT_MM3 * grid.thin)
@@ -343,7 +345,7 @@ def _bone_below(spine: Spine, image: Image) -> float:
 
 
 def _unusual(spine: Spine, lumbar: int | None) -> tuple[str, ...]:
-    """Signs of a transitional vertebra, or of other than five lumbar vertebrae, above a visible sacrum.
+    """Signs of a transitional vertebra, or of a number of lumbar vertebrae other than five, above a visible sacrum.
 
     `lumbar` is how many were counted, or None.
     """
@@ -363,8 +365,8 @@ def _unusual(spine: Spine, lumbar: int | None) -> tuple[str, ...]:
 def _long_processes(spine: Spine) -> int | None:
     """Number of vertebrae, from the lowest up, with the long transverse processes that thoracic vertebrae lack.
 
-    None where they could not be counted: the slices do not reach so far, processes were not found, or neither ribs nor
-    a clear step of the widths shows where they end; and where there are not four to six.
+    None if they could not be counted: the slices do not reach far enough, processes were not found, or neither ribs nor
+    a clear step in width shows where they end; and if there are not four to six.
     """
     lowest, width = spine.chain.lowest, spine.widths()
     row = [width.get(k, 0.0) for k in range(lowest, -1, -1)]
@@ -379,12 +381,12 @@ def _long_processes(spine: Spine) -> int | None:
 def _below_ribs(row: Sequence[float], front: Sequence[float]) -> int | None:
     """Number of vertebrae with long processes and no ribs, if the next one has ribs and no such processes.
 
-    Sections of ribs are taken for a vertebra's bone, up to the outermost slices; but like the transverse processes of
-    thoracic vertebrae they lie farther back than those of lumbar ones.
+    Sections of ribs are labelled as vertebra, out to the outermost slices; but like thoracic transverse processes they
+    lie farther back than lumbar ones.
 
     Args:
         row: widths (N,) of the vertebrae from the lowest up, mm; 3 or more.
-        front: the same of what lies in front of ribs.
+        front: the same, counting only what lies in front of ribs.
     """
     usual = float(np.median(front[:3]))
     ribs = np.flatnonzero(np.subtract(row, front) > _RIBS_MM)

@@ -26,28 +26,28 @@ from .interfaces import (
 from .odontoid import shows_odontoid
 
 NO_BODY = -9
-"""Number of what belongs to no vertebra: less than -1, the vertebra above the highest body."""
+"""Number of what belongs to no vertebra: below -1, which is the vertebra above the highest body."""
 _WHOLE_SHARE = 0.5
-"""What lies below the lowest disc is a vertebra if it has more than this share of the usual one's volume (chosen)."""
+"""What lies below the lowest disc is a vertebra if it has more than this share of the usual volume (chosen by hand)."""
 _CUT_SHARE, _CUT_MM3 = 0.04, 200.0
-"""If the image's lower border cuts it, so little is enough: this share, and this volume at least (chosen)."""
+"""The same where the image's lower border cuts it: more than this share, and than this volume (chosen by hand)."""
 _USUAL_OF, _USUAL_MOST = 3, 2.0
-"""The usual volume is the median of so many bodies above it, and at most so many times that of the next one."""
+"""The usual volume is the median of this many bodies above, but at most this many times that of the next one."""
 _PIECE, _SLIVER, _BORDER_MM = 0.35, 0.1, 5.0
-"""A body with less than this share of the usual volume is a piece of the sacrum's top if the disc below it has less
-than the second of the others' and reaches so near to the image's lower border (chosen): 0.21 and 0.07 in one of 47
-volumes. One of 425 slices shows 0.32 and 0.06 of a lumbar vertebra and its disc, far from the border."""
+"""A body below the first share of the usual volume is a piece of the top of the sacrum if the disc below it is under
+the second share of the others' and nearer than the third to the image's lower border (chosen by hand): 0.21 and 0.07 in
+one of 47 volumes. One of 425 slices has 0.32 and 0.06 for a lumbar vertebra and its disc, far from the border."""
 _HALF = 0.65
-"""Two neighbours each lower than this share of the levels beside may be one in two parts. No two of 425 slices, 47
+"""Two neighbours both lower than this share of nearby levels may be one vertebra in two parts. No two of 425 slices, 47
 volumes and 56 phantoms are both lower than 0.68."""
 _BESIDE, _BESIDE_LEAST = 3, 2
-"""Those are so many on either side, and no fewer in all (chosen)."""
+"""Nearby levels are up to this many on either side, and at least this many in all (chosen by hand)."""
 _FAR_SMALLER = 0.35
-"""A body below this share of its neighbours' volume is no whole one: 0.45 and more in SPIDER's label maps, fractures
-among them, but for one that leaves the slices."""
+"""A body below this share of its neighbours' volume is not whole: all have 0.45 or more in SPIDER's label maps,
+fractures included, except one that leaves the slices."""
 _TALL = 2.2
-"""A disc so many times as thick as those near by may hold a collapsed vertebra: 1.85 at most in 47 volumes and 2.12 in
-40 turned or cropped copies, 2.5 and more where one was squeezed until the network took it for disc."""
+"""A disc this many times as thick as nearby ones may contain a collapsed vertebra: at most 1.85 in 47 volumes and 2.12
+in 40 rotated or cropped copies, 2.5 and more where one was squeezed until the network labelled it as disc."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Chain:
         volume = volumes(interfaces, bone)
         cut = _cut_below(interfaces, bone, grid)
         last = _last(volume, cut)
-        # Of a lordotic spine the border may cut the corners of two.
+        # In a lordotic spine the border may cut the corners of two.
         lowest = next((k for k in range(last, 0, -1) if not cut[k]), 0)
         return cls(tuple(interfaces), spacing_mm, volume, odontoid, last, lowest)
 
@@ -104,7 +104,7 @@ class Chain:
     def halved(self) -> list[int]:
         """Interfaces between two bodies that are each little more than half as high as nearby levels.
 
-        Both have collapsed, or they are one, of which a dark band was taken for a disc.
+        Both have collapsed, or they are one, in which a dark band was taken for a disc.
         """
         height = distances(self.interfaces)  # from interface k to the next: of body k + 1
         low = []
@@ -130,7 +130,7 @@ class Chain:
     def tall(self) -> list[int]:
         """Interfaces with a disc far thicker than nearby ones: it may include a collapsed vertebra.
 
-        By the slice that shows most of it: by volume a whole one would be, too, between some that the border cuts.
+        By the slice that shows most of it: by volume a whole disc between ones cut by the border would be, too.
         """
         thickness = np.array([one.section / max(one.depth, 1.0) if one.number else np.nan for one in self.interfaces])
         found = []
@@ -144,7 +144,7 @@ class Chain:
     def arch_numbers(self, cut_above: bool) -> range:
         """Numbers of the vertebrae whose arches may be visible.
 
-        The bodies seen, and the one above where the image's upper border cuts something (`cut_above`) or C2 is seen.
+        Of visible bodies, and the one above if the image's upper border cuts something (`cut_above`) or C2 is visible.
         """
         above = cut_above or self.odontoid
         first = 0 if self.volume[0] > 0 or above else 1
@@ -156,7 +156,7 @@ class Chain:
 
 
 def _without_sacral(discs: list[Interface], bone: Bone, grid: Grid) -> list[Interface]:
-    """Drop a sliver of S1/S2 at the image's border as lowest disc, which would turn the top of S1 into a vertebra."""
+    """Drop the lowest disc if it is a sliver of S1/S2 at the image's border: the top of S1 would become a vertebra."""
     usual = volumes(discs, bone)[1:-1][-_USUAL_OF - 1 :]
     if len(usual) < 2:
         return discs
@@ -178,13 +178,13 @@ def _cut_below(interfaces: Sequence[Interface], bone: Bone, grid: Grid) -> np.nd
 def _last(volume: np.ndarray, cut: np.ndarray) -> int:
     """Number of the lowest vertebra, given the bodies' volumes and which of them the image's lower border cuts.
 
-    What lies below the lowest disc is a vertebra if the image ends in it or if it is as large as one; otherwise it
+    What lies below the lowest disc is a vertebra if the image ends in it or if it is large enough; else it
     is a rim of the one above or a piece of the sacrum.
     """
     n = len(volume) - 1
     if n == 0 or (n == 1 and volume[0] < volume[1]):
         return n
-    # Scoliosis leaves slices: the next one says more than those above it.
+    # A scoliotic spine leaves the slices: the next body says more than those above it.
     usual = float(min(np.median(volume[max(0, n - _USUAL_OF) : n]), _USUAL_MOST * volume[n - 1]))
     large = max(_CUT_MM3, _CUT_SHARE * usual) if cut[n] else _WHOLE_SHARE * usual
     return n if volume[n] > large else n - 1

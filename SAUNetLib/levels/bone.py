@@ -12,16 +12,16 @@ from .column import Column
 from .grid import Grid, smooth
 
 _SHALLOW_MM = 5.0
-"""A row whose bone reaches no farther in front of the canal shows no body, only its posterior wall."""
+"""A row whose bone reaches no farther than this in front of the canal shows only the posterior wall, no body."""
 _NARROWEST = 0.02
-"""Places whose cross-section is within this share of the largest one are equally narrow: a gap has a flat bottom."""
+"""Cross-sections that differ by less than this share of the largest are equally narrow: a gap has a flat bottom."""
 _BESIDE = (1.6, 4.0)
-"""What a waist is compared with ends so many times as far away as the waist was looked for, and so many mm more."""
+"""A waist is compared with the bone as far away as this many times the search distance plus this many mm."""
 _BULK, _BULK_NEAR = 0.3, 0.25
-"""Shares of the 90th percentile of the cross-section above which it is a body's: along the whole spine, and within
+"""Shares of the 90th percentile of the cross-section above which there is a body: along the whole spine, and within
 `_NEAR_MM`."""
 _NEAR_MM = 200.0
-"""Within this many mm along the spine bodies are neighbours."""
+"""Distance along the spine within which bodies are compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,9 @@ class Bone:
     """The voxels of the class vertebra in the bodies' region, on the working grid.
 
     Attributes:
-        column: the line that it stands on.
+        column: the line along the posterior wall.
         points: (N, 3) mm, its voxels.
-        station: (N,) mm, their places along the column.
+        station: (N,) mm, their positions along the column.
         voxel: volume of one, mm3.
     """
 
@@ -70,13 +70,13 @@ class Bone:
 
     @cached_property
     def _at(self) -> np.ndarray:
-        """Stations (M,) of the profile's steps."""
+        """Stations (M,) of the profile's bins."""
         return np.arange(len(self._profile)) + self._first + 0.5
 
     def waist(self, station: float, within: float) -> tuple[float, float]:
         """The narrowest place within a given distance of a station, and its cross-section relative to its surroundings.
 
-        Without any bone the station itself, as thick as what is beside it.
+        Without any bone, the station itself and a cross-section of 1.
         """
         if len(self.station) == 0:
             return station, 1.0
@@ -85,7 +85,7 @@ class Bone:
         near = away <= within
         if not near.any():
             return station, 0.0
-        # Of equally narrow places the middle one: a gap is cut at half its height.
+        # The middle of equally narrow places: a gap is cut at half its height.
         value = profile[near]
         narrow = np.flatnonzero(value <= value.min() + _NARROWEST * profile.max())
         place = float(at[near][narrow].mean())

@@ -10,28 +10,28 @@ REACH_MM = 65.0
 """A body lies within this distance in front of the canal's anterior border."""
 
 _BEYOND_MM = 80.0
-"""The line goes on so far beyond what was seen: farther than a vertebra and its processes reach (chosen)."""
+"""The line is extended this far beyond what was seen: farther than a vertebra and its processes (chosen by hand)."""
 _SMOOTH_BACK_MM, _SMOOTH_SIDE_MM = 3.0, 8.0
-"""The line is smoothed by Gaussians of so many mm within slices and across them, where it is known more coarsely."""
+"""Sigmas of the Gaussians that smooth the line within slices and across them, where it is known more coarsely."""
 _SMOOTH_TANGENT_MM = 12.0
-"""Its direction is that of a smoother line still, so that no single level turns it."""
+"""Sigma for its direction, which is that of a still smoother line, so that no single level turns it."""
 _SLOPE_MM, _LEAST_MM, _STEEPEST = 40.0, 10.0, 1.0
-"""It goes on by the slope of so many mm at its ends, of no fewer than the second (chosen), and at most so steeply
-(45 degrees)."""
+"""The line is extended by its slope over the first at each end, if more than the second is known there (chosen by
+hand), and no more steeply than the third (45 degrees)."""
 _NEWTON_STEPS, _NEWTON_RATE = 4, 0.8
-"""Steps to the foot of a perpendicular, and the part of each that is taken: whole ones may overshoot at a bend."""
+"""Newton steps to the foot of a perpendicular, and the fraction of each taken: full steps may overshoot at a bend."""
 _CROSSING_MM = 25.0
-"""A disc's plane crosses the line no farther from the disc's own station (chosen)."""
+"""A disc's plane crosses the line within this distance of the disc's own station (chosen by hand)."""
 
 
 class Column:
     """The line down the posterior wall of the bodies, which is the canal's anterior border.
 
-    The line goes on straight beyond what was seen.
+    The line continues straight beyond what was seen.
 
     Attributes:
         rows: (M,) mm, 1 mm apart.
-        back, side: (M,) mm, columns and slices of the line there.
+        back, side: (M,) mm, column and slice of the line at each row.
     """
 
     def __init__(self, rows: np.ndarray, back: np.ndarray, side: np.ndarray) -> None:
@@ -64,16 +64,16 @@ class Column:
     def station(self, points: np.ndarray, lean: float = 1.0) -> np.ndarray:
         """Position (N,) of points (N, 3) along the line, mm: the foot of the perpendicular.
 
-        With a smaller `lean`, perpendicular to a line that leans forwards and backwards by that much less.
+        A `lean` below 1 reduces the line's forward and backward lean by that factor.
         """
         first, last = float(self.rows[0]), len(self.rows) - 1
         line = np.stack([self.side, self.rows, self._straight])
         tangent = self._tangent.T * np.array([[1.0], [1.0], [lean]])
         tangent /= np.linalg.norm(tangent, axis=0)
-        # A step down the line is (point - line) . tangent - (row - line's row); what the line alone tells of it:
+        # A step down the line is (point - line) . tangent - (row - line's row); its part from the line alone:
         known = ((line * tangent).sum(axis=0) - self.rows).astype(np.float32)
         across, along, back = tangent.astype(np.float32)
-        # Coordinates apart: many times as fast as gathering vectors of three.
+        # Separate coordinates: many times faster than gathering vectors of three.
         x, y, z = np.ascontiguousarray(points.T, np.float32)
         row = y.copy()
         for _ in range(_NEWTON_STEPS):
@@ -98,7 +98,7 @@ class Column:
 
 
 def _extended(rows: np.ndarray, seen: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values at rows, linear between and, by the slope at their ends, beyond those seen."""
+    """Values at rows: linear between those seen, and extended beyond by the slope at their ends."""
     result = np.interp(rows, seen, values)
     above, below = seen <= seen[0] + _SLOPE_MM, seen >= seen[-1] - _SLOPE_MM
     for outside, inside in ((rows < seen[0], above), (rows > seen[-1], below)):

@@ -13,43 +13,43 @@ from .grid import Grid, Voxels
 from .level_axis import VoxelLocations
 
 _DEEPEST_BODY = 50.0
-"""What lies wholly farther in front of the canal than this many mm is bone of the chest or none."""
+"""A component wholly farther in front of the canal than this many mm is bone of the chest, or no bone."""
 _BEHIND_ALL, _BEHIND_MEAN = 45.0, 62.0
-"""What lies wholly behind the first and in the mean behind the second is no arch but a ghost's: in 47 volumes nothing
-lies wholly behind the first."""
+"""A component wholly behind the first (mm behind the canal's anterior border) and on average behind the second is a
+ghost's, not an arch: in 47 volumes nothing lies wholly behind the first."""
 _PROCESS_DEPTH = 14.0
-"""Behind this many mm of the canal's anterior border there are laminae and processes only."""
+"""More than this many mm behind the canal's anterior border there are only laminae and processes."""
 _SPINOUS_DEPTH = 20.0
-"""Behind this many mm there are spinous processes only."""
+"""More than this many mm behind it there are only spinous processes."""
 _ENDS = (3, 97)
-"""Percentiles of the places of what lies behind that count as its ends."""
+"""Percentiles of position that count as the ends of what lies behind."""
 
 _BODY_MM3, _BODY_SHARE = 300.0, 0.02
-"""A component holds a body from so much bone of one, and so large a share of its volume, on (chosen)."""
+"""A component contains a body if more than this, and this share of its volume, is bone of one (chosen by hand)."""
 _ALONE = 0.97
-"""It holds no other if so much of that bone is one body's (chosen)."""
+"""It contains only one body if more than this share of that bone is one body's (chosen by hand)."""
 _UP, _DOWN = 0.7, 1.25
-"""A vertebra's own processes reach no more levels above and below its body's middle (chosen)."""
+"""A vertebra's own processes reach no more than this many levels above and below its body's middle (chosen by hand)."""
 _MOSTLY = 0.9
-"""Or waves gave so much of the component to its body (chosen)."""
+"""A component that reaches farther is its body's if waves gave it more than this share (chosen by hand)."""
 _SAMPLE = 500
-"""About so many voxels of a component tell where it lies."""
+"""About this many voxels of a component are used to locate it."""
 _ONE_LONG, _ONE_TALL = 1.1, 0.8
-"""A vertebra's arch and processes are shorter than so many levels, or so many times as high as a level usually is,
-where they hang on no body (chosen): behind a steep lowest disc a level is only a few mm high."""
+"""A component without a body is one vertebra's if shorter than this many levels, or this many times the usual height of
+a level (chosen by hand): behind a steep lowest disc a level is only a few mm high."""
 
 _LARGE_MM3 = 400.0
-"""Less than this behind the canal tells nothing of the order of components (chosen): the tip of a joint that hangs on a
+"""Components with less than this behind the canal are not ordered (chosen by hand): the tip of a joint attached to a
 body does not lie where that one's arch does."""
 _NEXT = 0.5
-"""From so many levels apart on, components in the same slices lie one below the other (chosen)."""
+"""Components in the same slices lie one below the other if more than this many levels apart (chosen by hand)."""
 _SACRUM = 0.75
 """Mean square of levels by which a component must fit the sacrum better than the lowest vertebra, behind whose steep
-disc a process may lie as low as the sacrum's (chosen)."""
+disc a process may lie as low as the sacrum's (chosen by hand)."""
 _PROCESS_LONG = 1.3
-"""A spinous process is shorter than so many levels (chosen)."""
+"""A spinous process is shorter than this many levels (chosen by hand)."""
 _MOST = 0.55
-"""It belongs to the vertebra that more than this share of it went to (chosen)."""
+"""It goes wholly to a vertebra that already has more than this share of it (chosen by hand)."""
 
 
 def assign_whole_components(
@@ -57,18 +57,18 @@ def assign_whole_components(
 ) -> np.ndarray:
     """Vertebra numbers (N,) of the voxels, with components that belong to one vertebra left undivided.
 
-    Waves cut what touches. Where nothing touches they may still cut a process that lies half-way between two bodies; so
-    a component that holds one body and reaches no further than its own processes, or holds none and is no longer than
-    one vertebra's, is not cut, and spinous processes one below the other belong to vertebrae one below the other, the
+    Waves divide vertebrae that touch, but may also cut a process half-way between two bodies. So a component stays
+    whole if it contains one body and reaches no farther than that one's own processes, or contains none and is no
+    longer than one vertebra's; and spinous processes one below the other belong to vertebrae one below the other, the
     lowest of them perhaps to the sacrum.
 
     Args:
         grid: the classes and their components.
         chain: the bodies.
-        numbers: of the vertebrae whose arches may be seen.
-        voxels: the vertebrae's, N.
+        numbers: of the vertebrae whose arches may be visible.
+        voxels: the N voxels of the vertebrae.
         bodies: (N,) bool, which of them lie where bodies are.
-        locations: (N,), with the numbers that the discs' planes (bodies) and the waves (the others) gave.
+        locations: (N,), numbered by the discs' planes (bodies) and the waves (all others).
     """
     if not numbers:  # no vertebra's arch can lie in the slices
         return locations.number
@@ -77,7 +77,7 @@ def assign_whole_components(
         for own in _members(voxels.of(grid.components))
     ]
     number = locations.number.copy()
-    # Where the image ends in a vertebra, no piece of the sacrum can be seen.
+    # Where the image ends within a vertebra, no piece of the sacrum can be seen.
     assigned = _assigned_numbers(components, numbers, sacrum=not chain.last_cut)
     for component, vertebra in zip(components, assigned, strict=True):
         if vertebra is not None:
@@ -86,24 +86,24 @@ def assign_whole_components(
 
 
 def _members(component: np.ndarray) -> list[np.ndarray]:
-    """By component, the indices of its voxels in the list, given the component (N,) of each voxel."""
+    """Indices of each component's voxels in the list, given the component (N,) of each voxel."""
     order = np.argsort(component, kind="stable")
     return [own for own in np.split(order, np.cumsum(np.bincount(component))[:-1]) if len(own)]
 
 
 @dataclass(frozen=True, eq=False)
 class _Component:
-    """A component of the vertebrae, the one vertebra that it belongs to, if so, and the evidence.
+    """A component of the vertebrae, the one vertebra that it belongs to, if any, and the evidence.
 
     Attributes:
-        voxels: where its voxels are in the list of the vertebrae's voxels.
-        number: the vertebra that all of it belongs to, `NO_BODY` for none, or None where waves share it out.
+        voxels: indices of its voxels in the list of the vertebrae's voxels.
+        number: the vertebra that all of it belongs to, `NO_BODY` for none, or None where waves divide it.
         volume: mm3.
         behind: mm3 of what lies well behind the bodies.
         place: mean place in levels of what lies well behind the bodies, NaN if nothing does.
         span: extent of that along the slices, mm.
-        cost: by vertebra that it may belong to, how far it lies from where that one's arch is expected; without a body
-            also by the number that follows, which is the sacrum's.
+        cost: by vertebra that it may belong to, its misfit to where that one's arch is expected; without a body also
+            for the number that follows, the sacrum's.
     """
 
     voxels: np.ndarray
@@ -116,11 +116,11 @@ class _Component:
 
     @property
     def tells_order(self) -> bool:
-        """Whether it is one vertebra's and large enough behind the canal to be lined up with others."""
+        """Whether it is one vertebra's and large enough behind the canal to be ordered among others."""
         return self.number is not None and self.behind > _LARGE_MM3
 
     def apart(self, below: _Component) -> int:
-        """1 where another one lies below, so that it cannot be the same vertebra's; 0 where it may be."""
+        """1 if `below` lies so far below this one that it cannot be the same vertebra's; 0 if it may be."""
         beside = min(self.span[1], below.span[1]) < max(self.span[0], below.span[0])
         return int(not beside and below.place - self.place > _NEXT)
 
@@ -137,11 +137,11 @@ def _component(
     """Describe a component.
 
     Args:
-        own: where its voxels (M,) are in the list of the vertebrae's.
+        own: indices (M,) of its voxels in the list of the vertebrae's.
         points: (N, 3) mm of all of these.
         bodies: (M,) bool, which of its voxels lie where bodies are.
-        numbers: of the vertebrae whose arches may be seen.
-        locations: (M,) its voxels.
+        numbers: of the vertebrae whose arches may be visible.
+        locations: (M,) of its voxels.
         voxel: volume of one, mm3.
         spacing_mm: usual height of a level, at the top and at the bottom.
     """
@@ -155,7 +155,7 @@ def _component(
         number = _of_body(locations, bodies, arch)
         cost = {} if number is None else {number: 0.0}
     elif not len(arch.place) and bodies.mean() > _MOSTLY:
-        # A rim of a body whose most part lies outside of the image: between discs, it has its number.
+        # A rim of a body that is mostly outside the image: the discs' planes have numbered it.
         return _Component(own, None, volume)
     else:
         cost = _costs(locations, range(numbers.start, numbers.stop + 1))
@@ -169,7 +169,7 @@ def _component(
 
 
 def _of_body(locations: VoxelLocations, bodies: np.ndarray, arch: VoxelLocations) -> int | None:
-    """The vertebra that a component with a body is, or None where it is not that one's alone.
+    """The vertebra that a component with a body belongs to, or None if it is not that one's alone.
 
     Args:
         locations: its voxels (M,).
@@ -186,12 +186,12 @@ def _of_body(locations: VoxelLocations, bodies: np.ndarray, arch: VoxelLocations
     near = low > body - _UP and high < body + _DOWN
     if not near and (locations.number == body).mean() <= _MOSTLY:
         return None
-    # Where the arch of the one above is not seen whole, its processes may hang on this body's.
+    # Where the arch of the vertebra above is incomplete, its processes may be attached to this one's.
     return None if arch.misfit(body - 1) < arch.misfit(body) else body
 
 
 def _costs(locations: VoxelLocations, numbers: range) -> dict[int, float]:
-    """By vertebra, how far a component without a body lies from its arch; nothing of one in front of all arches."""
+    """By vertebra, the misfit of a component without a body to its arch; empty for one in front of all arches."""
     sample = locations[:: max(1, len(locations.place) // _SAMPLE)]
     sample = sample[np.isfinite(sample.place)]
     return {k: sample.misfit(k) for k in numbers} if len(sample.place) else {}
@@ -208,7 +208,7 @@ def _is_short(arch: VoxelLocations, rows: np.ndarray, numbers: range, spacing_mm
 
 
 def _assigned_numbers(components: Sequence[_Component], numbers: range, sacrum: bool) -> list[int | None]:
-    """The vertebra of each component; those behind the canal are ordered together, with a `sacrum` if asked."""
+    """The vertebra of each component; those behind the canal are numbered jointly, with a `sacrum` if asked."""
     assigned = [component.number for component in components]
     order = [n for n, component in enumerate(components) if component.tells_order]
     order.sort(key=lambda n: components[n].place)  # from the top down
@@ -220,9 +220,9 @@ def _assigned_numbers(components: Sequence[_Component], numbers: range, sacrum: 
 def _lined_up(components: Sequence[_Component], numbers: range, sacrum: bool) -> list[int | None]:
     """Numbers of components from the top down, chosen together by dynamic programming down the spine.
 
-    Their costs, weighted by size, are the least in sum of all choices in which numbers never fall, and rise where one
-    component lies below the other; where there is no such choice, each keeps its own. With a `sacrum` the lowest may be
-    pieces of its crest, `NO_BODY`: without that choice one such piece would move all processes above it up a level.
+    They minimise the sum of costs weighted by size, where numbers never fall, and rise where one component lies below
+    the other; if that is impossible, each keeps its own. With a `sacrum` the lowest may be pieces of its crest,
+    `NO_BODY`: otherwise one such piece would move all processes above it up a level.
     """
     if not components:
         return []
@@ -233,7 +233,7 @@ def _lined_up(components: Sequence[_Component], numbers: range, sacrum: bool) ->
         for component in components
     ]
     total = costs[0]  # by index of a component's number: the least sum down to it
-    before: list[np.ndarray] = []  # by the same: the index of the number of the component above it in that sum
+    before: list[np.ndarray] = []  # by the same: the index for the component above in that sum
     rises = states - states[:, None]
     same_bone = (states == numbers.stop) & (states[:, None] == numbers.stop)
     for above, below, cost in zip(components, components[1:], costs[1:], strict=False):
@@ -250,15 +250,15 @@ def _lined_up(components: Sequence[_Component], numbers: range, sacrum: bool) ->
 
 
 def _with_whole_processes(grid: Grid, voxels: Voxels, locations: VoxelLocations) -> np.ndarray:
-    """Numbers (N,) with spinous processes undivided: a piece of a slice no longer than one is its majority's."""
+    """Numbers (N,) with spinous processes undivided: in a slice, a piece no longer than one goes to its majority."""
     behind = locations.depth > _SPINOUS_DEPTH
     if not behind.any():
         return locations.number
     piece = _pieces(grid, voxels.flat[behind])
     own = locations[behind]
     low, high = (np.full(int(piece.max()) + 1, sign * np.inf) for sign in (1, -1))
-    place = own.place.astype(float)  # of one type with the others: many times as fast
-    with np.errstate(invalid="ignore"):  # behind all arches there is no place
+    place = own.place.astype(float)  # of the same type as the others: many times faster
+    with np.errstate(invalid="ignore"):  # NaN behind all arches
         np.minimum.at(low, piece, place)
         np.maximum.at(high, piece, place)
     index = own.number - NO_BODY
@@ -272,12 +272,12 @@ def _with_whole_processes(grid: Grid, voxels: Voxels, locations: VoxelLocations)
 
 
 def _pieces(grid: Grid, flat: np.ndarray) -> np.ndarray:
-    """Number (M,), from 0, of the piece of its slice (4 neighbours) that each of the voxels (M,) of a grid is of."""
+    """Number (M,), from 0, of the in-slice component (4 neighbours) of each voxel of a grid, by flat index (M,)."""
     number, rows, _ = grid.classes.shape
     mask = np.zeros(grid.classes.shape, bool)
     mask.ravel()[flat] = True
     columns = np.flatnonzero(mask.any(axis=0).any(axis=0))
-    apart = np.zeros((number, rows + 1, columns[-1] - columns[0] + 1), bool)  # slices below each other, a row apart
+    apart = np.zeros((number, rows + 1, columns[-1] - columns[0] + 1), bool)  # slices stacked, an empty row between
     apart[:, :rows] = mask[:, :, columns[0] : columns[-1] + 1]
     piece = cc3d.connected_components(apart.reshape(-1, apart.shape[2]), connectivity=4)
     return np.asarray(piece[apart.reshape(piece.shape)]).astype(np.int64) - 1

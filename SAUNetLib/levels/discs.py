@@ -14,26 +14,26 @@ from .column import REACH_MM, Column
 from .grid import Grid, smooth
 
 _TINY = 0.06
-"""A component below this share of the usual one's volume is a speck (chosen)."""
+"""A component below this share of the usual volume is a speck (chosen by hand)."""
 _USUAL = 0.2
-"""The usual volume is the median of those above this share of the largest (chosen)."""
+"""The usual volume is the median of the components above this share of the largest (chosen by hand)."""
 _BEHIND_MM, _ASIDE_MM = 6.0, 30.0
-"""A disc's middle lies no farther behind the canal's anterior border, and beside the column (chosen)."""
+"""Farthest that a disc's middle lies behind the canal's anterior border, and beside the column (chosen by hand)."""
 _LONG_MM, _THICK_MM = 14.0, 15.0
-"""A component so long down the column, and so thick at its thinnest, is more than one disc."""
+"""A component at least this long down the column, and this wide where it is thinnest, is more than one disc."""
 _THIN = 0.35
-"""It is cut where its cross-section falls below this share of the peaks beside it (chosen)."""
+"""It is cut where its cross-section falls below this share of the peaks beside it (chosen by hand)."""
 _PEAKS_MM = 10.0
-"""Peaks of a cross-section are so far apart at least; closer ones are one (chosen)."""
+"""Peaks of a cross-section that are closer than this are one (chosen by hand)."""
 _IN_PLANE_MM = 6.0
 """A part of a disc lies this close to the plane of the larger part."""
 _PART, _SAME_PLACE_MM = 0.7, 5.0
-"""It is smaller than this share of the larger part, or as close to it along the column (chosen)."""
+"""It is smaller than this share of the larger part, or this close to it along the column (chosen by hand)."""
 _FEW = 20
-"""So few voxels tell no plane."""
+"""Fewer voxels than this do not define a plane."""
 _FLAT, _ALONG, _VERY_FLAT, _ALONG_LEAST = 0.5, 0.6, 0.2, 0.25
-"""A plane is clear if the spread across it is below the first share of that along it and its normal's part down the
-spine above the second; or below the third, and above the fourth (chosen)."""
+"""A plane is clear if the spread across it is below the first share of that along it and its normal's component down
+the spine above the second; or below the third and above the fourth (chosen by hand)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,9 @@ class Interface:
     Attributes:
         station: place along the column, mm.
         volume, depth: mm3 of the disc and mm from its front to its back; 0 for none.
-        number: of the disc, at least 1; an interface without a disc, because it was not segmented, has 0.
+        number: of the disc, at least 1; 0 for an interface whose disc was not segmented.
         discs: numbers of the discs merged into it.
-        section: mm2 of the disc in the slice that shows most of it, which is the same where the image's border cuts off
+        section: mm2 of the disc in the slice that shows most of it, which stays the same if the image's border cuts off
             its side; 0 for none.
     """
 
@@ -188,7 +188,7 @@ def _components(mask: np.ndarray, voxels: _DiscVoxels) -> np.ndarray:
 
 
 def _plausible(component: np.ndarray, voxels: _DiscVoxels) -> list[int]:
-    """Components that may be discs: not tiny among the others, in front of the canal, near the column."""
+    """Components that may be discs: not tiny compared with the others, in front of the canal, near the column."""
     column, volume = voxels.column, np.bincount(component) * voxels.voxel
     large = np.median(volume[volume > _USUAL * volume.max()])
     kept = []
@@ -202,7 +202,7 @@ def _plausible(component: np.ndarray, voxels: _DiscVoxels) -> list[int]:
 
 
 def _grouped(fragments: list[Interface]) -> list[list[Interface]]:
-    """Fragments of one disc together, from the top down: the smaller lies in the larger one's plane."""
+    """Group fragments of one disc, from the top down: a smaller one lies in the plane of a larger one."""
     groups: list[list[Interface]] = []
     for fragment in sorted(fragments, key=lambda disc: -disc.volume):
         same_disc = next((g for g in groups if abs(float(g[0].below(fragment.point[None])[0])) < _IN_PLANE_MM), None)
@@ -219,8 +219,8 @@ def _grouped(fragments: list[Interface]) -> list[list[Interface]]:
 def _plane(points: np.ndarray, tangent: np.ndarray) -> np.ndarray:
     """Normal (3,) of a flat set of points (N, 3), down the spine, or `tangent` where that is not clear.
 
-    Within the slices the direction of least spread; across them the slope of what is left, since there are often too
-    few slices for the three axes of spread to be told apart.
+    Within the slices it is the direction of least spread; across them it follows the shift from slice to slice, since
+    there are often too few slices to tell the three axes of spread apart.
     """
     if len(points) < _FEW:
         return tangent
@@ -248,7 +248,7 @@ def _thickness(points: np.ndarray) -> float:
 def valleys(station: np.ndarray, least: float) -> np.ndarray:
     """Stations (M,) where the profile of voxel stations (N,) falls below the share `least` of the peaks on both sides.
 
-    Peaks closer than `_PEAKS_MM` are one.
+    Peaks closer than `_PEAKS_MM` count as one.
     """
     low = station.min()
     profile = smooth(np.bincount((station - low).astype(int)).astype(float), 1.0)

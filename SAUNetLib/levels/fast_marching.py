@@ -16,38 +16,39 @@ from .grid import Grid, Voxels
 from .level_axis import LevelAxis, VoxelLocations
 
 _GEODESIC_MM = 2.4
-"""Grid on which posterior elements are shared out: never finer. On 1.6 mm as many of ten phantoms' voxels go to a wrong
+"""Approximate least voxel size for assigning posterior elements. At 1.6 mm as many voxels of ten phantoms go to a wrong
 vertebra (3.2 %), and it takes twice as long."""
 _WALL_DEPTH = -5.0
-"""Waves start from the bodies' voxels behind this many mm (relative to the canal's anterior border)."""
+"""Waves start from the bodies' voxels behind this depth (mm behind the canal's anterior border)."""
 _FRONT_DEPTH = -15.0
-"""In front of this many mm no arch can be: there is no place to be told (chosen)."""
+"""In front of this depth there can be no arch, and `place` is not computed (chosen by hand)."""
 _FARTHEST_ARCH = 90.0
-"""Nor farther behind the canal's anterior border than this, mm."""
+"""Nor can there be one behind this depth."""
 _BACKGROUND_SLOWNESS, _DISC_SLOWNESS = 4.0, 12.0
-"""How many times as long as through bone a wave takes through background, and through discs and canal (chosen)."""
+"""Travel times of a wave through background, and through discs and canal, relative to bone (chosen by hand)."""
 _LATEST, _CLOSED = 50.0, 1e4
-"""When a wave stops (mm through bone), and how slow it is where it must not go: not a voxel's width in that time. Later
-waves are wrong more often than the place where an arch is expected: with 150 mm, in more than twice the time, 3.45 % of
-eight phantoms' voxels went to a wrong vertebra instead of 3.26 %, and of a real crop's 1.6 instead of 1.5 %."""
+"""Arrival time at which a wave stops (mm through bone), and its slowness where it must not go: under a voxel in that
+time. Later waves are wrong more often than the expected place of an arch: with 150 mm, in over twice the computing
+time, 3.45 instead of 3.26 % of eight phantoms' voxels went to a wrong vertebra, and 1.6 instead of 1.5 % of a real
+crop's."""
 _NEVER = 1e6
 """Later than any wave."""
 _BELOW, _REACH = 0.25, 1.4
-"""A wave runs within so many levels (the second) of so many below its body's middle (the first): among its own arch and
-processes, and those of both neighbours in part (chosen)."""
+"""A wave stays within `_REACH` levels of the place `_BELOW` levels below its body's middle: among its own arch and
+processes and part of both neighbours' (chosen by hand)."""
 _ARCH_HALF = 0.22
-"""Half of the extent, in levels, within which a wave is not slowed."""
+"""Half the extent, in levels, of the expected arch, within which a wave is not slowed."""
 _ARCH_COST = 80.0
-"""How a wave slows down away from there: so many times per squared level."""
+"""Increase in slowness beyond that extent, as a factor per squared level."""
 _THREADS = 2
-"""Waves at once: there are few, and more threads than cores would only hinder each other."""
+"""Waves at once: there are few, and more threads than cores would only slow each other down."""
 
 
 def assign_by_arrival(grid: Grid, column: Column, chain: Chain, numbers: range, voxels: Voxels) -> VoxelLocations:
     """Assign each voxel (N,) of a grid to the vertebra whose wave reaches it first.
 
     What no wave reached goes to the vertebra whose arch is expected there; far from all arches the number is
-    `NO_BODY`. `numbers` are those of the vertebrae whose waves run; `chain` has one interface or more.
+    `NO_BODY`. `numbers` are those of the vertebrae whose waves run; `chain` has at least one interface.
     """
     medium = _Medium.of(grid.thinned(_GEODESIC_MM), column, chain)
     locations = medium.locations
@@ -80,7 +81,7 @@ class _Medium:
 
     @classmethod
     def of(cls, grid: Grid, column: Column, chain: Chain) -> _Medium:
-        """Of a coarse grid's classes."""
+        """The medium of a coarse grid's classes."""
         axis, shape = LevelAxis.of(column, chain), grid.classes.shape
         points = grid.positions(np.ones(shape, bool))
         depth = column.depth(points)
@@ -97,11 +98,11 @@ class _Medium:
 
 
 def _earliest(medium: _Medium, numbers: range) -> np.ndarray:
-    """Number (S, H, W) of the body whose wave arrives first, the lower number of two; `NO_BODY` where none does."""
+    """Number (S, H, W) of the body whose wave arrives first, the lower number in a tie; `NO_BODY` where none does."""
     shape = medium.vertebra.shape
     earliest, soonest = np.full(shape, NO_BODY, np.int16), np.full(shape, _NEVER, np.float32)
     with ThreadPoolExecutor(_THREADS) as threads:
-        # A wave needs nothing of the others, and ITK lets other threads run meanwhile.
+        # Waves are independent, and ITK lets other threads run meanwhile.
         arrivals = threads.map(lambda k: _arrival_times(medium, k), numbers)
         for k, (box, arrival) in zip(numbers, arrivals, strict=True):
             sooner = arrival < soonest[box]
@@ -121,7 +122,7 @@ def _arrival_times(medium: _Medium, k: int) -> tuple[Box, np.ndarray]:
     in_box = locations[box]
     away = np.maximum(np.abs(locations.arch[box] - k) - _ARCH_HALF, 0)
     slowness = medium.slowness[box] * (1 + _ARCH_COST * away**2)
-    # Bodies have their numbers already: no wave needs to run forwards into its own or beside it.
+    # Bodies are numbered already: no wave needs to run forwards into its own or beside it.
     other_body = (in_box.number >= 0) & (in_box.number != k)
     slowness = np.where(np.isnan(slowness) | other_body | (in_box.depth < _WALL_DEPTH), _CLOSED, slowness)
     image = sitk.GetImageFromArray((1 / slowness).astype(np.float32))
@@ -130,7 +131,7 @@ def _arrival_times(medium: _Medium, k: int) -> tuple[Box, np.ndarray]:
 
 
 def _seeds(medium: _Medium, k: int, box: Box) -> list[list[int]]:
-    """Voxels (x, y, z) of a box at which the wave of body k starts: its posterior wall, or where that must be."""
+    """Voxels (x, y, z) of a box at which the wave of body k starts: its posterior wall, or where that is expected."""
     in_box = medium.locations[box]
     wall = np.argwhere((in_box.number == k) & (in_box.depth > _WALL_DEPTH))
     if len(wall) == 0:

@@ -12,7 +12,7 @@ from ..masks import Box
 from ..volume import SagittalStack
 
 WORKING_MM = 0.9
-"""Grid on which discs are found and profiles measured: never finer."""
+"""Approximate least voxel size for finding discs and measuring profiles."""
 _ISLAND_MM3 = 60.0
 """Smaller components are specks."""
 
@@ -24,10 +24,10 @@ def rows_with(mask: np.ndarray) -> np.ndarray:
 
 
 def _remove_specks(classes: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Make components below `_ISLAND_MM3`, or less where there are only a few mm, background in classes (S, H, W).
+    """Set components below `_ISLAND_MM3`, or less if slices span only a few mm, to background in classes (S, H, W).
 
     Returns:
-        (S, H, W) the components, numbered from 1 in the order of their first voxels, those removed among them.
+        (S, H, W) the components, numbered from 1 in the order of their first voxels, including those removed.
     """
     least = _ISLAND_MM3 * min(1.0, classes.shape[0] * spacing[0] / 10)
     components = cc3d.connected_components(classes, connectivity=6)
@@ -45,11 +45,10 @@ class Grid:
 
     Attributes:
         classes: (S, H, W) uint8.
-        components: (S, H, W), number of the component of one class, by faces, that a voxel belongs to; background's is
-            void.
+        components: (S, H, W), number of each voxel's single-class component (6 neighbours); meaningless in background.
         spacing: (3,) mm between slices, rows, columns.
         first: (3,) mm, where the first voxel lies.
-        above_mm, below_mm: image left above and below.
+        above_mm, below_mm: extent of the image above and below.
     """
 
     classes: np.ndarray
@@ -86,7 +85,7 @@ class Grid:
 
     @property
     def thin(self) -> float:
-        """What part of a structure a few slices show, at least: 1 from 10 mm on."""
+        """Factor for least volumes where slices span little and show only part of a structure: 1 from 10 mm on."""
         return float(min(1.0, self.classes.shape[0] * self.spacing[0] / 10))
 
     @property
@@ -143,13 +142,13 @@ class Voxels:
     """A list of voxels of a grid, in the array's order: most of a volume is background.
 
     Attributes:
-        flat: (N,) where they are in the flattened array.
+        flat: (N,) their indices in the flattened array.
     """
 
     def __init__(self, grid: Grid, mask: np.ndarray) -> None:
         self._grid = grid
         self.flat = np.flatnonzero(mask)
-        # As np.unravel_index, twice as fast.
+        # Like np.unravel_index, but twice as fast.
         rows, columns = (max(1, count) for count in mask.shape[1:])
         line = self.flat // columns
         number = line // rows
@@ -183,8 +182,8 @@ class Voxels:
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
     """Values (N,) on an even grid smoothed by a Gaussian of `sigma` steps; straight lines stay straight at the ends.
 
-    They go on beyond the ends as they did in the mean over the last steps, since a profile's last row may be a speck;
-    `measurements.centreline.smooth` holds the ends.
+    Beyond the ends they continue with the mean slope of the last steps, since a profile's last row may be a speck;
+    `measurements.centreline.smooth` keeps the ends in place.
     """
     reach = max(1, int(3 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)

@@ -1,6 +1,6 @@
 """Derive all interfaces of the spine from the discs found: merge fragments, drop false discs, insert missing ones.
 
-Every function takes interfaces from the top down and gives new ones; none is changed.
+Every function takes interfaces from the top down and returns new ones; none is changed.
 """
 
 from __future__ import annotations
@@ -14,65 +14,65 @@ from .bone import Bone
 from .discs import Interface, valleys
 
 _SPACINGS_MM = (14.0, 45.0)
-"""From one disc to the next, in the neck of a small and in the back of a tall adult."""
+"""Limits of the distance from one disc to the next: in the neck of a small and the lower back of a tall adult."""
 _SPACING_MM = 35.0
-"""The same where nothing tells: about that of lumbar discs, which most scans show."""
+"""That distance where nothing shows it: about that of lumbar discs, which most scans show."""
 _SPACING_PER_DEPTH = 1.05
-"""Distance of neighbouring discs by the bodies' anterior-posterior depth; about one from the neck to the sacrum."""
+"""Distance between discs relative to the bodies' anterior-posterior depth; about one from the neck to the sacrum."""
 _LONG = 10
-"""From this many levels on, the height of a level differs much between top and bottom."""
+"""From this many levels on, level heights differ much between top and bottom."""
 _AROUND = 3
-"""Then it is taken from so many levels above and below."""
+"""Then the height of a level is taken from this many levels above and below."""
 _SOLID = 0.6
-"""Bone with a larger share of its thickness in its waist has no gap there."""
+"""Bone has no gap at a waist that is above this share of what is beside it."""
 _MIDDLE = 0.2
-"""Its waist is looked for within this part of the distance of two interfaces around the middle between them."""
+"""That waist is sought within this share of two interfaces' distance around the middle between them."""
 
 _NO_BONE, _NO_ROOM = 0.06, 0.6
-"""Two discs with a smaller share of the usual bone, and less than this part of the usual distance, between them are
-fragments of one (chosen)."""
+"""Two discs with less than this share of the usual bone, and of the usual distance, between them are fragments of one
+(chosen by hand)."""
 _NO_LEVEL = 0.35
-"""Hardly a vertebra is so low, as a share of the usual distance of discs (SPIDER: 0.57): rather a disc in fragments."""
+"""Hardly any vertebra is this low, as a share of the usual disc distance (SPIDER: 0.57): likelier, a disc in parts."""
 _ONE_LEVEL = 1.15
-"""With the level beside it such a sliver is no higher than this share of one level, if that level lacks it (chosen)."""
+"""Such a gap and the level that it was cut from are together lower than this share of one level (chosen by hand)."""
 
 _LITTLE, _SHALLOW = 0.4, 0.6
-"""A false disc has less than these shares of the usual volume and depth (chosen)."""
+"""A false disc has less than these shares of the usual volume and depth (chosen by hand)."""
 _STILL_ONE = 1.35
-"""Without a false disc its neighbours are no farther apart than so many usual distances: one level (chosen)."""
+"""A false disc's neighbours are no farther apart than this many usual distances: one level (chosen by hand)."""
 _FEW, _NO_VERTEBRA = 4, 0.5
-"""Of so many discs and more the highest and the lowest one too may be false: closer to the next one than this share of
-the usual distance (chosen)."""
+"""Of at least this many discs the highest and lowest may be false, too, if closer to the next one than this share of
+the usual distance (chosen by hand)."""
 _FALSE_WITHIN_MM, _FALSE_BONE = 5.0, 0.5
-"""Around a false disc there is bone: so near to it, the thinnest place has more than this share of that beside it."""
+"""Bone surrounds a false disc: within this distance the thinnest place has more than this share of that beside it."""
 
 _GAP = 0.45
-"""Where there is no disc at all, the row of bodies is interrupted where its cross-section falls below this share of the
-peaks beside it (chosen)."""
+"""Without any disc, the row of bodies is divided where its cross-section falls below this share of the peaks beside it
+(chosen by hand)."""
 _MIDDLE_MM = 15.0
-"""From the posterior wall forwards to about the middle of a body."""
+"""Distance from the posterior wall forwards to about the middle of a body."""
 
 _HIGHEST = 0.92
-"""The highest level's height by that of those below."""
+"""Height of the highest level relative to those below."""
 _ONE_OR_TWO = (1.3, 1.45)
-"""Up to so many usual distances are one level, from so many on two or more; the waist tells between them."""
+"""Up to the first, in usual distances, is one level, from the second on two or more; between them the waist decides."""
 _TWO_WAIST = 0.4
-"""With a narrower waist than this share of the bone beside it they are two (chosen)."""
+"""If the waist is below this share of the bone beside it, there are two (chosen by hand)."""
 _TWO_TOLERANCE = 0.15
-"""That waist is looked for within this part of their distance around the middle between them (chosen)."""
+"""That waist is sought within this share of the discs' distance around the middle between them (chosen by hand)."""
 _WAIST_TOLERANCE = 0.25
-"""A missing disc is looked for within this part of a level around where it is expected (chosen)."""
+"""A missing disc is sought within this fraction of a level around where it is expected (chosen by hand)."""
 
 _STEP_TOLERANCE = 0.33
-"""The same for the next disc beyond the last one found, whose distance is less sure."""
+"""The same for the next disc beyond the last one found, whose distance is less certain."""
 _ROOM, _WHOLE = 0.9, 0.5
-"""Beyond the last interface found another one is put where so many levels of bone are left, and so much beyond it."""
+"""Beyond the last interface another is added if this many levels of bone are left, and this many beyond the new one."""
 _GAP_BEYOND, _PIECE = 0.35, 0.08
-"""Or less beyond it where the waist there is so narrow a gap (chosen)."""
+"""Or the second beyond it, if the waist there is below the first and so a gap (chosen by hand)."""
 _MOST = 40
 """More levels than any spine has."""
 _LAST_DISC = 0.12
-"""From the lowest body's foot to the interface that would follow, half a disc below it, by the height of a level."""
+"""Levels from the lowest body's lower end to the interface that would follow, half a disc below."""
 
 
 def count_above(interfaces: Sequence[Interface], points: np.ndarray) -> np.ndarray:
@@ -98,8 +98,8 @@ def distances(interfaces: Sequence[Interface]) -> np.ndarray:
 def usual_spacings(interfaces: Sequence[Interface], bone: Bone) -> np.ndarray:
     """Expected distance of each interface to the next in mm, (max(1, gaps),).
 
-    From the discs where there are enough and from the bodies' depth; where there are too many for a part of the
-    spine whose levels are about as high as each other, from those near by.
+    From the discs where there are enough and from the bodies' depth; where there are too many for their levels to be
+    about equally high, from those near by.
     """
     depth = np.array([interface.depth for interface in interfaces])
     known = bone.extents if len(bone.points) else depth
@@ -121,7 +121,7 @@ def usual_spacings(interfaces: Sequence[Interface], bone: Bone) -> np.ndarray:
 
 
 def _whole_between(interfaces: Sequence[Interface], bone: Bone) -> bool:
-    """Whether most neighbouring interfaces have one bone between them, which nothing narrows in its middle.
+    """Whether most neighbouring interfaces have a single bone between them, without a waist in its middle.
 
     Where the slices show only the sides of the bodies, their depth is no measure of their height.
     """
@@ -145,7 +145,7 @@ def merge_fragments(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
     gaps = zip(apart, beside, usual_spacings(discs, bone), between[1:-1], discs[1:], strict=True)
     for gap, next_to, expected, volume, disc in gaps:
         no_bone = typical > 0 and volume < _NO_BONE * typical and gap < _NO_ROOM * expected
-        # Fragments take from a level beside them what is between them; a collapsed vertebra does not.
+        # A gap between fragments is missing from a level beside them; a collapsed vertebra's is not.
         no_room = gap < _NO_LEVEL * expected and gap + next_to < _ONE_LEVEL * expected
         if no_bone or no_room:
             merged[-1] = merged[-1].merged_with(disc)
@@ -165,7 +165,7 @@ def drop_false_discs(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
 
 
 def _is_false(discs: Sequence[Interface], index: int, bone: Bone) -> bool:
-    """Whether the disc of that index is none: a small one within bone, or at an end of many too near the next."""
+    """Whether the disc at that index is false: a small one within bone, or at an end of many and too near the next."""
     candidate = discs[index]
     volume, depth = np.median([disc.volume for disc in discs]), np.median([disc.depth for disc in discs])
     if not (candidate.volume < _LITTLE * volume and candidate.depth < _SHALLOW * depth):
@@ -213,7 +213,7 @@ def insert_missing(interfaces: Sequence[Interface], bone: Bone, expected: np.nda
 
 
 def _between(above: Interface, below: Interface, share: float, height: float, bone: Bone) -> Interface:
-    """The interface that is missing at a share of the way between two, where levels are so high (mm)."""
+    """The missing interface at a share of the way between two, where levels have this height (mm)."""
     apart = below.station - above.station
     station, _ = bone.waist(above.station + share * apart, _WAIST_TOLERANCE * height)
     along = (station - above.station) / apart if apart else share  # 0 beyond the end of the column
@@ -225,7 +225,7 @@ def _between(above: Interface, below: Interface, share: float, height: float, bo
 def _levels_between(above: Interface, below: Interface, ratio: float, bone: Bone) -> int:
     """How many levels lie between two discs whose distance is `ratio` times the usual one.
 
-    No vertebra is so much higher than its neighbours as two are of which one has collapsed.
+    Two vertebrae, even if one has collapsed, are higher relative to their neighbours than any single one.
     """
     most_for_one, least_for_two = _ONE_OR_TWO
     if most_for_one < ratio < least_for_two:
@@ -239,8 +239,8 @@ def extend_to_ends(
 ) -> list[Interface]:
     """Add interfaces below the last one, and if `upwards` above the first, as long as complete bodies lie there.
 
-    `spacing_mm` is the usual distance at the top and at the bottom. Without any interface they are set from the lowest
-    body up.
+    `spacing_mm` is the usual distance at the top and at the bottom. Without any interface they are added from the
+    lowest body up.
     """
     top, bottom = spacing_mm
     if len(bone.station) == 0:

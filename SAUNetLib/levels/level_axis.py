@@ -12,13 +12,13 @@ from .bodies import Chain
 from .column import Column
 
 _LEAN = 0.5
-"""How much of the canal's lean the levels behind the bodies take over: what fits the processes best."""
+"""Fraction of the canal's lean that levels behind the bodies take over: the one that fits the processes best."""
 
 _ARCH_DEPTH = (0.0, 6.0, 10.0, 14.0, 18.0, 22.0)
 _ARCH_PLACE = (-0.15, -0.16, 0.0, 0.23, 0.34, 0.36)
-"""Where the middle of a vertebra's own arch and processes lies, in levels below its body's middle, by mm behind the
-canal's anterior border: pedicles above, inferior articular and spinous processes below. Medians over those vertebrae of
-the 30 patients of SPIDER's T2 SPACE scans that touch no other."""
+"""Middle of a vertebra's own arch and processes, in levels below its body's middle, by mm behind the canal's anterior
+border: pedicles above, inferior articular and spinous processes below. Medians over the vertebrae of the 30 patients
+with T2 SPACE scans in SPIDER that touch no other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class VoxelLocations:
     depth: np.ndarray
 
     def __getitem__(self, chosen: Any) -> VoxelLocations:
-        """Those that an index, a mask or a box chooses."""
+        """The locations that an index, a mask or a box selects."""
         return VoxelLocations(self.number[chosen], self.place[chosen], self.depth[chosen])
 
     @cached_property
@@ -81,5 +81,5 @@ class VoxelLocations:
         return self.place - np.interp(self.depth, _ARCH_DEPTH, _ARCH_PLACE).astype(np.float32)
 
     def misfit(self, number: int) -> float:
-        """Mean square distance in levels from where the arch of a vertebra is expected; there must be a voxel."""
+        """Mean square distance in levels from where the arch of a vertebra is expected; for one voxel or more."""
         return float(np.mean((self.arch - number) ** 2))

@@ -18,10 +18,10 @@ from .profile import size_of
 from .spine import Spine
 
 _MUCH_MM3 = 20_000.0
-"""So much apart from the spine is a ghost of it: 13,000 mm3 at most in 47 volumes, 48,000 and more in copies with a
-ghost of 30 %, shifted by 60 or 90 mm."""
+"""More than this apart from the spine is a ghost of it: at most 13,000 mm3 in 47 volumes; 48,000 and more in copies
+with a ghost of 30 %, shifted by 60 or 90 mm."""
 _FEW = 2
-"""So few vertebrae are few even in an image cropped to part of the spine."""
+"""Up to this many vertebrae are few even in an image cropped to part of the spine."""
 
 HEAD_AND_FEET = Notice(
     "HEAD_AND_FEET",
@@ -101,7 +101,7 @@ def check_lowest(lowest: str | None) -> str | None:
     """The level in the spelling used here.
 
     Raises:
-        UsageError: USAGE, it is no vertebra.
+        UsageError: USAGE, it is not a vertebra.
     """
     if lowest is None:
         return None
@@ -132,7 +132,7 @@ def _unnamed(spine: Spine, vertebrae: dict[int, int], discs: dict[int, int]) -> 
 
 
 def _confidence(spine: Spine, anchor: Anchor, vertebrae: dict[int, int], discs: dict[int, int]) -> dict[int, float]:
-    """Confidence by label value; a disc gets the higher one of its neighbours."""
+    """Confidence by label value; a disc gets the higher of its neighbours'."""
     of = anchor.confidences(spine)
     result = {value: of[k] for k, value in vertebrae.items()}
     for k, interface in enumerate(spine.chain.interfaces):
@@ -146,7 +146,7 @@ def _notices(spine: Spine, anchor: Anchor) -> list[Notice]:
     discs = sum(interface.number > 0 for interface in spine.chain.interfaces)
     if not spine.numbers and not discs:
         return [Notice("FEW_STRUCTURES", "No vertebrae or discs were found, so no level could be named.")]
-    guessed = spine.few and anchor.source != "user"  # one word on its names is enough
+    guessed = spine.few and anchor.source != "user"  # one notice on its names is enough
     return [
         *([_about_few(spine, discs, guessed)] if spine.few else []),
         *([] if guessed else _about_anchor(spine, anchor)),

@@ -13,30 +13,30 @@ from .grid import Grid
 from .interfaces import count_above
 
 _CERVICAL_MM = 26.0
-"""Discs of the neck lie closer together."""
+"""Cervical discs are less than this apart."""
 _MIDLINE_MM = 8.0
-"""The odontoid process lies this close to the middle of the disc below, across the slices."""
+"""The odontoid process lies within this distance of the middle of the disc below, across the slices."""
 _TALL = (1.6, 3.0)
-"""C2 with its process is so many times as high as other levels of the neck; more are two vertebrae."""
+"""Height of C2 with its process relative to other cervical levels; anything higher is two vertebrae."""
 _NECK = (0.55, 0.3)
-"""How high above the disc C2's waist is looked for, and within how much above and below, as shares of its height."""
+"""Height above the disc at which C2's waist is sought, and how far above and below, as shares of C2's height."""
 _GAP = 0.2
-"""A waist in C2's middle narrower than this share of the bone beside it is a gap (chosen)."""
+"""A waist in C2's middle below this share of the bone beside it is a gap (chosen by hand)."""
 _UPPER, _LOWER = (0.6, 0.85), (0.15, 0.4)
-"""From where to where, as shares of its height, the process and the body are compared in thickness."""
+"""Ranges, as shares of C2's height, in which the process and the body are compared in thickness."""
 _THINNER = 0.8
-"""The process has less than this share of the body's bone (chosen)."""
+"""The process has less than this share of the body's bone (chosen by hand)."""
 _BESIDE, _BELOW = (0.6, 1.0), (-2.0, 0.0)
-"""From where to where, as shares of C2's height above the disc below, the canal is compared in width."""
+"""Ranges above the disc below, as shares of C2's height, in which the canal is compared in width."""
 _WIDENS = 1.15
-"""Beside the process the canal is more than so many times as wide as below (chosen)."""
+"""Beside the process the canal is more than this many times as wide as below (chosen by hand)."""
 
 
 def shows_odontoid(interfaces: Sequence[Interface], bone: Bone, spacing_mm: float, grid: Grid) -> bool:
     """Whether the bone above the highest disc is C2 with its odontoid process.
 
-    It is whole, has a neck's sizes and no gap, is at least 1.6 times as high as other levels, and is thinner in its
-    upper than in its lower half, or the canal is wider beside it than below.
+    It is complete, of cervical size, without a gap and at least 1.6 times as high as other levels; and it is thinner in
+    its upper than in its lower half, or the canal is wider beside it than below.
 
     Args:
         interfaces: from the top down.
@@ -68,5 +68,5 @@ def _canal_widens(high: np.ndarray, tall: float) -> bool:
 
 
 def _within(high: np.ndarray, part: tuple[float, float], tall: float) -> int:
-    """How many heights (N,) lie within a part of a height."""
+    """Number of heights (N,) within a range of shares of a height."""
     return int(((high > part[0] * tall) & (high <= part[1] * tall)).sum())

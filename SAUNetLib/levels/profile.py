@@ -15,13 +15,13 @@ from .interfaces import distances
 LEVELS = usual_levels()
 
 _FIRST, _LEAST_SIZES = 2, 2
-"""Index of C3 among the levels; so many sizes at least tell how large a spine is."""
-# By level from C3 down. T10 to L5 are medians of the 30 patients of SPIDER's T2 SPACE scans, the others are scaled to
-# join them from the vertebrae's dimensions in Panjabi et al., Spine 1991;16:861-869 and 888-901.
+"""Index of C3 among the levels; and the fewest sizes from which the size of a spine is judged."""
+# By level from C3 down. T10 to L5 are medians over the 30 patients with T2 SPACE scans in SPIDER, the others are the
+# vertebral dimensions in Panjabi et al., Spine 1991;16:861-869 and 888-901, scaled to join them.
 _SPACING = (17.0, 17.0, 17.0, 17.0, 18.0,
             20.0, 20.5, 20.5, 21.0, 21.5, 22.0, 22.5, 23.5, 25.0, 26.5, 27.8, 30.5,
             33.7, 35.5, 37.0, 36.5, 35.7)  # fmt: skip
-"""Distance in mm of the discs above and below."""
+"""Distance in mm between the discs above and below."""
 _DEPTH = (16.0, 16.0, 16.0, 16.5, 17.0,
           18.0, 19.0, 20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 25.5, 26.0, 26.5, 27.8,
           30.4, 32.4, 32.8, 34.3, 38.0)  # fmt: skip
@@ -31,23 +31,23 @@ _TURN = (-2.0, -2.0, -2.0, -2.0, -1.0,
          -0.3, -3.7, -8.2, -11.5, -22.3)  # fmt: skip
 """Degrees from the plane of the disc above to that of the disc below; negative where the spine is lordotic."""
 _SPREAD, _PATIENT = {"spacing": 0.09, "depth": 0.14, "turn": 5.5}, {"spacing": 0.10, "depth": 0.12, "turn": 0.0}
-"""Standard deviations among levels of one patient and among patients; of logarithms, and of degrees."""
+"""Standard deviations between levels of one patient and between patients; of logarithms, for the turn of degrees."""
 _DEPENDENT = 0.5
-"""Neighbours and measures are not independent: their evidence counts half."""
+"""Neighbours and measures are not independent, so their evidence counts half."""
 _LARGE, _DEEP, _LITTLE = 1.3, 1.35, 0.82
-"""Vertebrae are larger than an adult's by the median of their heights above the first share of the table's or of their
-depths above the second, smaller with both below the third: 0.74 to 1.12 and 0.78 to 1.23 in 47 volumes, of which none
-had both below 0.89; all copies with a voxel size 1.4 times as large or 0.7 times as small are beyond."""
+"""Vertebrae are larger than an adult's if the median ratio of their heights to the table's is above the first or that
+of their depths above the second, smaller if both are below the third: 0.74 to 1.12 and 0.78 to 1.23 in 47 volumes, none
+with both below 0.89; all copies with voxels 1.4 or 0.7 times as large are outside."""
 _ENOUGH, _RISES, _MORE = 4, 26.0, 10.0
-"""Of so many interfaces and more one of the upper two rises more steeply to the front than so many degrees, and by so
-many more than the lowest one falls, where an image stands on its head: the lumbosacral disc, which falls, lies on top
-(chosen). So it is in all 8 pictures of SPIDER that are stored upside down, and in none of 425 others and 47 volumes."""
+"""An image of at least this many interfaces is upside down if one of the upper two rises to the front by more than the
+second (degrees), and by the third more than the lowest falls: the lumbosacral disc, which falls, lies on top (chosen by
+hand). So it is in all 8 images of SPIDER that are stored upside down, and in none of 425 others and 47 volumes."""
 
 
 def log_likelihoods(chain: Chain) -> np.ndarray:
     """Log-likelihood of a chain for each level of its vertebra 0, (24,) from C1; -inf where it cannot fit.
 
-    Sizes are compared up to the patient's own size, so their growth along the spine counts most.
+    Sizes are compared relative to the patient's own, so their growth along the spine counts most.
     """
     result = np.full(len(LEVELS), -np.inf)
     for start in range(len(LEVELS)):
@@ -86,8 +86,8 @@ def _between_discs(chain: Chain) -> Iterator[tuple[int, Interface, Interface]]:
 def is_upside_down(chain: Chain) -> bool:
     """Whether a chain looks like a lumbar spine with its upper end at the bottom.
 
-    Where a thoracic spine bends forwards its lowest discs rise as steeply, and the lumbosacral one may lie outside of
-    the image; but there the levels grow downwards, as everywhere from the neck to the sacrum.
+    The lowest discs of a kyphotic thoracic spine rise as steeply, and the lumbosacral one may lie outside the image;
+    but there the levels grow downwards, as everywhere from the neck to the sacrum.
     """
     lean = [interface.lean for interface in chain.interfaces]
     if len(lean) < _ENOUGH or chain.odontoid:
@@ -99,23 +99,23 @@ def is_upside_down(chain: Chain) -> bool:
 
 
 def _fit(chain: Chain, start: int) -> float:
-    """Logarithm of the likelihood that vertebra 0 has the level of that index; without a table (C1, C2) a poor fit."""
+    """Log-likelihood that vertebra 0 has the level of that index; levels not in the tables (C1, C2) fit poorly."""
     residuals: dict[str, list[float]] = {"spacing": [], "depth": [], "turn": []}
     for n, above, below in _between_discs(chain):
         at = start + n - _FIRST
         known = 0 <= at < len(_SPACING)
         spacing = float(np.linalg.norm(below.point - above.point))
         residuals["spacing"].append(np.log(spacing / _SPACING[at]) if known else 1.0)
-        depth = max((above.depth + below.depth) / 2, 0.1)  # of discs of one column each
+        depth = max((above.depth + below.depth) / 2, 0.1)  # 0 for discs one column wide
         residuals["depth"].append(np.log(depth / _DEPTH[at]) if known else 1.0)
         residuals["turn"].append(below.lean - above.lean - _TURN[at] if known else 20.0)
     return _DEPENDENT * sum(_gaussian(np.array(r), _SPREAD[key], _PATIENT[key]) for key, r in residuals.items() if r)
 
 
 def _gaussian(residuals: np.ndarray, spread: float, patient: float) -> float:
-    """Logarithm of the density of residuals (N,) that share a deviation of the patient's, but for a constant.
+    """Log density, up to a constant, of residuals (N,) that share a deviation of the patient's.
 
-    Single levels that fit badly (collapsed, degenerated) count no more than two and a half standard deviations.
+    Single levels that fit badly (collapsed, degenerated) count as at most two and a half standard deviations.
     """
     n = len(residuals)
     shared = np.median(residuals) * n * patient**2 / (n * patient**2 + spread**2)

@@ -16,26 +16,26 @@ from .grid import WORKING_MM, Grid, Voxels
 from .wall import find_column
 
 _CANAL_MM = (-30.0, 45.0)
-"""A component of the canal lies so far behind its anterior border in the mean; others are ghosts: all are within 14 mm
-of a canal's half width in 47 volumes."""
+"""Range of a canal component's mean depth behind the canal's anterior border; others are ghosts: all are within 14 mm
+of half a canal's width in 47 volumes."""
 _SAMPLE = 500
-"""About so many of its voxels tell where it lies."""
+"""About this many of its voxels are used to locate it."""
 _TRACE_MM2 = 15.0
-"""A slice that shows no more of a vertebra shows a trace of it (chosen)."""
+"""A slice that shows no more of a vertebra than this shows a trace of it (chosen by hand)."""
 _RIM, _RIM_MM = 0.05, 12.0
-"""Below this share of its neighbour a body is a rim of the neighbour's that reaches past the disc, so far at most."""
+"""A body below this share of its neighbour's volume is its rim that reaches past the disc, by at most this distance."""
 _NEXT_MM, _SEEN, _OTHER = 4.0, 0.2, 0.2
-"""So far above and below a disc lie its two vertebrae, where a larger share of its columns than the second shows any;
-the third is the share of other ones from which on something is out of place: 0.01 at most in 47 volumes and 56
+"""A disc's two vertebrae are sought this far above and below it, where more than the second share of its columns show
+any; if others have more than the third share of these, something is out of place: at most 0.01 in 47 volumes and 56
 phantoms, 0.36 where metal divided a disc in two, 0.48 to 0.74 beside five discs where an image wrapped round."""
 _DISCS = 0.5
-"""Without a canal, a spine has a disc at so large a share of its interfaces: all 47 volumes do without theirs, and all
-but 47 of 1,286 single slices and threes of theirs, none of SPIDER's; a drawn knee had one at one of three."""
+"""Without a canal, a spine has discs at this share of its interfaces: all 47 volumes do without theirs, and all but 47
+of 1,286 single slices and threes of theirs, none of SPIDER's; a synthetic knee had one at one of three."""
 _ARCH_MM3 = 300.0
-"""So much of an arch whose body lies above the image is a vertebra of its own. Less would be a structure of few voxels
-and goes to the next one: in 70 crops of a phantom most of it was that one's."""
+"""An arch this large whose body lies above the image is a vertebra of its own. Less would be a structure of few voxels
+and goes to the next vertebra: in 70 crops of a phantom most of it was that one's."""
 _UPPER_HALF = 0.5
-"""C1's anterior arch lies higher than this part of C2's height above its disc: beside the odontoid process."""
+"""C1's anterior arch lies above this share of C2's height above its disc: beside the odontoid process."""
 
 
 class Spine:
@@ -47,8 +47,8 @@ class Spine:
         chain: interfaces and bodies.
         discs: the discs that the chain kept.
         voxels: the N voxels of the class vertebra.
-        number: (N,) int16, number of the vertebra each belongs to, `NO_BODY` in what is none. Vertebra k lies above
-            interface k; of -1 only the arch is seen, or it is C1.
+        number: (N,) int16, number of the vertebra each belongs to, `NO_BODY` for none. Vertebra k lies above interface
+            k; -1 is C1, or one of which only the arch is visible.
         numbers: of the vertebrae that have voxels.
         apart_mm3: of bone and canal that lie apart from it and belong to no structure, most of it a ghost's.
     """
@@ -64,14 +64,14 @@ class Spine:
         seen = np.flatnonzero(np.bincount(self.number - NO_BODY)) + NO_BODY
         self.numbers = frozenset(int(k) for k in seen if k > NO_BODY)
         self._canal = self._without_ghosts(np.flatnonzero(self.grid.classes == CANAL))
-        # Of the given grid: what `find_column` took out lies apart, too.
+        # Counted on the given grid: what `find_column` removed lies apart, too.
         apart = np.count_nonzero(grid.classes == CANAL) - len(self._canal) + np.count_nonzero(self.number == NO_BODY)
         self.apart_mm3 = float(apart * grid.voxel)
 
     def _without_ghosts(self, canal: np.ndarray) -> np.ndarray:
-        """The canal's voxels, as places (N,) in the flattened classes, without components that lie beside the spine.
+        """The canal's voxels, as indices (N,) into the flattened classes, without components that lie beside the spine.
 
-        `wall.find_column` has taken out small ones by narrower bounds.
+        `wall.find_column` has removed small ones by narrower limits.
         """
         component = self.grid.components.ravel()[canal]
         numbers = np.unique(component)
@@ -81,7 +81,7 @@ class Spine:
         return canal[~np.isin(component, ghosts)]
 
     def _may_be_canal(self, component: np.ndarray) -> bool:
-        """Whether a component, places (N,) in the flattened classes, lies where the canal may be."""
+        """Whether a component, indices (N,) into the flattened classes, lies where the canal may be."""
         sample = component[:: max(1, len(component) // _SAMPLE)]
         index = np.stack(np.unravel_index(sample, self.grid.classes.shape), axis=1)
         depth = float(self.column.depth(index * self.grid.spacing + self.grid.first).mean())
@@ -92,7 +92,7 @@ class Spine:
         grid, chain, points = self.grid, self.chain, self.voxels.points
         bodies = self.column.in_bodies(points)
         number = np.zeros(len(points), np.int16)
-        number[bodies] = self._body_numbers(points.compress(bodies, axis=0))  # several times as fast as an index
+        number[bodies] = self._body_numbers(points.compress(bodies, axis=0))  # several times faster than indexing
         if chain.interfaces and not bodies.all():
             arches = chain.arch_numbers(grid.cut_above)
             reached = assign_by_arrival(grid, self.column, chain, arches, self.voxels)
@@ -130,7 +130,7 @@ class Spine:
         return number
 
     def _disc_numbers(self, voxels: Voxels) -> np.ndarray:
-        """Numbers (M,) from 1 of the discs that their voxels belong to, 0 in what is none."""
+        """Number (M,), from 1, of the disc that each voxel belongs to; 0 for none."""
         discs = self.discs
         if not discs.map.any():
             return np.zeros(len(voxels.flat), np.int64)
@@ -166,13 +166,13 @@ class Spine:
 
     @cached_property
     def mixed(self) -> list[int]:
-        """Interfaces with a disc directly above or below which vertebrae other than its own lie."""
+        """Interfaces whose disc has vertebrae other than its own directly above or below."""
         grid, discs, last = self.grid, self.discs, self.chain.last
         full = np.full(grid.classes.shape, NO_BODY, np.int16)
         full.ravel()[self.voxels.flat] = self.number
         number: np.ndarray = replace(grid, classes=full).thinned(WORKING_MM).classes
         step = round(_NEXT_MM / float(discs.grid.spacing[1]))
-        index = np.argwhere(discs.map)  # of one column from the top down
+        index = np.argwhere(discs.map)  # each column from the top down
         of_disc = discs.map[tuple(index.T)]
         found = []
         for k, interface in enumerate(self.chain.interfaces):

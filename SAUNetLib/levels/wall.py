@@ -13,29 +13,29 @@ from .column import Column
 from .grid import Grid, rows_with
 
 _AWAY_MM = 12.0
-"""Parts of a canal lie nearer to vertebrae or discs: 4.7 mm at most in 47 volumes, fat taken for it 19 and more."""
+"""Parts of a canal lie nearer to vertebrae or discs: at most 4.7 mm in 47 volumes; fat taken for canal 19 and more."""
 _BESIDE_MM = 40.0
-"""Two parts of a canal that show in the same row lie nearer to each other."""
+"""Two parts of a canal in the same row lie nearer than this to each other."""
 _LEAST_CANAL_MM = 3.0
-"""A canal in fewer mm of rows tells no line."""
+"""A canal over fewer mm of rows does not define a line."""
 _FEW = 8
-"""So few points of a line tell no cubic."""
+"""Fewer points of a line than this do not define a cubic."""
 _CUBIC_STEPS, _OUTLIER_MM = 20, 6.0
-"""Steps of reweighted least squares; points this close to the cubic, or to it as most are, are kept (chosen)."""
+"""Steps of reweighted least squares; points nearer than this to the cubic, or than half are, stay (chosen by hand)."""
 _MAIN = 0.1
-"""A component of the canal has at least this part of the largest one's size (chosen)."""
+"""A component of the canal has at least this share of the largest one's size (chosen by hand)."""
 _STRAY, _STRAY_ASIDE_MM, _STRAY_FRONT_MM, _STRAY_BEHIND_MM = 0.5, 20.0, 8.0, 30.0
-"""One below this part of the largest one's size is no canal if its middle lies so far beside the column, in front of
-the canal's anterior border or behind it (chosen)."""
+"""One below this share of the largest one's size is not canal if its middle lies farther than these beside the column,
+in front of the canal's anterior border or behind it (chosen by hand)."""
 _DISC = 0.1
-"""A component of discs below this part of the largest one's size tells nothing of the wall (chosen)."""
+"""A component of discs below this share of the largest one's size is not used to find the wall (chosen by hand)."""
 _DISC_END = 96
-"""Percentile of a disc's columns from which on it ends: at the wall itself, so that these are fewer than those that
-`measurements.landmarks` counts the canal's middle from; their mean lies 1.2 mm farther back in 47 volumes."""
+"""Percentile of a disc's columns from which on it ends: at the wall itself, so fewer than `measurements.landmarks`
+takes to find the canal's middle; their mean lies 1.2 mm farther back in 47 volumes."""
 _SHOWN_MM = 4.0
-"""Within so many mm of a row in which the canal shows the wall, discs need not tell it."""
+"""Within this distance of a row in which the canal shows the wall, discs are not needed."""
 _OPENING_MM = 7.5
-"""Half the side of the square that bodies survive an opening by and thin posterior elements do not (chosen)."""
+"""Half the side of the square in an opening that bodies survive and thin posterior elements do not (chosen by hand)."""
 
 
 def find_column(grid: Grid) -> tuple[Column, Grid]:
@@ -73,7 +73,7 @@ def _inliers(line: np.ndarray) -> np.ndarray:
 
 
 def _beside_spine(grid: Grid, pieces: np.ndarray, box: Box) -> np.ndarray:
-    """The canal's components in a box without those that lie away from all vertebrae and discs, as fat of the belly."""
+    """The canal's components in a box without those that lie away from all vertebrae and discs, like abdominal fat."""
     spine = ((grid.classes == VERTEBRA) | (grid.classes == DISC)).any(axis=0)
     if pieces.max(initial=0) < 2 or not spine.any():
         return pieces
@@ -86,8 +86,8 @@ def _beside_spine(grid: Grid, pieces: np.ndarray, box: Box) -> np.ndarray:
 def _near(mask: np.ndarray, spacing: np.ndarray, reach_mm: float) -> np.ndarray:
     """Which pixels (H, W) lie within `reach_mm` of a mask (H, W).
 
-    Not by an ITK filter: without memory, or in a forked process, its threads were waited for without end. Nor by
-    SciPy, which the worker does without.
+    Not by an ITK filter: out of memory, or in a forked process, it waited for its threads forever. Nor by SciPy, which
+    the worker does without.
     """
     result = np.zeros_like(mask)
     rows, columns = mask.shape
@@ -104,15 +104,15 @@ def _near(mask: np.ndarray, spacing: np.ndarray, reach_mm: float) -> np.ndarray:
 def _main(pieces: np.ndarray, column_mm: float) -> np.ndarray:
     """Mask (S, H, W) of the components, numbered from 1, that make up the canal.
 
-    From the largest on those that are not much smaller, but for any that lies beside what was taken: in the same
-    rows and much farther in front or behind than a canal is wide, like bright fat of the belly.
+    From the largest down, those that are not much smaller, except any beside what was taken: in the same rows, but much
+    farther in front or behind than a canal is wide, like bright abdominal fat.
     """
     if pieces.max(initial=0) < 2:
         return pieces > 0
     size = np.bincount(pieces.ravel())
     size[0] = 0
     taken = np.zeros(len(size), bool)
-    line = np.full(pieces.shape[1], np.nan)  # column by row
+    line = np.full(pieces.shape[1], np.nan)  # column of each row
     for n in np.argsort(-size):
         if size[n] < _MAIN * size.max():
             break
@@ -128,9 +128,9 @@ def _main(pieces: np.ndarray, column_mm: float) -> np.ndarray:
 
 
 def _without_stray_canal(grid: Grid, pieces: np.ndarray, box: Box, column: Column) -> Grid:
-    """Without those of the canal's components, numbered from 1 in a box around them, that lie away from the column.
+    """The grid without those of the canal's components, numbered from 1 in a box, that lie away from the column.
 
-    None of half the largest one's size or more; `Spine._without_ghosts` judges all that are left by wider bounds.
+    Those of half the largest one's size or more stay; `Spine._without_ghosts` applies wider limits to all that remain.
     """
     if pieces.max(initial=0) < 2:
         return grid
@@ -174,7 +174,7 @@ def _disc_ends(grid: Grid, beside: np.ndarray) -> np.ndarray:
 
 
 def _edge(mask: np.ndarray, first: bool, spacing: np.ndarray, box: Box | None = None) -> np.ndarray:
-    """Per row with a mask (N, 3): mm of the row, of the first or last column (median), of the mean slice.
+    """Per row of a mask that is not empty (N, 3): row, first or last column (median over slices), mean slice, in mm.
 
     The mask is the whole grid's, or that of a box in it.
     """
@@ -192,13 +192,13 @@ def _edge(mask: np.ndarray, first: bool, spacing: np.ndarray, box: Box | None = 
 
 
 def _cores(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """The bodies (S, H, W), roughly: what an opening that thin posterior elements do not survive leaves in front."""
+    """The bodies (S, H, W), roughly: the foremost part of what an opening leaves, without thin posterior elements."""
     rows, columns = (round(_OPENING_MM / size) for size in spacing[1:])
     eroded = ~_widened(_widened(~mask, rows, 1), columns, 2)
     cores = _widened(_widened(eroded, rows, 1), columns, 2)
     if not cores.any():
         cores = mask.copy()
-    # A large spinous process survives too: keep the foremost run of every row.
+    # A large spinous process survives, too: keep the foremost run of every row.
     behind = np.maximum.accumulate(np.maximum.accumulate(cores, axis=2) & ~cores, axis=2)
     return cores & ~behind
 
