@@ -26,13 +26,13 @@ PARTS_OFFSET = 100
 TERMINOLOGY = "Segmentation category and type - SAUNet"
 """Name of the terminology context in Resources, which Slicer must have loaded to edit (not to show) the terms."""
 REGIONS = "Anatomic codes - DICOM master list"
-"""Name of Slicer's own context of regions, in which a term has none."""
+"""Name of Slicer's own context of regions; our terms have no region."""
 CATEGORY = ("SCT", "123037004", "Anatomical Structure")
 LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG = "SAUNet.Level", "SAUNet.Partial", "SAUNet.Confidence"
 ABOUT_TAG = "SAUNet."
 WARNINGS_TAG, ENCODING_TAG = ABOUT_TAG + "warnings", ABOUT_TAG + "encoding"
-"""Tags of a segment, which are all that Slicer keeps of a segmentation file beside name, colour and code: its level,
-that the border of the field of view cuts it, how sure its level is; and, in every segment, what holds for the whole
+"""Tags of a segment, which are all that Slicer keeps of a segmentation file besides name, colour and code: its level,
+that the border of the field of view cuts it, how certain its level is; and, in every segment, what holds for the whole
 result: its warnings (JSON), its encoding, and its provenance under names that begin with `ABOUT_TAG`."""
 
 
@@ -111,7 +111,7 @@ def encodings() -> dict[str, Encoding]:
     """The encodings of our label maps, by name, the usual one first.
 
     ``levels``: a value for each of `structures`. ``classes``: the network's three, see `classes`. ``parts``: as levels,
-    but a vertebra's value is its body's, and its posterior elements have that plus `PARTS_OFFSET`.
+    but a vertebra's value means its body, and its posterior elements have that plus `PARTS_OFFSET`.
     """
     known = {"levels": structures(), "classes": classes(), "parts": _in_parts()}
     return {name: Encoding(name, meaning) for name, meaning in known.items()}
@@ -158,8 +158,7 @@ _SEGMENT = "SAUNet_"
 def segment_id(value: int, encoding: str) -> str:
     """ID of a structure's segment in Slicer.
 
-    Each ID stands for one structure only: to lists of segments and the editor's Undo, what has the same ID is the same
-    segment.
+    Each ID stands for one structure only: segment lists and the editor's Undo take the same ID for the same segment.
     """
     return f"{_SEGMENT}class_{value}" if encoding == "classes" else f"{_SEGMENT}{value}"
 
@@ -167,8 +166,8 @@ def segment_id(value: int, encoding: str) -> str:
 def is_made_here(identity: str, tagged: bool) -> bool:
     """Whether the engine made a segment, from its ID or the tag `ENCODING_TAG`; it may have been edited since.
 
-    Slicer's editor gives a segment that is added beside others the term of the last one, whatever it will be, so a code
-    says what a segment is only of these, and where the name is the term's own (`named_after_term`).
+    Slicer's editor gives a segment that is added to others the term of the last one, whatever it will be. So a code
+    says what a segment is only for these, and where the name is the term's own (`named_after_term`).
     """
     return tagged or identity.startswith(_SEGMENT)
 
@@ -176,8 +175,8 @@ def is_made_here(identity: str, tagged: bool) -> bool:
 def named_after_term(name: str, meaning: str) -> bool:
     """Whether a segment is named after its terminology entry.
 
-    Slicer calls it as the chosen term's label, which for a level is a name that `named_structure` reads, else as the
-    term's meaning; what is read here alone is "Vertebral canal" and, among classes, "Vertebra".
+    Slicer names it by the chosen term's label, which for a level is a name that `named_structure` reads, or else by the
+    term's meaning; only "Vertebral canal" and, among classes, "Vertebra" are recognised here alone.
     """
     return bool(name) and name.casefold() == meaning.casefold()
 
@@ -205,11 +204,11 @@ def coded_structure(code: str, known: Mapping[int, Structure]) -> Structure | No
 
 
 _REGION_OF = {"c": "C", "hwk": "C", "th": "T", "t": "T", "d": "T", "bwk": "T", "lwk": "L", "l": "L", "s": "S"}
-"""How a vertebra's region is written, without capitals."""
+"""Spellings of a vertebra's region, in lower case."""
 
 
 def _level_in(title: str) -> str:
-    """The level that a name without capitals consists of, as ``L5`` or ``L4/L5``; empty where it says anything else."""
+    """The level, as ``L5`` or ``L4/L5``, if a lower-case name consists of nothing else; otherwise empty."""
     letters = "|".join(_REGION_OF)
     match = re.fullmatch(
         rf"({letters}) ?(\d{{1,2}})(?: ?[/-] ?({letters})? ?(\d{{1,2}}) ?(?:disc|disk)?| vertebra)?", title
@@ -237,7 +236,7 @@ def _values() -> dict[str, int]:
 
 @cache
 def vertebra_levels() -> tuple[str, ...]:
-    """The vertebrae from C1 down, T13 and L6 among them."""
+    """The vertebrae from C1 down, including T13 and L6."""
     return tuple(row.level for row in structures().values() if row.kind == "vertebra")
 
 
@@ -250,10 +249,10 @@ def usual_levels() -> tuple[str, ...]:
 def place_of(level: str) -> float:
     """Position of a level along the spine: a vertebra's number from C1 down; a disc is half a step above its lower one.
 
-    So L5/S1, which the lumbosacral disc is called below L6 too, comes after L6.
+    So L5/S1, which is also the lumbosacral disc below L6, comes after L6.
 
     Raises:
-        ValueError: it is no level.
+        ValueError: it is not a level.
     """
     upper, _, lower = level.partition("/")
     return (*vertebra_levels(), "S1").index(lower or upper) - (0.5 if lower else 0.0)

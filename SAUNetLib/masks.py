@@ -7,7 +7,7 @@ import numpy as np
 
 Box = tuple[slice, slice, slice]
 _CUT = 0.4
-"""An outermost slice that shows this part of what the fullest one shows cuts the structure (chosen)."""
+"""An outermost slice with this share of what the fullest one shows cuts the structure (chosen by hand)."""
 
 
 def bounding_box(classes: np.ndarray) -> Box | None:
@@ -22,14 +22,14 @@ def bounding_box(classes: np.ndarray) -> Box | None:
 
 def connected_components(mask: np.ndarray) -> np.ndarray:
     """Numbers (S, H, W) from 1 of a mask's connected components; faces, edges and corners connect (26 neighbours)."""
-    # As uint8: of bool, cc3d 4.1.1 fails on some boxes of one row.
+    # As uint8: with bool, cc3d 4.1.1 fails on some boxes of one row.
     return np.asarray(cc3d.connected_components(mask.astype(np.uint8), connectivity=26))
 
 
 def cut_structures(labels: np.ndarray) -> frozenset[int]:
     """Values that the field of view cuts: they touch its border rows or columns, or fill much of an outermost slice.
 
-    At slices as `cut_by_slices`.
+    For the latter see `cut_by_slices`.
 
     Args:
         labels: (S, H, W), canonical slices of the whole field of view.
@@ -53,7 +53,7 @@ def cut_structures(labels: np.ndarray) -> frozenset[int]:
 
 
 def cut_by_slices(area: np.ndarray) -> np.ndarray:
-    """Whether the outermost slices cut structures of which the slices show so much: (S, ...) to (...) bool.
+    """Whether the outermost slices cut structures, given their area in each slice: (S, ...) to (...) bool.
 
     A structure ends by itself in an outermost slice that shows little of it; it is cut where that shows at least two
     fifths of what its fullest slice shows.

@@ -19,7 +19,7 @@ _ORDER = {"canal": 0, "vertebra": 1, "disc": 1, "sacrum": 2}
 class StructureRow:
     """One row of the table of structures: volume in mm3, and whether the field of view cuts the structure.
 
-    `confidence` says how sure its level is, 0 to 1; None where that is not known.
+    `confidence` says how certain its level is, 0 to 1; None where that is not known.
     """
 
     structure: Structure
@@ -37,12 +37,12 @@ class Segmentation:
         labels: (k, j, i) uint8; 0 is background.
         geometry: the input's own.
         encoding: what label values mean, one of `anatomy.encodings`.
-        provenance: model, its hash, version, device, options, time, of DICOM the series' number; strings, ready for a
+        provenance: model, its hash, version, device, options, time, for DICOM the series number; strings, ready for a
             header.
         warnings: what the user should know.
         partial: label values of structures that the border of the field of view cuts.
-        confidence: by label value, how sure the structure's level is, 0 to 1; kept in .seg.nrrd files and the table.
-        series: of DICOM, what messages call it; in no file, since its description is free text.
+        confidence: by label value, how certain its level is, 0 to 1; kept in .seg.nrrd files and the table.
+        series: for DICOM, what messages call it; written to no file, since its description is free text.
 
     Raises:
         ValueError: the labels are not uint8 on the geometry's grid.
@@ -92,10 +92,10 @@ class Segmentation:
         )
 
     def with_cuts(self) -> Segmentation:
-        """The same with what its labels tell of `partial`, where nothing else does: NIfTI has no room for it."""
+        """The same with `partial` derived from its labels if there is none: NIfTI has no room for it."""
         if self.partial:
             return self
-        from .masks import cut_structures  # brings cc3d, which is not there where Slicer's own tests run
+        from .masks import cut_structures  # imports cc3d, which is missing where Slicer's own tests run
 
         return replace(self, partial=cut_structures(self.stack().slices))
 

@@ -20,21 +20,21 @@ Pixels = TypeVar("Pixels", np.ndarray, "Tensor")
 LARGEST_PIXEL_MM = 3.0
 """Coarser pixels than this show no disc; the image is refused."""
 SMALLEST_STEP_MM, LARGEST_STEP_MM, LARGEST_FIELD_MM = 0.05, 20.0, 2000.0
-"""From voxel to voxel, from slice to slice, and of a slice: beyond, the unit is another one than mm."""
+"""Limits of voxel spacing, slice spacing and the extent of a slice: beyond them the unit is not mm."""
 FARTHEST_MM = 6.0
-"""Slices lie no farther apart in anything that a model was trained or measured on."""
+"""Largest slice spacing in anything that a model was trained or measured on."""
 THICK_RATIO = 1.5
 """An axis is thick when its voxels are this many times longer than along the other two."""
 SMALLEST_SLICE = 4
-"""Rows and columns that a sagittal slice has at least."""
+"""Fewest rows and columns of a sagittal slice."""
 LARGEST_VALUE = 1e30
-"""Of an intensity; well within single precision."""
+"""Largest intensity; well within single precision."""
 LABELS, FLAT = 64, 0.8
-"""A label map has at most so many values, and this part of its neighbours along a row are equal."""
+"""A label map has at most this many values, and more than this share of neighbours along a line are equal."""
 AIR_HU, CT_AIR = (-1100, -900), 0.05
-"""Hounsfield units of air, and the part of the voxels that must have them in what is taken for a CT."""
+"""Hounsfield units of air, and the share of voxels that must have them in what is taken for a CT."""
 CT_RANGE = (-3100, 100)
-"""A CT's lowest value is no lower, as padding is, and its highest one higher."""
+"""A CT's lowest value, padding included, is no lower than the first, and its highest one above the second."""
 ORTHONORMAL_TOLERANCE = 1e-3
 MOST_VOXELS = 2**28
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -42,7 +42,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 STRAIGHTEN = "Resample it to a grid with perpendicular axes first (in Slicer: harden the acquisition transform)"
 SHRINK = "Crop it to the spine or resample it to coarser voxels"
 REPLACE = "Replace them (for example with zero) and try again"
-"""What to do about an image of which these things are wrong, wherever that is noticed."""
+"""Remedies for an image with these faults, wherever they are noticed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +107,8 @@ class Geometry:
     def same_grid(self, other: Geometry) -> bool:
         """Whether two grids agree: size exactly, positions to a twentieth of a voxel.
 
-        NIfTI keeps a direction as the nearest rotation, in single precision: a turned grid comes back a little beside
-        itself, and one whose axes are not quite perpendicular, such as DICOM's rounded ones, as that rotation.
+        NIfTI keeps a direction as the nearest rotation, in single precision: an oblique grid comes back slightly
+        displaced, and one whose axes are not quite perpendicular, such as DICOM's rounded ones, as that rotation.
         """
         if self.size != other.size:
             return False
@@ -187,7 +187,7 @@ def to_sitk(voxels: np.ndarray, geometry: Geometry) -> sitk.Image:
 def on_grid(volume: Volume, grid: Geometry, owner: str) -> Volume:
     """The volume with its axes ordered and oriented as in another grid; ``owner`` names that grid in the error.
 
-    Programs turn axes round: 3D Slicer does so with left-handed images when it loads them.
+    Programs may reverse axes: 3D Slicer does so with left-handed images when it loads them.
 
     Raises:
         InputError: INPUT_GEOMETRY, its voxels are not those of the grid.
@@ -256,7 +256,7 @@ def _check_plane(geometry: Geometry, left_right: int, in_plane: list[int], name:
     if thick != left_right and spacing[thick] > THICK_RATIO * np.median(spacing):
         plane = {in_plane[0]: "an axial", in_plane[1]: "a coronal"}[thick]
         remedy = "Choose the sagittal series of the same study, or an isotropic volume"
-        if np.array_equal(np.abs(geometry.direction), np.eye(3)):  # as of a header that says nothing of it
+        if np.array_equal(np.abs(geometry.direction), np.eye(3)):  # as from a header without orientation
             remedy += ". If these are sagittal slices, the file has lost their orientation: convert the series again"
         raise InputError(
             "INPUT_NOT_SAGITTAL",
@@ -330,10 +330,10 @@ def check_content(volume: Volume) -> None:
             "Give the image on which it was drawn",
         )
     lowest, highest = CT_RANGE
-    if not (lowest <= sample.min() <= AIR_HU[1] and sample.max() > highest):  # most MRI: none of it needs to be counted
+    if not (lowest <= sample.min() <= AIR_HU[1] and sample.max() > highest):  # most MRI, without counting
         return
     stack = SagittalStack.of(volume)
-    if stack.slices[stack.field()].min() >= 0:  # padding like air around an MRI; a CT has fat and air inside, too
+    if stack.slices[stack.field()].min() >= 0:  # an MRI with padding like air; a CT has fat and air inside, too
         return
     if np.count_nonzero((sample >= AIR_HU[0]) & (sample <= AIR_HU[1])) > CT_AIR * sample.size:
         raise InputError(
@@ -456,7 +456,7 @@ def _flip(array: np.ndarray, flipped: tuple[Any, ...]) -> np.ndarray:
 
 
 def _counted(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different values (V,) float32 of pixels of whole numbers, rising, and how many pixels have each."""
+    """The distinct values (V,) float32 of integer pixels, increasing, and the number of pixels with each."""
     lowest = int(pixels.min())
     counts = np.bincount(pixels.ravel(order="K").astype(np.intp) - lowest)
     seen = np.flatnonzero(counts)
@@ -464,7 +464,7 @@ def _counted(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _percentiles(values: np.ndarray, counts: np.ndarray, percents: Sequence[float]) -> list[float]:
-    """As `np.percentile` of `_counted` pixels, of which the first and last place in order are known for each value."""
+    """Like `np.percentile`, for `_counted` pixels, of which each value's first and last place in order are known."""
     last = np.cumsum(counts) - 1
     places = np.column_stack([last - counts + 1, last]).ravel()
     percentiles: list[float] = np.interp(np.array(percents) / 100 * last[-1], places, np.repeat(values, 2)).tolist()
@@ -488,7 +488,7 @@ class Intensity:
         """Measure the intensity of slices (S, H, W), subsampled evenly if there are very many pixels."""
         step = max(1, int(np.ceil(np.sqrt(slices.size / cls.SAMPLE))))
         sample, counts = slices[:, ::step, ::step], None
-        if sample.dtype.kind in "iu" and sample.dtype.itemsize <= 2:  # few values: counted in a fifth of the time
+        if sample.dtype.kind in "iu" and sample.dtype.itemsize <= 2:  # few values: counting takes a fifth of the time
             sample, counts = _counted(sample)
             low, high = _percentiles(sample, counts, cls.PERCENTILES)
         else:

@@ -1,4 +1,4 @@
-"""Whether an image shows what it should, beyond the checks that refuse it (`volume.check_volume`)."""
+"""Checks of what an image shows, beyond those that refuse it (`volume.check_volume`)."""
 
 from .padding import clear_padding, values_beside
 from .slices import about_slices

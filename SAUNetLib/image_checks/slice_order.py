@@ -17,23 +17,23 @@ SLICES_MOVED = Notice(
     "slice: check widths and volumes.",
 )
 _FEW_SLICES, _ALIKE = 9, 0.3
-"""Fewer tell nothing. A slice that is like no other, as by this correlation, shows noise."""
+"""Fewer slices are not judged. A slice whose correlation with all others is no higher than the second shows noise."""
 _IN_ORDER = 0.6
-"""So many are most like one beside them or on the other side of the body: 0.95 and more in 47 volumes with slices 0.9
-to 6 mm apart and in phantoms, at most 0.62 in 360 shuffles of 45 of them, and 0.31 with even slices before odd ones."""
+"""At least this part are most like a neighbour or one on the other side of the body: 0.95 and more in 47 volumes with
+slices 0.9 to 6 mm apart and in phantoms, at most 0.62 in 360 shuffles of 45, 0.31 with even slices before odd ones."""
 _EVERY_OTHER, _NEAR = 0.25, 0.6
-"""So many are most like the next but one, and so many like one no farther away, where every other slice has moved: 0.47
-and 0.63 at least in 45 volumes with a shift of 3 to 8 mm from front to back. Where the latter part of them has moved it
-is told in 44. In the order of their files' names the former are at most 0.15, and no shuffle has so many of both."""
+"""If every other slice has moved, at least the first fraction are most like the next but one, and the second like one
+no farther away: 0.47 and 0.63 or more in 45 volumes with a shift of 3 to 8 mm from front to back; if only the later
+ones have, it is detected in 44. In the order of file names the first is at most 0.15, and no shuffle reaches both."""
 _JOINS_BETTER = 0.04
-"""Two blocks of slices are in each other's place if so much is gained where they join: 0.07 and more in 47 volumes in
-the order of their files' names, at most -0.05 as they were stored and with one slice shifted by 20 mm."""
+"""Two blocks of slices are interchanged if swapping them gains this much where they join: 0.07 and more in 47 volumes
+in the order of their file names; at most -0.05 as they were stored, and with one slice shifted by 20 mm."""
 
 
 def about_order(slices: np.ndarray) -> Notice | None:
     """The notice about the order of slices (S, H, W), if there is one.
 
-    Motion is asked for first: blocks of slices join better without the shifted ones, too.
+    Motion is checked first: blocks of slices join better without the shifted ones, too.
     """
     likeness = _likeness(slices)
     if len(likeness) < _FEW_SLICES:
@@ -52,18 +52,18 @@ def about_order(slices: np.ndarray) -> Notice | None:
 
 
 def _likeness(slices: np.ndarray) -> np.ndarray:
-    """Correlation (N, N) of the slices (S, H, W) that show something, of about 64 rows and columns each."""
+    """Correlation (N, N) of those slices (S, H, W) that are not uniform, at about 64 rows and columns each."""
     rows, columns = (max(1, count // 64) for count in slices.shape[1:])
     thinned = slices[:, ::rows, ::columns].reshape(len(slices), -1).astype(np.float64)
     return np.atleast_2d(np.corrcoef(thinned[np.ptp(thinned, axis=1) > 0]))
 
 
 def _mirrored(both: np.ndarray, far: np.ndarray) -> np.ndarray:
-    """Which slices (N,) are most like that on the other side of the body, as in wide stacks in the right order.
+    """Which slices (N,) are most like the one on the other side of the body, as in wide stacks in the right order.
 
     Args:
-        both: (N,) sum of their own place and that of the one most like them, about the same for all that are mirrored.
-        far: (N,) bool, which ones are most like one that is not beside them.
+        both: (N,) sum of a slice's own place and that of the one most like it, about the same for all mirrored ones.
+        far: (N,) bool, which slices are most like one that is not beside them.
     """
     if not far.any():
         return far
@@ -72,14 +72,14 @@ def _mirrored(both: np.ndarray, far: np.ndarray) -> np.ndarray:
 
 
 def _gain(likeness: np.ndarray) -> float:
-    """The most that is gained if two neighbouring blocks of slices, of two and more each, change places.
+    """The largest gain from swapping two adjacent blocks of two or more slices each.
 
-    That is, by how much the least alike slices (N, N) at the new joints are more alike than the most alike ones at the
-    old joints. There are three joints, or two where a block reaches an end. Blocks that are all of the stack are not
-    tried: left looks like right. A single slice that fits nowhere has moved, or shows noise.
+    The gain is the lowest `likeness` (N, N) at the new joins minus the highest at the old ones. There are three joins,
+    or two where a block reaches an end. Blocks that make up the whole stack are not tried: left looks like right. Nor
+    are single slices: one that fits nowhere has moved, or shows noise.
     """
     count = len(likeness)
-    # With the places before the first slice and after the last one: no joints, so that no extreme is found there.
+    # Padded with places before the first slice and after the last, which are no joins and must never be the extreme.
     alike = np.full((count + 2, count + 2), np.inf)
     alike[1:-1, 1:-1] = likeness
     beside = np.diag(alike, 1).copy()

@@ -11,13 +11,13 @@ from ..volume import FARTHEST_MM
 from .slice_order import about_order
 
 _MUCH_OF_SLICE = 1 / 8
-"""Fraction of a slice's height: a smaller empty part at the bottom is not reported (chosen)."""
+"""Fraction of a slice's height: a smaller empty part at the bottom is not reported (chosen by hand)."""
 
 
 def about_slices(slices: np.ndarray, spacing_mm: float, outside_ml: float) -> tuple[Notice, ...]:
     """Notices about slices (S, H, W) that are empty or partly empty, far apart or out of order, and about padding.
 
-    `clear_padding` tells how much was left out there, in ml.
+    `outside_ml` is the volume that `clear_padding` removed.
     """
     notices = []
     if empty := _about_empty(slices):
@@ -40,8 +40,8 @@ def about_slices(slices: np.ndarray, spacing_mm: float, outside_ml: float) -> tu
 def _about_empty(slices: np.ndarray) -> str:
     """Text on how many slices (S, H, W) are empty, or empty below unlike their neighbours; empty if there are none.
 
-    Of a file whose copy was interrupted the rest may be zeros; files that are copied at one time lie side by side. In
-    air the outer slices would be so: there was none like it in 47 volumes.
+    After an interrupted copy the rest of a file may be zeros, and files copied at the same time lie side by side. Outer
+    slices in air would look the same, but none did in 47 volumes.
     """
     height = slices.shape[1]
     rows = [_empty_rows(pixels) for pixels in slices]
@@ -56,9 +56,9 @@ def _about_empty(slices: np.ndarray) -> str:
 
 
 def _empty_rows(pixels: np.ndarray) -> int:
-    """How many rows of a slice (H, W), counted from the lowest, have one and the same value."""
+    """How many rows of a slice (H, W), from the lowest up, hold a single value."""
     value = pixels[-1, -1]
-    if (pixels[-1] != value).any():  # soon told of most
+    if (pixels[-1] != value).any():  # most slices: quick to find out
         return 0
     shown = np.flatnonzero((pixels != value).any(axis=1))
     return int(len(pixels) - 1 - shown[-1]) if len(shown) else len(pixels)

@@ -1,4 +1,4 @@
-"""Dense U-Net: the intra-slice network, applied to every slice alone."""
+"""Dense U-Net: the intra-slice network, applied to each slice alone."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class ConvBNReLU(nn.Sequential):
 
 
 class DenseBlock(nn.Module):
-    """Two convolution units, the block's input x carried to the (+) behind each of them.
+    """Two convolution units, the block's input x carried to the (+) after each of them.
 
     The authors call the block densely connected and do not write out what (+) does inside it (SAU-Net, MIDL 2020,
-    poster 54, slide 5). Both readings are here:
+    poster 54, slide 5). Both readings are implemented:
 
     ``add``
         h1 = unit(x) + P x;  y = unit(h1) + P x, with P a 1 x 1 convolution where the widths differ, else identity.
-        It is the sign's meaning in the figure of the inter-slice attention.
+        The sign means this in the figure of the inter-slice attention.
     ``concat``
         h1 = [x, unit(x)];  y = [x, unit(h1)]: the dense connection of DenseNet (Huang et al., CVPR 2017).
 
     Args:
         in_channels: channels of x.
-        width: channels that each unit makes.
+        width: output channels of each unit.
         reading: ``add`` or ``concat``.
 
     Shape:
@@ -115,13 +115,13 @@ class DenseUNet(nn.Module):
         self.out_channels = channels
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """What the decoder works on: the four skip connections' maps, finest first, and the Bottom's.
+        """The decoder's input: the four skip connections' maps, finest first, and the Bottom's.
 
         Shape:
             (N, in_channels, H, W) -> five of (N, ``skip_channels[level]``, H / 2^level, W / 2^level).
 
         Raises:
-            ValueError: slices of another shape, or H or W no multiple of ``stride``.
+            ValueError: slices of another shape, or H or W not a multiple of ``stride``.
         """
         if x.ndim != 4 or x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise ValueError(

@@ -21,12 +21,12 @@ class InterSliceAttention(nn.Module):
     norm, ReLU), a 3 x 3 convolution and a sigmoid: one mask per channel, with values in 0..1.
 
     With one sigmoid channel of logits such a mask rescales F_i by 1 to 3 and cannot change its sign: it sharpens or
-    softens a slice's probability but never moves a voxel across 0.5. On several classes, or on features ahead of the
+    softens a slice's probability but never moves a voxel across 0.5. On several classes, or on features before the
     class scores, it can; `SAUNet` offers these places.
 
     Args:
         channels: channels of F.
-        reach: how many slices away the farthest neighbour is. The authors have 1; each further distance d (ours) has
+        reach: how many slices away the farthest neighbour is. The authors use 1; each further distance d (ours) has
             masks A^d of its own, and adds A^d_{i-d} * F_i + A^d_{i+d} * F_i.
 
     Shape:
@@ -58,7 +58,7 @@ def refine(rough: Tensor, masks: Iterable[Tensor]) -> Tensor:
 def from_neighbour(masks: Tensor, step: int, apart: Tensor | None = None) -> Tensor:
     """The mask of slice i + step at slice i, for stacks of masks (B, S, C, H, W); the shape stays.
 
-    Zero is the pruned branch: F + 0 * F. Shifting the masks costs no loop over slices. ``apart`` (B,) bool: stacks of
+    Zero is the pruned branch: F + 0 * F. Shifting the masks avoids a loop over slices. ``apart`` (B,) bool: stacks of
     unrelated slices, all of whose branches are pruned.
     """
     if apart is not None:

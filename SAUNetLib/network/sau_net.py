@@ -22,22 +22,22 @@ class SAUNet(nn.Module):
 
     Args:
         classes: 1 for the paper's binary form (foreground score, to be followed by a sigmoid), otherwise the number of
-            classes with the background (scores, to be followed by a softmax: our extension).
+            classes including background (scores, to be followed by a softmax: our extension).
         widths: see `DenseUNet`.
         reading: see `DenseBlock`.
-        attention: where ISA works: ``scores``, the per-slice class scores as the paper's formula has it; ``features``,
-            the feature maps ahead of them (the word on another of its slides; what is best, docs/results.md);
-            ``skips``, the encoder's maps of all levels but the finest, ahead of the decoder (ours, several scales);
+        attention: where ISA is applied: ``scores``, the per-slice class scores as in the paper's formula; ``features``,
+            the feature maps before them (the word on another of its slides; for which is best see docs/results.md);
+            ``skips``, the encoder's maps of all levels but the finest, before the decoder (ours, several scales);
             ``none``, Dense U-Net alone.
         reach: how many slices on each side attend to a slice, see `InterSliceAttention`.
 
     Shape:
         (B, S, 1, H, W): B stacks of S consecutive slices -> scores (B, S, classes, H, W). S >= 1; H and W multiples
-        of 16. Every slice goes through the Dense U-Net exactly once. ``apart`` (B,) bool: stacks whose slices are no
-        neighbours; they meet no masks.
+        of 16. Every slice goes through the Dense U-Net exactly once. ``apart`` (B,) bool: stacks whose slices are not
+        neighbours and get no masks.
 
     Raises:
-        ValueError: `attention` is none of these, `widths`, `reading` or `reach` is not possible (see there); in
+        ValueError: `attention` is none of these, `widths`, `reading` or `reach` is invalid (see there); in
             ``forward``, stacks of another shape.
     """
 
@@ -63,7 +63,7 @@ class SAUNet(nn.Module):
             self.isa = InterSliceAttention(self.encoder.out_channels if attention == "features" else classes, reach)
 
     def outline(self) -> SAUNet:
-        """A network of the same form without weights (PyTorch's meta device), to count with."""
+        """A network of the same form without weights (PyTorch's meta device), for counting."""
         with torch.device("meta"):
             return type(self)(self.classes, self.widths, self.reading, self.attention, self.reach).eval()
 
@@ -72,14 +72,14 @@ class SAUNet(nn.Module):
         return cost_of(self.outline(), torch.empty(1, 1, 1, rows, columns, device="meta"))
 
     def rough(self, slices: Tensor) -> Maps:
-        """The rough results F of slices (N, 1, H, W), each alone: one map (N, C, H, W), or those of all levels."""
+        """The rough results F of slices (N, 1, H, W), each on its own: one map (N, C, H, W), or those of all levels."""
         if self.attention == "skips":
             return tuple(self.encoder.encode(slices))
         features = self.encoder(slices)
         return (self.head(features) if self.attention == "scores" else features,)
 
     def masks(self, rough: Maps) -> tuple[Maps, ...]:
-        """The attention A of slices for their neighbours 1, 2, ... slices away: masks for the last maps of F each time.
+        """The attention A of slices for their neighbours 1, 2, ... slices away: each time for the last maps of F.
 
         Without ISA there are none.
         """
@@ -88,7 +88,7 @@ class SAUNet(nn.Module):
         return tuple(zip(*(isa(maps) for isa, maps in zip(attentions, attended, strict=True)), strict=True))
 
     def scores(self, rough: Maps, beside: Sequence[Maps] = ()) -> Tensor:
-        """Class scores (N, classes, H, W) of slices by their F and the masks of each neighbour that they have."""
+        """Class scores (N, classes, H, W) of slices from their F and the masks of each neighbour that they have."""
         refined = list(rough)
         first = len(rough) - len(self._attentions())
         for place in range(first, len(rough)):
@@ -100,7 +100,7 @@ class SAUNet(nn.Module):
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Scores (1, classes, H, W) slice by slice of one stack that comes in chunks (n, 1, H, W).
 
-        Every slice is encoded once, however the stack is cut, and memory does not grow with it.
+        Every slice is encoded once, however the stack is divided, and memory does not grow with it.
         """
         waiting: deque[Maps] = deque()  # rough results of slices i, i + 1, ...
         masks: deque[tuple[Maps, ...]] = deque()  # masks of slices i - reach to i + reach, where they exist
