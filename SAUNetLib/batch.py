@@ -1,4 +1,4 @@
-"""Segment a whole archive, on this computer or a Dask cluster; a repeated run does only what is left."""
+"""Segment a whole archive, on this computer or a Dask cluster; a repeated run processes only what is left."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     from distributed import Client
 
 GIVE_UP = 20
-"""The run ends after so many sources in a row that failed for the same reason unrelated to their images."""
+"""The run ends after this many sources in a row that failed for the same reason unrelated to their images."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _VOXELS = (".raw", ".zraw", ".raw.gz", ".img")
-"""What lies beside the headers of MetaImage and NRRD files."""
+"""Extensions of voxel data beside the headers of MetaImage and NRRD files."""
 _OF_THE_RUN = ("INPUT_NOT_FOUND", "DEVICE", "MODEL_", "OUTPUT_WRITE", "NOT_INSTALLED", "CRASHED", "INTERNAL")
 
 
@@ -67,21 +67,21 @@ def run_batch(
     report: Callable[[int, int | None, int, int], None] = lambda done, total, failed, before: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Batch:
-    """Segment all series below a folder; a repeated call does only what is new, has changed or failed.
+    """Segment all series below a folder; a repeated call processes only what is new, has changed or failed.
 
-    Every series gets a label map, a table, measurements and a preview under its own path below `output`. Beside them
-    lie ``batch.jsonl``, a line for every source when it is done, ``batch.csv``, a row for every series there is, and
-    ``measurements.csv``, the measurements of all of them.
+    Every series gets a label map, a table, measurements and a preview under its own path below `output`. There are also
+    ``batch.jsonl`` with a line for every finished source, ``batch.csv`` with a row for every series, and
+    ``measurements.csv`` with the measurements of all series.
 
     Args:
-        archive: folder, which is not changed; all files of a DICOM series lie in one folder.
-        output: folder; the computers of a cluster see it and the archive under the same paths.
+        archive: folder, which is not changed; all files of a DICOM series must lie in one folder.
+        output: folder; the computers of a cluster must see it and the archive under the same paths.
         model: name or file; default: the shipped model.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         scheduler: address of a Dask scheduler such as ``tcp://host:8786``; default: workers on this computer.
-        workers: processes on this computer; default: one per core, as far as memory suffices, on a GPU one.
-        report: called again and again with the numbers of sources that are done, that this run has to do (None until
-            the whole archive was looked through), that failed, and that earlier runs had done.
+        workers: processes on this computer; default: one per core, as memory allows, or one on a GPU.
+        report: called repeatedly with the numbers of sources that are done, that this run has to process (None until
+            the whole archive has been scanned), that failed, and that earlier runs have done.
         warn: called with a text about each unusable worker, and if there are no workers.
 
     Returns:
@@ -102,7 +102,7 @@ def run_batch(
     _check_folders(archive, output)
     scan = _ArchiveScan(archive, output)
     chosen = model or DEFAULT_MODEL
-    if Path(chosen).suffix == ".safetensors":  # else it is a name, also where a file here is called so
+    if Path(chosen).suffix == ".safetensors":  # else it is a name, even if a file here is called that
         chosen = os.path.abspath(chosen)  # noqa: PTH100 - no failure for any path
     card = ModelCard.read(find_model(chosen))
     task = BatchTask(archive.resolve(), output.resolve(), chosen, card.sha256, device)
@@ -124,7 +124,7 @@ def run_batch(
 
 @contextmanager
 def _workers(task: BatchTask, scheduler: str | None, workers: int | None) -> Iterator[Client]:
-    """Look at the model and connect to workers, which takes seconds that a run without work is spared."""
+    """Check the model and connect to workers, which takes seconds that a run without work is spared."""
     from .engine import choose_device
     from .model import load_model
 
@@ -148,11 +148,11 @@ def _check_folders(archive: Path, output: Path) -> None:
 
 
 class _ArchiveScan:
-    """One pass through an archive: the places of its sources, and the number of other files by extension.
+    """One pass through an archive: the `places` of its sources, and counts of other files by extension (`left_out`).
 
-    `closed` are those of them that are folders which cannot be listed, and `earlier` the folders with results of other
-    batches; `total` is the number of sources that need work, and `walked` whether the pass has ended. An archive
-    without a source is refused before anything is made in the output folder.
+    `closed` are the places of folders that cannot be listed, and `earlier` the folders with results of other batches;
+    `total` is the number of sources that need work, and `walked` whether the pass is complete. An archive without
+    sources is refused before anything is written to the output folder.
     """
 
     def __init__(self, archive: Path, output: Path) -> None:
@@ -161,7 +161,7 @@ class _ArchiveScan:
         self.left_out: Counter[str] = Counter()
         self.earlier: list[str] = []
         self.total, self.walked = 0, False
-        self._left = False  # whether nobody asks for what is found any more
+        self._left = False  # whether nobody takes the sources any more
         self.archive, self.output = archive, output
         self._sources = find_sources(archive, output, self.left_out, self.earlier)
         first = next(self._sources, None)
@@ -176,12 +176,12 @@ class _ArchiveScan:
         self._sources = chain([first], self._sources)
 
     def pending(self, known: Batch, sha256: str) -> Generator[Source | None]:
-        """Yield the sources that still need work, while a thread walks on: a large archive takes hours.
+        """Yield the sources that still need work, while a thread goes on scanning: a large archive takes hours.
 
-        None where no further one was found yet.
+        None means that no further source has been found yet.
         """
         found: SimpleQueue[Source | BaseException | None] = SimpleQueue()
-        # What ends the run does not wait until a slow share has answered.
+        # Daemon: the end of the run does not wait until a slow network share has answered.
         Thread(target=self._walk, args=(known, sha256, found), daemon=True, name="walk").start()
         try:
             while True:
@@ -199,7 +199,7 @@ class _ArchiveScan:
             self._left = True
 
     def _walk(self, known: Batch, sha256: str, found: SimpleQueue[Source | BaseException | None]) -> None:
-        """Put into the queue the sources that still need work, then None, or what ended the walk."""
+        """Queue the sources that still need work, then None, or the exception that ended the scan."""
         try:
             for source in _with_twins(self._sources, self.output):
                 if self._left:
@@ -234,8 +234,8 @@ def _segment_all(
         try:
             _work(make_pool, waiting, task, journal, try_workers, tell)
         finally:
-            if records != known.records or scan.walked:  # else the summary stays what it was
-                # Where the walk did not end, what had left the archive is not back unless it was met.
+            if records != known.records or scan.walked:  # else the summary is left as it was
+                # If the scan is incomplete, a source that had left the archive is back only if it was seen.
                 left = [] if scan.walked else [place for place in known.gone if place not in scan.places]
                 seen = scan.places if scan.walked else records.keys() - left
                 result = replace(known, records=records).only(seen, scan.closed, output)
@@ -292,9 +292,9 @@ def find_sources(
 ) -> Iterator[Source]:
     """Find image files and folders with DICOM files below a folder; hidden ones and `output` are left out.
 
-    A folder that cannot be read is one too, so that its absence is told. In `left_out` other files are counted by their
-    endings; not beside DICOM files, all of which would have to be opened. Folders below it with the results of another
-    batch, whose label maps are no images, are left out as well, and noted in `earlier`.
+    A folder that cannot be read is a source, too, so that it is reported. `left_out` counts other files by extension,
+    except beside DICOM files, where each would have to be opened. Subfolders with the results of another batch, whose
+    label maps are not images, are left out as well, and listed in `earlier`.
     """
     closed: list[OSError] = []
     for parent, folders, names in os.walk(archive, onerror=closed.append):
@@ -324,7 +324,7 @@ def _stamp(paths: Sequence[Path]) -> tuple[str, int, bool]:
         try:
             about = path.stat()
         except OSError as failure:
-            # What a link leads to may be on a disk that is away; any other file that is not there is no more.
+            # The target of a link may be on a disconnected disk; any other missing file is gone.
             closed = closed or not isinstance(failure, FileNotFoundError) or path.is_symlink()
             continue
         size += about.st_size
@@ -342,7 +342,7 @@ def _work(
 ) -> None:
     """Submit sources to the workers, a few in advance, and write the results to the journal.
 
-    Those whose workers died, or could not open them, are tried once more at the end.
+    Sources whose workers died, or could not open them, are tried once more at the end.
     """
     for first in waiting:
         report(0, 0)
@@ -358,7 +358,7 @@ def _work(
 _Entry = tuple[Source, frozenset[str]]
 """A source with the addresses of the workers that could not open it."""
 _END: Any = object()
-"""After the last of them; None is for one that is not known yet."""
+"""Marks the end of the entries; None stands for one that is not known yet."""
 
 
 class _Work:
@@ -368,7 +368,7 @@ class _Work:
         self._pool, self._task, self._journal, self._report = pool, task, journal, report
         self._streak, self._done, self._failed = _FailureStreak(journal.has_results(task.sha256)), 0, 0
         self._elsewhere: deque[_Entry] = deque()  # to be tried again by another worker
-        self._alone: deque[_Entry] = deque()  # to be tried again while no other is
+        self._alone: deque[_Entry] = deque()  # to be tried again one at a time
         self._phase = 1
 
     def do(self, sources: Iterable[Source | None]) -> None:
@@ -380,7 +380,7 @@ class _Work:
         self._run((source, frozenset()) if source else None for source in sources)
         self._phase = 2
         self._run(_emptied(self._elsewhere))
-        # What else a worker has when an image kills it counts as tried as often as that one: now each is by itself.
+        # When an image kills its worker, the other sources there count as tried, too: now each is tried alone.
         self._phase = 3
         self._run(_emptied(self._alone))
 
@@ -430,14 +430,14 @@ class _FailureStreak:
     """Count sources in a row that failed for the same reason unrelated to their images; end the run at `GIVE_UP`.
 
     Args:
-        segmented: whether an earlier run has segmented anything: what is left may be what failed there.
+        segmented: whether an earlier run has segmented anything: what is left may be just its failures.
     """
 
     def __init__(self, segmented: bool) -> None:
         self._in_a_row, self._reason, self._segmented = 0, "", segmented
 
     def note(self, outcomes: Sequence[Outcome]) -> bool:
-        """Count a source's outcomes; returns whether, judging by its code, it failed through the worker's fault.
+        """Count a source's outcomes; returns whether, judging by the code, the worker was at fault.
 
         Raises:
             UsageError: USAGE, it was the last of too many in a row.
@@ -449,7 +449,7 @@ class _FailureStreak:
             return False
         failure = failures[0]
         if failure.code == "INTERNAL" and self._segmented:
-            return True  # images may share a fault of ours, which is no reason to leave the others undone
+            return True  # several images may meet one bug, which is no reason to skip the others
         self._in_a_row = self._in_a_row + 1 if failure.code == self._reason else 1
         self._reason = failure.code
         if self._in_a_row >= GIVE_UP:
@@ -480,7 +480,7 @@ def _checked(outcome: Outcome, output: Path) -> Outcome:
 
 def _crash_outcome(failure: BaseException) -> Outcome:
     """The outcome of a source whose workers died, or that hit an error unrelated to its images."""
-    if isinstance(failure, Exception) and is_out_of_memory(failure):  # as while a worker imports
+    if isinstance(failure, Exception) and is_out_of_memory(failure):  # for example during a worker's imports
         known = out_of_memory()
         return Outcome("failed", code=known.code, text=known.cause, exit_status=known.exit_status)
     host = failure.host if isinstance(failure, WorkersDied) else ""

@@ -25,37 +25,37 @@ if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
 
 WORKER_BYTES = 1.2e9
-"""Memory that a worker needs at most, see docs/speed.md."""
+"""Most bytes that a worker needs, see docs/speed.md."""
 ANSWER_S = 20.0
-"""How long a scheduler may take to answer."""
+"""Seconds that a scheduler may take to answer."""
 QUEUED = 2
-"""Sources for each thread of a worker that are handed out: the one that it does and the next.
+"""Sources submitted for each thread of a worker: the current one and the next.
 
-An archive's millions would fill the scheduler's memory, and what lies at a worker that dies counts as tried.
+Millions at once would fill the scheduler's memory, and all sources at a worker that dies count as tried.
 """
 TRIES = 3
-"""So often a source is tried again whose worker died, as Dask itself does."""
+"""How many times a source is tried again after its worker died, as in Dask itself."""
 LOOK_S = 2.0
-"""How often to see which workers have come and gone."""
+"""Seconds between checks for workers that have come or gone."""
 OTHERS_S = 20.0
-"""Where every worker that has come is no good: how long others may take, which a job starts at about the same time."""
+"""Seconds to wait for others if no worker so far is usable: a cluster job starts all at about the same time."""
 TELL_S = 60.0
-"""After how long without a worker to say that one is waited for."""
+"""Seconds without a worker after which to warn that the run is waiting for one."""
 NO_WORKER_S = 900.0
-"""How long to wait for a worker: a computer of a cloud takes minutes to start.
+"""Seconds to wait for a worker: a cloud computer takes minutes to start.
 
-Jobs that may wait in a queue for hours should begin this command themselves.
+Cluster jobs that may be queued for hours should start this command themselves.
 """
 SILENCE_S = 1800.0
-"""After how long without any result to name the sources that are out: one may never end."""
+"""Seconds without any result after which to name the sources in progress: one may never finish."""
 MOST_NAMED = 10
 
 _LOCAL: dict[str, Any] = {
-    # No pages of what is done. The preload is a module's name: of a text Dask would make a file, and run that.
+    # No dashboard pages. The preload is the name of a module: Dask would write source code to a file and run that.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.worker.preload": ["SAUNetLib.process"],
-    # A worker that died is replaced, however long that takes on a busy computer; Dask would give it up after 15 s.
+    # A dead worker is replaced, however long that takes on a busy computer; Dask would give up after 15 s.
     "distributed.deploy.lost-worker-timeout": "1 day",
 }
 
@@ -67,7 +67,7 @@ def connected(scheduler: str | None, workers: int | None, output: Path) -> Itera
     from distributed import Client, LocalCluster
 
     for name in ("distributed", "distributed.client"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is in the journal
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are in the journal
     if scheduler is not None:
         with _reached(scheduler) as client:
             yield client
@@ -75,12 +75,12 @@ def connected(scheduler: str | None, workers: int | None, output: Path) -> Itera
     remove_leftovers()  # of runs that were killed
     try:
         with (
-            # Dask puts its folder first where Python looks for modules. Its own choice has a name that any user of the
-            # computer may take first. Not `temporary_folder`, which another start would remove after a day.
+            # Dask puts its folder first on Python's module search path. By default its name is one that any user of the
+            # computer could take first. Not `temporary_folder`, which another start would remove after a day.
             TemporaryDirectory(prefix=f"saunet-batch-{os.getpid()}-", ignore_cleanup_errors=True) as private,
             dask.config.set(_LOCAL | {"temporary-directory": private}),
-            # One thread each: slices have work enough for one core, and cores do not wait for each other. With keys of
-            # its own: who may call a scheduler may run anything, and on its port every user of the computer may.
+            # One thread each: a slice keeps one core busy, and cores do not wait for each other. With TLS keys of its
+            # own: whoever can connect to a scheduler can run anything, and any user of the computer can reach its port.
             _closing(LocalCluster(
                 n_workers=workers or _own_workers(), threads_per_worker=1, memory_limit=0, security=True,
                 dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
@@ -89,7 +89,7 @@ def connected(scheduler: str | None, workers: int | None, output: Path) -> Itera
         ):  # fmt: skip
             yield client
     finally:
-        for parent, _, names in os.walk(output):  # of workers that were stopped while they wrote
+        for parent, _, names in os.walk(output):  # of workers that were stopped while writing
             for name in names:
                 if is_temporary(name, RESULTS):
                     with suppress(OSError):
@@ -98,7 +98,7 @@ def connected(scheduler: str | None, workers: int | None, output: Path) -> Itera
 
 @contextmanager
 def _closing(cluster: LocalCluster) -> Iterator[LocalCluster]:
-    """Close a cluster at the end; its workers are killed in time, but a busy computer may take longer to end them."""
+    """Close a cluster at the end; its workers are killed in time, but may take longer to end on a busy computer."""
     try:
         yield cluster
     finally:
@@ -121,7 +121,7 @@ def _reached(scheduler: str) -> Client:
 
     try:
         return Client(scheduler, timeout=ANSWER_S)
-    except TypeError as failure:  # for want of keys, as Dask has it
+    except TypeError as failure:  # what Dask raises if keys are missing
         raise UsageError(
             "USAGE",
             f"the scheduler at {scheduler} requires TLS, but no certificates are configured ({failure})",
@@ -140,7 +140,7 @@ def _unreached(scheduler: str, failure: OSError | ValueError) -> UsageError:
         roots.append(root)
     text = next((getattr(root, "strerror", None) or str(root) for root in reversed(roots) if str(root)), "")
     remedy = "Correct distributed.comm.tls in Dask's configuration, see docs/batch.md"
-    if isinstance(failure, FileNotFoundError | PermissionError):  # which one it was Python does not say
+    if isinstance(failure, FileNotFoundError | PermissionError):  # Python does not say which file
         tls = (
             dask.config.get(f"distributed.comm.tls.{name}", None) for name in ("ca-file", "client.cert", "client.key")
         )
@@ -169,7 +169,7 @@ def scheduler_kept(scheduler: str | None) -> Iterator[None]:
     try:
         yield
     except (FutureCancelledError, ClosedClientError, OSError) as lost:
-        if isinstance(lost, OSError) and lost.errno is not None:  # a disk's
+        if isinstance(lost, OSError) and lost.errno is not None:  # from a file system
             raise
         if scheduler is None:
             cause = "the connection to the workers on this computer was lost"
@@ -193,8 +193,8 @@ class WorkerPool:
     """The workers that segment sources, and the sources submitted to them.
 
     Each worker of a cluster is tested once first, and gets no sources if it fails: a worker that fails at once is
-    always free for the next source, so a single computer without the archive would make nearly all of it fail. Nothing
-    is changed on the cluster: sources are only submitted to usable workers.
+    always free for the next source, so a single computer without the archive would make nearly all sources fail.
+    Nothing is changed on the cluster: sources are only submitted to usable workers.
     """
 
     def __init__(
@@ -207,24 +207,24 @@ class WorkerPool:
         """Start without any workers.
 
         Args:
-            client: a connection.
+            client: the connection to the workers.
             work: called with a source on a worker.
             trial: called once on a worker; returns its host and its failure as `SAUNetError.as_dict`. None for workers
                 that need no trial.
             warn: called with a text about each unusable worker, and if there are no workers.
         """
         self._client, self._work, self._trial, self._warn = client, work, trial, warn
-        self._threads: dict[str, int] = {}  # of the good workers, by address
+        self._threads: dict[str, int] = {}  # of the usable workers, by address
         self._trials: dict[str, Future] = {}
         self._failures: dict[str, SAUNetError | None] = {}  # of the workers that have been tried
         self._call: Future | None = None
         self._submitted: dict[Any, tuple[Source, Future, frozenset[str]]] = {}
         self._done: SimpleQueue[Future] = SimpleQueue()
-        self._overdue: set[Any] = set()  # of the submitted: those that were done, but whose results did not come
+        self._overdue: set[Any] = set()  # of the submitted: finished, but without their results so far
         self._tries: Counter[str] = Counter()
         self._lost: list[Source] = []
         self._latest: Future | None = None
-        # When a worker was good last or was tried; whether their absence was told; whether those that were good left.
+        # When a worker was last usable or tested; whether their absence was reported; whether any has been usable.
         self._since, self._absence_told, self._began, self._next_look = time.monotonic(), False, False, 0.0
         self._last_result, self._silence_told = time.monotonic(), False
 
@@ -254,13 +254,13 @@ class WorkerPool:
             future = self._done.get(timeout=LOOK_S)
         except Empty:
             return None
-        if future.key not in self._submitted:  # a trial's, or one that was cancelled and handed out again
+        if future.key not in self._submitted:  # a trial, or a source that was cancelled and resubmitted
             self._next_look = 0.0
             return None
         try:
             result: Any = _fetched(future)
         except TimeoutError:
-            # Its worker may have died before it gave the result away: then Dask has it done again, or `refresh` has.
+            # Its worker may have died before handing over the result: then Dask or `refresh` has it processed again.
             self._overdue.add(future.key)
             return None
         source, self._latest, _ = self._submitted.pop(future.key)
@@ -273,7 +273,7 @@ class WorkerPool:
         """Test the worker of the last result again before it gets another source: its disk may be gone.
 
         Returns:
-            Its address, or several where the result has been copied; none of workers that need no trial.
+            Its address, or several if the result has been copied; empty for workers that need no trial.
         """
         if self._trial is None or self._latest is None:
             return frozenset()
@@ -289,7 +289,7 @@ class WorkerPool:
         """Update the list of workers, and resubmit the sources of those that left.
 
         Raises:
-            SAUNetError: no worker is good, or none came for long.
+            SAUNetError: no worker is usable, or none has come for a long time.
         """
         if time.monotonic() < self._next_look:
             return
@@ -303,7 +303,7 @@ class WorkerPool:
             self._resubmit({address for address in threads if self._failures.get(address) is None})
         self._overdue &= self._submitted.keys()
         for key in list(self._overdue):
-            if self._submitted[key][1].done():  # Dask tells of a future only once
+            if self._submitted[key][1].done():  # Dask reports a future only once
                 self._overdue.discard(key)
                 self._done.put(self._submitted[key][1])
         self._wait()
@@ -314,7 +314,7 @@ class WorkerPool:
         """Start the trials of new workers, and collect the trials that have finished."""
         if threads:
             self._call = None
-        elif self._call is None:  # an adaptive cluster starts workers only where something is to be done
+        elif self._call is None:  # an adaptive cluster starts workers only if there is work
             self._call = self._client.submit(trial, pure=False)
         for address in self._trials.keys() - threads.keys():
             del self._trials[address]
@@ -389,7 +389,7 @@ def _fetched(future: Future) -> Any:
     """The result of a finished future, or the exception that it raised.
 
     Raises:
-        TimeoutError: it does not come; nothing is told of a worker that died before it could hand it over.
+        TimeoutError: it does not arrive; Dask does not report that a worker died before handing it over.
         FutureCancelledError: it was lost with the scheduler.
     """
     error = future.exception(timeout=ANSWER_S)
@@ -398,7 +398,7 @@ def _fetched(future: Future) -> Any:
     try:
         return future.result(timeout=ANSWER_S)
     except Exception as failure:
-        if future.status == "error":  # it was done again meanwhile
+        if future.status == "error":  # it was run again meanwhile
             return failure
         raise
 
@@ -406,7 +406,7 @@ def _fetched(future: Future) -> Any:
 def _failure(address: str, trial: Future) -> SAUNetError | None:
     """Why the trial of a worker failed; None if the worker is usable; raises as `_fetched`."""
     result = _fetched(trial)
-    if isinstance(result, BaseException):  # it could not even begin
+    if isinstance(result, BaseException):  # it could not even start
         host, text = _host(address), " ".join(f"{type(result).__name__}: {result}".split())
         return UsageError(
             "NOT_INSTALLED",

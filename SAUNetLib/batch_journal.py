@@ -25,16 +25,16 @@ from .formats.atomic import discard, same_place, spelling, write_beside
 
 JOURNAL, SUMMARY, LOCK, FIGURES = "batch.jsonl", "batch.csv", "batch.lock", "measurements.csv"
 RESULTS = (".nii.gz", ".csv", ".json", ".png")
-"""How label map, table, measurements and preview of an image end."""
+"""Extensions of an image's label map, table, measurements and preview."""
 SUMMARY_S = 300.0
-"""How often to write the summary while a run works."""
+"""Seconds between updates of the summary during a run."""
 MOST_NAME = 200
-"""Bytes of a result's name without its ending; file systems allow 255 with it."""
+"""Most bytes of a result's name without its extension; file systems allow 255 with it."""
 MOST_NUMBER = 12
-"""Letters of a series' number, as DICOM has it."""
+"""Most characters of a series number in DICOM."""
 _OF_SERIES = re.compile(rf"[0-9A-Za-z]{{1,{MOST_NUMBER}}}-[0-9a-f]{{8}}({'|'.join(map(re.escape, RESULTS))})")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a formula may begin with in a spreadsheet; the last four are the same signs in the width of Chinese letters."""
+"""What a formula may begin with in a spreadsheet; the last four are the full-width forms of the first four."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Source:
         place: path relative to the archive, with slashes.
         dicom: whether it is a folder.
         stamp: changes with its files; empty for a folder that cannot be listed.
-        size: bytes of its files together, which are the same on every computer, whatever its system makes of times.
-        closed: whether not all of its files can be looked at, so that the stamp does not tell whether they changed.
-        twin: whether its results would be called like another's, on a file system that knows no upper and lower case.
+        size: total bytes of its files, which unlike file times are the same on every computer.
+        closed: whether some of its files cannot be accessed, so that the stamp does not show whether they changed.
+        twin: whether its results would have the names of another source's on a case-insensitive file system.
     """
 
     place: str
@@ -63,21 +63,21 @@ class Outcome:
     """The outcome of one series or image.
 
     Attributes:
-        status: ``segmented``; ``refused``, no image that can be segmented; or ``failed``, to be tried again, as what
-            could not be opened.
+        status: ``segmented``; ``refused``, it cannot be segmented; or ``failed``, to be tried again, for example
+            because it could not be opened.
         code, text: of the refusal or failure.
-        exit_status: of the failure, as `saunet segment` has it.
-        output: label map below the output folder; table, measurements and preview are called like it. Where an image
-            that is still the same failed, its earlier one.
-        notices: codes of what is to be known of the result.
-        confidence: of the least certain name, 0 to 1; None where there is none.
+        exit_status: of the failure, as of `saunet segment`.
+        output: label map, relative to the output folder; table, measurements and preview share its name. If an
+            unchanged image failed, its earlier label map.
+        notices: codes of the result's notices.
+        confidence: of the least certain name, 0 to 1; None if there is none.
         host: computer on which it failed.
-        own: whether it failed for its own name or absence, while other files could be written or are there.
+        own: whether its own name or absence is the cause, since other files could be written or are there.
         closed: whether it could not be opened on that computer.
-        changed: whether files of its source came, went or grew between being found and the end of the work.
-        labels: digits that change with the contents of the label map, as it was written.
-        name: of a DICOM series, what its results are called; the same in every folder that holds slices of it.
-        series_uid, study_uid: of a DICOM series, as its files state them.
+        changed: whether files of its source were added, removed or resized between the scan and the end of the work.
+        labels: a hash of the label map as it was written.
+        name: of a DICOM series' results; the same in every folder that holds slices of the series.
+        series_uid, study_uid: of a DICOM series, as stored in its files.
     """
 
     status: str
@@ -108,11 +108,11 @@ _KINDS = {
     for name, kind in get_type_hints(Outcome).items()
     if name != "notices"
 }
-"""What the entries of an outcome are; JSON may have written a whole number without its point."""
+"""Types of an outcome's entries; JSON may have a whole number without a decimal point for a float."""
 
 
 def _outcome(status: str, notices: Sequence[str], **rest: Any) -> Outcome:
-    """The outcome with these entries of a line of the journal; a ValueError or TypeError where one cannot be such."""
+    """Create an outcome from the entries of a journal line; raises ValueError or TypeError for an invalid one."""
     outcome = Outcome(status, notices=tuple(notices), **rest)
     fit = all(isinstance(getattr(outcome, name), kind) for name, kind in _KINDS.items())
     if not fit or not all(isinstance(code, str) for code in notices) or b"\0" in os.fsencode(outcome.output):
@@ -125,11 +125,11 @@ class SourceRecord:
     """A line of the journal: the outcomes of a source's series.
 
     Attributes:
-        place, stamp: of the source; the stamp is empty where that changed while the run worked on it.
-        model: SHA-256 of the model that made them; empty once the source was begun again, since whatever ends a run,
-            workers may go on and replace results.
+        place, stamp: of the source; the stamp is empty if the source changed while it was processed.
+        model: SHA-256 of the model that made them; empty once processing has begun again, since workers may go on and
+            replace results after the run has ended.
         version: of SAUNet.
-        kept: second names of label maps that lay there when the source was begun, and were not those noted.
+        kept: names of copies of label maps that differed from the recorded ones when processing began.
     """
 
     place: str
@@ -144,7 +144,7 @@ class SourceRecord:
         """Create the record from a line of JSON.
 
         Raises:
-            ValueError, KeyError, TypeError: a crash spoilt it, or another version wrote it.
+            ValueError, KeyError, TypeError: a crash damaged it, or another version wrote it.
         """
         entry = json.loads(line)
         outcomes = tuple(_outcome(**outcome) for outcome in entry["outcomes"])
@@ -172,13 +172,13 @@ class Batch:
     """What is known about an archive.
 
     Attributes:
-        records: by the places of its sources.
-        gone: likewise of sources that have left the archive, and whose results are still there; as long as it was not
-            looked through, those of the last run, which are among the records, too.
-        left_out: how many files are no known image, by their endings.
+        records: by place of the source.
+        gone: likewise, of sources that have left the archive, but whose results are still there; until the archive has
+            been scanned, those of the last run, which are among the records, too.
+        left_out: number of files that are not a known kind of image, by extension.
         earlier: folders of the archive with the results of other batches, which are left out.
-        edited: second names of label maps that were not those noted when their sources were begun again.
-        first, last: runs, where there was one: the one that the first results are of, and the latest.
+        edited: names of copies of label maps that differed from the recorded ones when processed again.
+        first, last: the run that made the first results, and the latest run; None if there was none.
     """
 
     records: Mapping[str, SourceRecord] = field(default_factory=dict)
@@ -242,9 +242,9 @@ class Batch:
         return sum(any(outcome.changed for outcome in record.outcomes) for record in self.records.values())
 
     def only(self, seen: Collection[str], closed: Collection[str], output: Path) -> Batch:
-        """The same for an archive that now has only these places; records of all others count as gone.
+        """The batch if the archive now has only the places `seen`: records of all others count as gone.
 
-        Not of those in folders that cannot be listed (`closed`): nothing is known of them.
+        Those in folders that cannot be listed (`closed`) do not: nothing is known of them.
         """
 
         def may_be_there(place: str) -> bool:
@@ -264,8 +264,8 @@ def read_batch(output: Path) -> Batch:
     """Read the journal in an output folder; lines damaged by a crash or written by another version are ignored."""
     records: dict[str, SourceRecord] = {}
     first = last = None
-    results = False  # also what cannot be read: until then nothing is held of an archive, whichever a run was given
-    # Where it cannot be read, neither can the summary be written, which says why.
+    results = False  # whether there is any record, even an unreadable one: until then a run's archive is not binding
+    # If the journal cannot be read, writing the summary fails, too, and says why.
     with suppress(OSError), open(output / JOURNAL, encoding="utf-8-sig", errors="replace") as file:
         for line in file:
             with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -282,9 +282,9 @@ def read_batch(output: Path) -> Batch:
 
 
 def _shown_as_gone(output: Path) -> set[str]:
-    """The places of the sources that have left the archive, as the summary writes them: the journal does not tell."""
+    """Places, as the summary spells them, of the sources that have left the archive: the journal does not tell."""
     with (
-        suppress(OSError, csv.Error),  # it is away, or not ours any more
+        suppress(OSError, csv.Error),  # it is missing, or no longer ours
         open(output / SUMMARY, newline="", encoding="utf-8-sig", errors="replace") as file,
     ):
         return {row[0] for row in csv.reader(file) if row[2:3] == ["gone"]}
@@ -297,7 +297,7 @@ def is_there(path: Path) -> bool:
 
 
 def content_of(path: Path) -> str:
-    """Digits that change with the content of a file; empty if it cannot be read."""
+    """A short hash of a file's content; empty if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError:
@@ -305,7 +305,7 @@ def content_of(path: Path) -> str:
 
 
 def _may_be_there(path: Path) -> bool:
-    """Whether something is at a path, or cannot be seen to be missing, as in a folder that is closed."""
+    """Whether a path exists, or cannot be shown to be missing, as in an inaccessible folder."""
     try:
         os.lstat(path)
     except OSError as failure:
@@ -317,7 +317,7 @@ class Journal:
     """The open journal of a run, and its records by place.
 
     Attributes:
-        edited: as of `Batch`.
+        edited: see `Batch`.
     """
 
     def __init__(self, file: TextIO, records: dict[str, SourceRecord], output: Path) -> None:
@@ -337,18 +337,18 @@ class Journal:
     def begin(self, source: Source) -> bool:
         """Record, before a source with results is processed again, that they may be replaced from now on.
 
-        Label maps that are not those noted are copied, also where nothing is noted: somebody has corrected them, and
-        could not make them again, or a run was ended before it could note them.
+        Label maps that differ from the recorded ones, or are not recorded, are copied: either somebody has corrected
+        them, which cannot be redone, or a run ended before it could record them.
 
         Returns:
-            False where such a file cannot be copied: everything stays as it is, and that is noted as the failure.
+            False if such a file cannot be copied: everything stays as it is, and this is recorded as the failure.
         """
         before = self._records.get(source.place) or SourceRecord(source.place, source.stamp, "", ())
         again = source.place in self._begun
         self._begun.add(source.place)
         noted = {outcome.output: outcome.labels for outcome in before.outcomes if outcome.output}
         maps = {name: labels for name, labels in noted.items() if labels}
-        if not (again or source.twin):  # what has come since is this run's own, and a twin's are those of the other one
+        if not (again or source.twin):  # newer files are this run's own, and a twin's belong to the other source
             found = {name for name in _found(source, self._output) if name.endswith(RESULTS[0])}
             maps.update(dict.fromkeys(found - noted.keys(), ""))
         kept = set(before.kept) if again or not before.model else set()
@@ -389,14 +389,14 @@ class Journal:
 
     def _keep(self, record: SourceRecord) -> None:
         self.write(record)
-        self._records[record.place] = record  # before the disk is waited for: a signal then finds both alike
+        self._records[record.place] = record  # before waiting for the disk: a signal then finds both equal
         os.fsync(self._file.fileno())
 
     def note(self, source: Source, model: str, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
-        """Record the outcomes of a source for a model (SHA-256); returns the record once it is on the disk.
+        """Record the outcomes of a source for a model (SHA-256); returns them as recorded, once they are on the disk.
 
-        The record takes its place among the others, and files of the source's earlier results that it has no longer are
-        removed. The summary is written now and then.
+        The record replaces the source's earlier one, and earlier result files that it no longer has are removed. The
+        summary is written now and then.
         """
         before = self._records.get(source.place)
         kept = before.kept if before else ()
@@ -404,14 +404,14 @@ class Journal:
         record = _kept(before, source, record)
         if any(outcome.changed for outcome in outcomes):
             record = replace(record, stamp="")
-        if not _is_spared(before, source, record):  # first: what is in the journal is not looked at again
+        if not _is_spared(before, source, record):  # first: a recorded source is not looked at again
             record = _with_left(record, _remove_left(before, source, record, self._output))
         self._keep(record)
         if (began := time.monotonic()) >= self._due:
-            with suppress(UsageError):  # a spreadsheet may have it open; the last one, at the end, tells it
+            with suppress(UsageError):  # a spreadsheet may have it open; the last write reports it
                 write_summary(Batch(self._records), self._output)
             took = time.monotonic() - began
-            self._due = began + max(SUMMARY_S, 20 * took)  # of millions of sources it takes a while
+            self._due = began + max(SUMMARY_S, 20 * took)  # it takes a while for millions of sources
         return record.outcomes
 
     def write(self, line: SourceRecord | RunStart) -> None:
@@ -426,13 +426,13 @@ def open_journal(records: dict[str, SourceRecord], archive: Path, output: Path) 
     with open(output / JOURNAL, "a", encoding="utf-8") as file:
         journal = Journal(file, records, output)
         if file.tell():
-            file.write("\n")  # ends what a crash cut short; an empty line tells nothing
+            file.write("\n")  # ends a line that a crash cut short; empty lines are ignored
         journal.write(RunStart(str(archive.resolve()), gethostname(), os.getpid()))
         yield journal
 
 
 def _with_remark(kept: Sequence[str], outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
-    """Outcomes of which the first says what became of label maps that were not those noted."""
+    """The outcomes, the first with a remark on copies of label maps (`SourceRecord.kept`)."""
     if not kept or not outcomes:
         return tuple(outcomes)
     remark = f"a label map that was edited by hand or left by an interrupted run is kept as {', '.join(kept)}"
@@ -446,12 +446,12 @@ def joined(text: str, remark: str) -> str:
 
 
 def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> SourceRecord:
-    """A record whose failures go on naming the earlier results, where nothing tells that the source has changed.
+    """The record `now`, whose failures keep the earlier results unless the source is known to have changed.
 
-    It may have failed for a full disk, and its results are as good as before.
+    The cause may be a full disk, and the earlier results are as good as before.
     """
     earlier = [outcome for outcome in before.outcomes if outcome.output] if before else []
-    if before is not None and source.closed:  # what can be seen of it today does not tell whether it has changed
+    if before is not None and source.closed:  # what is accessible now does not show whether it has changed
         now = replace(now, stamp=before.stamp)
     if before is None or not earlier or source.twin or now.stamp != before.stamp:
         return now
@@ -461,7 +461,7 @@ def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> Sou
             outcomes.append(outcome)
             continue
         failed = replace(outcome, status="failed")
-        # What failed as a whole failed for each of its series.
+        # A source that failed as a whole failed for each of its series.
         theirs = [one for one in earlier if outcome.name in ("", one.name)]
         kept = ("series", "name", "output", "notices", "confidence", "labels", "series_uid", "study_uid")
         outcomes += [replace(failed, **{name: getattr(one, name) for name in kept}) for one in theirs] or [failed]
@@ -469,7 +469,7 @@ def _kept(before: SourceRecord | None, source: Source, now: SourceRecord) -> Sou
 
 
 def _is_spared(before: SourceRecord | None, source: Source, now: SourceRecord) -> bool:
-    """Whether files at the place of a source are left alone: what is known now does not speak against them."""
+    """Whether a source's result files are left alone because nothing shows that they are outdated."""
     failed = any(outcome.status == "failed" for outcome in now.outcomes)
     # A twin's results belong to the other source.
     return source.closed or source.twin or (failed and (before is None or before.stamp == source.stamp))
@@ -478,7 +478,7 @@ def _is_spared(before: SourceRecord | None, source: Source, now: SourceRecord) -
 def _remove_left(before: SourceRecord | None, source: Source, now: SourceRecord, output: Path) -> list[str]:
     """Remove the files of a source's earlier results that its new ones do not replace; returns those that remain.
 
-    Also those that no record has: a run was ended after they were written.
+    This includes files without a record: a run ended after writing them.
     """
     kept = {name for outcome in now.outcomes for name in outcome.files()}
     known = {name for outcome in before.outcomes for name in outcome.files()} if before else set()
@@ -489,13 +489,13 @@ def _remove_left(before: SourceRecord | None, source: Source, now: SourceRecord,
 
 
 def _is_below(name: str) -> bool:
-    """Whether a name leads to no other folder: a journal is a file that anyone may have changed."""
-    place = PurePath(name)  # as this system reads it: on Windows drives and backslashes count
+    """Whether a name stays below the output folder: anyone may have edited the journal."""
+    place = PurePath(name)  # by this system's rules: on Windows drives and backslashes count
     return not place.anchor and ".." not in place.parts
 
 
 def _with_left(record: SourceRecord, left: Sequence[str]) -> SourceRecord:
-    """A record that failed where files of an earlier image remain, so that the next run tries again."""
+    """The record, with a failure added if files of an earlier image remain, so that the next run tries again."""
     if not left:
         return record
     cause = f"{', '.join(left)} of an earlier image cannot be removed: open elsewhere, or the folder is write-protected"
@@ -504,7 +504,7 @@ def _with_left(record: SourceRecord, left: Sequence[str]) -> SourceRecord:
 
 
 def _found(source: Source, output: Path) -> set[str]:
-    """What may lie at the place of a source's results."""
+    """Result files that a source may have, relative to the output folder."""
     target = PurePosixPath(result_name(source.place))
     if not source.dicom:
         return {f"{target}{ending}" for ending in RESULTS}
@@ -517,7 +517,7 @@ def _found(source: Source, output: Path) -> set[str]:
 def result_name(place: str) -> str:
     """The path of a source's results, without extensions, from its path in the archive.
 
-    Undecodable characters are escaped, and too long a name and those of the batch's own files changed.
+    Undecodable characters are escaped; overlong names and those of the batch's own files are changed.
     """
     plain = place.encode(errors="backslashreplace").decode()
     plain = plain if plain == place else plain.replace("\\", "%")
@@ -532,13 +532,13 @@ def result_name(place: str) -> str:
 
 def series_name(number: str, key: str) -> str:
     """The name of a DICOM series' results, from its number and `Series.key`."""
-    # A number may hold anything, as what leads into another folder.
+    # A number may contain anything, such as a path to another folder.
     plain = number.isascii() and number.isalnum() and len(number) <= MOST_NUMBER
     return f"{number if plain else 'series'}-{_digits(key)}"
 
 
 def _digits(text: str) -> str:
-    """The first eight hexadecimal digits of a text's SHA-256: hardly any other text has them."""
+    """The first eight hexadecimal digits of a text's SHA-256, which hardly any other text shares."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -561,10 +561,10 @@ def write_summary(known: Batch, output: Path) -> None:
     split = known.split()
     with (
         write_beside(output / SUMMARY, ".csv") as temporary,
-        # By the mark at its beginning spreadsheets know the encoding.
+        # The byte order mark tells spreadsheets the encoding.
         open(temporary, "w", newline="", encoding="utf-8-sig", errors="backslashreplace") as file,
     ):
-        # Quoted: where a spreadsheet takes another sign for the separator, a name that holds it stays one cell.
+        # Quoted: a name with a character that a spreadsheet takes for the separator stays one cell.
         writer = csv.writer(file, quoting=csv.QUOTE_ALL)
         writer.writerow(columns)
         gone = (
@@ -575,7 +575,7 @@ def write_summary(known: Batch, output: Path) -> None:
         for record, outcome in chain(known.outcomes(), gone):
             notices = " ".join([*outcome.notices, *(["SERIES_SPLIT"] if outcome.name in split else [])])
             about = (record.place, outcome.series, outcome.status, outcome.code, outcome.text, outcome.output)
-            # What is still there may be another's.
+            # Earlier results that are kept may be another model's or version's.
             model, version = ("", "") if outcome.status == "failed" else (record.model[:12], record.version)
             confidence = "" if outcome.confidence is None else f"{outcome.confidence:.2f}"
             more = (confidence, str(outcome.seconds), notices, model, outcome.host, version)
@@ -594,7 +594,7 @@ def write_figures(known: Batch, output: Path) -> None:
         writer.writeheader()
         for _, outcome in known.outcomes():
             rows: list[dict[str, Any]] = []
-            # It is away or damaged.
+            # A file may be missing or damaged.
             with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 measured = (output / name for name in outcome.files() if name.endswith(".json"))
                 rows = [row for path in measured for row in table_rows(json.loads(path.read_text(encoding="utf-8")))]
@@ -607,5 +607,5 @@ def _cell(text: str) -> str:
 
 
 def _written(text: str) -> str:
-    """A text as the summary has it."""
+    """A text as written in the summary."""
     return _cell(text).encode(errors="backslashreplace").decode()

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 PROBE_BYTES = 2**20
-"""Written to see whether a folder takes results: an empty file has room on many a full disk."""
+"""Size of the test file that shows whether a folder takes results: an empty file fits even on many full disks."""
 
 
 _NEVER_SLICES = (
     ".pdf", ".txt", ".xml", ".html", ".htm", ".json", ".csv", ".doc", ".docx", ".xls", ".xlsx", ".jpg", ".jpeg", ".png",
     ".gif", ".bmp", ".mp4", ".avi", ".zip", ".db", ".ini", ".inf", ".exe",
 )  # fmt: skip
-"""Endings of reports and of what systems lay beside slices."""
+"""Extensions of reports and of system files that lie beside slices."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class BatchTask:
 
     Attributes:
         archive, output: folders, under the same paths on all computers.
-        model, sha256: name or file, and what it must be.
+        model, sha256: name or file of the model, and the SHA-256 it must have.
         device: as for `Engine`.
         version: of SAUNet, which must be the same everywhere.
     """
@@ -57,8 +57,8 @@ def try_worker(place: str, task: BatchTask, opened: bool) -> tuple[str, dict[str
     """Test this worker: returns its host name, and the problem as `SAUNetError.as_dict`, or None.
 
     Args:
-        place: something in the archive: a folder where nothing is mounted is there, but empty.
-        task: the work.
+        place: a source that must be in the archive: an unmounted folder exists, but is empty.
+        task: the batch's settings.
         opened: whether the command itself can open its files.
     """
     try:
@@ -110,7 +110,7 @@ def _takes_files(output: Path) -> bool:
 
 
 def appears(path: Path) -> bool:
-    """Whether a file of another computer is visible here; network file systems may take a moment."""
+    """Whether a file written on another computer is visible here; network file systems may take a moment."""
     for _ in range(20):
         if is_there(path):
             return True
@@ -120,9 +120,9 @@ def appears(path: Path) -> bool:
 
 def segment_source(source: Source, task: BatchTask) -> list[Outcome]:
     """Segment one source on a worker; any problem with an image becomes its outcome."""
-    changed = _has_changed(source, task)  # what is away now may be back at the end
+    changed = _has_changed(source, task)  # what is missing now may be back at the end
     outcomes = [_explained(outcome, source, task) for outcome in _outcomes(source, task)]
-    if any(outcome.status == "failed" for outcome in outcomes):  # it is done again, and may have failed for that
+    if any(outcome.status == "failed" for outcome in outcomes):  # it is tried again, and a change may be the cause
         return outcomes
     if not (changed or _has_changed(source, task)):
         return outcomes
@@ -132,7 +132,7 @@ def segment_source(source: Source, task: BatchTask) -> list[Outcome]:
             outcome,
             changed=True,
             text=joined(outcome.text, text),
-            status="failed" if outcome.status == "refused" else outcome.status,  # for what may have been away
+            status="failed" if outcome.status == "refused" else outcome.status,  # a file may have been missing
         )
         for outcome in outcomes
     ]
@@ -149,7 +149,7 @@ def folder_files(folder: Path, names: Iterable[str]) -> set[Path]:
 
 
 def slice_files(files: Iterable[Path]) -> list[Path]:
-    """Those of `folder_files` whose changes are changes of a series: a report that comes later is not."""
+    """Those of `folder_files` whose changes count as changes of a series: a report added later is none."""
     files = sorted(files)
     return [file for file in files if not file.name.lower().endswith(_NEVER_SLICES)] or files
 
@@ -163,7 +163,7 @@ def _has_changed(source: Source, task: BatchTask) -> bool:
         try:
             size += file.stat().st_size
         except OSError:
-            if file.is_symlink():  # to a disk that this computer has not, perhaps never had
+            if file.is_symlink():  # to a disk that this computer may never have had
                 return False
     return size != source.size and not source.closed
 
@@ -174,7 +174,7 @@ def _explained(outcome: Outcome, source: Source, task: BatchTask) -> Outcome:
     if not outcome.code.startswith("INPUT_"):
         return outcome
     closed = outcome.status == "failed" and not opens(task.archive / source.place)
-    # An image that is not there is none of the worker's faults where others are: it has left, or its path is too long.
+    # A missing image is not the worker's fault if others are there: it was removed, or its path is too long.
     return replace(outcome, closed=closed, own=outcome.code == "INPUT_NOT_FOUND" and _holds_anything(task.archive))
 
 
@@ -234,7 +234,7 @@ def opens(path: Path) -> bool:
     try:
         if path.is_dir():
             return all(opens(entry) for entry in path.iterdir() if not entry.is_dir())
-        if path.is_file():  # anything else might never begin
+        if path.is_file():  # opening anything else might block
             open(path, "rb").close()
         return path.exists() or path.is_symlink()
     except OSError:
