@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 COUNT_S = 300.0
-"""How often to say in a log how many sources of an archive are done."""
+"""Seconds between progress lines of a batch where stderr is not a terminal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +128,7 @@ def _add_segment(commands: Any) -> None:
 
 
 def _segment(options: argparse.Namespace) -> int:
-    if sys.platform == "win32":  # where no shell does it
+    if sys.platform == "win32":  # where shells do not expand patterns
         options.images = [path for image in options.images for path in _meant(image)]
     if len(options.images) > 1 or os.path.isdir(options.output):  # noqa: PTH112 - no failure for any path
         return _segment_many(options)
@@ -169,7 +169,7 @@ def _segment_one(
 def _segment_in_thread(
     thread: WorkThread, options: argparse.Namespace, engine: Engine, image: Path, output: Path, report: Report
 ) -> Segmentation:
-    """`_segment_one` in a `WorkThread`: lack of memory for one image does not harm the next. Ctrl-C cancels it."""
+    """`_segment_one` in a `WorkThread`: running out of memory does not affect the next image. Ctrl-C cancels it."""
     interrupted = threading.Event()
 
     def heard(stage: str, fraction: float) -> None:
@@ -183,7 +183,7 @@ def _segment_in_thread(
 def _segment_one_of_many(
     thread: WorkThread, options: argparse.Namespace, engine: Engine, image: Path, output: Path
 ) -> Segmentation | SAUNetError:
-    """`_segment_in_thread`, or why there is no result of this image."""
+    """Run `_segment_in_thread`; return its result, or the error that prevented one."""
     try:
         with _progress(options, image.name) as report:
             return _segment_in_thread(thread, options, engine, image, output, report)
@@ -207,7 +207,7 @@ def _segment_many(options: argparse.Namespace) -> int:
             "Leave them out, or give one image and a file name as --output",
         )
     outputs = _output_names([Path(image) for image in options.images], Path(options.output))
-    check_places(outputs.values(), outputs)  # each of all others, too
+    check_places(outputs.values(), outputs)  # no output may be any of the inputs
     engine, thread = _engine(options), WorkThread()
     results: list[dict[str, Any]] = []
     status = 0
@@ -223,11 +223,11 @@ def _segment_many(options: argparse.Namespace) -> int:
         results.append({"image": str(image), "error": made.as_dict()})
         print(printable(f"{image}: {made}"), file=sys.stderr)
         status = status or made.exit_status
-        if isinstance(made, CancelledError):  # of all that were to come
+        if isinstance(made, CancelledError):  # cancels the remaining images, too
             status = made.exit_status
             break
     if options.json:
-        print(json.dumps(results))  # ASCII: a name may hold what has no UTF-8
+        print(json.dumps(results))  # ASCII: a file name may not be valid UTF-8
     return status
 
 
@@ -241,7 +241,7 @@ def _output_names(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
     outputs: dict[Path, Path] = {}
     names = set()
     for image in images:
-        name = Path(os.path.abspath(image)).name  # noqa: PTH100 - of a link its own, and no failure for a loop of them
+        name = Path(os.path.abspath(image)).name  # noqa: PTH100 - a link's own name; no failure for a loop of links
         output = folder / f"{name[: len(name) - len(ending_of(Path(name), endings))]}.nii.gz"
         if spelling(output.name) in names:
             raise UsageError(
@@ -277,7 +277,7 @@ def _batch(options: argparse.Namespace) -> int:
         raise UsageError("USAGE", f"--workers is {options.workers}", "Give at least 1")
     with needs_extra("a batch", "cluster"):
         for name in ("cryptography", "distributed", "filelock"):
-            if find_spec(name) is None:  # imported where there is work: Dask takes a while
+            if find_spec(name) is None:  # imported only if there is work: Dask loads slowly
                 raise ModuleNotFoundError(name=name)
     from .batch import run_batch
     from .batch_journal import SUMMARY
@@ -300,7 +300,7 @@ def _batch(options: argparse.Namespace) -> int:
 
 
 def _print_remarks(known: Batch) -> None:
-    """Print remarks that reveal at once that the folder was the wrong one or of another kind."""
+    """Print remarks on the archive, from which a wrong folder or kind of folder is noticed at once."""
     if known.left_out:
         count = sum(known.left_out.values())
         files = "1 file of another kind was" if count == 1 else f"{count} files of other kinds were"
@@ -328,7 +328,7 @@ def _print_remarks(known: Batch) -> None:
 
 
 _MAY_HOLD_IMAGES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".iso")
-"""Endings of files that a whole study may be packed in: they are named first."""
+"""Extensions of archives that may contain a whole study; they are listed first."""
 
 
 def _endings(counts: Mapping[str, int]) -> str:
@@ -343,7 +343,7 @@ def _endings(counts: Mapping[str, int]) -> str:
 
 @contextlib.contextmanager
 def _counter(options: argparse.Namespace) -> Iterator[Callable[[int, int | None, int, int], None]]:
-    """A report of the sources that are done: a bar where somebody looks at it, else a line now and then."""
+    """A callback that reports finished sources: a progress bar on a terminal, otherwise a line now and then."""
     if options.quiet:
         yield lambda done, total, failed, before: None
         return
@@ -392,12 +392,12 @@ STAGES = {
     "levels": "Naming levels",
     "write": "Writing",
 }
-"""What `stages` are called."""
+"""Displayed names of the `stages`."""
 
 
 @contextlib.contextmanager
 def _progress(options: argparse.Namespace, title: str = "") -> Iterator[Report]:
-    """A report that draws a progress bar on stderr, where somebody looks at it."""
+    """A `Report` that draws a progress bar on stderr if that is a terminal."""
     from .engine import silent
 
     if options.quiet or options.json or not sys.stderr.isatty():
@@ -645,7 +645,7 @@ def _print_cards(cards: Sequence[Any], options: argparse.Namespace) -> int:
         path = find_model(card.name)
         try:
             size = len(verified_weights(path, card))
-        except ModelError as error:  # one damaged file hides none of the others
+        except ModelError as error:  # a damaged file does not hide the others
             print(f"    cannot be used: {error.cause} {error.remedy}")
         else:
             print(f"    {size / 1e6:.1f} MB of weights")
@@ -682,7 +682,7 @@ def _add_train(commands: Any) -> None:
         help="folders of labelled images (see `saunet dataset check`); the first folder also provides the validation "
         "cases",
     )  # fmt: skip
-    # The folders by name, too: fine-tuning was promised as `saunet train --from MODEL --data DIR`.
+    # Folders as an option, too: fine-tuning was announced as `saunet train --from MODEL --data DIR`.
     parser.add_argument(
         "--data", nargs="+", type=Path, dest="more", metavar="DIR", default=[], help="the same as DIR alone"
     )

@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError("USAGE", message, f"See {self.prog} --help")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse what is not known here: the parser above would name its own help."""
+        """Reject unknown arguments here: the parent parser would refer to its own help."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def tool(run: Callable[[argparse.Namespace], None], description: str | None) -> Parser:
-    """The parser of a command beside `saunet`, as ``python -m`` runs them, for `run_command`."""
+    """The parser of a command that is run by ``python -m`` instead of `saunet`, for `run_command`."""
     parser = Parser(description=description)
     parser.add_argument("--debug", action="store_true", help="print a traceback on failure")
     parser.set_defaults(run=run)
@@ -49,16 +49,16 @@ def tool(run: Callable[[argparse.Namespace], None], description: str | None) -> 
 
 @contextlib.contextmanager
 def needs_extra(what: str, extra: str) -> Iterator[None]:
-    """What is imported inside needs an extra of the package.
+    """Report packages that cannot be imported in the block as missing an extra of SAUNet.
 
     Raises:
-        UsageError: NOT_INSTALLED, something is missing; the remedy is the command that installs the extra.
+        UsageError: NOT_INSTALLED, a package is missing; the remedy is the command that installs the extra.
     """
     try:
         yield
-    except ModuleNotFoundError as error:  # any other ImportError is of a package that is there
+    except ModuleNotFoundError as error:  # other ImportErrors come from installed packages
         pins = resource().with_name("constraints.txt")
-        # An installed package satisfies its own name, so pip adds what the extra needs and asks no index for saunet.
+        # The installed saunet satisfies its own name: pip adds the extra's packages and does not look it up.
         where, package = (
             ("Run", f'"{pins}" "saunet[{extra}]"')
             if pins.parent == Path(__file__).resolve().parent
@@ -69,7 +69,7 @@ def needs_extra(what: str, extra: str) -> Iterator[None]:
 
 
 def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
-    """Run the function in the parser's entry ``run``, in a process that ends with it (`interrupt_once`).
+    """Run the function that the parser sets as ``run``, in a process that ends afterwards (`interrupt_once`).
 
     Returns:
         The exit status: 0 done, 2 usage, 3 input, 4 model, 5 memory, 6 cancelled, 1 a bug.
@@ -78,14 +78,13 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug, as_json = "--debug" in arguments, "--json" in arguments
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        # A path may hold what a Windows console's encoding has no letters for: no reason to fail when all is done.
+        # A Windows console's encoding may lack characters of a path: no reason to fail when all is done.
         sys.stdout.reconfigure(errors="backslashreplace")
     prepare_process()
     try:
         _refuse_empty(arguments)
         options = parser.parse_args(arguments)
-        # A polite request to end, as schedulers send it, cancels like Ctrl-C, with everything cleaned up; and so does a
-        # terminal that is closed.
+        # A scheduler's termination signal or a closed terminal cancels like Ctrl-C, with everything cleaned up.
         with signals_to(interrupt_once, *cancelling()):
             status = int(options.run(options) or 0)
             sys.stdout.flush()
@@ -97,11 +96,11 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _fail(_not_installed(error) or unforeseen(error, BUG), debug, as_json)
     except Exception as error:
-        if _nobody_reads(error):  # who reads our output has seen enough (| head); nothing is left to say to anyone
+        if _nobody_reads(error):  # the reader closed the pipe (| head): nothing is left to report
             sys.stdout = None
             return 0
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and error.filename is None:
-            # Files of ours say so by an error of ours: this is most likely what prints, into a file on a full disk.
+            # SAUNet's own files raise a SAUNetError: this is most likely stdout, redirected to a full disk.
             cause, remedy = (
                 f"standard output or a file cannot be written ({error.strerror})",
                 "Check the free disk space",
@@ -128,7 +127,7 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 
 
 def _nobody_reads(error: Exception) -> bool:
-    """Whether a failure means a closed pipe: Windows calls that an invalid argument, and repeats it on flushing."""
+    """Whether an error means a closed pipe: Windows reports that as an invalid argument, and again on flushing."""
     if isinstance(error, BrokenPipeError):
         return True
     if sys.platform != "win32" or not isinstance(error, OSError) or error.errno != errno.EINVAL:
@@ -142,7 +141,7 @@ def _nobody_reads(error: Exception) -> bool:
 
 
 def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
-    if isinstance(error, CancelledError):  # by who heard the signal first, such as a training
+    if isinstance(error, CancelledError):  # raised where a signal is handled elsewhere, as in training
         _ignore_signals()
     with contextlib.suppress(OSError):
         if debug:
@@ -153,15 +152,15 @@ def _fail(error: SAUNetError, debug: bool, as_json: bool) -> int:
             print(json.dumps({"error": error.as_dict()}))  # ASCII: stdout may have any encoding
         sys.stdout.flush()
     except OSError:
-        sys.stdout = None  # the interpreter would try again, and complain
+        sys.stdout = None  # else the interpreter flushes it again at exit, and complains
     return error.exit_status
 
 
 def cancelling() -> tuple[signal.Signals, ...]:
-    """The signals that cancel a command; one that is ignored stays so, as `nohup` asks for it.
+    """The signals that cancel a command, without those that are already ignored, as under `nohup`.
 
-    SIGHUP says that a terminal was closed. On Windows SIGBREAK is Ctrl-Break, and the one request to end that a process
-    can send to another there: SIGTERM ends it at once.
+    SIGHUP means that the terminal was closed. On Windows SIGBREAK is Ctrl-Break, and the only request to end that one
+    process can send to another: SIGTERM kills it at once.
     """
     if sys.platform == "win32":
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK)
@@ -171,12 +170,12 @@ def cancelling() -> tuple[signal.Signals, ...]:
 
 
 def interrupt_once(*_: object) -> NoReturn:
-    """Cancel; from then on these signals are ignored: they would disturb the cleaning up, or the exit status."""
+    """Cancel, and ignore these signals from then on: they would disturb the cleanup or the exit status."""
     _ignore_signals()
     raise KeyboardInterrupt
 
 
 def _ignore_signals() -> None:
-    with contextlib.suppress(ValueError):  # they are the main thread's
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
         for number in cancelling():
             signal.signal(number, signal.SIG_IGN)

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 UNLIMITED = 1000
-"""Columns of a file or a pipe, where rich would cut tables at 80."""
+"""Width in columns for a file or a pipe, where rich would cut tables at 80."""
 
 
 def table_console() -> Console:
-    """A console of the terminal's width, or of any width where stdout is no terminal."""
+    """A console as wide as the terminal, or as `UNLIMITED` if stdout is not a terminal."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else UNLIMITED)

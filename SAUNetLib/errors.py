@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 
 class SAUNetError(Exception):
-    """A failure with a code that does not change, a cause and a remedy; `exit_status` is the command line's.
+    """A failure with a stable code, a cause and a remedy; `exit_status` is that of the command line.
 
     The base class itself stands for a bug: everything a user can cause has a subclass.
     """
@@ -21,7 +21,7 @@ class SAUNetError(Exception):
     def __init__(self, code: str, cause: str, remedy: str) -> None:
         if code not in self.codes:
             raise ValueError(f"{code} is not a code of {type(self).__name__}")
-        # A file's name may hold anything.
+        # They may contain file names, with any characters.
         cause, remedy = printable(" ".join(cause.split())), printable(remedy)
         super().__init__(f"error {code}: {cause.rstrip('.')}. {remedy.rstrip('.')}.")
         self.code = code
@@ -40,21 +40,21 @@ class SAUNetError(Exception):
         }
 
     def __reduce__(self) -> tuple[Callable[..., SAUNetError], tuple[object, ...]]:
-        """Pickle by `as_dict`: unpickling from the message alone would fail and end whole pools of processes."""
+        """Pickle via `as_dict`: unpickling from the message alone would fail and break whole process pools."""
         return error_of, (self.as_dict(),)
 
 
 _OBEYED = re.compile("[\\0-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
-"""Control characters, ends of lines, changes of direction, and halves of characters, which no terminal can show."""
+"""Control characters, line separators, text direction controls, and lone surrogates, which no terminal can show."""
 
 
 def printable(text: str) -> str:
-    """A text with control characters escaped: a terminal obeys those of a file or its name as well."""
+    """A text with control characters escaped: a terminal would obey even those from a file or its name."""
     return _OBEYED.sub(lambda one: one[0].encode("unicode_escape").decode(), text)
 
 
 class UsageError(SAUNetError):
-    """What was asked for cannot be done as asked (exit status 2)."""
+    """The request cannot be carried out as given (exit status 2)."""
 
     exit_status = 2
     codes: ClassVar[dict[str, str]] = {
@@ -158,16 +158,16 @@ def check_memory(failure: Exception, voxel_bytes: int = 0) -> None:
     """Distinguish lack of memory from a damaged file; readers call this before they report a file as damaged.
 
     Args:
-        failure: what the reader met.
-        voxel_bytes: of the image. Where several times as much cannot be had, a reader cannot have had it either: ITK's
-            readers of NIfTI and DICOM say of a lack of memory only that they failed.
+        failure: the reader's exception.
+        voxel_bytes: size of the image's voxels. If several times as much cannot be allocated, the reader ran out of
+            memory, too: ITK's NIfTI and DICOM readers then report only that they failed.
 
     Raises:
         OutOfMemoryError: MEMORY.
     """
     if not is_out_of_memory(failure):
         try:
-            bytes(4 * voxel_bytes + _READER_BYTES)  # asked for, but never touched
+            bytes(4 * voxel_bytes + _READER_BYTES)  # reserved, but never touched
             return
         except MemoryError:
             pass
@@ -175,7 +175,7 @@ def check_memory(failure: Exception, voxel_bytes: int = 0) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: Python has a class for it, the systems and zlib have numbers, PyTorch and ITK texts."""
+    """Whether memory ran out: Python has an exception for it, systems and zlib codes, PyTorch and ITK messages."""
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, zlib.error):
@@ -187,19 +187,19 @@ def is_out_of_memory(error: Exception) -> bool:
 
 REDISTRIBUTABLE = "https://aka.ms/vs/17/release/vc_redist.x64.exe"
 _VISUAL_C = re.compile(r"\[WinError (?:126|1114)\].*\btorch\b", re.IGNORECASE)
-"""A library that it needs is not there, or fails as it starts: PyTorch brings none of Microsoft's, and the newer ones
-need a newer one of them than many computers have."""
+"""Windows' error where a library that PyTorch needs is missing or fails to load: PyTorch ships none of Microsoft's, and
+newer versions need newer ones than many computers have."""
 _READER_BYTES = 64 << 20
-"""What a reader needs beside the voxels, amply: without it no image can be segmented."""
+"""Bytes that a reader needs besides the voxels, estimated generously: without them no image can be segmented."""
 _WINDOWS_FULL = (8, 14, 1450, 1455)
-"""Not enough memory, out of memory, no system resources, the paging file is too small."""
+"""Windows error codes: not enough memory, out of memory, no system resources, paging file too small."""
 _OUT_OF_MEMORY = re.compile(
-    # What Windows says: PyTorch repeats it of memory, Python of a library that it cannot load.
+    # Windows' messages, passed on by PyTorch for memory and by Python for a library that cannot be loaded.
     "not enough memory|paging file is too small"
-    # A thread needs memory for its stack; then oneDNN's, and what cuDNN and cuBLAS say where a GPU is full.
+    # A thread needs memory for its stack; then oneDNN's message, and below those of cuDNN and cuBLAS for a full GPU.
     "|allocate memory|out of memory|bad.alloc|failed to map segment|can't start new thread"
     "|could not (create|execute) a primitive$"
-    # What PyTorch says where the system has ended a process that loads data.
+    # PyTorch's message if the system killed a process that loads data.
     "|killed by signal: Killed"
     "|unable to find (a valid cuDNN algorithm|an engine to execute)|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED",
     re.IGNORECASE,

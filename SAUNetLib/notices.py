@@ -12,13 +12,13 @@ class About(Flag):
 
     NOTHING = 0
     LEVELS = 1
-    """Level names, which three classes do not have."""
+    """Level names, which a result with three classes does not have."""
     ANCHOR = 2
     """The reference from which names were counted, which a stated level replaces."""
     COUNT = 4
     """Something that may make the names on one side wrong, even if the other side is right."""
     FILE = 8
-    """The file that was read, and not the result in it."""
+    """The file that was read, not the result in it."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Notice:
     """Something the user should know about a result that can still be used.
 
     Attributes:
-        code: short and unchanging, such as ``LEVELS_ASSUMED``: one of `CODES`, or another version's in a file.
+        code: short and stable, such as ``LEVELS_ASSUMED``: one of `CODES`, or in a file perhaps another version's.
         text: one or two sentences for a clinician.
     """
 
@@ -34,7 +34,7 @@ class Notice:
     text: str
 
     def is_about(self, what: About) -> bool:
-        """Whether it is about this, or any of these."""
+        """Whether the notice is about any of these."""
         return bool(what & CODES.get(self.code, Code()).about)
 
     def as_dict(self) -> dict[str, str]:
@@ -44,12 +44,12 @@ class Notice:
 
 @dataclass(frozen=True)
 class Code:
-    """What is common to the notices with one code.
+    """The properties of all notices with one code.
 
     Attributes:
         about: what they are about.
-        word, later: what a NIfTI file, which has no room for texts, keeps of them, and the text shown when it is read;
-            empty where it keeps nothing.
+        word, later: the word stored for them in a NIfTI file, which has no room for texts, and the text shown when it
+            is read; empty if nothing is stored.
     """
 
     about: About = About.NOTHING
@@ -92,10 +92,10 @@ CODES: Mapping[str, Code] = {
     **dict.fromkeys(("CORD", "SPIDER", "ENCODING_ASSUMED", "OVERLAP", "SEGMENTS_LEFT_OUT"), Code(About.FILE)),
     **dict.fromkeys(("UNKNOWN", "SERIES_SPLIT"), Code()),
 }
-"""All codes; where a NIfTI file does not have room for all words, it keeps the first ones."""
+"""All codes; if a NIfTI file has no room for all words, it keeps the first ones."""
 
 
 def unusual_number(reason: str, remedy: str) -> Notice:
-    """Notice of a number of lumbar vertebrae other than five, and of what to do if it is a different one."""
+    """Notice of a number of lumbar vertebrae other than five, and what to do if that number is wrong."""
     check = f"Check the number of lumbar vertebrae, and {remedy} if it is a different one"
     return Notice("TRANSITIONAL", f"{reason[0].upper()}{reason[1:]}. {check}.")

@@ -1,4 +1,4 @@
-"""Where the files beside the code lie: in the installed package, or at the top of a checkout or of the extension."""
+"""The location of Resources/: inside the installed package, or at the top of a checkout or of the extension."""
 
 from __future__ import annotations
 

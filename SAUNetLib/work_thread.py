@@ -10,30 +10,30 @@ Result = TypeVar("Result")
 
 
 class WorkThread:
-    """Runs functions one after the other in a thread of its own; after one that failed, in a new thread.
+    """Runs functions one after the other in a thread of its own; after a failure, in a new thread.
 
-    oneDNN (PyTorch's convolutions) never again serves a thread in which memory ran out. A thread that lasts keeps the
-    threads that PyTorch's library starts for each one that computes.
+    oneDNN (PyTorch's convolutions) never works again in a thread in which memory ran out. Otherwise the thread is kept,
+    and with it the threads that PyTorch's library starts for each thread that computes.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
 
     def run(self, work: Callable[[], Result], stop: Callable[[], None] = lambda: None) -> Result:
-        """What a function returns or raises.
+        """Run a function; returns or raises what it does.
 
         Args:
             work: the function.
-            stop: called when the waiting thread is interrupted; to make the work end, which is waited for.
+            stop: called when the waiting thread is interrupted; must make the work end, which is waited for.
         """
         future: Future[Result] | None = None
         try:
             future = self._thread.submit(work)
             while not wait([future], 0.2).done:
-                pass  # a wait without an end hears no Ctrl-C on Windows
+                pass  # a wait without a timeout ignores Ctrl-C on Windows
             return future.result()
         except BaseException as failure:
-            # An interrupt may come when the work is on its way already, but not yet known here.
+            # An interrupt may come after the work was submitted, but before `future` was assigned.
             under_way = not isinstance(failure, Exception) if future is None else not future.done()
             if under_way:
                 stop()

@@ -1,7 +1,7 @@
 """The pipeline as a child process: requests as JSON lines on stdin, events as JSON lines on stdout, logging on stderr.
 
-docs/worker.md describes the protocol. Exactly one ``result`` or ``error`` ends a request. Closing stdin cancels what
-runs and ends the process, and so do the signals that cancel a command (`command.cancelling`).
+docs/worker.md describes the protocol. Exactly one ``result`` or ``error`` ends a request. Closing stdin cancels the
+current request and ends the process, as do the signals that cancel a command (`command.cancelling`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LONGEST_LINE = 2**20
 Entries = dict[str, Any] | None
-"""What a line holds: the entries of its JSON object, none of other JSON, None of what is no JSON."""
+"""Content of a line: the entries of its JSON object; empty for other JSON; None if it is not JSON."""
 log = logging.getLogger(__name__)
 
 
@@ -54,10 +54,10 @@ class Request:
 
     @classmethod
     def of(cls, entries: Entries) -> Request:
-        """The request with the entries of a line, see `read_entries`.
+        """Create the request from the entries of a line, see `read_entries`.
 
         Raises:
-            UsageError: USAGE, it is none.
+            UsageError: USAGE, it is not a valid request.
         """
         remedy = "Send one JSON object per line, as docs/worker.md describes it"
         if entries is None:
@@ -69,7 +69,7 @@ class Request:
             wanted: Any = {"levels": bool, "id": (str, int)}.get(key, str)
             if key not in known or not (value is None or isinstance(value, wanted)) or not _is_text(value):
                 raise UsageError("USAGE", f"the request's entry {str(key)[:40]!r} is not understood", remedy)
-            if value == "" and key not in ("id", "image", "output"):  # of these it is said below
+            if value == "" and key not in ("id", "image", "output"):  # an empty path is reported below
                 raise UsageError("USAGE", f"the request's entry {key!r} is empty", "Leave it out, or fill it in")
         request = cls(**{key: value for key, value in entries.items() if value is not None})
         if request.command == "segment" and not (request.image and request.output):
@@ -89,7 +89,7 @@ class Worker:
         self._requests, self._events = requests, events
         self._waiting: queue.Queue[tuple[int, Entries] | None] = queue.Queue()
         self._received = 0
-        self._cancelled_to: float = 0  # number of the last request that is not wanted any more
+        self._cancelled_to: float = 0  # requests up to this number are cancelled
         self._engine: tuple[tuple[Path, int, str], Engine] | None = None
         self._thread = WorkThread()
 
@@ -101,18 +101,18 @@ class Worker:
             self._serve_one(*waiting)
 
     def _next(self) -> tuple[int, Entries] | None:
-        """The number of the next request and its entries; None where no more will come."""
+        """The number of the next request and its entries; None if no more will come."""
         while True:
             with contextlib.suppress(queue.Empty):
-                return self._waiting.get(timeout=0.5 if sys.platform == "win32" else None)  # else deaf to Ctrl-C there
+                return self._waiting.get(timeout=0.5 if sys.platform == "win32" else None)  # or it ignores Ctrl-C
 
     def _listen(self) -> None:
-        """Read requests: cancelling takes effect while another one runs, everything else is queued."""
+        """Read requests: a cancellation takes effect at once, while another request runs; all others are queued."""
         try:
             while line := self._requests.readline(LONGEST_LINE):
                 skipped = line
                 while len(skipped) == LONGEST_LINE and not skipped.endswith("\n"):
-                    skipped = self._requests.readline(LONGEST_LINE)  # one request, one answer
+                    skipped = self._requests.readline(LONGEST_LINE)  # the rest of a long line: one request, one answer
                 entries = read_entries(line)
                 if _is_cancel(entries):
                     self._cancelled_to = self._received
@@ -137,14 +137,14 @@ class Worker:
             raise
         except SAUNetError as error:
             self._send(**identity, event="error", **error.as_dict())
-        except BrokenPipeError:  # nobody reads; `main` says so
+        except BrokenPipeError:  # nobody reads the events; `main` logs it
             raise
         except Exception as error:
             failure = unforeseen(error, "Please report it with the log")
             if failure.code == "INTERNAL":
                 log.exception("unexpected failure")
             self._send(**identity, event="error", **failure.as_dict())
-        else:  # not above: whatever comes right after it would send an error, too
+        else:  # not inside `try`: an interrupt right after it would send an error, too
             self._send(**identity, event="result", **result)
         finally:
             if self._engine is not None:
@@ -180,7 +180,7 @@ class Worker:
         return {"command": "segment", "output": request.output, **about, **segmentation.summary()}
 
     def _engine_for(self, request: Request) -> Engine:
-        """The engine of the last request where it is the same, else a new one."""
+        """The engine of the last request if model and device are the same, otherwise a new one."""
         from .model_card import find_model
 
         weights = find_model(request.model)  # a newer version may have been added since
@@ -195,16 +195,16 @@ class Worker:
 
     def _send(self, **event: Any) -> None:
         try:
-            self._events.write(json.dumps(event) + "\n")  # ASCII: a path may hold what has no UTF-8
+            self._events.write(json.dumps(event) + "\n")  # ASCII: a path may not be valid UTF-8
             self._events.flush()
         except OSError as failure:
-            if failure.errno == errno.EINVAL:  # what Windows says of a pipe that nobody reads
+            if failure.errno == errno.EINVAL:  # Windows' error for a pipe that nobody reads
                 raise BrokenPipeError from failure
             raise
 
 
 def _is_text(value: object) -> bool:
-    """Whether a value can be handed to the system: no NUL, nothing that no file name holds."""
+    """Whether a value, if a string, can be passed to the system as a path: encodable and without NUL."""
     if not isinstance(value, str):
         return True
     try:
@@ -214,7 +214,7 @@ def _is_text(value: object) -> bool:
 
 
 def read_entries(line: str) -> Entries:
-    """What a line holds."""
+    """Parse a line."""
     try:
         entries = json.loads(line)
     except (ValueError, RecursionError):
@@ -238,7 +238,7 @@ def main() -> int:
     complete_streams()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     prepare_process()
-    # Events have the real stdout for themselves: what a library prints joins the log.
+    # Only events go to the real stdout; what libraries print goes to the log.
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     requests = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8", errors="replace")
@@ -256,8 +256,8 @@ def main() -> int:
 def leave_stdin_alone() -> None:
     """Keep libraries from touching the pipe from which a thread reads the requests.
 
-    On Windows NumPy's libraries look at stdin when they are loaded, and would wait until the next request came
-    (numpy/numpy#24290). So stdin is nothing from here on, and there they are loaded before the first read.
+    On Windows NumPy's libraries access stdin when they are loaded, and would block until the next request
+    (numpy/numpy#24290). So stdin becomes the null device, and on Windows NumPy is imported before the first read.
     """
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, sys.stdin.fileno())
