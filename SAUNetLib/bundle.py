@@ -28,15 +28,15 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 _PINS = "constraints.txt"
 PYTHONS = {"5.10": "3.12", "5.12": "3.12"}
-"""Python of every supported Slicer."""
+"""Python version of every supported Slicer."""
 PLATFORMS = {
     "linux": (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)), "manylinux2014_x86_64"),
     "windows": ("win_amd64",),
     "macos-arm64": ("macosx_14_0_arm64",),
 }
-"""Tags of the wheels a platform takes; Linux and Windows are those on x86_64.
+"""Platform tags of the wheels that a platform takes; Linux and Windows mean x86_64.
 
-PyTorch after 2.2 has none for Intel Macs; the pinned one needs macOS 14.
+PyTorch after 2.2 has no wheels for Intel Macs; the pinned version needs macOS 14.
 """
 _MARKERS = {
     "linux": {"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
@@ -46,11 +46,11 @@ _MARKERS = {
     },
 }  # fmt: skip
 PACKAGES = ("torch>=2.2", "safetensors>=0.4", "connected-components-3d>=3.20", "pynrrd>=1.0")
-"""What the engine needs beside what Slicer brings."""
+"""What the engine needs in addition to the packages in Slicer."""
 _ROOM = 3 * 10**9
 """Bytes that the wheels of one bundle take at most."""
 TORCH_FOR_WINDOWS = "2.14.1"
-"""Not the pinned one: below Slicer's folder, the paths of 2.13's licences are longer than Windows allows."""
+"""Not the pinned version: below Slicer's folder, the paths of 2.13's licences are longer than Windows allows."""
 
 
 def write_bundle(
@@ -63,18 +63,18 @@ def write_bundle(
     """Download the wheels for a Slicer version and a platform, and pack them with the shipped model.
 
     Args:
-        output: zip file; replaced only by a whole one.
+        output: zip file; an existing one is replaced only by a complete one.
         slicer: 5.10 or 5.12.
         platform: one of `PLATFORMS`.
-        index: address of a further package index. On Linux pip's own gives a PyTorch for NVIDIA cards (several GB), on
-            Windows one for the processor alone; PyTorch's indexes have both. pip goes on without one that it cannot
-            reach.
+        index: URL of an additional package index. pip's default index has a PyTorch for NVIDIA GPUs for Linux (several
+            GB), and one for the CPU alone for Windows; PyTorch's indexes have both. pip goes on without an index that
+            it cannot reach.
 
     Returns:
         The names of the files in the bundle.
 
     Raises:
-        UsageError: USAGE for an unknown Slicer or platform, or an index that is no address; OUTPUT_FORMAT;
+        UsageError: USAGE for an unknown Slicer or platform, or an index that is no URL; OUTPUT_FORMAT;
             OUTPUT_WRITE; NOT_INSTALLED where a download failed.
         ModelError: MODEL_NOT_FOUND.
     """
@@ -94,7 +94,7 @@ def write_bundle(
 def this_platform() -> str:
     """This computer's platform: one of `PLATFORMS`, or a name like linux-aarch64 for which there is no bundle.
 
-    On Windows it is the one that this Python was built for: a Slicer for x86_64 runs on ARM, too.
+    On Windows it is the one that this Python was built for: Slicer for x86_64 runs on ARM, too.
     """
     processor = (sysconfig.get_platform().rpartition("-")[2] if sys.platform == "win32" else machine()).lower()
     for name, there in _MARKERS.items():
@@ -121,7 +121,7 @@ def download_command(
 
 
 def _pin(folder: Path, platform: str) -> None:
-    """Write the tested versions of the packages into the folder; of PyTorch, which Windows cannot take, another one."""
+    """Write the tested package versions into the folder; for Windows with `TORCH_FOR_WINDOWS`."""
     tested = resource().with_name(_PINS)
     if tested.is_file():
         text = tested.read_text(encoding="utf-8")
@@ -131,10 +131,10 @@ def _pin(folder: Path, platform: str) -> None:
 
 
 def _download(folder: Path, slicer: str, platform: str, index: str | None) -> None:
-    """Fetch the wheels round by round: what those of one round need on that platform makes the next.
+    """Download the wheels in rounds: the dependencies of one round's wheels on that platform are the next round.
 
-    pip could do it alone only for the computer it runs on: it judges by that one whether a requirement's condition
-    (``platform_system == "Linux"``) holds, whatever platform it is asked for.
+    pip could do this itself only for the computer it runs on: it evaluates environment markers (``platform_system ==
+    "Linux"``) for that one, whatever platform is requested.
     """
     python = {"python_version": PYTHONS[slicer], "python_full_version": f"{PYTHONS[slicer]}.0"}
     there = {
@@ -152,7 +152,7 @@ def _download(folder: Path, slicer: str, platform: str, index: str | None) -> No
         if missing and _run(download_command(folder, slicer, platform, missing, index)) != 0:
             remedy = "Check the connection to the package index"
             free = shutil.disk_usage(folder).free
-            if free < _ROOM:  # of which pip has removed what it could not finish
+            if free < _ROOM:  # after pip has removed its incomplete downloads
                 remedy += (
                     f", and free some space in {folder.parent} ({free / 1e9:.1f} GB are free, a Linux bundle needs "
                     f"{_ROOM / 1e9:.0f} GB) or set the environment variable TMPDIR to another folder"
@@ -166,7 +166,7 @@ def _download(folder: Path, slicer: str, platform: str, index: str | None) -> No
 def _wheels(folder: Path) -> dict[str, Metadata]:
     """The metadata of the wheels in a folder, by canonical name.
 
-    Python's own reader keeps wheels open, and what is open Windows does not remove.
+    Python's own reader keeps wheels open, and Windows does not remove open files.
     """
     wheels: dict[str, Metadata] = {}
     for path in folder.glob("*.whl"):
@@ -178,10 +178,10 @@ def _wheels(folder: Path) -> dict[str, Metadata]:
 
 
 def _needed(requirement: Requirement, wheels: dict[str, Metadata], environment: dict[str, str]) -> set[str]:
-    """What the wheel that meets a requirement needs in an environment, without conditions.
+    """The dependencies, without markers, that the wheel satisfying a requirement has in an environment.
 
     Raises:
-        UsageError: NOT_INSTALLED, no wheel meets it.
+        UsageError: NOT_INSTALLED, no wheel satisfies it.
     """
     wheel = wheels.get(canonicalize_name(requirement.name))
     if wheel is None or not requirement.specifier.contains(wheel.version, prereleases=True):
@@ -214,7 +214,7 @@ def _check(output: Path, slicer: str, platform: str, index: str | None) -> None:
 
 def _pack(output: Path, about: dict[str, object], files: dict[str, Path]) -> None:
     entries = [{"name": name, "size": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()]
-    # Wheels and weights are compressed already, and may be dated before 1980, where the years of a zip file begin.
+    # Wheels and weights are compressed already. They may be dated before 1980, the first year that zip files know.
     with write_beside(output, ".zip") as part, zipfile.ZipFile(part, "w", strict_timestamps=False) as archive:
         archive.writestr(MANIFEST, json.dumps(about | {"files": entries}, indent=1))
         for name, path in files.items():

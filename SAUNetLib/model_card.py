@@ -1,4 +1,4 @@
-"""Find models: their cards, the model folders, and the model that a name means. Builds no network, without PyTorch."""
+"""Find models: their cards, the model folders, and the model of a name. Builds no network, and needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .resources import resource
 DEFAULT_MODEL = "saunet-lumbar"
 REINSTALL = "Remove the model if it is your own; otherwise install SAUNet again"
 LARGEST_CARD, LARGEST_FILE = 2**20, 256 * 2**20
-"""Bytes of a card and of weights; more is not read."""
+"""Most bytes of a card and of a weights file; larger files are not read."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\xb9\xb2\xb3]) *(\..*)?", re.IGNORECASE)
-"""What Windows takes for a device, whatever its ending."""
+"""Names that Windows takes for a device, whatever their extension."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ModelCard:
     """The card of a model: NAME.json beside NAME.safetensors, with these entries.
 
     Attributes:
-        name: what ``--model`` calls it.
+        name: for ``--model``.
         version: of the weights.
         description: one sentence.
         classes: names of the network's classes, background first.
@@ -37,14 +37,14 @@ class ModelCard:
         network: arguments of `SAUNet`.
         sha256: of the weights file.
         licence: of the weights.
-        attribution: whom the licence wants named.
+        attribution: the credit that the licence requires.
         data: what it was trained and validated on.
-        command: prints the metrics below.
+        command: the one that prints the metrics below.
         date: of training, ISO.
-        metrics: validation set -> figure -> [mean, standard deviation over patients], None where there is none.
+        metrics: validation set -> figure -> [mean, standard deviation over patients], None if there is none.
         limits: what it has not seen, in plain words.
-        trained_on, validated_on: SHA-256 of the images, see `training.folders.image_hash`, those of the model that it
-            started from included in the former; empty where nobody kept them.
+        trained_on, validated_on: SHA-256 of the images, see `training.folders.image_hash`; the former include those of
+            the model that it was fine-tuned from. Empty if not recorded.
     """
 
     name: str
@@ -94,7 +94,7 @@ class ModelCard:
         return card
 
     def _usable(self) -> bool:
-        """Whether the entries on which the engine and the panel rely are such as a model has."""
+        """Whether the entries on which the engine and the panel rely have valid types and values."""
         return (
             all(isinstance(part, list) for part in (self.classes, self.limits, self.trained_on, self.validated_on))
             and all(isinstance(text, str) for text in (self.name, self.version, self.sha256, *self.classes))
@@ -114,7 +114,7 @@ class ModelCard:
 
 
 def is_model_name(text: str) -> bool:
-    """Whether a model, and so its files, can be called so: no way to another folder, no device, nothing like a file."""
+    """Whether a text can name a model and its files: not a path, a Windows device, or a name of a weights file."""
     plain = text.isprintable() and not set(text) & set('/\\:*?"<>|') and not _DEVICE.fullmatch(text)
     return plain and text.strip(". ") != "" and not text.lower().endswith(".safetensors")
 
@@ -131,7 +131,7 @@ def model_names() -> list[str]:
     """Names that `find_model` knows and that have a card."""
     names = set()
     for folder in model_folders():
-        with contextlib.suppress(OSError):  # one that may not be looked into
+        with contextlib.suppress(OSError):  # one that may not be listed
             names |= {path.stem for path in folder.glob("[!.]*.json")}
     return sorted(name for name in names if newest_model(name) is not None)
 
@@ -140,8 +140,8 @@ def available_models() -> list[ModelCard]:
     """Cards of all models that can be chosen by name, unreadable ones left out."""
     cards = []
     for name in model_names():
-        with contextlib.suppress(ModelError):  # said when it is asked for by name
-            # What a file is called is what it is chosen by, whatever its card was called once.
+        with contextlib.suppress(ModelError):  # reported when it is requested by name
+            # A model is chosen by its file's name, whatever name the card gives.
             cards.append(replace(ModelCard.read(find_model(name)), name=name))
     return cards
 
@@ -155,7 +155,7 @@ def find_model(model: str | Path | None = None) -> Path:
     model = DEFAULT_MODEL if model is None else model
     path = Path(model)
     if path.suffix == ".safetensors":
-        if os.path.isfile(path):  # noqa: PTH113 - no failure for a name that no system takes
+        if os.path.isfile(path):  # noqa: PTH113 - no failure for an invalid name
             return path
         raise ModelError("MODEL_NOT_FOUND", f"there is no file {model}", "Check the path")
     name = str(model)
@@ -219,14 +219,14 @@ def keep_model(weights: Path, card: ModelCard) -> None:
 
 
 def newest_model(name: str) -> Path | None:
-    """The weights file of a name; an old copy among the user's own models does not hide the one shipped since."""
+    """The newest weights file of a name: an old copy among the user's own models does not hide a newer shipped one."""
     found = [folder / f"{name}.safetensors" for folder in model_folders()]
     found = [path for path in found if os.path.isfile(path)]  # noqa: PTH113 - no failure for any name
-    return max(found, key=model_version, default=None)  # of equals the first, the user's own
+    return max(found, key=model_version, default=None)  # if equal the first, the user's own
 
 
 def model_version(weights: Path) -> tuple[int, ...]:
-    """The numbers in a model's version; none where its card cannot be read."""
+    """The numbers in a model's version; empty if its card cannot be read."""
     try:
         card = ModelCard.read(weights)
     except ModelError:

@@ -24,7 +24,7 @@ from .volume import SagittalStack, Volume, check_content, check_volume
 
 _TRACE_MM3 = 2000.0
 """A smaller unnamed volume is not reported. In 170 crops of five T2 SPACE scans it was the sacrum's top five times,
-0.8 to 1.5 ml, and to leave it out gained 0.003 to 0.008 of Dice; once it was a vertebra, 5.5 ml, which cost 0.016."""
+0.8 to 1.5 ml, whose omission gained 0.003 to 0.008 Dice; once it was a vertebra, 5.5 ml, which cost 0.016."""
 
 
 def segment(
@@ -64,7 +64,7 @@ def segment(
     stack = SagittalStack.of(volume)
     classes, notices = engine.classes(stack, report)
     report("levels", 0.0)
-    field = stack.field()  # what padding hides, the image cuts
+    field = stack.field()  # without padding, whose edge cuts structures like the image's
     image, found = stack.cropped(field), classes[field]
     outside_ml, outside = clear_padding(found, image.slices, (image.slice_spacing, *image.pixel))
     notices += about_slices(image.slices, image.slice_spacing, outside_ml)
@@ -126,16 +126,16 @@ def segment_file(
     Args:
         image: see `read_volume`, as is ``series``.
         output: label map or segmentation, see `write_segmentation`.
-        engine, levels, lowest, report: see `segment`; two stages more, ``read`` and ``write``.
-        parts: vertebral bodies and posterior elements as structures of their own.
+        engine, levels, lowest, report: see `segment`; with two more stages, ``read`` and ``write``.
+        parts: label vertebral bodies and posterior elements separately.
         table: CSV of the structures.
         measurements: CSV or JSON of what `measurements.measure` finds; needs levels.
         preview: PNG.
 
     Raises:
         InputError: as `read_volume` and `segment`.
-        UsageError: as these; USAGE, three classes have neither parts nor measurements, or two results have one place;
-            OUTPUT_FORMAT or OUTPUT_WRITE, before the computation where that can be known.
+        UsageError: as these; USAGE, parts or measurements of three classes, or two results at one path; OUTPUT_FORMAT
+            or OUTPUT_WRITE, before the computation if possible.
         OutOfMemoryError: MEMORY.
         CancelledError: CANCELLED, by `report`.
     """
@@ -146,11 +146,11 @@ def segment_file(
     report("read", 0.0)
     volume = read_volume(image, series)
     segmentation = segment(volume, engine, levels=levels, lowest=lowest, report=report)
-    if isinstance(image, Series) or volume.name != Path(image).name:  # a file's name may be the patient's
+    if isinstance(image, Series) or volume.name != Path(image).name:  # a file may be named after the patient
         provenance = {**segmentation.provenance, "series": volume.name.partition(" (")[0]}
         segmentation = replace(segmentation, provenance=provenance, series=volume.name)
     report("write", 0.0)
-    # What only some runs need is imported there: the worker starts without Pillow and the measurements.
+    # Imported only where needed: the worker starts without Pillow and the measurements.
     measured = None
     if parts or measurements is not None:
         from .measurements import measure, split_parts, write_measurements

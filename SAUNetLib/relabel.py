@@ -28,26 +28,25 @@ from .notices import About, Notice, unusual_number
 from .segmentation import Segmentation, count_labels
 
 Assignments = Mapping[str, str] | Sequence[tuple[str, str]]
-"""What structures really are, by structure; as pairs, one may be named twice by mistake."""
+"""What structures really are, by structure; in pairs, a structure may occur twice by mistake."""
 
 
 def relabel(segmentation: Segmentation, assignments: Assignments) -> Segmentation:
-    """The same structures with other names.
+    """Rename the structures.
 
-    Every structure keeps its place beside its neighbours: whoever says that the disc named L4/L5 is L3/L4 moves all
-    vertebrae and discs up by one level. The count below and above is the usual one (12 thoracic, 5 lumbar vertebrae)
-    unless the assignments, or a sacrum that stays where it is, fit only a spine with a T13, with an L6, without L5 or
-    without T12.
+    They keep their order: stating that the disc named L4/L5 is L3/L4 moves all vertebrae and discs up by one level. The
+    spine is the usual one (12 thoracic, 5 lumbar vertebrae) unless the assignments, or a sacrum that keeps its name,
+    fit only a spine with a T13, with an L6, without L5 or without T12.
 
     Args:
         segmentation: one with levels; bodies and posterior elements may be separate (`measurements.split_parts`).
-        assignments: by structure (its label value, level or name, such as ``95``, ``L4/L5``, ``L4/L5 disc``) what it
-            really is (level, name or label value).
+        assignments: what structures really are (level, name or label value), by structure (its label value, level or
+            name, such as ``95``, ``L4/L5``, ``L4/L5 disc``).
 
     Raises:
         UsageError: USAGE for three classes without levels, for a structure that is not there or a level that does not
             exist, for assignments that contradict each other, for names that would go beyond C1 or the sacrum, or for
-            names that are not in the order of the spine as they are.
+            present names that are not in anatomical order.
     """
     segmentation.require_levels()
     if not assignments:
@@ -77,7 +76,7 @@ def relabel(segmentation: Segmentation, assignments: Assignments) -> Segmentatio
 
 
 def _about_number(chain: Sequence[str]) -> tuple[Notice, ...]:
-    """Notice of a spine of four or six lumbar vertebrae, as where one is segmented and such a level is stated."""
+    """Notice of a spine with four or six lumbar vertebrae, as after segmenting with a stated level that implies it."""
     if "L5" in chain and "L6" not in chain:
         return ()
     number = "six" if "L6" in chain else "four"
@@ -90,7 +89,7 @@ def _check_order(segmentation: Segmentation) -> None:
 
     try:
         exchanged = names_out_of_order(segmentation)
-    except InputError:  # not to be measured: nothing tells the order
+    except InputError:  # cannot be measured: the order is unknown
         return
     if exchanged is not None:
         raise _refusal(
@@ -101,11 +100,11 @@ def _check_order(segmentation: Segmentation) -> None:
 
 
 def _confidence(segmentation: Segmentation, wanted: Mapping[int, int], table: Mapping[int, int]) -> dict[int, float]:
-    """By new label value: sure where the user knows, and elsewhere as sure as the count from there is.
+    """Confidence by new label value: 1 for what the user has named, elsewhere that of counting from there.
 
-    Confidences fall with every doubt between a structure and those of the highest one, from which the names were
-    counted: two on one side of these differ by the doubts between them, two on either side by all of both. Where
-    doubts are told, but no confidences, nothing is known.
+    Confidences fall with every doubt between a structure and the surest ones, from which the names were counted: two
+    on one side of these differ by the doubts between them, two on opposite sides by all doubts of both. With notices of
+    doubts, but no confidences, only what the user has named is known.
     """
     before = segmentation.confidence
     values = [old for old in count_labels(segmentation.labels) if _whole(segmentation, old) in table]
@@ -133,7 +132,7 @@ def _confidence(segmentation: Segmentation, wanted: Mapping[int, int], table: Ma
 
 
 def _renamed(text: str, table: Mapping[int, int]) -> str:
-    """A notice with the levels' new names."""
+    """The text of a notice with the new names of levels."""
     names = {structures()[old].level: structures()[new].level for old, new in table.items()}
     return re.sub(r"\b[CTL]\d+(?:/[TLS]\d+)?\b", lambda match: names.get(match[0], match[0]), text)
 
@@ -146,8 +145,8 @@ def relabel_file(
 ) -> Segmentation:
     """Relabel a saved segmentation of any format that `formats.segmentations` writes.
 
-    From a file that lists segments to a 3D Slicer segmentation, segments keep what `formats.segmentations.read_marks`
-    finds on them.
+    If a file that lists segments is written to a 3D Slicer segmentation, segments keep what
+    `formats.segmentations.read_marks` finds on them.
 
     Args:
         path: the file.
@@ -156,12 +155,12 @@ def relabel_file(
         table: CSV of the structures with their new names, see `formats.segmentations.write_table`.
 
     Returns:
-        What was written, and beside its own notices those about the file that was read.
+        What was written, with its own notices and those about the file that was read.
 
     Raises:
         InputError: as `read_segmentation`.
-        UsageError: as `relabel`; OUTPUT_FORMAT or OUTPUT_WRITE; USAGE where the file would lose what `LOST` names, or
-            is a label map that lists segments: we write them to 3D Slicer segmentations only.
+        UsageError: as `relabel`; OUTPUT_FORMAT or OUTPUT_WRITE; USAGE if the file is to be replaced and would lose what
+            `LOST` names, or is a label map that lists segments, which only 3D Slicer segmentations keep.
     """
     target = Path(path if output is None else output)
     check_writable(target, SEGMENTATIONS)
@@ -187,7 +186,7 @@ def relabel_file(
 
 
 def _marks(path: str | Path, saved: Segmentation, assignments: Assignments) -> Marks:
-    """By new label value what a user set on the segments; where the sacrum takes up a vertebra in parts, its body's."""
+    """What a user set on the segments, by new label value; that of the body if a vertebra in parts becomes sacrum."""
     present = _present(saved)
     table, _ = _new_values(present, _wanted(assignments, present))
     marks = read_marks(path, saved.encoding)
@@ -233,7 +232,7 @@ def _value(text: str) -> int:
     """The label value of a structure with a level, from its value, level or name."""
     plain = text.strip()
     for known in (structures(), encodings()["parts"].structures):
-        number = plain.isdecimal() and len(plain) < 10  # of thousands of digits Python makes none
+        number = plain.isdecimal() and len(plain) < 10  # Python refuses thousands of digits
         structure = known.get(int(plain)) if number else named_structure(plain, known)
         if structure is not None and structure.level:
             return structure.value if structure.value in structures() else structure.value - PARTS_OFFSET
@@ -259,7 +258,7 @@ def _chains() -> list[tuple[str, ...]]:
 
 
 def _places(chain: tuple[str, ...]) -> dict[float, int]:
-    """Label values by place in a chain: a vertebra's number, half a step more for the disc below it."""
+    """Label values by place in a chain: a vertebra's index, and half a step more for the disc below it."""
     result: dict[float, int] = {}
     for n, (upper, lower) in enumerate(itertools.zip_longest(chain, chain[1:])):
         result[float(n)] = value_of(upper)
@@ -278,7 +277,7 @@ def _new_values(present: list[int], wanted: Mapping[int, int]) -> tuple[dict[int
     known = structures()
     old, as_named = _old_places(present)
     if all(value == new for value, new in wanted.items()):
-        return {value: value for value in present}, as_named  # whatever its count is, nothing was said against it
+        return {value: value for value in present}, as_named  # whatever the count, the user agrees with it
     fixed = dict(wanted)
     sacrum = next((value for value in present if known[value].kind == "sacrum"), None)
     if sacrum is not None:
@@ -300,7 +299,7 @@ def _new_values(present: list[int], wanted: Mapping[int, int]) -> tuple[dict[int
 
 
 def _shift_in(places: Mapping[float, int], fixed: Mapping[int, int], old: Mapping[int, float]) -> float | None:
-    """By how much all structures move in a spine of these places; None where what is fixed does not fit there."""
+    """The shift of all structures in a spine with these places; None if the fixed ones do not fit there."""
     at = {value: place for place, value in places.items()}
     shifts = {at[new] - old[value] if new in at else None for value, new in fixed.items()}
     return shifts.pop() if len(shifts) == 1 else None
@@ -314,10 +313,10 @@ def _end(value: int, old: Mapping[int, float], shift: float, chain: tuple[str, .
 
 
 def _old_places(present: list[int]) -> tuple[dict[int, float], tuple[str, ...]]:
-    """Places of the structures as they are named now, in the first kind of spine that has them all, and its vertebrae.
+    """Places of the structures by their present names, in the first kind of spine that has them all; its vertebrae.
 
-    Of several, the one in which most of them touch: where no vertebra lies between L4 and the disc L5/S1, none is
-    missing there.
+    If several do, the one in which most of them are adjacent: if no vertebra lies between L4 and the disc L5/S1, none
+    is assumed to be missing there.
     """
     best: dict[int, float] = {}
     touching, kind = -1, usual_levels()

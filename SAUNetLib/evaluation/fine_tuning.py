@@ -24,27 +24,27 @@ from ..volume import Volume
 from .validation import read_bodies
 
 BORDER_MM = 3.0
-"""What the model calls vertebra this close to a drawn body is that body, drawn with another taste."""
+"""Predicted vertebra this close to a drawn body is part of that body, whose border the reader chose differently."""
 DOUBT_MM = 10.0
-"""This close to a vertebra that is not drawn, what the model calls background is not believed."""
+"""Predicted background this close to a vertebra that is not drawn is not trusted."""
 
 
 def body_labels(volume: Volume, bodies: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Classes (k, j, i) uint8 to train on, 255 where not known.
 
-    A drawn body is vertebra. Discs, canal and background are what the model says, but near vertebrae (bodies or arches)
-    that it sees and nobody has drawn, vertebra and background are unknown: its own borders there would teach nothing
-    new, and what it misses there would be taught as background.
+    A drawn body is vertebra. Discs, canal and background are as predicted, but vertebra (bodies or arches) that is
+    predicted and not drawn, and background near it, are unknown: the model's own borders would teach nothing new, and
+    what it misses there would be taught as background.
 
     Args:
         volume: the image.
         bodies: (k, j, i), above 0 in the drawn bodies.
-        classes: (k, j, i), what the model finds.
+        classes: (k, j, i), the model's prediction.
     """
     spacing = tuple(reversed(volume.geometry.spacing))
     drawn = bodies > 0
     undrawn = (classes == VERTEBRA) & (distance_transform_edt(~drawn, spacing) > BORDER_MM)
-    # Of nothing there is no distance: SciPy would give one to a corner.
+    # There is no distance to an empty mask: SciPy would return that to a corner.
     doubtful = undrawn.any() & (distance_transform_edt(~undrawn, spacing) <= DOUBT_MM)
     labels = np.where(doubtful & (classes == BACKGROUND) | (classes == VERTEBRA), UNKNOWN, classes)
     return np.where(drawn, VERTEBRA, labels).astype(np.uint8)

@@ -21,11 +21,11 @@ from ..volume import Volume, to_sitk
 PIXEL = 0.7
 DISCS = ("L1/L2", "L2/L3", "L3/L4", "L4/L5", "L5/S1")
 TURNS = ((15, (0, 0, 1)), (12, (0, 1, 0)), (20, (1, 0, 0)), (12, (1, 1, 1)))
-"""Degrees and axes by which the slices are turned against the patient."""
+"""Angles in degrees and axes by which the slices are turned relative to the patient."""
 
 
 def sick_phantom(number: int) -> Phantom:
-    """A patient with a wedge fracture, a slip, worn discs and a narrow canal drawn over their clinical range.
+    """A patient with a wedge fracture, a slip, worn discs and a narrow canal, random within their clinical ranges.
 
     Even numbers have 1 mm slices, odd ones 4 mm slices 4.4 mm apart.
     """

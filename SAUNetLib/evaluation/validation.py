@@ -35,10 +35,10 @@ from .intervals import interval
 
 AHEAD_MM = 10.0
 BESIDE_MM = 40.0
-"""Vertebra so far in front of the drawn bodies, or beside the middle of them, is no vertebra: bodies are about 50 mm
-wide and transverse processes end at about 40 mm."""
+"""Distances in front of the drawn bodies, and beside their middle, beyond which no vertebra lies: bodies are about
+50 mm wide and transverse processes end at about 40 mm."""
 SCANS = ("10010", "10019", "10025", "10031")
-"""Routine scans whose slices near the midline no shipped model was trained on; the lateral ones are since 1.4."""
+"""Routine scans whose slices near the midline no shipped model was trained on; the lateral ones are used since 1.4."""
 SCANNERS = {"VB2": "T2 TSE", "VB3": "water-fat"}
 
 Figures = dict[str, Any]
@@ -50,7 +50,7 @@ class Estimate:
 
     Attributes:
         value: over all patients.
-        low, high: the interval; NaN where there is one patient only, or the value is not finite.
+        low, high: the interval; NaN if there is only one patient, or the value is not finite.
         deviation: standard deviation over patients; None for a pooled figure.
     """
 
@@ -61,7 +61,7 @@ class Estimate:
 
 
 def with_interval(figure: Callable[..., float], *columns: Sequence[float]) -> Estimate:
-    """A figure of columns with one entry per patient, and its `interval`; a figure that is not finite has none."""
+    """A figure of columns with one entry per patient, and its `interval`: NaN if the figure is not finite."""
     data = [np.asarray(column, float) for column in columns]
     value = float(figure(*data))
     low, high = interval(figure, *data) if np.isfinite(value) else (float("nan"), float("nan"))
@@ -110,9 +110,9 @@ def _truth(path: Path) -> str:
 
 
 def _pooled(counts: np.ndarray) -> Estimate:
-    """Dice of the sums of (patients, 3): voxels in both, found, true; NaN without any.
+    """Dice of counts (patients, 3) summed over patients: voxels in both, found, true; NaN without any.
 
-    A patient without voxels is none of the set: drawn alone, it would have no Dice.
+    A patient without voxels is left out: a resample of it alone would have no Dice.
     """
 
     def dice(both: np.ndarray, found: np.ndarray, true: np.ndarray) -> float:
@@ -123,7 +123,7 @@ def _pooled(counts: np.ndarray) -> Estimate:
 
 
 def other_scanners(engine: Engine, folder: Path, prefix: str, leave_out: Sequence[str] = ()) -> Figures:
-    """Vertebral bodies drawn by others, of which only some are drawn.
+    """Figures on vertebral bodies of other scanners, of which only some are drawn.
 
     Args:
         engine: with the model.
@@ -132,10 +132,10 @@ def other_scanners(engine: Engine, folder: Path, prefix: str, leave_out: Sequenc
         leave_out: patients that the model was tuned on.
 
     Returns:
-        mean over patients of the recall of body voxels, of all and without the two slices in which each body begins
-        and ends (they show more muscle than bone, and where a body ends in them is the reader's choice); bodies and how
-        many of them were matched one to one (at least half of the body); ml labelled vertebra ahead of the drawn bodies
-        or far beside them, in all patients.
+        Mean over patients of the recall of body voxels, of all and without the first and last slice of each body (they
+        show more muscle than bone, and where a body ends in them is the reader's choice); number of bodies, and of
+        those matched one to one (at least half of the body); ml labelled vertebra in front of the drawn bodies or far
+        beside them, in all patients.
     """
     recalls, inner, matched, bodies, stray = [], [], [], [], 0.0
     for path in _patients(folder, prefix, leave_out):
@@ -178,7 +178,7 @@ def _inner_recall(volume: Volume, vertebrae: np.ndarray, bodies: np.ndarray) -> 
 
 
 def _stray(volume: Volume, vertebrae: np.ndarray, bodies: np.ndarray) -> int:
-    """Voxels labelled vertebra ahead of the bodies drawn in their row, or in slices far beside the bodies."""
+    """Voxels labelled vertebra in front of the bodies drawn in their row, or in slices far beside the bodies."""
     stack = SagittalStack.of(volume)
     predicted = stack.slices_of(vertebrae)
     drawn = stack.slices_of(bodies)
@@ -200,12 +200,12 @@ def validate_all(
     scans: Sequence[str] = SCANS,
     leave_out: Sequence[str] = (),
 ) -> dict[str, Figures]:
-    """Every set that lies in the data folder, by name; figures that were estimated are `Estimate`.
+    """Figures of every set in the data folder, by the set's name; estimated ones are of type `Estimate`.
 
     Args:
         engine: with the model.
         data: folder of the sets.
-        patients: of ``spider_t2space``, held out of training; none: the set is left out.
+        patients: of ``spider_t2space``, held out of training; without any the set is left out.
         scans: of ``spider_tse_slices``, likewise.
         leave_out: patients of ``external_bodies`` to leave out.
 
@@ -229,7 +229,7 @@ def validate_all(
 def write_pictures(
     engine: Engine, data: Path, patients: Sequence[str], scans: Sequence[str], folder: Path
 ) -> list[Path]:
-    """One picture for each set: its first patient; of the routine slices one near the midline and a lateral one.
+    """One picture for each set: its first patient; for the routine slices one near the midline and a lateral one.
 
     Those of ``external_bodies`` are for looking only: nothing made from that set may be passed on.
     """
@@ -264,7 +264,7 @@ def _routine_picture(engine: Engine, slices: Sequence[Path], path: Path) -> Path
 
 
 def as_json(result: Mapping[str, Figures]) -> str:
-    """Figures rounded to four places; what is not a number becomes null."""
+    """Figures rounded to four decimal places; NaN and infinity become null."""
 
     def plain(value: object) -> object:
         if isinstance(value, Estimate):

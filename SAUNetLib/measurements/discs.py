@@ -19,14 +19,15 @@ NAMES = (
     "meyerding_grade",
 )  # fmt: skip
 NO_SLIP_MM = 3.0
-"""A smaller displacement is no slip: grade 0."""
+"""Least displacement that is a slip; below it, the grade is 0."""
 _SURE_SLIP_MM = 5.0
-"""A smaller slip on an estimated endplate may be none: up to 3.9 mm were measured where none is to be seen."""
+"""Least certain slip on an estimated endplate: up to 3.9 mm were measured where none is visible."""
 _FAR_BACK_MM, _FAR_BACK_PERCENT = -6.0, -20.0
-"""A slip further back rests on a rounded corner or a spur: SPIDER's others without a flag reach -5.3 mm and -19 %."""
+"""Limits of backward slip, beyond which a rounded corner or a spur causes it: SPIDER's others without a flag reach
+-5.3 mm and -19 %."""
 _TALLEST_MM = 25.0
 _SHORTEST_MM = 5.0
-"""A shorter endplate is a remnant of one."""
+"""Least depth of an endplate; a shorter one is only a remnant."""
 
 
 def disc_measures(value: int, landmarks: Landmarks, bodies: Mapping[int, Mapping[str, Measure]]) -> dict[str, Measure]:
@@ -36,7 +37,7 @@ def disc_measures(value: int, landmarks: Landmarks, bodies: Mapping[int, Mapping
     if above is None or below is None:
         flags: set[str] = set()
         for body, plate, level in zip(beside, (above, below), structures()[value].level.split("/"), strict=True):
-            # A body that is segmented, but has no section, says itself why.
+            # The flags of a body that is segmented but has no section say why.
             own = body or bodies.get(value_of(level))
             flags |= set() if plate is not None else set(own[HEIGHTS[0]].flags) if own else {MISSING}
         return dict.fromkeys(NAMES, Measure.none(*(flags or {MISSING})))
@@ -70,10 +71,10 @@ def disc_frame(above: Endplate, below: Endplate) -> AnatomicalFrame:
 
 
 def _heights(section: Section | None, above: Endplate, below: Endplate) -> dict[str, Measure]:
-    """Heights from bone to bone along the normal half-way between the endplates, so that a slip does not change them.
+    """Heights from bone to bone along the endplates' mean normal, so that a slip does not change them.
 
     Anterior, middle and posterior: between the corners and the middles of the endplates above and below. The disc's own
-    mask is not measured: where a disc is narrowed, spurs and bulges widen it in front of and behind the bodies.
+    mask is not measured: spurs and bulges widen a narrowed disc in front of and behind the bodies.
     """
     names = (*HEIGHTS, "disc_height_depth_ratio")
     up = disc_frame(above, below).axes[2]
@@ -86,9 +87,9 @@ def _heights(section: Section | None, above: Endplate, below: Endplate) -> dict[
 
 
 def _index(heights: Mapping[str, Measure], bodies: list[Mapping[str, Measure] | None]) -> Measure:
-    """Mean of the disc's three heights by the mean middle height of the bodies above and below, or of one of them.
+    """Mean of the disc's three heights over the mean middle height of the bodies above and below, or of one of them.
 
-    A body without a height says by its flag that the other one alone was taken; the sacrum never has one.
+    The flag of a body without a height shows that only the other one was used; the sacrum never has one.
     """
     disc_heights = [heights[name] for name in HEIGHTS]
     body_heights = [body["height_middle_mm"] for body in bodies if body]
@@ -103,15 +104,15 @@ def _index(heights: Mapping[str, Measure], bodies: list[Mapping[str, Measure] | 
 
 
 def _slip(above: Endplate, below: Endplate) -> dict[str, Measure]:
-    """Displacement of the upper body's lower posterior corner against the lower body's upper posterior corner.
+    """Displacement of the upper body's lower posterior corner relative to the lower body's upper posterior corner.
 
-    In mm along the lower endplate, positive forwards; in percent of the depth of that endplate; in Meyerding's bands of
-    25 % (1932), which are of slips forwards: 1 up to 25 %, 2 up to 50 %, 3 up to 75 %, 4 up to 100 %, 5 beyond; 0 below
-    3 mm and backwards, where half of the L4/L5 discs that nobody read as slipped would have a band
+    In mm along the lower endplate, positive forwards; in percent of the depth of that endplate; and as Meyerding's
+    grade (1932) of forward slips, in bands of 25 %: 1 up to 25 %, 2 up to 50 %, 3 up to 75 %, 4 up to 100 %, 5 beyond;
+    0 below 3 mm and for backward slips, where half of the L4/L5 discs that nobody read as slipped would get a grade
     (docs/measurements.md).
 
-    A disc reaches as far as the body above has slipped, and an endplate estimated from it is too long by that: it
-    counts as no longer than the endplate above.
+    A disc extends as far as the body above has slipped, so an endplate estimated from it is too long: it counts as no
+    longer than the endplate above.
     """
     names = ("slip_mm", "slip_percent", "meyerding_grade")
     if below.depth < _SHORTEST_MM:
