@@ -23,9 +23,9 @@ _SERIES, _NUMBER, _DESCRIPTION, _MODALITY, _CLASS, _FRAMES = (
     0x0020000E, 0x00200011, 0x0008103E, 0x00080060, 0x00080016, 0x00280008,
 )  # fmt: skip
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-"""What SOP classes of secondary captures, pictures of a screen, begin with."""
+"""Prefix of the SOP classes of secondary captures, such as screenshots."""
 _MOST_FRAMES = 1000
-"""So many are believed of a file that cannot be read."""
+"""Highest number of frames believed of a file that cannot be read."""
 
 
 def list_series(folder: str | Path, below: bool = True) -> list[Series]:
@@ -36,7 +36,7 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
         OutOfMemoryError: MEMORY.
     """
     folder = Path(folder)
-    if not os.path.isdir(folder):  # noqa: PTH112 - no failure for a path that no system takes
+    if not os.path.isdir(folder):  # noqa: PTH112 - does not raise for an invalid path
         why = why_absent(folder)
         raise InputError("INPUT_NOT_FOUND", "there is no such folder" + (f": {why}" if why else ""), "Check the path")
     by_key: dict[str, Series] = {}
@@ -51,7 +51,7 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
             pictures.append(file_series)
         else:
             _add(by_key, file_series)
-    # Without a place it is no slice of the series whose UID it has; where it has one of its own, that is to be told.
+    # Without a position, a picture is not a slice of the series with its UID; a series of its own is listed.
     for picture in [one for one in pictures if one.key not in by_key]:
         _add(by_key, picture)
     if not by_key and not unreadable_paths:
@@ -64,7 +64,7 @@ def list_series(folder: str | Path, below: bool = True) -> list[Series]:
         raise unreadable([lost.path for lost in unreadable_paths])
     readable = {series.uid for series in by_key.values()}
     for lost in unreadable_paths:
-        if lost.uid and lost.uid not in readable:  # nothing of it can be read, which is to be told
+        if lost.uid and lost.uid not in readable:  # listed although none of it can be read
             _add(by_key, _lost_series(lost))
     # A file whose series is unknown counts against every series in its folder, or against all if its folder has none.
     image_folders = {frame.path.parent for series in by_key.values() for frame in series.frames}
@@ -84,7 +84,7 @@ def _add(by_key: dict[str, Series], file_series: Series) -> None:
 
 
 def _lost_series(lost: UnreadablePath) -> Series:
-    """A file that cannot be read as a series of its own, as far as it says what it was."""
+    """A series for a file that cannot be read, with what its header still states."""
     tags = (_NUMBER, _DESCRIPTION, _MODALITY, _CLASS, _FRAMES)
     number, description, modality, sop_class, frames = first_texts(lost.path, tags)
     count = min(int(frames), _MOST_FRAMES) if frames.isdecimal() else 1
@@ -93,7 +93,7 @@ def _lost_series(lost: UnreadablePath) -> Series:
 
 
 def _is_picture(series: Series) -> bool:
-    """Whether a file shows what was made of slices, as a picture of the screen, and does not say where it lies."""
+    """Whether a file was derived from slices, such as a screenshot, and states no position."""
     derived = series.modality != "MR" or _is_capture(series)
     return derived and not any(frame.position for frame in series.frames)
 
@@ -103,7 +103,7 @@ def _is_capture(series: Series) -> bool:
 
 
 def _without_copies(frames: Sequence[DicomFrame]) -> tuple[DicomFrame, ...]:
-    """The frames but those of files of which another is the same to the byte; what differs stays, and is refused."""
+    """The frames without byte-identical copies of a file; copies that differ stay, and are refused."""
     files: dict[str, dict[Path, str]] = {}
     for frame in frames:
         files.setdefault(frame.instance, {})[frame.path] = ""
@@ -116,7 +116,7 @@ def _without_copies(frames: Sequence[DicomFrame]) -> tuple[DicomFrame, ...]:
 
 
 def _content(path: Path) -> str:
-    """What two files share only if they are the same to the byte."""
+    """A key that two files share only if they are byte-identical."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
@@ -136,7 +136,7 @@ def read_series(folder: Path, series: str | None) -> Volume:
 def read_beside(path: Path) -> Volume:
     """The volume of the series that one DICOM file belongs to, in its folder.
 
-    Where that is no volume, as when a series holds several time points, an enhanced file's own frames may be one.
+    If that is not a volume, for example with several time points, an enhanced file's own frames may be one.
 
     Raises:
         InputError: as `read_series`; INPUT_UNREADABLE for a file without an image.
@@ -158,10 +158,10 @@ def read_beside(path: Path) -> Volume:
 
 
 def _examined(series: Series, unreadable_paths: Sequence[UnreadablePath], image_folders: Collection[Path]) -> Series:
-    """A series with its slices in order along their normal, or with its problem.
+    """A series with its slices sorted along their normal, or with its problem.
 
     Args:
-        series: as its files say.
+        series: as its files state it.
         unreadable_paths: files and folders that cannot be read.
         image_folders: folders that hold slices of any series.
     """
@@ -209,11 +209,11 @@ def _choose(listed: list[Series], wanted: str | None, folder: Path) -> Series:
     most = max((series.slices for series in usable), default=0)
     broken = [series for series in listed if _is_broken(series) and 2 * (series.slices + len(series.damaged)) >= most]
     if usable and broken:
-        # The only usable series of a study may be its localizer, and nobody would know.
+        # The only usable series of a study may be its localizer, and nobody would notice.
         reason = broken[0].problem.title if broken[0].problem else ""
         raise _ask([*usable, *broken], f"{broken[0].name} cannot be used ({reason}), but others can", listed, folder)
     if len(usable) == 1:
-        # That of the patient who is meant may be the one that cannot be used.
+        # The series of the patient who is meant may be one that cannot be used.
         if several := several_origins([frame for series in mr if not _is_capture(series) for frame in series.frames]):
             cause = f"the folder holds MR series of several {several}, only one of which can be used"
             raise _ask(usable, cause, listed, folder)
@@ -227,7 +227,7 @@ def _choose(listed: list[Series], wanted: str | None, folder: Path) -> Series:
 
 
 def _is_broken(series: Series) -> bool:
-    """Whether a series is a sagittal one that something is wrong with, as far as its slices tell."""
+    """Whether a series cannot be used although, as far as its slices tell, it is sagittal."""
     problem = series.problem
     if problem is None or problem.code in ("INPUT_MODALITY", "INPUT_NOT_SAGITTAL"):
         return False
@@ -242,7 +242,7 @@ def _is_broken(series: Series) -> bool:
 def _ask(offered: Sequence[Series], cause: str, listed: Sequence[Series], folder: Path) -> InputError:
     """The error that lets the user choose by number, or by UID if numbers are ambiguous.
 
-    Where patients or studies are several, or numbers do not tell, it says where in the folder the series lie.
+    With several patients or studies, or ambiguous numbers, it also states where in the folder the series lie.
     """
     numbers = [series.number for series in listed]
     by_uid = any(not series.number or numbers.count(series.number) > 1 for series in offered)

@@ -13,11 +13,11 @@ from ..errors import printable
 
 PIXEL_DATA = 0x7FE00010
 DEEPEST = 64
-"""Open sequences and items at most; GDCM recurses into them."""
+"""Nested sequences and items; a file with more is refused, as GDCM recurses into them."""
 LONGEST_VALUE = 2**16
-"""Longer values are not kept."""
+"""Bytes; longer values are skipped."""
 LONGEST_FIRST = 256
-"""Bytes of the first values of a file."""
+"""Bytes; the first values of a file without the "DICM" mark are shorter."""
 _SYNTAX = 0x00020010
 _IMPLICIT, _EXPLICIT, _BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 _COMPRESSED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")
@@ -28,21 +28,21 @@ _FIRST = (
     0x00020000, 0x00020001, 0x00020002, 0x00080000, 0x00080001, 0x00080005, 0x00080006, 0x00080008, 0x00080012,
     0x00080016, 0x00080018,
 )  # fmt: skip
-"""What a file without the mark may begin with."""
+"""Tags with which a file without the mark may begin."""
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
 
 @dataclass(frozen=True)
 class Element:
-    """An element that lies whole in its file.
+    """A data element that lies completely within its file.
 
     Attributes:
         tag: group and number, as 0xGGGGEEEE.
-        depth: items that it lies in; 0 for the data set itself.
-        within: tag of the sequence that it lies in; 0 for the data set itself.
-        length: bytes of its value; of compressed pixel data those of all fragments.
-        value: empty unless it was wanted.
-        place: where its value begins in the file; 0 of compressed pixel data.
+        depth: number of items that it is nested in; 0 in the data set itself.
+        within: tag of the innermost sequence that it is in; 0 in the data set itself.
+        length: bytes of its value; for compressed pixel data, of all fragments.
+        value: empty unless requested.
+        place: offset of its value in the file; 0 for compressed pixel data.
     """
 
     tag: int
@@ -55,19 +55,19 @@ class Element:
 
 @dataclass(frozen=True)
 class Header:
-    """The elements wanted of a file, in its order, and its transfer syntax."""
+    """The requested elements of a file, in file order, and its transfer syntax."""
 
     elements: tuple[Element, ...]
     syntax: str
 
     @property
     def compressed(self) -> bool:
-        """Whether the pixel data are."""
+        """Whether the pixel data are compressed."""
         return self.syntax.startswith(_COMPRESSED)
 
     @property
     def order(self) -> str:
-        """Of the bytes of a number, as `struct` and NumPy write it."""
+        """Byte order of numbers, as `struct` and NumPy write it."""
         return ">" if self.syntax == _BIG_ENDIAN else "<"
 
     def texts(self, tag: int, within: int) -> list[str]:
@@ -89,13 +89,13 @@ class Header:
 
 
 def read_header(path: Path, wanted: Collection[int]) -> Header:
-    """The elements wanted of a DICOM file, all of whose elements lie within it and within each other.
+    """The requested elements of a DICOM file, after checking that all its elements fit into it and each other.
 
-    Encoding: part 5 of the standard, sections 7 and A.4; the file's own first group: part 10, section 7.1.
+    Encoding: part 5 of the standard, sections 7 and A.4; file meta information: part 10, section 7.1.
 
     Raises:
-        ValueError: a length leads out of the file, the structure is damaged, or the transfer syntax is not known.
-        OSError: the system does not let it be read.
+        ValueError: a length exceeds the file, the structure is damaged, or the transfer syntax is unknown.
+        OSError: it cannot be read.
     """
     with open(path, "rb") as file:
         walk = _Walk(file, frozenset(wanted))
@@ -103,12 +103,12 @@ def read_header(path: Path, wanted: Collection[int]) -> Header:
 
 
 def first_text(path: Path, tag: int) -> str:
-    """A text element of a file's data set, as far as the file can be read; empty where that is not so far."""
+    """A text element of a file's data set; empty if it is absent or the file cannot be read that far."""
     return first_texts(path, (tag,))[0]
 
 
 def first_texts(path: Path, tags: Sequence[int]) -> list[str]:
-    """As `first_text`, several of them, read together."""
+    """As `first_text`, for several elements in one pass."""
     found: dict[int, str] = {}
     try:
         with open(path, "rb") as file:
@@ -124,7 +124,7 @@ def first_texts(path: Path, tags: Sequence[int]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Container:
-    """An open item or sequence: kind (`_ITEM`, a sequence's tag or fragmented pixel data's), and where it ends."""
+    """An item or sequence being read: `_ITEM` or its tag, its end, whether its length is undefined and VRs explicit."""
 
     kind: int
     end: int
@@ -133,9 +133,9 @@ class _Container:
 
 
 def begins_plainly(head: bytes) -> bool:
-    """Whether these are the first bytes of DICOM elements without the 128 bytes and the mark before them.
+    """Whether these bytes begin a DICOM file without the preamble of 128 bytes and the "DICM" mark.
 
-    Old archives keep images so. Two elements of the first groups, one behind the other, stand in hardly any other file.
+    Old archives contain such files. Hardly any other file begins with two consecutive elements of the first groups.
     """
     first = _plain_element(head)
     second = _plain_element(head[first[1] :]) if first else None
@@ -143,7 +143,7 @@ def begins_plainly(head: bytes) -> bool:
 
 
 def _plain_element(head: bytes) -> tuple[int, int] | None:
-    """Tag and size, header and value, of a short element in little endian at the beginning of these bytes."""
+    """Tag and total size (header and value) of a short little-endian element at the start of these bytes."""
     if len(head) < 8:
         return None
     group, number, kind, short = struct.unpack("<HH2sH", head[:8])
@@ -164,7 +164,7 @@ class _Walk:
         self._fragments = 0
 
     def elements(self) -> Iterator[Element]:
-        """Every element wanted and all pixel data, once the file's own group has told how the rest is encoded."""
+        """The requested elements and all pixel data, after the file meta information, which states the encoding."""
         self._read_syntax()
         while self._place < self._size:
             element = self._next()
@@ -183,7 +183,7 @@ class _Walk:
             element = self._next()
             if element is not None and element.tag == _SYNTAX:
                 self.syntax = element.value.decode("latin-1").strip("\0 ")
-        if not self.syntax:  # what no group of the file's own tells is seen
+        if not self.syntax:  # no file meta information: see how the first element is encoded
             self.syntax = _EXPLICIT if self._file.read(6)[4:] in _SHORT | _LONG else _IMPLICIT
             self._file.seek(self._place)
         explicit = self.syntax in (_EXPLICIT, _BIG_ENDIAN) or self.syntax.startswith(_COMPRESSED)
@@ -198,7 +198,7 @@ class _Walk:
         return head
 
     def _padded(self) -> bool:
-        """Whether only zeros follow, with which some archives pad files to whole blocks."""
+        """Whether only zeros follow: some archives pad files to whole blocks."""
         following = self._file.read(LONGEST_VALUE)
         self._file.seek(self._place)
         return len(following) == self._size - self._place and not any(following)
@@ -257,12 +257,12 @@ class _Walk:
         return Element(tag, depth, within, length, place=place)
 
     def _depth(self) -> tuple[int, int]:
-        """Items that are open, and the tag of the innermost sequence."""
+        """Number of open items, and the tag of the innermost sequence."""
         sequences = [container.kind for container in self._inside if container.kind != _ITEM]
         return sum(container.kind == _ITEM for container in self._inside) - 1, sequences[-1] if sequences else 0
 
     def _mark(self, tag: int, length: int) -> Element | None:
-        """An item, or the end of an item or a sequence without length."""
+        """Process the start of an item, or the end of an item or a sequence of undefined length."""
         within = self._inside[-1]
         if tag == _ITEM and within.kind == PIXEL_DATA:
             self._fit(length)

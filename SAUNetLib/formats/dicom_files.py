@@ -16,26 +16,26 @@ from .dicom_elements import LONGEST_FIRST, begins_plainly, first_text
 
 _IMAGE_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7")
 _OF_IMAGES = re.compile("image|slice|scan|frame|series|dicom|echo", re.IGNORECASE)
-"""Words in names of images."""
+"""Words in the names of image files."""
 _ENDINGS = (".dcm", ".ima")
-"""DICOM's own."""
+"""File extensions of DICOM."""
 _NUMBER = re.compile(r"\d+(\.\d+)+|(?<![^\W_])[0-9a-f]*\d[0-9a-f]*(?![^\W_])|\d+")
 _SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"
 _CLASS = 0x00080016
 _NO_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION", "README", "AUTORUN")
-"""Files without an ending that lie beside images on a CD."""
+"""Files without an extension that accompany images on a CD."""
 
 
 @dataclass(frozen=True)
 class UnreadablePath:
-    """A file that should be an image, or a folder, that cannot be read; and its series' UID, if that can be read."""
+    """A folder, or a file that should be an image, that cannot be read; and its series' UID, if that can be read."""
 
     path: Path
     uid: str = ""
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do, with the mark or, as old archives keep them, without."""
+    """Whether a file begins like a DICOM file, with the "DICM" mark or, as in old archives, without."""
     return _is_dicom(_head(path) or b"")
 
 
@@ -44,14 +44,14 @@ def _is_dicom(head: bytes) -> bool:
 
 
 def _head(path: Path) -> bytes | None:
-    """The first bytes of a file, none of one that cannot be opened; None where there is no regular file."""
+    """The first bytes of a file, empty if it cannot be opened; None if it is not a regular file."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would never begin
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would block
             return None
         with open(path, "rb") as file:
             return file.read(2 * LONGEST_FIRST)
     except OSError as failure:
-        return None if failure.errno == errno.ELOOP else b""  # a link to itself was never a file
+        return None if failure.errno == errno.ELOOP else b""  # a symlink loop was never a file
 
 
 def holds_images(files: Iterable[Path]) -> bool:
@@ -77,10 +77,10 @@ def image_files(folder: Path, below: bool, unreadable_paths: list[UnreadablePath
 
 
 def _found(files: Iterable[Path]) -> Iterator[Path]:
-    """The DICOM files among these, and behind them what was lost of such.
+    """The DICOM files among these, followed by those that appear to be lost images.
 
-    A file with DICOM's own ending counts in any case. Other files that are not DICOM are ignored, unless they are empty
-    or begin with zeros and are named like the images: these are lost images. A DICOM file begins with 128 zeros, and
+    A file with a DICOM extension always counts. Other files that are not DICOM are ignored, unless they are empty or
+    begin with zeros, and are named like the images: these are lost images. A DICOM file begins with 128 zeros, and
     programs that copy files may first fill the space with zeros.
     """
     kinds: set[str] = set()
@@ -104,7 +104,7 @@ def _found(files: Iterable[Path]) -> Iterator[Path]:
 def is_image(path: Path) -> bool:
     """Whether a file of `image_files` that is unreadable should have been an image.
 
-    Its SOP class says so, in the file's own group or in the data set; a file that ends before it is damaged.
+    Its SOP class, in the file meta information or the data set, decides; without one it counts as a damaged image.
     """
     if not is_dicom(path):
         return True
@@ -121,14 +121,14 @@ def is_image(path: Path) -> bool:
 
 
 def _kind_of_name(path: Path) -> str:
-    """What names of one kind have in common: all but their numbers, also hexadecimal ones and UIDs."""
+    """The pattern of a name: all but its numbers, including hexadecimal ones and UIDs."""
     return _NUMBER.sub("#", path.name.casefold())
 
 
 def _is_named_as_image(path: Path) -> bool:
-    """Whether a name is one that images have: a UID or a number, also with an image's word.
+    """Whether a name is typical of images: a UID or a number, possibly with a word such as slice.
 
-    Where no image lies that it could be compared with. An empty file with a word in its name, as
+    Used if there is no image to compare it with. An empty file with another word in its name, such as
     received_20240101, is a marker.
     """
     plain = _OF_IMAGES.sub("", path.name)
@@ -137,8 +137,8 @@ def _is_named_as_image(path: Path) -> bool:
 
 
 def unreadable(paths: Sequence[Path]) -> InputError:
-    """The failure INPUT_UNREADABLE that names the first of these files, or a folder among them."""
-    # What may not even be looked at lies in a folder that may not be searched.
+    """The error INPUT_UNREADABLE that names the first of these files, or a folder among them."""
+    # A path whose status cannot be read lies in a folder without search permission.
     closed = dict.fromkeys(path if os.path.isdir(path) else path.parent for path in paths)  # noqa: PTH112 - never fails
     own = set(paths)
     folder = next((one for one in closed if one in own or not os.access(one, os.X_OK)), None)

@@ -16,9 +16,9 @@ from .dicom_elements import Header, read_header
 from .dicom_series import DicomFrame, Series
 
 COMPRESSION = 10_000
-"""No compression of an MR image reaches this factor; GDCM would allocate what a header pretends."""
+"""Compression factor that no MR image reaches; a file beyond it is refused, as GDCM would allocate what it declares."""
 LARGEST = 1e9
-"""No position, size or scale of an image reaches this; beyond it lies what cannot be calculated with."""
+"""No position, size or scale of an image reaches this; header values that do are ignored: they break calculations."""
 _POSITION, _ORIENTATION, _PIXEL_SPACING = 0x00200032, 0x00200037, 0x00280030
 _THICKNESS, _SLICE_SPACING = 0x00180050, 0x00180088
 _FRAMES, _ROWS, _COLUMNS, _BITS = 0x00280008, 0x00280010, 0x00280011, 0x00280100
@@ -29,7 +29,7 @@ _WANTED = (
     _SLOPE, _PART, _PARTS,
 )  # fmt: skip
 _PLANE_POSITION, _PLANE_ORIENTATION, _MEASURES, _TRANSFORMATION = 0x00209113, 0x00209116, 0x00289110, 0x00289145
-"""Sequences of an enhanced image. Vendors repeat their elements in private ones, by other conventions."""
+"""Sequences of an enhanced image. Vendors repeat their elements in private sequences, by other conventions."""
 _CODECS = {
     "ISO_IR 100": "latin-1", "ISO_IR 101": "iso8859-2", "ISO_IR 109": "iso8859-3", "ISO_IR 110": "iso8859-4",
     "ISO_IR 144": "iso8859-5", "ISO_IR 127": "iso8859-6", "ISO_IR 126": "iso8859-7", "ISO_IR 138": "iso8859-8",
@@ -37,18 +37,18 @@ _CODECS = {
     "ISO_IR 87": "iso2022_jp_2", "ISO_IR 159": "iso2022_jp_2", "ISO_IR 149": "euc_kr", "ISO_IR 58": "gb2312",
     "ISO_IR 192": "utf-8", "GB18030": "gb18030", "GBK": "gbk",
 }  # fmt: skip
-"""Python's names of DICOM's character sets."""
+"""Python's codec for each DICOM character set."""
 
 
 def gdcm_reader() -> sitk.ImageFileReader:
-    """ITK's reader of DICOM files, whatever their names."""
+    """ITK's DICOM reader, regardless of file names."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     return reader
 
 
 def read_as_series(path: Path) -> Series | None:
-    """A file as a series of its own; None where it is no readable image.
+    """A file as a series of its own; None if it is not a readable image.
 
     Raises:
         InputError: as `itk.readable`.
@@ -99,11 +99,11 @@ def read_as_series(path: Path) -> Series | None:
 
 
 def _decoded(raw: bytes, character_sets: str) -> str:
-    """A text in the character sets that its file states (the standard's part 3, C.12.1.1.2), else in UTF-8 or Latin."""
+    """A text decoded by the character sets that its file states (DICOM part 3, C.12.1.1.2), else as UTF-8 or Latin."""
     terms = [term.strip().upper().replace("ISO 2022 IR", "ISO_IR") for term in character_sets.split("\\")]
     stated = [_CODECS[term] for term in terms if term in _CODECS]
-    plain = re.sub(rb"\x1b\$\)[AC]", b"", raw)  # announces what euc_kr and gb2312 know without
-    # Latin letters are often stated of UTF-8, which hardly any other text is by chance; longer codes state themselves.
+    plain = re.sub(rb"\x1b\$\)[AC]", b"", raw)  # escapes that euc_kr and gb2312 do not need
+    # UTF-8 is often declared as Latin, and other text is hardly ever valid UTF-8; multi-byte declarations are trusted.
     short = all(codec.startswith(("iso8859", "latin", "tis")) for codec in stated)
     for codec in ("utf-8", *reversed(stated)) if short else (*reversed(stated), "utf-8"):
         with contextlib.suppress(UnicodeDecodeError):
@@ -112,7 +112,7 @@ def _decoded(raw: bytes, character_sets: str) -> str:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    """The numbers of a text; none where one of them is no number, infinite or beyond `LARGEST`."""
+    """The numbers of a text; empty if one of them is invalid, infinite or beyond `LARGEST`."""
     try:
         numbers = tuple(float(part) for part in text.split("\\") if part.strip())
     except ValueError:
@@ -123,8 +123,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int) -> tuple[DicomFrame, ...]:
     """The frames of an enhanced image, placed by the positions in its own header.
 
-    ITK gives no access to sequences and falls back to voxels of 1 mm where frames are uneven. Positions that do not
-    match the frames in number stay unknown, and the series is refused.
+    ITK gives no access to sequences and falls back to voxels of 1 mm if frames are unevenly spaced. If there are not
+    as many positions as frames, they stay unknown, and the series is refused.
     """
 
     def elements(tag: int, within: int) -> list[tuple[float, ...]]:
@@ -142,7 +142,7 @@ def _multi_frames(path: Path, header: Header, size: tuple[int, int], count: int)
     pixels = per_frame(elements(_PIXEL_SPACING, _MEASURES))
     spread = [value for tag in (_SLICE_SPACING, _THICKNESS) for (value, *_) in elements(tag, _MEASURES) if value > 0]
     slopes, intercepts = (
-        # What is no number makes voxels that are none, which are refused; GDCM would take the first frame's.
+        # An invalid number makes the voxels NaN, which is refused; GDCM would take the first frame's.
         [(_numbers(text) or (float("nan"),))[0] for text in header.texts(tag, _TRANSFORMATION) if text]
         for tag in (_SLOPE, _INTERCEPT)
     )

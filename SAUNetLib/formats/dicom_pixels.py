@@ -1,4 +1,4 @@
-"""The pixels of a DICOM series, every slice at its own place."""
+"""Read the pixels of a DICOM series, every slice at its own position."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .dicom_series import DicomFrame, Series
 
 _ALLOCATED, _STORED, _SIGNED, _PADDING = 0x00280100, 0x00280101, 0x00280103, 0x00280120
 _OVERLAYS = tuple(0x60000102 + (number << 16) for number in range(0, 32, 2))
-"""Elements that say in which bit of the pixels an overlay lies, as old files keep them."""
+"""Overlay Bit Position: in old files, the bit of the pixels that holds an overlay."""
 _CHUNK = 1 << 22
-"""Bytes that are looked at together."""
+"""Bytes that are checked at a time."""
 
 
 def load(series: Series) -> Volume:
@@ -36,14 +36,14 @@ def load(series: Series) -> Volume:
     slices = []
     for frame in series.frames:
         if frame.path not in cache:
-            cache.clear()  # single-frame files come once each
+            cache.clear()  # each single-frame file is needed only once
             cache[frame.path] = _pixels(frame.path, series)
         slices.append(_rescaled(cache[frame.path][frame.index], frame, series))
     return Volume(np.stack(slices), series.geometry, series.name)
 
 
 def _rescaled(pixels: np.ndarray, frame: DicomFrame, series: Series) -> np.ndarray:
-    """A slice by its own slope and intercept; GDCM rescales all frames of a file as its first one."""
+    """Rescale a slice by its own slope and intercept; GDCM applies the first frame's to all frames of a file."""
     if frame.rescale is None:
         return pixels
     first = next(other.rescale for other in series.frames if other.path == frame.path and other.index == 0)
@@ -61,7 +61,7 @@ def _pixels(path: Path, series: Series) -> np.ndarray:
             image = reader.Execute()
     except (RuntimeError, MemoryError) as failure:
         check_memory(failure, 2 * math.prod(series.geometry.size) if series.geometry else 0)
-        if min(reader.GetSpacing(), default=1) <= 0:  # ITK makes no image of it, whatever the slices' positions say
+        if min(reader.GetSpacing(), default=1) <= 0:  # ITK refuses it, whatever the slices' positions say
             raise InputError(
                 "INPUT_SPACING", f"{series.name} states that its slices lie 0 mm apart", "Export it again from the PACS"
             ) from failure
@@ -74,11 +74,11 @@ def _pixels(path: Path, series: Series) -> np.ndarray:
 
 
 def _check_bits(path: Path, series: Series) -> None:
-    """Refuse pixels with higher bits than the header states, which GDCM cuts off: bright ones would be dark.
+    """Refuse pixels with bits set above Bits Stored: GDCM cuts these off, so that bright pixels would be dark.
 
-    As where a program changed the values but not Bits Stored, or keeps them in the upper bits (High Bit), which GDCM
-    does not heed. Overlays and copies of the sign may lie there, and padding that becomes 0. Of 32 bits GDCM reads
-    fewer wrongly.
+    They occur if a program changed the values but not Bits Stored, or uses the upper bits (High Bit), which GDCM
+    ignores. Allowed there are overlays, copies of the sign bit, and padding that becomes 0. Fewer than 32 of 32 bits
+    are refused too, as GDCM misreads them.
     """
     try:
         header = read_header(path, (_ALLOCATED, _STORED, _SIGNED, _PADDING, *_OVERLAYS))
@@ -112,7 +112,7 @@ def _check_bits(path: Path, series: Series) -> None:
 
 
 def _stored(path: Path, header: Header, size: int) -> Iterator[np.ndarray]:
-    """The numbers of `size` bytes in which uncompressed pixels are stored, some after the others."""
+    """The stored values, of `size` bytes each, of uncompressed pixels, in chunks."""
     (pixels,) = (element for element in header.elements if element.tag == PIXEL_DATA and not element.depth)
     with open(path, "rb") as file:
         file.seek(pixels.place)

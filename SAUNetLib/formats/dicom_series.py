@@ -13,11 +13,11 @@ from ..volume import STRAIGHTEN, Geometry, orthonormal, rectified
 from .dicom_files import unreadable
 
 UNEVEN = 0.05
-"""Slices may lie off their even places by this part of their spacing."""
+"""Slices are refused if a distance between them deviates from the median one by more than this share of it."""
 DRIFT = 0.2
-"""Slices may be shifted against each other by this part of a pixel."""
+"""Slices are refused if shifted relative to the first one by more than this, in pixels."""
 TURN = 1e-3
-"""Direction cosines of slices of one series may differ by this."""
+"""Slices are refused if their direction cosines differ from the first one's by more than this."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class DicomFrame:
     """A frame in DICOM's sense: one slice of a file, which may hold several.
 
     Attributes:
-        path, index: its file, and its number in it.
+        path, index: its file, and its index in it, from 0.
         size: rows and columns.
         position, orientation: of its first pixel, mm, and direction cosines of row and column (LPS); empty if unknown.
-        pixel: mm from row to row and from column to column.
-        thickness: mm from slice to slice as the file states it, else of the slice.
-        rescale: slope and intercept, where the file states them for each frame.
+        pixel: spacing of rows and of columns, mm.
+        thickness: slice spacing as the file states it, else slice thickness, mm.
+        rescale: slope and intercept, if they differ between the frames of its file.
         study, patient: UID and ID that the file states.
-        instance, sop_class: UIDs of the file's object and of its kind.
+        instance, sop_class: SOP instance and SOP class UID.
         mosaic: whether it shows all slices of a scan side by side.
-        part: of an image in several files its UID, the number of this file and that of all; None of another.
+        part: for an image in several files its UID, the number of this file and the number of files; else None.
     """
 
     path: Path
@@ -59,13 +59,13 @@ class Series:
 
     Attributes:
         number: series number, as the scanner shows it.
-        description: what the scanner's protocol, or who changed it, calls it: free text.
+        description: free text from the scanner's protocol or its user.
         uid: series instance UID.
         modality: such as MR.
         problem: why it cannot be segmented; None for a series that can.
-        frames: its slices; of a series that can be segmented from one side to the other.
-        geometry: the grid that they make; None for a series that cannot be segmented.
-        damaged: files that are, or may be, of this series and cannot be read.
+        frames: its slices; sorted from one side to the other if the series can be segmented.
+        geometry: their grid; None for a series that cannot be segmented.
+        damaged: files that belong, or may belong, to this series and cannot be read.
     """
 
     number: str
@@ -84,17 +84,17 @@ class Series:
 
     @property
     def key(self) -> str:
-        """What its files have in common: the UID; of files without one study, patient and number together."""
+        """What its files have in common: the UID; without one, study, patient and number together."""
         return self.uid or "\\".join([self.frames[0].study, self.frames[0].patient, self.number])
 
     @property
     def name(self) -> str:
-        """What messages and the summary of a batch call it: with its description, which results do not repeat."""
+        """Its name in messages and batch summaries, including the description, which results do not repeat."""
         return f"series {self.number or 'without a number'}" + (f" ({self.description})" if self.description else "")
 
 
 def ordered(series: Series) -> tuple[tuple[DicomFrame, ...], Geometry]:
-    """The frames from one side to the other, and the grid that they make.
+    """The frames sorted from one side to the other, and their grid.
 
     Raises:
         InputError: INPUT_MODALITY, INPUT_UNREADABLE, INPUT_SERIES, INPUT_DIRECTION, INPUT_SPACING or INPUT_SLICES.
@@ -109,7 +109,7 @@ def ordered(series: Series) -> tuple[tuple[DicomFrame, ...], Geometry]:
     _check_frames(frames, name)
     first = frames[0]
     row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
-    # Decimal text, often rounded: axes that are not quite perpendicular would be others in NIfTI.
+    # Decimal text, often rounded: axes that are not exactly perpendicular would change in NIfTI.
     axes = rectified(np.column_stack([row, column, np.cross(row, column)]))
     normal = axes[:, 2]
     positions = np.array([frame.position for frame in frames])
@@ -134,7 +134,7 @@ def ordered(series: Series) -> tuple[tuple[DicomFrame, ...], Geometry]:
 
 
 def several_origins(frames: Sequence[DicomFrame]) -> str:
-    """What these frames have several of, "patients" or "studies"; empty where they have one."""
+    """Which of "patients" or "studies" these frames have several of; empty if neither."""
     for what, stated in (
         ("patients", {frame.patient for frame in frames}),
         ("studies", {frame.study for frame in frames}),
@@ -155,7 +155,7 @@ def _check_origin(frames: tuple[DicomFrame, ...], name: str) -> None:
 
 
 def _check_parts(frames: tuple[DicomFrame, ...], name: str) -> None:
-    """Refuse an image of which a file is missing (the standard's part 3, C.7.6.16.2.2.4)."""
+    """Refuse an image in several files if one is missing (DICOM part 3, C.7.6.16.2.2.4)."""
     parts = {frame.part for frame in frames if frame.part}
     for uid, _, total in parts:
         found = len({number for other, number, _ in parts if other == uid})
@@ -168,7 +168,7 @@ def _check_parts(frames: tuple[DicomFrame, ...], name: str) -> None:
 
 
 def _check_frames(frames: tuple[DicomFrame, ...], name: str) -> None:
-    """Refuse frames without a place, of different sizes or of different directions."""
+    """Refuse mosaics, and frames without a position or of different sizes or orientations."""
     first = frames[0]
     if any(frame.mosaic for frame in frames):
         raise InputError(
@@ -203,7 +203,7 @@ def _check_frames(frames: tuple[DicomFrame, ...], name: str) -> None:
 
 
 def _step(heights: np.ndarray, thickness: float, name: str) -> float:
-    """The distance of slices at these heights (mm, rising)."""
+    """Slice spacing in mm, given the slices' ascending positions along their normal in mm."""
     if len(heights) == 1:
         if thickness <= 0:
             raise InputError("INPUT_SPACING", f"{name} states no slice thickness", "Export it again from the scanner")
