@@ -1,10 +1,10 @@
-"""The endings of files that are read and written."""
+"""File extensions that are read and written."""
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-"""What an image may end in that is read; DICOM files may be called anything."""
+"""Extensions of images that can be read; DICOM files may have any name."""
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
 SEGMENTS = ".seg.nrrd"
-"""3D Slicer's segmentation."""
+"""3D Slicer segmentation."""
 SEGMENTATIONS = (*VOLUMES, SEGMENTS)
 TABLES = (".csv",)
 MEASUREMENTS = (".csv", ".json")

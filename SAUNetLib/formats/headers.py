@@ -1,7 +1,7 @@
 """Check the header of a NIfTI, NRRD or MetaImage file before ITK reads the file.
 
 ITK fills missing voxels with zeros, replaces a spacing of zero by one, turns a negative one into a flip, and falls back
-to another orientation where the first is sheared, all without telling. A clinical result cannot stand on that.
+to another orientation where the first is sheared, all silently. A clinical result cannot rest on that.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE, REPLACE, SHRINK, STRAIG
 
 MOST_BYTES = 2 * MOST_VOXELS
 MOST_AFTER = 64 << 20
-"""Bytes after the voxels that are read to reach the end of a stream."""
+"""Most bytes after the voxels that are read to reach the end of a stream."""
 CHUNK = 1 << 20
 LARGEST_HEADER = 1 << 16
-"""Bytes of a file that is a header alone; a larger one is taken to hold its voxels."""
+"""Bytes; a larger file is taken to hold its voxels, not to be a header alone."""
 NRRD_HEADER_BYTES, NRRD_HEADER_LINES = 1 << 20, 10_000
-"""Of an NRRD file, whose segments take some nine lines each. ITK's time grows with the square of the lines: 10,000 take
-it a second."""
+"""Limits of an NRRD header, in which a segment takes about nine lines. ITK's time grows with the square of the lines:
+10,000 take it a second."""
 _EMPTY_LINE = re.compile(rb"(?:\r\n|\r(?!\n)|\n){2}")
 ITK_SHEAR = 1e-4
-"""ITK refuses an sform of more shear where there is no quaternion to fall back to."""
+"""Shear above which ITK refuses an sform if there is no quaternion to fall back to."""
 
 _NIFTI_BYTES = {
     2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1536: 16, 1792: 16,
@@ -77,14 +77,14 @@ def check_file(path: Path, ending: str) -> int:
 
 
 def voxel_file(path: Path, ending: str) -> Path:
-    """The file that holds the voxels of an image: another one where its header names one that is there."""
+    """The file that holds an image's voxels: the one that its header names if it exists, else the image."""
     try:
         if ending.startswith(".nii") or not path.is_file() or path.stat().st_size > LARGEST_HEADER:
-            return path  # a pipe might never begin
+            return path  # a pipe might block
         nrrd_header = ending in (".nrrd", ".nhdr")
         stored = _nrrd_data(path).get("datafile") if nrrd_header else _meta_header(path)[0]["ElementDataFile"]
         return path if stored is None or stored.upper() == "LOCAL" else _check_beside(path, stored)
-    except (OSError, ValueError, InputError):  # it is told when the image is read
+    except (OSError, ValueError, InputError):  # reported when the image is read
         return path
 
 
@@ -104,19 +104,19 @@ def _why(failure: Exception) -> str:
 
 
 def check_written(path: Path, ending: str) -> None:
-    """What `check_file` checks, of a file of our own: neither ITK nor gzip reports every failed write.
+    """Check a file of our own as `check_file` does: neither ITK nor gzip reports every failed write.
 
     An NRRD file is left unchecked where pynrrd is missing, as in Slicer before the engine's packages are installed.
 
     Raises:
-        OSError: it is not whole.
+        OSError: it is incomplete.
     """
     try:
         check_file(path, ending)
     except ModuleNotFoundError:
         return
     except InputError as failure:
-        if failure.code != "INPUT_DIRECTION":  # a whole file's axes may be sheared, too
+        if failure.code != "INPUT_DIRECTION":  # a complete file may be sheared, too
             raise OSError(0, "the file was not written completely") from failure
 
 
@@ -124,7 +124,7 @@ def check_steps(steps: np.ndarray, name: str, tolerance: float = ORTHONORMAL_TOL
     """The lengths in mm of the steps from voxel to voxel, one per column of a (3, n) matrix.
 
     Raises:
-        InputError: INPUT_SPACING for steps of no length; INPUT_DIRECTION for steps that are not perpendicular.
+        InputError: INPUT_SPACING for steps of invalid length; INPUT_DIRECTION for steps that are not perpendicular.
     """
     lengths = np.linalg.norm(steps, axis=0)
     _check_spacing(lengths, name)
@@ -175,11 +175,11 @@ def _check_length(path: Path, held: int, wanted: int) -> None:
 
 
 def _parts(file: IO[bytes], wanted: int) -> Iterator[bytes]:
-    """The content of a stream, up to the bytes wanted, in chunks, so that memory stays small."""
+    """The first `wanted` bytes of a stream, in chunks to save memory."""
     while wanted and (part := file.read(min(CHUNK, wanted))):
         wanted -= len(part)
         yield part
-    # A gzip stream checks its sum at its end, which damage may have moved away from that of the voxels.
+    # A gzip stream verifies its checksum at its end, which damage may have moved beyond that of the voxels.
     more = MOST_AFTER
     while more > 0 and (part := file.read(CHUNK)):
         more -= len(part)
@@ -202,7 +202,7 @@ def _check_nifti(path: Path) -> int:
             raise damaged(path, f"its voxel type {header['datatype']} is unknown")
         if count >= 3:
             _check_nifti_grid(header, path)
-        file.seek(max(348, int(header["offset"])))  # ITK never begins within the header
+        file.seek(max(348, int(header["offset"])))  # ITK reads no voxels from within the header
         kind = {16: "f4", 64: "f8"}.get(header["datatype"])
         number = np.dtype(header["order"] + kind) if kind else None
         read = 0
@@ -210,7 +210,7 @@ def _check_nifti(path: Path) -> int:
             read += len(part)
             if number is None:
                 continue
-            # ITK's reader replaces what is not a number by zero.
+            # ITK's reader replaces NaN and infinite values by zero.
             values = np.frombuffer(part, number, len(part) // number.itemsize)
             if not np.isfinite(values).all():
                 raise InputError(
@@ -223,7 +223,7 @@ def _check_nifti(path: Path) -> int:
 
 
 def _nifti_header(head: bytes, path: Path) -> dict[str, Any]:
-    """The fields of a NIfTI-1 header that place the voxels, in either byte order."""
+    """The fields of a NIfTI-1 header that describe the voxels and their position, in either byte order."""
     if head[4:7] == b"n+2":
         raise damaged(path, "NIfTI-2 files are not supported, NIfTI-1 files are")
     order = next((o for o in "<>" if len(head) >= 348 and struct.unpack(f"{o}i", head[:4])[0] == 348), "")
@@ -243,7 +243,7 @@ def _check_nifti_grid(header: dict[str, Any], path: Path) -> None:
     _check_spacing(spacing, path.name)
     if header["qform"] <= 0 and header["sform"] <= 0:
         raise _unplaced(path)
-    # Which of the two forms ITK takes depends on their codes and on how exact they are: both must hold, and agree.
+    # Which of the two forms ITK uses depends on their codes and accuracy: both must be valid, and agree.
     quaternion = _quaternion_form(header) if header["qform"] > 0 else None
     if quaternion is not None and not np.isfinite(quaternion).all():
         raise _unplaced(path)
@@ -272,7 +272,7 @@ def _check_nifti_grid(header: dict[str, Any], path: Path) -> None:
 
 
 def _quaternion_form(header: dict[str, Any]) -> np.ndarray:
-    """Voxel to RAS mm (3, 4) of a header's quaternion; NaN where that is none (nifti1.h, method 2)."""
+    """Voxel to RAS mm (3, 4) by a header's quaternion; NaN if that is invalid (nifti1.h, method 2)."""
     b, c, d = header["quatern"][:3]
     rest = 1 - (b * b + c * c + d * d)
     if not rest >= -0.01:
@@ -290,7 +290,7 @@ def _quaternion_form(header: dict[str, Any]) -> np.ndarray:
 
 
 def _check_nrrd(path: Path) -> int:
-    """The number of voxels that are not compressed is left to ITK: its NRRD reader refuses data that are too short."""
+    """The length of uncompressed voxels is left to ITK: its NRRD reader refuses data that are too short."""
     header, size, voxel_bytes = _nrrd_header(path)
     total = _check_size(size, voxel_bytes, path)
     data_fields = _nrrd_data(path)
@@ -306,7 +306,7 @@ def _check_nrrd(path: Path) -> int:
         _check_nrrd_stream(path, data_fields.get("datafile"), total)
     _check_unit(" ".join(header.get("space units", ())), path)
     if len(size) < 3 or (len(size) > 3 and "space" not in header):
-        return total  # no volume in space: `Volume.from_sitk` says what it is instead
+        return total  # not a volume in space: `Volume.from_sitk` reports what it is
     if "spacings" in header:
         _check_spacing([value for value in np.asarray(header["spacings"], float) if not np.isnan(value)], path.name)
     if str(header.get("space", "")).upper() not in _NRRD_SPACES or "space directions" not in header:
@@ -321,12 +321,12 @@ def _check_nrrd(path: Path) -> int:
 
 
 def _check_nrrd_stream(path: Path, beside: str | None, total: int) -> None:
-    """Check length and checksum of gzip-compressed voxels; ITK does not: damage would silently go into the image."""
+    """Check length and checksum of gzip-compressed voxels; ITK does not: damage would silently enter the image."""
     with open(path if beside is None else path.parent / beside, "rb") as file:
         while beside is None and file.readline().strip():
             pass
         begin = file.tell()
-        if file.read(2) != b"\x1f\x8b":  # ITK takes what is not compressed as it is
+        if file.read(2) != b"\x1f\x8b":  # ITK accepts uncompressed data here
             _check_length(path, path.stat().st_size - begin, total)
             return
         file.seek(begin)
@@ -336,14 +336,14 @@ def _check_nrrd_stream(path: Path, beside: str | None, total: int) -> None:
 
 
 def _check_unit(units: str, path: Path) -> None:
-    """Refuse lengths that a header says are not in mm: ITK takes them for mm."""
+    """Refuse a header with a unit other than mm: ITK would take its lengths for mm."""
     if unknown := sorted(set(units.lower().split()) - {"mm", "millimeter", "millimeters", "?", "???", "none"}):
         raise InputError("INPUT_SPACING", f"the lengths in {path.name} are in {unknown[0]}", "Export it again in mm")
 
 
 def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
     """The fields of an NRRD header, the sizes of its axes and the bytes of a voxel."""
-    # Slicer does not bring it, and exports results without it: see `check_written`. Without it no file is damaged.
+    # Slicer lacks it and exports results without it, see `check_written`; that must not count as a damaged file.
     from nrrd import read_header
 
     head = _nrrd_head(path)
@@ -353,7 +353,7 @@ def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
         with np.errstate(all="ignore"):
             header = dict(read_header(io.BytesIO(head)))
         size, kind = [int(count) for count in header["sizes"]], header["type"]
-    except Exception as failure:  # pynrrd meets nonsense with whatever exception comes first
+    except Exception as failure:  # pynrrd fails on nonsense with any kind of exception
         check_memory(failure)
         raise damaged(path, "its NRRD header is damaged") from failure
     if kind not in _NRRD_BYTES:
@@ -362,11 +362,11 @@ def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
 
 
 def _nrrd_head(path: Path) -> bytes:
-    """The header of an NRRD file, up to its first empty line; as for ITK, a carriage return alone ends a line, too."""
+    """The header of an NRRD file, up to its first empty line; as in ITK, a lone carriage return also ends a line."""
     with open(path, "rb") as file:
         begin = file.read(NRRD_HEADER_BYTES)
         more = bool(file.read(1))
-    end = _EMPTY_LINE.search(begin)  # first: most of what was read are voxels
+    end = _EMPTY_LINE.search(begin)  # before replacing: most of it is voxels
     head = begin[: end.start() if end else None].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if begin.startswith(b"NRRD") and ((more and not end) or head.count(b"\n") >= NRRD_HEADER_LINES):
         raise damaged(path, "its NRRD header does not end, or is far too long")
@@ -374,7 +374,7 @@ def _nrrd_head(path: Path) -> bytes:
 
 
 def _nrrd_data(path: Path) -> dict[str, str]:
-    """Where a header says the voxels are, as ITK understands it: pynrrd heeds capitals and drops what is no ASCII."""
+    """The fields that locate the voxels, read like ITK: pynrrd is case-sensitive and drops non-ASCII characters."""
     fields = re.findall(
         rb"^(data ?file|line ?skip|byte ?skip):([^\n]*)", _nrrd_head(path), re.MULTILINE | re.IGNORECASE
     )
@@ -382,7 +382,7 @@ def _nrrd_data(path: Path) -> dict[str, str]:
 
 
 def _check_beside(path: Path, stored: str) -> Path:
-    """The file that a header names as that of its voxels; pipes, devices and folders would never end or never begin."""
+    """The voxel file that a header names; a regular file, as pipes, devices and folders might block or never end."""
     if stored.upper().startswith("LIST") or "%" in stored:
         raise damaged(path, "its voxels are spread over several files")
     beside = path.parent / stored
@@ -402,7 +402,7 @@ def _check_meta(path: Path) -> int:
         spacing = [float(value) for value in fields.get("ElementSpacing", fields.get("ElementSize", "")).split()]
         place = [float(value) for key in ("Offset", "Position", "Origin") for value in fields.get(key, "").split()]
         matrix = fields.get("TransformMatrix", fields.get("Rotation", fields.get("Orientation", ""))).split()
-        steps = np.array(matrix, float).reshape(len(size), -1).T  # none: no axes
+        steps = np.array(matrix, float).reshape(len(size), -1).T  # empty if it states no axes
     except (KeyError, ValueError) as failure:
         raise damaged(path, "its MetaImage header is damaged") from failure
     total = _check_size(size, voxel_bytes, path)
@@ -418,18 +418,18 @@ def _check_meta(path: Path) -> int:
 
 
 def _meta_header(path: Path) -> tuple[dict[str, str], int]:
-    """The fields of a MetaImage header, spelt as ITK knows them, and where the data after it begin."""
+    """The fields of a MetaImage header, spelt as in ITK, and the offset of the data after it."""
     fields: dict[str, str] = {}
     with open(path, "rb") as file:
         for _ in range(1000):
             line = file.readline(1 << 16)
-            if line.isspace():  # follows a value that ITK cannot print, as of metadata copied from another format
+            if line.isspace():  # ITK writes one after a value that it cannot print, such as another format's metadata
                 continue
             key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
             key = key.strip()
             if not equals or not key:
                 break
-            if key in fields and key != "Comment":  # of two sizes ITK makes room by one and writes by the other
+            if key in fields and key != "Comment":  # with two sizes ITK allocates by one, writes by the other
                 raise damaged(path, f"its MetaImage header states {key[:40]} twice")
             fields[key] = value.strip()
             if key == "ElementDataFile":
@@ -456,7 +456,7 @@ def _check_meta_data(path: Path, fields: dict[str, str], begin: int, total: int)
 
 
 def _check_meta_stream(path: Path, file: IO[bytes], packed: int, total: int) -> None:
-    """Check that a stream ends with the voxels and bytes declared; ITK would go on with what lay in the memory."""
+    """Check that a stream ends with the declared voxels and bytes; ITK would pass on uninitialised memory."""
     unpack, held, begin = zlib.decompressobj(wbits=47), 0, file.tell()
     while held <= total and not unpack.eof and (part := unpack.unconsumed_tail or file.read(CHUNK)):
         held += len(unpack.decompress(part, CHUNK))

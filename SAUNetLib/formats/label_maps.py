@@ -14,12 +14,12 @@ from ..notices import CODES, Notice
 from . import headers, itk
 
 KEY = "SAUNet_"
-"""What the names of our header fields begin with."""
+"""Prefix of our header fields' names."""
 ENCODING = KEY + "encoding"
 _KEPT = {name: code for name, code in CODES.items() if code.word}
-"""What a NIfTI file keeps of the notices."""
+"""The notices of which a NIfTI file keeps a word."""
 _DESCRIPTION = 79
-"""Bytes of a NIfTI file's field ``descrip``, without the zero at its end."""
+"""Length in bytes of a NIfTI file's field ``descrip``, without the terminating zero."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Header:
         encoding: what label values mean, the name of one of `anatomy.encodings`.
         provenance: model, its hash, version, device, options, time.
         warnings: what the user should know.
-        partial: label values of structures that the border of the field of view cuts.
-        names: of the structures that are present, by label value.
+        partial: label values of structures cut by the border of the field of view.
+        names: names of the structures that are present, by label value.
     """
 
     encoding: str
@@ -61,13 +61,13 @@ class Header:
             words.pop()
         text = in_ascii(f"SAUNet {self.encoding}; {' '.join(words)};")
         whole = in_ascii(f"{text} {self.provenance.get('model', '').partition(';')[0]}")
-        return whole if len(whole) <= _DESCRIPTION else text  # half a model's name is another one's
+        return whole if len(whole) <= _DESCRIPTION else text  # a truncated name could be another model's
 
 
 def read_in_short(description: str) -> tuple[str, tuple[Notice, ...], str]:
-    """Encoding, notices and model that `Header.in_short` tells; of what others wrote nothing.
+    """Encoding, notices and model from a text of `Header.in_short`; empty for any other text.
 
-    Earlier files left out a field that had nothing to say: their second one is the doubts where every word is one.
+    Earlier files left out empty fields: their second field is the doubts if each of its words is one, else the model.
     """
     encoding, *fields = (part.strip() for part in description.split(";"))
     if not encoding.startswith("SAUNet "):
@@ -97,16 +97,16 @@ def in_ascii(text: str) -> str:
 
 
 def write_label_map(image: sitk.Image, header: Header, path: Path, ending: str) -> None:
-    """Write a label map and what there is to say of it into this very file; `atomic.write_beside` gives its name.
+    """Write a label map with its header directly to a path, which `atomic.write_beside` provides.
 
     Args:
-        image: the label map; it gets the fields.
-        header: NRRD and MetaImage carry all of it, NIfTI what is `in_short`.
+        image: the label map; the header's fields are added to it.
+        header: NRRD and MetaImage store all of it, NIfTI only `in_short`.
         path: the file.
         ending: one of `endings.VOLUMES`, whatever the path's own.
 
     Raises:
-        OSError, RuntimeError: the file did not become whole.
+        OSError, RuntimeError: the file was not written completely.
     """
     short = {"ITK_FileNotes": header.in_short()}
     for key, value in (short if ending.startswith(".nii") else header.fields() | header.label_fields()).items():

@@ -11,9 +11,9 @@ from ..anatomy import BACKGROUND, CANAL, CANAL_VALUE, DISC, VERTEBRA, Encoding, 
 from ..errors import InputError
 
 EncodingName = Literal["classes", "levels", "parts", "totalspineseg", "spider"]
-"""The most likely one first: 1, 2 and 3 alone are the classes."""
+"""Most likely first: the values 1, 2 and 3 alone mean the classes."""
 UNKNOWN = 255
-"""Label of what nobody has drawn, in a truth: it says neither that a structure is there nor that none is."""
+"""Label of unannotated voxels in a ground truth: there may or may not be a structure."""
 CORD_VALUE = 1
 """TotalSpineSeg's spinal cord."""
 _RENUMBER = (
@@ -29,9 +29,9 @@ class Reading:
     """How the values of a label map are read.
 
     Attributes:
-        name: of the encoding that they are in.
-        encoding: ours that they are turned into.
-        values: our value by theirs; `UNKNOWN` where theirs does not tell what is drawn here.
+        name: name of the encoding that they are in.
+        encoding: our encoding, to which they are converted.
+        values: our value for each of theirs; `UNKNOWN` if theirs does not determine one.
     """
 
     name: EncodingName
@@ -40,7 +40,7 @@ class Reading:
 
     @property
     def classes(self) -> dict[int, int]:
-        """The network's class by their value, or `UNKNOWN`."""
+        """The network's class, or `UNKNOWN`, for each of their values."""
         known = {UNKNOWN: UNKNOWN, **self.encoding.classes}
         return {value: known[ours] for value, ours in self.values.items()}
 
@@ -49,8 +49,8 @@ def read_as(name: EncodingName, values: Iterable[int]) -> Reading:
     """Interpret these values in an encoding, which need not contain all of them.
 
     ``classes``, ``levels``, ``parts``: see `anatomy.encodings`. ``totalspineseg``: levels, and 1 for the cord, which
-    lies in the canal and is a part of it; alone it is none, since it is half as wide. ``spider``: vertebrae and discs
-    counted from the bottom, whatever their levels, so that they are the three classes.
+    is part of the canal; without a canal it is `UNKNOWN`, since it is only half as wide. ``spider``: vertebrae and
+    discs counted from the bottom, whatever their levels, and therefore read as the three classes.
     """
     if name == "spider":
         return Reading(name, encodings()["classes"], _spider())
@@ -63,10 +63,10 @@ def recognise(values: Iterable[int], name: str, stated: str = "", usual: Encodin
     """The interpretations of a label map that cover all of its values, the most likely one first.
 
     Args:
-        values: that occur in it; background need not be among them.
+        values: values that occur in it; background may be left out.
         name: what messages call it.
         stated: the name of the encoding that its header states, see `label_maps`.
-        usual: the one that is most likely where the header does not say.
+        usual: the most likely encoding if the header states none.
 
     Raises:
         InputError: INPUT_LABELS, no encoding has these values.
@@ -77,7 +77,7 @@ def recognise(values: Iterable[int], name: str, stated: str = "", usual: Encodin
     fitting = [one for one in known if one.values.keys() >= present and (one.name in told or _is_shown(one, present))]
     if not fitting:
         raise _refusal(present, name, known)
-    if not present:  # the usual encoding of our results
+    if not present:  # an empty map: our results usually have levels
         fitting.sort(key=lambda one: one.name != "levels")
     return sorted(fitting, key=lambda one: (one.name != stated, usual is None or one.name != usual.name))
 
@@ -113,11 +113,11 @@ def _refusal(present: set[int], name: str, known: list[Reading]) -> InputError:
 
 
 def _is_shown(reading: Reading, values: set[int]) -> bool:
-    """Whether values that an encoding has show it; others number vertebrae and discs with the same ones.
+    """Whether values confirm an encoding that contains them; others use the same ones for vertebrae and discs.
 
-    SPIDER's masks by their canal, or discs alone. The vertebra masks of SPINEPS have no canal: their discs (101-) and
-    endplates (201-) would be SPIDER's vertebrae and discs, or posterior elements. Those need a canal or a disc beside
-    them.
+    SPIDER's masks are confirmed by their canal, or by discs alone. The vertebra masks of SPINEPS have no canal: their
+    discs (101-) and endplates (201-) would be read as SPIDER's vertebrae and discs, or as posterior elements, which
+    therefore need a canal or a disc beside them.
     """
     if reading.name == "spider":
         return SPIDER_CANAL in values or min(values, default=0) > 200
@@ -133,9 +133,9 @@ def has_discs_or_canal(reading: Reading, values: Iterable[int]) -> bool:
 
 @cache
 def _spider() -> dict[int, int]:
-    """The network's class of the label values of SPIDER's masks.
+    """The network's class for each label value of SPIDER's masks.
 
-    1-25 vertebrae counted from the bottom, 101-125 those that the image cuts off, 201-225 discs, 100 canal (van der
+    1-25 vertebrae counted from the bottom, 101-125 those cut by the image's border, 201-225 discs, 100 canal (van der
     Graaf et al., Scientific Data 2024, doi:10.1038/s41597-024-03090-w).
     """
     known = {SPIDER_CANAL: CANAL}

@@ -51,44 +51,44 @@ from .volumes import read_image
 
 CORD, SPIDER, ENCODING_ASSUMED = "CORD", "SPIDER", "ENCODING_ASSUMED"
 """Codes of the notices that a label map held a spinal cord; that it had the values of SPIDER's masks; that nothing
-shows that its values are TotalSpineSeg's."""
+confirms its values as TotalSpineSeg's."""
 OVERLAP, SEGMENTS_LEFT_OUT = "OVERLAP", "SEGMENTS_LEFT_OUT"
-"""Codes of the notices that segments overlap; that some are not known."""
+"""Codes of the notices that segments overlap; that some are unknown."""
 LOST = {CORD: "a spinal cord", OVERLAP: "segments that overlap", SEGMENTS_LEFT_OUT: "segments of other things"}
-"""By the code of its notice, what a file holds that a label map of one value per voxel cannot keep."""
+"""Contents of a file that a label map with one value per voxel cannot keep, by the code of their notice."""
 _ROUNDED = 0.01
-"""Farthest from a whole number that a label value may lie: whole numbers that were scaled and back, see `is_scaled`."""
+"""Largest distance of a label value from a whole number, as scaling may cause (`is_scaled`); others are refused."""
 _OWN_TAGS = (LEVEL_TAG, PARTIAL_TAG, CONFIDENCE_TAG)
-"""Tags that say something of the segment itself."""
+"""Tags about the segment itself, rather than the whole result."""
 _SEEMS_KNOWN = re.compile(
     r"(?<![a-z])((c|th?|d|l|s|hwk|bwk|lwk|[ctl]vb?)[ ._-]?\d{1,2}(?!\d)|ivd|cord)|\d{1,2}\.? ?(hwk|bwk|lwk)|"
     r"dis[ckq]|canal|kanal|v.?rt.?br|lumb|thora|cervic|sacr|wirbel|wervel|bandscheibe|kreuzbein|"
     r"r.{0,2}ckenmark|myelon|moelle|medulla",
     re.IGNORECASE,
 )
-"""In the name of a segment that is not understood, without accents: it may be a structure of the spine, which must not
-get lost, or a cord, which would leave a hole in the canal. Letters of another encoding than UTF-8 are any."""
+"""Found in the name (without accents) of an unknown segment that may be a structure of the spine, which must not get
+lost, or a cord, which would leave a hole in the canal. Letters that were not UTF-8 may be any."""
 _SEGMENT_KEY = re.compile(r"Segment\d+_")
-"""How the header's entries on a segment begin."""
+"""Prefix of the header's entries about a segment."""
 _NOT_ASCII = re.compile(rb"\0([0-9a-f]*)\0")
-"""How text that is not ASCII goes through slicerio, which writes nothing else: the digits of its UTF-8."""
+"""Non-ASCII text as passed through slicerio, which writes ASCII only: its UTF-8 as hexadecimal digits."""
 _REFERENCE = "Reference image geometry"
-"""Slicer's conversion parameter that tells the grid of the segmented image."""
+"""Slicer's conversion parameter that states the grid of the segmented image."""
 Marks = Mapping[int, dict[str, Any]]
-"""By label value what a user set on segments in Slicer, see `read_marks`: as slicerio's status, tags and color."""
+"""What a user set on segments in Slicer, by label value: slicerio's status, tags and color, see `read_marks`."""
 
 
 def write_segmentation(segmentation: Segmentation, path: str | Path, marks: Marks | None = None) -> None:
-    """Write a segmentation in the format that the path's ending names; only a whole file replaces an existing one.
+    """Write a segmentation in the format that the path's ending names; only a complete file replaces an existing one.
 
     ``.nii``, ``.nii.gz``, ``.nrrd``, ``.mha``: label map, uint8, on the input's grid. ``.seg.nrrd``: 3D Slicer
     segmentation, one segment per structure present. NRRD and MHA carry provenance, warnings and names as header fields;
     NIfTI has room for the encoding, the words of `notices.CODES` and the model.
 
     Args:
-        segmentation: with any encoding.
+        segmentation: in any encoding.
         path: the file.
-        marks: what the segments of a 3D Slicer segmentation have beside the standard; a label map has no room for it.
+        marks: what the segments of a 3D Slicer segmentation have beyond the standard; not stored in a label map.
 
     Raises:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
@@ -108,7 +108,7 @@ def write_segmentation(segmentation: Segmentation, path: str | Path, marks: Mark
 def write_table(segmentation: Segmentation, path: str | Path) -> None:
     """Write the structures as CSV: value, name, level, kind, voxels, volume_mm3, partial, confidence, snomed_code.
 
-    The confidence of the level, 0 to 1, is empty where it is not known.
+    The confidence of the level, 0 to 1, is empty if unknown.
 
     Raises:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
@@ -164,7 +164,7 @@ def _reference_grid(geometry: Geometry) -> dict[str, str]:
 
 def _segment(row: StructureRow, segmentation: Segmentation) -> dict[str, Any]:
     structure, encoding = row.structure, segmentation.encoding.name
-    # Readers of NRRD take a backslash for the begin of an escape, which JSON begins its own with.
+    # NRRD readers treat a backslash as an escape, and JSON would escape these characters with one.
     plain = {ord('"'): "'", ord("\\"): "/"}
     warnings = [replace(one, text=in_ascii(one.text).translate(plain)).as_dict() for one in segmentation.warnings]
     tags = {ABOUT_TAG + key: value for key, value in segmentation.provenance.items()} | {
@@ -199,8 +199,8 @@ def _marked(segment: dict[str, Any], marks: dict[str, Any]) -> dict[str, Any]:
 def read_marks(path: str | Path, encoding: Encoding) -> Marks:
     """What a user, or another program, set on the segments of a 3D Slicer segmentation.
 
-    That is the status, tags that are not ours, and the colour if it is not the structure's. Text is as
-    `write_segmentation` writes it.
+    That is the status, tags that are not ours, and the colour if it is not the structure's. Text is encoded for
+    `write_segmentation`, see `_NOT_ASCII`.
 
     Args:
         path: a file that lists segments, see `is_segment_file`, and can be read.
@@ -227,12 +227,12 @@ def _marks(segment: Mapping[str, Any], standard: Sequence[int]) -> dict[str, Any
 
 
 def _kept(text: str) -> str:
-    """A text as it goes through slicerio, see `_NOT_ASCII`."""
+    """Encode a text to pass through slicerio, see `_NOT_ASCII`."""
     return text if text.isascii() and "\0" not in text else f"\0{text.encode().hex()}\0"
 
 
 def _listed_segments(path: str | Path) -> list[Mapping[str, Any]]:
-    """The segments in a header, as UTF-8, which Slicer writes: by itself slicerio drops what is not ASCII."""
+    """The segments in a header, read as UTF-8, which Slicer writes; slicerio alone drops non-ASCII characters."""
     import slicerio
 
     with open(path, encoding="utf-8", errors="replace", newline="\n") as lines:
@@ -242,18 +242,18 @@ def _listed_segments(path: str | Path) -> list[Mapping[str, Any]]:
 def read_segmentation(path: str | Path, usual: Encoding | None = None) -> Segmentation:
     """A segmentation in any of the formats that `write_segmentation` writes.
 
-    A label map must hold the values of one of `anatomy.encodings`, TotalSpineSeg or SPIDER. A 3D Slicer segmentation is
-    read by its segments' names, or by their codes where a name was changed, whatever label values Slicer gave them, and
-    so is a label map that Slicer exported with its segments in the header; a file that lists none is a label map.
-    Segments that are not known are left out beside others that are, and named by a notice. Beside the engine's segments
-    the codes of those that were added by hand do not count: Slicer repeats the last one's.
+    A label map must hold the values of one of `anatomy.encodings`, TotalSpineSeg or SPIDER. A 3D Slicer segmentation,
+    or a label map that Slicer exported with its segments in the header, is read by the segments' names, or by their
+    codes if a name was changed, whatever label values Slicer gave them; a file that lists none is a label map.
+    If some segments are known, unknown ones are left out and named by a notice. Beside the engine's segments, the codes
+    of those added by hand do not count: Slicer repeats the last one's.
 
     Args:
         path: the file.
-        usual: the encoding that is most likely where the file does not say and several encodings have them.
+        usual: the most likely encoding if the file states none and several have its values.
 
     Raises:
-        InputError: INPUT_LABELS for values or segments without a meaning here; otherwise as `read_volume`.
+        InputError: INPUT_LABELS for unknown values or segments; otherwise as `read_volume`.
         OutOfMemoryError: MEMORY.
     """
     return _read(Path(path), usual)[0]
@@ -264,10 +264,10 @@ def read_truth(
 ) -> tuple[Segmentation, np.ndarray]:
     """As `read_segmentation`, for a file with `UNKNOWN` voxels: they become background and are returned separately.
 
-    So are voxels that belong to two segments. If `strict`, every segment must be a structure of the spine.
+    So do voxels that belong to two segments. If `strict`, every segment must be a structure of the spine.
 
     Returns:
-        The segmentation, and where it is not known: (k, j, i) bool.
+        The segmentation, and the mask of unknown voxels: (k, j, i) bool.
     """
     return _read(Path(path), usual, UNKNOWN, strict)
 
@@ -275,7 +275,7 @@ def read_truth(
 def _read(
     path: Path, usual: Encoding | None, unknown: int | None = None, strict: bool = False
 ) -> tuple[Segmentation, np.ndarray]:
-    """What is in a file, and where nothing is known: its label map has that value, or its segments overlap."""
+    """The segmentation in a file, and the mask of unknown voxels: of that label value, or where segments overlap."""
     named = ending_of(path, SEGMENTATIONS) == SEGMENTS and os.path.isfile(path)  # noqa: PTH113 - no failure for any path
     image = None if named else read_image(path)
     listed = image is None or lists_segments(image)
@@ -290,7 +290,7 @@ def _read(
         if drawn is not None:
             return drawn
     image = read_image(path) if image is None else image
-    # SimpleITK gives out keys that are not UTF-8, but does not take them back.
+    # SimpleITK lists keys that are not UTF-8, but does not accept them.
     fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys() if key.isascii()}
     volume = Volume.from_sitk(image, path.name)
     stored = as_labels(volume.voxels, path.name, is_scaled(image))
@@ -299,7 +299,7 @@ def _read(
     _, kept, model = read_in_short(fields.get("descrip", ""))
     values = count_labels(stored).keys()
     if usual is None and set(values) == {CANAL_VALUE}:
-        usual = encodings()["levels"]  # a canal alone, as of TotalSpineSeg's, is likelier than discs alone
+        usual = encodings()["levels"]  # a canal alone, as from TotalSpineSeg, is likelier than discs alone
     stated = stated_encoding(image)
     reading, *_ = recognise(values, path.name, stated, usual)
     labels = remapped(stored, {value: ours for value, ours in reading.values.items() if ours != UNKNOWN})
@@ -309,12 +309,12 @@ def _read(
 
 
 def lists_segments(image: sitk.Image) -> bool:
-    """Whether the header of a file lists segments, as Slicer writes them: its label values count them only."""
+    """Whether the header of a file lists segments, as Slicer writes them: its label values only number them."""
     return any(map(_SEGMENT_KEY.match, image.GetMetaDataKeys()))
 
 
 def is_segment_file(path: str | Path) -> bool:
-    """Whether a file that can be read lists segments, whichever of NRRD's endings it has: see `lists_segments`."""
+    """Whether a readable file is a .nrrd or .seg.nrrd file that lists segments, see `lists_segments`."""
     if not str(path).lower().endswith(".nrrd"):
         return False
     with open(path, "rb") as file:  # the header ends with the first empty line
@@ -329,11 +329,11 @@ def is_scaled(image: sitk.Image) -> bool:
 
 
 def as_labels(voxels: np.ndarray, name: str, scaled: bool = False) -> np.ndarray:
-    """Voxels of any real type as uint8, those that are `_ROUNDED` or less from a whole number as that.
+    """Convert voxels of any real type to uint8; values within `_ROUNDED` of a whole number are rounded to it.
 
     Args:
-        voxels: of a file.
-        name: of the file.
+        voxels: the file's voxels.
+        name: the file's name.
         scaled: whether it `is_scaled`.
 
     Raises:
@@ -349,14 +349,14 @@ def as_labels(voxels: np.ndarray, name: str, scaled: bool = False) -> np.ndarray
 
 
 def _off_whole(voxels: np.ndarray) -> float:
-    """The largest distance of a value to a whole number; infinite where one is not finite."""
+    """The largest distance of a value from a whole number; infinite if any value is not finite."""
     if voxels.dtype.kind in "biu":
         return 0.0
     return max(float(np.abs(part - np.rint(part)).max()) if np.isfinite(part).all() else np.inf for part in voxels)
 
 
 def _how_read(reading: Reading, values: Collection[int], stated: str) -> Iterator[Notice]:
-    """What is to be said of a label map that holds what ours do not."""
+    """Notices about a label map whose encoding is foreign or assumed."""
     if reading.name == "totalspineseg" and CORD_VALUE in values:
         text = "is counted as part of the canal"
         if reading.values[CORD_VALUE] == UNKNOWN:
@@ -376,7 +376,7 @@ def _how_read(reading: Reading, values: Collection[int], stated: str) -> Iterato
 
 
 def _likely(stated: str, usual: Encoding | None) -> list[Encoding]:
-    """The encodings: first the one that a header states, then the usual one."""
+    """All encodings: first the one that a header states, then the usual one."""
     return sorted(encodings().values(), key=lambda encoding: (encoding.name != stated, encoding is not usual))
 
 
@@ -398,9 +398,9 @@ def _segmentation(
 def _read_segments(
     path: Path, usual: Encoding | None, as_truth: bool, strict: bool
 ) -> tuple[Segmentation, np.ndarray] | None:
-    """The segmentation in a .seg.nrrd file, and where it is not known; None if it lists no segments but has voxels.
+    """A .seg.nrrd file's segmentation, and the mask of unknown voxels; None if it lists no segments but has voxels.
 
-    Voxels that belong to two segments are the later one's, or, in a truth, background and not known.
+    Voxels in two segments belong to the later one or, in a ground truth, are background and unknown.
     """
     import slicerio
 
@@ -409,7 +409,7 @@ def _read_segments(
         content = slicerio.read_segmentation(str(path))
         voxels, matrix = content["voxels"], content["ijkToLPS"]
         segments = content["segments"] = _listed_segments(path)
-    except Exception as failure:  # slicerio meets nonsense with whatever exception comes first
+    except Exception as failure:  # slicerio fails on nonsense with any kind of exception
         check_memory(failure, voxel_bytes)
         raise headers.damaged(path, "it is not a complete 3D Slicer segmentation") from failure
     if voxels.ndim not in (3, 4):
@@ -432,12 +432,12 @@ def _read_segments(
     geometry = replace(Geometry.of_matrix(labels.shape, matrix), origin=tuple(origin.tolist()))
     sure = dict(filter(None, map(_confidence, values, segments)))
     read = _segmentation(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry, encoding, told | content)
-    read = replace(read, partial=cut, confidence=sure)  # of the tags, which alone Slicer keeps
+    read = replace(read, partial=cut, confidence=sure)  # from the tags: Slicer keeps nothing else
     return replace(read, warnings=(*read.warnings, *overlap, *others)), np.ascontiguousarray(left_out)
 
 
 def _check_binary(content: Mapping[str, Any], name: str) -> None:
-    """Refuse segments whose voxels are shares from 0 to 1, which Slicer stores as other numbers than label values."""
+    """Refuse fractional segments: shares from 0 to 1, which Slicer does not store as label values."""
     voxels = content["voxels"]
     fractional = "fractional" in str(content.get("masterRepresentation", "")).casefold()
     if fractional or voxels.min() < 0 or _off_whole(voxels) > 0:
@@ -451,10 +451,10 @@ def _check_binary(content: Mapping[str, Any], name: str) -> None:
 def _painted(
     content: Mapping[str, Any], segments: list[Mapping[str, Any]], values: list[int], as_truth: bool
 ) -> tuple[np.ndarray, np.ndarray, list[Notice]]:
-    """Labels (i, j, k) of the segments, the later one on top; where they overlap, and what is to be said of that."""
+    """Labels (i, j, k) of the segments, later ones on top; the mask of their overlap, and the notice about it."""
     import slicerio
 
-    # As (k, j, i) while they are painted: so the voxels lie in the file and in memory.
+    # Painted as (k, j, i), the order of the voxels in the file and in memory.
     labels = np.zeros(content["voxels"].shape[:-4:-1], np.uint8)
     shared = np.zeros(labels.shape, bool)
     overlapping: set[int] = set()
@@ -474,7 +474,7 @@ def _painted(
 
 
 def _left_out(content: Mapping[str, Any], values: list[int]) -> Iterator[Notice]:
-    """What is to be said of segments that are not known, whose value is 0."""
+    """The notice about unknown segments, whose value is 0."""
     import slicerio
 
     voxel_ml = abs(np.linalg.det(content["ijkToLPS"][:3, :3])) / 1000
@@ -489,7 +489,7 @@ def _left_out(content: Mapping[str, Any], values: list[int]) -> Iterator[Notice]
 
 
 def _confidence(value: int, segment: Mapping[str, Any]) -> tuple[int, float] | None:
-    """How sure a structure's level is; None where its segment does not say it."""
+    """A structure's value and the confidence of its level; None if its segment does not state that."""
     with suppress(ValueError, TypeError, KeyError):
         sure = float(segment.get("tags", {})[CONFIDENCE_TAG])
         return (value, sure) if 0 <= sure <= 1 else None
@@ -497,7 +497,7 @@ def _confidence(value: int, segment: Mapping[str, Any]) -> tuple[int, float] | N
 
 
 def _told_by_tags(segments: list[Mapping[str, Any]]) -> dict[str, str]:
-    """What the tags of the segments say of the whole result, as fields of a header."""
+    """What the segments' tags state about the whole result, as header fields."""
     for tags in (segment.get("tags", {}) for segment in segments):
         about = {key: str(value) for key, value in tags.items() if key.startswith(ABOUT_TAG) and key not in _OWN_TAGS}
         if not about:
@@ -511,9 +511,9 @@ def _told_by_tags(segments: list[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _whole_grid(labels: np.ndarray, matrix: np.ndarray, content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (i, j, k) that Slicer cropped to the segments on their image's grid again, and its origin (LPS).
+    """Pad labels (i, j, k) that Slicer cropped to the segments to their image's grid; also returns its origin (LPS).
 
-    Where the file does not tell the grid, or another one than its voxels', both stay as they are.
+    If the file does not state that grid, or its voxels do not lie on it, both stay as they are.
     """
     stated = _stated_grid(content)
     if stated is None:
@@ -529,7 +529,7 @@ def _whole_grid(labels: np.ndarray, matrix: np.ndarray, content: Mapping[str, An
 
 
 def _stated_grid(content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Voxel to LPS (4, 4), and first and last voxel of each axis (3, 2), of the image that a file says it segments."""
+    """Voxel to LPS (4, 4), and first and last voxel of each axis (3, 2), of the segmented image as a file states it."""
     parameters = content.get("conversionParameters", [])
     stated = [parameter["value"] for parameter in parameters if parameter.get("name") == _REFERENCE]
     try:
@@ -545,9 +545,9 @@ def _stated_grid(content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | 
 def _meanings(
     content: Mapping[str, Any], stated: str, usual: Encoding | None, name: str, strict: bool
 ) -> tuple[Encoding, list[int]]:
-    """The encoding that knows all segments with a meaning, the stated one first, and the label value of each.
+    """The likeliest encoding that has all known segments, the stated one first, and the label value of each segment.
 
-    It is 0 of segments without a meaning. These may lie beside others unless `strict`, or one may be a structure.
+    The value is 0 for unknown segments, which are allowed beside known ones, unless `strict` or one may be a structure.
     """
     import slicerio
 
@@ -575,7 +575,7 @@ def _meanings(
 
 
 def _not_known(refused: list[Mapping[str, Any]], beside: bool, name: str) -> InputError:
-    """What is said of segments that are not understood, which may be left out `beside` others if nothing names them."""
+    """The error for unknown segments, which `beside` known ones could be left out under names unlike a structure's."""
     names = ", ".join(segment.get("name") or "without a name" for segment in refused)
     remedy = "Name them after structures in the table (Resources/anatomy.csv), or remove them"
     if beside and any(map(_is_named_like_one, refused)):
@@ -584,7 +584,7 @@ def _not_known(refused: list[Mapping[str, Any]], beside: bool, name: str) -> Inp
 
 
 def _mixed(segments: list[Mapping[str, Any]], meant: Mapping[Encoding, list[int]], name: str) -> InputError:
-    """What is said of segments of which each is a structure, but none of the encodings has them all."""
+    """The error for segments that are all known structures, but not all in any one encoding."""
     kinds = {"levels": "whole vertebrae with levels", "classes": "the three classes", "parts": "vertebrae in two parts"}
     usual, values = max(meant.items(), key=lambda item: np.count_nonzero(item[1]))
     meanings = zip(segments, values, zip(*meant.values(), strict=True), strict=True)
@@ -599,7 +599,7 @@ def _mixed(segments: list[Mapping[str, Any]], meant: Mapping[Encoding, list[int]
 def _check_once(
     segments: list[Mapping[str, Any]], values: list[int], known: Mapping[int, Structure], name: str
 ) -> None:
-    """Refuse two segments of one meaning: united, a correction would be lost in what it was to replace."""
+    """Refuse two segments with one meaning: merged, a correction would be lost in what it was meant to replace."""
     for value in set(values) - {0}:
         same = [str(segment.get("name", "")) for segment, meant in zip(segments, values, strict=True) if meant == value]
         if len(same) > 1:
@@ -611,7 +611,7 @@ def _check_once(
 
 
 def _may_be_structure(segment: Mapping[str, Any]) -> bool:
-    """Whether a segment without a meaning may be a structure of the spine under another name."""
+    """Whether an unknown segment may be a structure of the spine under another name."""
     made_here = is_made_here(str(segment.get("id", "")), ENCODING_TAG in segment.get("tags", {}))
     return made_here or _is_named_like_one(segment)
 
@@ -621,7 +621,7 @@ def _is_named_like_one(segment: Mapping[str, Any]) -> bool:
 
 
 def _codes(segments: list[Mapping[str, Any]]) -> list[str]:
-    """The code of each segment; empty where it is none that was given to it, see `anatomy.is_made_here`."""
+    """The terminology code of each segment; empty if it was not assigned on purpose, see `anatomy.is_made_here`."""
     ours = [is_made_here(str(one.get("id", "")), ENCODING_TAG in one.get("tags", {})) for one in segments]
     codes = []
     for segment, own in zip(segments, ours, strict=True):
@@ -633,6 +633,6 @@ def _codes(segments: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _value(segment: Mapping[str, Any], code: str, known: Mapping[int, Structure]) -> int:
-    """The label value that a segment's name, else its code, stands for; 0 where it has no meaning."""
+    """The label value that a segment's name, else its code, stands for; 0 if it is unknown."""
     meant = named_structure(str(segment.get("name", "")), known) or coded_structure(code, known)
     return meant.value if meant else 0

@@ -33,17 +33,17 @@ def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
 
     Args:
         path: NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr) or MetaImage (.mha, .mhd) file; folder with a DICOM study, also
-            in folders below it; a DICOM file, which stands for its series; or one of `dicom.list_series`.
-        series: number, instance UID or description of the series where a folder holds several; not with a file.
+            in subfolders; a DICOM file, which stands for its series; or one of `dicom.list_series`.
+        series: number, instance UID or description of the series if a folder holds several; not with a file.
 
     Returns:
-        The volume; voxels (k, j, i). Its name is the file's, or "series N (description)" for DICOM: free text of the
-        scanner's or its user's.
+        The volume; voxels (k, j, i). Its name is the file's, or "series N (description)" for DICOM: free text from the
+        scanner or its user.
 
     Raises:
-        InputError: as `read_image`, `Volume.from_sitk` and `check_volume`; of DICOM also INPUT_MODALITY, INPUT_SERIES
+        InputError: as `read_image`, `Volume.from_sitk` and `check_volume`; for DICOM also INPUT_MODALITY, INPUT_SERIES
             or INPUT_SLICES.
-        UsageError: USAGE, a series of a file.
+        UsageError: USAGE, a series was given with a file.
         OutOfMemoryError: MEMORY.
     """
     if isinstance(path, Series):
@@ -71,7 +71,7 @@ def read_volume(path: str | Path | Series, series: str | None = None) -> Volume:
 
 
 def read_image(path: str | Path) -> sitk.Image:
-    """A NIfTI, NRRD or MetaImage file as ITK reads it, once its header has been found trustworthy.
+    """Read a NIfTI, NRRD or MetaImage file with ITK, after checking that its header can be trusted.
 
     Raises:
         InputError: INPUT_NOT_FOUND, INPUT_EMPTY, INPUT_UNREADABLE, INPUT_TOO_LARGE, INPUT_SPACING, INPUT_DIRECTION or
@@ -84,7 +84,7 @@ def read_image(path: str | Path) -> sitk.Image:
     if not regular or not ending:
         if regular and path.stat().st_size == 0:
             raise InputError("INPUT_EMPTY", f"{path.name} is an empty file", "Copy or export the image again")
-        if stat.S_ISDIR(mode) or is_dicom(path):  # only a segmentation is not looked for in DICOM, see `read_volume`
+        if stat.S_ISDIR(mode) or is_dicom(path):  # asked for a segmentation: `read_volume` reads DICOM images
             raise InputError(
                 "INPUT_UNREADABLE",
                 f"{path.name} is not a segmentation file; those in DICOM are not read",
@@ -105,11 +105,11 @@ def read_image(path: str | Path) -> sitk.Image:
 
 
 def _mode(path: Path) -> int:
-    """What lies at a path, links followed.
+    """The file mode at a path, with links followed.
 
     Raises:
-        InputError: INPUT_NOT_FOUND: nothing, a link to itself, or a path that no system takes; INPUT_UNREADABLE where
-            a folder on the way is closed.
+        InputError: INPUT_NOT_FOUND: nothing is there, a symlink loop, or an invalid path; INPUT_UNREADABLE if a folder
+            on the way cannot be opened.
     """
     try:
         return path.stat().st_mode
@@ -123,7 +123,7 @@ def _mode(path: Path) -> int:
 
 
 def write_volume(volume: Volume, path: str | Path) -> None:
-    """Write a volume as .nii, .nii.gz, .nrrd or .mha; the file appears whole or not at all.
+    """Write a volume as .nii, .nii.gz, .nrrd or .mha; the file appears complete or not at all.
 
     Raises:
         UsageError: OUTPUT_FORMAT or OUTPUT_WRITE.
