@@ -1,4 +1,4 @@
-"""Write a file beside its place and move it there once it is whole."""
+"""Write a file under a temporary name in its folder and rename it once it is complete."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .endings import SEGMENTS
 from .temporary import short_name
 
 PATIENCE_S = 5.0
-"""How long Windows may refuse: a virus scanner or a synchronised folder soon lets go of a new file."""
+"""Seconds for which an operation that Windows denies is retried: virus scanners and sync clients soon let go."""
 LONG_PATH = 230
-"""Letters; beside what is longer a temporary name may have 260, of which Windows says that it is not there."""
+"""Characters; beside a longer path a temporary name may reach 260, which Windows reports as not found."""
 _waiting: ContextVar[dict[Path, Path] | None] = ContextVar("waiting", default=None)
-"""Whole files under their temporary names, and their places, in a block of `write_together`."""
+"""In a block of `write_together`, the temporary paths of finished files, and their targets."""
 
 
 def check_writable(path: str | Path, endings: Collection[str]) -> str:
     """Check that a result can be written to a path, leaving nothing there; returns the path's extension.
 
     Raises:
-        UsageError: OUTPUT_FORMAT for an ending that is not among those given, of which `.nrrd` is not `.seg.nrrd`'s;
-            OUTPUT_WRITE for a folder, a special or a protected file, or a parent folder that cannot be written to or
-            created.
+        UsageError: OUTPUT_FORMAT for an extension that is not among those given (`.seg.nrrd` does not count as
+            `.nrrd`); OUTPUT_WRITE for a folder, a special or a protected file, or a parent folder that cannot be
+            written to or created.
     """
     path = Path(path)
     ending = ending_of(path, {*endings, SEGMENTS})
@@ -42,18 +42,18 @@ def check_writable(path: str | Path, endings: Collection[str]) -> str:
         raise UsageError("OUTPUT_FORMAT", f"{path.name or path} {what}", f"Choose one of {', '.join(endings)}")
     try:
         _check_place(path)
-    except (OSError, RuntimeError, ValueError) as failure:  # too long a name, a loop of links, a NUL
+    except (OSError, RuntimeError, ValueError) as failure:  # name too long, symlink loop, NUL
         why = _reason(path, failure) if isinstance(failure, OSError) else "no file can exist there"
         raise UsageError("OUTPUT_WRITE", f"{path} cannot be written to: {why}", "Choose another name") from failure
     return ending
 
 
 def _check_place(path: Path) -> None:
-    if sys.platform == "win32" and set(path.name) & set('<>:"|?*'):  # after a colon it would be a stream of a file
+    if sys.platform == "win32" and set(path.name) & set('<>:"|?*'):  # a colon would name a file's stream
         raise UsageError("OUTPUT_WRITE", f"{path.name} is not a valid file name on Windows", 'Leave out < > : " | ? *')
     if path.is_symlink():
         with suppress(FileNotFoundError):
-            path.stat()  # no link to itself, which `resolve` passes from Python 3.13 on
+            path.stat()  # fails for a symlink loop, which `resolve` accepts from Python 3.13 on
     place = path.resolve()
     if not itk.is_name(place):
         cause, remedy = f"{path} cannot be written to: its path is not valid UTF-8", "Choose a name and folder in UTF-8"
@@ -66,14 +66,14 @@ def _check_place(path: Path) -> None:
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
         raise UsageError("OUTPUT_WRITE", f"{path} is a protected or special file", "Choose another name")
     folder = parent = place.parent
-    while not parent.exists() and parent != parent.parent:  # a drive may not be there
+    while not parent.exists() and parent != parent.parent:  # the drive may not exist
         parent = parent.parent
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK) and _takes(parent, folders=parent != folder)):
         raise UsageError("OUTPUT_WRITE", f"the folder {parent} cannot be written to", "Choose another folder")
 
 
 def _takes(folder: Path, folders: bool) -> bool:
-    """Whether files, or folders, can be created in a folder; tried on Windows, where os.access is true of all."""
+    """Whether files, or folders, can be created in a folder; tried out on Windows, where os.access is always true."""
     if sys.platform != "win32":
         return True
     try:
@@ -94,7 +94,7 @@ def probe(folder: Path, size: int = 0) -> Iterator[Path]:
     """Write a test file of the given size into a folder for the duration of the block.
 
     Raises:
-        OSError: the folder does not take it.
+        OSError: it cannot be written.
     """
     trial = temporary_name(folder, ".json")
     try:
@@ -110,16 +110,16 @@ def temporary_name(folder: Path, ending: str) -> Path:
 
 
 def is_temporary(name: str, endings: Iterable[str]) -> bool:
-    """Whether a name is one of `temporary_name`, for a file of one of these endings; a stopped run may leave it."""
+    """Whether a name is like those of `temporary_name` with one of these extensions; an aborted run may leave it."""
     match = re.fullmatch(r"\.[0-9a-f]{12}(\..+)", name)
-    # What is kept of NAME.nii.gz ends in .gz, see `_spare_name`.
+    # The backup of NAME.nii.gz ends in .gz, see `_spare_name`.
     return match is not None and any(ending.endswith(match[1]) for ending in endings)
 
 
 def same_place(first: Path, second: Path) -> bool:
-    """Whether two paths name one file or folder, as it is or will be; not where one is none, as a link to itself.
+    """Whether two paths name the same existing or future file or folder; not if one is invalid (a symlink loop).
 
-    Names that differ only in case may be one file: the file system decides whether scan.nii is also there as Scan.nii.
+    Names that differ only in case may be one file: the file system decides whether scan.nii is the same as Scan.nii.
     """
     try:
         first_path, second_path = first.resolve(), second.resolve()
@@ -127,7 +127,7 @@ def same_place(first: Path, second: Path) -> bool:
             return True
         if spelling(first_path.name) != spelling(
             second_path.name
-        ):  # also a hard link: writing one of them leaves the other
+        ):  # even if hard-linked: writing one leaves the other alone
             return False
         if first_path.exists() or second_path.exists():
             return first_path.samefile(second_path)
@@ -157,13 +157,13 @@ def ending_of(path: Path, endings: Iterable[str]) -> str:
 
 @contextmanager
 def write_beside(path: Path, ending: str) -> Iterator[Path]:
-    """A temporary name in the same folder, renamed to `path` when the block ends well and removed when it does not.
+    """A temporary name in the same folder, renamed to `path` if the block succeeds and removed otherwise.
 
     Readers therefore see the old file or the new one, never half of one. Missing parent folders are created. Inside
     `write_together` the renaming waits for the end of that block.
 
     Raises:
-        UsageError: OUTPUT_WRITE for whatever the system or a writing library refuses inside the block.
+        UsageError: OUTPUT_WRITE, the system or a writing library failed inside the block.
         OutOfMemoryError: MEMORY.
     """
     target = path.resolve()  # a link keeps pointing to its file
@@ -173,18 +173,18 @@ def write_beside(path: Path, ending: str) -> Iterator[Path]:
         temporary = short_name(target.parent) / temporary.name
         yield temporary
         if target.exists():
-            with suppress(OSError):  # not every file system knows of rights
-                shutil.copymode(target, temporary)  # who may read it is not ours to change
+            with suppress(OSError):  # not every file system has permissions
+                shutil.copymode(target, temporary)  # leave unchanged who may read it
         _patiently(lambda: _synchronise(temporary))
         together = _waiting.get()
         if together is None:
             replace(temporary, target)
         else:
             together[temporary] = target
-    except (NotImplementedError, RecursionError):  # faults of ours, though RuntimeErrors
+    except (NotImplementedError, RecursionError):  # bugs, although RuntimeErrors
         raise
     except (OSError, RuntimeError, MemoryError) as failure:
-        if is_out_of_memory(failure):  # else one would look for room on the disk
+        if is_out_of_memory(failure):  # otherwise users would look for disk space
             raise out_of_memory() from failure
         raise _unwritten(path, failure) from failure
     finally:
@@ -197,8 +197,8 @@ def write_together() -> Iterator[None]:
     """Make all files that `write_beside` writes inside the block appear at its end, or none if it fails.
 
     Raises:
-        UsageError: OUTPUT_WRITE, a file could not be moved to its place; those before it are what they were again, as
-            they are where a signal comes in between. What cannot be put back is kept beside its place.
+        UsageError: OUTPUT_WRITE, a file could not be moved to its target. Targets already replaced are restored, also
+            if a signal interrupts; a backup that cannot be restored is kept beside its target.
     """
     together: dict[Path, Path] = {}
     before: dict[Path, Path | None] = {}
@@ -214,7 +214,7 @@ def write_together() -> Iterator[None]:
         except BaseException as failure:  # a signal may come right after a file was moved
             moved = [target for temporary, target in together.items() if not os.path.lexists(temporary)]
             left = _put_back({target: before[target] for target in moved if target in before})
-            before.update(dict.fromkeys(left))  # nothing else is left of what they were
+            before.update(dict.fromkeys(left))  # keep their backups, the only copies left
             if isinstance(failure, OSError):
                 raise _unwritten(target, failure, left) from failure
             raise
@@ -234,7 +234,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file if possible; retries as `replace`, and does not hide the failure that led here."""
+    """Remove a file if possible; retries like `replace`, but never raises, so as not to hide an earlier failure."""
     with suppress(OSError):
         _patiently(path.unlink)
 
@@ -257,22 +257,22 @@ def _synchronise(path: Path) -> None:
 
 
 def _spare_name(target: Path) -> Path | None:
-    """Where a file that is going to be replaced can be kept meanwhile; None where there is none."""
+    """A name for the backup of a file that will be replaced; None if there is no file."""
     return temporary_name(target.parent, target.suffix) if target.exists() else None
 
 
 def _keep(target: Path, spare: Path | None) -> None:
-    """Give a file a second name, or copy it there."""
+    """Back up a file by a hard link, or else a copy."""
     if spare is None:
         return
     try:
-        os.link(target, spare)  # at no cost; not every file system has that
+        os.link(target, spare)  # costs nothing, but not every file system has it
     except OSError:
         _patiently(lambda: shutil.copyfile(target, spare))
 
 
 def _put_back(before: Mapping[Path, Path | None]) -> dict[Path, Path | None]:
-    """Restore files: by path, where the earlier file was kept, None if there was none; returns those that failed."""
+    """Restore files from their backups (None: there was no file before); returns those that failed."""
     left = {}
     for target, spare in before.items():
         try:
@@ -286,7 +286,7 @@ def _put_back(before: Mapping[Path, Path | None]) -> dict[Path, Path | None]:
 
 
 def _unwritten(path: Path, failure: Exception, left: Mapping[Path, Path | None] | None = None) -> UsageError:
-    """The failure of a file; `left` are others that could not be put back, by place, with their second names."""
+    """The error for a file; `left` maps targets that could not be restored to their backups."""
     more = [
         f"; {target} is already the new file" + (f", its earlier version is {spare.name}" if spare else "")
         for target, spare in (left or {}).items()

@@ -14,33 +14,33 @@ GAP, MARGIN = 10, 26
 """Pixels between the parts of a page, and around them."""
 PAPER, INK, FAINT = (17, 20, 24), (236, 239, 242), (150, 158, 167)
 PNG_LEVEL = 3
-"""How hard a picture's file is compressed: in less than half the time of the usual level, to about the same size."""
+"""Compression level: takes less than half the time of the default level, for about the same file size."""
 BODY_LETTERS, DISC_LETTERS = 18, 13
-"""Sizes of the levels' names on bodies and on discs."""
+"""Font sizes of the levels' names on bodies and on discs."""
 
 
 def middle_slice(areas: np.ndarray) -> int:
-    """The median slice of a structure with the areas (S,) in the slices; the middle slice where there is none."""
+    """The median slice of a structure, given its area in each slice (S,); the middle slice if it is absent."""
     return int(np.searchsorted(np.cumsum(areas), areas.sum() / 2)) if areas.any() else len(areas) // 2
 
 
 def grey_window(slices: np.ndarray) -> tuple[float, float]:
-    """The grey values that become black and white: percentiles of what is not background."""
+    """The grey values shown as black and white: percentiles of the pixels that are not background."""
     seen = slices[slices > slices.min()]
     low, high = (float(value) for value in np.percentile(seen if seen.size else slices, (1, 99)))
     return low, max(high, low + 1e-6)
 
 
 def grey_levels(slices: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Pixels of any shape and type as uint8, the window's ends black and white."""
+    """Pixels of any shape and type as uint8, 0 to 255 over the window."""
     low, high = window
     return (np.clip((slices.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
 def write_directions(panel: Image.Image, labels: np.ndarray | None = None) -> None:
-    """Superior, inferior, anterior and posterior at the borders of a sagittal slice.
+    """Write the letters S, I, A and P at the borders of a sagittal slice.
 
-    Where `labels`, on the panel's pixels, has a structure there is none: its name may stand there.
+    A letter is left out where `labels`, on the panel's pixels, has a structure, whose name may be there.
     """
     draw = ImageDraw.Draw(panel)
     width, height = panel.size
@@ -57,10 +57,10 @@ def write_directions(panel: Image.Image, labels: np.ndarray | None = None) -> No
 
 
 def in_front(mask: np.ndarray, canal: np.ndarray) -> np.ndarray:
-    """The pixels (N, 2) of a structure's mask (H, W) in front of the canal's, stray ones left out: a body, no arch.
+    """The pixels (N, 2) of a structure's mask (H, W) in front of the canal's, without stray ones: body, not arch.
 
-    A vertebra may show its body and arch as one piece. Where no canal shows, they are the front half of the largest
-    piece, which is the body's in any case.
+    Body and arch may be one connected component. If no canal is visible, they are the front half of the largest
+    component, which lies in the body in any case.
     """
     rows = np.flatnonzero(canal.any(axis=1))
     if len(rows):
@@ -79,14 +79,14 @@ def _largest_piece(mask: np.ndarray) -> np.ndarray:
 def write_level(
     draw: ImageDraw.ImageDraw, level: str, place: np.ndarray, size: int = BODY_LETTERS, away: float = 0.0
 ) -> None:
-    """A level's name in the middle of a structure, where it is high enough for the letters.
+    """Write a level's name in the middle of a structure, if it is high enough for the letters.
 
     Args:
         draw: of the picture.
         level: the name.
         place: (N, 2), rows and columns in the picture of points that fill the structure evenly.
-        size: of the letters.
-        away: so many pixels from the upper and lower border at least.
+        size: font size.
+        away: least distance from the upper and lower border, pixels.
     """
     if not len(place) or np.ptp(place[:, 0]) < size - 4:  # about the height of a capital letter
         return
@@ -99,7 +99,7 @@ def write_level(
 
 
 def heading(title: str, note: str, width: int) -> Image.Image:
-    """The page's title on the left, in red what must not be overlooked on the right."""
+    """The page's title on the left, and on the right, in red, what must not be overlooked."""
     result = Image.new("RGB", (width, 40), PAPER)
     draw = ImageDraw.Draw(result)
     draw.text((0, 14), title, INK, text_font(24), "lm")
@@ -108,7 +108,7 @@ def heading(title: str, note: str, width: int) -> Image.Image:
 
 
 def footer(first: str, notices: Sequence[Notice], width: int) -> Image.Image:
-    """A sentence and the notices below it, in lines that fit."""
+    """A sentence and the notices below it, wrapped to the width."""
     font = text_font(15)
     lines = wrapped(first, font, width)
     for notice in notices:
@@ -133,7 +133,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def beside(images: list[Image.Image], gap: int) -> Image.Image:
-    """Pictures in a row, their upper edges level."""
+    """Pictures in a row, aligned at the top."""
     width = sum(image.width for image in images) + gap * (len(images) - 1)
     result = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
     left = 0
@@ -156,5 +156,5 @@ def page(parts: list[Image.Image]) -> Image.Image:
 
 
 def text_font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own typeface: nothing to install."""
+    """Pillow's built-in font: nothing to install."""
     return ImageFont.load_default(size)  # type: ignore[return-value]

@@ -14,7 +14,7 @@ from .endings import IMAGES
 
 
 def check_outputs(outputs: Iterable[tuple[str | Path | None, Collection[str]]], inputs: Iterable[str | Path]) -> None:
-    """Reject places of results, each with its possible endings, None where not wanted, before the work is done.
+    """Reject unusable paths of results, each with its allowed extensions (None: not wanted), before the work starts.
 
     Raises:
         UsageError: as `check_writable` and `check_places`.
@@ -31,7 +31,7 @@ def check_places(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) ->
     Raises:
         UsageError: OUTPUT_WRITE; USAGE for two results at one place.
     """
-    # Of several images and results not every pair need be looked at.
+    # By name, so that not every pair of images and results need be compared.
     held: dict[str, list[Path]] = {}
     for path in map(Path, inputs):
         for file in {path, headers.voxel_file(path, ending_of(path, IMAGES))}:
@@ -49,8 +49,8 @@ def check_places(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) ->
 
 
 def _true_name(path: Path) -> str:
-    """The `spelling` of the name of what a path leads to."""
+    """The `spelling` of a path's file name, with links followed."""
     try:
-        return spelling(os.path.basename(os.path.realpath(path)))  # noqa: PTH119 - no failure for a loop of links
-    except ValueError:  # a NUL: it is told when the image is read
+        return spelling(os.path.basename(os.path.realpath(path)))  # noqa: PTH119 - no failure for a symlink loop
+    except ValueError:  # a NUL: reported when the image is read
         return ""

@@ -34,18 +34,18 @@ from .pages import (
 )
 
 TALL, WIDE = 700, 720
-"""Most pixels of a mid-sagittal panel."""
+"""Largest height and width of a mid-sagittal panel, pixels."""
 NARROW = 170
-"""A panel of fewer pixels has a margin on either side, so that the letters at its borders lie beside the spine."""
+"""Pixels; a narrower panel gets a margin on either side, so that the letters at its borders lie beside the spine."""
 FILL = 0.38
 """Opacity of the overlay's colours."""
 PEDICLE_MM = 14.0
-"""Where the pedicles lie beside the mid-sagittal plane when the labels do not show them."""
+"""Assumed distance of the pedicles from the mid-sagittal plane if the labels do not show them."""
 
 
 @dataclass(frozen=True)
 class _View:
-    """One slice to show: its number from the patient's right, its title, and whether it lies beside the middle."""
+    """One slice to show: its number from the patient's right, its title, and whether it is lateral."""
 
     number: int
     title: str
@@ -164,7 +164,7 @@ def _pair(
 
 
 def _enlarged(labels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Labels at the screen's size with smooth borders: every structure enlarged, the strongest taken."""
+    """Labels at screen size with smooth borders: each structure is interpolated, the strongest one wins."""
     best = np.full((height, width), 127, np.uint8)
     result = np.zeros((height, width), np.uint8)
     for value in np.unique(labels[labels > 0]):
@@ -176,7 +176,7 @@ def _enlarged(labels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _overlay(image: np.ndarray, labels: np.ndarray, segmentation: Segmentation) -> Image.Image:
-    """The image under transparent colours, with an outline of full colour inside each structure's border."""
+    """The image under translucent colours, with an opaque outline inside each structure's border."""
     colours = np.zeros((256, 3), np.float32)
     for value, structure in segmentation.known.items():
         colours[value] = structure.colour
@@ -199,7 +199,7 @@ def _border(labels: np.ndarray) -> np.ndarray:
 
 
 def _write_levels(panel: Image.Image, labels: np.ndarray, segmentation: Segmentation) -> None:
-    """The name of its level on each vertebral body and disc; where there is no room, on the bodies only."""
+    """Write the name of its level on each vertebral body and disc that has room for it."""
     draw = ImageDraw.Draw(panel)
     canal = _of_kind(labels, segmentation, ("canal",))
     for value in np.unique(labels[labels > 0]):
@@ -213,7 +213,7 @@ def _write_levels(panel: Image.Image, labels: np.ndarray, segmentation: Segmenta
 
 
 def _legend(segmentation: Segmentation, height: int) -> Image.Image:
-    """The structures present with their colours, in as many columns as the height asks for."""
+    """The structures present with their colours, in as many columns as the height requires."""
     line, font = 25, text_font(16)
     structures = [row.structure for row in segmentation.table()]
     if not structures:
@@ -237,7 +237,7 @@ def _legend_column(column: list[Structure], line: int, height: int, font: ImageF
 
 
 def _footer(segmentation: Segmentation, width: int) -> Image.Image:
-    """What was done, and what the user should know, in lines that fit."""
+    """Model, voxel size, and what the user should know, wrapped to the width."""
     model = segmentation.provenance.get("model", "")
     x, y, z = segmentation.geometry.spacing
     first = f"{f'Model {model}. ' if model else ''}Voxels of {x:.3g} x {y:.3g} x {z:.3g} mm."

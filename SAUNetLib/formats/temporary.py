@@ -17,33 +17,32 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE_S, LAST_PATIENCE_S = 0.6, 5.0
-"""How long Windows may refuse while somebody waits, and at the end, when nobody does: a process that ends, or a virus
-scanner, lets go of a file soon."""
+"""Seconds for which a removal that Windows refuses is retried while somebody waits, and at the end: an ending process
+or a virus scanner soon lets go of a file."""
 LONGEST_RUN_S = 24 * 3600
-"""A folder that is older was left behind, though its process's number may be in use again; but a batch takes days."""
+"""Seconds; an older folder is a leftover even if its process ID is in use again, except a batch's, which takes days."""
 _NAME = re.compile(r"saunet-(\d{1,9})-[0-9a-f]{12}|saunet-(?:(batch)|panel)-(\d{1,9})-\w{8}")
-"""What is made here, for a batch, and by earlier versions of the panel, with the process's number; nothing of a
-user's."""
+"""Names, with the process ID, of folders made here, for a batch, and by earlier panels; matches none of a user's."""
 
 
 def short_name(path: Path) -> Path:
-    """A name of a file or folder that exists in letters that ITK can open it by.
+    """A name, in letters that ITK can handle, of an existing file or folder.
 
-    On Windows ITK takes names in the process's code page, which for Python is not UTF-8: it finds no folder of a user
-    with an umlaut (SimpleITK/SimpleITK#795). The short name that Windows keeps beside the long one is ASCII; where a
-    drive keeps none, the path stays as it is.
+    On Windows ITK takes names in the process's code page, which for Python is not UTF-8: it cannot find the folder of a
+    user with an umlaut (SimpleITK/SimpleITK#795). The short name that Windows keeps beside the long one is ASCII; on a
+    drive that keeps none, the path stays as it is.
     """
     if sys.platform != "win32" or str(path).isascii():
         return path
-    buffer = ctypes.create_unicode_buffer(32768)  # the longest path of all
+    buffer = ctypes.create_unicode_buffer(32768)  # the longest possible path
     ctypes.windll.kernel32.GetShortPathNameW(str(path), buffer, len(buffer))
     return Path(buffer.value or path)
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of `make_folder` for the time of the block."""
-    if sys.platform == "win32":  # elsewhere no copies come to lie there
+    """A folder of `make_folder` for the duration of the block."""
+    if sys.platform == "win32":  # elsewhere it holds no copies
         remove_leftovers()
     folder = make_folder()
     try:
@@ -54,10 +53,10 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def make_folder() -> Path:
-    """A new folder that only this user can enter (0700). Its name carries this process's number.
+    """A new folder that only this user can enter (0700). Its name contains this process's ID.
 
     Raises:
-        OSError: no place takes one.
+        OSError: it cannot be created anywhere.
     """
     *others, last = _places()
     for place in others:
@@ -67,7 +66,7 @@ def make_folder() -> Path:
 
 
 def _places() -> list[Path]:
-    """Where to make folders: the system's place, and before it those with plain names where it has none."""
+    """Where to make folders: the system's temporary folder, after those with ASCII paths if its own is not ASCII."""
     places = [short_name(Path(tempfile.gettempdir()))]
     if sys.platform == "win32" and not str(places[0]).isascii() and _closes_folders():
         common = (os.environ.get(name, "") for name in ("PUBLIC", "PROGRAMDATA"))
@@ -76,19 +75,19 @@ def _places() -> list[Path]:
 
 
 def _closes_folders() -> bool:
-    """Whether Python heeds the mode of a new folder on Windows, where all users share the places with plain names."""
+    """Whether Python applies a new folder's mode on Windows, where all users share the folders with ASCII paths."""
     return sys.version_info >= (3, 12, 4) or (3, 11, 10) <= sys.version_info < (3, 12)
 
 
 def _folder_in(place: Path) -> Path:
-    # Where Windows permits none, tempfile tries two billion names.
+    # Not by tempfile: where Windows denies creation, that tries two billion names.
     folder = place / f"saunet-{os.getpid()}-{secrets.token_hex(6)}"
     folder.mkdir(0o700)
     return folder
 
 
 def remove_folder(folder: Path, patience_s: float = PATIENCE_S) -> None:
-    """Remove a folder with all it holds; on Windows also what is marked as read-only or still open for a moment.
+    """Remove a folder and its content; on Windows also what is read-only or still open for a moment.
 
     Raises:
         OSError: it could not be removed.
@@ -131,14 +130,14 @@ def remove_leftovers() -> list[Path]:
                 continue
             remove_folder(folder, 0.0)
         except OSError:
-            continue  # another instance is about it, too
+            continue  # another instance may be removing it, too
         removed.append(folder)
     return removed
 
 
 def process_lives(pid: int) -> bool:
-    """Whether a process of this number exists."""
-    if sys.platform == "win32":  # os.kill would end it there
+    """Whether a process with this ID exists."""
+    if sys.platform == "win32":  # os.kill would end the process there
         return _lives_on_windows(pid)
     try:
         os.kill(pid, 0)
