@@ -18,10 +18,14 @@ LARGEST_KEPT = 32 * 2**20
 """Bytes of an array that is carved out of kept memory; the most that glibc allows."""
 KEPT = 512 * 2**20
 """Bytes of freed memory at the heap's end that are kept."""
+ours = False
+"""Whether this process is SAUNet's own, so that its streams may be redirected, and not a library's user's."""
 
 
 def prepare_process() -> None:
     """Call before NumPy is imported; for a process that is ours, not for a library's user."""
+    global ours
+    ours = True
     # NumPy's products are small here, and OpenBLAS's threads wait for the next one in a loop that takes a core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # For the processes that this one starts: a numpy.py in a user's current folder is no module of theirs. But where
@@ -61,6 +65,8 @@ def dask_setup(_: object) -> None:
     Ctrl-C, which reaches all processes of a terminal, is left to the command. Memory is kept: Dask has glibc return
     every large array's (``MALLOC_TRIM_THRESHOLD_``), and what is set in the process itself wins.
     """
+    global ours
+    ours = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
 

@@ -14,9 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Testing")]
 os.environ["PYTHONSAFEPATH"] = ""  # else a command run here would set it for the tests' child processes
 
+from SAUNetLib import process  # noqa: E402
 from SAUNetLib.engine import Engine  # noqa: E402
 from SAUNetLib.model import load_model, save_model  # noqa: E402
 from SAUNetLib.network import SAUNet  # noqa: E402
+
+process.ours = True  # as after the first command that is run here, whichever tests are
 
 CARD = {
     "name": "tiny",

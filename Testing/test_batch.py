@@ -809,10 +809,13 @@ def test_a_failure_names_its_computer(run, tmp_path, monkeypatch):
 def test_workers_here_keep_freed_memory_and_leave_ctrl_c_to_the_command(monkeypatch):
     """Dask's own setting would return every large array's memory, and take half as long again."""
     called = []
+    monkeypatch.setattr("SAUNetLib.process.ours", False)
     monkeypatch.setattr("SAUNetLib.process.keep_freed_memory", lambda: called.append("memory"))
     monkeypatch.setattr(signal, "signal", lambda *what: called.append(what))
     for name in batch_cluster._LOCAL["distributed.worker.preload"]:
-        importlib.import_module(name).dask_setup(None)
+        module = importlib.import_module(name)
+        module.dask_setup(None)
+        assert module.ours
     assert called == [(signal.SIGINT, signal.SIG_IGN), "memory"]
 
 

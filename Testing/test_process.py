@@ -99,8 +99,9 @@ def test_products_take_one_thread_unless_the_user_says_otherwise(monkeypatch, us
         monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     else:
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", user)
+    monkeypatch.setattr(process, "ours", False)
     process.prepare_process()
-    assert os.environ["OPENBLAS_NUM_THREADS"] == threads
+    assert process.ours and os.environ["OPENBLAS_NUM_THREADS"] == threads
 
 
 @pytest.mark.parametrize("module", ["SAUNetLib.cli", "SAUNetLib.worker", "SAUNetLib.evaluation.benchmark_child"])

@@ -11,9 +11,11 @@ import io
 import itertools
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,7 @@ import pytest
 import SimpleITK as sitk
 from bad_inputs import FORMATS, GOOD, WORKS, Case, changed, images, nifti, save
 
+from SAUNetLib import process
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import dicom, headers, itk
 from SAUNetLib.formats.dicom import list_series
@@ -243,6 +246,53 @@ def test_reading_leaves_itk_s_warnings_to_the_caller(tmp_path: Path, image: Volu
         assert sitk.ProcessObject.GetGlobalWarningDisplay() is shown
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_stderr_is_silenced_only_in_processes_of_ours(ours: bool, monkeypatch, capfd: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(process, "ours", ours)
+    with itk.unheard():
+        os.write(2, b"heard")
+    assert capfd.readouterr().err == ("" if ours else "heard")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_process_may_have_no_stderr(tmp_path: Path, image: Volume, monkeypatch, ours: bool) -> None:
+    """As one without a console on Windows."""
+    monkeypatch.setattr(process, "ours", ours)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert np.array_equal(read_volume(save(tmp_path, ".nrrd", image)).voxels, image.voxels)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_process_forked_meanwhile_reads_and_is_heard(monkeypatch, capfd: pytest.CaptureFixture, ours: bool) -> None:
+    monkeypatch.setattr(process, "ours", ours)
+    inside, end, before = threading.Event(), threading.Event(), sitk.ProcessObject.GetGlobalWarningDisplay()
+
+    def read() -> None:
+        with itk.unheard():
+            inside.set()
+            end.wait()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    inside.wait()
+    if (child := os.fork()) == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(10)  # it may wait for a thread that it does not have
+            os.write(2, b"heard")
+            assert sitk.ProcessObject.GetGlobalWarningDisplay() is before
+            with itk.unheard():
+                os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    end.set()
+    thread.join()
+    assert (os.waitstatus_to_exitcode(status), capfd.readouterr().err) == (0, "heard")
 
 
 def test_itk_warns_of_nothing_meanwhile() -> None:

@@ -8,13 +8,18 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from .. import process
 from ..errors import InputError, check_memory
 from .temporary import short_name, temporary_folder
 
 _lock = threading.Lock()
+_inside = 0
+"""Threads that are inside `unheard`."""
+_silence = ExitStack()
+"""What the last of them undoes."""
 _STORED = re.compile(rb"^(ElementDataFile[ \t]*=|data ?file:)[^\r\n]*", re.MULTILINE | re.IGNORECASE)
 """Where the header of a MetaImage or NRRD file names the file with its voxels."""
 
@@ -88,22 +93,50 @@ def _lend(path: Path, place: Path) -> None:
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Suppress what ITK and the libraries inside it print about a damaged file; the user gets an error of ours."""
+    """Suppress what ITK and the libraries inside it print about a damaged file; the user gets an error of ours.
+
+    What does not come from ITK itself is printed to descriptor 2, which all threads and processes started meanwhile
+    share: it is suppressed only in SAUNet's own processes.
+    """
+    global _inside, _silence
+    with _lock:  # not for long: other threads read meanwhile
+        if _inside == 0:
+            _silence = _silenced()
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _silence.close()
+
+
+def _silenced() -> ExitStack:
+    """Begin the silence; closing what is returned ends it."""
     import SimpleITK as sitk  # the panel needs the rest of this module before that is installed
 
-    # One at a time: a second thread would keep the silence of the first.
-    with _lock, open(os.devnull, "wb") as nowhere, ExitStack() as stack:
+    with ExitStack() as stack:
         stack.callback(sitk.ProcessObject.SetGlobalWarningDisplay, sitk.ProcessObject.GetGlobalWarningDisplay())
         sitk.ProcessObject.SetGlobalWarningDisplay(False)  # on Windows ITK may open a window for its warnings
-        try:
+        if process.ours:
+            with suppress(AttributeError, ValueError):  # None, or closed
+                sys.stderr.flush()
             kept = os.dup(2)
-        except OSError:  # a process without stderr
-            yield
-            return
-        sys.stderr.flush()
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 2)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        return stack.pop_all()
+
+
+def _in_forked_process() -> None:
+    """The threads that were inside stayed behind."""
+    global _inside
+    _inside = 0
+    _silence.close()
+    _lock.release()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_in_forked_process)

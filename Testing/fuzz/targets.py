@@ -24,7 +24,7 @@ from unittest import mock
 
 import numpy as np
 
-from SAUNetLib import worker
+from SAUNetLib import process, worker
 from SAUNetLib.errors import SAUNetError
 from SAUNetLib.evaluation.readings import read_readings
 from SAUNetLib.formats.atomic import check_writable
@@ -37,6 +37,7 @@ from SAUNetLib.relabel import relabel
 from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.volume import Geometry
 
+process.ours = True  # what ITK prints of the inputs is no finding
 CARD = {
     "name": "tiny", "version": "1", "description": "", "classes": ["background", "vertebra", "disc", "canal"],
     "pixel_mm": 1.5, "network": {"classes": 4, "widths": [2, 2, 2, 2, 2]}, "licence": "", "attribution": "",
