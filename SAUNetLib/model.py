@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +42,8 @@ def load_model(model: str | Path | None = None) -> Model:
         raise ModelError("MODEL_DAMAGED", f"{path.name} is not a safetensors file", REINSTALL) from error
     try:
         # Shapes first, on the meta device: a card that asks for an absurd network costs nothing.
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            network = SAUNet(**card.network)
+        with torch.device("meta"):
+            network = SAUNet(**card.network).float()  # whatever the caller's default type is
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ModelError(
             "MODEL_CARD", f"the card of {path.name} does not describe a valid network", REINSTALL

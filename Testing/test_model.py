@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import safetensors.torch
 import torch
 from conftest import CARD
 
+import SAUNetLib.model as model_module
 from SAUNetLib.errors import ModelError, UsageError
 from SAUNetLib.model import add_model, load_model, save_model
 from SAUNetLib.model_card import ModelCard, available_models, find_model, is_model_name, model_names
@@ -50,6 +52,25 @@ def test_saved_and_loaded_weights_are_the_same_in_half_precision(tmp_path):
     for name, value in network.state_dict().items():
         torch.testing.assert_close(loaded.network.state_dict()[name], value, rtol=1e-3, atol=1e-6)
     assert not loaded.network.training and loaded.card.name == "tiny"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_is_loaded_in_float32_whatever_the_caller_s_default_is(tiny_model, dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        assert {value.dtype for value in load_model(tiny_model).network.parameters()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_loading_leaves_the_filters_of_warnings_alone(tiny_model, monkeypatch):
+    """They are those of all threads."""
+    seen = []
+    monkeypatch.setattr(
+        model_module, "SAUNet", lambda **network: seen.append(list(warnings.filters)) or SAUNet(**network)
+    )
+    load_model(tiny_model)
+    assert seen == [warnings.filters]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 100, -1])
@@ -139,6 +160,7 @@ def test_an_unreadable_card_is_refused(model, content):
         {"network": None},
         {"network": {"attention": "always"}},
         {"network": {"widths": [-4, 4, 8, 8, 8]}},
+        {"network": {"widths": [4, 4, 0, 8, 8]}},
         {"pixel_mm": 0},
         {"pixel_mm": "wide"},
         {"classes": ["background", "vertebra"]},
@@ -153,6 +175,7 @@ def test_an_unreadable_card_is_refused(model, content):
         {"validated_on": [1]},
     ],
 )
+@pytest.mark.filterwarnings("error")  # of PyTorch, about layers without weights
 def test_a_card_with_impossible_entries_is_refused(model, changes):
     edit_card(model, **changes)
     assert refused(model).code == "MODEL_CARD"

@@ -45,7 +45,10 @@ def test_reading_concat_carries_the_input_to_both_concatenations():
     torch.testing.assert_close(result[:, 3:], block.second(torch.cat((x, block.first(x)), 1)))
 
 
-@pytest.mark.parametrize("options", [{"reading": "sum"}, {"attention": "always"}, {"widths": (4, 8)}, {"reach": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"reading": "sum"}, {"attention": "always"}, {"widths": (4, 8)}, {"widths": (4, 0, 8, 8, 8)}, {"reach": 0}],
+)
 def test_unknown_options_are_refused(options):
     with pytest.raises(ValueError):
         small(**options)

@@ -85,7 +85,7 @@ class DenseUNet(nn.Module):
         (N, in_channels, H, W) -> (N, ``out_channels``, H, W); H and W multiples of ``stride`` (16).
 
     Raises:
-        ValueError: not five widths; in ``forward``, as `encode`.
+        ValueError: not five positive widths; in ``forward``, as `encode`.
     """
 
     stride = 16
@@ -94,8 +94,8 @@ class DenseUNet(nn.Module):
         self, in_channels: int = 1, widths: Sequence[int] = (16, 32, 64, 128, 256), reading: Reading = "add"
     ) -> None:
         super().__init__()
-        if len(widths) != 5:
-            raise ValueError(f"widths needs five values (four Down blocks and the Bottom), not {len(widths)}")
+        if len(widths) != 5 or min(widths) < 1:
+            raise ValueError(f"widths needs five positive values (four Down blocks and the Bottom), not {widths}")
         self.down, self.up, self.deconvolution = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         channels, skips = in_channels, []
         for width in widths[:-1]:
