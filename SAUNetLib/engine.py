@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -129,8 +129,9 @@ class Engine:
         notices = self._ready() if self._stepped_down else []
         while True:
             try:
-                found = self._classes(stack, report)
-                notices += [FRONT_AND_BACK] if self._seems_turned(stack, found) else []
+                with without_autocast(self.device):
+                    found = self._classes(stack, report)
+                    notices += [FRONT_AND_BACK] if self._seems_turned(stack, found) else []
                 return found, tuple({one.code: one for one in notices}.values())  # of each kind what came last
             except (RuntimeError, MemoryError) as error:
                 if self.device.type == "cpu" and not is_out_of_memory(error):
@@ -291,12 +292,21 @@ def _between(marked: Tensor, size: int) -> tuple[slice, Tensor, Tensor]:
         these pixels; for each the coarse pixel before it, and how far it is from that to the next, 0..1.
     """
     number = len(marked)
-    at = ((torch.arange(size, device=marked.device) + 0.5) * (number / size) - 0.5).clamp(0, number - 1)
+    centre = torch.arange(size, dtype=torch.float32, device=marked.device) + 0.5
+    at = (centre * (number / size) - 0.5).clamp(0, number - 1)
     before = at.long().clamp(max=number - 2)
     inside = marked.nonzero()
     touched = ((before + 1 >= inside[0]) & (before <= inside[-1])).nonzero()
     part = slice(int(touched[0]), int(touched[-1]) + 1)
     return part, before[part], (at - before)[part]
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Compute in the tensors' own types, also where the caller has turned `torch.autocast` on."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except RuntimeError:  # PyTorch before 2.5 has none for Metal
+        return nullcontext()
 
 
 def choose_device(device: str) -> torch.device:

@@ -164,6 +164,53 @@ def test_another_form_of_onednns_operation_leaves_the_network_as_it_is(monkeypat
         inference._packing_works.cache_clear()
 
 
+def host_settings(name):
+    """What another program may have set for its own computations."""
+    if name == "device":
+        return torch.device("meta")
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("host", ["device", "autocast"])
+def test_whether_packing_works_neither_takes_random_numbers_nor_depends_on_the_caller(host):
+    expected, before = inference._packing_works(), torch.get_rng_state()
+    inference._packing_works.cache_clear()
+    try:
+        with host_settings(host):
+            assert inference._packing_works() is expected
+        assert torch.equal(torch.get_rng_state(), before)
+    finally:
+        inference._packing_works.cache_clear()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_caller_s_autocast_changes_nothing(tiny_model, monkeypatch, packed):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: packed)
+    engine, turned = Engine(load_model(tiny_model), "cpu", "float32"), []
+    seems_turned = engine._seems_turned
+    engine._seems_turned = lambda *what: turned.append(torch.is_autocast_enabled("cpu")) or seems_turned(*what)
+    expected, _ = engine.classes(stack_of(3))
+    with host_settings("autocast"):
+        assert np.array_equal(engine.classes(stack_of(3))[0], expected)
+    assert turned == [False, False]
+
+
+def test_a_device_for_which_pytorch_has_no_autocast_needs_nothing_turned_off():
+    with engine_module.without_autocast(torch.device("meta")):
+        pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_caller_s_default_type_changes_nothing(tiny_model, tiny_engine, dtype):
+    fine = stack_of(3, 90, 80, 0.9)  # whose classes are enlarged
+    expected, _ = tiny_engine.classes(fine)
+    torch.set_default_dtype(dtype)
+    try:
+        assert np.array_equal(Engine(load_model(tiny_model), "cpu", "float32").classes(fine)[0], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_the_model_itself_is_not_changed(tiny_model):
     model = load_model(tiny_model)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}

@@ -47,10 +47,13 @@ def pack_for_processor(network: Network) -> Network:
 @functools.cache
 def _packing_works() -> bool:
     """Whether this PyTorch has the operation and it answers right: it is no part of PyTorch's public interface."""
-    convolution = nn.Conv2d(2, 3, 3, padding=1)
-    x = torch.linspace(-1, 1, 2 * 5 * 4).view(1, 2, 5, 4)
+    # Whatever the caller's default type, default device and autocast are, and without its random numbers.
+    numbers = functools.partial(torch.linspace, -1, 1, dtype=torch.float32, device="cpu")
+    convolution = nn.Conv2d(2, 3, 3, padding=1, device="meta")
+    convolution.load_state_dict({"weight": numbers(54).view(3, 2, 3, 3), "bias": numbers(3)}, assign=True)
+    x = numbers(40).view(1, 2, 5, 4)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             return torch.allclose(PackedConvolution(convolution, "relu")(x), convolution(x).relu(), atol=1e-4)
     except (AttributeError, RuntimeError, TypeError):
         return False
