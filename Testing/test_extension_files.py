@@ -129,6 +129,14 @@ def test_licence_and_line_endings():
     assert len(paths) > 200 and [path for path in paths if b"\r" in path.read_bytes()] == []
 
 
+def test_the_wheel_says_that_its_types_may_be_relied_on():
+    build = pyproject()["tool"]["hatch"]["build"]
+    assert build.keys() == {"targets"} and build["targets"].keys() == {"wheel"}
+    assert build["targets"]["wheel"].keys() == {"packages", "force-include"}, "nothing is left out"
+    assert build["targets"]["wheel"]["packages"] == ["SAUNetLib"]
+    assert (ROOT / "SAUNetLib" / "py.typed").read_bytes() == b""
+
+
 @pytest.mark.parametrize("place", cmake_lists.wanted(), ids=lambda place: place[1])
 def test_cmake_names_every_file(place):
     hint = "run `python Testing/harness/cmake_lists.py`"
