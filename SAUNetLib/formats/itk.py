@@ -17,9 +17,9 @@ from .temporary import short_name, temporary_folder
 
 _lock = threading.Lock()
 _inside = 0
-"""Threads that are inside `unheard`."""
+"""Number of threads inside `unheard`."""
 _silence = ExitStack()
-"""What the last of them undoes."""
+"""What the last of them to leave undoes."""
 _STORED = re.compile(rb"^(ElementDataFile[ \t]*=|data ?file:)[^\r\n]*", re.MULTILINE | re.IGNORECASE)
 """Where the header of a MetaImage or NRRD file names the file with its voxels."""
 
@@ -95,8 +95,8 @@ def _lend(path: Path, place: Path) -> None:
 def unheard() -> Iterator[None]:
     """Suppress what ITK and the libraries inside it print about a damaged file; the user gets an error of ours.
 
-    What does not come from ITK itself is printed to descriptor 2, which all threads and processes started meanwhile
-    share: it is suppressed only in SAUNet's own processes.
+    The libraries inside ITK print to descriptor 2, which all threads and processes started meanwhile share: it is
+    redirected only in SAUNet's own processes.
     """
     global _inside, _silence
     with _lock:  # not for long: other threads read meanwhile
@@ -113,7 +113,7 @@ def unheard() -> Iterator[None]:
 
 
 def _silenced() -> ExitStack:
-    """Begin the silence; closing what is returned ends it."""
+    """Suppress the output until the returned stack is closed."""
     import SimpleITK as sitk  # the panel needs the rest of this module before that is installed
 
     with ExitStack() as stack:
@@ -122,7 +122,10 @@ def _silenced() -> ExitStack:
         if process.ours:
             with suppress(AttributeError, ValueError):  # None, or closed
                 sys.stderr.flush()
-            kept = os.dup(2)
+            try:
+                kept = os.dup(2)
+            except OSError:  # a process without stderr
+                return stack.pop_all()
             stack.callback(os.close, kept)
             stack.callback(os.dup2, kept, 2)
             with open(os.devnull, "wb") as nowhere:
@@ -131,7 +134,7 @@ def _silenced() -> ExitStack:
 
 
 def _in_forked_process() -> None:
-    """The threads that were inside stayed behind."""
+    """Undo the silence in a forked child, which has none of the threads that were inside."""
     global _inside
     _inside = 0
     _silence.close()
