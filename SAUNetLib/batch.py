@@ -41,7 +41,7 @@ from .batch_source import (
     slice_files,
     try_worker,
 )
-from .errors import InputError, UsageError, is_out_of_memory, out_of_memory
+from .errors import InputError, UsageError, is_out_of_memory, out_of_memory, unforeseen
 from .formats.atomic import ending_of, probe, same_place, spelling
 from .formats.dicom_files import holds_images
 from .formats.endings import IMAGES
@@ -125,8 +125,11 @@ def run_batch(
 @contextmanager
 def _workers(task: BatchTask, scheduler: str | None, workers: int | None) -> Iterator[Client]:
     """Check the model and connect to workers, which takes seconds that a run without work is spared."""
-    from .engine import choose_device
-    from .model import load_model
+    try:
+        from .engine import choose_device
+        from .model import load_model
+    except OSError as failure:  # a library of PyTorch's; the caller takes others for the output's
+        raise unforeseen(failure, "Install PyTorch again") from failure
 
     load_model(task.model)
     if scheduler is None and choose_device(task.device).type != "cpu":
@@ -230,15 +233,19 @@ def _segment_all(
     def tell(done: int, failed: int) -> None:
         report(done, scan.total if scan.walked else None, failed, len(scan.places) - scan.total)
 
-    with open_journal(records, scan.archive, output) as journal, closing(scan.pending(known, task.sha256)) as waiting:
+    def current() -> Batch:
+        # If the scan is incomplete, a source that had left the archive is back only if it was seen.
+        left = [] if scan.walked else [place for place in known.gone if place not in scan.places]
+        seen = scan.places if scan.walked else records.keys() - left
+        return replace(known, records=records).only(seen, scan.closed, output)
+
+    opened = open_journal(records, scan.archive, output, current)
+    with opened as journal, closing(scan.pending(known, task.sha256)) as waiting:
         try:
             _work(make_pool, waiting, task, journal, try_workers, tell)
         finally:
             if records != known.records or scan.walked:  # else the summary is left as it was
-                # If the scan is incomplete, a source that had left the archive is back only if it was seen.
-                left = [] if scan.walked else [place for place in known.gone if place not in scan.places]
-                seen = scan.places if scan.walked else records.keys() - left
-                result = replace(known, records=records).only(seen, scan.closed, output)
+                result = current()
                 if scan.walked:
                     result = replace(result, left_out=scan.left_out, earlier=scan.earlier, edited=journal.edited)
                 write_summary(result, output)

@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -320,9 +320,12 @@ class Journal:
         edited: see `Batch`.
     """
 
-    def __init__(self, file: TextIO, records: dict[str, SourceRecord], output: Path) -> None:
+    def __init__(
+        self, file: TextIO, records: dict[str, SourceRecord], output: Path, current: Callable[[], Batch]
+    ) -> None:
+        """`current` gives the batch for the summary that is written now and then."""
         self.edited: set[str] = set()
-        self._file, self._records, self._output = file, records, output
+        self._file, self._records, self._output, self._current = file, records, output, current
         self._begun: set[str] = set()  # places of sources
         self._due = time.monotonic() + SUMMARY_S
 
@@ -409,7 +412,7 @@ class Journal:
         self._keep(record)
         if (began := time.monotonic()) >= self._due:
             with suppress(UsageError):  # a spreadsheet may have it open; the last write reports it
-                write_summary(Batch(self._records), self._output)
+                write_summary(self._current(), self._output)
             took = time.monotonic() - began
             self._due = began + max(SUMMARY_S, 20 * took)  # it takes a while for millions of sources
         return record.outcomes
@@ -421,10 +424,12 @@ class Journal:
 
 
 @contextmanager
-def open_journal(records: dict[str, SourceRecord], archive: Path, output: Path) -> Iterator[Journal]:
-    """Open the journal for a run."""
+def open_journal(
+    records: dict[str, SourceRecord], archive: Path, output: Path, current: Callable[[], Batch]
+) -> Iterator[Journal]:
+    """Open the journal for a run; see `Journal` for `current`."""
     with open(output / JOURNAL, "a", encoding="utf-8") as file:
-        journal = Journal(file, records, output)
+        journal = Journal(file, records, output, current)
         if file.tell():
             file.write("\n")  # ends a line that a crash cut short; empty lines are ignored
         journal.write(RunStart(str(archive.resolve()), gethostname(), os.getpid()))

@@ -158,11 +158,7 @@ class Volume:
                 else "Give the whole volume, not one slice of it",
             )
         if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
-            raise InputError(
-                "INPUT_PIXEL_TYPE",
-                f"{name} holds {image.GetPixelIDTypeAsString()} voxels",
-                "Give a greyscale magnitude image, not a colour, vector or complex one",
-            )
+            raise not_greyscale(name, image.GetPixelIDTypeAsString())
         geometry = Geometry(
             size, image.GetSpacing(), image.GetOrigin(), np.array(image.GetDirection(), float).reshape(3, 3)
         )
@@ -171,6 +167,12 @@ class Volume:
     def to_sitk(self) -> sitk.Image:
         """The volume as a SimpleITK image."""
         return to_sitk(self.voxels, self.geometry)
+
+
+def not_greyscale(name: str, kind: str) -> InputError:
+    """The error for an image with several values in each voxel."""
+    remedy = "Give a greyscale magnitude image, not a colour, vector or complex one"
+    return InputError("INPUT_PIXEL_TYPE", f"{name} holds {kind} voxels", remedy)
 
 
 def to_sitk(voxels: np.ndarray, geometry: Geometry) -> sitk.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -132,6 +133,18 @@ def nifti(change: Callable[[bytearray], Any], image: Volume = GOOD) -> Callable[
 
 def pack(form: str, place: int, *values: Any) -> Callable[[Path], Path]:
     return nifti(lambda raw: struct.pack_into(f"<{form}", raw, place, *values))
+
+
+def several(kind: int, count: int, size: int, slope: float) -> Callable[[Path], Path]:
+    """A complete .nii image of another voxel type with so many values, of so many bytes each, in a voxel."""
+
+    def change(raw: bytearray) -> None:
+        struct.pack_into("<8h", raw, 40, 5, *GRID.size, 1, count, 1, 1)
+        struct.pack_into("<2h", raw, 70, kind, 8 * size)
+        struct.pack_into("<2f", raw, 112, slope, 0.0)
+        raw[352:] = bytes(math.prod(GRID.size) * count * size)
+
+    return nifti(change)
 
 
 def header(ending: str, field: str, line: str) -> Callable[[Path], Path]:
@@ -454,7 +467,13 @@ def kinds() -> Iterator[Case]:
     complex_image = Case("2D, 4D, colour, complex", "complex", "INPUT_PIXEL_TYPE",
                          image(".nii", lambda: sitk.Cast(frame(), sitk.sitkComplexFloat32)))  # fmt: skip
     yield complex_image
-    yield Case("2D, 4D, colour, complex", "NIfTI RGBA", "INPUT_UNREADABLE", pack("2h", 70, 2304, 32))
+    for name, kind, count, size in (
+        ("vector", 4, 3, 2), ("RGB", 128, 1, 3), ("RGBA", 2304, 1, 4),
+        ("complex", 32, 1, 8), ("long complex", 1792, 1, 16),
+    ):  # fmt: skip
+        for slope in (1.0, 2.0):  # by which voxels are scaled
+            yield Case("2D, 4D, colour, complex", f"NIfTI {name}, scaled by {slope}", "INPUT_PIXEL_TYPE",
+                       several(kind, count, size, slope))  # fmt: skip
     yield Case("2D, 4D, colour, complex", "NIfTI of an unknown type", "INPUT_UNREADABLE", pack("2h", 70, 999, 16))
     yield Case("2D, 4D, colour, complex", "NIfTI of 80 bit", "INPUT_UNREADABLE", pack("2h", 70, 1536, 128))
     yield Case("2D, 4D, colour, complex", "NRRD block", "INPUT_UNREADABLE", header(".nrrd", "type", "type: block"))

@@ -914,6 +914,32 @@ def test_what_has_left_the_archive_leaves_the_summary(run, fast, archive, tmp_pa
     assert told == before, "nothing is forgotten, nor comes back, for an archive that is not there"
 
 
+def test_what_has_left_the_archive_is_gone_in_the_summaries_during_a_run(run, fast, archive, monkeypatch):
+    run()
+    (archive / "p2" / "A.mha").unlink()
+    run()
+    shutil.copy(archive / "p2" / "a.nii.gz", archive / "0.nii.gz")
+    written, whole = [], batch_journal.write_summary
+    monkeypatch.setattr(batch_journal, "SUMMARY_S", 0.0)
+    monkeypatch.setattr(
+        batch_journal, "write_summary", lambda known, output: written.append(known) or whole(known, output)
+    )
+    run()
+    assert written and all(known.gone.keys() == {"p2/A.mha"} for known in written)
+
+
+def test_a_library_of_pytorch_that_cannot_be_loaded_is_no_fault_of_the_output(run, monkeypatch):
+    class Broken:
+        def find_spec(self, name, *rest):
+            if name == "SAUNetLib.engine":
+                raise OSError('[WinError 126] Error loading "torch\\lib\\c10.dll" or one of its dependencies.')
+
+    monkeypatch.delitem(sys.modules, "SAUNetLib.engine")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    status, _, err, _ = run()
+    assert status == 2 and "VISUAL_C" in err and "OUTPUT_WRITE" not in err
+
+
 @pytest.mark.parametrize("back", [False, True])
 def test_what_had_left_the_archive_is_not_back_after_a_run_that_was_cut_short(run, fast, archive, monkeypatch, back):
     (archive / "=p3").mkdir()  # with a name that a spreadsheet would calculate
@@ -992,7 +1018,7 @@ def test_an_archive_that_was_mistyped_leaves_the_folder_to_the_right_one(run, fa
     assert other("empty") == 3 and "only 1 files of other kinds" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     shutil.copytree(archive, tmp_path / "other")
-    with batch_journal.open_journal({}, tmp_path / "other", tmp_path), pytest.raises(KeyboardInterrupt):
+    with batch_journal.open_journal({}, tmp_path / "other", tmp_path, Batch), pytest.raises(KeyboardInterrupt):
         raise KeyboardInterrupt
     (tmp_path / "out").mkdir()
     (tmp_path / JOURNAL).rename(tmp_path / "out" / JOURNAL)
@@ -1456,7 +1482,7 @@ def test_a_signal_while_the_disk_is_waited_for_leaves_journal_and_summary_alike(
 
     records: dict[str, SourceRecord] = {}
     (tmp_path / "a.nii.gz").touch()
-    with batch_journal.open_journal(records, tmp_path, tmp_path) as journal:
+    with batch_journal.open_journal(records, tmp_path, tmp_path, Batch) as journal:
         monkeypatch.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
             journal.note(Source("a", False, "x"), "", [Outcome("refused")])

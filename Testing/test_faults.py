@@ -605,7 +605,7 @@ def test_a_batch_keeps_the_results_of_an_image_for_which_there_was_no_memory(con
     for more in (None, 2 << 20, 6 << 20, None):
         (outcome,) = answer_in_little_memory(context, None, outcomes_in_little_memory, source, task, more)
         assert (outcome.status, outcome.code) == (("failed", "MEMORY") if more else ("segmented", "")), outcome
-        with open_journal(records, archive, output) as journal:
+        with open_journal(records, archive, output, Batch) as journal:
             journal.note(source, card.sha256, [outcome])
         assert len(records[source.place].outcomes[0].files()) == 4
         assert all((output / name).is_file() for name in records[source.place].outcomes[0].files())

@@ -36,6 +36,7 @@ from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import dicom, headers, itk
 from SAUNetLib.formats.dicom import list_series
 from SAUNetLib.formats.dicom_files import is_dicom, unreadable
+from SAUNetLib.formats.segmentations import write_segmentation
 from SAUNetLib.formats.volumes import read_volume, write_volume
 from SAUNetLib.volume import Geometry, Volume
 
@@ -318,6 +319,30 @@ def test_no_nrrd_file_is_damaged_where_pynrrd_is_broken(tmp_path: Path, image: V
     monkeypatch.setitem(sys.modules, "nrrd", types.ModuleType("nrrd"))  # as a file nrrd.py in the folder of a script
     with pytest.raises(ImportError):
         headers.check_file(path, ".nrrd")
+
+
+def test_voxels_that_something_unpacked_beside_their_header_are_read_and_their_length_checked(
+    tmp_path: Path, image: Volume
+) -> None:
+    path = tmp_path / "a.nhdr"
+    sitk.WriteImage(image.to_sitk(), str(path), useCompression=True)
+    (voxels,) = tmp_path.glob("*.gz")
+    voxels.write_bytes(gzip.decompress(voxels.read_bytes()))
+    assert np.array_equal(read_volume(path).voxels, image.voxels)
+    voxels.write_bytes(voxels.read_bytes()[:-1])
+    with pytest.raises(InputError, match="holds"):
+        read_volume(path)
+
+
+def test_a_label_map_that_did_not_get_onto_the_disk_whole_is_noticed_wherever_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.nrrd"
+    write_segmentation(builders.segmentation(builders.geometry(size=(8, 10, 3))), path)
+    whole = path.read_bytes()
+    headers.check_written(path, ".nrrd")
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(OSError, match="not written completely"):
+            headers.check_written(path, ".nrrd")
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nhdr"])

@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from ..errors import InputError, check_memory
-from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE, REPLACE, SHRINK, STRAIGHTEN, orthonormal
+from ..volume import MOST_VOXELS, ORTHONORMAL_TOLERANCE, REPLACE, SHRINK, STRAIGHTEN, not_greyscale, orthonormal
 
 MOST_BYTES = 2 * MOST_VOXELS
 MOST_AFTER = 64 << 20
@@ -39,6 +39,9 @@ _NIFTI_BYTES = {
     2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1536: 16, 1792: 16,
     2048: 32, 2304: 4,
 }  # fmt: skip
+_NIFTI_SEVERAL = {32: "complex", 128: "colour", 1792: "complex", 2048: "complex", 2304: "colour"}
+"""NIfTI's voxel types with several values. ITK's reader corrupts memory if these, or vectors, are scaled, and with some
+even if they are not."""
 _META_BYTES = {
     "CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4, "LONG_LONG": 8,
     "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8,
@@ -112,6 +115,8 @@ def check_written(path: Path, ending: str) -> None:
         OSError: it is incomplete.
     """
     try:
+        if ending == ".nrrd" and not _EMPTY_LINE.search(_begin(path)):
+            raise damaged(path, "its NRRD header does not end")
         check_file(path, ending)
     except ModuleNotFoundError:
         return
@@ -200,11 +205,14 @@ def _check_nifti(path: Path) -> int:
         total = _check_size(header["dim"][1 : count + 1], _NIFTI_BYTES.get(header["datatype"], 0) or 1, path)
         if header["datatype"] not in _NIFTI_BYTES:
             raise damaged(path, f"its voxel type {header['datatype']} is unknown")
+        is_vector = max(header["dim"][5 : count + 1], default=1) > 1
+        if several := _NIFTI_SEVERAL.get(header["datatype"], "vector" if is_vector else ""):
+            raise not_greyscale(path.name, several)
         if count >= 3:
             _check_nifti_grid(header, path)
         file.seek(max(348, int(header["offset"])))  # ITK reads no voxels from within the header
-        kind = {16: "f4", 64: "f8"}.get(header["datatype"])
-        number = np.dtype(header["order"] + kind) if kind else None
+        floats = {16: "f4", 64: "f8"}.get(header["datatype"])
+        number = np.dtype(header["order"] + floats) if floats else None
         read = 0
         for part in _parts(file, total):
             read += len(part)
@@ -327,7 +335,7 @@ def _check_nrrd_stream(path: Path, beside: str | None, total: int) -> None:
             pass
         begin = file.tell()
         if file.read(2) != b"\x1f\x8b":  # ITK accepts uncompressed data here
-            _check_length(path, path.stat().st_size - begin, total)
+            _check_length(path, os.fstat(file.fileno()).st_size - begin, total)
             return
         file.seek(begin)
         with gzip.open(file) as stream:
@@ -361,11 +369,16 @@ def _nrrd_header(path: Path) -> tuple[dict[str, Any], list[int], int]:
     return header, size, _NRRD_BYTES[kind]
 
 
+def _begin(path: Path) -> bytes:
+    """What may be the header of an NRRD file, and what follows it."""
+    with open(path, "rb") as file:
+        return file.read(NRRD_HEADER_BYTES)
+
+
 def _nrrd_head(path: Path) -> bytes:
     """The header of an NRRD file, up to its first empty line; as in ITK, a lone carriage return also ends a line."""
-    with open(path, "rb") as file:
-        begin = file.read(NRRD_HEADER_BYTES)
-        more = bool(file.read(1))
+    begin = _begin(path)
+    more = path.stat().st_size > len(begin)
     end = _EMPTY_LINE.search(begin)  # before replacing: most of it is voxels
     head = begin[: end.start() if end else None].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if begin.startswith(b"NRRD") and ((more and not end) or head.count(b"\n") >= NRRD_HEADER_LINES):

@@ -107,7 +107,7 @@ def unheard() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            _inside -= 1
+            _inside = max(0, _inside - 1)  # 0 already in a child that was forked inside
             if _inside == 0:
                 _silence.close()
 
