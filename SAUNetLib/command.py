@@ -93,8 +93,6 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
         return _fail(error, debug, as_json)
     except KeyboardInterrupt:
         return _fail(CancelledError(), debug, as_json)
-    except ModuleNotFoundError as error:
-        return _fail(_not_installed(error) or unforeseen(error, BUG), debug, as_json)
     except Exception as error:
         if _nobody_reads(error):  # the reader closed the pipe (| head): nothing is left to report
             sys.stdout = None
@@ -107,15 +105,6 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
             )
             return _fail(UsageError("OUTPUT_WRITE", cause, remedy), debug, as_json)
         return _fail(unforeseen(error, BUG), debug, as_json)
-
-
-def _not_installed(error: ModuleNotFoundError) -> UsageError | None:
-    """The error for a package missing from the installation; None if a missing module is a bug of SAUNet."""
-    name = (error.name or "").split(".")[0]
-    if not name or name == __package__:
-        return None
-    cause = f"the package {name} is missing or incomplete"
-    return UsageError("NOT_INSTALLED", cause, "Install saunet again, or delete the folder .venv if run.py created it")
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:

@@ -140,7 +140,7 @@ def out_of_memory() -> OutOfMemoryError:
 
 
 def unforeseen(error: Exception, remedy: str) -> SAUNetError:
-    """Turn any other exception into an error for the user: memory or a Windows component is missing, or it is a bug."""
+    """Turn any other exception into an error for the user: something is missing on the computer, or it is a bug."""
     if is_out_of_memory(error):
         return out_of_memory()
     said = " ".join(str(error).split())
@@ -150,6 +150,13 @@ def unforeseen(error: Exception, remedy: str) -> SAUNetError:
             f"a PyTorch library cannot be loaded ({said})",
             f"Install or update Microsoft's Visual C++ Redistributable ({REDISTRIBUTABLE}) and restart the computer; "
             "if that does not help, install PyTorch again",
+        )
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing not in ("", __package__):
+        return UsageError(
+            "NOT_INSTALLED",
+            f"the package {missing} is missing or incomplete ({said})",
+            "Install saunet again, or delete the folder .venv if run.py created it",
         )
     return SAUNetError("INTERNAL", f"the engine failed unexpectedly ({type(error).__name__}: {said})", remedy)
 

@@ -99,13 +99,14 @@ def test_after_an_unexpected_failure_the_next_request_gets_a_new_worker(run):
         assert one.lines.count("The engine is ready") == workers
 
 
-def test_after_a_gpu_failed_or_was_not_found_the_next_request_gets_a_new_worker(run):
+def test_after_a_gpu_failed_or_something_was_not_found_the_next_request_gets_a_new_worker(run):
     one = run(result=truth(warnings=(Notice("GPU_FAILED", "The GPU failed (x); continued on the processor."),)))
     assert one.segment().end()["event"] == "result" and process_events(lambda: not one.engine.alive)
     one.events.clear()
     assert one.segment().end()["event"] == "result" and one.lines.count("The engine is ready") == 2
-    other = run("memory", "segment", code="DEVICE")
-    assert other.segment().end()["code"] == "DEVICE" and process_events(lambda: not other.engine.alive)
+    for code in ("DEVICE", "NOT_INSTALLED"):
+        one = run("memory", "segment", code=code)
+        assert one.segment().end()["code"] == code and process_events(lambda one=one: not one.engine.alive)
 
 
 @pytest.mark.parametrize("own, program", [

@@ -218,7 +218,7 @@ def test_torch_comes_through_the_pytorch_extension_only(needs, pip, monkeypatch)
     (OSError('[WinError 126] Not found. Error loading "C:\\Users\\jane\\torch\\lib\\c10.dll" or one of its parts.'),
      "VISUAL_C"),
     (ImportError("DLL load failed while importing _C"), "PYTORCH_BROKEN"),
-    (ModuleNotFoundError("No module named 'sympy'"), "PYTORCH_BROKEN"),
+    (ModuleNotFoundError("No module named 'sympy'", name="sympy"), "PYTORCH_BROKEN"),
     (RuntimeError("Command returned non-zero exit status 1."), "INSTALL_FAILED"),
 ])  # fmt: skip
 def test_pytorch_that_is_installed_but_cannot_be_imported_is_told_as_such(needs, pip, monkeypatch, failure, code):

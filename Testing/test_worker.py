@@ -171,6 +171,17 @@ def test_the_page_names_every_field_and_every_code():
         Request.of({"command": "dance"})
 
 
+def test_a_missing_package_is_no_bug(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    child = Child(PYTHONPATH=str(tmp_path))
+    child.seen = []
+    child.send(command="warm", id=1)
+    assert child.event()["event"] == "ready"
+    told = child.answer()
+    assert (told["code"], told["exit_status"]) == ("NOT_INSTALLED", 2) and "package torch" in told["cause"]
+    assert "Traceback" not in child.process.communicate()[1]
+
+
 def test_a_model_that_was_replaced_is_loaded_again(child, image, tiny_model, tmp_path):
     from conftest import CARD
 

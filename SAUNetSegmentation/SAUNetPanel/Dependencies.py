@@ -177,8 +177,8 @@ class Dependencies:
                 _pipInstall(others, constraints)
         if failure is not None:
             self.log.emit(f"{type(failure).__name__}: {failure}")
-            code = unforeseen(failure, "").code  # the engine's code for it, except that it is no bug
-            raise PanelError("PYTORCH_BROKEN" if code == "INTERNAL" else code) from failure
+            code = unforeseen(failure, "").code
+            raise PanelError(code if code in ("VISUAL_C", "MEMORY") else "PYTORCH_BROKEN") from failure
         return self._verified()
 
     def installBundle(self, path: Path, ask: Callable[[str], bool]) -> bool:

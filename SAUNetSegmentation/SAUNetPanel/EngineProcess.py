@@ -220,8 +220,10 @@ class EngineProcess:
         if not self._stopping:
             self._polite.stop()
         codes = {event.get("code"), *(warning.get("code") for warning in event.get("warnings", []))}
-        if codes & {"INTERNAL", "DEVICE", "GPU_FAILED"}:
-            self.stop()  # a process whose GPU failed or was not found cannot use it again; the next run starts another
+        if codes & {"INTERNAL", "DEVICE", "GPU_FAILED", "NOT_INSTALLED"}:
+            # A process whose GPU failed or was not found cannot use it again, and one that met a missing package may
+            # not find it once installed; the next run starts another.
+            self.stop()
         elif self.alive:
             self._idle.start()
         if self._cancelled and event["event"] == "result":

@@ -378,9 +378,9 @@ def withPackageFault(event: dict[str, Any]) -> dict[str, Any]:
     Install can add a package, but it takes PyTorch for installed whatever parts are missing.
     """
     cause = str(event.get("cause"))
-    if event.get("code") != "INTERNAL":
+    if event.get("code") not in ("INTERNAL", "NOT_INSTALLED"):
         return event
-    match = re.search(r"ModuleNotFoundError: No module named '(\w+)((?:\.\w+)*)'", cause)
+    match = re.search(r"No module named '(\w+)((?:\.\w+)*)'", cause)
     if match is not None and (match[1] in _PACKAGES and not (match[1] == "torch" and match[2])):
         return {"code": "NOT_INSTALLED", "cause": _("The package {name} is missing.").format(name=match[1])}
     if (match is not None and match[1] != "SAUNetLib") or _TORCHS_LIBRARY.search(cause):
