@@ -175,8 +175,9 @@ def is_made_here(identity: str, tagged: bool) -> bool:
 def named_after_term(name: str, meaning: str) -> bool:
     """Whether a segment is named after its terminology entry.
 
-    Slicer names it by the chosen term's label, which for a level is a name that `named_structure` reads, or else by the
-    term's meaning; only "Vertebral canal" and, among classes, "Vertebra" are recognised here alone.
+    Slicer names it by the chosen term's label: for a level a name that `named_structure` reads, otherwise the term's
+    meaning. "Vertebral canal" and, among classes, "Vertebra" and "Intervertebral disc" are names that `named_structure`
+    does not know.
     """
     return bool(name) and name.casefold() == meaning.casefold()
 

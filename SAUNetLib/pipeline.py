@@ -64,7 +64,7 @@ def segment(
     stack = SagittalStack.of(volume)
     classes, notices = engine.classes(stack, report)
     report("levels", 0.0)
-    field = stack.field()  # without padding, whose edge cuts structures like the image's
+    field = stack.field()  # the box of acquired data: a structure that reaches padding counts as cut
     image, found = stack.cropped(field), classes[field]
     outside_ml, outside = clear_padding(found, image.slices, (image.slice_spacing, *image.pixel))
     notices += about_slices(image.slices, image.slice_spacing, outside_ml)

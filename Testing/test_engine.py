@@ -298,7 +298,7 @@ def test_out_of_memory_on_a_gpu_ends_on_the_processor(tiny_model, monkeypatch):
     tried = failing(engine, torch.OutOfMemoryError("out of memory"), 1)
     _, notices = engine.classes(stack_of(2))
     assert [notice.code for notice in notices] == ["MOVED_TO_CPU"]
-    assert engine.device.type == "cpu" and len(tried) == 5  # one that failed, two, and one from each side
+    assert engine.device.type == "cpu" and len(tried) == 5  # one that failed, two, and one slice as it is and reversed
 
 
 def test_a_gpu_that_fails_is_left_where_nobody_asked_for_it(tiny_model):

@@ -1,4 +1,4 @@
-"""What our own processes set: freed memory is kept where the C library lets us, NumPy's products take one thread."""
+"""What our own processes set: where modules are found, that freed memory is kept, one thread for NumPy's products."""
 
 import ctypes
 import os

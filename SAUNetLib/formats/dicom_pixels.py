@@ -77,8 +77,8 @@ def _check_bits(path: Path, series: Series) -> None:
     """Refuse pixels with bits set above Bits Stored: GDCM cuts these off, so that bright pixels would be dark.
 
     They occur if a program changed the values but not Bits Stored, or uses the upper bits (High Bit), which GDCM
-    ignores. Allowed there are overlays, copies of the sign bit, and padding that becomes 0. Fewer than 32 of 32 bits
-    are refused too, as GDCM misreads them.
+    ignores. Allowed there are overlays, copies of the sign bit, and padding that becomes 0. 32-bit pixels with Bits
+    Stored below 32 are refused, too, as GDCM misreads them.
     """
     try:
         header = read_header(path, (_ALLOCATED, _STORED, _SIGNED, _PADDING, *_OVERLAYS))

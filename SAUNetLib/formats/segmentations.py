@@ -575,7 +575,7 @@ def _meanings(
 
 
 def _not_known(refused: list[Mapping[str, Any]], beside: bool, name: str) -> InputError:
-    """The error for unknown segments, which `beside` known ones could be left out under names unlike a structure's."""
+    """The error for unknown segments; `beside` known ones, one that is no structure can be kept under another name."""
     names = ", ".join(segment.get("name") or "without a name" for segment in refused)
     remedy = "Name them after structures in the table (Resources/anatomy.csv), or remove them"
     if beside and any(map(_is_named_like_one, refused)):

@@ -223,7 +223,8 @@ class _Sacrum:
 
 
 _STEEP = -8.0
-"""Highest lean in degrees, relative to the disc above, of a steep lowest disc, which falls to the front."""
+"""The lowest disc is steep if its lean minus that of the disc above is below this, in degrees: it falls to the
+front."""
 _ROOM_MM, _ROOM_ODDS = (5.0, 30.0), (-2.0, 4.0)
 """Extent of the image below the lowest disc at which another vertebra would begin to be visible, and would be clearly
 visible; and the evidence for the sacrum if there is none, in log odds like all evidence below (chosen by hand)."""

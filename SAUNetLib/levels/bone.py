@@ -16,7 +16,8 @@ _SHALLOW_MM = 5.0
 _NARROWEST = 0.02
 """Cross-sections that differ by less than this share of the largest are equally narrow: a gap has a flat bottom."""
 _BESIDE = (1.6, 4.0)
-"""A waist is compared with the bone as far away as this many times the search distance plus this many mm."""
+"""A waist is compared with the bone beyond the search distance, out to this many times that distance plus this many
+mm."""
 _BULK, _BULK_NEAR = 0.3, 0.25
 """Shares of the 90th percentile of the cross-section above which there is a body: along the whole spine, and within
 `_NEAR_MM`."""

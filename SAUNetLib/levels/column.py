@@ -64,7 +64,7 @@ class Column:
     def station(self, points: np.ndarray, lean: float = 1.0) -> np.ndarray:
         """Position (N,) of points (N, 3) along the line, mm: the foot of the perpendicular.
 
-        A `lean` below 1 reduces the line's forward and backward lean by that factor.
+        `lean` multiplies the line's forward and backward lean.
         """
         first, last = float(self.rows[0]), len(self.rows) - 1
         line = np.stack([self.side, self.rows, self._straight])

@@ -20,7 +20,8 @@ _USUAL = 0.2
 _BEHIND_MM, _ASIDE_MM = 6.0, 30.0
 """Farthest that a disc's middle lies behind the canal's anterior border, and beside the column (chosen by hand)."""
 _LONG_MM, _THICK_MM = 14.0, 15.0
-"""A component at least this long down the column, and this wide where it is thinnest, is more than one disc."""
+"""A component at least this long down the column, and whose least width within its slices is at least this, is more
+than one disc."""
 _THIN = 0.35
 """It is cut where its cross-section falls below this share of the peaks beside it (chosen by hand)."""
 _PEAKS_MM = 10.0

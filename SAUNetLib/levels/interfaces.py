@@ -29,8 +29,8 @@ _MIDDLE = 0.2
 """That waist is sought within this share of two interfaces' distance around the middle between them."""
 
 _NO_BONE, _NO_ROOM = 0.06, 0.6
-"""Two discs with less than this share of the usual bone, and of the usual distance, between them are fragments of one
-(chosen by hand)."""
+"""Two discs with less than the first share of the usual bone and the second of the usual distance between them are
+fragments of one (chosen by hand)."""
 _NO_LEVEL = 0.35
 """Hardly any vertebra is this low, as a share of the usual disc distance (SPIDER: 0.57): likelier, a disc in parts."""
 _ONE_LEVEL = 1.15
@@ -145,7 +145,7 @@ def merge_fragments(discs: Sequence[Interface], bone: Bone) -> list[Interface]:
     gaps = zip(apart, beside, usual_spacings(discs, bone), between[1:-1], discs[1:], strict=True)
     for gap, next_to, expected, volume, disc in gaps:
         no_bone = typical > 0 and volume < _NO_BONE * typical and gap < _NO_ROOM * expected
-        # A gap between fragments is missing from a level beside them; a collapsed vertebra's is not.
+        # Fragments of one disc shorten the level beside them by their gap; a collapsed vertebra does not.
         no_room = gap < _NO_LEVEL * expected and gap + next_to < _ONE_LEVEL * expected
         if no_bone or no_room:
             merged[-1] = merged[-1].merged_with(disc)

@@ -21,7 +21,8 @@ _LEAST_CANAL_MM = 3.0
 _FEW = 8
 """Fewer points of a line than this do not define a cubic."""
 _CUBIC_STEPS, _OUTLIER_MM = 20, 6.0
-"""Steps of reweighted least squares; points nearer than this to the cubic, or than half are, stay (chosen by hand)."""
+"""Steps of reweighted least squares; points nearer to the cubic than this, or than the median point, are kept (chosen
+by hand)."""
 _MAIN = 0.1
 """A component of the canal has at least this share of the largest one's size (chosen by hand)."""
 _STRAY, _STRAY_ASIDE_MM, _STRAY_FRONT_MM, _STRAY_BEHIND_MM = 0.5, 20.0, 8.0, 30.0

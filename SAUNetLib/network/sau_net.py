@@ -79,7 +79,7 @@ class SAUNet(nn.Module):
         return (self.head(features) if self.attention == "scores" else features,)
 
     def masks(self, rough: Maps) -> tuple[Maps, ...]:
-        """The attention A of slices for their neighbours 1, 2, ... slices away: each time for the last maps of F.
+        """The attention A of slices: one set of masks per distance 1, 2, ..., each for the maps of F that ISA refines.
 
         Without ISA there are none.
         """

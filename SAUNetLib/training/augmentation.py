@@ -151,7 +151,8 @@ def tissue_contrast(images: Tensor, labels: Tensor, random: np.random.Generator)
     """Other pulse sequences: a smooth, not always monotone intensity map, and a gain for each structure.
 
     T1, STIR and fat-suppressed images order the tissues differently from the T2 images that carry the labels. A random
-    map changes the order of all tissues; gains of vertebra, disc and canal, soft at their borders, change it further.
+    map may change the order of all tissues; gains of vertebra, disc and canal, soft at their borders, change it
+    further.
 
     Shape:
         images (S, H, W) 0..1, labels (S, H, W) -> images (S, H, W) 0..1.

@@ -30,7 +30,7 @@ SACRUM_HEIGHT = (30.0, 25.0, 21.0, 17.0, 15.0, 26.0)
 """Of S1 to S5 and the coccyx, mm."""
 SACRUM_DEPTH = (31.0, 22.0, 16.5, 12.5, 10.0, 8.0, 4.0)
 SACRUM_HALF_WIDTH = (32.0, 33.0, 31.0, 28.0, 23.0, 9.0, 4.0)
-"""Of the same at their upper ends, and at the last one's lower end, mm."""
+"""Of S1 to S5 and the coccyx at their upper ends, and at the coccyx's lower end, mm."""
 SACRAL_HOLLOW = 1.0
 """Depth of the concavity of S1's endplate, mm."""
 SACRUM_TURN = (6.0, 4.0, -6.0, -22.0, -42.0, -75.0)
