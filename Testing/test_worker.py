@@ -162,6 +162,17 @@ def test_the_page_s_session_is_what_a_program_meets(image, tiny_model):
     assert {path.name for path in image.parent.iterdir()} == {"spine.nrrd", "spine.seg.nrrd", "spine.csv"}
 
 
+def test_the_page_s_client_gets_a_result(image, tiny_model, monkeypatch, capsys):
+    image.rename(image.with_name("spine.nrrd"))
+    monkeypatch.chdir(image.parent)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    client = PAGE.split("## A client")[1].split("```")[1].removeprefix("python")
+    assert client.count("\n") <= 14
+    own = f"{{'model': {str(tiny_model)!r}, 'device': 'cpu', "
+    exec(client.replace('".venv/bin/python"', repr(sys.executable)).replace("request = {", f"request = {own}"), {})
+    assert "'event': 'result'" in capsys.readouterr().out.splitlines()[-1] and Path("spine.seg.nrrd").exists()
+
+
 def test_the_page_names_every_field_and_every_code():
     requests, events = PAGE.split("## Requests")[1].split("## Events")
     assert re.findall(r"^\| `(\w+)`", requests, re.MULTILINE) == [field.name for field in fields(Request)]
