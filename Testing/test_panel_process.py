@@ -153,13 +153,17 @@ def test_cancelled_warm_up_ends_within_two_seconds(run):
     assert process_events(lambda: one.engine._group > 0)
     one.engine.cancel()
     assert one.end()["code"] == "CANCELLED" and process_events(lambda: not one.engine.alive)
+    timers = (one.engine._idle, one.engine._polite, one.engine._firm)
+    assert not any(timer.active for timer in timers), "the next worker would be ended"
 
 
 def test_click_while_a_warm_up_is_being_cancelled_is_not_cancelled(run):
     one = run()
     one.engine.run("warm")
     one.engine.cancel()
-    assert one.segment().end()["event"] == "result"
+    one.segment()
+    assert not one.engine._polite.active, "it would end what was clicked"
+    assert one.end()["event"] == "result"
 
 
 def test_worker_that_hears_the_wish_too_late_is_not_kept(run):
@@ -257,6 +261,22 @@ def test_behind_a_launcher_the_worker_itself_ends(run, tmp_path):
     engine.cancel()
     assert one.end()["code"] == "CANCELLED"
     assert process_events(lambda: not _running(group), 5)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_where_its_launcher_is_killed_neither_the_worker_nor_its_children_go_on(run, tmp_path):
+    engine = behind_launcher(fake_engine(tmp_path, "hang", "segment"))
+    one = run(engine=engine).segment().reaches("segment")
+    assert process_events(lambda: any(line.startswith("child") for line in one.lines))
+    child = int(next(line for line in one.lines if line.startswith("child")).split()[1])
+    group = engine._group
+    os.kill(engine._process.processId(), signal.SIGKILL)
+    assert one.end()["code"] == "ENGINE_KILLED"
+    try:
+        assert process_events(lambda: not (_running(group) or _running(child)), 5)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def test_behind_a_launcher_a_request_is_served(run, tmp_path):
