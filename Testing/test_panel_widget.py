@@ -687,6 +687,12 @@ def test_no_form_of_a_path_is_in_the_report(scene, line):  # noqa: F811
     assert text.startswith(f"{others} before ") and text.count(" after") == 2
 
 
+def test_nothing_is_left_of_a_name_that_begins_with_another():
+    from SAUNetPanel.Report import withoutNames
+
+    assert withoutNames("made from DOE JANE 1960", ["DOE", "DOE JANE 1960"]) == "made from [name]"
+
+
 def test_report_has_no_name_that_the_scene_had_once(panel_of):  # noqa: F811
     """Renamed or removed since, or of two characters."""
     volume = add_volume(name="SMITH_JOHN")
@@ -1840,6 +1846,17 @@ def test_scene_that_is_loaded_while_the_panel_is_shown(panel_of):  # noqa: F811
     assert panel.ui.segmentsTable.segmentationNode() is panel.results()[0] is panel.ui.editor.segmentationNode()
 
 
+def test_a_loaded_scene_s_volume_keeps_the_lowest_vertebra_that_was_stated(panel_of):  # noqa: F811
+    first, second = add_volume(name="first"), add_volume(name="second")
+    panel = panel_of()
+    panel.ui.inputSelector.setCurrentNode(first)
+    panel.widget.sceneStartImport()
+    loaded = panel.logic.getParameterNode()
+    loaded.inputVolume, loaded.lowest = second, Lowest.L4
+    panel.widget.sceneEndImport()
+    assert panel.widget._parameters.inputVolume is second and panel.widget._parameters.lowest is Lowest.L4
+
+
 def test_checking_the_computer_leaves_the_model_that_is_chosen(panel_of, tmp_path):  # noqa: F811
     from SAUNetPanel.Dependencies import Dependencies
 
@@ -1862,13 +1879,15 @@ def test_checking_the_computer_leaves_the_model_that_is_chosen(panel_of, tmp_pat
     assert panel.ui.modelComboBox.currentIndex == 0 and panel.widget._parameters.model == ""
 
 
-def test_leaving_and_entering_the_module(panel_of):  # noqa: F811
+def test_leaving_and_entering_the_module(panel_of, monkeypatch):  # noqa: F811
     add_volume()
     panel = panel_of()
     panel.ui.editSection.collapsed = False
     press_and_wait(panel)
+    deaf = []
+    monkeypatch.setattr(qMRMLSegmentEditorWidget, "removeViewObservations", lambda editor: deaf.append(editor))
     panel.widget.exit()
-    assert not panel.ui.editor._native._shortcuts
+    assert not panel.ui.editor._native._shortcuts and len(deaf) == 1, "nor do clicks in the views reach the editor"
     panel.ui.deviceComboBox.currentIndex = 2  # nobody listens any more
     panel.widget.enter()
     assert panel.ui.editor._native._shortcuts and panel.ui.deviceComboBox.currentIndex == 0
@@ -2458,10 +2477,13 @@ def test_question_about_an_edited_result(scene, text, answer):  # noqa: F811
 
     def press(box):
         assert "was edited by hand" in box.text()
-        next(button for button in box.buttons() if button.text().replace("&", "") == text).click()
+        buttons = {button.text().replace("&", ""): button for button in box.buttons()}
+        by_enter.append(box.defaultButton() == buttons["Keep both"])
+        buttons[text].click()
 
+    by_enter = []
     in_dialog(press)
-    assert Dialogs().replaceEdited("T2 sag spine") == answer
+    assert Dialogs().replaceEdited("T2 sag spine") == answer and by_enter == [True]
 
 
 @pytest.mark.parametrize("typed, chosen, saved", [
