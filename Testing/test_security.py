@@ -123,6 +123,13 @@ def test_a_bundle_s_files_are_what_its_manifest_says(tmp_path, entry):
     assert sum(one.stat().st_size for one in tmp_path.rglob("*.whl")) <= len(CONTENT) + 2**20
 
 
+def test_a_bundle_that_states_more_than_the_limit_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(Bundle, "LARGEST", len(CONTENT) - 1)
+    with pytest.raises(PanelError) as raised:
+        Bundle.openBundle(make_bundle(tmp_path / "b.zip"), tmp_path, (5, 10))
+    assert raised.value.code == "BUNDLE" and not list(tmp_path.rglob("*.whl"))
+
+
 def test_a_manifest_that_unpacks_without_end_is_not_read_whole(tmp_path, monkeypatch):
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
