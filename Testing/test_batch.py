@@ -458,6 +458,15 @@ def test_a_failure_of_ours_ends_the_run_until_an_image_was_segmented(run, fast, 
         assert (status, "in a row" in err) == ((2, True) if first == "refused" else (1, False)), err
 
 
+def test_failures_with_an_image_between_them_are_not_in_a_row(monkeypatch):
+    monkeypatch.setattr(batch, "GIVE_UP", 2)
+    streak, failed = batch._FailureStreak(True), [Outcome("failed", code="DEVICE")]
+    for outcomes in (failed, [Outcome("segmented")], failed):
+        streak.note(outcomes)
+    with pytest.raises(UsageError, match="2 sources in a row"):
+        streak.note(failed)
+
+
 def test_images_that_are_not_there_end_no_run_while_the_archive_is(run, monkeypatch):
     """As those whose paths are too long for Windows."""
 
@@ -775,9 +784,11 @@ def test_a_source_whose_workers_all_left_is_handed_out_again_but_not_for_ever(qu
     pool.refresh()
     pool.submit(Source("a", False, ""))
     for number in range(2, 5):
+        before = cluster.submitted[-1][0]
         cluster.threads = {f"tcp://h:{number}": 1}
         pool.refresh()
         assert cluster.submitted[-1][1] == [f"tcp://h:{number}"] and len(pool) == 1
+        assert before.cancelled, "a worker that comes back would do it once more"
     cluster.threads = {"tcp://h:5": 1}
     pool.refresh()
     source, made = pool.next_result()
@@ -1063,6 +1074,18 @@ def test_workers_here_do_not_share_a_graphics_card(archive, tmp_path, tiny_model
     assert main([*command, *(["--workers", *asked] if asked else [])]) == 2 and used == [workers]
 
 
+@pytest.mark.parametrize(
+    ("available", "limit", "cores", "workers"), [(2.5, 99, 16, 2), (99, 3.5, 16, 3), (99, 99, 4, 4), (0, 99, 4, 1)]
+)
+def test_workers_here_fit_into_the_memory_that_is_free(monkeypatch, available, limit, cores, workers):
+    """`limit` is that of a control group; both are in workers' sizes."""
+    free = SimpleNamespace(available=available * batch_cluster.WORKER_BYTES)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", limit * batch_cluster.WORKER_BYTES)
+    monkeypatch.setattr("dask.system.CPU_COUNT", cores)
+    assert batch_cluster._own_workers() == workers
+
+
 def test_results_of_what_is_refused_now_are_removed(run, fast, archive, tmp_path):
     before = run()[3]
     (archive / "p2" / "A.mha").write_bytes(b"nothing")
@@ -1286,6 +1309,8 @@ def test_results_that_no_record_has_are_not_left_for_another_image(run, fast, ar
     sitk.WriteImage(picture().to_sitk(), str(folder / "beside.nrrd"))
     sitk.WriteImage(picture().to_sitk(), str(folder / f"{'4' * 240}.nrrd"))  # called nearly as a series' results
     run()
+    (table,) = (tmp_path / "out" / place).glob("4-*.csv")
+    shutil.copy(table, f"{table}.bak")  # a user's own
     files = result_files(tmp_path / "out")
     journal = tmp_path / "out" / JOURNAL
     journal.write_text("\n".join(one for one in journal.read_text().split("\n") if "beside" in one or "archive" in one))
@@ -1715,6 +1740,14 @@ def test_a_file_called_like_the_model_is_not_taken_for_it(run, tiny_model, tmp_p
     assert status == 0, err
 
 
+def test_workers_find_a_model_that_is_named_from_the_command_s_folder(run, tiny_model, monkeypatch):
+    monkeypatch.chdir(tiny_model.parent)
+    monkeypatch.setattr(
+        batch, "segment_source", lambda source, task: [Outcome("refused", code="INPUT_EMPTY", text=task.model)]
+    )
+    assert {row["text"] for row in run("--model", tiny_model.name)[3].values()} == {str(tiny_model)}
+
+
 @pytest.mark.parametrize(
     ("options", "status", "word"),
     [
@@ -1750,7 +1783,7 @@ def test_a_full_disk_is_met_before_the_work(archive, tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
-def test_nobody_else_can_lay_modules_before_those_of_workers_here(tmp_path, monkeypatch):
+def test_nobody_else_can_connect_to_workers_here_or_lay_modules_before_theirs(tmp_path, monkeypatch):
     """Dask puts its folder first where the modules are looked for, of the command and of the workers."""
 
     def about(dask_worker):
@@ -1761,6 +1794,7 @@ def test_nobody_else_can_lay_modules_before_those_of_workers_here(tmp_path, monk
     left = tmp_path / "saunet-batch-999999999-ab_d12xy"  # by a command that was killed
     left.mkdir()
     with batch_cluster.connected(None, 1, tmp_path) as client:
+        assert client.scheduler.address.startswith("tls://"), "with keys that only this process has"
         ((first, used, heard),) = client.run(about).values()
         private = Path(used).parent.parent
         assert private.name.startswith(f"saunet-batch-{os.getpid()}-") and not left.exists()

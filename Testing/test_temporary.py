@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ def place(tmp_path, monkeypatch):
 def test_a_folder_is_private_and_those_of_the_dead_are_removed(place):
     own = temporary.make_folder()
     assert os.name == "nt" or stat.S_IMODE(own.stat().st_mode) == 0o700
+    os.utime(own, (time.time() - 20 * 3600,) * 2)  # of a run that takes most of a day
     ancient = place / f"saunet-{os.getpid()}-0123456789ab"  # its process's number is in use again
     dead, earlier = place / "saunet-999999999-0123456789ab", place / "saunet-panel-999999999-ab_d12xy"
     killed, days_old = place / "saunet-batch-999999999-ab_d12xy", place / f"saunet-batch-{os.getpid()}-ab_d12xy"
