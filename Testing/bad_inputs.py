@@ -667,6 +667,18 @@ def enhanced(places: list[float] | None = None, **elements: Any) -> Callable[[Pa
     return make
 
 
+def one_turned(folder: Path) -> Path:
+    """The enhanced file with a direction of its own for the last frame, beside that of all."""
+    import pydicom
+
+    path = enhanced()(folder)
+    data, own = pydicom.dcmread(path), pydicom.Dataset()
+    own.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    data.PerFrameFunctionalGroupsSequence[-1].PlaneOrientationSequence = [own]
+    data.save_as(path)
+    return path
+
+
 def damaged_text(old: bytes, new: bytes) -> Callable[[Path], Path]:
     """The enhanced file with the first occurrence of some bytes in its data set replaced."""
 
@@ -857,6 +869,7 @@ def frames() -> Iterator[Case]:
                enhanced(PerFrameFunctionalGroupsSequence=None))  # fmt: skip
     yield Case("enhanced multi-frame", "more frames than places", "INPUT_DIRECTION",
                enhanced(NumberOfFrames=4))  # fmt: skip
+    yield Case("enhanced multi-frame", "one turned", "INPUT_DIRECTION", one_turned)
     yield Case("enhanced multi-frame", "without pixels", "INPUT_UNREADABLE", enhanced(PixelData=None))
     huge_length = struct.pack("<I", 0x7FFFFFF0)
     for name, tag in (("SOP class", b"\x08\0\x16\0UI"), ("frames", b"\x28\0\x08\0IS")):

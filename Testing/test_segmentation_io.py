@@ -248,13 +248,22 @@ def test_a_label_map_with_a_segmentation_s_name_is_a_label_map(tmp_path: Path, w
     assert refusal(tmp_path / "i.seg.nrrd").code == "INPUT_LABELS"
 
 
-@pytest.mark.parametrize("extent", ["0;4194303;" * 3, "nan;1;" * 3, "0;1e30;" * 3, "5;1;" * 3, "1;2;3;"])
-def test_a_reference_grid_that_is_none_changes_nothing(tmp_path: Path, whole: Segmentation, extent: str) -> None:
+@pytest.mark.parametrize(("extent", "turned"), [
+    ("0;4194303;" * 3, False), ("nan;1;" * 3, False), ("0;1e30;" * 3, False), ("5;1;" * 3, False), ("1;2;3;", False),
+    ("0;99;" * 3, True),
+])  # fmt: skip
+def test_a_reference_grid_that_is_none_changes_nothing(
+    tmp_path: Path, whole: Segmentation, extent: str, turned: bool
+) -> None:
+    """Nor does one that is turned, with the same first voxel."""
     write_segmentation(whole, tmp_path / "s.seg.nrrd")
     head, data = (tmp_path / "s.seg.nrrd").read_bytes().split(b"\n\n", 1)
     stated = re.search(rb"Reference image geometry\|((?:[^;|]*;){16})([^|]*)\|", head)
     assert stated is not None
-    (tmp_path / "t.seg.nrrd").write_bytes(head.replace(stated[2], extent.encode()) + b"\n\n" + data)
+    rows = np.array(stated[1].split(b";")[:16]).reshape(4, 4)
+    matrix = b"".join(number + b";" for number in (rows[:, [1, 0, 2, 3]] if turned else rows).ravel().tolist())
+    changed = head.replace(stated[1] + stated[2], matrix + extent.encode())
+    (tmp_path / "t.seg.nrrd").write_bytes(changed + b"\n\n" + data)
     read = read_segmentation(tmp_path / "t.seg.nrrd")
     assert np.array_equal(read.labels, whole.labels) and read.geometry.same_grid(whole.geometry)
 
@@ -769,18 +778,33 @@ def test_neither_lack_of_memory_nor_a_fault_of_ours_is_called_a_file_that_cannot
     assert caught.type is raised and not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_says_only_at_the_end_that_it_is_full_keeps_the_old_file(
+    tmp_path: Path, whole: Segmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "s.csv").write_text("the old file")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError) as caught:
+        write_table(whole, tmp_path / "s.csv")
+    assert caught.value.code == "OUTPUT_WRITE" and [file.read_text() for file in tmp_path.iterdir()] == ["the old file"]
+
+
 def test_a_write_that_fails_without_saying_so(
     tmp_path: Path, whole: Segmentation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = sitk.WriteImage
+    def short(write: Callable[..., None], place: int) -> Callable[..., None]:
+        def half(*given: Any, **more: Any) -> None:
+            write(*given, **more)
+            path = Path(given[place])
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
-    def short(image: object, path: str, *rest: object) -> None:
-        write(image, path, *rest)
-        raw = Path(path).read_bytes()
-        Path(path).write_bytes(raw[: len(raw) // 2])
+        return half
 
-    monkeypatch.setattr(sitk, "WriteImage", short)
-    for ending in (".nii", ".nii.gz", ".mha"):
+    monkeypatch.setattr(sitk, "WriteImage", short(sitk.WriteImage, 1))
+    monkeypatch.setattr(slicerio, "write_segmentation", short(slicerio.write_segmentation, 0))
+    for ending in (".nii", ".nii.gz", ".mha", ".seg.nrrd"):
         with pytest.raises(UsageError) as caught:
             write_segmentation(whole, tmp_path / f"s{ending}")
         assert caught.value.code == "OUTPUT_WRITE"

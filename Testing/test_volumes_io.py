@@ -216,7 +216,8 @@ def test_a_nifti_file_s_two_forms_must_agree(tmp_path: Path, image: Volume) -> N
         assert failure.code == "INPUT_DIRECTION" and "40 mm apart" in failure.cause
         for quaternion in (9.0, np.nan):
             assert refusal(forms((1, sform), quaternion=quaternion)).code == "INPUT_DIRECTION"
-        assert read_volume(forms((1, sform), moved=0.2)).geometry.size == GRID.size
+        assert read_volume(forms((1, sform), moved=0.45 * min(GRID.spacing))).geometry.size == GRID.size
+        assert refusal(forms((1, sform), moved=0.6 * min(GRID.spacing))).code == "INPUT_DIRECTION"
     assert "sheared" in refusal(forms((0, 1), sheared=5e-4)).cause
     assert read_volume(forms((1, 1), sheared=5e-4)).geometry.same_grid(GRID)
     for order, flips in builders.axis_orders():
@@ -533,6 +534,8 @@ def test_dicom_uneven_slices(tmp_path: Path, image: Volume) -> None:
     assert refusal(tmp_path).code == "INPUT_SLICES"
     changed(paths[3], ImagePositionPatient=GRID.points(np.array([0, 0, 3.01])).tolist())
     assert read_volume(tmp_path).geometry.spacing[2] == pytest.approx(GRID.spacing[2])
+    changed(paths[-1], ImagePositionPatient=GRID.points(np.array([0, 0, 2.5])).tolist())
+    assert refusal(tmp_path).code == "INPUT_SLICES", "one too many, and no gap"
 
 
 @pytest.mark.parametrize("content", [b"", bytes(100)])
@@ -984,7 +987,8 @@ def test_dicom_enhanced_with_a_maker_s_own_positions(tmp_path: Path, image: Volu
     assert read_volume(tmp_path).geometry.same_grid(wanted.geometry)
 
 
-def test_dicom_enhanced_rescaled_frame_by_frame(tmp_path: Path, image: Volume) -> None:
+@pytest.mark.parametrize("order", [list(range(7)), list(range(6, -1, -1))])
+def test_dicom_enhanced_rescaled_frame_by_frame(tmp_path: Path, image: Volume, order: list[int]) -> None:
     from pydicom.dataset import Dataset
 
     slopes, intercepts = 2 - np.arange(7) / 8, np.arange(7) * 3.0
@@ -994,12 +998,12 @@ def test_dicom_enhanced_rescaled_frame_by_frame(tmp_path: Path, image: Volume) -
         own.RescaleSlope, own.RescaleIntercept, own.RescaleType = slopes[number], intercepts[number], "US"
         item.PixelValueTransformationSequence = [own]
 
-    builders.write_enhanced(tmp_path / "e.dcm", image, list(range(7)))
+    builders.write_enhanced(tmp_path / "e.dcm", image, order)
     plain = read_volume(tmp_path).voxels
     change_frames(tmp_path / "e.dcm", rescale)
-    order = slice(None) if np.array_equal(plain, image.voxels) else slice(None, None, -1)
-    wanted = image.voxels * slopes[:, None, None] + intercepts[:, None, None]
-    assert np.allclose(read_volume(tmp_path).voxels, wanted[order])
+    upwards = slice(None) if np.array_equal(plain, image.voxels) else slice(None, None, -1)
+    wanted = image.voxels * slopes[order][:, None, None] + intercepts[order][:, None, None]
+    assert np.allclose(read_volume(tmp_path).voxels, wanted[upwards])
     raw = (tmp_path / "e.dcm").read_bytes()
     (tmp_path / "e.dcm").write_bytes(raw.replace(b"1.375", b"  nan"))
     assert refusal(tmp_path).code == "INPUT_VALUES", "and not another frame's scale"
