@@ -37,7 +37,7 @@ from SAUNetLib.measurements.outline import edges, outline
 from SAUNetLib.measurements.picture import _cells, _curve, _draw, draw_picture
 from SAUNetLib.measurements.results import Markup, StructureMeasures
 from SAUNetLib.measurements.space import BACK, AnatomicalFrame
-from SAUNetLib.measurements.vertebrae import HEIGHTS, height_losses, sagittal_angle
+from SAUNetLib.measurements.vertebrae import HEIGHTS, body_measures, height_losses, sagittal_angle
 from SAUNetLib.notices import Notice
 from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.training.phantom import Phantom, PhantomOptions, make_phantom
@@ -216,6 +216,15 @@ def test_signal_ratio_needs_fluid_brighter_than_discs(thick):
         found = measure(Segmentation(thick.labels, thick.volume.geometry), water)
         assert (found.value("L3/L4", "signal_ratio") is not None) == told
         assert ("NOT_T2" in [one.code for one in found.warnings]) != told
+
+
+def test_a_disc_is_compared_with_the_fluid_behind_it(thick):
+    whole = Segmentation(thick.labels, thick.volume.geometry)
+    away = np.abs(np.arange(thick.labels.shape[1]) - row_of(whole, "L3/L4", 0.5)) * PIXEL > 45
+    brighter = np.where((thick.labels == 2) & away[:, None], 1.5 * thick.volume.voxels, thick.volume.voxels)
+    ratios = [measure(whole, replace(thick.volume, voxels=one)) for one in (thick.volume.voxels, brighter)]
+    plain, far = (one.value("L3/L4", "signal_ratio") for one in ratios)
+    assert far == pytest.approx(plain, rel=1e-3)
 
 
 def test_a_disc_brighter_than_fluid_is_doubtful(thick):
@@ -406,6 +415,14 @@ def row_of(whole: Segmentation, level: str, share: float) -> int:
     return int(rows[0] + share * (rows[-1] - rows[0]))
 
 
+def test_what_was_drawn_over_padding_counts(thick):
+    whole = Segmentation(thick.labels, thick.volume.geometry)
+    voxels = thick.volume.voxels.copy()
+    voxels[:, : row_of(whole, "L1", 0.2)] = 0
+    volume = measure(whole, replace(thick.volume, voxels=voxels)).value("L1", "volume_mm3")
+    assert volume == pytest.approx(np.count_nonzero(thick.labels == value_of("L1")) * whole.geometry.voxel_volume)
+
+
 @pytest.mark.parametrize("with_image", [True, False])
 def test_padding_hides_what_the_image_cuts(thick, with_image):
     """Black rows as distortion correction leaves them; without the image what is known to be cut tells."""
@@ -594,6 +611,15 @@ def test_a_canal_that_is_cut_says_so(thick):
         for name in ("canal_ap_mm", "height_posterior_mm"):
             assert measures[name].value is None or "few_slices" in measures[name].flags
     assert not measure(whole).row("L3").measures["canal_ap_mm"].flags
+
+
+@pytest.mark.parametrize(("left_mm", "flags"), [(2.4, ("partial",)), (4.8, ())])
+def test_the_canal_is_not_measured_at_its_end_in_silence(thick, left_mm, flags):
+    whole = Segmentation(thick.labels, thick.volume.geometry)
+    labels = whole.labels.copy()
+    above = labels[:, : row_of(whole, "L2", 0.5) - round(left_mm / PIXEL)]
+    above[above == 2] = 0
+    assert measure(replace(whole, labels=labels)).row("L2").measures["canal_ap_mm"].flags == flags
 
 
 @pytest.mark.parametrize("spacing", [0.9, 1.0, 2.0])
@@ -1073,6 +1099,12 @@ def test_one_body_on_each_side_tells_the_usual_height_if_both_are_alike(lower, f
     assert height_losses([body(30), body(30), body(lower)])[1]["height_loss_percent"].flags == flags
 
 
+def test_where_few_bodies_are_sure_the_doubtful_ones_tell_the_usual_height_too():
+    doubtful = body(28, "low_confidence")
+    first = height_losses([body(20), doubtful, doubtful, doubtful, body(22)])[0]["height_loss_percent"]
+    assert first == Measure.of(100 * 8 / 28, ("low_confidence",))
+
+
 @pytest.mark.parametrize(("height", "flags"), [(18, ("low_confidence",)), (26, ())])
 def test_where_all_bodies_are_flat_no_loss_is_sure(height, flags):
     """It would be 0 throughout a spine of collapsed bodies."""
@@ -1147,6 +1179,17 @@ def plate(depth: float, back: float, estimated: bool = False) -> Endplate:
     frame = AnatomicalFrame.facing(np.zeros(3), np.array([0.0, -1, 0]), BACK)
     front, rear = (back - depth) * BACK, back * BACK
     return Endplate(front, rear, (front + rear) / 2, BACK, frame, 0.0, estimated=estimated)
+
+
+@pytest.mark.parametrize(("heights", "degrees"), [((20, 40), 45), ((40, 20), -45)])
+def test_a_body_of_too_steep_a_wedge_is_doubtful_whichever_way_it_opens(heights, degrees):
+    upper = plate(20, 0)
+    down = -upper.frame.axes[2]
+    front, back = (end + height * down for end, height in zip((upper.front, upper.back), heights, strict=True))
+    lower = replace(upper, front=front, back=back, middle=(front + back) / 2, along=(back - front) / np.hypot(20, 20))
+    section = Section(value_of("L1"), upper.frame, upper, lower, None, upper.frame, frozenset())  # type: ignore[arg-type]
+    wedge = body_measures(section)["wedge_angle_deg"]
+    assert wedge.value == pytest.approx(degrees) and wedge.flags == ("low_confidence",)
 
 
 @pytest.mark.parametrize(("estimated", "percent", "grade"), [(True, 100 / 3, 2), (False, 25, 1)])

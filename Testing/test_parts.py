@@ -9,6 +9,7 @@ from builders import axis_orders, geometry, points, rotation, segmentation
 from SAUNetLib.anatomy import PARTS_OFFSET, encodings, structures, value_of
 from SAUNetLib.errors import UsageError
 from SAUNetLib.measurements import measure, merge_parts, split_parts
+from SAUNetLib.measurements.parts import _tidied
 from SAUNetLib.segmentation import Segmentation
 from SAUNetLib.training.phantom import PhantomOptions, make_phantom
 
@@ -103,6 +104,15 @@ def test_bodies_of_a_phantom_end_at_their_posterior_wall(phantom):
             index = np.argwhere(parts.labels == value)[:, ::-1]
             beyond = sign * ((grid.points(index) - back) @ toward)
             assert np.percentile(beyond, 97) < 4.0
+
+
+@pytest.mark.parametrize(("voxel", "kept"), [(100.0, 13), (1.0, 0)])
+def test_what_is_too_small_for_a_process_is_so_in_mm3(voxel, kept):
+    mask = np.zeros((3, 12, 30), bool)
+    mask[:, :, :20] = mask[1, 5, 20:28] = True
+    rear = np.zeros_like(mask)
+    rear[1, 5, 15:28] = True
+    assert _tidied(mask, rear, np.zeros_like(mask), voxel).sum() == kept
 
 
 def test_empty_and_unusable_input():

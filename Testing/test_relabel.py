@@ -213,6 +213,13 @@ def test_the_rest_of_the_result_follows():
     np.testing.assert_array_equal(before.labels.ravel(), [2, 44, 95, 45])
 
 
+def test_notices_name_discs_and_vertebrae_by_their_new_levels():
+    said = Notice("OTHER", "L5/S1 is thin, T12/L1 too; L5 is cut, T12 is not.")
+    before = replace(line("T12", "T12/L1", "L1", "L5", "L5/S1"), warnings=(said,))
+    (told,) = relabel(before, {"L5": "L4"}).warnings
+    assert told.text == "L4/L5 is thin, T11/T12 too; L4 is cut, T11 is not."
+
+
 def test_parts_move_with_their_vertebra():
     parts = split_parts(segmentation(geometry(size=(56, 76, 25), spacing=(0.9, 1.25, 1.0))))
     moved = relabel(parts, {"L2": "L3"})
