@@ -117,7 +117,8 @@ def test(arguments: list[str]) -> int:
     waiting = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
     environment = {**_environment(), **waiting, "QT_QPA_PLATFORM": "offscreen"}
     # Two files at once: most tests keep one core busy, and what the tests of a file share is made once.
-    two = ["-n", "2", "--dist", "loadfile"]
+    # No restart: after a crash, the run would wait for ever for the new process to finish the old one's file.
+    two = ["-n", "2", "--dist", "loadfile", "--max-worker-restart=0"]
     command = [str(PYTHON), "-m", "pytest", *two, *(arguments or ["Testing"])]
     return run(command, cwd=ROOT, env=environment)
 
