@@ -23,13 +23,18 @@ def rows_with(mask: np.ndarray) -> np.ndarray:
     return np.asarray(seen.any(axis=1))
 
 
+def _thin(classes: np.ndarray, spacing: np.ndarray) -> float:
+    """Factor for least volumes where slices span little and show only part of a structure: 1 from 10 mm on."""
+    return float(min(1.0, classes.shape[0] * spacing[0] / 10))
+
+
 def _remove_specks(classes: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Set components below `_ISLAND_MM3`, or less if slices span only a few mm, to background in classes (S, H, W).
 
     Returns:
         (S, H, W) the components, numbered from 1 in the order of their first voxels, including those removed.
     """
-    least = _ISLAND_MM3 * min(1.0, classes.shape[0] * spacing[0] / 10)
+    least = _ISLAND_MM3 * _thin(classes, spacing)
     components = cc3d.connected_components(classes, connectivity=6)
     seen = np.flatnonzero(classes > 0)  # most of the box is background
     component = components.ravel()[seen]
@@ -85,8 +90,8 @@ class Grid:
 
     @property
     def thin(self) -> float:
-        """Factor for least volumes where slices span little and show only part of a structure: 1 from 10 mm on."""
-        return float(min(1.0, self.classes.shape[0] * self.spacing[0] / 10))
+        """Factor for least volumes, see `_thin`."""
+        return _thin(self.classes, self.spacing)
 
     @property
     def voxel(self) -> float:
