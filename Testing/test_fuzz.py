@@ -57,11 +57,14 @@ def test_a_target_that_fails_is_a_finding():
             raise failure
 
 
-def test_a_short_run_under_coverage_guidance_finds_nothing(tmp_path):
+def test_a_short_run_under_coverage_guidance_finds_and_leaves_nothing(tmp_path, monkeypatch):
     pytest.importorskip("atheris", reason="atheris has wheels for Linux on x86-64 only")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     done = fuzz("run", "--", f"-runs={RUNS}", "-max_total_time=30", "-seed=1", f"-artifact_prefix={tmp_path}/")
     assert done.returncode == 0, done.stderr[-4000:]
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
+    assert not list((tmp_path / "temporary").glob("saunet-*"))
     assert re.search(r"DONE\s+cov: \d{3,}", done.stderr), "coverage was measured"
 
 

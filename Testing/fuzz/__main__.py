@@ -46,8 +46,11 @@ def replay() -> int:
     return int(failed > 0)
 
 
-def run(names: list[str], options: list[str]) -> None:
-    """Fuzz the targets together: an input's first byte says which one takes the rest."""
+def run(work: Path, names: list[str], options: list[str]) -> None:
+    """Fuzz the targets together in a temporary folder: an input's first byte says which one takes the rest.
+
+    libFuzzer ends the process, so that nothing after it runs.
+    """
     import atheris
 
     with atheris.instrument_imports(include=["SAUNetLib", "SAUNetPanel", "nrrd", "slicerio"]):
@@ -59,23 +62,23 @@ def run(names: list[str], options: list[str]) -> None:
     chosen = [TARGETS[name] for name in names or TARGETS]
     logging.disable()
 
-    with tempfile.TemporaryDirectory(prefix="saunet-fuzz-") as work, contextlib.chdir(work):
-        inputs, place = Path(work, "inputs"), Path(work, "place")
-        inputs.mkdir()
-        for index, name in enumerate(names or TARGETS):
-            for number, path in enumerate(saved(name)):
-                (inputs / f"{index:02d}-{number:03d}").write_bytes(bytes([index]) + path.read_bytes())
+    os.chdir(work)
+    inputs, place = work / "inputs", work / "place"
+    inputs.mkdir()
+    for index, name in enumerate(names or TARGETS):
+        for number, path in enumerate(saved(name)):
+            (inputs / f"{index:02d}-{number:03d}").write_bytes(bytes([index]) + path.read_bytes())
 
-        def one(data: bytes) -> None:
-            if data:
-                place.mkdir(exist_ok=True)
-                chosen[data[0] % len(chosen)](data[1:], place)
+    def one(data: bytes) -> None:
+        if data:
+            place.mkdir(exist_ok=True)
+            chosen[data[0] % len(chosen)](data[1:], place)
 
-        artifacts = f"-artifact_prefix={Path(sys.argv[0]).resolve().parent}/"
-        words = f"-dict={Path(__file__).with_name('words.dict')}"
-        defaults = ["-rss_limit_mb=2048", "-timeout=30", "-max_len=16384", "-len_control=0", words, artifacts]
-        atheris.Setup([sys.argv[0], str(inputs), *defaults, *options], one)
-        atheris.Fuzz()
+    artifacts = f"-artifact_prefix={Path(sys.argv[0]).resolve().parent}/"
+    words = f"-dict={Path(__file__).with_name('words.dict')}"
+    defaults = ["-rss_limit_mb=2048", "-timeout=30", "-max_len=16384", "-len_control=0", words, artifacts]
+    atheris.Setup([sys.argv[0], str(inputs), *defaults, *options], one)
+    atheris.Fuzz()
 
 
 def main() -> int:
@@ -93,10 +96,12 @@ def main() -> int:
         from fuzz.seeds import write_seeds
 
         write_seeds(CORPUS)
-    elif child := os.fork():  # the peak memory that libFuzzer limits begins with that of whoever started this process
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    else:
-        run(options.target, sys.argv[len(mine) + 2 :])
+        return 0
+    with tempfile.TemporaryDirectory(prefix="saunet-fuzz-") as work:
+        # In a child, because the peak memory that libFuzzer limits begins with that of whoever started this process.
+        if child := os.fork():
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        run(Path(work), options.target, sys.argv[len(mine) + 2 :])
     return 0
 
 
