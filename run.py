@@ -88,14 +88,14 @@ def segment(arguments: list[str]) -> int:
     if "" in arguments:  # an unset variable: as a path it would be the current folder
         print("error USAGE: an argument is empty. Give the path of an image.", file=sys.stderr)
         return 2
-    install("")
-    output = Path.cwd() / "output"
     try:
+        output = Path.cwd() / "output"
         output.mkdir(exist_ok=True)
     except OSError as failure:
-        print(f"error OUTPUT_WRITE: {output} cannot be made ({failure.strerror}). Run it in another folder.",
-              file=sys.stderr)  # fmt: skip
+        print(f"error OUTPUT_WRITE: the folder output cannot be made here ({failure.strerror}). "
+              "Run it in another folder.", file=sys.stderr)  # fmt: skip
         return 2
+    install("")
     if not arguments:
         arguments = [str(output / "phantom.nii.gz")]
         if status := saunet("phantom", arguments[0]):
@@ -153,7 +153,10 @@ if __name__ == "__main__":
             f"{why_not_installed()}"
         )
     except (OSError, ValueError) as failure:
-        sys.exit(f"error SETUP: {ENVIRONMENT} cannot be made ({failure}). Remove it and run this again.")
+        sys.exit(
+            f"error SETUP: {ENVIRONMENT} cannot be made or used ({failure}). "
+            "Check its permissions and the space on the disk; if you may, remove it and run this again."
+        )
     except KeyboardInterrupt:
         print("error CANCELLED: cancelled before all packages were installed. Run it again.", file=sys.stderr)
         sys.exit(6)

@@ -84,6 +84,7 @@ def run_command(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_empty(arguments)
         options = parser.parse_args(arguments)
+        require_current_folder()
         # A scheduler's termination signal or a closed terminal cancels like Ctrl-C, with everything cleaned up.
         with signals_to(interrupt_once, *cancelling()):
             status = int(options.run(options) or 0)
@@ -113,6 +114,19 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
         if not argument or re.fullmatch(r"--[\w-]+=", argument):
             what = f"{argument[:-1]} has no value" if argument else "an argument is empty"
             raise UsageError("USAGE", what, "Give it a value; perhaps a shell variable is not set")
+
+
+def require_current_folder() -> None:
+    """Refuse to work in a folder that has been removed: PyTorch's oneMKL would end the process there.
+
+    Raises:
+        UsageError: USAGE.
+    """
+    try:
+        Path.cwd()
+    except OSError as failure:
+        cause = f"the current folder cannot be used ({failure.strerror})"
+        raise UsageError("USAGE", cause, "Change to a folder that exists, and start again") from failure
 
 
 def _nobody_reads(error: Exception) -> bool:

@@ -17,7 +17,12 @@ def table_console() -> Console:
     """A console as wide as the terminal, or as `UNLIMITED` if stdout is not a terminal."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else UNLIMITED)
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave it to `run_command`; rich would end the process with status 1."""
+            raise BrokenPipeError
+
+    return PipeConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else UNLIMITED)
 
 
 def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

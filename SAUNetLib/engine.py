@@ -338,6 +338,7 @@ def computes_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_properties(device).gcnArchName.startswith(_AMD_BFLOAT16)
     if device.type != "cpu":
         return False
-    # PyTorch has no public question for these two.
+    # PyTorch has no public question for these. oneDNN may do without what the processor has: ONEDNN_MAX_CPU_ISA.
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+    has_it = any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+    return has_it and bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)())

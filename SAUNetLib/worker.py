@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from . import __version__
-from .command import cancelling, interrupt_once
+from .command import cancelling, interrupt_once, require_current_folder
 from .errors import CancelledError, SAUNetError, UsageError, unforeseen
 from .process import complete_streams, prepare_process, signals_to
 from .work_thread import WorkThread
@@ -156,6 +156,7 @@ class Worker:
                 raise CancelledError
             send(event="progress", stage=stage, fraction=round(fraction, 4))
 
+        require_current_folder()
         report("load", 0.0)
         engine = self._engine_for(request)
         about = {"model": engine.model.card.name, "device": engine.device.type}

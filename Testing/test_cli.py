@@ -3,6 +3,7 @@
 import argparse
 import csv
 import errno
+import io
 import itertools
 import json
 import os
@@ -870,6 +871,32 @@ def test_tables_are_whole_in_a_pipe(phantom, capsys):
     assert ["L3/L4", "disc", *["1.000"] * 4, *["0.000"] * 3] in [line.split() for line in lines]
 
 
+def test_a_reader_that_has_seen_enough_of_a_table_is_no_failure(phantom, monkeypatch):
+    """`saunet evaluate A B | true`: rich ends the process with status 1."""
+
+    class ClosedPipe(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
+    assert main(["evaluate", str(phantom[1]), str(phantom[1])]) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no folder in which a program runs")
+def test_a_current_folder_that_was_removed_is_told(phantom, monkeypatch, tmp_path, capsys):
+    """oneMKL ended the process with a line of its own, even where every path is absolute."""
+    import run
+
+    monkeypatch.setattr(run, "install", lambda extra: pytest.fail("before the installation"))
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["segment", str(phantom[0]), "--output", str(tmp_path / "o.nrrd")]) == 2
+    assert "error USAGE: the current folder cannot be used" in capsys.readouterr().err
+    assert run.segment([str(phantom[0])]) == 2
+    assert "Run it in another folder" in capsys.readouterr().err
+
+
 def test_the_folder_for_many_results_may_have_a_dot(run, image, tmp_path):
     shutil.copyfile(image, image.with_name("c.nii.gz"))
     status, _, err = run(image, image.with_name("c.nii.gz"), "--output", tmp_path / "res.2026-11", "--quiet")
@@ -1002,7 +1029,7 @@ def test_an_environment_that_cannot_be_made_is_an_error_of_one_line(monkeypatch,
         timeout=60,
     )
     assert done.returncode == 1 and "error SETUP" in done.stderr and "Traceback" not in done.stderr
-    assert "Remove it" in done.stderr and (tmp_path / ".venv").read_text() == "a file"
+    assert "remove it" in done.stderr and (tmp_path / ".venv").read_text() == "a file"
 
 
 def test_a_folder_of_models_that_is_a_file_is_told(monkeypatch, tmp_path, tiny_model, capsys):

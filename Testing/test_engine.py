@@ -412,6 +412,14 @@ def test_bfloat16_where_an_amd_gpu_computes_in_it(monkeypatch, name, expected):
     assert computes_bfloat16(torch.device("cuda")) is expected
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_bfloat16_where_onednn_may_use_the_processor_s(monkeypatch, allowed):
+    """ONEDNN_MAX_CPU_ISA=AVX2, as for equal results on unequal computers: packing the weights failed."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: allowed, raising=False)
+    assert computes_bfloat16(torch.device("cpu")) is allowed
+
+
 def test_the_engine_does_without_pytorch_s_own_road_to_numpy(tiny_model, monkeypatch):
     """PyTorch 2.2, the last one for Macs with Intel's processors, was built for NumPy 1 and has none to NumPy 2."""
     expected, _ = Engine(load_model(tiny_model), "cpu", "float32").classes(stack_of(3))

@@ -182,6 +182,17 @@ def test_the_page_names_every_field_and_every_code():
         Request.of({"command": "dance"})
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no folder in which a program runs")
+def test_a_request_in_a_folder_that_was_removed_is_answered(monkeypatch, tmp_path):
+    """oneMKL ended the worker without an answer."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    events = io.StringIO()
+    Worker(io.StringIO('{"command": "warm"}\n'), events).serve()
+    assert json.loads(events.getvalue().splitlines()[-1])["code"] == "USAGE"
+
+
 def test_a_missing_package_is_no_bug(tmp_path):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
     child = Child(PYTHONPATH=str(tmp_path))
