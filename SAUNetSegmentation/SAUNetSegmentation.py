@@ -22,7 +22,7 @@ class SAUNetSegmentation(ScriptedLoadableModule):
         self.parent.title = _("SAU-Net Spine Segmentation")
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
         self.parent.dependencies = ["Segmentations", "Terminologies", "SubjectHierarchy"]
-        self.parent.contributors = ["The SAUNet authors"]
+        self.parent.contributors = ["The SAUNet developers"]
         self.parent.helpText = _(
             "Segments vertebrae, intervertebral discs and the spinal canal in sagittal spine MRI. Choose a volume,"
             " press <i>Segment spine</i>, correct the result with the Segment Editor in the section <i>Correct</i>,"

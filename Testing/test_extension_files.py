@@ -113,7 +113,7 @@ def test_the_package_states_what_the_citation_and_the_entry_state():
     card = json.loads((ROOT / "Resources" / "models" / "saunet-lumbar.json").read_text(encoding="utf-8"))
     weights = card["licence"].replace("CC BY ", "CC-BY-")  # as SPDX spells it
     assert project["license"] == f"{citation['license']} AND {weights}"
-    assert project["authors"] == citation["authors"]
+    assert project["authors"] == citation["authors"] == [{"name": s4ext()["contributors"]}]
     addresses = s4ext()["homepage"], s4ext()["scmurl"], citation["preferred-citation"]["url"]
     assert tuple(project["urls"].values()) == addresses
     versions = [one.rpartition(" ")[2] for one in project["classifiers"] if " :: Python :: " in one]
@@ -293,6 +293,12 @@ def test_installed_tree_runs_the_worker(tmp_path):
     assert resource("anatomy.csv").is_file() and (tmp_path / "Resources" / "anatomy.csv").is_file()
 
 
+def test_contributing_names_the_libraries_that_the_workflow_installs_for_the_tests():
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    command = next(step["run"] for step in flow["jobs"]["fast"]["steps"] if "apt-get" in step.get("run", ""))
+    assert f"`{command}`" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
 def test_workflow_is_valid():
     flow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
     assert set(flow) == {"name", True, "permissions", "jobs"}  # YAML 1.1 reads the key `on` as true
@@ -331,7 +337,8 @@ def test_module_has_title_category_and_help(module):
     parent = Parent()
     module.SAUNetSegmentation(parent)
     assert parent.title == "SAU-Net Spine Segmentation" and parent.categories == ["Segmentation"]
-    assert "Not for diagnostic use" in parent.helpText and parent.contributors and parent.acknowledgementText
+    assert "Not for diagnostic use" in parent.helpText and parent.acknowledgementText
+    assert parent.contributors == [s4ext()["contributors"]]
 
 
 def test_module_widget_lives_from_setup_to_cleanup(module):
