@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import threading
 import time
@@ -15,6 +16,7 @@ import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 from builders import read_pair, write_pairs
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import DiceLoss
@@ -96,6 +98,20 @@ def test_help_says_how_many_trainings_there_are(capsys):
         main(["compare", "--help"])
     number = len(CANDIDATES) * len(TASKS) * compared.SEEDS
     assert f"there are {number} trainings" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_page_on_the_comparison_names_every_table_in_which_a_u_net_has_the_lower_distance():
+    page = " ".join((ROOT / "docs" / "comparison.md").read_text(encoding="utf-8").split())
+    for name in ("results.csv", "results-small.csv"):
+        rows = list(csv.DictReader((ROOT / "docs" / name).read_text(encoding="utf-8").splitlines()))
+        for ours in (row for row in rows if row["network"] == "isa-features"):
+            if ours["structure"] != ("vertebra" if ours["task"] == "spine" else "mean"):
+                continue
+            table = [row for row in rows if all(row[key] == ours[key] for key in ("task", "slices", "structure"))]
+            for other in (row for row in table if row["network"].startswith("unet")):
+                for column in ("hausdorff_mm mean", "cleaned_hausdorff_mm mean"):
+                    theirs, here = float(other[column]), float(ours[column])
+                    assert theirs > here or re.search(rf"{theirs:.1f}( mm)? against {here:.1f}\b", page), other
 
 
 def test_networks_of_the_shipped_size_are_timed_once():
