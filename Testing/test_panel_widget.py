@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pydoc
+import re
 import sys
 import tempfile
 import threading
@@ -2298,6 +2300,14 @@ def test_python_api_refuses_wrong_arguments_at_once(panel_of, options, kind):  #
     with pytest.raises(TypeError, match="volume node"):
         panel.logic.segment("T2 sag")
     assert not panel.logic.running and not panel.engine.alive and panel.results() == []
+
+
+def test_a_refused_option_names_the_help_that_lists_the_options():
+    from SAUNetPanel.Logic import Options
+
+    with pytest.raises(TypeError) as caught:
+        Options(device=3)
+    assert pydoc.locate(re.search(r'see help\("(.+)"\)', str(caught.value))[1]) is Options
 
 
 def test_python_api_takes_the_parameter_node_s_choices(panel_of, tmp_path):  # noqa: F811

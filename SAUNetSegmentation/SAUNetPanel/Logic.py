@@ -126,7 +126,8 @@ class Options:
         for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind):
-                raise TypeError(f"{name} must not be of type {type(value).__name__}; see help(Options)")
+                found = type(value).__name__
+                raise TypeError(f'{name} must not be of type {found}; see help("SAUNetPanel.Logic.Options")')
         known = [level.value for level in Lowest if level is not Lowest.AUTO]
         if self.lowest is not None and self.lowest.strip().upper() not in known:
             raise ValueError(f"lowest must be a vertebra, such as L5, not {self.lowest!r}")
