@@ -802,8 +802,10 @@ def _add_bundle(commands: Any) -> None:
     parser.add_argument(
         "--index",
         metavar="URL",
-        help="additional package index: PyTorch's CPU index makes a small bundle for linux; one of its CUDA indexes "
-        "makes a bundle for windows that uses NVIDIA GPUs",
+        help="additional package index: PyTorch's CPU index (https://download.pytorch.org/whl/cpu) makes a small "
+        "bundle for linux; one of its CUDA indexes, such as https://download.pytorch.org/whl/cu130, makes a bundle for "
+        "windows that uses NVIDIA GPUs: the name of the torch file, which is printed, then contains +cu. pytorch.org "
+        "gives the index of each CUDA version under Get Started",
     )
 
 

@@ -637,6 +637,7 @@ def test_every_option_says_what_it_is():
         ("compare", "(extra `train`)"),
         ("benchmark", "extra `peers`"),
         ("phantom", "with --count, the folder to write to"),
+        ("bundle", "https://download.pytorch.org/whl/cu"),
         ("segment", "not with --classes"),
         ("segment", "for a single image"),
     ],
