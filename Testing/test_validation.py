@@ -102,6 +102,13 @@ def test_one_picture_is_written_for_each_set(sets, tiny_engine, tmp_path):
     assert sum(path.name.startswith("look-only-") for path in written) == 2
 
 
+def test_help_says_which_model_is_used_and_which_pictures_may_be_shared(capsys):
+    with pytest.raises(SystemExit):
+        validation.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--model NAME|FILE model to use" in said and "share only those of SPIDER" in said
+
+
 def test_what_nobody_drew_is_not_taught_as_background():
     """One body drawn, one seen by the model only, a disc between them; 1 mm voxels, nothing else in the picture."""
     classes = np.zeros((1, 80, 30), np.uint8)

@@ -280,11 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the figures of a model as JSON."""
     parser = tool(_print_figures, __doc__)
     parser.add_argument("data", type=Path, help="folder with the validation sets")
-    parser.add_argument("--model")
+    parser.add_argument("--model", metavar="NAME|FILE", help="model to use; `saunet models` lists them")
     parser.add_argument("--patients", nargs="*", default=[], help="patients of spider_t2space that were held out")
     parser.add_argument("--scans", nargs="+", default=SCANS, help=f"of spider_tse_slices; default: {' '.join(SCANS)}")
     parser.add_argument("--leave-out", nargs="*", default=[], help="patients of external_bodies, such as VB3_01")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="write a picture of each set; do not share these")
+    said = "write a picture of each set; share only those of SPIDER"
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help=said)
     return run_command(parser, arguments)
 
 
