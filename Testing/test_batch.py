@@ -182,6 +182,13 @@ def test_every_series_gets_its_results_and_a_row(run, tmp_path):
     assert '"p2/A.mha.nii.gz"' in (tmp_path / "out" / FIGURES).read_text(encoding="utf-8")
 
 
+def test_the_page_on_batches_explains_every_column_of_the_summary(tmp_path):
+    batch_journal.write_summary(batch_journal.Batch(), tmp_path)
+    columns = (tmp_path / SUMMARY).read_text(encoding="utf-8-sig").strip().replace('"', "").split(",")
+    page = (ROOT / "docs" / "batch.md").read_text(encoding="utf-8")
+    assert len(columns) > 10 and [name for name in columns if f"`{name}`" not in page] == []
+
+
 def test_the_figures_of_all_results_are_in_one_table(run, archive, tmp_path, monkeypatch):
     measures = {"height_middle_mm": Measure(25.5), "slip_mm": Measure(-1.25, ("estimated",)), "depth_mm": Measure(None)}
     found = Measurements((StructureMeasures(44, "L4", "L4 vertebra", "vertebra", measures),))
