@@ -7,7 +7,7 @@ import warnings
 import pytest
 import safetensors.torch
 import torch
-from conftest import CARD
+from conftest import CARD, ROOT
 
 import SAUNetLib.model as model_module
 from SAUNetLib.errors import ModelError, UsageError
@@ -52,6 +52,21 @@ def test_saved_and_loaded_weights_are_the_same_in_half_precision(tmp_path):
     for name, value in network.state_dict().items():
         torch.testing.assert_close(loaded.network.state_dict()[name], value, rtol=1e-3, atol=1e-6)
     assert not loaded.network.training and loaded.card.name == "tiny"
+
+
+def test_the_mean_of_two_versions_is_what_the_page_on_the_training_writes(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    code = page.partition("The mean of two versions' weights")[2].partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    first, second = (SAUNet(**CARD["network"]) for _ in range(2))
+    (tmp_path / "runs" / "fifth").mkdir(parents=True)
+    save_model(first, "saunet-lumbar-1.1.safetensors", CARD)
+    save_model(second, "runs/fifth/saunet-lumbar.safetensors", CARD)
+    exec(code, {})
+    mean, old, new = load_model("saunet-lumbar-1.2.safetensors"), first.state_dict(), second.state_dict()
+    for name, value in mean.network.state_dict().items():
+        torch.testing.assert_close(value.double(), (old[name] * 0.25 + new[name] * 0.75).double(), rtol=1e-2, atol=1e-3)
+    assert mean.card.version == "1.2"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
