@@ -313,10 +313,10 @@ def _end(value: int, old: Mapping[int, float], shift: float, chain: tuple[str, .
 
 
 def _old_places(present: list[int]) -> tuple[dict[int, float], tuple[str, ...]]:
-    """Places of the structures by their present names, in the first kind of spine that has them all; its vertebrae.
+    """Places of the structures by their present names, in the kind of spine that has them all; its vertebrae.
 
-    If several do, the one in which most of them are adjacent: if no vertebra lies between L4 and the disc L5/S1, none
-    is assumed to be missing there.
+    If several kinds do, the first that has most of them adjacent: if no vertebra lies between L4 and the disc L5/S1,
+    none is assumed to be missing there. One always does: that with both T13 and L6 has every structure with a level.
     """
     best: dict[int, float] = {}
     touching, kind = -1, usual_levels()
@@ -326,11 +326,6 @@ def _old_places(present: list[int]) -> tuple[dict[int, float], tuple[str, ...]]:
         pairs = sum(place + 0.5 in places for place in places)
         if (len(at), pairs) > (len(best), touching):
             best, touching, kind = at, pairs, chain
-    missing = [structures()[value].name for value in present if value not in best]
-    if missing:
-        raise _refusal(
-            f"{', '.join(missing)} cannot lie in the same spine as the other levels", "Correct the label map by hand"
-        )
     return best, kind
 
 

@@ -140,6 +140,15 @@ def test_what_is_so_already_moves_nothing(names):
     assert all(levels_of(relabel(line(*names), {level: level})) == names for level in names)
 
 
+def test_a_spine_may_have_every_structure_that_has_a_level():
+    """Whatever levels a label map has, one kind of spine has them all: none can contradict each other."""
+    spine = [*CHAIN[: CHAIN.index("L1")], "T13", *CHAIN[CHAIN.index("L1") :], "L6", "S1"]
+    discs = [*itertools.starmap(disc_between, itertools.pairwise(spine)), None]
+    names = [level for pair in zip(spine, discs, strict=True) for level in pair if level]
+    assert set(names) == {one.level for one in structures().values() if one.level}
+    assert levels_of(relabel(line(*names), {"L6": "L6"})) == names
+
+
 def test_the_lowest_vertebra_may_turn_out_to_be_the_sacrum():
     assert levels_of(relabel(line("L3", "L3/L4", "L4", "L4/L5", "L5"), {"L4": "L5"})) == [
         "L4",
