@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .batch_cluster import WorkerPool, WorkersDied, connected, scheduler_kept
 from .batch_journal import (
@@ -45,9 +45,6 @@ from .errors import InputError, UsageError, is_out_of_memory, out_of_memory, unf
 from .formats.atomic import ending_of, probe, same_place, spelling
 from .formats.dicom_files import holds_images
 from .formats.endings import IMAGES
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 GIVE_UP = 20
 """The run ends after this many sources in a row that failed for the same reason unrelated to their images."""
@@ -112,10 +109,11 @@ def run_batch(
             known.check_archive(archive, output)
             try_tables(known, output)
 
-            def make_pool(work: Callable[[Source], Any], trial: Callable[[], Any] | None) -> WorkerPool:
-                return WorkerPool(stack.enter_context(_workers(task, scheduler, workers)), work, trial, warn)
+            def start_pool(first: Source) -> WorkerPool:
+                # Ends after the summary is written: workers take seconds to end, and an impatient scheduler kills.
+                return stack.enter_context(_pool(first, task, scheduler, workers, warn))
 
-            return _segment_all(scan, known, make_pool, task, scheduler is not None, report)
+            return _segment_all(scan, known, start_pool, task, report)
     except Timeout as busy:
         raise _busy(output) from busy
     except OSError as failure:
@@ -123,8 +121,13 @@ def run_batch(
 
 
 @contextmanager
-def _workers(task: BatchTask, scheduler: str | None, workers: int | None) -> Iterator[Client]:
-    """Check the model and connect to workers, which takes seconds that a run without work is spared."""
+def _pool(
+    first: Source, task: BatchTask, scheduler: str | None, workers: int | None, warn: Callable[[str], None]
+) -> Iterator[WorkerPool]:
+    """Check the model and connect to workers, which takes seconds that a run without work is spared.
+
+    Workers of a cluster are tested with the `first` source; see `run_batch` for the others.
+    """
     try:
         from .engine import choose_device
         from .model import load_model
@@ -132,10 +135,13 @@ def _workers(task: BatchTask, scheduler: str | None, workers: int | None) -> Ite
         raise unforeseen(failure, "Install PyTorch again") from failure
 
     load_model(task.model)
-    if scheduler is None and choose_device(task.device).type != "cpu":
+    trial = None
+    if scheduler is not None:
+        trial = partial(try_worker, first.place, task, opens(task.archive / first.place))
+    elif choose_device(task.device).type != "cpu":
         workers = workers or 1  # several would share the card's memory
     with scheduler_kept(scheduler), connected(scheduler, workers, task.output) as client:
-        yield client
+        yield WorkerPool(client, partial(segment_source, task=task), trial, warn)
 
 
 def _check_folders(archive: Path, output: Path) -> None:
@@ -222,9 +228,8 @@ class _ArchiveScan:
 def _segment_all(
     scan: _ArchiveScan,
     known: Batch,
-    make_pool: Callable[..., WorkerPool],
+    start_pool: Callable[[Source], WorkerPool],
     task: BatchTask,
-    try_workers: bool,
     report: Callable[[int, int | None, int, int], None],
 ) -> Batch:
     """Process what is left of an archive; the summary is written however the run ends."""
@@ -242,7 +247,7 @@ def _segment_all(
     opened = open_journal(records, scan.archive, output, current)
     with opened as journal, closing(scan.pending(known, task.sha256)) as waiting:
         try:
-            _work(make_pool, waiting, task, journal, try_workers, tell)
+            _work(start_pool, waiting, task, journal, tell)
         finally:
             if records != known.records or scan.walked:  # else the summary is left as it was
                 result = current()
@@ -340,11 +345,10 @@ def _stamp(paths: Sequence[Path]) -> tuple[str, int, bool]:
 
 
 def _work(
-    make_pool: Callable[..., WorkerPool],
+    start_pool: Callable[[Source], WorkerPool],
     waiting: Iterator[Source | None],
     task: BatchTask,
     journal: Journal,
-    try_workers: bool,
     report: Callable[[int, int], None],
 ) -> None:
     """Submit sources to the workers, a few in advance, and write the results to the journal.
@@ -358,8 +362,7 @@ def _work(
     else:
         report(0, 0)
         return
-    trial = partial(try_worker, first.place, task, opens(task.archive / first.place)) if try_workers else None
-    _Work(make_pool(partial(segment_source, task=task), trial), task, journal, report).do(chain([first], waiting))
+    _Work(start_pool(first), task, journal, report).do(chain([first], waiting))
 
 
 _Entry = tuple[Source, frozenset[str]]

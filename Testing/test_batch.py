@@ -991,6 +991,28 @@ def test_what_had_left_the_archive_is_not_back_after_a_run_that_was_cut_short(ru
     assert told == before
 
 
+def test_the_summary_of_a_run_that_was_cut_short_does_not_wait_for_its_workers(run, fast, monkeypatch):
+    """They take seconds to end, after which whoever asked the run to end may have killed it."""
+    order, note, write, connect = [], batch_journal.Journal.note, batch.write_summary, batch.connected
+
+    @contextmanager
+    def connected(*options):
+        try:
+            with connect(*options) as client:
+                yield client
+        finally:
+            order.append("workers")
+
+    def interrupted(*call):
+        note(*call)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch_journal.Journal, "note", interrupted)
+    monkeypatch.setattr(batch, "write_summary", lambda *call: order.append("summary") or write(*call))
+    monkeypatch.setattr(batch, "connected", connected)
+    assert run()[0] == 6 and order == ["summary", "workers"]
+
+
 def test_two_runs_do_not_share_an_output(run, fast, tmp_path):
     run()
     (tmp_path / "out" / SUMMARY).write_text("place\nof the run at work\n")
