@@ -240,9 +240,8 @@ def _segment_all(
 
     def current() -> Batch:
         # If the scan is incomplete, a source that had left the archive is back only if it was seen.
-        left = [] if scan.walked else [place for place in known.gone if place not in scan.places]
-        seen = scan.places if scan.walked else records.keys() - left
-        return replace(known, records=records).only(seen, scan.closed, output)
+        unseen = () if scan.walked else (place for place, record in records.items() if not record.gone)
+        return replace(known, records=records).only(scan.places.union(unseen), scan.closed)
 
     opened = open_journal(records, scan.archive, output, current)
     with opened as journal, closing(scan.pending(known, task.sha256)) as waiting:
@@ -251,6 +250,7 @@ def _segment_all(
         finally:
             if records != known.records or scan.walked:  # else the summary is left as it was
                 result = current()
+                journal.mark(result.records)
                 if scan.walked:
                     result = replace(result, left_out=scan.left_out, earlier=scan.earlier, edited=journal.edited)
                 write_summary(result, output)

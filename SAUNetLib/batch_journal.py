@@ -130,6 +130,7 @@ class SourceRecord:
             replace results after the run has ended.
         version: of SAUNet.
         kept: names of copies of label maps that differed from the recorded ones when processing began.
+        gone: whether the source was missing from the archive when that was last scanned.
     """
 
     place: str
@@ -138,6 +139,7 @@ class SourceRecord:
     outcomes: tuple[Outcome, ...]
     version: str = ""
     kept: tuple[str, ...] = ()
+    gone: bool = False
 
     @classmethod
     def read(cls, line: str) -> SourceRecord:
@@ -149,7 +151,8 @@ class SourceRecord:
         entry = json.loads(line)
         outcomes = tuple(_outcome(**outcome) for outcome in entry["outcomes"])
         version, kept = str(entry.get("version", "")), tuple(map(str, entry.get("kept", ())))
-        return cls(str(entry["place"]), str(entry["stamp"]), str(entry["model"]), outcomes, version, kept)
+        about = str(entry["place"]), str(entry["stamp"]), str(entry["model"])
+        return cls(*about, outcomes, version, kept, gone=entry.get("gone") is True)
 
 
 @dataclass(frozen=True)
@@ -172,9 +175,7 @@ class Batch:
     """What is known about an archive.
 
     Attributes:
-        records: by place of the source.
-        gone: likewise, of sources that have left the archive, but whose results are still there; until the archive has
-            been scanned, those of the last run, which are among the records, too.
+        records: by place of the source, also of those that have left the archive.
         left_out: number of files that are not a known kind of image, by extension.
         earlier: folders of the archive with the results of other batches, which are left out.
         edited: names of copies of label maps that differed from the recorded ones when processed again.
@@ -182,7 +183,6 @@ class Batch:
     """
 
     records: Mapping[str, SourceRecord] = field(default_factory=dict)
-    gone: Mapping[str, SourceRecord] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
     earlier: Sequence[str] = ()
     edited: Collection[str] = ()
@@ -222,10 +222,17 @@ class Batch:
         )
 
     def outcomes(self) -> Iterator[tuple[SourceRecord, Outcome]]:
-        """Every series with its source's record, in the order of their places."""
+        """Every series in the archive with its source's record, in the order of their places."""
         for _, record in sorted(self.records.items()):
-            for outcome in record.outcomes:
-                yield record, outcome
+            if not record.gone:
+                yield from ((record, outcome) for outcome in record.outcomes)
+
+    def gone(self, output: Path) -> Iterator[tuple[SourceRecord, Outcome]]:
+        """Likewise every result of the sources that have left the archive, if anything of the source is still there."""
+        for _, record in sorted(self.records.items()):
+            results = [outcome for outcome in record.outcomes if outcome.output]
+            if record.gone and any(is_there(output / outcome.output) for outcome in results):
+                yield from ((record, outcome) for outcome in results)
 
     def counts(self) -> dict[str, int]:
         """Numbers of series that were segmented, were refused or failed."""
@@ -239,25 +246,19 @@ class Batch:
 
     def changed(self) -> int:
         """Number of sources that changed during the run."""
-        return sum(any(outcome.changed for outcome in record.outcomes) for record in self.records.values())
+        return len({record.place for record, outcome in self.outcomes() if outcome.changed})
 
-    def only(self, seen: Collection[str], closed: Collection[str], output: Path) -> Batch:
-        """The batch if the archive now has only the places `seen`: records of all others count as gone.
+    def only(self, seen: Collection[str], closed: Collection[str]) -> Batch:
+        """The batch if the archive now has only the places `seen`: all others are gone.
 
-        Those in folders that cannot be listed (`closed`) do not: nothing is known of them.
+        Those in folders that cannot be listed (`closed`) are not: nothing is known of them.
         """
 
         def may_be_there(place: str) -> bool:
             return place in seen or any(str(folder) in closed for folder in PurePosixPath(place).parents)
 
-        here = {place: record for place, record in self.records.items() if may_be_there(place)}
-        gone = {
-            place: record
-            for place, record in self.records.items()
-            if place not in here
-            and any(outcome.output and is_there(output / outcome.output) for outcome in record.outcomes)
-        }
-        return replace(self, records=here, gone=gone)
+        marked = {place: replace(record, gone=not may_be_there(place)) for place, record in self.records.items()}
+        return replace(self, records=marked)
 
 
 def read_batch(output: Path) -> Batch:
@@ -276,19 +277,7 @@ def read_batch(output: Path) -> Batch:
                     record = SourceRecord.read(line)
                     records[record.place] = record
             first = first or (last if results else None)
-    shown = _shown_as_gone(output)
-    gone = {place: record for place, record in records.items() if shown and _written(place) in shown}
-    return Batch(records, gone, first=first, last=last)
-
-
-def _shown_as_gone(output: Path) -> set[str]:
-    """Places, as the summary spells them, of the sources that have left the archive: the journal does not tell."""
-    with (
-        suppress(OSError, csv.Error),  # it is missing, or no longer ours
-        open(output / SUMMARY, newline="", encoding="utf-8-sig", errors="replace") as file,
-    ):
-        return {row[0] for row in csv.reader(file) if row[2:3] == ["gone"]}
-    return set()
+    return Batch(records, first=first, last=last)
 
 
 def is_there(path: Path) -> bool:
@@ -347,6 +336,7 @@ class Journal:
             False if such a file cannot be copied: everything stays as it is, and this is recorded as the failure.
         """
         before = self._records.get(source.place) or SourceRecord(source.place, source.stamp, "", ())
+        before = replace(before, gone=False)
         again = source.place in self._begun
         self._begun.add(source.place)
         noted = {outcome.output: outcome.labels for outcome in before.outcomes if outcome.output}
@@ -416,6 +406,12 @@ class Journal:
             took = time.monotonic() - began
             self._due = began + max(SUMMARY_S, 20 * took)  # it takes a while for millions of sources
         return record.outcomes
+
+    def mark(self, records: Mapping[str, SourceRecord]) -> None:
+        """Record which sources have left the archive, and which are back: `records`, as from `Batch.only`."""
+        for place, record in records.items():
+            if record != self._records[place]:
+                self.write(record)
 
     def write(self, line: SourceRecord | RunStart) -> None:
         """Write a line."""
@@ -572,11 +568,7 @@ def write_summary(known: Batch, output: Path) -> None:
         # Quoted: a name with a character that a spreadsheet takes for the separator stays one cell.
         writer = csv.writer(file, quoting=csv.QUOTE_ALL)
         writer.writerow(columns)
-        gone = (
-            (record, replace(outcome, status="gone"))
-            for record, outcome in Batch(known.gone).outcomes()
-            if outcome.output
-        )
+        gone = ((record, replace(outcome, status="gone")) for record, outcome in known.gone(output))
         for record, outcome in chain(known.outcomes(), gone):
             notices = " ".join([*outcome.notices, *(["SERIES_SPLIT"] if outcome.name in split else [])])
             about = (record.place, outcome.series, outcome.status, outcome.code, outcome.text, outcome.output)
@@ -609,8 +601,3 @@ def write_figures(known: Batch, output: Path) -> None:
 def _cell(text: str) -> str:
     """A text escaped so that no spreadsheet takes it for a formula: names come from anywhere."""
     return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def _written(text: str) -> str:
-    """A text as written in the summary."""
-    return _cell(text).encode(errors="backslashreplace").decode()

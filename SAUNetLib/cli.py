@@ -290,7 +290,7 @@ def _batch(options: argparse.Namespace) -> int:
     failed = [outcome for _, outcome in known.outcomes() if outcome.status == "failed"]
     if not options.quiet:
         print(", ".join(f"{count} {status}" for status, count in known.counts().items()))
-        _print_remarks(known)
+        _print_remarks(known, output)
         print(printable(str(output / SUMMARY)))
     for code, count in Counter(outcome.code for outcome in failed).items():
         hosts = sorted({outcome.host for outcome in failed if outcome.code == code and outcome.host})
@@ -299,7 +299,7 @@ def _batch(options: argparse.Namespace) -> int:
     return failed[0].exit_status if failed else 0
 
 
-def _print_remarks(known: Batch) -> None:
+def _print_remarks(known: Batch, output: Path) -> None:
     """Print remarks on the archive, from which a wrong folder or kind of folder is noticed at once."""
     if known.left_out:
         count = sum(known.left_out.values())
@@ -322,9 +322,9 @@ def _print_remarks(known: Batch) -> None:
     if known.edited:
         maps = "1 label map was" if len(known.edited) == 1 else f"{len(known.edited)} label maps were"
         print(f"{maps} edited by hand or left by an interrupted run; copies: NAME.edited-...")
-    if known.gone:
-        have, their = ("source is", "its") if len(known.gone) == 1 else ("sources are", "their")
-        print(f"{len(known.gone)} {have} no longer in the archive; {their} results are kept (status gone)")
+    if gone := len({record.place for record, _ in known.gone(output)}):
+        have, their = ("source is", "its") if gone == 1 else ("sources are", "their")
+        print(f"{gone} {have} no longer in the archive; {their} results are kept (status gone)")
 
 
 _MAY_HOLD_IMAGES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".iso")

@@ -937,13 +937,34 @@ def test_what_has_left_the_archive_is_gone_in_the_summaries_during_a_run(run, fa
     (archive / "p2" / "A.mha").unlink()
     run()
     shutil.copy(archive / "p2" / "a.nii.gz", archive / "0.nii.gz")
-    written, whole = [], batch_journal.write_summary
+    written = []
     monkeypatch.setattr(batch_journal, "SUMMARY_S", 0.0)
-    monkeypatch.setattr(
-        batch_journal, "write_summary", lambda known, output: written.append(known) or whole(known, output)
-    )
+    monkeypatch.setattr(batch_journal, "write_summary", lambda known, output: written.append([*known.gone(output)]))
     run()
-    assert written and all(known.gone.keys() == {"p2/A.mha"} for known in written)
+    assert written and all([record.place for record, _ in gone] == ["p2/A.mha"] for gone in written)
+
+
+def test_the_journal_tells_what_has_left_the_archive_and_what_is_back(run, fast, archive, tmp_path):
+    """One line each time; those of a version that did not tell it are read."""
+    run()
+    journal, image = tmp_path / "out" / JOURNAL, archive / "p2" / "A.mha"
+    journal.write_text(journal.read_text().replace(', "gone": false', ""))
+    assert not any("gone" in line for line in lines(tmp_path / "out"))
+    for place in (".away", ".mha"):
+        image = image.rename(image.with_suffix(place))
+        assert run()[0] == run()[0] == 0
+    assert [(line["place"], line["gone"]) for line in lines(tmp_path / "out")[4:]] == [
+        ("p2/A.mha", True), ("p2/A.mha", False),
+    ]  # fmt: skip
+    assert run()[3]["p2/A.mha"]["status"] == "segmented"
+
+
+def test_what_is_begun_again_is_back(tmp_path):
+    """A run that is killed then says no more."""
+    done = SourceRecord("a.mha", "1", "0", (Outcome("segmented", output="a.nii.gz"),), gone=True)
+    with batch_journal.open_journal({done.place: done}, tmp_path, tmp_path, Batch) as journal:
+        journal.begin(Source("a.mha", False, "2"))
+    assert not read_batch(tmp_path).records["a.mha"].gone
 
 
 def test_a_library_of_pytorch_that_cannot_be_loaded_is_no_fault_of_the_output(run, monkeypatch):
@@ -959,15 +980,19 @@ def test_a_library_of_pytorch_that_cannot_be_loaded_is_no_fault_of_the_output(ru
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_what_had_left_the_archive_is_not_back_after_a_run_that_was_cut_short(run, fast, archive, monkeypatch, back):
+def test_what_had_left_the_archive_is_not_back_after_a_run_that_was_cut_short(
+    run, fast, archive, tmp_path, monkeypatch, back
+):
+    """Whatever has become of the summary, which is for its readers."""
     (archive / "=p3").mkdir()  # with a name that a spreadsheet would calculate
     gone = (archive / "=p3" / "b.mha", archive / "p2" / "A.mha")
     shutil.copy(gone[1], gone[0])
     run()
-    for path in gone:
+    for path in (*gone, archive / "p1" / "torn.nrrd"):
         path.rename(path.with_suffix(".away"))
     before = run()[3]
     assert [place for place, row in before.items() if row["status"] == "gone"] == ["'=p3/b.mha", "p2/A.mha"]
+    (tmp_path / "out" / SUMMARY).unlink()
     shutil.copy(archive / "p2" / "a.nii.gz", archive / "0.nii.gz")
     if back:
         gone[0].with_suffix(".away").rename(gone[0])
