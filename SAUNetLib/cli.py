@@ -519,7 +519,7 @@ def _add_relabel(commands: Any) -> None:
 
 def _relabel(options: argparse.Namespace) -> int:
     from .formats.endings import SEGMENTS
-    from .formats.segmentations import is_segment_file
+    from .formats.slicer_segments import is_segment_file
     from .notices import About
     from .relabel import relabel_file
 

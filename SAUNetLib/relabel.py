@@ -15,15 +15,8 @@ from .errors import InputError, UsageError
 from .formats.atomic import check_writable, ending_of, same_place, write_together
 from .formats.endings import SEGMENTATIONS, SEGMENTS, TABLES
 from .formats.places import check_outputs
-from .formats.segmentations import (
-    LOST,
-    Marks,
-    is_segment_file,
-    read_marks,
-    read_segmentation,
-    write_segmentation,
-    write_table,
-)
+from .formats.segmentations import LOST, read_segmentation, write_segmentation, write_table
+from .formats.slicer_segments import Marks, is_segment_file, read_marks
 from .notices import About, Notice, unusual_number
 from .segmentation import Segmentation, count_labels
 
@@ -146,7 +139,7 @@ def relabel_file(
     """Relabel a saved segmentation of any format that `formats.segmentations` writes.
 
     If a file that lists segments is written to a 3D Slicer segmentation, segments keep what
-    `formats.segmentations.read_marks` finds on them.
+    `formats.slicer_segments.read_marks` finds on them.
 
     Args:
         path: the file.

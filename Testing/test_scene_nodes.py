@@ -30,8 +30,8 @@ from harness.terminology import terminology
 from SAUNetPanel import Result, SceneNodes
 from SAUNetPanel.Cards import PanelError
 
-from SAUNetLib.anatomy import classes, encodings, named_structure, segment_id, structures
-from SAUNetLib.formats.segmentations import TERMINOLOGY, read_segmentation, write_segmentation
+from SAUNetLib.anatomy import TERMINOLOGY, classes, encodings, named_structure, segment_id, structures
+from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
 from SAUNetLib.formats.volumes import read_volume
 from SAUNetLib.notices import Notice
 from SAUNetLib.relabel import relabel_file

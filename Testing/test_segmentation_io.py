@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from SAUNetLib.anatomy import PARTS_OFFSET, encodings, structures
 from SAUNetLib.errors import InputError, OutOfMemoryError, UsageError
 from SAUNetLib.evaluation.evaluate import evaluate, evaluate_files
-from SAUNetLib.formats import segmentations as module
+from SAUNetLib.formats import slicer_segments
 from SAUNetLib.formats.atomic import check_writable
 from SAUNetLib.formats.endings import SEGMENTATIONS, TABLES, VOLUMES
 from SAUNetLib.formats.label_maps import read_in_short
@@ -227,8 +227,8 @@ def test_what_the_header_calls_cut_is_of_the_encoding_that_is_read(tmp_path: Pat
 
 @pytest.mark.parametrize("said", ["sure", "1.5", "nan", "-1", ""])
 def test_a_confidence_that_is_none_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    plain = module._segment
-    monkeypatch.setattr(module, "_segment", lambda *row: plain(*row) | {"tags": {"SAUNet.Confidence": said}})
+    plain = slicer_segments._segment
+    monkeypatch.setattr(slicer_segments, "_segment", lambda *row: plain(*row) | {"tags": {"SAUNet.Confidence": said}})
     write_segmentation(sample("sagittal"), tmp_path / "a.seg.nrrd")
     assert read_segmentation(tmp_path / "a.seg.nrrd").confidence == {}
 

@@ -13,7 +13,8 @@ import numpy as np
 from ..anatomy import Structure, remapped
 from ..console import table_console
 from ..formats.label_values import UNKNOWN
-from ..formats.segmentations import OVERLAP, read_segmentation, read_truth
+from ..formats.segmentations import read_segmentation, read_truth
+from ..formats.slicer_segments import OVERLAP
 from ..measurements import merge_parts
 from ..metrics import Agreement, Detection, compare_labels, detect
 from ..notices import About, Notice

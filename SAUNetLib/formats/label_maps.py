@@ -7,10 +7,15 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 
+from ..anatomy import Encoding
 from ..notices import CODES, Notice
+from ..segmentation import Segmentation
+from ..volume import Geometry
 from . import headers, itk
 
 KEY = "SAUNet_"
@@ -40,6 +45,13 @@ class Header:
     partial: Iterable[int] = ()
     names: Mapping[int, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, segmentation: Segmentation) -> Header:
+        """The header for a segmentation."""
+        names = {row.structure.value: row.structure.name for row in segmentation.table()}
+        encoding = segmentation.encoding.name
+        return cls(encoding, segmentation.provenance, segmentation.warnings, segmentation.partial, names)
+
     def fields(self) -> dict[str, str]:
         """Header fields in ASCII: encoding, provenance, warnings, and the values of structures that are cut."""
         fields = {ENCODING: self.encoding}
@@ -62,6 +74,22 @@ class Header:
         text = in_ascii(f"SAUNet {self.encoding}; {' '.join(words)};")
         whole = in_ascii(f"{text} {self.provenance.get('model', '').partition(';')[0]}")
         return whole if len(whole) <= _DESCRIPTION else text  # a truncated name could be another model's
+
+
+def segmentation_of(
+    labels: np.ndarray, geometry: Geometry, encoding: Encoding, fields: Mapping[str, Any]
+) -> Segmentation:
+    """A segmentation with what header fields state about it, see `Header.fields`."""
+    ours = {key.removeprefix(KEY): str(value) for key, value in fields.items() if key.startswith(KEY)}
+    warnings = tuple(
+        Notice(key.removeprefix("warning_"), value) for key, value in ours.items() if key.startswith("warning_")
+    )
+    # A program that changes the values may keep the header, whose numbers then mean something else.
+    told = ours.get("partial", "").split() if ours.get("encoding") == encoding.name else []
+    partial = frozenset(value for value in encoding.structures if str(value) in told)
+    skipped = ("warning_", "label_", "encoding", "partial")
+    provenance = {key: value for key, value in ours.items() if not key.startswith(skipped)}
+    return Segmentation(labels, geometry, encoding, provenance, warnings, partial)
 
 
 def read_in_short(description: str) -> tuple[str, tuple[Notice, ...], str]:
@@ -87,6 +115,12 @@ def stated_encoding(image: sitk.Image) -> str:
     if image.HasMetaDataKey(ENCODING):
         return str(image.GetMetaData(ENCODING))
     return read_in_short(image.GetMetaData("descrip"))[0] if image.HasMetaDataKey("descrip") else ""
+
+
+def is_scaled(image: sitk.Image) -> bool:
+    """Whether the values of a NIfTI file are its stored ones times a factor."""
+    key = "scl_slope"
+    return image.HasMetaDataKey(key) and image.GetMetaData(key) not in ("0", "1")
 
 
 def in_ascii(text: str) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
 
+import numpy as np
+
 from ..anatomy import BACKGROUND, CANAL, CANAL_VALUE, DISC, VERTEBRA, Encoding, encodings
 from ..errors import InputError
 
@@ -22,6 +24,8 @@ _RENUMBER = (
 )
 SPIDER_CANAL = 100
 """The canal in SPIDER's masks."""
+_ROUNDED = 0.01
+"""Largest distance of a label value from a whole number, as scaling may cause; others are refused."""
 
 
 @dataclass(frozen=True)
@@ -142,3 +146,30 @@ def _spider() -> dict[int, int]:
     for number in range(1, 26):
         known |= {number: VERTEBRA, 100 + number: VERTEBRA, 200 + number: DISC}
     return known
+
+
+def as_labels(voxels: np.ndarray, name: str, scaled: bool = False) -> np.ndarray:
+    """Convert voxels of any real type to uint8; values within `_ROUNDED` of a whole number are rounded to it.
+
+    Args:
+        voxels: the file's voxels.
+        name: the file's name.
+        scaled: whether it `label_maps.is_scaled`.
+
+    Raises:
+        InputError: INPUT_LABELS.
+    """
+    if off_whole(voxels) <= _ROUNDED and voxels.min() >= -_ROUNDED and voxels.max() <= 255 + _ROUNDED:
+        return (voxels if voxels.dtype.kind in "biu" else np.rint(voxels)).astype(np.uint8)
+    cause, remedy = "(whole numbers from 0 to 255)", "Give a label map, not an image"
+    if scaled:
+        cause += "; its header scales the stored values, which rounds them, as nibabel does with get_fdata()"
+        remedy += '. If it is one, save its values as whole numbers: np.rint(values).astype("uint8")'
+    raise InputError("INPUT_LABELS", f"{name} holds values that are not label values {cause}", remedy)
+
+
+def off_whole(voxels: np.ndarray) -> float:
+    """The largest distance of a value from a whole number; infinite if any value is not finite."""
+    if voxels.dtype.kind in "biu":
+        return 0.0
+    return max(float(np.abs(part - np.rint(part)).max()) if np.isfinite(part).all() else np.inf for part in voxels)

@@ -18,9 +18,10 @@ from ..anatomy import BACKGROUND, CLASS_NAMES, remapped
 from ..errors import InputError, UsageError
 from ..formats.atomic import ending_of, write_beside
 from ..formats.endings import IMAGES, SEGMENTS
-from ..formats.label_maps import stated_encoding
-from ..formats.label_values import UNKNOWN, EncodingName, Reading, read_as, recognise
-from ..formats.segmentations import OVERLAP, as_labels, is_scaled, lists_segments, read_truth
+from ..formats.label_maps import is_scaled, stated_encoding
+from ..formats.label_values import UNKNOWN, EncodingName, Reading, as_labels, read_as, recognise
+from ..formats.segmentations import read_truth
+from ..formats.slicer_segments import OVERLAP, lists_segments
 from ..formats.volumes import read_image
 from ..notices import Notice
 from ..segmentation import count_labels
