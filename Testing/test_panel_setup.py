@@ -694,7 +694,7 @@ def test_missing_package_card_installs(needs, pip, panel_of):  # noqa: F811
 
     del needs.installed["pynrrd"]
     panel = panel_of(dependencies=needs)
-    panel.widget._showCard(cardOf({"code": "NOT_INSTALLED", "cause": "the package pynrrd is missing."}))
+    panel.widget.showCard(cardOf({"code": "NOT_INSTALLED", "cause": "the package pynrrd is missing."}))
     panel.ui.cardActionButton.click()
     assert panel.ui.setupSection.collapsed is False and needs.missing() == []
 

@@ -403,7 +403,7 @@ class PanelStates(RuleBasedStateMachine):
             return path if where else None
 
         self.dialogs.saveFile = self.dialogs.chooseFolder = choose
-        self.panel._exportMenu.actions()[number].trigger()
+        self.panel._exports.menu.actions()[number].trigger()
         assert not path.is_file() or about is None or about.encode() in path.read_bytes()
 
     @precondition(lambda self: self.shown() is not None and segments(self.shown()))
@@ -576,7 +576,7 @@ class PanelStates(RuleBasedStateMachine):
             assert source is None or not corrected or ui.editor.sourceVolumeNode() is source
             assert ui.editor.sourceVolumeNodeSelectorVisible is (source is None)
             assert ui.segmentsTable.segmentCount == node.GetSegmentation().GetNumberOfSegments()
-        assert ui.warningsLabel.text == ("\n".join(Widget.notices(node, volume)) if Result.isResult(node) else "")
+        assert ui.warningsLabel.text == ("\n".join(Result.notices(node, volume)) if Result.isResult(node) else "")
 
     @invariant()
     def editor_hears_keys_only_where_it_is_seen(self):

@@ -370,7 +370,7 @@ def test_every_button_of_a_card_does_something(panel_of):  # noqa: F811
 def test_damaged_pytorch_leads_to_the_module_that_removes_it(panel_of, monkeypatch):  # noqa: F811
     panel, shown = panel_of(), []
     monkeypatch.setattr(slicer.util, "selectModule", shown.append)
-    panel.widget._showCard(Cards.cardOf({"code": "PYTORCH_BROKEN"}))
+    panel.widget.showCard(Cards.cardOf({"code": "PYTORCH_BROKEN"}))
     panel.ui.cardActionButton.click()
     assert shown == ["PyTorchUtils"] and panel.widget._card is None
 
@@ -384,7 +384,7 @@ def test_button_of_a_card_closes_it_and_applies_the_remedy(panel_of, code, press
     add_volume()
     panel = panel_of()
     panel.widget._parameters.model = "another"
-    panel.widget._showCard(Cards.cardOf({"code": code}))
+    panel.widget.showCard(Cards.cardOf({"code": code}))
     panel.ui.cardActionButton.click()
     assert panel.widget._card is None and not panel.ui.cardFrame.isVisibleTo(panel.top) and pressed(panel)
     assert panel.wait()
@@ -394,7 +394,7 @@ def test_button_choose_a_volume_opens_the_list_and_the_card_stays_until_it_helpe
     _first, second = add_volume(name="first"), add_volume(name="second")
     panel, opened = panel_of(), []
     monkeypatch.setattr(ctkComboBox, "showPopup", lambda box: opened.append(box))
-    panel.widget._showCard(Cards.cardOf({"code": "INPUT_EMPTY"}))
+    panel.widget.showCard(Cards.cardOf({"code": "INPUT_EMPTY"}))
     panel.ui.cardActionButton.click()
     assert opened == [panel.ui.inputSelector._native._box] and panel.widget._card.code == "INPUT_EMPTY"
     panel.ui.inputSelector.setCurrentNode(second)
@@ -413,7 +413,7 @@ def test_section_that_a_card_s_button_opens_is_scrolled_to(panel_of, code):  # n
     def seen():
         return not shown._native.visibleRegion().isEmpty()
 
-    panel.widget._showCard(Cards.cardOf({"code": code}))
+    panel.widget.showCard(Cards.cardOf({"code": code}))
     slicer.app.processEvents()
     assert not seen()
     panel.ui.cardActionButton.click()
@@ -621,7 +621,7 @@ def test_levels_say_what_they_rest_on_in_the_panel_s_words(panel_of):  # noqa: F
 def test_cpu_button_starts_again_on_the_processor(panel_of, tmp_path):  # noqa: F811
     add_volume()
     panel = panel_of(record=str(tmp_path / "record"))
-    panel.widget._showCard(Cards.cardOf({"code": "DEVICE"}))
+    panel.widget.showCard(Cards.cardOf({"code": "DEVICE"}))
     assert panel.ui.cardActionButton.text == "Use the processor"
     panel.ui.cardActionButton.click()
     assert panel.wait() and len(panel.results()) == 1
@@ -717,7 +717,7 @@ def test_report_has_no_name_that_the_panel_shortened_and_none_of_a_segment(panel
     (node,) = panel.results()
     node.GetSegmentation().GetNthSegment(1).SetName("Mustermann, lesion")
     panel.dialogs.path = tmp_path / "x.nii.gz"
-    panel.widget.onExportLabelMap()
+    panel.widget._exports.onExportLabelMap()
     panel.widget.onCopyReport()
     text = slicer.app.clipboard().text()
     assert "\n[name] was exported as T12 vertebra" in text and "Mustermann" not in text
@@ -1633,7 +1633,7 @@ def test_exports_from_the_menu(panel_of, tmp_path):  # noqa: F811
     add_volume()
     panel = panel_of()
     press_and_wait(panel)
-    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+    actions = {action.text: action for action in panel.widget._exports.menu.actions()}
     panel.dialogs.path = tmp_path / "l.nii.gz"
     actions["Label map file..."].trigger()
     assert np.array_equal(read_segmentation(tmp_path / "l.nii.gz").labels, truth().labels)
@@ -1656,7 +1656,7 @@ def test_what_an_export_leaves_out_is_said(panel_of, tmp_path):  # noqa: F811
     press_and_wait(panel)
     (node,) = panel.results()
     segments(node)[-1].SetName("L5 corrected")
-    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+    actions = {action.text: action for action in panel.widget._exports.menu.actions()}
     for name, action in (("l.nrrd", "Label map file..."), ("l.seg.nrrd", "Segmentation file (.seg.nrrd)...")):
         panel.dialogs.path = tmp_path / name
         actions[action].trigger()
@@ -1676,7 +1676,7 @@ def test_card_of_an_export_that_failed_goes_with_the_next_one(panel_of, tmp_path
     add_volume()
     panel = panel_of()
     press_and_wait(panel)
-    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+    actions = {action.text: action for action in panel.widget._exports.menu.actions()}
     panel.dialogs.path = tmp_path / "l.png"
     actions["Label map file..."].trigger()
     assert panel.widget._card.code == "OUTPUT_FORMAT"
@@ -1693,7 +1693,7 @@ def test_an_export_merges_once_and_is_told_even_where_memory_is_short(panel_of, 
     merged, merge = [], Result.merge
     for module in (Result, SceneNodes):
         monkeypatch.setattr(module, "merge", lambda node: merged.append(node) or merge(node))
-    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+    actions = {action.text: action for action in panel.widget._exports.menu.actions()}
     panel.dialogs.path = tmp_path / "l.nrrd"
     actions[action].trigger()
     assert panel.ui.statusLabel.text.startswith("Exported: ") and merged == panel.results()
@@ -1729,7 +1729,7 @@ def test_cursor_waits_while_an_export_works_and_no_longer(panel_of, tmp_path, mo
         seen.append((name, cursor is not None and cursor.shape() == QtCore.Qt.WaitCursor))
         return result
 
-    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+    actions = {action.text: action for action in panel.widget._exports.menu.actions()}
     merge, write = Result.merge, SceneNodes._writeSurface
     monkeypatch.setattr(SceneNodes, "merge", lambda node: look("merge", merge(node)))
     monkeypatch.setattr(Result, "_lost", lambda node: look("notes", 0.0))
@@ -1758,7 +1758,7 @@ def test_export_writes_the_result_for_which_it_was_asked(panel_of, tmp_path):  #
     press_and_wait(panel)
     (node,) = panel.results()
     node.GetSegmentation().RemoveSegment("SAUNet_41")
-    actions = {action.text: action for action in panel.widget._exportMenu.actions()}
+    actions = {action.text: action for action in panel.widget._exports.menu.actions()}
 
     def answer(*arguments):
         """The window stands open until a run has ended."""
@@ -2583,7 +2583,7 @@ def test_nothing_needs_more_than_350_pixels(panel_of):  # noqa: F811
     buttons = [getattr(panel.ui, f"card{name}Button") for name in ("Action", "Copy", "Close")]
     texts = [button.text for button in buttons]
     for card in cards:
-        panel.widget._showCard(card)
+        panel.widget.showCard(card)
         texts[0] = buttons[0].text
         for button, text in zip(buttons, texts, strict=True):  # as long as another language may need
             button.text = text + text[: round(0.4 * len(text))]

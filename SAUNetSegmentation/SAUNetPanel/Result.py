@@ -27,7 +27,7 @@ from SAUNetLib.anatomy import (
     segment_id,
 )
 
-from .Cards import PanelError
+from .Cards import PanelError, inPanelWords
 
 ATTRIBUTE = ABOUT_TAG
 FRAME_VALUE = ATTRIBUTE + "frame_value"
@@ -243,6 +243,27 @@ def exportNotes(node: Any, merged: "Merged | None") -> list[str]:
         )
         notes.append(text.format(percent=max(1, round(100 * lost))))
     return notes
+
+
+def notices(node: Any, chosen: Any) -> list[str]:
+    """What the user should know about a result: what its levels are based on, the engine's warnings, and what it was
+    made from if that is not the chosen volume or not the frame shown."""
+    warnings = [inPanelWords(warning["text"]) for warning in warningsOf(node)]
+    anchor = provenance(node).get("anchor", "").rstrip(".")
+    texts = [_("Levels: {reason}.").format(reason=anchor)] if anchor and anchor not in " ".join(warnings) else []
+    volume = node.GetNodeReference(INPUT_ROLE)
+    own, shown = ownFrame(node), shownFrame(volume).number if volume is not None else 0
+    if own < 0:
+        warnings.insert(0, _("Made from a frame that the sequence no longer has."))
+    elif volume is not None and own not in (0, shown):
+        text = _("Made from frame {own} of a sequence; the volume may show another one.")
+        if shown:
+            text = _("Made from frame {own}; frame {shown} is shown.")
+        warnings.insert(0, text.format(own=own, shown=shown))
+    if None not in (volume, chosen) and volume is not chosen:
+        text = _("Made from {name}, not from the volume chosen above.")
+        warnings.insert(0, text.format(name=elided(volume.GetName() or "")))
+    return [*texts, *(f"\u26a0 {warning}" for warning in warnings)]
 
 
 def elided(name: str) -> str:

@@ -15,32 +15,28 @@ from slicer.i18n import tr as _
 from SAUNetLib.anatomy import ENCODING_TAG
 from SAUNetLib.model_card import DEFAULT_MODEL
 
-from .Cards import Card, PanelError, actions, cardOf, inPanelWords
+from .Cards import Card, PanelError, actions, cardOf
 from .Dependencies import Dependencies
 from .Dialogs import Dialogs
+from .Exports import ExportMenu
+from .Focus import KeyboardFocus
 from .Logic import Device, Lowest, Output, Previous, SAUNetSegmentationLogic
 from .Report import aboutText, privateNames, reportText, withoutNames
 from .Result import (
     INPUT_ROLE,
     browserOf,
     elided,
-    exportNotes,
     isEdited,
     isResult,
-    ownFrame,
+    notices,
     provenance,
-    shownFrame,
     state,
-    warningsOf,
 )
-from .SceneNodes import fileName
 
 DOUBLE_CLICK_S = 0.5
 """Seconds after the start up to which a second click counts as part of a double click; later it cancels."""
 WARM_MS = 1500
 """Milliseconds that a volume is shown in the panel before the engine loads the network in advance."""
-_Exported = tuple[str, Callable[[], list[str]]]
-"""Name of what was exported (empty if nothing was), and a function that returns notes on it for the user."""
 
 
 class Outcome(NamedTuple):
@@ -73,8 +69,7 @@ class Widget:
         self.dialogs = dialogs or Dialogs()
         self.ui = childWidgets(uiWidget)
         self._uiWidget = uiWidget
-        self._spaceKey = SpaceKey(self.ui.editor)
-        uiWidget.installEventFilter(self._spaceKey)
+        self._focus = KeyboardFocus(uiWidget, self.ui.editor)
         self._parameters: Any = None
         self._volumeId: str | None = None  # of the chosen volume; the node itself may be removed any time
         self._resultId: str | None = None  # of the shown result
@@ -96,7 +91,6 @@ class Widget:
         self._clock = qt.QTimer()
         self._clock.setInterval(1000)
         self._entered = self._installing = False
-        self._focusAt: list[Any] = []  # the widget that got the disabled button's focus, if it had it
         self._warmUp = qt.QTimer()
         self._warmUp.setInterval(WARM_MS)
         self._warmUp.setSingleShot(True)
@@ -108,12 +102,12 @@ class Widget:
         self._whileIdle = [(getattr(self.ui, name), getattr(self.ui, name).toolTip) for name in idle]
         self._effects = slicer.qSlicerSegmentEditorEffectFactory.instance()
         self._connect()
-        self._makeExportMenu()
+        self._exports = ExportMenu(self.ui.exportButton, self)
         self.ui.resultSelector.addAttribute("vtkMRMLSegmentationNode", ENCODING_TAG)
         self.ui.segmentsTable.tableWidget().tabKeyNavigation = False  # otherwise Tab never leaves the table
         self.ui.aboutLabel.text = aboutText()
         self.ui.progressBar.visible = False
-        self._showCard(None)
+        self.showCard(None)
         self._fillModels()
 
     def _connect(self) -> None:
@@ -130,7 +124,7 @@ class Widget:
         ui.editSection.connect("contentsCollapsed(bool)", self._useEditor)
         for name in ("result", "edit", "advanced", "setup", "log", "about"):
             section = getattr(ui, f"{name}Section")
-            section.connect("contentsCollapsed(bool)", lambda closed, one=section: self._onFolded(one, closed))
+            section.connect("contentsCollapsed(bool)", lambda closed, one=section: self._focus.onFolded(one, closed))
         self._effects.connect("effectRegistered(QString)", self._onEffectRegistered)
         ui.opacitySlider.connect("valueChanged(double)", self.onOpacityChanged)
         ui.modelComboBox.connect("currentIndexChanged(int)", self.onModelChanged)
@@ -146,18 +140,6 @@ class Widget:
         logic.aboutToReplace.connect(self._onAboutToReplace)
         logic.log.connect(self.addLog)
         self.dependencies.log.connect(self.addLog)
-
-    def _makeExportMenu(self) -> None:
-        """Built once; PythonQt keeps no reference to a menu, so the panel does."""
-        self._exportMenu = qt.QMenu(self.ui.exportButton)
-        for text, action in (
-            (_("Label map node"), self.onExportNode),
-            (_("Label map file..."), self.onExportLabelMap),
-            (_("Segmentation file (.seg.nrrd)..."), self.onExportSegmentation),
-            (_("STL file per segment..."), self.onExportSurfaces),
-        ):
-            self._exportMenu.addAction(text).connect("triggered(bool)", action)
-        self.ui.exportButton.setMenu(self._exportMenu)
 
     # -- the module's life -------------------------------------------------------------------------------------------
 
@@ -236,7 +218,7 @@ class Widget:
 
     def sceneEndClose(self, caller: Any = None, event: Any = None) -> None:
         """The scene is empty; if the module is shown, it continues with new parameters."""
-        self._showCard(None)
+        self.showCard(None)
         if self._entered:
             self.enter()
 
@@ -293,7 +275,7 @@ class Widget:
     def cleanup(self) -> None:
         """The module is unloaded or reloaded."""
         self._clock.stop()
-        self._uiWidget.removeEventFilter(self._spaceKey)
+        self._focus.close()
         self._effects.disconnect("effectRegistered(QString)", self._onEffectRegistered)
         self.exit()
         self.ui.editor.setMRMLSegmentEditorNode(None)  # the next panel's editor, or another one's, uses the node
@@ -381,7 +363,7 @@ class Widget:
     def _leaveVolume(self) -> None:
         """Drop the messages about the volume that was chosen before."""
         self._outcome = Outcome()
-        self._showCard(None)
+        self.showCard(None)
 
     def _leaveRemoved(self) -> bool:
         """Drop the last run's message if its result was removed; returns whether it was."""
@@ -438,7 +420,7 @@ class Widget:
         missing = self.dependencies.missing()
         if missing:
             cause = _("These packages are missing: {packages}.").format(packages=", ".join(missing))
-            self._showCard(cardOf({"code": "NOT_INSTALLED", "cause": cause}))
+            self.showCard(cardOf({"code": "NOT_INSTALLED", "cause": cause}))
             return
         previous = self._previousOptions()
         if previous is None:
@@ -482,7 +464,7 @@ class Widget:
             return
         self.ui.progressBar.value = round(1000 * self._share)
         left = remaining(time.monotonic() - self._started, self._share)
-        self._say(f"{self._stage}{f' - {left}' if left else '...'}")
+        self.say(f"{self._stage}{f' - {left}' if left else '...'}")
 
     def _onFinished(self, node: Any) -> None:
         self._clock.stop()
@@ -508,7 +490,7 @@ class Widget:
         shown = _("It is {name} under Result.").format(name=elided(node.GetName())) if elsewhere else ""
         text = f"{text} {shown}".rstrip()
         self._outcome = Outcome(idOf(node.GetNodeReference(INPUT_ROLE)), text, idOf(node))
-        self._say(text)
+        self.say(text)
         self.ui.resultSection.collapsed = False
         self.addLog(text)
 
@@ -531,7 +513,7 @@ class Widget:
         self.addLog(f"{card.code}: {card.cause}")
         segmented, self._segmentedId, self._shownBefore = self._segmentedId, None, None
         if card.code == "CANCELLED":
-            self._say(_("Cancelled. Nothing was changed."))
+            self.say(_("Cancelled. Nothing was changed."))
         elif self._parameters is None:
             self._missed = segmented, card  # shown when the user comes back, perhaps to another volume
         else:
@@ -541,11 +523,11 @@ class Widget:
         """Show a run's card; for another volume only a line, as the card's button would act on the chosen one."""
         chosen = idOf(self._parameters.inputVolume)
         if chosen in (None, segmented):
-            self._showCard(card)
+            self.showCard(card)
             return
         text = _("Segmenting another volume failed: {title}.").format(title=card.title)
         self._outcome = Outcome(chosen, text)
-        self._say(text)
+        self.say(text)
 
     def _onAboutToReplace(self, node: Any) -> None:
         """Enable the editor's Undo to restore the previous result."""
@@ -568,7 +550,7 @@ class Widget:
         button = self.ui.segmentButton
         cancelling = self.logic.cancelling
         button.text = _("Cancelling...") if cancelling else _("Cancel") if running else _("Segment spine")
-        self._enable(button, not cancelling if running else volume is not None and not self._installing)
+        self._focus.enable(button, not cancelling if running else volume is not None and not self._installing)
         button.toolTip = self._segmentToolTip(volume)
         self.ui.progressBar.visible = running
         busy = _("Not available while the engine is working or being installed.")
@@ -582,38 +564,18 @@ class Widget:
         if running:
             self._showProgress()
         elif self._installing:
-            self._say(_("Installing. This can take a few minutes; the log shows the progress."))
+            self.say(_("Installing. This can take a few minutes; the log shows the progress."))
         elif self._card is not None:
-            self._say("")
+            self.say("")
         elif volume is None:
-            self._say(_("Load a sagittal spine MRI, then choose it above."))
+            self.say(_("Load a sagittal spine MRI, then choose it above."))
         elif self._outcome.text and self._outcome.volume == idOf(volume):
-            self._say(self._outcome.text)
+            self.say(self._outcome.text)
         elif self.dependencies.missing():
-            self._say(_("The engine is not installed yet: press Install in the section Setup."))
+            self.say(_("The engine is not installed yet: press Install in the section Setup."))
         else:
-            self._say(_("Ready."))
+            self.say(_("Ready."))
         self._showResult(self._parameters.result)
-
-    def _enable(self, button: Any, enabled: bool) -> None:
-        """Enable or disable the button; on enabling, return the keyboard focus that Qt took from it.
-
-        The focus stays where it is if the user has moved it meanwhile.
-        """
-        focused = button.hasFocus()
-        button.enabled = enabled
-        if focused and not enabled:
-            self._focusAt = [qt.QApplication.focusWidget()]
-        elif enabled and self._focusAt:
-            if self._focusAt == [qt.QApplication.focusWidget()]:
-                button.setFocus()
-            self._focusAt = []
-
-    def _onFolded(self, section: Any, closed: bool) -> None:
-        """A section was closed or opened: Qt moves the focus from hidden widgets on, but no button may get it."""
-        focused = focusedButton(self._uiWidget, self.ui.editor)
-        if closed and focused is not None and focused != section:
-            focused.clearFocus()
 
     def _segmentToolTip(self, volume: Any) -> str:
         if self.logic.cancelling:
@@ -710,7 +672,8 @@ class Widget:
             if effect and editor.GetActiveEffectName() != effect:
                 editor.SetActiveEffectName(effect)
 
-    def _showCard(self, card: Card | None) -> None:
+    def showCard(self, card: Card | None) -> None:
+        """Show a card, or None."""
         self._card = card
         ui = self.ui
         ui.cardFrame.visible = card is not None
@@ -719,9 +682,10 @@ class Widget:
             ui.cardText.text = f"{card.cause}\n\n{card.remedy}"
             ui.cardActionButton.text = actions().get(card.action, "")
             ui.cardActionButton.visible = bool(card.action)
-            self._say("")
+            self.say("")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Show a text in the status line."""
         self.ui.statusLabel.text = text
         self.ui.statusLabel.visible = bool(text)
 
@@ -734,7 +698,7 @@ class Widget:
 
     def onCardClosed(self) -> None:
         """Close the card."""
-        self._showCard(None)
+        self.showCard(None)
         self._update()
 
     def onCardAction(self) -> None:
@@ -803,7 +767,7 @@ class Widget:
 
     def onCopyReport(self) -> None:
         """Put versions, code and log on the clipboard, without paths and patient data."""
-        result = self._parameters.result if self._parameters else None
+        result = self.result()
         about = provenance(result) if isResult(result) else {}
         text = reportText(self._card, self._log, privateNames(), about)
         slicer.app.clipboard().setText(text)
@@ -819,88 +783,15 @@ class Widget:
         if index.column() == table.model().nameColumn:
             table.jumpSlices()
 
+    def result(self) -> Any:
+        """The shown result, or None."""
+        return self._parameters.result if self._parameters else None
+
     def onOpacityChanged(self, value: float) -> None:
         """Set the opacity of the shown result."""
-        node = self._parameters.result if self._parameters else None
+        node = self.result()
         if node is not None and node.GetDisplayNode() is not None:
             node.GetDisplayNode().SetOpacity(value)
-
-    def onExportNode(self) -> None:
-        """Export the result as a label map node in the scene."""
-        node = self._parameters.result
-
-        def export() -> _Exported:
-            labelMap, merged = self.logic.nodes.exportLabelMapNode(node)
-            return labelMap.GetName(), lambda: exportNotes(node, merged)
-
-        self._export(export)
-
-    def onExportLabelMap(self) -> None:
-        """Export the result as a label map file."""
-        filters = "NIfTI (*.nii.gz *.nii);;NRRD (*.nrrd);;MetaImage (*.mha)"
-        self._exportFile(_("Export label map"), filters, self.logic.nodes.exportLabelMap)
-
-    def onExportSegmentation(self) -> None:
-        """Export the result as a segmentation file with names, colours and codes."""
-        filters = _("Segmentation") + " (*.seg.nrrd)"
-        self._exportFile(_("Export segmentation"), filters, self.logic.nodes.exportSegmentation)
-
-    def onExportSurfaces(self) -> None:
-        """Export the result as one STL file per segment."""
-        node = self._parameters.result  # while the dialog is open, a run may end and another result be shown
-        folder = self.dialogs.chooseFolder(_("Export STL files"))
-        if folder is not None:
-
-            def export() -> _Exported:
-                files = self.logic.nodes.exportSurfaces(node, folder, self._replaceFiles)
-                return f"{len(files)} STL" if files else "", list
-
-            self._export(export)
-
-    def _exportFile(self, title: str, filters: str, write: Any) -> None:
-        node = self._parameters.result
-        path = self.dialogs.saveFile(title, fileName(node.GetName()), filters)
-        if path is not None:
-
-            def export() -> _Exported:
-                merged = write(node, path)
-                return path.name, lambda: exportNotes(node, merged)
-
-            self._export(export)
-
-    def _export(self, export: Callable[[], _Exported]) -> None:
-        self.onCardClosed()  # of an earlier export
-        qt.QApplication.setOverrideCursor(qt.Qt.WaitCursor)  # large results take half a minute
-        try:
-            done, notes = export()
-            said = self._notes(notes) if done else []
-        except PanelError as error:
-            self._showCard(error.card)
-            return
-        except MemoryError:  # a label map of all segments takes as much memory as the image
-            self._showCard(PanelError("EXPORT_MEMORY").card)
-            return
-        finally:
-            qt.QApplication.restoreOverrideCursor()
-        if done:
-            for note in said:  # also in the log: a run's progress overwrites them here
-                self.addLog(note)
-            self._say("\n".join([_("Exported: {name}").format(name=elided(done)), *said]))
-
-    def _replaceFiles(self, names: list[str]) -> bool:
-        """Ask in the middle of an export, without the wait cursor: Slicer is waiting for the user."""
-        qt.QApplication.restoreOverrideCursor()
-        try:
-            return self.dialogs.replaceFiles(names)
-        finally:
-            qt.QApplication.setOverrideCursor(qt.Qt.WaitCursor)
-
-    @staticmethod
-    def _notes(notes: Callable[[], list[str]]) -> list[str]:
-        try:
-            return notes()
-        except MemoryError:  # the file is complete all the same
-            return [_("There is not enough memory to check what the export leaves out.")]
 
     # -- models ------------------------------------------------------------------------------------------------------
 
@@ -958,7 +849,7 @@ class Widget:
             return
         self._warmUp.stop()
         self.logic.close()
-        self._showCard(None)
+        self.showCard(None)
         card, done = None, False
         self._installing = True
         try:
@@ -970,40 +861,11 @@ class Widget:
             self._installing = False
             self._update()
         if card is not None:
-            self._showCard(card)
+            self.showCard(card)
         else:
-            self._say(_("Installed.") if done else nothing)
+            self.say(_("Installed.") if done else nothing)
             self._warmUp.start()
         self.onCheck()
-
-
-class SpaceKey(qt.QObject):
-    """Lets the space bar press the focused button even while the editor claims that key in the whole window.
-
-    Buttons inside the editor are left to it. A mouse click gives no button the focus (`focusPolicy` in the .ui file):
-    otherwise a Space meant for an effect would start a run.
-    """
-
-    def __init__(self, editor: Any) -> None:
-        qt.QObject.__init__(self)
-        self._editor = editor
-
-    def eventFilter(self, watched: Any, event: Any) -> bool:
-        """Qt asks the focused widget and its parents before it looks for a shortcut."""
-        if event.type() != qt.QEvent.ShortcutOverride or event.key() != qt.Qt.Key_Space:
-            return False
-        if focusedButton(watched, self._editor) is None:
-            return False
-        event.accept()
-        return True
-
-
-def focusedButton(uiWidget: Any, editor: Any) -> Any:
-    """The panel's button that has the keyboard focus; None if no button has it, or one inside the editor."""
-    focused = qt.QApplication.focusWidget()
-    if focused is None or not focused.inherits("QAbstractButton"):
-        return None
-    return focused if uiWidget.isAncestorOf(focused) and not editor.isAncestorOf(focused) else None
 
 
 def childWidgets(uiWidget: Any) -> SimpleNamespace:
@@ -1029,27 +891,6 @@ def _stateOf(node: Any) -> Any:
         return state(node)
     except MemoryError:
         return object()
-
-
-def notices(node: Any, chosen: Any) -> list[str]:
-    """What the user should know about a result: what its levels are based on, the engine's warnings, and what it was
-    made from if that is not the chosen volume or not the frame shown."""
-    warnings = [inPanelWords(warning["text"]) for warning in warningsOf(node)]
-    anchor = provenance(node).get("anchor", "").rstrip(".")
-    texts = [_("Levels: {reason}.").format(reason=anchor)] if anchor and anchor not in " ".join(warnings) else []
-    volume = node.GetNodeReference(INPUT_ROLE)
-    own, shown = ownFrame(node), shownFrame(volume).number if volume is not None else 0
-    if own < 0:
-        warnings.insert(0, _("Made from a frame that the sequence no longer has."))
-    elif volume is not None and own not in (0, shown):
-        text = _("Made from frame {own} of a sequence; the volume may show another one.")
-        if shown:
-            text = _("Made from frame {own}; frame {shown} is shown.")
-        warnings.insert(0, text.format(own=own, shown=shown))
-    if None not in (volume, chosen) and volume is not chosen:
-        text = _("Made from {name}, not from the volume chosen above.")
-        warnings.insert(0, text.format(name=elided(volume.GetName() or "")))
-    return [*texts, *(f"\u26a0 {warning}" for warning in warnings)]
 
 
 def remaining(elapsed: float, share: float) -> str:

@@ -129,7 +129,7 @@ def take_all(style: str, folder: Path) -> None:
 
     slicer.util.getNode("T2 sag").SetName("T2 ax")
     cause = f"{VOLUME_FILE} is an axial stack: its slices lie 4.4 mm apart along the wrong axis."
-    panel.widget._showCard(cardOf({"code": "INPUT_NOT_SAGITTAL", "cause": cause}))
+    panel.widget.showCard(cardOf({"code": "INPUT_NOT_SAGITTAL", "cause": cause}))
     take(panel, f"error-{style}")
     panel.widget.cleanup()
     panel.top._native.close()
