@@ -279,9 +279,7 @@ def labelMapHeader(node: Any, merged: "Merged") -> Any:
     about = provenance(node)
     values, segments = labelValues(node), dict(segmentsOf(node.GetSegmentation()))
     present = {
-        values[segmentId]: segment
-        for segmentId, segment in segments.items()
-        if (merged.labels == values[segmentId]).any()
+        values[segmentId]: segment for segmentId, segment in segments.items() if values[segmentId] in merged.present
     }
     return Header(
         encodingOf(node).name,
@@ -301,6 +299,7 @@ class Merged:
         matrix: (4, 4), from voxels to RAS, without parent transforms.
         parent: ID of the parent transform, or None.
         covered: by the IDs of two segments, how many voxels of the first went to the second.
+        present: the label values that occur in it, also 0.
         gone: IDs of segments that contain voxels, but none in the label map.
     """
 
@@ -308,6 +307,7 @@ class Merged:
     matrix: np.ndarray
     parent: str | None
     covered: dict[tuple[str, str], int]
+    present: set[int]
     gone: list[str]
 
 
@@ -354,7 +354,7 @@ def merge(node: Any) -> Merged:
     result = _imageToWorld(grid)
     result[:3, 3] += result[:3, :3] @ np.array(whole[::2])
     present = set(np.unique(labels).tolist())
-    return Merged(labels, result, parent, covered, [one for one in drawn if values[one] not in present])
+    return Merged(labels, result, parent, covered, present, [one for one in drawn if values[one] not in present])
 
 
 def _lost(node: Any) -> float:
