@@ -1,16 +1,21 @@
 """The pipeline: any volume in, a segmentation on exactly its grid out, the same in physical space."""
 
 import hashlib
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from builders import CLASS_OF, SLICES_TO_LEFT, block_spine, euler, picture, rearranged, to_classes
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import ANGLES, FLIPS, ORDERS
 
+import SAUNetLib
 from SAUNetLib.anatomy import structures, value_of
 from SAUNetLib.errors import CancelledError, InputError, UsageError
 from SAUNetLib.notices import About
@@ -357,3 +362,22 @@ def test_memory_does_not_grow_with_the_slices(tiny_engine):
         tracemalloc.stop()
     # Bytes per voxel: constant parts make the small one larger; a float map per class would add 16 to both.
     assert peaks[1] <= peaks[0]
+
+
+def test_public_names_are_found():
+    for name in SAUNetLib.__all__:
+        assert getattr(SAUNetLib, name).__name__ == name
+        assert find_spec(f"SAUNetLib.{name}") is None, "once imported, a module would take the name's place"
+    assert set(SAUNetLib.__all__) <= set(dir(SAUNetLib)) and SAUNetLib.segment is segment
+    with pytest.raises(AttributeError, match="module 'SAUNetLib' has no attribute 'segments'"):
+        _ = SAUNetLib.segments
+
+
+def test_the_library_loads_nothing_heavy_until_it_is_used():
+    """The panel imports it at Slicer's start."""
+    code = (
+        "import sys, SAUNetLib\n"
+        "print(dir(SAUNetLib) and [name for name in ('torch', 'SimpleITK', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60)
+    assert done.stdout == "[]\n", done.stderr
