@@ -227,15 +227,19 @@ def test_a_label_map_means_the_same_to_training_as_to_evaluate(tmp_path_factory,
     assert np.array_equal(measured, np.where(taught == UNKNOWN, 0, taught))
 
 
-@pytest.mark.parametrize("value", [0, UNKNOWN, 50])  # 50: the sacrum
+@pytest.mark.parametrize("value", [0, UNKNOWN, 50, "speck"])  # 50: the sacrum
 def test_a_volume_in_which_nothing_is_drawn_is_refused(tmp_path, value):
     """It would teach that a whole spine is background; a lone slice may lie beside the spine."""
     write(tmp_path / "d", "a")
     volume, labels = labelled(1)
-    write_pair(tmp_path / "d", "b", volume, np.full_like(labels, value))
+    drawn = np.full_like(labels, 0 if value == "speck" else value)
+    if value == "speck":
+        drawn[5, 20, 20] = 1
+    write_pair(tmp_path / "d", "b", volume, drawn)
     with pytest.raises(InputError, match="no vertebra, disc or canal is drawn in the label map of b") as caught:
         load_cases(tmp_path / "d", ["a", "b"], 1.5)
     assert caught.value.code == "INPUT_LABELS"
+    assert [one.code for one in check_dataset(tmp_path / "d").cases[1].problems] == ["INPUT_LABELS"]
     write_pair(tmp_path / "d", "b", labelled(1, slices=1)[0], np.zeros((1, 48, 40), np.uint8))
     assert [len(case.images) for case in load_cases(tmp_path / "d", ["a", "b"], 1.5)] == [10, 1]
 
@@ -408,6 +412,16 @@ def test_a_structure_that_nobody_drew_has_to_be_declared(tmp_path):
     assert check_dataset(tmp_path / "d").usable
     (tmp_path / "d" / "dataset.json").write_text('{"draws": 3}')
     assert "dataset.json" in check_dataset(tmp_path / "d").problems[0].text
+
+
+def test_a_structure_that_is_drawn_as_specks_alone_is_missing(tmp_path):
+    """The training refused what the check called ready."""
+    for seed, name in enumerate("ab"):
+        labels = np.where(labelled(seed)[1] == 3, 0, labelled(seed)[1])
+        labels[5, 20, 20] = 3
+        write(tmp_path / "d", name, labels, seed=seed)
+    report = check_dataset(tmp_path / "d")
+    assert [one.text.partition(".")[0] for one in report.problems] == ["no case has a canal"]
 
 
 def test_what_a_folder_cannot_teach_is_told(tmp_path):

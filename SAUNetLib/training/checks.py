@@ -25,6 +25,7 @@ from .folders import (
     DatasetInfo,
     EncodingName,
     as_classes,
+    check_not_empty,
     check_one_encoding,
     image_hash,
     list_files,
@@ -61,7 +62,7 @@ class CaseReport:
         slices: number of sagittal slices; None where the image cannot be used.
         spacing: mm between slices, rows and columns.
         encoding: of the labels.
-        volumes_ml: volume of each class present.
+        volumes_ml: volume of each class present, without specks.
         unknown: share of voxels labelled 255.
         problems: why training would refuse the case or be misled by it.
         notes: what is odd but may be intended.
@@ -277,11 +278,15 @@ def _undrawn_slices(stack: SagittalStack) -> Iterator[Finding]:
 
 
 def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, case: CaseReport) -> None:
-    counts = count_labels(classes)
+    kept, specks = without_specks(classes, voxel_volume)
+    if specks:
+        case.notes.append(Finding("SPECKS", f"{specks} labelled specks will be left out."))
+    check_not_empty(kept, case.name)
+    counts = count_labels(kept)
     case.volumes_ml = {
         name: round(counts[value] * voxel_volume / 1000, 3) for name, value in DRAWN.items() if value in counts
     }
-    case.unknown = counts.get(UNKNOWN, 0) / classes.size
+    case.unknown = float(np.mean(classes == UNKNOWN))
     if not case.volumes_ml:
         case.notes.append(Finding("ABSENT", "no vertebra, disc or canal is drawn in it."))
         return
@@ -295,6 +300,3 @@ def _check_labels(classes: np.ndarray, voxel_volume: float, info: DatasetInfo, c
         case.notes.append(Finding("UNKNOWN", text))
     elif case.unknown > MOSTLY_UNKNOWN:
         case.notes.append(Finding("UNKNOWN", f"{case.unknown:.0%} of it is labelled 255, unknown."))
-    specks = without_specks(classes, voxel_volume)[1]
-    if specks:
-        case.notes.append(Finding("SPECKS", f"{specks} labelled specks will be left out."))

@@ -302,6 +302,7 @@ def read_labelled(files: CaseFiles, info: DatasetInfo) -> LabelledImage:
     read = replace(read, volume=on_grid(read.volume, volume.geometry, "its image"))
     classes, encoding = as_classes(read, info, files.name)
     labels, _ = without_specks(classes, volume.geometry.voxel_volume)
+    check_not_empty(labels, files.name)
     return LabelledImage(volume, labels, classes, encoding)
 
 
@@ -344,8 +345,7 @@ def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.nd
         name: of the case.
 
     Raises:
-        InputError: INPUT_LABELS for values without a meaning, a structure that the folder's `draws` does not list, or
-            a volume in which no class is drawn.
+        InputError: INPUT_LABELS for values without a meaning, or a structure that the folder's `draws` does not list.
     """
     labels = label_map.volume.voxels
     values = list(count_labels(labels))
@@ -365,12 +365,6 @@ def as_classes(label_map: LabelMap, info: DatasetInfo, name: str) -> tuple[np.nd
             "INPUT_LABELS",
             f"{name} has {' and '.join(names)} drawn, which {INFO} does not list",
             "Add it under draws if every case has it drawn, or erase it",
-        )
-    if not present and min(labels.shape) > 1:  # a lone slice may lie beside the spine
-        raise InputError(
-            "INPUT_LABELS",
-            f"no vertebra, disc or canal is drawn in the label map of {name}",
-            "Draw what it shows, or remove the case",
         )
     return remapped(labels, table), reading.name if reading and not label_map.named else None
 
@@ -392,6 +386,24 @@ def without_specks(labels: np.ndarray, voxel_volume: float) -> tuple[np.ndarray,
     small[0] = False
     specks = small[components] & (labels != UNKNOWN)
     return np.where(specks, np.uint8(UNKNOWN), labels), len(np.unique(components[specks]))
+
+
+def check_not_empty(labels: np.ndarray, name: str) -> None:
+    """Reject a volume in which no class is drawn; a lone slice may lie beside the spine.
+
+    Args:
+        labels: (k, j, i) as from `without_specks`.
+        name: of the case.
+
+    Raises:
+        InputError: INPUT_LABELS.
+    """
+    if min(labels.shape) > 1 and not np.isin(labels, list(DRAWN.values())).any():
+        raise InputError(
+            "INPUT_LABELS",
+            f"no vertebra, disc or canal is drawn in the label map of {name}, or only specks",
+            "Draw what it shows, or remove the case",
+        )
 
 
 def never_drawn(info: DatasetInfo, found: Collection[str]) -> tuple[list[str], str]:
