@@ -817,6 +817,50 @@ def test_drawn_and_undrawn_pictures_become_one_data_folder(tmp_path, monkeypatch
     assert np.array_equal(found == 1, drawn > 0) and (found[42:50, 30:50] == 2).all()
 
 
+def test_a_drawing_is_found_beside_a_picture_of_any_ending(tmp_path, monkeypatch):
+    teacher(monkeypatch, np.s_[:0])
+    (tmp_path / "in").mkdir()
+    grey(tmp_path / "in" / "a_image.jpg")
+    drawn = np.zeros(SEEN.shape, np.uint8)
+    drawn[12:42, 30:50] = 1
+    sitk.WriteImage(sitk.GetImageFromArray(drawn), str(tmp_path / "in" / "a_vertebra.png"))
+    self_training.write_pseudo_labels(None, tmp_path / "in", tmp_path / "out")
+    assert np.array_equal(read_pair(tmp_path / "out", "a")[1][0] == 1, drawn == 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("b.png", b"no picture", "INPUT_UNREADABLE"),
+        ("a_vertebra.png", b"no picture", "INPUT_UNREADABLE"),
+        ("a_vertebra.png", np.ones((80, 64), np.uint8), "INPUT_GEOMETRY"),
+        ("b_vertebra.png", np.ones((96, 96), np.uint8), "INPUT_NOT_FOUND"),
+    ],
+)
+def test_a_picture_that_cannot_be_used_is_named(tmp_path, monkeypatch, name, content, code):
+    teacher(monkeypatch, np.s_[:0])
+    (tmp_path / "in").mkdir()
+    grey(tmp_path / "in" / "a_image.png")
+    if isinstance(content, bytes):
+        (tmp_path / "in" / name).write_bytes(content)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(content), str(tmp_path / "in" / name))
+    with pytest.raises(InputError, match=name) as caught:
+        self_training.write_pseudo_labels(None, tmp_path / "in", tmp_path / "out")
+    assert caught.value.code == code
+
+
+def test_pairs_of_an_earlier_labelling_are_not_mixed_with_new_ones(tmp_path, monkeypatch):
+    """Among them are patients who are left out by now."""
+    teacher(monkeypatch, np.s_[:0])
+    (tmp_path / "in").mkdir()
+    for seed, name in enumerate(("1.png", "2.png")):
+        grey(tmp_path / "in" / name, seed)
+    self_training.write_pseudo_labels(None, tmp_path / "in", tmp_path / "out")
+    with pytest.raises(UsageError, match="already holds a data set"):
+        self_training.write_pseudo_labels(None, tmp_path / "in", tmp_path / "out", leave_out=["1"])
+
+
 def test_drawn_vertebrae_are_kept_and_lateral_discs_and_canal_stay_unknown(tiny_model):
     model = load_model(str(tiny_model))
     values = np.kron(np.random.default_rng(0).integers(0, 255, (8, 8)), np.ones((12, 12))).astype(np.uint8)

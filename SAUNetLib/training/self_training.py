@@ -18,7 +18,7 @@ from torch import Tensor
 from ..anatomy import CANAL, DISC, VERTEBRA
 from ..command import needs_extra, run_command, tool
 from ..engine import network_input, resample
-from ..errors import InputError
+from ..errors import InputError, UsageError, check_memory
 from ..formats.label_values import UNKNOWN
 from ..formats.volumes import write_volume
 from ..model import Model, load_model
@@ -39,8 +39,19 @@ SAGITTAL = np.array([[0.0, 0, 1], [1, 0, 0], [0, -1, 0]])
 
 
 def single_slice(path: Path) -> Volume:
-    """A greyscale picture as a volume of one sagittal slice, longer side 280 mm."""
-    pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    """A greyscale picture as a volume of one sagittal slice, longer side 280 mm.
+
+    Raises:
+        InputError: INPUT_UNREADABLE.
+        OutOfMemoryError: MEMORY.
+    """
+    try:
+        pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except RuntimeError as failure:
+        check_memory(failure)
+        raise InputError(
+            "INPUT_UNREADABLE", f"{path.name} is not a readable picture", "Replace it, or remove it"
+        ) from failure
     if pixels.ndim == 3:  # JPEG files may hold grey as three equal colours
         pixels = pixels[..., 0]
     size = FIELD_MM / max(pixels.shape)
@@ -101,13 +112,14 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
     Args:
         model: the teacher.
         pictures: NAME.jpg, .jpeg or .png, or pairs ``NAME_image.png`` and ``NAME_vertebra.png`` (drawn by hand).
-        folder: to write to.
+        folder: to write to; it must hold no pairs, since those of other pictures would be trained on as well.
         leave_out: patients or scans, the part of a name before its first underscore.
 
     Raises:
-        InputError: INPUT_NOT_FOUND, there is no such folder, or it has nothing of a name in `leave_out`; INPUT_EMPTY,
-            it holds no pictures.
-        UsageError: NOT_INSTALLED, the extra ``train`` is missing.
+        InputError: INPUT_NOT_FOUND, there is no such folder, it has nothing of a name in `leave_out`, or a drawing has
+            no picture; INPUT_EMPTY, it holds no pictures; INPUT_UNREADABLE or INPUT_GEOMETRY, a picture or a drawing
+            cannot be used.
+        UsageError: NOT_INSTALLED, the extra ``train`` is missing; USAGE, `folder` holds pairs.
     """
     with needs_extra("self-training", "train"):
         from .folders import INFO, DatasetInfo, write_settings
@@ -124,16 +136,18 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
         )
     if not paths:
         raise InputError("INPUT_EMPTY", f"{pictures} holds no pictures", "Give a folder with .jpg or .png files")
-    paths = [path for path in paths if path.name.split("_")[0] not in leave_out and "_vertebra" not in path.name]
+    if any(folder.glob("*_image.*")):
+        raise UsageError("USAGE", f"{folder} already holds a data set", "Give another folder, or remove it first")
+    drawings = {path.stem.replace("_vertebra", ""): path for path in paths if "_vertebra" in path.stem}
+    paths = [path for path in paths if "_vertebra" not in path.stem]
+    if lonely := drawings.keys() - {path.stem.replace("_image", "") for path in paths}:
+        cause = f"{drawings[min(lonely)].name} is drawn on a picture that is not beside it"
+        raise InputError("INPUT_NOT_FOUND", cause, "Add the picture, or remove the drawing")
+    paths = [path for path in paths if path.name.split("_")[0] not in leave_out]
     kept = 0
     for path in paths:
-        volume = single_slice(path)
-        drawn = path.with_name(path.name.replace("_image", "_vertebra"))
-        labels = (
-            complete_labels(model, volume, single_slice(drawn).voxels[0] > 0)
-            if drawn != path and drawn.is_file()
-            else pseudo_labels(model, volume)
-        )
+        volume, drawing = single_slice(path), drawings.get(path.stem.replace("_image", ""))
+        labels = complete_labels(model, volume, _drawn(drawing, volume)) if drawing else pseudo_labels(model, volume)
         if labels is not None:
             name = path.stem.removesuffix("_image")
             write_volume(volume, folder / f"{name}_image.nii.gz")
@@ -142,6 +156,15 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
     if kept and not (folder / INFO).exists():
         write_settings(DatasetInfo(patient_before="_"), folder / INFO)
     return kept, len(paths)
+
+
+def _drawn(path: Path, volume: Volume) -> np.ndarray:
+    """The vertebrae (H, W) bool drawn on a picture."""
+    drawing = single_slice(path)
+    if drawing.geometry.size != volume.geometry.size:
+        cause = f"{path.name} does not have as many rows and columns as the picture it was drawn on"
+        raise InputError("INPUT_GEOMETRY", cause, "Draw on the picture itself, or remove the drawing")
+    return np.asarray(drawing.voxels[0] > 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
