@@ -143,6 +143,12 @@ def unforeseen(error: Exception, remedy: str) -> SAUNetError:
     """Turn any other exception into an error for the user: something is missing on the computer, or it is a bug."""
     if is_out_of_memory(error):
         return out_of_memory()
+    if isinstance(error, RuntimeError) and _SHARED_FULL.search(str(error)):
+        return OutOfMemoryError(
+            "MEMORY",
+            "there is not enough shared memory to prepare training data in",
+            "Give a container more of it, as with docker run --shm-size=2g, or train with smaller stacks",
+        )
     said = " ".join(str(error).split())
     if _VISUAL_C.search(said):
         return UsageError(
@@ -196,6 +202,8 @@ REDISTRIBUTABLE = "https://aka.ms/vs/17/release/vc_redist.x64.exe"
 _VISUAL_C = re.compile(r"\[WinError (?:126|1114)\].*\btorch\b", re.IGNORECASE)
 """Windows' error where a library that PyTorch needs is missing or fails to load: PyTorch ships none of Microsoft's, and
 newer versions need newer ones than many computers have."""
+_SHARED_FULL = re.compile("unable to allocate shared memory|out of shared memory")
+"""PyTorch's messages if /dev/shm is full: from a process that loads data, or about one that it ended."""
 _READER_BYTES = 64 << 20
 """Bytes that a reader needs besides the voxels, estimated generously: without them no image can be segmented."""
 _WINDOWS_FULL = (8, 14, 1450, 1455)

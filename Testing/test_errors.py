@@ -84,6 +84,20 @@ def test_lack_of_memory_is_known_by_what_each_system_says(error):
     assert unforeseen(error, "Report it").code == "MEMORY"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Caught RuntimeError in DataLoader worker process 0. Original Traceback ... RuntimeError: unable to allocate "
+        "shared memory(shm) for file </torch_9_1_0>: No space left on device (28)",
+        "DataLoader worker (pid 1) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory. Please try to raise your shared memory limit.",
+    ],
+)
+def test_lack_of_shared_memory_says_how_a_container_gets_more(said):
+    found = unforeseen(RuntimeError(said), "Report it")
+    assert found.code == "MEMORY" and "docker run --shm-size" in found.remedy
+
+
 @pytest.mark.parametrize("number", [126, 1114])
 def test_library_that_windows_cannot_load_names_what_brings_it(number):
     error = OSError(f'[WinError {number}] Not found. Error loading "C:\\a\\torch\\lib\\c10.dll" or one of its parts.')

@@ -233,7 +233,7 @@ class StackDataset(Dataset[dict[str, Tensor]]):
     augmented on its own, and marked as ``apart``.
 
     Items:
-        ``image`` float32 (slices, 1, rows, columns), ``label`` int64 (slices, rows, columns): classes, 255 where not
+        ``image`` float32 (slices, 1, rows, columns), ``label`` uint8 (slices, rows, columns): classes, 255 where not
         known, other values from `folders.ANY_OF` on where a structure was not drawn; ``apart`` bool: whether the slices
         are unrelated.
     """
@@ -282,7 +282,7 @@ class StackDataset(Dataset[dict[str, Tensor]]):
         if case.background != BACKGROUND:
             labels[labels == BACKGROUND] = case.background
         intensity = Intensity.of(images.numpy())
-        return intensity.normalise(images)[:, None], labels.long()
+        return intensity.normalise(images)[:, None], labels
 
     def _stack(self, case: Case, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Consecutive slices of a patient, randomly averaged and skipped, in either order."""

@@ -271,9 +271,7 @@ class RunData(pl.LightningDataModule):
         # An item depends on its number alone, not on the worker that prepares it.
         workers = min(MOST_WORKERS, suggested_max_num_workers(trainer.num_devices))
         context = worker_context(trainer.world_size)
-        return DataLoader(
-            dataset, config.stacks, num_workers=workers, prefetch_factor=4, multiprocessing_context=context
-        )
+        return DataLoader(dataset, config.stacks, num_workers=workers, multiprocessing_context=context)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(list(range(len(self.validation))), batch_size=None)  # type: ignore[arg-type]
@@ -302,7 +300,7 @@ class TrainingRun(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         links = {"apart": batch["apart"]} if batch["apart"].any() else {}
         scores = self.network(batch["image"], **links).float().flatten(0, 1)
-        labels = batch["label"].flatten(0, 1)
+        labels = batch["label"].flatten(0, 1).long()
         loss = self.loss(scores, labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
