@@ -67,18 +67,27 @@ def _is_finite(value: torch.Tensor) -> bool:
     return bool(torch.isfinite(value).all())
 
 
+def check_finite(network: torch.nn.Module) -> None:
+    """Reject the network of a training that diverged.
+
+    Raises:
+        UsageError: USAGE, its weights are no numbers.
+    """
+    if not all(_is_finite(value) for value in network.state_dict().values()):
+        remedy = "Train again into another folder with a smaller learning_rate"
+        raise UsageError("USAGE", "the training diverged: its weights are not finite numbers", remedy)
+
+
 def save_model(network: SAUNet, path: str | Path, card: Mapping[str, Any]) -> ModelCard:
     """Write NAME.safetensors and NAME.json; ``card`` holds the card's entries except ``sha256``.
 
     Weights are float16, but float32 where float16 cannot hold them, as a batch norm's large variance.
 
     Raises:
-        UsageError: USAGE, the weights are no numbers; OUTPUT_WRITE. A model that was there stays as it was.
+        UsageError: as `check_finite`; OUTPUT_WRITE. A model that was there stays as it was.
     """
     path, weights = Path(path), network.state_dict()
-    if not all(_is_finite(value) for value in weights.values()):
-        remedy = "Train again into another folder with a smaller learning_rate"
-        raise UsageError("USAGE", "the training diverged: its weights are not finite numbers", remedy)
+    check_finite(network)
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     kept = {name: (value if _is_finite(value) else weights[name]).contiguous() for name, value in half.items()}
     content = safetensors.torch.save(kept)

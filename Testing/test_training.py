@@ -390,6 +390,38 @@ def test_a_worker_that_starts_anew_makes_batches():
     assert [int(one) for one in DataLoader(range(3), None, num_workers=1, multiprocessing_context=context)] == [0, 1, 2]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")
+def test_batches_under_way_fit_into_a_container_s_shared_memory(data, monkeypatch):
+    """Of which Docker gives 64 MiB: those of all workers, and the few that the run holds."""
+    monkeypatch.setattr(training, "suggested_max_num_workers", lambda devices: 64)
+    one = RunData(TrainingConfig(), [load_cases(data, ["p0"], 0.75)], [])
+    one.trainer = SimpleNamespace(current_epoch=0, world_size=1, num_devices=1)
+    loader = one.train_dataloader()
+    stack = sum(part.nbytes for part in loader.dataset[0].values())
+    assert stack * loader.batch_size * (loader.num_workers * loader.prefetch_factor + 3) < 64 * 2**20
+
+
+@pytest.mark.parametrize("steps", [4, 7])  # at the next check, and at the last checkpoint
+def test_a_run_that_diverges_ends_and_keeps_its_last_good_checkpoint(data, tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(training, "STEPS_PER_EPOCH", 3)
+    monkeypatch.setattr(training, "LOG_EVERY", 2 if steps == 4 else 100)
+    loss, begun = TrainingRun.loss, []
+
+    def diverging(self, *batch):
+        begun.append(self.trainer.global_step)
+        return loss(self, *batch) * (torch.nan if len(begun) == steps else 1)
+
+    monkeypatch.setattr(TrainingRun, "loss", diverging)
+    with pytest.raises(UsageError, match="diverged"):
+        training.train([data], tmp_path / "run", TrainingConfig(**CONFIG | {"steps": 7}), "cpu")
+    assert len(begun) == steps
+    last = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == (steps - 1) // 3 * 3
+    assert all(
+        value.isfinite().all() for name in ("state_dict", "current_model_state") for value in last[name].values()
+    )
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
     """Where a rename is refused (Windows, another disk), Lightning would copy over the only one."""
     last = tmp_path / "last.ckpt"

@@ -41,7 +41,7 @@ from ..errors import CancelledError, InputError, UsageError, check_memory
 from ..formats.atomic import ending_of, write_beside
 from ..formats.endings import IMAGES
 from ..formats.headers import voxel_file
-from ..model import load_model
+from ..model import check_finite, load_model
 from ..model_card import is_model_name
 from ..network import DenseUNet, SAUNet
 from ..network.dense_unet import Reading
@@ -64,10 +64,12 @@ from .workers import worker_context
 STEPS_PER_EPOCH = 100
 VALIDATE_EVERY = 5
 """Epochs between validations; validating five patients takes as long as some hundred steps."""
+LOG_EVERY = 20
+"""Steps between entries in the log, and between checks that the training has not diverged."""
 MOST_WORKERS = 8
 """Most processes that prepare batches; each holds the cases it draws from."""
-CASES = "cases.json"
-"""The record of a run's cases in its folder, see `TrainedOn`."""
+CONFIG, CASES, START = "config.json", "cases.json", "start.json"
+"""Records in a run's folder: `TrainingConfig`, `TrainedOn`, and `run.Start` if it started from a model."""
 LAST, BEST = "last.ckpt", "best.ckpt"
 """Checkpoints in a run's folder: the latest, and with patience that of the best validation."""
 GOES_ON = "The same command continues from the last checkpoint"
@@ -309,6 +311,14 @@ class TrainingRun(pl.LightningModule):
         """`marginal_loss` of scores (N, classes, H, W) and labels (N, H, W)."""
         return marginal_loss(scores, labels, self.dice)
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        # A loss that is no number has made the weights such. At every step, a GPU would be waited for.
+        if self.trainer.global_step % LOG_EVERY == 0:
+            check_finite(self.network)
+
+    def on_save_checkpoint(self, _: dict[str, Any]) -> None:
+        check_finite(self.network)  # before it replaces the last good one
+
     def validation_step(self, number: Tensor | int, index: int) -> None:
         data = cast(RunData, self.trainer.datamodule)  # type: ignore[attr-defined]
         case = data.validation[int(number)]
@@ -513,7 +523,7 @@ def _trainer(
         plugins=[_WholeCheckpoints()],
         limit_val_batches=1.0 if data.validation else 0,
         enable_model_summary=False,
-        log_every_n_steps=20,
+        log_every_n_steps=LOG_EVERY,
     )
 
 
