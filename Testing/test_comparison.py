@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
-from builders import read_pair, write_pairs
+from builders import read_pair, write_pair, write_pairs
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -207,6 +207,27 @@ def test_an_image_to_measure_on_is_trained_on_under_no_name(tmp_path, capsys, mo
     monkeypatch.setattr(compared, "network_costs", None)
     assert main(["compare", str(data), "--output", str(tmp_path / "run"), *SMOKE]) == 3
     assert "the image of p1, a validation case, is also a training case, as p9" in capsys.readouterr().err
+
+
+def test_trials_on_data_that_have_changed_are_not_mixed(finished, data, tmp_path, capsys, monkeypatch):
+    run, other = tmp_path / "run", tmp_path / data.name
+    shutil.copytree(finished, run)
+    shutil.copytree(data, other)
+    shutil.rmtree(run / "spine-dense-2020")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compared, "_train", stop)
+    volume, labels = read_pair(other, "p0")
+    write_pair(other, "p0", volume, np.roll(labels, 1, axis=1))
+    command = ["compare", str(other), "--output", str(run), *SMOKE]
+    assert main(command) == 2
+    assert "label maps or dataset.json have changed since the comparison" in capsys.readouterr().err
+    told = json.loads((run / "comparison.json").read_text(encoding="utf-8"))
+    (run / "comparison.json").write_text(json.dumps(told | {"record": None}), encoding="utf-8")  # of an earlier version
+    assert main(command) == 6
+    assert read_comparison(run)[0].record.labels != told["record"]["labels"]
 
 
 def test_what_is_finished_can_be_reported_without_training(finished, data, tmp_path, capsys, monkeypatch):

@@ -289,6 +289,7 @@ def test_a_killed_run_goes_on_and_ends_with_a_verified_model(data, tmp_path):
         ({"network": {"attention": "foo"}}, "attention"),
         ({"network": {"widths": [4, 4, 0, 4, 4]}}, "widths"),
         ({"network": {"classes": 2}}, "classes"),
+        *(({"name": name}, f"{name}.json") for name in ("config", "cases", "Start")),
     ],
 )
 def test_a_wrong_configuration_is_explained(data, tmp_path, capsys, change, word):
@@ -617,9 +618,28 @@ def test_changed_files_need_a_run_of_their_own(data, tmp_path, monkeypatch, case
         write_pair(data, case, volume, np.where(labels == 2, 0, labels), ending)
     else:
         write_pair(data, case, labelled(7)[0], labels, ending)
-    with pytest.raises(UsageError, match="images or label maps have changed"):
+    with pytest.raises(UsageError, match=r"images, label maps or dataset\.json have changed"):
         training.train([data], run, config, "cpu")
     training.train([data], tmp_path / "other", config, "cpu")
+
+
+def test_labels_of_another_meaning_need_a_run_of_their_own(data, tmp_path, monkeypatch):
+    """But what was only stated as it was read is the same, and runs of earlier versions do not know it."""
+    monkeypatch.setattr(training, "fit", lambda run, *rest: None)
+    monkeypatch.setattr(training, "_is_finished", lambda *rest: False)
+    run, config = tmp_path / "run", TrainingConfig(**CONFIG)
+    training.train([data], run, config, "cpu")
+    (run / "last.ckpt").touch()
+    (data / "dataset.json").write_text('{"encoding": "classes"}')
+    training.train([data], run, config, "cpu")
+    told = json.loads((run / "cases.json").read_text())
+    assert told["meaning"] == [["classes", "canal", "disc", "vertebra"]]
+    (data / "dataset.json").write_text('{"encoding": "spider", "draws": ["vertebra"]}')
+    with pytest.raises(UsageError, match="have changed"):
+        training.train([data], run, config, "cpu")
+    del told["meaning"]
+    (run / "cases.json").write_text(json.dumps(told))
+    training.train([data], run, config, "cpu")
 
 
 def test_a_finished_run_says_that_nothing_is_trained(data, tmp_path, capsys):

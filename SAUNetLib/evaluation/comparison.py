@@ -17,10 +17,10 @@ from ..anatomy import VERTEBRA
 from ..engine import choose_device, computes_bfloat16
 from ..errors import CancelledError, InputError, UsageError
 from ..training.datasets import Case, check_unseen, load_cases
-from ..training.folders import UNKNOWN, case_names, patients_of, write_settings
+from ..training.folders import INFO, UNKNOWN, case_names, patients_of, write_settings
 from ..training.folders import patients as cases_by_patient
 from ..training.held_out import held_out_images
-from ..training.train import GOES_ON, NetworkConfig, RunData, TrainingConfig, TrainingRun, fit
+from ..training.train import GOES_ON, NetworkConfig, RunData, TrainedOn, TrainingConfig, TrainingRun, fit
 from .comparison_measures import measure, network_costs
 from .comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial
 from .comparison_records import SETTINGS, SHIPPED, Comparison, TrialResult, is_finished, read_comparison, write_trial
@@ -75,7 +75,7 @@ def compare(
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
 
     Raises:
-        UsageError: USAGE, the folder holds another comparison.
+        UsageError: USAGE, the folder holds another comparison, or one on data that have changed.
         InputError: the data cannot be used.
         CancelledError: it was interrupted; what is finished is kept.
     """
@@ -101,9 +101,11 @@ def _go_on(
     config = comparison.config
     patients = list(held_out_images(data, comparison.held_out))
     waiting = [trial for trial in trials(tasks, seeds, config.seed) if not is_finished(output, trial)]
-    cases = _cases(data, comparison) if waiting else []
+    cases, record = _cases(data, comparison) if waiting else ([], None)
     with FileLock(output / _COSTS_LOCK):
         comparison, _ = read_comparison(output)
+        if record:
+            _keep(record, comparison, output)
         missing = {title: one for title, one in _timed(tasks, config).items() if title not in comparison.costs}
         if missing:
             print("timing all networks; this takes minutes", file=sys.stderr, flush=True)
@@ -124,6 +126,15 @@ def _go_on(
         )
         write_trial(output, trial, network, result)
         (output / trial.name / "last.ckpt").unlink()
+
+
+def _keep(record: TrainedOn, comparison: Comparison, output: Path) -> None:
+    """Store the record of the data, or refuse to mix trials on other data into the comparison's tables."""
+    if comparison.record and record.differs(comparison.record):
+        cause = f"images, label maps or {INFO} have changed since the comparison in {output} began"
+        raise UsageError("USAGE", cause, "Give another folder as --output")
+    comparison.record = record
+    write_settings(comparison, output / SETTINGS)
 
 
 def _taken(waiting: Sequence[Trial], output: Path) -> Iterator[Trial]:
@@ -185,8 +196,8 @@ def _begin(data: Path, output: Path, budget: str, held_out: Sequence[str], devic
     return earlier
 
 
-def _cases(data: Path, comparison: Comparison) -> list[Case]:
-    """The training cases; refused if one is a held-out case under another name."""
+def _cases(data: Path, comparison: Comparison) -> tuple[list[Case], TrainedOn]:
+    """The training cases, and the record of all; refused if one is a held-out case under another name."""
     cases = load_cases(data, comparison.trained_on, comparison.config.pixel_mm)
     partial = [case.name for case in cases if case.background]
     if partial:
@@ -198,8 +209,9 @@ def _cases(data: Path, comparison: Comparison) -> list[Case]:
     single = [case.name for case in cases if len(case.images) == 1]
     if single:
         raise InputError("INPUT_DIMENSION", f"{single[0]} is a single slice", "Compare on volumes")
-    check_unseen(load_cases(data, comparison.held_out, comparison.config.pixel_mm), [cases])
-    return cases
+    held_out = load_cases(data, comparison.held_out, comparison.config.pixel_mm)
+    check_unseen(held_out, [cases])
+    return cases, TrainedOn.of([data], [cases], held_out)
 
 
 def _train(

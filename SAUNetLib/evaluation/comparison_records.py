@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..training.folders import write_settings
-from ..training.train import TrainingConfig
+from ..training.train import TrainedOn, TrainingConfig
 from .comparison_networks import CANDIDATES, TASKS, Trial
 
 SETTINGS = "comparison.json"
@@ -87,6 +87,7 @@ class Comparison(BaseModel):
         budget: name of the budget.
         config: settings of every network.
         held_out, trained_on: names of the cases.
+        record: of the data that its trials are trained and measured on; None in earlier comparisons.
         device, precision: of the timing.
         costs: task, or ``shipped`` for the shipped model's widths and pixel size -> network -> cost.
     """
@@ -99,6 +100,7 @@ class Comparison(BaseModel):
     device: str
     precision: str
     costs: dict[str, dict[str, Cost]] = {}
+    record: TrainedOn | None = None
 
 
 def read_comparison(output: Path) -> tuple[Comparison, list[TrialResult]]:

@@ -27,10 +27,10 @@ from ..model_card import ModelCard
 from ..volume import Volume
 from .folders import find_cases, image_hash, patients, patients_of, read_settings, write_settings
 from .held_out import FIGURES, per_patient
-from .train import CASES, NetworkConfig, TrainedOn, TrainingConfig, is_begun, other_cases, train
+from .train import CASES, CONFIG, START, NetworkConfig, TrainedOn, TrainingConfig, is_begun, other_cases, train
 
-LOCK, START = "training.lock", "start.json"
-"""Files in a run's folder: the lock held by the training command, and `Start`."""
+LOCK = "training.lock"
+"""File in a run's folder: the lock held by the training command."""
 WORSE = 0.005
 """A Dice that drops by more than this in fine-tuning is reported."""
 Summaries = dict[str, dict[str, list[float | None]]]
@@ -84,7 +84,7 @@ def run_training(
         raise UsageError("USAGE", f"{len(config.shares)} shares for {len(data)} data folders", "Give one for each")
     if device != "auto":
         choose_device(device)
-    check_writable(output / "config.json", (".json",))
+    check_writable(output / CONFIG, (".json",))
     first = not getattr(rank_zero_only, "rank", 0)  # only one of several processes measures and writes the result
     with _alone(output):
         before = _start(output, config, data[0], device) if config.start and first else None
@@ -220,7 +220,7 @@ def _config(output: Path, config_file: str | None, start: str | None, folder: Pa
     cases = patients(folder)
     if config_file and not Path(config_file).exists():
         raise UsageError("USAGE", f"there is no configuration {config_file}", "Check the path")
-    own = output / "config.json"
+    own = output / CONFIG
     begun = read_config(own) if own.exists() else None
     config = read_config(Path(config_file)) if config_file else begun or TrainingConfig()
     start = start or config.start

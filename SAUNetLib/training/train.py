@@ -51,6 +51,7 @@ from ..volume import Intensity
 from .datasets import Case, StackDataset, can_thicken, check_drawn, check_unseen, load_cases, thick_slices
 from .folders import (
     ANY_OF,
+    INFO,
     UNKNOWN,
     check_one_encoding,
     find_cases,
@@ -149,6 +150,8 @@ class TrainingConfig(BaseModel):
     def _is_name(cls, text: str) -> str:
         if not is_model_name(text):
             raise ValueError("a model's name must be a valid file name without an extension")
+        if f"{text.casefold()}.json" in (CONFIG, CASES, START):
+            raise ValueError(f"the name {text} is taken by one of the run's own files, {text}.json")
         return text
 
     @model_validator(mode="after")
@@ -167,6 +170,7 @@ class TrainedOn(BaseModel):
         cases: names of the cases of each data folder.
         labels: SHA-256 of the label maps' files, validation cases first; empty in runs of version 0.1.
         images, validated: `folders.image_hash` of the training and validation images; likewise.
+        meaning: the encodings of each folder's label maps and the structures drawn; absent in earlier runs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -175,6 +179,7 @@ class TrainedOn(BaseModel):
     labels: str = ""
     images: tuple[str, ...] = ()
     validated: tuple[str, ...] = ()
+    meaning: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
     def of(cls, folders: Sequence[Path], sources: Sequence[Sequence[Case]], validation: Sequence[Case]) -> TrainedOn:
@@ -190,6 +195,9 @@ class TrainedOn(BaseModel):
             labels=digest.hexdigest(),
             images=tuple(case.image for cases in sources for case in cases),
             validated=tuple(case.image for case in validation),
+            meaning=tuple(
+                _meaning([*cases, *(validation if not number else ())]) for number, cases in enumerate(sources)
+            ),
         )
 
     def keep(self, output: Path) -> None:
@@ -206,12 +214,22 @@ class TrainedOn(BaseModel):
     def _check(self, before: TrainedOn, output: Path) -> None:
         if before.cases != self.cases:
             raise other_cases(output)
-        if before.labels and before != self:
+        if self.differs(before):
             raise UsageError(
                 "USAGE",
-                f"images or label maps have changed since the run in {output} began",
+                f"images, label maps or {INFO} have changed since the run in {output} began",
                 "Give another folder as --output, or start from its model with --from",
             )
+
+    def differs(self, before: TrainedOn) -> bool:
+        """Whether the data are not those of an earlier record, as far as that one knows them."""
+        return any(getattr(self, name) != getattr(before, name) for name in before.model_fields_set)
+
+
+def _meaning(cases: Sequence[Case]) -> tuple[str, ...]:
+    """What a folder's label values and their background mean."""
+    drawn = {CLASS_NAMES[value] for case in cases for value in case.drawn}
+    return (*sorted({case.encoding or "" for case in cases} - {""}), *sorted(drawn))
 
 
 def _file_hash(path: Path) -> bytes:
@@ -425,8 +443,8 @@ def train(folders: Sequence[Path], output: Path, config: TrainingConfig, acceler
     run = TrainingRun(config)
     output.mkdir(parents=True, exist_ok=True)
     TrainedOn.of(folders, sources, data.validation).keep(output)
-    if not (output / "config.json").exists():
-        write_settings(config, output / "config.json")
+    if not (output / CONFIG).exists():
+        write_settings(config, output / CONFIG)
     last = output / LAST
     if _is_finished(output, config):
         print(f"note: the run in {output} is already finished: it is not trained, only measured again. "
