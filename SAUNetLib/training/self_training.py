@@ -129,7 +129,7 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
         raise InputError(
             "INPUT_NOT_FOUND", f"{pictures} cannot be read ({failure.strerror})", "Give the folder of the pictures"
         ) from failure
-    missing = sorted(set(leave_out) - {path.name.split("_")[0] for path in paths})
+    missing = sorted(set(leave_out) - {path.stem.split("_")[0] for path in paths})
     if missing:
         raise InputError(
             "INPUT_NOT_FOUND", f"{pictures} has no picture of {', '.join(missing)}", "Correct the names to leave out"
@@ -143,7 +143,7 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
     if lonely := drawings.keys() - {path.stem.replace("_image", "") for path in paths}:
         cause = f"{drawings[min(lonely)].name} is drawn on a picture that is not beside it"
         raise InputError("INPUT_NOT_FOUND", cause, "Add the picture, or remove the drawing")
-    paths = [path for path in paths if path.name.split("_")[0] not in leave_out]
+    paths = [path for path in paths if path.stem.split("_")[0] not in leave_out]
     kept = 0
     for path in paths:
         volume, drawing = single_slice(path), drawings.get(path.stem.replace("_image", ""))
