@@ -20,11 +20,12 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import DiceLoss
+from safetensors import SafetensorError
 
 from SAUNetLib.cli import main
 from SAUNetLib.errors import CancelledError, UsageError
 from SAUNetLib.evaluation import comparison as compared
-from SAUNetLib.evaluation import intervals
+from SAUNetLib.evaluation import comparison_records, intervals
 from SAUNetLib.evaluation.comparison import _begin, _timed, trials
 from SAUNetLib.evaluation.comparison_measures import _ScoresBeforeAttention, measure, predict, without_islands
 from SAUNetLib.evaluation.comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial, UNet
@@ -228,6 +229,16 @@ def test_trials_on_data_that_have_changed_are_not_mixed(finished, data, tmp_path
     (run / "comparison.json").write_text(json.dumps(told | {"record": None}), encoding="utf-8")  # of an earlier version
     assert main(command) == 6
     assert read_comparison(run)[0].record.labels != told["record"]["labels"]
+
+
+def test_weights_that_cannot_be_written_are_no_bug(tmp_path, monkeypatch):
+    def full(network, path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(comparison_records, "save_model", full)
+    with pytest.raises(UsageError, match=r"weights\.safetensors could not be written") as caught:
+        comparison_records.write_trial(tmp_path, Trial("dense", "spine", 1), torch.nn.Linear(1, 1), None)
+    assert caught.value.code == "OUTPUT_WRITE" and not list(tmp_path.glob("*/*"))
 
 
 def test_what_is_finished_can_be_reported_without_training(finished, data, tmp_path, capsys, monkeypatch):

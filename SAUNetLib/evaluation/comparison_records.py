@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import nn
 
 from ..errors import UsageError
+from ..formats.atomic import write_beside
 from ..training.folders import write_settings
 from ..training.train import TrainedOn, TrainingConfig
 from .comparison_networks import CANDIDATES, TASKS, Trial
@@ -132,7 +134,11 @@ def write_trial(output: Path, trial: Trial, network: nn.Module, result: TrialRes
     Raises:
         UsageError: OUTPUT_WRITE.
     """
-    save_model(network.to(memory_format=torch.contiguous_format), str(output / trial.name / _WEIGHTS))  # type: ignore[call-overload]
+    with write_beside(output / trial.name / _WEIGHTS, ".safetensors") as temporary:
+        try:
+            save_model(network.to(memory_format=torch.contiguous_format), str(temporary))  # type: ignore[call-overload]
+        except SafetensorError as failure:
+            raise RuntimeError("a full disk, for example") from failure  # which `write_beside` reports
     write_settings(result, _result_file(output, trial))
 
 
