@@ -900,6 +900,8 @@ def test_a_picture_that_cannot_be_used_is_named(tmp_path, monkeypatch, name, con
     with pytest.raises(InputError, match=name) as caught:
         self_training.write_pseudo_labels(None, tmp_path / "in", tmp_path / "out")
     assert caught.value.code == code
+    if name == "b.png":
+        assert read_info(tmp_path / "out").patient_before == "_", "of the pair before it"
 
 
 def test_pairs_of_an_earlier_labelling_are_not_mixed_with_new_ones(tmp_path, monkeypatch):

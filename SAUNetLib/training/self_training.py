@@ -149,12 +149,12 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
         volume, drawing = single_slice(path), drawings.get(path.stem.replace("_image", ""))
         labels = complete_labels(model, volume, _drawn(drawing, volume)) if drawing else pseudo_labels(model, volume)
         if labels is not None:
+            if not (folder / INFO).exists():  # first: a run that ends early leaves usable pairs
+                write_settings(DatasetInfo(patient_before="_"), folder / INFO)
             name = path.stem.removesuffix("_image")
             write_volume(volume, folder / f"{name}_image.nii.gz")
             write_volume(Volume(labels, volume.geometry), folder / f"{name}_labels.nii.gz")
             kept += 1
-    if kept and not (folder / INFO).exists():
-        write_settings(DatasetInfo(patient_before="_"), folder / INFO)
     return kept, len(paths)
 
 
