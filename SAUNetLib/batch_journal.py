@@ -254,11 +254,12 @@ class Batch:
         Those in folders that cannot be listed (`closed`) are not: nothing is known of them.
         """
 
-        def may_be_there(place: str) -> bool:
-            return place in seen or any(str(folder) in closed for folder in PurePosixPath(place).parents)
+        def marked(record: SourceRecord) -> SourceRecord:
+            place = record.place
+            gone = place not in seen and not any(str(folder) in closed for folder in PurePosixPath(place).parents)
+            return record if record.gone == gone else replace(record, gone=gone)
 
-        marked = {place: replace(record, gone=not may_be_there(place)) for place, record in self.records.items()}
-        return replace(self, records=marked)
+        return replace(self, records={place: marked(record) for place, record in self.records.items()})
 
 
 def read_batch(output: Path) -> Batch:
@@ -401,8 +402,10 @@ class Journal:
             record = _with_left(record, _remove_left(before, source, record, self._output))
         self._keep(record)
         if (began := time.monotonic()) >= self._due:
+            current = self._current()
+            self.mark(current.records)  # a run that is killed writes nothing at its end
             with suppress(UsageError):  # a spreadsheet may have it open; the last write reports it
-                write_summary(self._current(), self._output)
+                write_summary(current, self._output)
             took = time.monotonic() - began
             self._due = began + max(SUMMARY_S, 20 * took)  # it takes a while for millions of sources
         return record.outcomes
@@ -412,6 +415,7 @@ class Journal:
         for place, record in records.items():
             if record != self._records[place]:
                 self.write(record)
+                self._records[place] = record
 
     def write(self, line: SourceRecord | RunStart) -> None:
         """Write a line."""

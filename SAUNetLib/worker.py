@@ -156,8 +156,8 @@ class Worker:
                 raise CancelledError
             send(event="progress", stage=stage, fraction=round(fraction, 4))
 
-        require_current_folder()
         report("load", 0.0)
+        require_current_folder()
         engine = self._engine_for(request)
         about = {"model": engine.model.card.name, "device": engine.device.type}
         if request.command == "warm":

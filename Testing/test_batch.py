@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import functools
 import importlib
 import json
 import os
@@ -945,7 +946,7 @@ def test_what_has_left_the_archive_is_gone_in_the_summaries_during_a_run(run, fa
 
 
 def test_the_journal_tells_what_has_left_the_archive_and_what_is_back(run, fast, archive, tmp_path):
-    """One line each time; those of a version that did not tell it are read."""
+    """One line each time, and none is needed before."""
     run()
     journal, image = tmp_path / "out" / JOURNAL, archive / "p2" / "A.mha"
     journal.write_text(journal.read_text().replace(', "gone": false', ""))
@@ -965,6 +966,27 @@ def test_what_is_begun_again_is_back(tmp_path):
     with batch_journal.open_journal({done.place: done}, tmp_path, tmp_path, Batch) as journal:
         journal.begin(Source("a.mha", False, "2"))
     assert not read_batch(tmp_path).records["a.mha"].gone
+
+
+def test_a_run_that_is_killed_has_told_with_the_last_summary_what_had_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_journal, "SUMMARY_S", 0.0)
+    left = SourceRecord("a.mha", "1", "0", (Outcome("segmented", output="a.nii.gz"),))
+    records = {left.place: left}
+    now = functools.partial(Batch(records).only, {"b.mha"}, ())
+    with batch_journal.open_journal(records, tmp_path, tmp_path, now) as journal:
+        journal.note(Source("b.mha", False, "2"), "0", [Outcome("segmented", output="b.nii.gz")])
+        assert read_batch(tmp_path).records["a.mha"].gone
+        journal.note(Source("b.mha", False, "3"), "0", [Outcome("segmented", output="b.nii.gz")])
+    assert len([line for line in lines(tmp_path) if line["place"] == "a.mha"]) == 1
+
+
+def test_what_has_left_the_archive_is_shown_while_its_results_are_there(tmp_path):
+    outcomes = (Outcome("segmented", output="a.nii.gz"), Outcome("segmented", output="b.nii.gz"))
+    known = Batch({"a": SourceRecord("a", "1", "0", outcomes, gone=True)})
+    (tmp_path / "b.nii.gz").touch()
+    assert [outcome for _, outcome in known.gone(tmp_path)] == [*outcomes]
+    (tmp_path / "b.nii.gz").unlink()
+    assert [*known.gone(tmp_path)] == []
 
 
 def test_a_library_of_pytorch_that_cannot_be_loaded_is_no_fault_of_the_output(run, monkeypatch):

@@ -1983,6 +1983,10 @@ def test_space_presses_the_button_that_has_the_focus_and_else_is_the_editor_s(pa
     assert len(started) == 2
     space()
     assert len(started) == 2 and editor.spaces == 2
+    panel.widget._focus.close()
+    section.setFocus(QtCore.Qt.FocusReason.TabFocusReason)
+    space()
+    assert editor.spaces == 3, "nothing of a panel that is gone stands before other shortcuts"
 
 
 def test_focus_of_what_is_hidden_or_disabled_goes_to_no_button(panel_of):  # noqa: F811

@@ -667,8 +667,13 @@ def test_header_of_a_label_map_follows_what_was_corrected(nodes, tmp_path):
     segmentation.GetSegment("SAUNet_44").SetName("L5 vertebra")  # the one that is cut
     segmentation.GetSegment("SAUNet_43").SetName("Tumor \u2013 größer")
     segmentation.RemoveSegment("SAUNet_41")
+    logic, empty = slicer.vtkSlicerSegmentationsModuleLogic, slicer.vtkOrientedImageData()
+    empty.DeepCopy(segments(node)[0].GetRepresentation(Result.LABELMAP))
+    empty.GetPointData().GetScalars().Fill(0)
+    assert logic.SetBinaryLabelmapToSegment(empty, node, "SAUNet_42", logic.MODE_REPLACE, empty.GetExtent())
     nodes.exportLabelMap(node, tmp_path / "l.nrrd")
     said = said_in(tmp_path / "l.nrrd")
+    assert "SAUNet_label_42" not in said
     assert said["SAUNet_partial"] == "45" and said["SAUNet_label_45"] == "L5 vertebra"
     assert said["SAUNet_label_43"] == "Tumor - gro?er" and not {"SAUNet_label_41", "SAUNet_label_44"} & said.keys()
 

@@ -188,9 +188,9 @@ def test_a_request_in_a_folder_that_was_removed_is_answered(monkeypatch, tmp_pat
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    events = io.StringIO()
-    Worker(io.StringIO('{"command": "warm"}\n'), events).serve()
-    assert json.loads(events.getvalue().splitlines()[-1])["code"] == "USAGE"
+    worker = Worker(io.StringIO(), io.StringIO())
+    with pytest.raises(UsageError, match="the current folder cannot be used"):
+        worker._answer(1, Request("warm"), lambda **event: None)
 
 
 def test_a_missing_package_is_no_bug(tmp_path):
