@@ -50,13 +50,16 @@ def test_an_isotropic_axial_volume_is_segmented(tiny_engine):
 
 
 def test_padding_is_not_taken_for_image(tiny_engine, monkeypatch):
-    """A vertebra that ended at the border before rows of zeros were added is cut all the same."""
+    """A vertebra that ended at the border before rows of zeros were added is cut all the same.
+
+    What the network finds in these rows gets no label.
+    """
     truth = block_spine()[:, :232]
     image = np.random.default_rng(0).uniform(1, 100, truth.shape).astype(np.float32)
     results = []
     for after in ((0, 0), (40, 3)):
         add = ((0, after[1]), (0, after[0]), (0, 0))
-        found = np.pad(CLASS_OF[truth], add)
+        found = np.pad(CLASS_OF[truth], add, constant_values=3)
         geometry = Geometry(tuple(reversed(found.shape)), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), SLICES_TO_LEFT)
         volume = Volume(np.pad(image, add), geometry, "picture")
         monkeypatch.setattr(tiny_engine, "classes", lambda stack, report, found=found: (found, ()))
