@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..volume import Volume, check_geometry
 from .atomic import why_absent
 from .dicom_elements import first_text, first_texts
-from .dicom_files import UnreadablePath, image_files, is_image, unreadable
+from .dicom_files import NO_IMAGES, UnreadablePath, image_files, is_image, unreadable
 from .dicom_headers import read_as_series
 from .dicom_pixels import load
 from .dicom_series import TURN, DicomFrame, Series, ordered, several_origins
@@ -136,7 +136,8 @@ def read_series(folder: Path, series: str | None) -> Volume:
 def read_beside(path: Path) -> Volume:
     """The volume of the series that one DICOM file belongs to, in its folder.
 
-    If that is not a volume, for example with several time points, an enhanced file's own frames may be one.
+    If that is not a volume, for example with several time points, an enhanced file's own frames may be one. A file that
+    is hidden or named as what accompanies images is read alone.
 
     Raises:
         InputError: as `read_series`; INPUT_UNREADABLE for a file without an image.
@@ -151,6 +152,8 @@ def read_beside(path: Path) -> Volume:
         )
     if file_series is None:
         raise unreadable([path])
+    if path.name.startswith(".") or path.name.upper() in NO_IMAGES:  # which `image_files` leaves out
+        return volume_of(_examined(file_series, [], set()))
     chosen = next(series for series in list_series(path.parent, below=False) if series.key == file_series.key)
     if chosen.problem is not None and len(file_series.frames) > 1:
         chosen = _examined(file_series, [], set())

@@ -22,7 +22,7 @@ _ENDINGS = (".dcm", ".ima")
 _NUMBER = re.compile(r"\d+(\.\d+)+|(?<![^\W_])[0-9a-f]*\d[0-9a-f]*(?![^\W_])|\d+")
 _SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"
 _CLASS = 0x00080016
-_NO_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION", "README", "AUTORUN")
+NO_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION", "README", "AUTORUN")
 """Files without an extension that accompany images on a CD."""
 
 
@@ -86,7 +86,7 @@ def _found(files: Iterable[Path]) -> Iterator[Path]:
     kinds: set[str] = set()
     blank: list[Path] = []
     for path in files:
-        head = None if path.name.upper() in _NO_IMAGES else _head(path)
+        head = None if path.name.upper() in NO_IMAGES else _head(path)
         if head is None:
             continue
         if _is_dicom(head):
