@@ -225,6 +225,17 @@ def test_a_nifti_file_s_two_forms_must_agree(tmp_path: Path, image: Volume) -> N
         assert read_volume(save(tmp_path, ".nii", builders.volume(grid, 23))).geometry.same_grid(grid)
 
 
+def test_a_nifti_file_s_two_voxel_sizes_must_agree_to_a_hundredth(tmp_path: Path, image: Volume) -> None:
+    """Also where they differ by less than a tenth of a millimetre."""
+    for factor, works in ((1.005, True), (1.02, False)):
+        path = nifti(lambda raw, factor=factor: struct.pack_into("<f", raw, 80, 1.2 * factor), image)(tmp_path)
+        if works:
+            assert read_volume(path).geometry.size == GRID.size
+        else:
+            failure = refusal(path)
+            assert failure.code == "INPUT_SPACING" and "two voxel sizes" in failure.cause
+
+
 def test_reading_in_threads_keeps_stderr(tmp_path: Path, image: Volume, capfd: pytest.CaptureFixture) -> None:
     path = save(tmp_path, ".nrrd", image)
     with ThreadPoolExecutor(8) as pool:
@@ -520,6 +531,18 @@ def test_dicom_axes_that_were_rounded_are_perpendicular_in_every_format(tmp_path
         assert np.abs(again.points(corners) - read.geometry.points(corners)).max() < 1e-3
 
 
+@pytest.mark.parametrize(("shift", "works"), [(0.03, True), (-0.03, True), (0.08, False), (-0.08, False)])
+def test_dicom_slices_may_be_shifted_by_a_fifth_of_a_pixel_either_way(
+    tmp_path: Path, image: Volume, shift: float, works: bool
+) -> None:
+    """The last of seven by six times this many mm; a pixel measures 1.2 mm, the slices lie 3.5 mm apart."""
+    builders.write_dicom_series(tmp_path, image, shift=shift)
+    if works:
+        assert read_volume(tmp_path).geometry.size == GRID.size
+    else:
+        assert refusal(tmp_path).code == "INPUT_DIRECTION"
+
+
 def test_dicom_missing_slices(tmp_path: Path, image: Volume) -> None:
     paths = builders.write_dicom_series(tmp_path, image)
     paths[3].unlink()
@@ -536,6 +559,12 @@ def test_dicom_uneven_slices(tmp_path: Path, image: Volume) -> None:
     assert read_volume(tmp_path).geometry.spacing[2] == pytest.approx(GRID.spacing[2])
     changed(paths[-1], ImagePositionPatient=GRID.points(np.array([0, 0, 2.5])).tolist())
     assert refusal(tmp_path).code == "INPUT_SLICES", "one too many, and no gap"
+
+
+def test_dicom_slices_that_are_slightly_uneven_end_where_the_last_one_lies(tmp_path: Path, image: Volume) -> None:
+    paths = builders.write_dicom_series(tmp_path, image)
+    changed(paths[-1], ImagePositionPatient=GRID.points(np.array([0, 0, 6.04])).tolist())
+    assert read_volume(tmp_path).geometry.spacing[2] == pytest.approx(GRID.spacing[2] * 6.04 / 6)
 
 
 @pytest.mark.parametrize("content", [b"", bytes(100)])
@@ -726,6 +755,18 @@ def test_dicom_where_the_main_series_is_damaged_its_localizer_is_not_taken_for_i
     assert read_volume(tmp_path, series="1").geometry.size[2] == 1
 
 
+def test_dicom_a_series_most_of_whose_files_are_damaged_may_be_the_one_that_is_meant(
+    tmp_path: Path, image: Volume
+) -> None:
+    """Two of its seven slices can be read; the other series, of five, was not taken unasked."""
+    builders.write_dicom_series(tmp_path, first_slices(image, 5), number=1, description="other")
+    paths = builders.write_dicom_series(tmp_path, image, number=5, description="T2 sag")
+    for path in paths[1:-1]:
+        path.write_bytes(path.read_bytes()[:-300])
+    failure = refusal(tmp_path)
+    assert failure.code == "INPUT_SERIES" and "series 5 (T2 sag) cannot be used" in failure.cause
+
+
 @pytest.mark.parametrize("kind", ["slices", "enhanced"])
 def test_dicom_a_series_of_which_nothing_can_be_read_is_told(tmp_path: Path, image: Volume, kind: str) -> None:
     """As an enhanced one, which is one file; the only other series was taken for the one that was meant."""
@@ -871,6 +912,16 @@ def test_dicom_hidden_folders_are_left_out(tmp_path: Path, image: Volume) -> Non
     assert read_volume(tmp_path).geometry.same_grid(image.geometry)
 
 
+@pytest.mark.parametrize("name", [".e.dcm", "README"])
+def test_dicom_a_file_that_a_folder_s_reading_leaves_out_is_read_where_it_is_given(
+    tmp_path: Path, image: Volume, name: str
+) -> None:
+    builders.write_enhanced(tmp_path / name, image, list(range(7)))
+    assert read_volume(tmp_path / name).geometry.size == GRID.size
+    builders.write_dicom_series(tmp_path, first_slices(image, 3), number=4)
+    assert read_volume(tmp_path / name).geometry.size == GRID.size
+
+
 def test_dicom_reports_beside_images_are_ignored(tmp_path: Path, image: Volume) -> None:
     builders.write_dicom_series(tmp_path, image)
     report = builders.dicom_dataset(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", Modality="SR", SamplesPerPixel=None,
@@ -922,6 +973,17 @@ def test_dicom_bits_above_those_that_are_stated(tmp_path: Path, image: Volume, s
         assert failure.code == "INPUT_UNREADABLE" and "more than the 12 bits" in failure.cause
     else:
         assert np.array_equal(read_volume(tmp_path).voxels, voxels)
+
+
+def test_dicom_unsigned_pixels_have_no_sign_to_copy(tmp_path: Path, image: Volume) -> None:
+    """All bits above those that are stated are set: copies of a sign only where pixels are signed."""
+    for path, pixels in zip(builders.write_dicom_series(tmp_path, image), image.voxels, strict=True):
+        data = pydicom.dcmread(path)
+        data.BitsStored, data.HighBit = 12, 11
+        data.PixelData = (pixels.astype(np.uint16) | 0xF000).tobytes()
+        data.save_as(path)
+    failure = refusal(tmp_path)
+    assert failure.code == "INPUT_UNREADABLE" and "more than the 12 bits" in failure.cause
 
 
 @pytest.mark.parametrize("bits", [24, 32])
@@ -1034,6 +1096,16 @@ def test_dicom_enhanced_file_by_file(tmp_path: Path, image: Volume) -> None:
         builders.write_enhanced(tmp_path / f"{k}.dcm", image, [k])
     assert read_volume(tmp_path).geometry.size == GRID.size
     assert np.array_equal(np.sort(read_volume(tmp_path).voxels, 0), np.sort(image.voxels, 0))
+
+
+def test_dicom_one_enhanced_frame_has_the_spacing_that_is_stated_before_the_thickness(
+    tmp_path: Path, image: Volume
+) -> None:
+    builders.write_enhanced(tmp_path / "e.dcm", image, [3])
+    data = pydicom.dcmread(tmp_path / "e.dcm")
+    data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 4.25
+    data.save_as(tmp_path / "e.dcm")
+    assert read_volume(tmp_path).geometry.spacing[2] == pytest.approx(4.25)
 
 
 def test_dicom_links_do_not_loop(tmp_path: Path, image: Volume) -> None:
