@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 from builders import BLOCK_DISCS, CLASS_OF, block_spine
 
+from SAUNetLib.anatomy import CANAL, VERTEBRA
 from SAUNetLib.levels.bodies import Chain
 from SAUNetLib.levels.bone import Bone
 from SAUNetLib.levels.column import Column
@@ -24,8 +25,8 @@ from SAUNetLib.levels.interfaces import (
     usual_spacings,
     volumes,
 )
-from SAUNetLib.levels.wall import _cores, find_column
-from SAUNetLib.masks import bounding_box
+from SAUNetLib.levels.wall import _beside_spine, _cores, _main, find_column
+from SAUNetLib.masks import bounding_box, connected_components
 from SAUNetLib.volume import SagittalStack
 
 
@@ -78,6 +79,16 @@ def test_parts_of_a_disc_become_one(bone: Bone, discs: Discs) -> None:
     assert result[3].volume == pytest.approx(found[3].volume)
 
 
+def test_merged_parts_of_a_disc_lie_at_their_mean_weighted_by_volume() -> None:
+    normal, tilted = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.8, 0.6])
+    larger = Interface(np.array([0.0, 10.0, 0.0]), normal, 10.0, 300.0, 20.0, 2, (2,), 80.0)
+    smaller = Interface(np.array([4.0, 14.0, 8.0]), tilted, 14.0, 100.0, 25.0, 3, (3,), 30.0)
+    for merged in (larger.merged_with(smaller), smaller.merged_with(larger)):
+        assert merged.point == pytest.approx([1, 11, 2]) and merged.station == pytest.approx(11)
+        assert merged.normal is normal and merged.number == 2 and sorted(merged.discs) == [2, 3]
+        assert (merged.volume, merged.depth, merged.section) == (400, 25, 110)
+
+
 def test_a_small_disc_within_bone_is_false(bone: Bone, discs: Discs) -> None:
     above, below = discs.interfaces[2:4]
     speck = Interface(
@@ -121,6 +132,18 @@ def test_missing_discs_are_filled_in_where_they_were(bone: Bone, discs: Discs, g
     assert [n for n, one in enumerate(result) if one.number == 0] == gone
     for n in gone:
         assert result[n].station == pytest.approx(discs.interfaces[n].station, abs=3)
+
+
+def test_the_highest_level_is_lower_than_those_below_it(bone, discs) -> None:
+    """Where no bone tells, 1.4 usual distances at the top are two levels, and one farther down."""
+    nothing = replace(bone, points=bone.points[:0], station=bone.station[:0])
+
+    def after(gaps: list[float]) -> int:
+        stations = np.cumsum([0.0, *gaps])
+        line = [replace(discs.interfaces[0], point=np.array([0.0, at, 0.0]), station=float(at)) for at in stations]
+        return len(insert_missing(line, nothing, np.full(len(gaps), 34.0))) - len(line)
+
+    assert after([1.4 * 34, 34, 34, 34]) == 1 and after([34, 34, 1.4 * 34, 34]) == 0
 
 
 def test_the_ends_grow_to_the_last_bodies(bone: Bone, discs: Discs) -> None:
@@ -179,6 +202,15 @@ def test_the_tip_of_a_joint_tells_nothing_of_the_order_of_processes() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("span", "place", "apart"), [((5.0, 30.0), 3.6, 1), ((5.0, 30.0), 3.4, 0), ((12.0, 30.0), 3.6, 0)]
+)
+def test_only_components_in_the_same_slices_lie_one_below_the_other(span, place, apart) -> None:
+    """Joints on the left and on the right of one vertebra may lie at different heights."""
+    above = _Component(np.arange(3), 3, 1000.0, 900.0, 3.0, (0.0, 10.0))
+    assert above.apart(_Component(np.arange(3), 4, 1000.0, 900.0, place, span)) == apart
+
+
 @pytest.mark.parametrize("spacing", [(4.0, 1.0, 1.5), (4.0, 20.0, 0.8), (4.0, 0.5, 0.8)])
 def test_cores_are_what_an_opening_by_a_square_leaves(monkeypatch: pytest.MonkeyPatch, spacing: tuple) -> None:
     """As ITK makes it, also at the image's borders; but its threads have been waited for without end."""
@@ -192,3 +224,21 @@ def test_cores_are_what_an_opening_by_a_square_leaves(monkeypatch: pytest.Monkey
     first_end = np.where(ends.any(axis=2), ends.argmax(axis=2), -1)[..., None]
     monkeypatch.delattr(sitk, "BinaryMorphologicalOpening")
     np.testing.assert_array_equal(_cores(mask, np.array(spacing)), bodies & (np.arange(mask.shape[2]) <= first_end))
+
+
+def test_canal_below_fat_that_lies_beside_it_is_canal() -> None:
+    pieces = np.zeros((3, 60, 120), np.int32)
+    pieces[:, :30, 80:92], pieces[:, 5:25, 10:22], pieces[:, 40:55, 80:92] = 1, 2, 3
+    assert np.array_equal(_main(pieces, 1.0), (pieces == 1) | (pieces == 3))
+
+
+def test_where_all_of_the_canal_lies_away_from_the_bodies_all_of_it_counts() -> None:
+    """As where only the fronts of the bodies were found."""
+    classes = np.zeros((3, 80, 100), np.uint8)
+    classes[:, 5:75, 10:30] = VERTEBRA
+    classes[:, 5:35, 60:70] = classes[:, 45:75, 60:70] = CANAL
+    grid = Grid.of(SagittalStack(classes, 4.0, (1.0, 1.0), (0, 1, 2), (False,) * 3), bounding_box(classes))
+    canal = grid.classes == CANAL
+    box = bounding_box(canal)
+    pieces = connected_components(canal[box])
+    assert pieces.max() == 2 and np.array_equal(_beside_spine(grid, pieces, box), pieces)

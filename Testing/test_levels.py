@@ -56,6 +56,11 @@ def levels_in(labels: np.ndarray) -> set[str]:
     return {structures()[int(value)].level for value in np.unique(labels) if value > 2}
 
 
+def rows_of(spine: np.ndarray, level: str) -> np.ndarray:
+    """The rows that show a structure's body: the slice in the middle, in front of the canal."""
+    return np.flatnonzero((spine[:, :, :45] == value_of(level)).any(axis=(0, 2)))
+
+
 def codes(levels: Levels) -> list[str]:
     return [notice.code for notice in levels.notices]
 
@@ -442,6 +447,17 @@ def test_a_piece_of_an_arch_at_the_upper_border_is_no_vertebra(phantom: Sagittal
     assert (labels[cropped.slices == VERTEBRA] > 0).all()
 
 
+@pytest.mark.parametrize(("rows", "own"), [(1, True), (5, False)])
+def test_an_arch_whose_body_lies_above_the_image_is_a_vertebra_from_its_volume_on(rows: int, own: bool) -> None:
+    """Voxels of 4 mm3: of T11's process fewer than 300 are left, which may be more than 300 mm3."""
+    straight = block_spine(lordosis=0.0)
+    straight[straight == value_of("T11/T12")] = 0
+    part = straight[:, rows_of(straight, "T11")[-1] + 1 + rows :]
+    left = int((part == value_of("T11")).sum())
+    assert 0 < left < 300 and (4 * left > 300) == own
+    assert ("T11" in levels_in(named(part).labels)) == own
+
+
 @pytest.mark.parametrize("factor, words", [(1.0, ""), (1.5, "50% larger"), (0.7, "30% smaller")])
 def test_a_wrong_voxel_size_is_told(phantom: SagittalStack, factor: float, words: str) -> None:
     sized = replace(phantom, pixel=(phantom.pixel[0] * factor, phantom.pixel[1] * factor))
@@ -463,6 +479,14 @@ def test_a_ghost_of_the_spine_is_no_part_of_it(spine: np.ndarray, shift: int) ->
     assert codes(result) == [*codes(clean), "PIECES_APART"]
     assert (result.labels[truth > 0] == clean.labels[truth > 0]).mean() > 0.99
     assert (result.labels[(truth == 0) & (ghost > 0)] > 0).mean() < 0.1
+
+
+def test_canal_that_was_removed_beside_the_column_lies_apart(spine: np.ndarray) -> None:
+    classes = np.pad(CLASS_OF[spine], ((0, 0), (0, 0), (0, 60)))
+    before = Spine(Grid.of(stack_of(classes), bounding_box(classes))).apart_mm3
+    classes[4:8, 100:120, 160:175] = CANAL
+    grid = Grid.of(stack_of(classes), bounding_box(classes))
+    assert Spine(grid).apart_mm3 - before == pytest.approx(4 * 20 * 15 * 4.0)
 
 
 @pytest.mark.parametrize("change", ["oedema of L5", "an offset", "fall-off", "dark below in half"])
@@ -770,6 +794,12 @@ def test_vertebrae_cut_by_the_border() -> None:
     assert {value_of("T11"), value_of("L5")} <= result.partial
     assert not result.partial & {value_of("L2"), value_of("L2/L3"), value_of("L4")}
     assert "LEVELS_DOUBTFUL" in codes(named(cropped))
+
+
+def test_of_two_vertebrae_the_upper_one_is_complete_where_the_border_cuts_the_lower(spine: np.ndarray) -> None:
+    part = spine[:, rows_of(spine, "T12")[0] - 3 : rows_of(spine, "L1")[0] + 14]
+    part = np.where(np.isin(part, [2, *(value_of(level) for level in ("T12", "T12/L1", "L1"))]), part, 0)
+    assert levels_in(named(part, lowest="T12").labels) == {"T12", "T12/L1", "L1"}
 
 
 @pytest.mark.parametrize(("low", "disc"), [("L5", "L4/L5"), ("L4", "L3/L4"), ("L3", "L2/L3")])
