@@ -4,16 +4,17 @@ import math
 
 import numpy as np
 import pytest
-from builders import labelled, least_seconds
+from builders import geometry, labelled, least_seconds
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
 from SAUNetLib import metrics
+from SAUNetLib.anatomy import value_of
 from SAUNetLib.errors import InputError
-from SAUNetLib.evaluation.evaluate import evaluate_files
+from SAUNetLib.evaluation.evaluate import evaluate, evaluate_files
 from SAUNetLib.formats.volumes import write_volume
 from SAUNetLib.metrics import Detection, agreement, compare_labels, detect
-from SAUNetLib.segmentation import count_labels
+from SAUNetLib.segmentation import Segmentation, count_labels
 from SAUNetLib.volume import Volume
 
 
@@ -162,6 +163,20 @@ def test_one_prediction_serves_one_instance_only():
 def test_nothing_to_find():
     nothing = np.zeros((1, 3, 3), int)
     assert detect(nothing, nothing) == Detection({}, (), ())
+
+
+@pytest.mark.parametrize(("axis", "mm"), [(0, 3.5), (1, 1.5), (2, 1.2)])
+def test_two_segmentations_are_compared_in_mm_along_the_right_axis_and_disc_by_disc(axis, mm):
+    """A vertebra and a disc, each one voxel too long at one end."""
+    grid = geometry(size=(20, 30, 9))
+    labels = np.zeros(grid.size[::-1], np.uint8)
+    labels[2:7, 3:12, 4:16], labels[2:7, 14:22, 4:16] = value_of("L2"), value_of("L2/L3")
+    longer = np.where(labels == 0, np.roll(labels, 1, axis), labels)
+    compared = evaluate(Segmentation(longer, grid), Segmentation(labels, grid))
+    assert compared.agreements[value_of("L2")].hausdorff_mm == pytest.approx(mm)
+    assert {kind: list(found.matches) for kind, found in compared.detections.items()} == {
+        "vertebra": [value_of("L2")], "disc": [value_of("L2/L3")],
+    }  # fmt: skip
 
 
 def test_what_is_not_known_in_the_truth_counts_on_neither_side(tmp_path):

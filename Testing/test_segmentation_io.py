@@ -34,7 +34,7 @@ from SAUNetLib.evaluation.evaluate import evaluate, evaluate_files
 from SAUNetLib.formats import slicer_segments
 from SAUNetLib.formats.atomic import check_writable
 from SAUNetLib.formats.endings import SEGMENTATIONS, TABLES, VOLUMES
-from SAUNetLib.formats.label_maps import read_in_short
+from SAUNetLib.formats.label_maps import Header, read_in_short, write_label_map
 from SAUNetLib.formats.segmentations import read_segmentation, read_truth, write_segmentation, write_table
 from SAUNetLib.notices import CODES, Notice
 from SAUNetLib.relabel import relabel_file
@@ -136,6 +136,16 @@ def test_any_labels_on_any_grid(tmp_path: Path, data: st.DataObject) -> None:
     found = read_segmentation(path)
     assert np.array_equal(found.labels, labels)
     assert found.geometry.same_grid(wanted.geometry)
+
+
+def test_a_label_map_on_a_sheared_grid_is_written_whole(tmp_path: Path) -> None:
+    """As Slicer exports it for a volume that an acquisition transform shears: not read here, but not damaged."""
+    whole = builders.segmentation(builders.geometry())
+    sheared = np.asarray(whole.geometry.direction) @ np.array([[1, 0, 0], [0, 1, 0.1], [0, 0, 1]])
+    image = to_sitk(whole.labels, replace(whole.geometry, direction=sheared / np.linalg.norm(sheared, axis=0)))
+    for ending in (".nrrd", ".mha"):
+        write_label_map(image, Header("levels"), tmp_path / f"s{ending}", ending)
+        assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"s{ending}"))), whole.labels)
 
 
 # --- 3D Slicer's own libraries --------------------------------------------------------------------
