@@ -106,6 +106,26 @@ def test_front_and_back_seem_swapped_where_the_network_is_clearly_surer_of_the_s
     assert tiny_engine._seems_turned(stack_of(1), np.ones((1, 60, 50), np.uint8)) is told
 
 
+def test_front_and_back_are_told_in_the_slice_that_shows_most(tiny_engine, monkeypatch):
+    """And by what is not background there: of background the network is surer than of any structure."""
+    given, sure = [], iter(((0.80, 0.999), (0.83, 0.9)))
+
+    def scores(_):
+        of_spine, of_background = next(sure)
+        result = torch.empty(1, 4, 1, 64, 64)
+        result[..., :32, :] = torch.tensor([1 - of_spine, of_spine, 0, 0]).log()[None, :, None, None, None]
+        result[..., 32:, :] = torch.tensor([of_background, 1 - of_background, 0, 0]).log()[None, :, None, None, None]
+        return result[:, :, 0]
+
+    real = tiny_engine._input
+    monkeypatch.setattr(tiny_engine, "_input", lambda slices, *rest: given.append(slices) or real(slices, *rest))
+    monkeypatch.setattr(tiny_engine.network, "scores", scores)
+    stack, found = stack_of(5), np.zeros((5, 60, 50), np.uint8)
+    found[2, :5], found[4] = 1, 1
+    assert tiny_engine._seems_turned(stack, found)
+    assert np.array_equal(given[0], stack.slices[4:]) and np.array_equal(given[1], stack.slices[4:, :, ::-1])
+
+
 def test_same_input_same_bits(tiny_engine):
     stack = stack_of(4)
     assert np.array_equal(tiny_engine.classes(stack)[0], tiny_engine.classes(stack)[0])
@@ -362,6 +382,17 @@ def test_the_stack_after_one_that_did_not_fit_is_given_the_gpu_again(tiny_model,
     monkeypatch.setattr(engine, "_prepare", asked.append)
     engine.classes(stack_of(2))
     assert asked == [torch.device("meta")]
+
+
+def test_the_stack_after_one_that_took_smaller_chunks_is_tried_in_whole_ones(tiny_model):
+    engine = Engine(load_model(tiny_model), "cpu", "float32")
+    whole = engine.chunk
+    engine.chunk = 4
+    failing(engine, torch.OutOfMemoryError("out of memory"), 2)
+    engine.classes(stack_of(4))
+    assert engine._stepped_down
+    engine.classes(stack_of(1))
+    assert not engine._stepped_down and engine.chunk == whole
 
 
 def test_out_of_memory_on_the_processor_is_an_error_of_its_own(tiny_model):

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -419,6 +420,33 @@ def test_a_signal_right_after_the_result_adds_no_error(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         Worker(io.StringIO('{"command": "warm"}\n'), events).serve()
     assert [json.loads(line)["event"] for line in events.getvalue().splitlines()] == ["ready", "result"]
+
+
+@pytest.mark.parametrize(("entries", "event"), [({"command": "warm"}, "result"), ({"command": "segment"}, "error")])
+def test_after_every_request_a_gpu_s_cached_memory_is_left_to_other_programs(entries, event, monkeypatch):
+    freed = []
+    engine = SimpleNamespace(
+        free_memory=lambda: freed.append(1),
+        model=SimpleNamespace(card=SimpleNamespace(name="m")), device=SimpleNamespace(type="cuda"),
+    )  # fmt: skip
+    events = io.StringIO()
+    worker = Worker(io.StringIO(), events)
+    worker._engine = ((Path("m"), 0, "auto"), engine)
+    monkeypatch.setattr(worker, "_engine_for", lambda request: engine)
+    worker._serve_one(1, entries)
+    assert json.loads(events.getvalue().splitlines()[-1])["event"] == event and freed == [1]
+
+
+def test_an_engine_is_given_up_before_another_one_is_loaded(monkeypatch, tmp_path):
+    weights, held = tmp_path / "m.safetensors", []
+    weights.write_bytes(b"")
+    worker = Worker(io.StringIO(), io.StringIO())
+    worker._engine = ((Path("other"), 0, "auto"), SimpleNamespace())
+    monkeypatch.setattr("SAUNetLib.model_card.find_model", lambda model: weights)
+    monkeypatch.setattr("SAUNetLib.model.load_model", lambda path: held.append(worker._engine))
+    monkeypatch.setattr("SAUNetLib.engine.Engine", lambda *_: SimpleNamespace())
+    worker._engine_for(Request("warm"))
+    assert held == [None], "never two at once in memory"
 
 
 def test_work_shares_a_thread_until_some_of_it_fails():
