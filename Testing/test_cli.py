@@ -29,7 +29,7 @@ from conftest import ROOT
 from SAUNetLib.anatomy import value_of
 from SAUNetLib.cli import STAGES, _parser, main
 from SAUNetLib.command import run_command, tool
-from SAUNetLib.errors import CancelledError
+from SAUNetLib.errors import CancelledError, InputError, out_of_memory
 from SAUNetLib.formats.segmentations import read_segmentation, write_segmentation
 from SAUNetLib.masks import cut_structures
 from SAUNetLib.measurements import split_parts
@@ -288,6 +288,21 @@ def test_what_was_done_before_cancelling_is_told(run, image, tmp_path, monkeypat
     assert status == 6 and "structures" in first and second["error"]["code"] == "CANCELLED"
     assert err.count("\n") == 1 and "error CANCELLED" in err
     assert [path.name for path in (tmp_path / "many").iterdir()] == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize(("second", "wanted"), [(CancelledError(), 6), (out_of_memory(), 3)])
+def test_of_several_failures_the_first_counts_unless_the_run_was_cancelled(
+    run, image, tmp_path, monkeypatch, second, wanted
+):
+    from SAUNetLib import pipeline
+
+    def failing(path, *arguments, **options):
+        raise InputError("INPUT_EMPTY", "nothing", "nothing") if path.name == image.name else second
+
+    monkeypatch.setattr(pipeline, "segment_file", failing)
+    other = image.with_name("b.nii.gz")
+    other.write_bytes(image.read_bytes())
+    assert run(image, other, "--output", tmp_path / "many")[0] == wanted
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,26 @@ def test_a_model_is_added_from_a_file_not_by_a_name(model, tmp_path, monkeypatch
     assert not (tmp_path / "own").exists()
 
 
+def test_a_model_is_added_under_its_card_s_name_whatever_its_file_is_called(model, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    monkeypatch.setenv("SAUNET_MODELS", str(own))
+    edit_card(model, name="spine-x")
+    for path in (model, model.with_suffix(".json")):
+        path.rename(path.with_stem("download(1)"))
+    add_model(model.with_stem("download(1)"))
+    assert sorted(path.name for path in own.iterdir()) == ["spine-x.json", "spine-x.safetensors"]
+    assert find_model("spine-x") == own / "spine-x.safetensors"
+
+
+def test_a_damaged_copy_of_a_model_whose_version_has_no_number_is_replaced(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "own"))
+    edit_card(model, version="final")
+    add_model(model)
+    (tmp_path / "own" / "tiny.json").write_text("{")
+    add_model(model)
+    assert load_model("tiny").card.version == "final"
+
+
 def test_a_folder_of_models_that_cannot_be_written_to_is_no_bug(model, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SAUNET_MODELS", str(tmp_path / "file" / "own"))

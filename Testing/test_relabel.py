@@ -178,11 +178,13 @@ def test_doubts_of_the_count_stay_where_a_name_is_stated(stated, sure):
     )
 
 
+@pytest.mark.parametrize("most", [1.0, 0.8])
 @pytest.mark.parametrize("stated, sure", [("L5", (0.25, 0.5, 1.0)), ("L4", (0.5, 1.0, 0.5)), ("L3", (1.0, 0.5, 0.25))])
-def test_doubts_on_both_sides_of_a_stated_name_add_up(stated, sure):
-    """As after a correction in the middle: from L5 to L3 two doubts are passed."""
+def test_doubts_on_both_sides_of_a_stated_name_add_up(stated, sure, most):
+    """As after a correction in the middle: from L5 to L3 two doubts are passed, however sure the surest name is."""
     before = line("L3", "L4", "L5")
-    before = Segmentation(before.labels, before.geometry, confidence={43: 0.5, 44: 1.0, 45: 0.5})
+    confidence = {43: most / 2, 44: most, 45: most / 2}
+    before = Segmentation(before.labels, before.geometry, confidence=confidence)
     assert tuple(relabel(before, {stated: stated}).confidence.values()) == sure
 
 
