@@ -29,8 +29,8 @@ from SAUNetLib.evaluation import comparison_records, intervals
 from SAUNetLib.evaluation.comparison import _begin, _timed, trials
 from SAUNetLib.evaluation.comparison_measures import _ScoresBeforeAttention, measure, predict, without_islands
 from SAUNetLib.evaluation.comparison_networks import BUDGETS, CANDIDATES, TASKS, Trial, UNet
-from SAUNetLib.evaluation.comparison_records import SHIPPED, read_comparison, trained
-from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, Summary, TrialTable
+from SAUNetLib.evaluation.comparison_records import FIGURES, SHIPPED, read_comparison, trained
+from SAUNetLib.evaluation.comparison_report import PAPERS_TABLE, TITLES, Summary, TrialTable, _painted, _scale
 from SAUNetLib.network import SAUNet
 from SAUNetLib.training.held_out import AS_DRAWN, SPECKS, held_out_images, per_patient
 from SAUNetLib.training.train import GOES_ON
@@ -421,6 +421,17 @@ def test_summaries_say_what_is_not_known():
     assert "±" in Summary.of(np.array([[0.8], [0.9]])).text(100)
     assert Summary.of(np.array([[np.inf, 2.0]])).text(1) == "no result in some patient"
     assert Summary.of(np.array([[np.nan, 2.0]])).text(1) == "-"
+
+
+def test_distances_are_shown_in_mm_and_shares_in_percent():
+    assert {name: _scale(name) for name in FIGURES} == {name: 1 if " mm" in TITLES[name] else 100 for name in FIGURES}
+
+
+def test_what_is_no_vertebra_is_orange_and_what_was_missed_blue():
+    predicted, truth = np.array([[True, True, False, False]]), np.array([[True, False, True, False]])
+    found, extra, missed, nothing = _painted(np.zeros((1, 4, 3)), predicted, truth)[0]
+    assert not nothing.any() and found.argmax() == 1
+    assert extra[0] > extra[1] > extra[2] and missed[2] > missed[1] > missed[0]
 
 
 def test_differences_are_paired(finished):
