@@ -44,7 +44,9 @@ def test_a_refusal_in_a_pool_of_processes_is_told_and_the_pool_works_on():
         assert pool.submit(check_writable, Path("a.csv"), (".csv",)).result() == ".csv"
 
 
-@pytest.mark.parametrize("text", ["\x1b]0;owned\x07", "a\x9b2J", "\u202egnp.exe", *map(chr, range(0x2066, 0x206A)), "\udcff", "\x7f"])
+@pytest.mark.parametrize(
+    "text", ["\x1b]0;owned\x07", "a\x9b2J", "\u202egnp.exe", *map(chr, range(0x2066, 0x206A)), "\udcff", "\x7f"]
+)
 def test_errors_send_a_terminal_nothing_to_obey(text):
     """File names and headers may hold it; it stays visible."""
     error = InputError("INPUT_UNREADABLE", f"K\u00f6ln {text} is \n damaged", f"Give another than {text}")
