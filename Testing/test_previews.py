@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from SAUNetLib.anatomy import encodings
+from SAUNetLib.anatomy import CANAL_VALUE, encodings, value_of
 from SAUNetLib.errors import InputError, UsageError
 from SAUNetLib.formats import pages, previews
 from SAUNetLib.formats.previews import draw_preview, write_preview
@@ -125,6 +125,38 @@ def test_lateral_slices_show_the_pedicles(volume: Volume, segmentation: Segmenta
     assert all(8 < abs(place[view.number]) < 11 for view in views[1:])
     assert place[views[1].number] < 0 < place[views[2].number]
     assert "10.5 mm" in views[1].title and views[1].title.startswith("Right")
+
+
+def shown(boxes: dict[str, tuple[slice, slice, slice]]) -> list[int]:
+    """The slices, from the right, that are shown of boxes, each in slices from the right, rows and columns."""
+    grid = builders.geometry(size=(40, 40, 15), spacing=(2, 2, 3.5))
+    stack = SagittalStack.of(Volume(np.zeros(grid.size[::-1], np.uint8), grid))
+    slices = np.zeros(stack.slices.shape, np.uint8)
+    for level, box in boxes.items():
+        slices[box] = CANAL_VALUE if level == "canal" else value_of(level.rstrip("+"))
+    segmentation = Segmentation(stack.restore(slices), grid)
+    return [view.number for view in previews._views(segmentation.stack(), segmentation)]
+
+
+MIDDLE = {"canal": (slice(6, 9), slice(0, 40), slice(20, 26)), "L1/L2": (slice(6, 9), slice(18, 22), slice(5, 20))}
+
+
+def test_where_no_pedicle_shows_the_lateral_slices_lie_14_mm_to_their_own_side():
+    assert shown(MIDDLE) == [7, 3, 11]
+
+
+def test_lateral_slices_show_what_lies_beside_the_canal_not_the_largest_area():
+    """A large body in the slices beside the middle, pedicles farther out."""
+    body = (slice(5, 10), slice(22, 40), slice(2, 20))
+    pedicles = {
+        "L2+": (slice(4, 5), slice(24, 30), slice(19, 26)),
+        "L2++": (slice(10, 11), slice(24, 30), slice(19, 26)),
+    }
+    assert shown({"L2": body, **MIDDLE, **pedicles}) == [7, 4, 10]
+
+
+def test_the_middle_is_that_of_canal_and_discs_though_vertebrae_reach_farther_to_one_side():
+    assert shown({"L2": (slice(3, 15), slice(22, 40), slice(2, 20)), **MIDDLE})[0] == 7
 
 
 @pytest.mark.parametrize("slices", [1, 2, 3, 40])

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -91,6 +92,17 @@ def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *numbers: told.append(numbers)))
     process.keep_freed_memory()
     assert told == []
+
+
+def test_a_handler_that_was_replaced_inside_stays():
+    before = signal.getsignal(signal.SIGTERM)
+    with process.signals_to(lambda *_: None, signal.SIGTERM):
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
+    with process.signals_to(lambda *_: None, signal.SIGTERM):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a cancelled command does
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("user, threads", [(None, "1"), ("3", "3")])

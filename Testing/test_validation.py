@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from builders import labelled, write_pair
+from builders import SLICES_TO_LEFT, labelled, write_pair
 
 from SAUNetLib.evaluation import validation
 from SAUNetLib.evaluation.fine_tuning import body_labels
@@ -122,6 +122,32 @@ def test_what_nobody_drew_is_not_taught_as_background():
     assert (labels[25, 5:25] == 255).all(), "called vertebra by the model alone"
     assert (labels[2:10, 5:25] == 255).all() and (labels[:5] == 255).any(), "background near it may be missed vertebra"
     assert (labels[36:, 10] == 0).all(), "below the drawn body the model's background is believed"
+
+
+def test_the_first_and_the_last_slice_of_each_body_are_left_out_of_the_inner_recall():
+    bodies = np.zeros((10, 20, 20), np.uint8)
+    bodies[1:5, 2:8, 5:15], bodies[3:8, 12:18, 5:15] = 1, 2
+    volume = Volume(bodies, Geometry((20, 20, 10), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), SLICES_TO_LEFT))
+    ends = np.zeros(bodies.shape, bool)
+    ends[[1, 4], 2:8, 5:15] = ends[[3, 7], 12:18, 5:15] = True
+    assert validation._inner_recall(volume, ends, bodies) == 0
+    assert validation._inner_recall(volume, (bodies > 0) & ~ends, bodies) == 1
+
+
+def test_stray_vertebra_lies_far_in_front_of_the_bodies_or_far_beside_them():
+    """Pixels of 1 x 2 mm, slices 5 mm apart: within reach are 5 columns in front, and 8 slices beside the middle."""
+    bodies = np.zeros((30, 20, 40), bool)
+    bodies[13:16, 5:15, 20:30] = True
+    volume = Volume(bodies, Geometry((40, 20, 30), (2.0, 1.0, 5.0), (0.0, 0.0, 0.0), SLICES_TO_LEFT))
+
+    def stray(*place: int) -> int:
+        labels = np.zeros(bodies.shape, bool)
+        labels[place] = True
+        return validation._stray(volume, labels, bodies)
+
+    assert [stray(14, 8, column) for column in (14, 15)] == [1, 0]
+    assert [stray(number, 8, 25) for number in (5, 6, 22, 23)] == [1, 0, 0, 1]
+    assert stray(0, 2, 25) == 0, "where no body was drawn, nothing is known"
 
 
 def test_draws_without_a_figure_do_not_count_for_its_interval():

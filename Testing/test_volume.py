@@ -132,6 +132,9 @@ def test_isotropic_volumes_of_any_plane_are_accepted(order):
         ({"spacing": (800.0, 800.0, 4000.0)}, "INPUT_SPACING"),
         ({"spacing": (5.0, 5.0, 5.0)}, "INPUT_SPACING"),
         ({"spacing": (0.8, 0.8, 1e-6)}, "INPUT_SPACING"),
+        ({"spacing": (0.8, 0.8, 25.0)}, "INPUT_SPACING"),
+        ({"size": (30, 2600, 5)}, "INPUT_SPACING"),
+        ({"size": (2600, 30, 5)}, "INPUT_SPACING"),
         ({"direction": SLICES_TO_LEFT * 1.1}, "INPUT_DIRECTION"),
         ({"direction": SLICES_TO_LEFT + 0.05 * np.eye(3)}, "INPUT_DIRECTION"),
         ({"direction": np.zeros((3, 3))}, "INPUT_DIRECTION"),
@@ -151,6 +154,11 @@ def test_untrustworthy_geometry_is_refused(change, code):
 def test_too_many_voxels_are_refused_with_the_limit():
     with pytest.raises(InputError, match="4096 x 4096 x 4096 voxels; the limit is 268 million"):
         check_geometry(Geometry((4096, 4096, 4096), (0.8, 0.8, 0.8), (0.0, 0.0, 0.0), SLICES_TO_LEFT))
+
+
+def test_one_axis_with_small_voxels_makes_no_stack_of_another_plane():
+    """1.2 x 1 mm pixels, slices 0.5 mm apart: nothing is thick."""
+    check_geometry(Geometry((200, 240, 100), (1.2, 1.0, 0.5), (0.0, 0.0, 0.0), SLICES_TO_LEFT), "test")
 
 
 def test_left_handed_axes_are_no_shear():
