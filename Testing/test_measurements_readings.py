@@ -1,5 +1,8 @@
 """Agreement with readings: the statistics against slow ones, and one patient's way through."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from SAUNetLib.errors import InputError
 from SAUNetLib.evaluation import intervals
 from SAUNetLib.evaluation.readings import (
     GradedDisc,
+    _disc,
     agreements,
     area_under_curve,
     by_level,
@@ -35,6 +39,20 @@ def disc(patient: str, level: str, height: float, narrowed: bool) -> GradedDisc:
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "doubtful"), [((), False), (("estimated",), False), (("estimated", "partial"), True)]
+)
+def test_a_height_is_doubtful_where_it_has_another_flag_than_an_estimated_sacrum(flags, doubtful):
+    measures = SimpleNamespace(
+        value=lambda level, name: {"disc_height_index": 0.3}.get(name),
+        rows=[SimpleNamespace(level="L5/S1", measures={"disc_height_index": SimpleNamespace(flags=flags)})],
+    )
+    row = {"IVD label": "1", "Pfirrman grade": "4", "Disc narrowing": "1", "Spondylolisthesis": "0"}
+    graded = _disc("001", row, measures)
+    assert (graded.level, graded.height_index, graded.narrowed, graded.slipped) == ("L5/S1", 0.3, True, False)
+    assert graded.doubtful is doubtful
+
+
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=30))
 def test_area_under_curve_counts_pairs(pairs):
     scores = np.array([float(score) for score, _ in pairs])
@@ -59,17 +77,26 @@ def test_what_is_usual_comes_from_other_patients_only():
     assert np.isnan(by_level(values[3:], discs[3:])).all()  # too few others
 
 
+def test_a_patient_s_own_disc_is_no_part_of_what_is_usual():
+    discs = [disc(str(n), "L4/L5", height, False) for n, height in enumerate((0.2, 0.3, 0.4, 0.9))]
+    assert by_level(np.array([0.2, 0.3, 0.4, 0.9]), discs)[3] == pytest.approx(3)
+
+
 def test_a_perfect_reader_agrees_and_the_table_says_so(monkeypatch):
-    monkeypatch.setattr(intervals, "RESAMPLES", 100)  # enough to lie around the figures
+    monkeypatch.setattr(intervals, "RESAMPLES", 20)  # enough to lie around the figures
     discs = [
         disc(str(n), level, 0.2 if n % 3 == 0 else 0.4, n % 3 == 0) for n in range(12) for level in ("L5/S1", "L3/L4")
     ]
-    figures = {one.name: one for one in agreements(discs)}
+    discs = [replace(one, height_by_depth=one.height_index / 2, middle_height=30 * one.height_index) for one in discs]
+    found = agreements(discs)
+    of_heights = next(n for n, one in enumerate(found) if "Pfirrmann" in one.name)
+    assert of_heights == 8 and all(one.value == 1 for one in found[:of_heights]), "some share a name"
+    figures = {one.name: one for one in found[of_heights:] + found[:1]}
     assert figures["AUC, disc height index, narrowing"].value == 1
     assert figures["AUC, disc height index, narrowing"].positive == 8
     assert figures["rho, signal ratio, Pfirrmann grade"].value == pytest.approx(-1)
-    assert all(one.low <= one.value <= one.high for one in figures.values() if one.discs)
-    assert "0.85" in table(list(figures.values()))
+    assert all(one.low <= one.value <= one.high for one in found if one.discs)
+    assert "0.85" in table(found)
 
 
 def test_a_folder_without_readings_is_refused(tmp_path):
