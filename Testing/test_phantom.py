@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from SAUNetLib.anatomy import structures, value_of
 from SAUNetLib.errors import UsageError
-from SAUNetLib.training.phantom import Phantom, PhantomOptions, make_phantom
+from SAUNetLib.training.phantom import Phantom, PhantomOptions, dataset, make_phantom
+from SAUNetLib.training.phantom.render import drop_specks
 from SAUNetLib.volume import SagittalStack, check_volume
 
 LUMBAR = ("L1", "L2", "L3", "L4", "L5")
@@ -222,6 +223,18 @@ def test_given_curves_slips_and_wedges_are_the_true_ones(
         assert disc.middle > 0.5
 
 
+def test_a_wedged_body_is_lower_in_front_by_what_its_depth_and_angle_say() -> None:
+    body = truth(seed=3, wedge={"L1": 20.0}, scoliosis=0.0).truth.bodies["L1"]
+    assert body.posterior - body.anterior == pytest.approx(2 * body.depth * np.sin(np.radians(10)), abs=0.05)
+
+
+def test_the_dural_sac_gives_way_to_a_slip() -> None:
+    """Its front lies behind the rims of both bodies."""
+    found = truth(seed=3, slip={"L4/L5": 10.0}, scoliosis=0.0).truth
+    front = found.canal_points["L4/L5"][1] - found.canal["L4/L5"] / 2
+    assert front > max(found.bodies["L5"].corners[1][1], found.bodies["L4"].corners[3][1]) - 1
+
+
 @pytest.mark.parametrize("angle", [30.0, -20.0])
 def test_scoliosis_on_labels(angle: float) -> None:
     """The planes fitted to the discs lean apart by the Cobb angle."""
@@ -314,6 +327,17 @@ def test_vertebrae_may_be_drawn_as_readers_do_in_all_slices_that_show_them() -> 
     assert 0 < np.mean(slices[1]) - np.mean(slices[0]) < 2
 
 
+def test_phantoms_to_train_on_are_drawn_as_readers_do() -> None:
+    assert dataset.draw_options(0).vertebra_from == dataset.READERS_DRAW_FROM < PhantomOptions().vertebra_from
+
+
+def test_specks_are_measured_in_mm3() -> None:
+    labels = np.zeros((1, 60, 60), np.uint8)
+    labels[0, 5:25, 5:25], labels[0, 40:45, 5:15], labels[0, 40:43, 30:40] = 43, 43, 43
+    drop_specks(labels, 2.0)
+    assert labels[0, 42, 10] == 43 and labels[0, 41, 35] == 0, "100 mm3 stay, 60 do not"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -355,3 +379,13 @@ def test_a_slipped_body_keeps_its_corner(slip):
 def test_unknown_levels_are_refused(knob: str) -> None:
     with pytest.raises(UsageError, match="L9"):
         truth(**{knob: {"L9": 5.0 if knob != "disc_height_loss" else 0.5}})
+
+
+def test_of_a_phantom_that_cannot_be_written_whole_no_file_stays(tmp_path, monkeypatch) -> None:
+    def fails(*_):
+        raise UsageError("OUTPUT_WRITE", "the disk is full", "Free some space")
+
+    monkeypatch.setattr(dataset, "write_segmentation", fails)
+    with pytest.raises(UsageError):
+        dataset.write_phantom(truth(seed=1), tmp_path / "a.nii.gz", tmp_path / "a_labels.nii.gz")
+    assert not list(tmp_path.iterdir())

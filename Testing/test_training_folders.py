@@ -33,6 +33,7 @@ from SAUNetLib.training.folders import (
     read_info,
     read_label_map,
     reading_of,
+    without_specks,
 )
 from SAUNetLib.training.train import TrainingConfig, train
 from SAUNetLib.volume import Geometry, SagittalStack, Volume, to_sitk
@@ -424,6 +425,12 @@ def test_a_structure_that_is_drawn_as_specks_alone_is_missing(tmp_path):
     assert [one.text.partition(".")[0] for one in report.problems] == ["no case has a canal"]
 
 
+def test_specks_are_measured_in_mm3():
+    labels = np.zeros((6, 20, 20), np.uint8)
+    labels[1, 2:7, 2:7], labels[4, 2:5, 2:7] = 1, 2
+    assert without_specks(labels, 2.0)[1] == 1, "25 voxels of 2 mm3 are none, 15 are"
+
+
 def test_what_a_folder_cannot_teach_is_told(tmp_path):
     """One patient leaves none to validate on; without background everything would become spine."""
     labels = labelled(0)[1]
@@ -435,6 +442,23 @@ def test_what_a_folder_cannot_teach_is_told(tmp_path):
     write(tmp_path / "d", "b", seed=1)
     report = check_dataset(tmp_path / "d")
     assert not report.notes and not any("background" in one.text for one in report.cases[1].notes)
+
+
+@pytest.mark.parametrize(("pixel", "square"), [((1.0, 1.5), False), ((1.5, 1.0), False), ((1.0, 1.15), True)])
+def test_pixels_that_are_not_square_are_told_whichever_side_is_longer(tmp_path, pixel, square):
+    write(tmp_path, "a", geometry=replace(labelled(0)[0].geometry, spacing=(*pixel, 4.4)))
+    told = any("not square" in one.text for one in check_dataset(tmp_path).cases[0].notes)
+    assert told is not square
+
+
+@pytest.mark.parametrize(("columns", "told"), [(slice(12, None), True), (slice(None), False)])
+def test_a_case_that_is_mostly_unknown_is_told(tmp_path, columns, told):
+    labels = np.full_like(labelled(0)[1], 255)
+    drawn = slice(5, 6) if told else slice(3, 8)
+    labels[drawn, :, columns] = labelled(0)[1][drawn, :, columns]
+    write(tmp_path, "a", labels)
+    notes = check_dataset(tmp_path).cases[0].notes
+    assert any("of it is labelled 255" in one.text for one in notes) == told
 
 
 def test_pictures_of_a_patient_who_is_validated_on_teach_nothing(tmp_path):
@@ -481,6 +505,13 @@ def test_slices_that_were_left_undrawn_are_told(tmp_path, left, word):
     labels[left] = UNKNOWN
     write(tmp_path, "a", labels, geometry=geometry)
     assert not any(one.code == "UNDRAWN" for one in check_dataset(tmp_path).cases[0].notes)
+
+
+def test_a_narrow_stack_has_no_slices_beside_the_spine_to_be_undrawn(tmp_path):
+    labels = labelled(0)[1].copy()
+    labels[[0, 9]] = 0
+    write(tmp_path, "a", labels, geometry=replace(labelled(0)[0].geometry, spacing=(1.5, 1.5, 2.5)))
+    assert not any(one.code == "UNDRAWN" for one in check_dataset(tmp_path).cases[0].notes), "25 mm in all"
 
 
 def test_a_structure_that_only_the_validation_has_is_told_so(tmp_path):
