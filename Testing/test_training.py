@@ -18,6 +18,7 @@ import SimpleITK as sitk
 import torch
 from builders import SLICES_TO_LEFT, labelled, read_pair, rearranged, write_pair, write_pairs
 from conftest import CARD, ROOT
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from SAUNetLib.cli import main
@@ -27,9 +28,18 @@ from SAUNetLib.network import SAUNet
 from SAUNetLib.training import run as running
 from SAUNetLib.training import self_training, workers
 from SAUNetLib.training import train as training
-from SAUNetLib.training.augmentation import Augmentation, _moved, tissue_contrast
-from SAUNetLib.training.datasets import Case, StackDataset, load_cases, slice_profile, thick_slices, thick_volume
+from SAUNetLib.training.augmentation import Augmentation, _bend, _moved, tissue_contrast
+from SAUNetLib.training.datasets import (
+    Case,
+    StackDataset,
+    can_thicken,
+    load_cases,
+    slice_profile,
+    thick_slices,
+    thick_volume,
+)
 from SAUNetLib.training.folders import SPECK_MM3, UNKNOWN, case_names, image_hash, read_info
+from SAUNetLib.training.held_out import _figures
 from SAUNetLib.training.run import _config, _with_validation, _worse, validate
 from SAUNetLib.training.train import NetworkConfig, RunData, TrainingConfig, TrainingRun
 from SAUNetLib.training.workers import uninterrupted
@@ -144,6 +154,14 @@ def test_simulated_slices_lie_no_farther_apart_than_clinical_ones():
     assert {round(float(step)) for step in steps} == {1, 2}, "3 and 6 mm"
 
 
+@pytest.mark.parametrize(
+    ("slices", "spacing", "count", "can"),
+    [(8, 1.5, 4, True), (8, 1.6, 4, False), (3, 1.5, 4, False), (1, 9.0, 1, True)],
+)
+def test_slices_are_averaged_up_to_what_clinical_ones_measure(slices, spacing, count, can):
+    assert can_thicken(slices, spacing, count) is can
+
+
 def test_a_slice_profile_is_even_or_a_bell():
     profiles = [slice_profile(5, np.random.default_rng(seed)) for seed in range(40)]
     bells = [one for one in profiles if one.std() > 0]
@@ -207,6 +225,11 @@ def test_tissue_contrast_stays_in_range_and_changes_the_order_of_tissues():
         assert changed.min() >= 0 and changed.max() <= 1
         orders.add(bool(changed[labels == 3].mean() > changed[labels == 1].mean()))
     assert orders == {True, False}, "fluid brighter and darker than bone"
+
+
+def test_air_mostly_stays_dark():
+    air = [float(_bend(torch.zeros(1, 2, 2), np.random.default_rng(seed)).max()) for seed in range(200)]
+    assert 0.75 < np.mean(np.array(air) == 0) < 1
 
 
 CONFIG = {
@@ -511,6 +534,22 @@ def test_the_average_follows_the_weights_until_it_begins():
     assert averaged(6) == pytest.approx([1.1, 4.8])
 
 
+@pytest.mark.parametrize(("patience", "start"), [(None, 500), (3, 50)])
+def test_with_patience_weights_are_averaged_from_the_warm_up_on(tmp_path, monkeypatch, patience, start):
+    made = []
+    monkeypatch.setattr(
+        training, "WeightAveraging", lambda device, multi_avg_fn: made.append(multi_avg_fn) or Callback()
+    )
+    training._callbacks(TrainingConfig(steps=1000, patience=patience, averaging=0.9), tmp_path, torch.device("cpu"))
+
+    def averaged(updates: int) -> float:
+        average = [torch.tensor([1.0])]
+        made[0](average, [torch.tensor([2.0])], torch.tensor(updates))
+        return float(average[0])
+
+    assert averaged(start) == 2 and averaged(start + 1) == pytest.approx(1.1)
+
+
 def test_validation_while_training_feeds_the_network_s_device():
     class Elsewhere:
         """A network on a device that is not the processor; answers from the processor."""
@@ -661,6 +700,13 @@ def test_data_that_are_refused_leave_no_folder_of_a_run(data, tmp_path, capsys):
     assert "INPUT_UNREADABLE" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_was_there_is_not_removed_with_a_run_that_did_not_begin(tmp_path):
+    for folder, stays in ((tmp_path, True), (tmp_path / "new", False)):
+        with pytest.raises(ValueError, match="refused"), running._alone(folder):
+            raise ValueError("refused")
+        assert folder.exists() == stays
+
+
 def test_a_second_command_on_one_run_is_refused(data, tmp_path, capsys):
     from filelock import FileLock
 
@@ -770,6 +816,14 @@ def test_what_is_not_known_teaches_nothing(data):
     assert scores.grad[:, :, :8].abs().sum() == 0
 
 
+def test_what_is_found_where_the_truth_is_not_known_is_no_error():
+    truth, predicted = np.zeros((3, 30, 30), np.uint8), np.zeros((3, 30, 30), np.uint8)
+    truth[:, 2:10, 2:10] = predicted[:, 2:10, 2:10] = 1
+    truth[:, 15:25], predicted[:, 16:20, 2:10], predicted[:, 21:24, 2:10] = UNKNOWN, 1, 2
+    figures = _figures(predicted, truth, (4.0, 1.0, 1.0), (1, 2, 3))
+    assert figures["dice vertebra"] == 1 and figures["hsd_mm vertebra"] == 0 and "dice disc" not in figures
+
+
 def test_sources_are_drawn_by_their_shares_and_single_slices_share_a_stack_apart(data):
     cases = load_cases(data, ["p0", "p1"], 1.5)
     single = [type(cases[0])(str(k), cases[0].images[k : k + 1], cases[0].labels[k : k + 1], 4.0) for k in range(5)]
@@ -798,6 +852,18 @@ def test_a_teacher_s_probabilities_of_a_picture(tiny_model, tmp_path):
     assert volume.geometry.size == (96, 96, 1) and volume.geometry.spacing[:2] == pytest.approx((280 / 96, 280 / 96))
     mean = self_training.probabilities(load_model(str(tiny_model)), volume.voxels[0], volume.geometry.spacing[0])
     assert mean.shape == (4, 96, 96) and torch.allclose(mean.sum(0), torch.ones(96, 96), atol=1e-4)
+
+
+def test_a_teacher_sees_a_picture_at_its_own_pixel_size(tiny_model):
+    model, seen = load_model(str(tiny_model)), []
+    model.network.register_forward_pre_hook(lambda _, images: seen.append(tuple(images[0].shape[-2:])))
+    pixels = np.random.default_rng(0).random((96, 64)).astype(np.float32)
+    self_training.probabilities(model, pixels, 2 * model.card.pixel_mm)
+    rows, columns = 2 * 96, 2 * 64
+    padded = [
+        tuple(-(-round(count * zoom) // 16) * 16 for count in (rows, columns)) for zoom, _ in self_training.CHANGES
+    ]
+    assert seen == padded
 
 
 SEEN = np.zeros((96, 96), np.uint8)
@@ -939,6 +1005,27 @@ def test_contrasts_are_made_up_for_their_share_of_the_stacks(share, monkeypatch)
     for _ in range(40):
         augmentation(images, labels, random)
     assert abs(len(made_up) / 40 - share) < 0.2 and (0 < share < 1 or len(made_up) == 40 * share)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_intensities_of_other_scanners_belong_to_contrasts_that_are_made_up(share):
+    applied = []
+
+    class Recorder:
+        def __init__(self, name):
+            self.name = name
+
+        def set_random_state(self, seed):
+            return self
+
+        def __call__(self, sample):
+            applied.append(self.name)
+            return sample
+
+    augmentation = Augmentation((48, 40), share)
+    augmentation.one_sequence, augmentation.other_scanners = Recorder("one sequence"), Recorder("other scanners")
+    augmentation(torch.rand(2, 48, 40), torch.zeros(2, 48, 40, dtype=torch.uint8), np.random.default_rng(4))
+    assert applied == ["other scanners" if share else "one sequence"]
 
 
 @pytest.mark.parametrize("slices", [1, 4])
@@ -1109,6 +1196,14 @@ def test_a_start_is_measured_before_the_first_step(data, base, quick, tmp_path, 
     assert adapt(data, base, tmp_path / "run", quick) == 0
     told = json.loads((tmp_path / "run" / "base-tuned.json").read_text())
     assert "native slices, before: base 1" in told["metrics"]
+
+
+def test_a_begun_run_needs_the_model_that_it_started_from_no_more(data, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    torch.save({"callbacks": {}, "epoch": 0}, tmp_path / "run" / "last.ckpt")
+    monkeypatch.setattr(training, "fit", lambda *_: 0.0)
+    config = TrainingConfig(**CONFIG | {"validation": ("p2",), "start": "gone", "steps": 300})
+    training.train([data], tmp_path / "run", config, "cpu")
 
 
 def test_other_data_for_a_begun_run_are_told_as_such(data, tmp_path, capsys):
