@@ -332,10 +332,15 @@ class TrainingRun(pl.LightningModule):
     def on_train_batch_end(self, *_: Any) -> None:
         # A loss that is no number has made the weights such. At every step, a GPU would be waited for.
         if self.trainer.global_step % LOG_EVERY == 0:
-            check_finite(self.network)
+            self.check()
 
     def on_save_checkpoint(self, _: dict[str, Any]) -> None:
-        check_finite(self.network)  # before it replaces the last good one
+        self.check()  # before it replaces the last good one
+
+    def check(self) -> None:
+        """Reject a network that diverged; with patience, the best weights are taken in the end."""
+        if self.config.patience is None:
+            check_finite(self.network)
 
     def validation_step(self, number: Tensor | int, index: int) -> None:
         data = cast(RunData, self.trainer.datamodule)  # type: ignore[attr-defined]
