@@ -450,13 +450,13 @@ def test_where_the_best_weights_are_taken_or_networks_compared_what_diverges_sto
     from SAUNetLib.evaluation.comparison import _Run
 
     run = TrainingRun(TrainingConfig(**CONFIG))
-    run.check()
+    run.check_weights()
     next(run.network.parameters()).data.fill_(torch.nan)
     with pytest.raises(UsageError, match="diverged"):
-        run.check()
-    _Run.check(run)
+        run.check_weights()
+    _Run.check_weights(run)
     run.config = run.config.model_copy(update={"patience": 2})
-    run.check()
+    run.check_weights()
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
@@ -982,6 +982,26 @@ def test_a_picture_that_cannot_be_used_is_named(tmp_path, monkeypatch, name, con
     assert not list((tmp_path / "out").glob("*")), "the next labelling would refuse the folder"
 
 
+def test_a_labelling_that_ends_early_leaves_pairs_whose_patients_are_told_apart(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        grey(tmp_path / "in" / f"{name}_image.png")
+
+    asked = []
+
+    def labels(model, volume):
+        asked.append(volume)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+        return np.ones(volume.voxels.shape, np.uint8)
+
+    monkeypatch.setattr(self_training, "pseudo_labels", labels)
+    with pytest.raises(KeyboardInterrupt):
+        self_training.write_pseudo_labels(None, tmp_path / "in", tmp_path / "out")
+    assert read_info(tmp_path / "out").patient_before == "_"
+    assert {path.name for path in (tmp_path / "out").glob("*.gz")} == {"a_image.nii.gz", "a_labels.nii.gz"}
+
+
 def test_pairs_of_an_earlier_labelling_are_not_mixed_with_new_ones(tmp_path, monkeypatch):
     """Among them are patients who are left out by now."""
     teacher(monkeypatch, np.s_[:0])
@@ -1216,6 +1236,7 @@ def test_a_begun_run_needs_the_model_that_it_started_from_no_more(data, tmp_path
     monkeypatch.setattr(training, "fit", lambda *_: 0.0)
     config = TrainingConfig(**CONFIG | {"validation": ("p2",), "start": "gone", "steps": 300})
     training.train([data], tmp_path / "run", config, "cpu")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["start"] == "gone"
 
 
 def test_other_data_for_a_begun_run_are_told_as_such(data, tmp_path, capsys):

@@ -43,7 +43,7 @@ class _Run(TrainingRun):
             labels = torch.where(labels == UNKNOWN, labels, (labels == VERTEBRA).long())
         return super().loss(scores, labels)
 
-    def check(self) -> None:
+    def check_weights(self) -> None:
         """A network that diverged is measured as it is: the others go on."""
 
 

@@ -144,18 +144,16 @@ def write_pseudo_labels(model: Model, pictures: Path, folder: Path, leave_out: S
         cause = f"{drawings[min(lonely)].name} is drawn on a picture that is not beside it"
         raise InputError("INPUT_NOT_FOUND", cause, "Add the picture, or remove the drawing")
     paths = [path for path in paths if path.stem.split("_")[0] not in leave_out]
-    kept, volumes = 0, [single_slice(path) for path in paths]
-    # All are read before the teacher begins: it is slow, and a folder that it has begun to fill is refused.
-    drawn = [
-        _drawn(drawings[name], volume) if (name := path.stem.replace("_image", "")) in drawings else None
-        for path, volume in zip(paths, volumes, strict=True)
-    ]
-    for path, volume, drawing in zip(paths, volumes, drawn, strict=True):
-        labels = pseudo_labels(model, volume) if drawing is None else complete_labels(model, volume, drawing)
+    read = []  # before the teacher begins: it is slow, and a folder that it has begun to fill is refused
+    for path in paths:
+        volume, drawing = single_slice(path), drawings.get(path.stem.replace("_image", ""))
+        read.append((path.stem.removesuffix("_image"), volume, _drawn(drawing, volume) if drawing else None))
+    kept = 0
+    for name, volume, drawn in read:
+        labels = pseudo_labels(model, volume) if drawn is None else complete_labels(model, volume, drawn)
         if labels is not None:
             if not (folder / INFO).exists():  # first: a run that ends early leaves usable pairs
                 write_settings(DatasetInfo(patient_before="_"), folder / INFO)
-            name = path.stem.removesuffix("_image")
             write_volume(volume, folder / f"{name}_image.nii.gz")
             write_volume(Volume(labels, volume.geometry), folder / f"{name}_labels.nii.gz")
             kept += 1

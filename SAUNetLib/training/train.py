@@ -332,12 +332,12 @@ class TrainingRun(pl.LightningModule):
     def on_train_batch_end(self, *_: Any) -> None:
         # A loss that is no number has made the weights such. At every step, a GPU would be waited for.
         if self.trainer.global_step % LOG_EVERY == 0:
-            self.check()
+            self.check_weights()
 
     def on_save_checkpoint(self, _: dict[str, Any]) -> None:
-        self.check()  # before it replaces the last good one
+        self.check_weights()  # before it replaces the last good one
 
-    def check(self) -> None:
+    def check_weights(self) -> None:
         """Reject a network that diverged; with patience, the best weights are taken in the end."""
         if self.config.patience is None:
             check_finite(self.network)
